@@ -1,0 +1,37 @@
+"""Measure the geometry of a neural network's loss, with numbers that can be believed.
+
+The public names; see the README for a tour and each docstring for formula, shapes, errors, cost and source.
+"""
+
+from fastscape._version import __version__
+from fastscape.directions import Directions
+from fastscape.estimators import Analysis, AnalysisSettings, Estimate, analyse
+from fastscape.evaluation import NondeterministicLossError, PrecisionWarning, Responses, losses, responses
+from fastscape.objective import Objective
+from fastscape.probes import ProbeError, Progress, multifractal, trajectory
+from fastscape.reports import MultifractalResult, TrajectoryResult, load
+from fastscape.runs import ProbeSettings, preset
+
+__all__ = [
+    "Analysis",
+    "AnalysisSettings",
+    "Directions",
+    "Estimate",
+    "MultifractalResult",
+    "NondeterministicLossError",
+    "Objective",
+    "PrecisionWarning",
+    "ProbeError",
+    "ProbeSettings",
+    "Progress",
+    "Responses",
+    "TrajectoryResult",
+    "__version__",
+    "analyse",
+    "load",
+    "losses",
+    "multifractal",
+    "preset",
+    "responses",
+    "trajectory",
+]

@@ -1,0 +1,156 @@
+"""The private copy of a model on which an objective is evaluated."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fastscape._batches import Batch, placed
+
+if TYPE_CHECKING:
+    from fastscape.objective import Objective
+
+
+class _LossModule(nn.Module):
+    """``loss(model, batch)`` as a module, so that ``functional_call`` can replace the model's parameters."""
+
+    def __init__(self, model: nn.Module, objective: Objective, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        criterion = objective.criterion
+        if isinstance(criterion, nn.Module):  # class weights follow the device and dtype of the logits
+            criterion = copy.deepcopy(criterion).to(objective.device, dtype)
+        self._pair = criterion
+        self._loss = objective.user_loss
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if self._pair is None:
+            assert self._loss is not None
+            return self._loss(self.model, batch), None
+        inputs, targets = batch
+        if isinstance(inputs, Mapping):
+            outputs = self.model(**inputs)
+        elif isinstance(inputs, (tuple, list)):
+            outputs = self.model(*inputs)
+        else:
+            outputs = self.model(inputs)
+        return self._pair(outputs, targets), outputs if isinstance(outputs, Tensor) else None
+
+
+class Replica:
+    """A copy of an objective's model and data in one dtype; its parameters are scratch space.
+
+    ``base[i]`` are the objective's weights (read, never written) and ``scratch[i]`` the copy's parameters, in the order
+    of ``objective.names``. Parameters that are not probed are shared with the user's model where dtype and device
+    allow. Batch-norm layers in ``"batch"`` mode lose their running statistics in the copy, which makes torch use
+    the batch's own in evaluation mode and leaves nothing to update.
+
+    Memory: one copy of the probed parameters, and of the data where it needs casting.
+    """
+
+    def __init__(self, objective: Objective, dtype: torch.dtype) -> None:
+        self.objective, self.dtype = objective, dtype
+        self.module = _LossModule(_private_copy(objective, dtype), objective, dtype)
+        self.batches = [placed(batch, objective.device, dtype) for batch in objective.batches]
+        self.base = list(objective.base.values())
+        parameters = dict(self.module.model.named_parameters())
+        self.scratch = [parameters[name].data for name in objective.names]
+        self.shape_checked = False
+
+    def reset(self) -> None:
+        """Write the unperturbed weights into the scratch parameters."""
+        for slot, base in zip(self.scratch, self.base, strict=True):
+            slot.copy_(base)
+
+    def perturb(self, direction: list[Tensor], radius: float) -> None:
+        """Write ``w + radius d`` into the scratch parameters, fresh from the originals."""
+        for slot, base, step in zip(self.scratch, self.base, direction, strict=True):
+            torch.add(base, step, alpha=radius, out=slot)
+
+    def batch_loss(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Mean loss of one batch at the scratch parameters, checked to be a floating-point scalar, and the outputs."""
+        value, outputs = self.module(self.batches[index])
+        if not self.shape_checked:
+            check_scalar(value, "criterion" if self.objective.criterion is not None else "loss")
+            self.shape_checked = True
+        return value, outputs
+
+    def loss(self) -> Tensor:
+        """L at the scratch parameters: float64, 0-dim, on the device (no synchronisation)."""
+        weights = self.objective.batch_weights
+        total = torch.zeros((), dtype=torch.float64, device=self.objective.device)
+        for index, weight in enumerate(weights):
+            total += weight * self.batch_loss(index)[0].double()
+        return total / self.objective.samples
+
+    def gradient(self) -> list[Tensor]:
+        """Gradient of L at the scratch parameters; zeros for parameters that the loss does not use."""
+        parameters = dict(self.module.model.named_parameters())
+        moved = [parameters[name].requires_grad_(True) for name in self.objective.names]
+        total = [torch.zeros_like(tensor) for tensor in moved]
+        with torch.enable_grad():
+            for index, weight in enumerate(self.objective.batch_weights):
+                parts = torch.autograd.grad(self.batch_loss(index)[0], moved, allow_unused=True)
+                for sum_, part in zip(total, parts, strict=True):
+                    if part is not None:
+                        sum_.add_(part.detach(), alpha=weight / self.objective.samples)
+        for tensor in moved:
+            tensor.requires_grad_(False)
+        return total
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Copies of the private model's buffers."""
+        return {name: buffer.clone() for name, buffer in self.module.model.named_buffers()}
+
+
+def check_scalar(value: object, argument: str) -> None:
+    """Raise unless ``value`` is a 0-dim floating-point tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{argument} must return a 0-dim floating-point tensor, got {type(value).__name__}; do not call .item()"
+        )
+    if value.ndim or not value.is_floating_point():
+        raise ValueError(
+            f"{argument} must return a 0-dim floating-point tensor, got shape {tuple(value.shape)} of {value.dtype}; "
+            "take the mean over the batch"
+        )
+
+
+def _private_copy(objective: Objective, dtype: torch.dtype) -> nn.Module:
+    """Deep copy with its own scratch for probed parameters; the rest shares storage with the user's where it can."""
+    model, state = objective.model, objective.state
+    probed = set(objective.names)
+    memo: dict[int, object] = {}
+    for name, tensor in model.named_parameters():
+        if name in probed:
+            data = torch.empty_like(tensor, device=objective.device, dtype=dtype, requires_grad=False)
+        else:
+            source = tensor if state is None else state[name]
+            data = source.detach().to(objective.device, dtype if source.is_floating_point() else None)
+        memo[id(tensor)] = nn.Parameter(data, requires_grad=False)
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # e.g. the product that weight_norm caches
+                memo[id(value)] = value.detach().clone()
+    try:
+        private = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TypeError(
+            f"model must be copyable with copy.deepcopy, because it is evaluated on a private copy; {type(model).__name__} "
+            f"raised {type(error).__name__}: {error}"
+        ) from error
+    private = private.to(objective.device, dtype)
+    if state is not None:
+        for name, buffer in private.named_buffers():
+            if name in state:
+                buffer.copy_(state[name])
+    for module in private.modules():
+        if isinstance(module, _NormBase) and objective.batch_norm == "batch":
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return private.eval()

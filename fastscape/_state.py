@@ -1,0 +1,76 @@
+"""Keep the process as the user left it: random generators, torch flags, attention back ends."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# The leaves of torch's precision tree. Reading and restoring the leaves returns every legacy getter
+# (allow_tf32, get_float32_matmul_precision) to its old value as well; writing the roots does not.
+_PRECISION_LEAVES = (
+    torch.backends.cuda.matmul,
+    torch.backends.cudnn.conv,
+    torch.backends.cudnn.rnn,
+    torch.backends.mkldnn.matmul,
+    torch.backends.mkldnn.conv,
+    torch.backends.mkldnn.rnn,
+)
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Restore torch's (CPU and every CUDA device), NumPy's and Python's global generators on exit."""
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    legacy, python = np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        np.random.set_state(legacy)
+        random.setstate(python)
+
+
+@contextmanager
+def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
+    """Evaluate in plain IEEE ``dtype`` and restore every flag afterwards.
+
+    No gradients, no autocast, no TF32 or reduced-precision accumulation, no cuDNN benchmarking, the MATH
+    attention back end and no fused transformer fast path, so that L(w), L(w + e d) and L(w - e d) go through
+    one and the same arithmetic. The default dtype is ``dtype``, for models that create tensors in their forward.
+    """
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    precision = [leaf.fp32_precision for leaf in _PRECISION_LEAVES]
+    reduced = (cuda.allow_fp16_reduced_precision_reduction, cuda.allow_bf16_reduced_precision_reduction)
+    benchmark, fastpath, default = cudnn.benchmark, torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(preserved_rng())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.cuda.is_available():
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        try:
+            for leaf in _PRECISION_LEAVES:
+                leaf.fp32_precision = "ieee"
+            cuda.allow_fp16_reduced_precision_reduction = False
+            cuda.allow_bf16_reduced_precision_reduction = False
+            cudnn.benchmark = False
+            torch.backends.mha.set_fastpath_enabled(False)
+            torch.set_default_dtype(dtype)
+            yield
+        finally:
+            torch.set_default_dtype(default)
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+            cudnn.benchmark = benchmark
+            cuda.allow_fp16_reduced_precision_reduction, cuda.allow_bf16_reduced_precision_reduction = reduced
+            for leaf, value in zip(_PRECISION_LEAVES, precision, strict=True):
+                leaf.fp32_precision = value

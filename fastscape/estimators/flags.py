@@ -1,0 +1,86 @@
+"""Everything that limits a multifractal analysis, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastscape.estimators.scalars import MIN_DIRECTIONS
+from fastscape.estimators.scaling import Array
+from fastscape.estimators.trust import Trust, Window
+
+if TYPE_CHECKING:
+    from fastscape.estimators.multifractal import WindowAnalysis
+
+RECOMMENDED_DIRECTIONS = 256
+RECOMMENDED_SCALES = 8
+RECOMMENDED_DECADES = 1.5
+SIGN_CHANGES = (0.02, 0.98)
+
+
+def analysis_flags(
+    verdict: Trust,
+    eps: Array,
+    windows: Sequence[Window],
+    analyses: Sequence[WindowAnalysis],
+    directions: int,
+    authors: NDArray[np.bool_] | None = None,
+) -> tuple[str, ...]:
+    """Flags of an analysis: untrusted scales, short windows, few directions, unreliable moments."""
+    flags = []
+    for count, what in (
+        (int((~verdict.finite).sum()), "have losses that are not finite"),
+        (int((verdict.finite & ~verdict.above_noise).sum()), "are rounding noise"),
+        (int((verdict.finite & ~verdict.positive).sum()), "have zero responses for over 1 % of the directions"),
+    ):
+        if count:
+            flags.append(f"{count} of {len(eps)} scales {what}")
+    for start, stop in windows:
+        untrusted = int((~verdict.mask[start:stop]).sum())
+        if untrusted:
+            flags.append(f"window ({start}, {stop}) includes {untrusted} untrusted scales")
+    if windows:
+        scales = max(stop - start for start, stop in windows)
+        decades = max(float(np.log10(eps[stop - 1] / eps[start])) for start, stop in windows)
+        if scales < RECOMMENDED_SCALES or decades < RECOMMENDED_DECADES * (1 - 1e-9):
+            flags.append(
+                f"the window is short ({scales} scales, {decades:.1f} decades; "
+                f"{RECOMMENDED_SCALES} scales over {RECOMMENDED_DECADES:g} decades are recommended)"
+            )
+    if directions < RECOMMENDED_DIRECTIONS:
+        flags.append(f"few directions ({directions}; {RECOMMENDED_DIRECTIONS} are recommended)")
+    return (*flags, *_moment_flags(analyses), *_author_flags(authors))
+
+
+def _moment_flags(analyses: Sequence[WindowAnalysis]) -> list[str]:
+    if not analyses:
+        return []
+    flags = []
+    q = analyses[0].spectrum.q
+    n_eff = np.min([analysis.spectrum.n_eff for analysis in analyses], axis=0)
+    thin = q[(n_eff < MIN_DIRECTIONS) & (q != 0)]
+    if len(thin):
+        flags.append(f"moments q = {_listed(thin)} are carried by fewer than {MIN_DIRECTIONS:g} directions (biased)")
+    undefined = q[np.isnan(np.sum([analysis.spectrum.tau for analysis in analyses], axis=0))]
+    if len(undefined):
+        flags.append(f"moments q = {_listed(undefined)} are not defined (zero responses)")
+    share = max(analysis.scalars["neg_frac"] for analysis in analyses)
+    low, high = SIGN_CHANGES
+    if low < share < high and (q <= -1).any():
+        flags.append(
+            f"responses change sign (up to {share:.0%} negative): moments q <= -1 do not exist, compare m_tau_pos and c2"
+        )
+    return flags
+
+
+def _author_flags(authors: NDArray[np.bool_] | None) -> list[str]:
+    if authors is None or authors.all():
+        return []
+    return [f"the authors' anisotropy test (mean/std >= 0.35) rejects {int((~authors).sum())} of {len(authors)} scales"]
+
+
+def _listed(values: Array) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,183 @@
+"""A prepared evaluation: private copy, determinism gate, and the faster path, chosen by measuring."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fastscape._batches import available_memory, tensors_of
+from fastscape._replica import Replica
+from fastscape._state import exact_arithmetic
+from fastscape.directions import Directions
+from fastscape.evaluation.determinism import unperturbed_loss
+from fastscape.evaluation.paths import LoopPath, Path, VmapPath
+from fastscape.objective import Objective
+
+PathName = Literal["loop", "vmap"]
+_TRIAL_POINTS = 6  # loop evaluations in a trial: the median of few is enough to tell 1.2x
+_QUICK = 0.005  # seconds per forward below which a trial with all radii is cheap
+_SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap saves on a CPU, is below 2 %
+_CHUNK = 8  # directions a call when batches pay; larger ones gained nothing on the zoo and delay the budget clock
+
+
+@dataclass(frozen=True)
+class PathChoice:
+    """Which path evaluates, and why.
+
+    Attributes:
+        name: ``"loop"`` or ``"vmap"``.
+        chunk: directions per batched call (1 for the loop).
+        seconds: measured seconds per loss evaluation, by path.
+        reason: in words.
+    """
+
+    name: PathName
+    chunk: int
+    seconds: dict[str, float]
+    reason: str
+
+
+class Evaluator:
+    """Evaluate an objective in one dtype, as a context manager that restores every global setting on exit.
+
+    Args:
+        objective: the function.
+        dtype: arithmetic of the forward passes.
+        path: ``"loop"``, ``"vmap"``, an earlier :class:`PathChoice`, or ``None`` to measure both on this model.
+        memory: bytes that batched evaluation may take; default half of what is available.
+        gate: evaluate twice and refuse a loss that differs.
+
+    Raises:
+        ValueError: unknown path.
+        NondeterministicLossError: on entry, if gated.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        dtype: torch.dtype,
+        *,
+        path: PathName | PathChoice | None = None,
+        memory: int | None = None,
+        gate: bool = True,
+    ) -> None:
+        if not isinstance(path, PathChoice) and path not in (None, *get_args(PathName)):
+            raise ValueError(f"path must be 'loop', 'vmap' or None to measure both, got {path!r}")
+        if memory is not None and memory <= 0:
+            raise ValueError(f"memory must be a positive number of bytes, got {memory!r}")
+        self.objective, self.dtype, self.gate = objective, dtype, gate
+        self.choice: PathChoice | None = path if isinstance(path, PathChoice) else None
+        self._wanted: PathName | None = None if isinstance(path, PathChoice) else path
+        self._memory = memory
+        self._stack = ExitStack()
+        self._path: Path | None = None
+        self.evaluations = 0
+
+    def __enter__(self) -> Evaluator:
+        with ExitStack() as stack:
+            stack.enter_context(exact_arithmetic(self.dtype))
+            self.replica = self.objective.replica(self.dtype)
+            if self.gate:
+                unperturbed_loss(self.replica)
+                self.evaluations += 2
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._path = None
+        self._stack.close()
+
+    def prepare(self, directions: Directions, radii: Sequence[float]) -> PathChoice:
+        """Choose the path for rows of ``radii``, once; later calls return the same choice."""
+        if self.choice is None:
+            self.choice = self._choose(directions, radii)
+        if self._path is None:
+            vmap = self.choice.name == "vmap"
+            self._path = VmapPath(self.replica, self.choice.chunk) if vmap else LoopPath(self.replica)
+        return self.choice
+
+    def losses(self, directions: Directions, indices: Sequence[int], radii: Sequence[float]) -> Tensor:
+        """L(w + r d_i), float64 ``[indices, radii]``; full batches are multiples of the choice's ``chunk``."""
+        self.prepare(directions, radii)
+        assert self._path is not None
+        self.evaluations += len(indices) * len(radii)
+        return self._path.losses(directions, indices, radii)
+
+    # ------------------------------------------------------------------ choosing
+
+    def _choose(self, directions: Directions, radii: Sequence[float]) -> PathChoice:
+        if self._wanted == "loop":
+            return PathChoice("loop", 1, {}, "asked for")
+        chunk = min(self._affordable(len(radii)), len(directions))
+        if self._wanted == "vmap":
+            if chunk < 1:
+                raise ValueError(
+                    f"memory must hold {len(radii)} copies of the parameters and activations for path='vmap'; use path='loop'"
+                )
+            return PathChoice("vmap", min(chunk, _CHUNK), {}, "asked for")
+        few = [radius for radius in radii if radius][:_TRIAL_POINTS] or list(radii[:1])
+        loop = self._timed(LoopPath(self.replica), directions, few[:1])
+        if loop < _QUICK:
+            loop = self._timed(LoopPath(self.replica), directions, few)
+        seconds = {"loop": loop}
+        if loop > _SLOW:
+            return PathChoice("loop", 1, seconds, f"a forward takes {loop:.2g} s, long against dispatch overhead")
+        if chunk < 1:
+            return PathChoice("loop", 1, seconds, f"{len(radii)} copies of the parameters do not fit in memory")
+        sizes, points = ((1, _CHUNK), radii) if loop < _QUICK else ((1,), few)
+        best = 1
+        try:
+            for size in sizes:  # small batches win where the copies leave the cache
+                if size <= chunk:
+                    time_ = self._timed(VmapPath(self.replica, size), directions, points, indices=range(size))
+                    if time_ < seconds.get("vmap", math.inf):
+                        best, seconds["vmap"] = size, time_
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            return PathChoice("loop", 1, seconds, f"vmap cannot run this model: {str(error).splitlines()[0][:120]}")
+        if seconds["vmap"] < loop:
+            return PathChoice("vmap", best, seconds, f"{loop / seconds['vmap']:.1f}x faster than the loop on this model")
+        return PathChoice("loop", 1, seconds, f"{seconds['vmap'] / loop:.1f}x faster than vmap on this model")
+
+    def _timed(self, path: Path, directions: Directions, radii: Sequence[float], indices: Sequence[int] = (0,)) -> float:
+        """Seconds per evaluation: the fastest of three runs, or of two where they are long (the gate has warmed up)."""
+        times: list[float] = []
+        while len(times) < 2 or (len(times) < 3 and times[0] < _SLOW):
+            start = time.perf_counter()
+            path.losses(directions, indices, radii)  # returns on the CPU: synchronises
+            times.append(time.perf_counter() - start)
+            self.evaluations += len(indices) * len(radii)
+        return min(times) / (len(indices) * len(radii))
+
+    def _affordable(self, points: int) -> int:
+        """Directions whose ``points`` perturbed copies, with parameters and activations, fit in memory."""
+        limit = self._memory or available_memory(self.objective.device) // 2
+        width = torch.finfo(self.dtype).bits // 8
+        per_point = 3 * self.objective.size * width + _activation_bytes(self.replica)
+        return int(limit // (per_point * points))
+
+
+def _activation_bytes(replica: Replica) -> int:
+    """Bytes of all module outputs in one forward of the largest batch: an upper bound on what is alive at once."""
+    sizes: list[int] = []
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, out: sizes.append(sum(t.nbytes for t in tensors_of(out))))
+        for module in replica.module.model.modules()
+    ]
+    largest = max(range(len(replica.batches)), key=lambda i: sum(t.nbytes for t in tensors_of(replica.batches[i])))
+    try:
+        replica.reset()
+        replica.batch_loss(largest)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(sizes) + sum(tensor.nbytes for tensor in tensors_of(replica.batches[largest]))

@@ -1,0 +1,92 @@
+"""Losses at perturbed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from fastscape.directions import Directions
+from fastscape.evaluation.evaluator import Evaluator, PathName
+from fastscape.objective import Objective
+
+Precision = Literal["float64", "float32"]
+DTYPES: dict[str, torch.dtype] = {"float64": torch.float64, "float32": torch.float32}
+
+
+def checked_dtype(precision: str) -> torch.dtype:
+    """The dtype of a precision name, or a ValueError that lists the names."""
+    if precision not in DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(DTYPES)} or None, got {precision!r}")
+    return DTYPES[precision]
+
+
+def checked_radii(radii: ArrayLike, *, minimum: int = 1) -> NDArray[np.float64]:
+    """Radii as a float64 vector: positive, finite and strictly ascending, or a ValueError naming the first offender."""
+    values = _vector(radii)
+    for index, value in enumerate(values):
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"radii must be positive and finite, got radii[{index}] = {value!s}")
+        if index and value <= values[index - 1]:
+            raise ValueError(
+                f"radii must be strictly ascending, got radii[{index - 1}] = {values[index - 1]!s} and "
+                f"radii[{index}] = {value!s}; sort them and drop duplicates"
+            )
+    if len(values) < minimum:
+        raise ValueError(f"radii must hold at least {minimum} scales, got {len(values)}")
+    return values
+
+
+def _vector(radii: ArrayLike) -> NDArray[np.float64]:
+    values = np.atleast_1d(np.asarray(radii, dtype=np.float64))
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"radii must be a non-empty vector, got shape {values.shape}")
+    return values
+
+
+def losses(
+    objective: Objective,
+    directions: Directions,
+    radii: ArrayLike | Sequence[float],
+    *,
+    precision: Precision | None = None,
+    path: PathName | None = None,
+    memory: int | None = None,
+) -> Tensor:
+    r"""Loss at every point :math:`w + r_k d_i`.
+
+    Args:
+        objective: the loss.
+        directions: n directions.
+        radii: R signed radii in units of ``||d||``; 0 gives L(w).
+        precision: arithmetic of the forward passes, ``"float64"`` (default) or ``"float32"``.
+        path: ``"loop"``, ``"vmap"``, or ``None`` for the one that measures faster on this model.
+        memory: bytes that batched evaluation may take.
+
+    Returns:
+        Losses, float64 ``[n, R]`` on the CPU. NaN and inf are kept.
+
+    Raises:
+        ValueError: bad radii, precision or path.
+        NondeterministicLossError: two evaluations at w differ.
+
+    Cost: n R forwards over the data, and one copy of the probed parameters.
+
+    Example:
+        >>> import torch, fastscape as fs
+        >>> model = torch.nn.Linear(4, 3)
+        >>> objective = fs.Objective(model, [(torch.ones(2, 4), torch.tensor([0, 2]))],
+        ...                          criterion=torch.nn.functional.cross_entropy)
+        >>> fs.losses(objective, fs.Directions(objective, count=8), [-0.1, 0.0, 0.1]).shape
+        torch.Size([8, 3])
+    """
+    values = _vector(radii)
+    if not np.isfinite(values).all():
+        raise ValueError(f"radii must be finite, got {values[~np.isfinite(values)][0]!s}")
+    dtype = checked_dtype(precision or "float64")
+    with Evaluator(objective, dtype, path=path, memory=memory) as evaluator:
+        return evaluator.losses(directions, range(len(directions)), values.tolist())

@@ -1,0 +1,343 @@
+"""A torch module, a loss and data, as a pure function of the parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import reduce
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastscape._batches import Batch, fingerprint, materialise, placed, tensors_of
+from fastscape._replica import Replica
+from fastscape._state import exact_arithmetic
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[nn.Module, Batch], Tensor]
+Select = str | Sequence[str] | Callable[[str, Tensor], bool] | None
+BatchNormMode = Literal["running", "batch"]
+
+
+class Objective:
+    r"""The loss of fixed data as a pure, sample-weighted function of a model's parameters.
+
+    .. math:: L(w) = \sum_b n_b L_b(w) \Big/ \sum_b n_b
+
+    with :math:`L_b` the mean loss of batch b, in the arithmetic of the model's dtype, and the sum over batches in
+    float64. The model is evaluated on a private copy in evaluation mode (dropout off): the one passed in, its mode,
+    buffers, gradients and the global random generators stay bit-identical. Its *weights* are read at every call, so
+    an objective built once follows a model that is being trained.
+
+    Args:
+        model: any ``nn.Module`` in eager mode. ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``
+            wrappers are taken off.
+        data: iterable of batches, read once and kept (see ``memory``).
+        criterion: ``criterion(model(inputs), targets) -> scalar``, a mean over the batch, for batches
+            ``(inputs, targets)``; a tuple of inputs is passed as ``model(*inputs)``, a mapping as ``model(**inputs)``.
+        loss: ``loss(model, batch) -> scalar mean`` for everything else; it must use the ``model`` it is given.
+        weight: ``weight(batch) -> n``, the number of terms in the mean of a batch. Default: with ``criterion``, the
+            number of target elements without ignored ones (class weights counted); with ``loss``, the leading
+            dimension of the batch's first tensor.
+        params: which parameters to move: ``None`` for every trainable one, a glob or globs on their names, or a
+            predicate ``(name, tensor) -> bool``. Tied parameters count once; frozen ones are left out.
+        batch_norm: ``"running"`` uses the running statistics, ``"batch"`` those of each batch; neither updates them.
+        dtype: floating dtype the weights are rounded to first; ``None`` keeps the model's.
+        device: where to evaluate; ``None`` for the model's device.
+        memory: bytes that the data may take; default half of the available memory.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its value and the remedy, before any work is done.
+
+    Cost: one copy of the model's parameters while a call runs; nothing between calls but the data.
+
+    Example:
+        >>> import torch, fastscape as fs
+        >>> model = torch.nn.Linear(4, 3)
+        >>> data = [(torch.ones(2, 4), torch.tensor([0, 2]))]
+        >>> objective = fs.Objective(model, data, criterion=torch.nn.functional.cross_entropy)
+        >>> objective.size, objective.names
+        (15, ('weight', 'bias'))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Batch],
+        *,
+        criterion: Criterion | None = None,
+        loss: Loss | None = None,
+        weight: Callable[[Batch], float] | None = None,
+        params: Select = None,
+        batch_norm: BatchNormMode = "running",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        memory: int | None = None,
+    ) -> None:
+        self.model = _checked_model(model)
+        if (criterion is None) == (loss is None):
+            raise ValueError("pass either criterion= for (inputs, targets) batches or loss= for any other, not both")
+        if getattr(criterion, "reduction", "mean") != "mean":
+            raise ValueError(
+                f"criterion must be a mean over the batch, got reduction={criterion.reduction!r}; "  # type: ignore[union-attr]
+                "use reduction='mean'"
+            )
+        if batch_norm not in ("running", "batch"):
+            raise ValueError(f"batch_norm must be 'running' or 'batch', got {batch_norm!r}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}")
+        self.criterion, self.user_loss, self.batch_norm = criterion, loss, batch_norm
+        self.names = _selected(self.model, params)
+        self._state: Mapping[str, Tensor] | None = None
+        self.dtype = dtype or reduce(torch.promote_types, (tensor.dtype for tensor in self._source))
+        self.device = _device(self.model, device)
+        self.batches = self._checked_batches(materialise(data, memory), move=device is not None)
+        self.batch_weights = tuple(self._weight(batch, weight) for batch in self.batches)
+
+    # ------------------------------------------------------------------ the function and its parameters
+
+    @property
+    def base(self) -> dict[str, Tensor]:
+        """The probed parameters by name, in the objective's dtype and on its device (views where possible)."""
+        return {
+            name: tensor.detach().to(self.device, self.dtype)
+            for name, tensor in zip(self.names, self._source, strict=True)
+        }
+
+    @property
+    def size(self) -> int:
+        """D, the number of probed parameters."""
+        return sum(tensor.numel() for tensor in self._source)
+
+    @property
+    def norm(self) -> float:
+        """||w||, the Euclidean norm of the probed parameters, accumulated in float64."""
+        with torch.no_grad():
+            return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in self.base.values()))
+
+    @property
+    def samples(self) -> float:
+        """Total weight of the data: samples, or terms of the mean (see ``weight``)."""
+        return math.fsum(self.batch_weights)
+
+    def loss(self) -> float:
+        """L(w) in the objective's dtype, summed over batches in float64. Cost: one forward per batch."""
+        return self.evaluate_once()[0]
+
+    def accuracy(self) -> float | None:
+        """Share of correctly classified targets, or ``None`` where the task is not classification by ``criterion``.
+
+        Classification means integer targets ``[B, ...]`` and outputs ``[B, classes, ...]``; ignored targets
+        (``criterion.ignore_index``, default -100) are left out. Cost: one forward per batch.
+        """
+        return self.evaluate_once()[1]
+
+    def evaluate_once(self) -> tuple[float, float | None]:
+        """L(w) and the accuracy from one forward per batch."""
+        with exact_arithmetic(self.dtype):
+            replica = self.replica(self.dtype)
+            replica.reset()
+            correct = total = 0
+            value = 0.0
+            for index in range(len(self.batches)):
+                loss, outputs = replica.batch_loss(index)
+                value += self.batch_weights[index] * float(loss)
+                counts = None if outputs is None else self._correct(outputs, self.batches[index][1])
+                if counts is not None:
+                    correct, total = correct + counts[0], total + counts[1]
+        return value / self.samples, correct / total if total else None
+
+    def gradient(self) -> dict[str, Tensor]:
+        """Gradient of L with respect to the probed parameters, by name. Cost: one forward and backward per batch."""
+        with exact_arithmetic(self.dtype):
+            replica = self.replica(self.dtype)
+            replica.reset()
+            return dict(zip(self.names, replica.gradient(), strict=True))
+
+    def at(self, state: Mapping[str, Tensor]) -> Objective:
+        """The same function with the weights and buffers of ``state``, a state dict of this model.
+
+        Raises:
+            ValueError: missing or extra keys or wrong shapes; the first few are listed.
+        """
+        other = self._copy()
+        other._state = matched_state(self.model, state)
+        return other
+
+    def on(self, batch: int) -> Objective:
+        """The same function on batch number ``batch`` alone."""
+        other = self._copy()
+        other.batches, other.batch_weights = [self.batches[batch]], (self.batch_weights[batch],)
+        return other
+
+    def replica(self, dtype: torch.dtype) -> Replica:
+        """A private copy of the model and data in ``dtype``, whose parameters are scratch space."""
+        return Replica(self, dtype)
+
+    @property
+    def state(self) -> Mapping[str, Tensor] | None:
+        """The state dict set by :meth:`at`, or ``None`` while the model's own weights are used."""
+        return self._state
+
+    # ------------------------------------------------------------------ fingerprints
+
+    def data_fingerprint(self) -> str:
+        """SHA-256 of the data: dtypes, shapes and bytes of every tensor of every batch, in order."""
+        return fingerprint((str(index), batch) for index, batch in enumerate(self.batches))
+
+    def weight_fingerprint(self) -> str:
+        """SHA-256 of all parameters and buffers: names, dtypes, shapes and bytes."""
+        state = self._state if self._state is not None else self.model.state_dict()
+        return fingerprint(sorted(state.items()))
+
+    # ------------------------------------------------------------------ private
+
+    @property
+    def _source(self) -> list[Tensor]:
+        tensors = self._state if self._state is not None else dict(self.model.named_parameters())
+        return [tensors[name] for name in self.names]
+
+    def _copy(self) -> Objective:
+        other = object.__new__(Objective)
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def _checked_batches(self, batches: list[Batch], *, move: bool) -> list[Batch]:
+        for index, batch in enumerate(batches):
+            if self.criterion is not None and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+                found = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+                raise ValueError(
+                    f"data[{index}] must be a pair (inputs, targets) for criterion=, got {found}; "
+                    "use loss=lambda model, batch: ... for other batches"
+                )
+            devices = {tensor.device for tensor in tensors_of(batch)}
+            if not move and devices - {self.device}:
+                raise ValueError(
+                    f"data[{index}] must be on the model's device {self.device}, got {sorted(map(str, devices))}; "
+                    f"pass device='{self.device}' to move both"
+                )
+        return [placed(batch, self.device) for batch in batches]
+
+    def _weight(self, batch: Batch, weight: Callable[[Batch], float] | None) -> float:
+        if weight is not None:
+            value = float(weight(batch))
+        elif self.criterion is not None:
+            value = _terms(self.criterion, batch[1])
+        else:
+            first = next((tensor for tensor in tensors_of(batch) if tensor.ndim), None)
+            value = float(first.shape[0]) if first is not None else 1.0
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"weight of a batch must be positive and finite, got {value}; is the batch empty?")
+        return value
+
+    def _correct(self, outputs: Tensor, targets: Any) -> tuple[int, int] | None:
+        is_classes = isinstance(targets, Tensor) and not targets.is_floating_point() and not targets.is_complex()
+        if not is_classes or outputs.ndim != targets.ndim + 1 or outputs.shape[0] != targets.shape[0]:
+            return None
+        kept = targets != getattr(self.criterion, "ignore_index", -100)
+        return int(((outputs.argmax(1) == targets) & kept).sum()), int(kept.sum())
+
+
+def _terms(criterion: Criterion, targets: Any) -> float:
+    """Number of terms in the mean that ``criterion`` takes over ``targets``."""
+    if not isinstance(targets, Tensor):
+        first = next(tensors_of(targets), None)
+        return float(first.shape[0]) if first is not None and first.ndim else 1.0
+    classes = criterion in (F.cross_entropy, F.nll_loss) or isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss))
+    if not classes or targets.is_floating_point():
+        return float(targets.numel())
+    kept = targets[targets != getattr(criterion, "ignore_index", -100)]
+    class_weight = getattr(criterion, "weight", None)
+    return float(kept.numel() if class_weight is None else class_weight.to(kept.device)[kept].double().sum())
+
+
+def matched_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``state`` completed by the aliases of tied tensors, or raise a ValueError that lists what does not fit."""
+    expected = model.state_dict(keep_vars=True)
+    aliases: dict[int, list[str]] = {}
+    for name, tensor in expected.items():
+        aliases.setdefault(id(tensor), []).append(name)
+    complete = dict(state)
+    for names in aliases.values():  # safetensors keeps one name of a tied tensor
+        present = next((name for name in names if name in state), None)
+        if present is not None:
+            complete.update({name: state[present] for name in names if name not in state})
+    problems = [f"missing {name}" for name in expected if name not in complete]
+    problems += [f"unexpected {name}" for name in complete if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(complete[name].shape)}, the model {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in complete and complete[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"state must match {type(model).__name__}, got: {'; '.join(problems[:5])}{more}")
+    return complete
+
+
+def _checked_model(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    while True:
+        inner = getattr(model, "_orig_mod", None)  # torch.compile
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"model must be an eager module, got TorchScript in {name or 'the root'}: its parameters cannot be "
+                "replaced one evaluation at a time; pass the module it was scripted from"
+            )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise ValueError(f"model must be initialised, got the lazy tensor {name!r}; run one forward first")
+        if tensor.is_meta:
+            raise ValueError(f"model must hold data, got {name!r} on the meta device; load its weights first")
+    return model
+
+
+def _selected(model: nn.Module, params: Select) -> tuple[str, ...]:
+    """Canonical names of the parameters to move; a tied parameter matches by any of its names."""
+    aliases: dict[int, list[str]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(tensor), []).append(name)
+    globs = [params] if isinstance(params, str) else params
+
+    def wanted(name: str, tensor: Tensor) -> bool:
+        if globs is None:
+            return True
+        if callable(globs):
+            return bool(globs(name, tensor))
+        return any(fnmatchcase(alias, glob) for alias in aliases[id(tensor)] for glob in globs)
+
+    found = [(name, tensor) for name, tensor in model.named_parameters() if wanted(name, tensor)]
+    movable = [(name, tensor) for name, tensor in found if tensor.requires_grad and tensor.numel()]
+    if not movable:
+        if not aliases:
+            why = "the model has no parameters"
+        elif found:
+            why = f"all {len(found)} that match are frozen, empty or hold integers; call .requires_grad_(True) on those to move"
+        else:
+            why = f"none matches; the names are {', '.join(name for name, _ in model.named_parameters())[:200]}"
+        raise ValueError(f"params must select at least one trainable parameter, got params={params!r}: {why}")
+    for name, tensor in movable:
+        if not tensor.is_floating_point():
+            raise ValueError(f"params must select real floating-point tensors, got {name!r} of {tensor.dtype}")
+    return tuple(name for name, _ in movable)
+
+
+def _device(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors name it
+    found = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
+    if len(found) != 1:
+        raise ValueError(
+            f"model must be on one device, got {sorted(map(str, found))}; move it, or pass device= to evaluate a copy there"
+        )
+    return found.pop()

@@ -1,0 +1,274 @@
+"""One run of the multifractal probe: rounds of directions over checkpoints, under a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import scipy  # type: ignore[import-untyped]
+import torch
+
+from fastscape._version import __version__
+from fastscape.directions import Directions
+from fastscape.estimators import AnalysisSettings, Estimate
+from fastscape.estimators.trust import checked_windows
+from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName
+from fastscape.evaluation.losses import checked_dtype
+from fastscape.evaluation.noise import signed_radii
+from fastscape.evaluation.responses import blocks, measure_noise
+from fastscape.objective import Objective
+from fastscape.probes.track import Track
+from fastscape.reports.result import MultifractalResult, TrajectoryResult
+from fastscape.runs.budget import Budget
+from fastscape.runs.settings import ProbeSettings
+
+DEFAULT_COUNT = 64
+FIRST_ROUND = 8
+_UNKNOWN_ANALYSIS = 0.5  # seconds reserved per checkpoint before the first analysis has been timed
+
+
+@dataclass(frozen=True)
+class Point:
+    """A checkpoint to probe: its name, training step, and how to get its objective."""
+
+    name: str
+    step: int | None
+    objective: Callable[[], Objective]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a run after a block of directions.
+
+    Attributes:
+        checkpoint: being probed.
+        directions: evaluated so far, over all checkpoints and banks.
+        total: how many there will be; ``None`` under an open-ended budget.
+        fraction: of the run, in [0, 1].
+        elapsed, remaining: seconds; the latter is an estimate.
+        m_tau: latest estimate at the first checkpoint, once a round is complete.
+    """
+
+    checkpoint: str
+    directions: int
+    total: int | None
+    fraction: float
+    elapsed: float
+    remaining: float
+    m_tau: Estimate | None
+
+
+class ProbeError(RuntimeError):
+    """The model raised midway. ``partial`` is the :class:`TrajectoryResult` of what had been evaluated."""
+
+    def __init__(self, message: str, partial: TrajectoryResult) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class _Deadline(Exception):  # noqa: N818 - a signal, not an error
+    """The next unit of work does not fit in the budget."""
+
+
+class Session:
+    """Evaluate rounds of directions over points until the count, the target or the deadline; then analyse."""
+
+    def __init__(
+        self,
+        probe: ProbeSettings | None,
+        analysis: AnalysisSettings | None,
+        budget: str | float | Budget | None,
+        target: float | None,
+        path: PathName | None,
+        memory: int | None,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.budget = budget if isinstance(budget, Budget) else Budget(budget)
+        self.probe, self.analysis = probe or ProbeSettings(), analysis or AnalysisSettings()
+        if target is not None and not (math.isfinite(target) and target > 0):
+            raise ValueError(f"target must be a positive half-width of the M_tau interval, got {target!r}")
+        if self.analysis.windows is not None:
+            checked_windows(self.analysis.windows, len(self.probe.grid(1.0)))
+        self.precision = self.probe.precision or "float64"
+        self.dtype = checked_dtype(self.precision)
+        self.target, self.memory, self.progress = target, memory, progress
+        self.path: PathName | PathChoice | None = path
+        self.limit = self.probe.count or (None if self.budget.limited else DEFAULT_COUNT)
+        self.estimate: Estimate | None = None
+        self.unit = 0.0  # seconds of the slowest block so far
+        self.analysis_cost = 0.0  # seconds to analyse one checkpoint's present directions
+        self.tracks: list[Track] = []
+
+    def run(self, points: Sequence[Point], extend: Sequence[MultifractalResult] | None = None) -> TrajectoryResult:
+        """Probe the points; see :func:`fastscape.multifractal` for what can be raised."""
+        if extend is not None and len(extend) != len(points):
+            raise ValueError(f"extend must hold one result per checkpoint, got {len(extend)} for {len(points)}")
+        self.tracks = [Track(point.name, point.step, self.probe) for point in points]
+        try:
+            for index, earlier in enumerate(extend or ()):
+                objective = points[index].objective()
+                self.tracks[index].restore(earlier, objective, self.precision)
+                self.path = self.path or PathChoice(**earlier.meta["path"])
+            reason = self._rounds(points)
+        except _Deadline:
+            reason = "deadline"
+        except KeyboardInterrupt:
+            if not any(track.directions for track in self.tracks):
+                raise
+            reason = "interrupted"
+        except Exception as error:
+            if not any(track.directions for track in self.tracks):
+                raise
+            partial = self._result(f"failed: {type(error).__name__}")
+            raise ProbeError(f"the probe failed at {self._where}: {type(error).__name__}: {error}", partial) from error
+        return self._result(reason)
+
+    # ------------------------------------------------------------------ rounds
+
+    def _rounds(self, points: Sequence[Point]) -> str:
+        reached = min(min(track.counts) for track in self.tracks)
+        goal = max(FIRST_ROUND, reached)
+        while True:
+            goal = goal if self.limit is None else min(goal, self.limit)
+            before, start = self._directions(), self.budget.elapsed
+            for point, track in zip(points, self.tracks, strict=True):
+                self._where = point.name
+                self._advance(point, track, goal)
+            fresh = self._directions() - before
+            per_direction = (self.budget.elapsed - start) / max(fresh, 1)
+            if self.limit is not None and goal >= self.limit:
+                return "all directions done"
+            if self._satisfied():
+                return "target met"
+            goal = self._next_goal(goal, per_direction)
+
+    def _next_goal(self, goal: int, per_direction: float) -> int:
+        """Twice as many directions, or as many as every bank of every checkpoint can have before the deadline."""
+        if not self.budget.limited:
+            return 2 * goal
+        streams = len(self.tracks) * self.probe.banks
+        spare = self.budget.remaining - self._reserve(2.0)
+        affordable = int(spare / (1.1 * per_direction * streams)) if per_direction > 0 else goal
+        chunk = self.path.chunk if isinstance(self.path, PathChoice) else 1
+        extra = min(goal, affordable // chunk * chunk)
+        if extra < 1:
+            raise _Deadline
+        return goal + extra
+
+    def _satisfied(self) -> bool:
+        """Time the analysis; with a target, analyse every checkpoint and see whether all intervals are narrow enough."""
+        if self.target is None and not self.budget.limited and self.progress is None:
+            return False
+        met = self.target is not None
+        for track in self.tracks if met else self.tracks[:1]:
+            start = time.perf_counter()
+            estimate = track.measured().analyse(self.analysis).estimates.get("m_tau")
+            self.analysis_cost = time.perf_counter() - start
+            if track is self.tracks[0]:
+                self.estimate = estimate
+            low, high = estimate.interval if estimate is not None else (-math.inf, math.inf)
+            met = met and self.target is not None and (high - low) / 2 <= self.target
+        return met
+
+    def _reserve(self, growth: float = 1.0) -> float:
+        """Seconds that the final analysis of all checkpoints will take."""
+        return len(self.tracks) * growth * (self.analysis_cost or _UNKNOWN_ANALYSIS)
+
+    def _advance(self, point: Point, track: Track, goal: int) -> None:
+        """Evaluate the directions that a point lacks up to ``goal`` per bank."""
+        if all(count >= goal for count in track.counts):
+            return
+        whole = point.objective()
+        directions = Directions(whole, count=2**32, seed=self.probe.bank_seed(0), **_direction_arguments(self.probe))
+        objectives = [whole] if self.probe.bank_batches == "all" else [whole.on(b) for b in range(len(whole.batches))]
+        for batch, objective in enumerate(objectives):
+            banks = [bank for bank in range(self.probe.banks) if bank % len(objectives) == batch]
+            if all(track.counts[bank] >= goal for bank in banks):
+                continue
+            start = time.perf_counter()
+            with self._evaluator(objective, gate=batch not in track.opened) as evaluator, track.timed():
+                if batch not in track.opened:
+                    self._open(track, whole, evaluator, directions, batch, time.perf_counter() - start)
+                for bank in banks:
+                    self._bank(track, evaluator, directions.with_seed(self.probe.bank_seed(bank)), bank, goal)
+            track.evaluations += evaluator.evaluations
+
+    def _evaluator(self, objective: Objective, *, gate: bool) -> Evaluator:
+        return Evaluator(objective, self.dtype, path=self.path, memory=self.memory, gate=gate)
+
+    def _open(
+        self, track: Track, whole: Objective, evaluator: Evaluator, directions: Directions, batch: int, seconds: float
+    ) -> None:
+        """First visit: check that the budget can hold a unit, choose the path, measure noise."""
+        radii = self.probe.grid(directions.weight_norm)
+        points = signed_radii(radii)
+        if not self._directions():
+            unit = seconds / 2 * len(points) * len(self.tracks)  # opening evaluated the loss twice
+            if not self.budget.admits(unit):
+                raise ValueError(
+                    f"budget must fit one direction at {len(radii)} radii"
+                    + (f" for each of {len(self.tracks)} checkpoints" if len(self.tracks) > 1 else "")
+                    + f", got {self.budget.seconds:g} s; it takes about {unit:.2g} s, and a useful run 100 times as much"
+                )
+        self.path = evaluator.prepare(directions, points)
+        noise = measure_noise(evaluator, directions, radii)
+        track.open(batch, whole, directions, radii, noise, self.precision, self.path)
+
+    def _bank(self, track: Track, evaluator: Evaluator, directions: Directions, bank: int, goal: int) -> None:
+        assert isinstance(self.path, PathChoice)
+        points = signed_radii(track.radii)
+        first = track.counts[bank]
+        for block in blocks(goal - first, self.path.chunk):
+            indices = range(first + block[0], first + block[-1] + 1)
+            if track.counts[bank] and not self.budget.admits(self.unit, self._reserve()):
+                raise _Deadline
+            start = time.perf_counter()
+            track.add(bank, evaluator.losses(directions, indices, points))
+            self.unit = max(self.unit, time.perf_counter() - start)
+            self._report(track.name)
+
+    def _report(self, name: str) -> None:
+        if self.progress is None:
+            return
+        done, elapsed = self._directions(), self.budget.elapsed
+        total = None if self.limit is None else self.limit * self.probe.banks * len(self.tracks)
+        by_count = done / total if total else 0.0
+        fraction = min(1.0, max(by_count, elapsed / self.budget.seconds))
+        remaining = elapsed * (1 - fraction) / fraction if fraction > 0 else math.inf
+        self.progress(Progress(name, done, total, fraction, elapsed, min(remaining, self.budget.remaining), self.estimate))
+
+    def _directions(self) -> int:
+        return sum(track.directions for track in self.tracks)
+
+    # ------------------------------------------------------------------ results
+
+    def _result(self, reason: str) -> TrajectoryResult:
+        points = [track.result(self.analysis, reason) for track in self.tracks]
+        run: dict[str, Any] = {
+            "stop_reason": reason,
+            "run_seconds": self.budget.elapsed,
+            "budget": self.budget.seconds if self.budget.limited else None,
+            "target": self.target,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {
+                "fastscape": __version__,
+                "torch": str(torch.__version__),
+                "numpy": np.__version__,
+                "scipy": scipy.__version__,
+                "python": platform.python_version(),
+            },
+            "threads": torch.get_num_threads(),
+        }
+        finished = tuple(dataclasses.replace(point, meta=point.meta | run) for point in points)
+        return TrajectoryResult(finished, run)
+
+
+def _direction_arguments(probe: ProbeSettings) -> dict[str, Any]:
+    return {name: getattr(probe, name) for name in ("distribution", "normalize", "scale", "one_d", "zero_norm")}

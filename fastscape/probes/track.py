@@ -1,0 +1,198 @@
+"""What a run has evaluated at one checkpoint so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastscape.directions import Directions
+from fastscape.estimators import AnalysisSettings
+from fastscape.estimators.scaling import Array
+from fastscape.evaluation.evaluator import PathChoice
+from fastscape.evaluation.noise import second_difference
+from fastscape.evaluation.responses import Noise
+from fastscape.objective import Objective
+from fastscape.reports.result import Measured, MultifractalResult
+from fastscape.runs.settings import ProbeSettings
+
+_HIDDEN_PRECISION = 1e-11  # noise above this share of the loss in float64 means a float32 step inside the model
+
+
+class Track:
+    """Responses, noise and provenance of one checkpoint, growing block by block."""
+
+    def __init__(self, name: str, step: int | None, probe: ProbeSettings) -> None:
+        self.name, self.step, self.probe = name, step, probe
+        self.opened: set[int] = set()
+        self.evaluations, self.seconds = 0, 0.0
+        self.loss, self.accuracy = float("nan"), None
+        self.weight_norm = float("nan")
+        self.radii: Array = probe.grid(1.0)
+        self.eps_abs: Array = np.full(len(self.radii), np.nan)
+        self.noise: Array = np.zeros(len(self.radii))
+        self.calibrated: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+        self.meta: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self._columns: list[list[tuple[Array, Array]]] = [[] for _ in range(probe.banks)]
+        self._base = np.full(probe.banks, np.nan)
+        self._batches = 1
+
+    @property
+    def counts(self) -> list[int]:
+        """Directions per bank."""
+        return [sum(even.shape[1] for even, _ in columns) for columns in self._columns]
+
+    @property
+    def directions(self) -> int:
+        """Directions over all banks."""
+        return sum(self.counts)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the time spent inside to this checkpoint's seconds."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def open(
+        self,
+        batch: int,
+        objective: Objective,
+        directions: Directions,
+        radii: Array,
+        noise: Noise,
+        precision: str,
+        path: PathChoice,
+    ) -> None:
+        """Record what is known after the first visit to one batch of the checkpoint."""
+        self.opened.add(batch)
+        self.noise = np.fmax(self.noise, noise.sigma)
+        if noise.calibrated is not None:
+            self.calibrated = noise.calibrated if self.calibrated is None else self.calibrated & noise.calibrated
+        if self.meta:
+            return
+        self.radii, self.weight_norm = radii, directions.weight_norm
+        self.eps_abs = radii * (1.0 if directions.scale == "unit" else directions.weight_norm)
+        self.loss, self.accuracy = objective.evaluate_once()
+        self._batches = len(objective.batches) if self.probe.bank_batches == "rotate" else 1
+        self.meta = _provenance(objective, directions, precision, path)
+        self.notes = _weight_notes(objective)
+        limit = _HIDDEN_PRECISION * abs(self.loss)
+        if precision == "float64" and float(np.max(self.noise)) > limit > 0:
+            self.notes.append(
+                f"rounding noise is {np.max(self.noise) / abs(self.loss):.0e} of the loss in float64: something in the model or "
+                "loss computes in lower precision (a .float() or .half())"
+            )
+
+    def add(self, bank: int, losses: Tensor) -> None:
+        """Append the losses ``[n, 1 + 2 K]`` of a block of directions."""
+        even, odd, base = second_difference(losses)
+        self._columns[bank].append((even, odd))
+        if math.isnan(self._base[bank]):
+            self._base[bank] = base[0]
+
+    def measured(self) -> Measured:
+        """The arrays of a result; banks of different length are padded with NaN."""
+        counts = self.counts
+        shape = (self.probe.banks, len(self.radii), max(1, *counts) if len(counts) > 1 else max(1, counts[0]))
+        even, odd = np.full(shape, np.nan), np.full(shape, np.nan)
+        for bank, columns in enumerate(self._columns):
+            if columns:
+                even[bank, :, : counts[bank]] = np.concatenate([column[0] for column in columns], axis=1)
+                odd[bank, :, : counts[bank]] = np.concatenate([column[1] for column in columns], axis=1)
+        return Measured(
+            even=even,
+            odd=odd,
+            counts=np.array(counts, dtype=np.int64),
+            batches=np.arange(self.probe.banks, dtype=np.int64) % self._batches,
+            base=self._base.copy(),
+            radii=self.radii,
+            eps_abs=self.eps_abs,
+            eps_rel=self.eps_abs / self.weight_norm if self.weight_norm else np.full(len(self.radii), np.nan),
+            weight_norm=self.weight_norm,
+            noise=self.noise,
+            calibrated=self.calibrated,
+        )
+
+    def result(self, settings: AnalysisSettings, reason: str) -> MultifractalResult:
+        """Analyse what has been evaluated."""
+        measured = self.measured()
+        notes = list(self.notes)
+        responses = measured.response("even") + measured.response("odd")
+        if responses and not any(np.any(part != 0) for part in responses):
+            notes.append("the loss did not change under any perturbation: does loss= use the model it is given?")
+        if reason not in ("all directions done", "target met", "deadline"):
+            notes.append(f"partial result: {reason}")
+        meta = self.meta | {"evaluations": self.evaluations, "seconds": self.seconds}
+        return MultifractalResult(
+            self.name, self.step, self.loss, self.accuracy, measured, measured.analyse(settings), self.probe, meta, tuple(notes)
+        )
+
+    def restore(self, earlier: MultifractalResult, objective: Objective, precision: str) -> None:
+        """Continue an earlier result, after checking that it measured the same thing.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        now = {
+            "weights": objective.weight_fingerprint(),
+            "data": objective.data_fingerprint(),
+            "precision": precision,
+            "settings": dataclasses.replace(self.probe, count=None),
+        }
+        then = {
+            "weights": earlier.meta.get("weight_fingerprint"),
+            "data": earlier.meta.get("data_fingerprint"),
+            "precision": earlier.meta.get("precision"),
+            "settings": dataclasses.replace(earlier.probe, count=None),
+        }
+        different = [name for name, value in now.items() if then[name] != value]
+        if different:
+            raise ValueError(
+                f"extend must be a result of the same run of {self.name}, got other {', '.join(different)}; start a new result"
+            )
+        measured = earlier.measured
+        for bank, count in enumerate(measured.counts):
+            if count:
+                self._columns[bank].append((measured.even[bank, :, :count], measured.odd[bank, :, :count]))
+        self._base = measured.base.copy()
+        self._batches = int(measured.batches.max()) + 1
+        self.opened = set(measured.batches.tolist())
+        self.radii, self.eps_abs, self.weight_norm = measured.radii, measured.eps_abs, measured.weight_norm
+        self.noise, self.calibrated = measured.noise, measured.calibrated
+        self.loss, self.accuracy, self.meta = earlier.loss, earlier.accuracy, dict(earlier.meta)
+        self.notes = [note for note in earlier.notes if not note.startswith("partial result")]
+        self.evaluations, self.seconds = earlier.meta["evaluations"], earlier.meta["seconds"]
+
+
+def _weight_notes(objective: Objective) -> list[str]:
+    broken = [name for name, tensor in objective.base.items() if not bool(torch.isfinite(tensor).all())]
+    if not broken:
+        return []
+    return [f"weights hold NaN or inf in {', '.join(broken[:3])}{' and more' if len(broken) > 3 else ''}"]
+
+
+def _provenance(objective: Objective, directions: Directions, precision: str, path: PathChoice) -> dict[str, Any]:
+    return {
+        "model": type(objective.model).__name__,
+        "parameters": objective.size,
+        "samples": objective.samples,
+        "batches": len(objective.batches),
+        "weight_fingerprint": objective.weight_fingerprint(),
+        "data_fingerprint": objective.data_fingerprint(),
+        "batch_norm": objective.batch_norm,
+        "precision": precision,
+        "device": str(objective.device),
+        "skipped_fraction": directions.skipped_fraction,
+        "path": dataclasses.asdict(path),
+    }

@@ -1,0 +1,173 @@
+"""One self-contained HTML page per result: verdict, figures, tables, cost, provenance."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastscape.reports import figures, tables
+from fastscape.reports.result import MultifractalResult, TrajectoryResult
+
+_PROVENANCE = (
+    ("model", "model"),
+    ("weights (SHA-256)", "weight_fingerprint"),
+    ("data (SHA-256)", "data_fingerprint"),
+    ("loss terms", "samples"),
+    ("batches", "batches"),
+    ("parameters probed", "parameters"),
+    ("share not moved", "skipped_fraction"),
+    ("precision", "precision"),
+    ("device", "device"),
+    ("versions", "versions"),
+    ("created", "created"),
+)
+
+
+def write_html(result: MultifractalResult | TrajectoryResult, path: str | Path) -> Path:
+    """Write the report page of a result and return its path (needs matplotlib and jinja2).
+
+    Raises:
+        ImportError: naming the extra to install.
+    """
+    try:
+        import matplotlib as mpl  # noqa: PLC0415 - optional dependencies
+        from jinja2 import Environment, PackageLoader, select_autoescape  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError("reports need matplotlib and jinja2: pip install 'fastscape-probes[report]'") from error
+    points = result.points if isinstance(result, TrajectoryResult) else (result,)
+    environment = Environment(loader=PackageLoader("fastscape.reports"), autoescape=select_autoescape(["j2"]))
+    with mpl.rc_context({"svg.hashsalt": "fastscape", "font.size": 9, "svg.fonttype": "none"}):
+        trajectory = _svg(2, 3, lambda axes: figures.trajectory_panels(result, axes)) if len(points) > 1 else None  # type: ignore[arg-type]
+        sections = [
+            {
+                "name": point.name,
+                "verdict": point.verdict(),
+                "rows": _rows(point),
+                "flags": point.flags,
+                "figure": _svg(2, 4, lambda axes, point=point: _panels(point, axes)),
+            }
+            for point in points
+        ]
+    page = environment.get_template("report.html.j2").render(
+        title="Multifractal probe" + (" along training" if len(points) > 1 else f": {points[0].name}"),
+        verdict=result.verdict(),
+        trajectory=trajectory,
+        series=_trajectory_rows(points),
+        sections=sections,
+        settings=_settings(points[0]),
+        cost=_cost(points),
+        run=_run(result.meta),
+        provenance=_provenance(points),
+    )
+    target = Path(path)
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def _svg(rows: int, columns: int, draw: Callable[[list[Any]], object]) -> str:
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an optional dependency
+
+    figure = Figure(figsize=(4.3 * columns, 3.5 * rows), layout="constrained")
+    draw(list(figure.subplots(rows, columns).flat))
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg [^>]*?)height="[^"]*" ([^>]*?)width="[^"]*"',
+                  lambda m: m[1] or f"{m[2]}{m[3]}", text[text.index("<svg") :], count=1)  # fmt: skip
+
+
+def _panels(point: MultifractalResult, axes: Sequence[Any]) -> None:
+    for draw, ax in zip(figures.CHECKPOINT_FIGURES, axes, strict=False):
+        draw(point, ax)
+    for ax in axes[len(figures.CHECKPOINT_FIGURES) :]:
+        ax.set_axis_off()
+
+
+def _rows(point: MultifractalResult) -> list[tuple[str, str]]:
+    analysis = point.analysis
+    rows = [("loss", tables.number(point.loss, 6))]
+    if point.accuracy is not None:
+        rows.append(("accuracy", f"{point.accuracy:.2%}"))
+    rows.append(("||w||", tables.number(point.measured.weight_norm, 5)))
+    rows += [(label, tables.interval(analysis.estimates.get(name))) for name, (label, _) in tables.QUANTITIES.items()]
+    rows += [("p (M_tau)", tables.p_text(analysis.p_value)), ("scales", tables.scale_range(point))]
+    if analysis.valid:
+        first = analysis.pooled[0][0].scalars
+        rows += [
+            ("M_tau of the mean tau of banks", tables.number(analysis.m_tau_of_mean_tau)),
+            ("M_tau on orders carried by >= 10 directions", tables.number(first["m_tau_valid"])),
+            ("persistence of h", tables.number(first["persistence"])),
+            ("largest share of negative responses", f"{first['neg_frac']:.0%}"),
+        ]
+        banks = analysis.bank_statistics["m_tau"]
+        rows.append(("M_tau over banks", f"{tables.number(banks.mean)} ± {tables.number(banks.std)} (std of {len(analysis.banks)})"))
+    return rows
+
+
+def _trajectory_rows(points: Sequence[MultifractalResult]) -> list[dict[str, str]]:
+    return [
+        {
+            "checkpoint": point.name,
+            "loss": tables.number(point.loss, 4),
+            "accuracy": "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
+            "||w||": tables.number(point.measured.weight_norm, 4),
+            "M_tau [95 %]": tables.interval(point.analysis.estimates.get("m_tau")),
+            "p": tables.p_text(point.analysis.p_value),
+            "c2 [95 %]": tables.interval(point.analysis.estimates.get("c2")),
+            "mean h": tables.interval(point.analysis.estimates.get("h_mean")),
+            "std h": tables.interval(point.analysis.estimates.get("h_std")),
+            "window (decades)": tables.number(point.decades, 2),
+            "directions": str(point.directions),
+        }
+        for point in points
+    ]
+
+
+def _settings(point: MultifractalResult) -> list[tuple[str, str]]:
+    probe, analysis = point.probe, point.analysis.settings
+    radii = point.measured.radii
+    return [
+        ("radii", f"{len(radii)} from {radii[0]:.2e} to {radii[-1]:.2e} in units of ||d|| (scale: {probe.scale})"),
+        ("directions", f"{probe.distribution}, normalised per {probe.normalize}, {probe.banks} banks, seed {probe.seed}"),
+        ("orders q", ", ".join(f"{order:g}" for order in analysis.q)),
+        ("response", f"{analysis.variant}, gamma = {analysis.gamma:g}"),
+        ("bootstrap, permutations", f"{analysis.bootstrap}, {analysis.permutations}"),
+    ]
+
+
+def _cost(points: Sequence[MultifractalResult]) -> list[dict[str, str]]:
+    return [
+        {
+            "checkpoint": point.name,
+            "directions": str(point.directions),
+            "loss evaluations": f"{point.meta['evaluations']:,}",
+            "seconds evaluating": tables.number(point.meta["seconds"]),
+            "path": point.meta["path"]["name"],
+            "why": point.meta["path"]["reason"],
+        }
+        for point in points
+    ]
+
+
+def _run(meta: dict[str, Any]) -> list[tuple[str, str]]:
+    budget = meta.get("budget")
+    return [
+        ("stopped by", str(meta["stop_reason"])),
+        ("wall time", f"{meta['run_seconds']:.1f} s" + (f" of a budget of {budget:g} s" if budget else "")),
+    ]
+
+
+def _provenance(points: Sequence[MultifractalResult]) -> list[tuple[str, str]]:
+    rows = []
+    for label, key in _PROVENANCE:
+        values = [point.meta.get(key) for point in points]
+        if key == "weight_fingerprint" and len(points) > 1:
+            rows += [(f"weights of {p.name} (SHA-256)", str(value)) for p, value in zip(points, values, strict=True)]
+        elif isinstance(values[0], dict):
+            rows.append((label, ", ".join(f"{name} {version}" for name, version in values[0].items())))
+        else:
+            rows.append((label, str(values[0])))
+    return rows

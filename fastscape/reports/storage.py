@@ -1,0 +1,110 @@
+"""Frozen dataclasses to and from one npz file: plain arrays and a JSON string, no pickles."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import types
+import typing
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def pack(value: Any, arrays: Arrays, prefix: str) -> Any:
+    """Turn a tree of dataclasses, dicts, tuples and scalars into JSON data; arrays move to ``arrays`` by path."""
+    if isinstance(value, np.ndarray):
+        arrays[prefix] = value
+        return {"array": prefix}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: pack(getattr(value, f.name), arrays, f"{prefix}.{f.name}") for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: pack(item, arrays, f"{prefix}.{key}") for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [pack(item, arrays, f"{prefix}.{index}") for index, item in enumerate(value)]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """Rebuild a value of type ``kind`` from what :func:`pack` made of it."""
+    origin, parameters = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(data, dict) and set(data) == {"array"}:
+        return arrays[data["array"]]
+    if origin in (typing.Union, types.UnionType):
+        options = [option for option in parameters if option is not type(None)]
+        return None if data is None else unpack(options[0], data, arrays)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: unpack(hints[name], item, arrays) for name, item in data.items()})
+    if origin is tuple:
+        items = [parameters[0]] * len(data) if parameters[-1] is Ellipsis else list(parameters)
+        return tuple(unpack(item, part, arrays) for item, part in zip(items, data, strict=True))
+    if origin is dict:
+        return {key: unpack(parameters[1], item, arrays) for key, item in data.items()}
+    return data
+
+
+def save(path: str | Path, result: Any, kind: str) -> Path:
+    """Write ``result`` to ``path`` (``.npz`` is added where missing), atomically: a failure leaves an older file whole."""
+    target = Path(path)
+    target = target if target.suffix == ".npz" else target.with_name(target.name + ".npz")
+    arrays: Arrays = {}
+    tree = pack(result, arrays, "result")
+    document = json.dumps({"format": 1, "kind": kind, "result": tree})
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, document=np.array(document), **arrays)
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read(path: str | Path, kinds: Mapping[str, type]) -> Any:
+    """Read a result file written by :func:`save`.
+
+    Raises:
+        ValueError: not such a file, damaged, or of a kind that is not in ``kinds``.
+    """
+    try:
+        with np.load(Path(path), allow_pickle=False) as archive:
+            document = json.loads(str(archive["document"]))
+            arrays = {name: archive[name] for name in archive.files if name != "document"}
+        kind = kinds[document["kind"]]
+        return unpack(kind, document["result"], arrays)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"path must be a result file written by fastscape, got {str(path)!r} ({error})") from error
+
+
+def plain(value: Any) -> Any:
+    """JSON data without arrays and with NaN and inf as null, for other programs to read."""
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    return None if isinstance(value, float) and not np.isfinite(value) else value

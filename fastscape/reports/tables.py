@@ -1,0 +1,168 @@
+"""Tables and verdicts for the terminal (rich)."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fastscape.estimators import Estimate
+
+if TYPE_CHECKING:
+    from fastscape.reports.result import MultifractalResult, TrajectoryResult
+
+SIGNIFICANT = 0.05
+
+QUANTITIES = {
+    "m_tau": ("M_tau", "deviation of tau(q) from a line; biased up by noise, read it with p"),
+    "m_tau_pos": ("M_tau, q > 0", "without negative moments"),
+    "lambda_tau": ("M_tau / kappa", "free of the q grid"),
+    "alpha_width": ("alpha width", "alpha(q min) - alpha(q max)"),
+    "c2": ("c2", "slope of var ln r; < 0: heterogeneity grows toward small radii"),
+    "h_mean": ("mean h", "exponent of |response| (2 = quadratic)"),
+    "h_std": ("std h", "spread of h over directions"),
+}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people: significant digits, words for what is missing."""
+    if value is None or math.isnan(value):
+        return "n/a"
+    return f"{value:.{digits}g}"
+
+
+def interval(estimate: Estimate | None) -> str:
+    """``value [low, high]``."""
+    if estimate is None:
+        return "n/a"
+    low, high = estimate.interval
+    return f"{number(estimate.value)} [{number(low, 2)}, {number(high, 2)}]"
+
+
+def p_text(p: float) -> str:
+    """A p-value for people."""
+    return "n/a" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def scale_range(result: MultifractalResult) -> str:
+    """The analysed scales in words."""
+    if not result.analysis.windows:
+        return "none"
+    start, stop = result.analysis.windows[0]
+    radii = result.measured.eps_rel
+    more = f" (first of {len(result.analysis.windows)} windows)" if len(result.analysis.windows) > 1 else ""
+    return f"{radii[start]:.1e} .. {radii[stop - 1]:.1e} of ||w||, {result.decades:.1f} decades, {stop - start} scales{more}"
+
+
+def verdict(result: MultifractalResult) -> str:
+    """What a checkpoint's analysis found, in one sentence."""
+    analysis = result.analysis
+    if not analysis.valid:
+        return f"No multifractal numbers: {analysis.reason}."
+    h, m = analysis.estimates["h_mean"], analysis.estimates["m_tau"]
+    tail = f"over {result.decades:.1f} decades, {result.directions} directions"
+    if analysis.quadratic:
+        return (
+            f"Common scaling: every direction responds as eps^{h.value:.2f} {tail}; "
+            "the loss is quadratic at these scales and the quadratic form d'Hd describes it."
+        )
+    if analysis.scaling == "common":
+        return f"Common scaling: the measure is the same at every scale {tail} (mean h = {h.value:.2f}, M_tau = 0)."
+    if math.isnan(analysis.p_value):
+        return f"M_tau is not defined on this q grid {tail}; M_tau on q > 0 = {interval(analysis.estimates['m_tau_pos'])}."
+    found = f"M_tau = {interval(m)}, p = {p_text(analysis.p_value)}"
+    if analysis.p_value > SIGNIFICANT:
+        return f"No trend of the measure with scale that stands out from permuted scales: {found}, {tail}."
+    c2 = analysis.estimates["c2"]
+    where = ""
+    if c2.interval[1] < 0:
+        where = "; heterogeneity grows toward small radii (c2 < 0)"
+    elif c2.interval[0] > 0:
+        where = "; heterogeneity grows toward large radii (c2 > 0)"
+    return f"The measure changes with scale: {found}, {tail}{where}."
+
+
+def multifractal_table(result: MultifractalResult) -> RenderableType:
+    """One checkpoint: every value with its interval and meaning, then verdict and flags."""
+    table = Table(title=f"Multifractal probe: {result.name}", title_justify="left", title_style="bold")
+    for column in ("quantity", "value [95 %]", "meaning"):
+        table.add_column(column)
+    table.add_row("loss", number(result.loss, 6), f"{result.meta['samples']:g} terms in {result.meta['batches']} batches")
+    if result.accuracy is not None:
+        table.add_row("accuracy", f"{result.accuracy:.2%}", "of the same data")
+    table.add_row("||w||", number(result.measured.weight_norm, 5), f"{result.meta['parameters']:,} parameters")
+    for name, (label, meaning) in QUANTITIES.items():
+        table.add_row(label, interval(result.analysis.estimates.get(name)), meaning)
+    table.add_row("p (M_tau)", p_text(result.analysis.p_value), "against permuted scales")
+    table.add_row("scales", scale_range(result), "trusted window")
+    table.add_row("directions", f"{result.directions} in {len(result.measured.counts)} banks", result.meta["stop_reason"])
+    table.add_row("precision", result.meta["precision"], f"path {result.meta['path']['name']}: {result.meta['path']['reason']}")
+    flags = [Text(f"! {flag}", style="yellow") for flag in result.flags]
+    return Group(table, Text(verdict(result), style="bold"), *flags)
+
+
+def trajectory_verdict(result: TrajectoryResult) -> str:
+    """What happened along the checkpoints, in one sentence."""
+    usable = [point for point in result.points if point.analysis.valid]
+    if not usable:
+        return "No checkpoint has a trusted window: see the flags."
+    quadratic = sum(point.analysis.quadratic for point in usable)
+    changing = sum(point.analysis.p_value <= SIGNIFICANT for point in usable)
+    first, last = usable[0], usable[-1]
+    ends = (
+        f"from {first.name} to {last.name} M_tau goes {number(first.analysis.estimates['m_tau'].value)} -> "
+        f"{number(last.analysis.estimates['m_tau'].value)} and std h {number(first.analysis.estimates['h_std'].value)} -> "
+        f"{number(last.analysis.estimates['h_std'].value)}"
+    )
+    return (
+        f"{len(usable)} of {len(result.points)} checkpoints analysed: the measure changes with scale in {changing}, "
+        f"the loss is quadratic in {quadratic}; {ends}."
+    )
+
+
+def trajectory_table(result: TrajectoryResult) -> RenderableType:
+    """One row per checkpoint, then verdict and flags (checkpoints that share a flag on one line)."""
+    table = Table(title="Multifractal probe along training", title_justify="left", title_style="bold")
+    table.add_column("checkpoint", no_wrap=True)
+    for column in ("loss", "accuracy", "||w||", "M_tau [95 %]", "p", "M_tau q>0", "c2 [95 %]", "mean h", "std h", "decades", "N"):
+        table.add_column(column, justify="right")
+    for point in result.points:
+        estimates = point.analysis.estimates
+        positive = estimates.get("m_tau_pos")
+        table.add_row(
+            point.name,
+            number(point.loss, 4),
+            "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
+            number(point.measured.weight_norm, 4),
+            interval(estimates.get("m_tau")),
+            p_text(point.analysis.p_value),
+            number(positive.value if positive else None),
+            interval(estimates.get("c2")),
+            number(estimates["h_mean"].value if estimates else None),
+            number(estimates["h_std"].value if estimates else None),
+            number(point.decades, 2),
+            str(point.directions),
+        )
+    owners: dict[str, list[str]] = {}
+    for point in result.points:
+        for flag in point.flags:
+            owners.setdefault(flag, []).append(point.name)
+    total = len(result.points)
+    flags = [
+        Text(f"! {'all checkpoints' if len(names) == total and total > 1 else ', '.join(names)}: {flag}", style="yellow")
+        for flag, names in owners.items()
+    ]
+    return Group(table, Text(trajectory_verdict(result), style="bold"), *flags)
+
+
+def as_text(table: RenderableType, width: int = 140) -> str:
+    """A table as plain text."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(table)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue().rstrip()

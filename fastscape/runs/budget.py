@@ -1,0 +1,62 @@
+"""Time budgets: parse them, and decide whether one more unit of work fits."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_seconds(budget: str | float) -> float:
+    """Seconds of a budget: a number, or a string such as ``"60s"``, ``"5m"`` or ``"1.5h"``.
+
+    Raises:
+        ValueError: anything else, or not positive and finite.
+    """
+    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*([a-z]*)\s*", str(budget))
+    try:
+        seconds = float(match[1]) * _UNITS[match[2]] if match else math.nan
+    except (KeyError, ValueError):
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"budget must be a positive time such as '60s', '5m' or '1h', got {budget!r}")
+    return seconds
+
+
+class Budget:
+    """A deadline that starts when it is made; without one, everything fits.
+
+    Units of work are admitted while they are expected to end before the deadline minus a reserve for what must
+    follow, so a run overruns by at most the error of one unit's estimate.
+
+    Args:
+        budget: seconds or a string (see :func:`parse_seconds`); ``None`` for no deadline.
+        clock: monotonic seconds; tests pass a simulated one.
+    """
+
+    def __init__(self, budget: str | float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = math.inf if budget is None else parse_seconds(budget)
+        self._clock = clock
+        self._start = clock()
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a deadline."""
+        return math.isfinite(self.seconds)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the budget was made."""
+        return self._clock() - self._start
+
+    @property
+    def remaining(self) -> float:
+        """Seconds to the deadline; inf without one."""
+        return self.seconds - self.elapsed
+
+    def admits(self, unit: float, reserve: float = 0.0) -> bool:
+        """Whether a unit of ``unit`` seconds, and ``reserve`` seconds after it, end before the deadline."""
+        return unit + reserve <= self.remaining

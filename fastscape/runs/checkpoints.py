@@ -1,0 +1,111 @@
+"""Read checkpoints without running code from them."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastscape.objective import Objective
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "net", "ema")
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file; its tensors are read when asked for, so a trajectory holds one at a time.
+
+    Attributes:
+        path: the file.
+        name: its stem, or more of its path where stems repeat.
+        step: last number in the stem, if any.
+    """
+
+    path: Path
+    name: str
+    step: int | None
+
+    def at(self, objective: Objective) -> Objective:
+        """The objective with this checkpoint's weights.
+
+        Raises:
+            ValueError: unreadable or pickled file, or tensors that do not fit the model (the first few are listed).
+        """
+        state = read_state(self.path)
+        expected = objective.model.state_dict().keys()
+        for prefix in _PREFIXES:  # only where it makes the names fit better
+            stripped = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+            if len(expected & stripped.keys()) > len(expected & state.keys()):
+                state = stripped
+        try:
+            return objective.at(state)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {self.path}: {error}") from error
+
+
+def checkpoints(paths: Sequence[str | Path]) -> tuple[Checkpoint, ...]:
+    """Checkpoints in the order given, checked to exist and to be distinct.
+
+    Raises:
+        ValueError: no path, a missing file, or one given twice.
+    """
+    files = [Path(path) for path in paths]
+    if not files:
+        raise ValueError("checkpoints must hold at least one file, got none")
+    for index, file in enumerate(files):
+        if not file.is_file():
+            raise ValueError(f"checkpoints[{index}] must be a file, got {str(file)!r}")
+        if file.resolve() in {other.resolve() for other in files[:index]}:
+            raise ValueError(f"checkpoints[{index}] is given twice, got {str(file)!r}")
+    stems = [file.stem for file in files]
+    names = stems if len(set(stems)) == len(stems) else [str(file.with_suffix("")) for file in files]
+    return tuple(Checkpoint(file, name, _step(file.stem)) for file, name in zip(files, names, strict=True))
+
+
+def _step(stem: str) -> int | None:
+    numbers = re.findall(r"\d+", stem)
+    return int(numbers[-1]) if numbers else None
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict of a ``.safetensors`` file, or of a torch file read with ``weights_only=True``.
+
+    A dict that wraps the state dict under a usual key (``state_dict``, ``model`` ...) is unwrapped.
+
+    Raises:
+        ValueError: corrupt file, one that would run code when unpickled, or one without a state dict.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"checkpoint {path} must hold tensors only, got a pickle that could run code or is damaged; save "
+            "model.state_dict(), or convert it to safetensors where you trust it"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError, EOFError, ValueError) as error:
+        raise ValueError(f"checkpoint {path} cannot be read (damaged?): {str(error).splitlines()[0]}") from error
+    return _unwrapped(content, path)
+
+
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, Mapping):
+        if content and all(isinstance(value, Tensor) for value in content.values()):
+            return dict(content)
+        for key in _WRAPPERS:
+            inner = content.get(key)
+            if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
+                return {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+    found = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content).__name__
+    raise ValueError(f"checkpoint {path} must hold a state dict, alone or under one of {', '.join(_WRAPPERS)}; got {found}")

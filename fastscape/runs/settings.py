@@ -1,0 +1,102 @@
+"""What a multifractal probe evaluates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastscape.directions.directions import Scale
+from fastscape.directions.normalise import RULES, OneD, Rule, ZeroNorm
+from fastscape.directions.philox import Distribution
+from fastscape.estimators import AnalysisSettings
+from fastscape.estimators.trust import MIN_SCALES
+from fastscape.evaluation.losses import Precision, checked_dtype, checked_radii
+
+BankBatches = Literal["all", "rotate"]
+DEFAULT_RELATIVE = (1e-5, 1e-1, 12)
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    r"""Directions, scales and arithmetic of a multifractal probe.
+
+    Attributes:
+        radii: at least four positive ascending scales in units of ``||d||``; ``None`` for 12 log-spaced from 1e-5 to 1e-1
+            of ||w||.
+        count: directions per bank (at least 2); ``None`` for 64, or, under a budget, as many as fit.
+        banks: blocks of directions with seeds of their own: seed + stride (b + 1).
+        seed, stride: of the generator.
+        distribution, normalize, scale, one_d, zero_norm: see :class:`fastscape.Directions`.
+        precision: ``"float64"``, ``"float32"``, or ``None`` for the cheapest that resolves the scales (float64).
+        bank_batches: ``"all"``: every bank evaluates all batches of the data, and the banks are pooled; ``"rotate"``: bank b
+            evaluates batch b mod n alone, and only banks of one batch are pooled.
+    """
+
+    radii: tuple[float, ...] | None = None
+    count: int | None = None
+    banks: int = 4
+    seed: int = 0
+    stride: int = 100_000
+    distribution: Distribution = "gaussian"
+    normalize: Rule = "tensor"
+    scale: Scale = "relative"
+    one_d: OneD | None = None
+    zero_norm: ZeroNorm = "skip"
+    precision: Precision | None = None
+    bank_batches: BankBatches = "all"
+
+    def __post_init__(self) -> None:
+        if self.radii is not None:
+            checked = checked_radii(self.radii, minimum=MIN_SCALES)
+            object.__setattr__(self, "radii", tuple(checked.tolist()))
+        if self.count is not None and not (isinstance(self.count, int) and self.count >= 2):
+            raise ValueError(f"count must be at least 2 directions per bank, got {self.count!r}")
+        if not (isinstance(self.banks, int) and self.banks >= 1):
+            raise ValueError(f"banks must be at least 1, got {self.banks!r}")
+        for name, value in (("seed", self.seed), ("stride", self.stride)):
+            if not (isinstance(value, int) and 0 <= value < 2**63):
+                raise ValueError(f"{name} must be an integer in [0, 2^63), got {value!r}")
+        for name, value, allowed in (
+            ("distribution", self.distribution, get_args(Distribution)),
+            ("normalize", self.normalize, RULES),
+            ("scale", self.scale, ("unit", "relative")),
+            ("one_d", self.one_d, (None, *get_args(OneD))),
+            ("zero_norm", self.zero_norm, get_args(ZeroNorm)),
+            ("bank_batches", self.bank_batches, get_args(BankBatches)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+        if self.precision is not None:
+            checked_dtype(self.precision)
+
+    def grid(self, weight_norm: float) -> NDArray[np.float64]:
+        """The radii in units of ||d||, for weights of the given norm."""
+        if self.radii is not None:
+            return np.array(self.radii)
+        low, high, count = DEFAULT_RELATIVE
+        relative = np.logspace(math.log10(low), math.log10(high), count)
+        return relative if self.scale == "relative" or not math.isfinite(weight_norm) else relative * weight_norm
+
+    def bank_seed(self, bank: int) -> int:
+        """Seed of a bank."""
+        return (self.seed + self.stride * (bank + 1)) % 2**64
+
+
+def preset(name: str) -> tuple[ProbeSettings, AnalysisSettings]:
+    """Settings of a published protocol, to pass as ``fs.multifractal(objective, *fs.preset(name))``.
+
+    ``"torok2026"`` (Török & Bartha): unit directions, absolute radii logspace(-6.5, -1.9, 12), 8 banks of 128 directions,
+    eight index windows, p floored at 1e-10 and the authors' anisotropy test reported. Use one fixed batch of 256.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name != "torok2026":
+        raise ValueError(f"preset must be 'torok2026', got {name!r}")
+    windows = ((5, 9), (6, 10), (7, 11), (8, 12), (5, 10), (6, 11), (7, 12), (5, 11))
+    probe = ProbeSettings(radii=tuple(np.logspace(-6.5, -1.9, 12).tolist()), count=128, banks=8, scale="unit")
+    return probe, AnalysisSettings(windows=windows, measure_floor=1e-10, authors_trust=True)
