@@ -106,5 +106,6 @@ def fingerprint(items: Iterable[tuple[str, Batch]]) -> str:
         for tensor in tensors_of(batch):
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)};".encode())
             flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+            if flat.numel():
+                digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -111,9 +111,7 @@ class Replica:
 def check_scalar(value: object, argument: str) -> None:
     """Raise unless ``value`` is a 0-dim floating-point tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{argument} must return a 0-dim floating-point tensor, got {type(value).__name__}; do not call .item()"
-        )
+        raise TypeError(f"{argument} must return a 0-dim floating-point tensor, got {type(value).__name__}; do not call .item()")
     if value.ndim or not value.is_floating_point():
         raise ValueError(
             f"{argument} must return a 0-dim floating-point tensor, got shape {tuple(value.shape)} of {value.dtype}; "

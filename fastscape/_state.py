@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +13,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # The leaves of torch's precision tree. Reading and restoring the leaves returns every legacy getter
 # (allow_tf32, get_float32_matmul_precision) to its old value as well; writing the roots does not.
+_backends: Any = torch.backends  # its leaves are not typed
 _PRECISION_LEAVES = (
-    torch.backends.cuda.matmul,
-    torch.backends.cudnn.conv,
-    torch.backends.cudnn.rnn,
-    torch.backends.mkldnn.matmul,
-    torch.backends.mkldnn.conv,
-    torch.backends.mkldnn.rnn,
+    _backends.cuda.matmul,
+    _backends.cudnn.conv,
+    _backends.cudnn.rnn,
+    _backends.mkldnn.matmul,
+    _backends.mkldnn.conv,
+    _backends.mkldnn.rnn,
 )
 
 
@@ -26,7 +28,7 @@ _PRECISION_LEAVES = (
 def preserved_rng() -> Iterator[None]:
     """Restore torch's (CPU and every CUDA device), NumPy's and Python's global generators on exit."""
     cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     legacy, python = np.random.get_state(), random.getstate()
     try:
         yield
@@ -46,7 +48,7 @@ def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
     attention back end and no fused transformer fast path, so that L(w), L(w + e d) and L(w - e d) go through
     one and the same arithmetic. The default dtype is ``dtype``, for models that create tensors in their forward.
     """
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    cuda, cudnn = _backends.cuda.matmul, _backends.cudnn
     precision = [leaf.fp32_precision for leaf in _PRECISION_LEAVES]
     reduced = (cuda.allow_fp16_reduced_precision_reduction, cuda.allow_bf16_reduced_precision_reduction)
     benchmark, fastpath, default = cudnn.benchmark, torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()

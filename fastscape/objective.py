@@ -102,10 +102,7 @@ class Objective:
     @property
     def base(self) -> dict[str, Tensor]:
         """The probed parameters by name, in the objective's dtype and on its device (views where possible)."""
-        return {
-            name: tensor.detach().to(self.device, self.dtype)
-            for name, tensor in zip(self.names, self._source, strict=True)
-        }
+        return {name: tensor.detach().to(self.device, self.dtype) for name, tensor in zip(self.names, self._source, strict=True)}
 
     @property
     def size(self) -> int:
@@ -295,7 +292,7 @@ def _checked_model(model: nn.Module) -> nn.Module:
                 "replaced one evaluation at a time; pass the module it was scripted from"
             )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(tensor):
             raise ValueError(f"model must be initialised, got the lazy tensor {name!r}; run one forward first")
         if tensor.is_meta:
             raise ValueError(f"model must hold data, got {name!r} on the meta device; load its weights first")

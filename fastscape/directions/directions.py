@@ -79,7 +79,12 @@ class Directions:
         self._source: Source = partial(self._draw, seed)
         self.seed: int | None = seed
         self.distribution: str = distribution
-        self._finish(objective, count, Normaliser(objective.base, normalize, one_d=one_d, zero_norm=zero_norm, filter_dim=filter_dim), scale)  # fmt: skip
+        self._finish(
+            objective,
+            count,
+            Normaliser(objective.base, normalize, one_d=one_d, zero_norm=zero_norm, filter_dim=filter_dim),
+            scale,
+        )
 
     def _finish(self, objective: Objective, count: int, normaliser: Normaliser, scale: Scale) -> None:
         if scale not in get_args(Scale):
@@ -133,9 +138,12 @@ class Directions:
             if not any(bool(tensor.any()) for tensor in row.values()):
                 raise ValueError(f"tensors[{index}] must not be zero")
         stored = [
-            [row[name].detach().to(w.device, torch.float64) if name in row else torch.zeros_like(w).double() for name, w in base.items()]
+            [
+                row[name].detach().to(w.device, torch.float64) if name in row else torch.zeros_like(w).double()
+                for name, w in base.items()
+            ]
             for row in rows
-        ]  # fmt: skip
+        ]
         self = object.__new__(cls)
         self._source = stored.__getitem__
         self.seed, self.distribution = None, "given"

@@ -18,7 +18,7 @@ on the number of threads. A group of zero norm (biases at initialisation) gives 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -38,7 +38,7 @@ def sum_of_squares(tensor: Tensor) -> float:
     flat = tensor.detach().reshape(-1)
     whole = flat.numel() // _BLOCK * _BLOCK
     sums: list[float] = []
-    for rows in flat[:whole].reshape(-1, _BLOCK).split(64):
+    for rows in torch.split(flat[:whole].reshape(-1, _BLOCK), 64):
         sums += rows.double().square_().sum(1).tolist()
     if whole < flat.numel():
         sums.append(float(flat[whole:].double().square_().sum()))
@@ -186,7 +186,7 @@ class Normaliser:
         if self.rule not in ("element", "none"):
             moved = [square for square, moves in zip(self._squares, self._moved, strict=True) if moves]
             return math.sqrt(_exact_sum(moved))
-        weights = self._magnitudes or [None] * len(raw)
+        weights: Sequence[Tensor | None] = self._magnitudes or [None] * len(raw)
         squares = [
             sum_of_squares(tensor if weight is None else tensor.reshape(weight.shape).double() * weight)
             for tensor, weight, moves in zip(raw, weights, self._moved, strict=True)

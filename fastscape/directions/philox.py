@@ -35,8 +35,16 @@ _M32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _SQRT_HALF_BITS = 0x3F3504F3
-_LOG = (-1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1, 2.0000714765e-1)
-_LOG = (*_LOG, -2.4999993993e-1, 3.3333331174e-1)
+_LOG = (
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
+)
 
 
 def philox(counter: Sequence[Tensor | int], seed: int) -> Words:
@@ -139,7 +147,7 @@ def draw(
         owner = torch.bucketize(position, ends, right=True)
         counter = (position - starts[owner], direction, words[owner], stream)
         raw[begin : begin + block] = _elements(philox(counter, seed), distribution)
-    pieces = raw.reshape(-1).split([count * per for count in counters]) if counters else ()
+    pieces = torch.split(raw.reshape(-1), [count * per for count in counters]) if counters else ()
     return [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
 
 

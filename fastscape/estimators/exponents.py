@@ -50,9 +50,7 @@ def exponents(measured: Moments, x: Array, q: Array, weights: Array | None = Non
     alpha, f = slope(x, measured.mean_log, weights), slope(x, measured.entropy, weights)
     with np.errstate(divide="ignore", invalid="ignore"):
         dimension = np.where(q == 1, alpha, line.slope / np.where(q == 1, 1.0, q - 1))
-    return Exponents(
-        q, line.slope, line.stderr, line.r2, line.intercept, alpha, f, dimension, np.min(measured.n_eff, axis=0)
-    )
+    return Exponents(q, line.slope, line.stderr, line.r2, line.intercept, alpha, f, dimension, np.min(measured.n_eff, axis=0))
 
 
 def structure_exponents(log_r: Array, x: Array, q: Array, weights: Array | None = None) -> Array:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastscape.estimators.scalars import m_tau
 from fastscape.estimators.scaling import Array, slope
@@ -55,7 +56,7 @@ class Resampled:
     mean_log: Array
     first: Array
     second: Array
-    counts: Array
+    counts: NDArray[np.int64]
 
 
 def resample(log_r: Array, q: Array, banks: Sequence[int], *, replicates: int = 1000, seed: int = 0) -> Resampled:
@@ -110,7 +111,9 @@ def is_common(log_z: Array) -> bool:
     return bool(np.all(spread < COMMON))
 
 
-def permutation_p(log_z: Sequence[Array], x: Array, q: Array, windows: Sequence[slice], *, permutations_: int = 999, seed: int = 0) -> float:  # fmt: skip
+def permutation_p(
+    log_z: Sequence[Array], x: Array, q: Array, windows: Sequence[slice], *, permutations_: int = 999, seed: int = 0
+) -> float:
     """Significance of M_tau against the null that the measure has no trend with scale.
 
     The rows of ln Z_q over the scales are permuted, jointly for all q; all permutations are enumerated up to six scales.

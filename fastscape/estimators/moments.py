@@ -37,14 +37,14 @@ class Moments:
 
 
 def log_magnitude(response: Array) -> Array:
-    """ln |response|, -inf for a zero, NaN kept."""
+    """Ln |response|, -inf for a zero, NaN kept."""
     with np.errstate(divide="ignore", invalid="ignore"):
         result: Array = np.log(np.abs(response))
     return result
 
 
 def log_measure(log_r: Array, floor: float | None = None) -> Array:
-    """ln p_i = ln r_i - ln sum_j r_j along the last axis; ``floor`` clips p from below without renormalising."""
+    """Ln p_i = ln r_i - ln sum_j r_j along the last axis; ``floor`` clips p from below without renormalising."""
     with np.errstate(invalid="ignore"):
         log_p: Array = log_r - logsumexp(log_r, axis=-1, keepdims=True)
     return log_p if floor is None else np.maximum(log_p, np.log(floor))

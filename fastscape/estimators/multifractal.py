@@ -311,7 +311,7 @@ class _Measures:
             "neg_frac": float(np.max(np.mean(signed[part] < 0, axis=1))),
         }
         zeta = ex.structure_exponents(log_r, x, self.q)
-        return WindowAnalysis(window, spectrum, zeta, *ratio, holder, cumulants, scalars)
+        return WindowAnalysis(window, spectrum, zeta, ratio[0], ratio[1], holder, cumulants, scalars)
 
     def _profile(self, signed: Array) -> ScaleProfile:
         log_r = self._log_r(signed)
@@ -361,8 +361,10 @@ class _Measures:
             )
             for name, values in replicates.items()
         }
-        values = ([w.spectrum.tau for w in windows], [w.spectrum.alpha for w in windows], [w.spectrum.f for w in windows])
-        bands = [_curve(np.mean(value, axis=0), np.mean(stack, axis=0)) for value, stack in zip(values, curves, strict=True)]
+        bands = [
+            _curve(np.mean([getattr(window.spectrum, name) for window in windows], axis=0), np.mean(stack, axis=0))
+            for name, stack in zip(("tau", "alpha", "f"), curves, strict=True)
+        ]
         return estimates, (bands[0], bands[1], bands[2])
 
     def _authors_verdict(self) -> NDArray[np.bool_] | None:

@@ -34,15 +34,15 @@ class Trust:
     @property
     def mask(self) -> NDArray[np.bool_]:
         """All three."""
-        return self.finite & self.above_noise & self.positive
+        return np.asarray(self.finite & self.above_noise & self.positive)
 
 
 def trust(response: Array, above_noise: NDArray[np.bool_]) -> Trust:
     """Trust mask of signed responses ``[K, N]``, given the noise gate's verdict ``[K]``."""
     return Trust(
-        finite=np.isfinite(response).all(axis=1),
+        finite=np.asarray(np.isfinite(response).all(axis=1)),
         above_noise=above_noise,
-        positive=np.mean(response != 0, axis=1) >= POSITIVE_SHARE,
+        positive=np.asarray(np.mean(response != 0, axis=1) >= POSITIVE_SHARE),
     )
 
 
@@ -53,7 +53,8 @@ def authors_trust(response: Array) -> NDArray[np.bool_]:
     """
     r = np.abs(response)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (r.mean(axis=1) / r.std(axis=1) >= 0.35) & (np.mean(r > 1e-20, axis=1) >= 0.2)
+        accepted = (r.mean(axis=1) / r.std(axis=1) >= 0.35) & (np.mean(r > 1e-20, axis=1) >= 0.2)
+    return np.asarray(accepted)
 
 
 def longest_window(mask: NDArray[np.bool_], eps: Array) -> tuple[Window | None, str]:
@@ -66,9 +67,7 @@ def longest_window(mask: NDArray[np.bool_], eps: Array) -> tuple[Window | None, 
         elif not trusted and start is not None:
             runs.append((start, index))
             start = None
-    usable = [
-        (a, b) for a, b in runs if b - a >= MIN_SCALES and np.log10(eps[b - 1] / eps[a]) >= MIN_DECADES * (1 - 1e-9)
-    ]
+    usable = [(a, b) for a, b in runs if b - a >= MIN_SCALES and np.log10(eps[b - 1] / eps[a]) >= MIN_DECADES * (1 - 1e-9)]
     if usable:
         return max(usable, key=lambda run: run[1] - run[0]), ""
     longest = max(runs, key=lambda run: run[1] - run[0], default=None)
@@ -86,7 +85,7 @@ def checked_windows(windows: Sequence[Sequence[int]], scales: int) -> tuple[Wind
         if len(pair) != 2:
             raise ValueError(f"windows[{index}] must be a pair (start, stop), got {tuple(pair)}")
         start, stop = int(pair[0]), int(pair[1])
-        if not (0 <= start and stop <= scales and stop - start >= MIN_SCALES):
+        if not (start >= 0 and stop <= scales and stop - start >= MIN_SCALES):
             raise ValueError(
                 f"windows[{index}] must hold at least {MIN_SCALES} of the {scales} scales (half-open), got ({start}, {stop})"
             )

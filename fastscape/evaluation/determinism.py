@@ -47,8 +47,10 @@ def _cause(replica: Replica, before: dict[str, torch.Tensor]) -> str:
     model = replica.module.model
     if values[0] == values[1]:
         active = [
-            name for name, module in model.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd) and module.training
-        ]  # fmt: skip
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.modules.dropout._DropoutNd) and module.training
+        ]
         where = f"dropout is active in {active[0]!r}" if active else "F.dropout without training=self.training, noise,"
         return (
             f"the forward draws random numbers ({where} or shuffling inside loss=); make the evaluation-mode forward and "

@@ -109,10 +109,7 @@ def trajectory(
     for file in files:
         file.at(objective)  # every file is read and matched before any work
     session = Session(probe, analysis, budget, target, path, memory, progress)
-    points = [
-        Point(file.name, file.step, partial(file.at, objective))
-        for file in files
-    ]
+    points = [Point(file.name, file.step, partial(file.at, objective)) for file in files]
     return session.run(points, list(extend.points) if extend is not None else None)
 
 

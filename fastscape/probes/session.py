@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import scipy  # type: ignore[import-untyped]
+import scipy
 import torch
 
 from fastscape._version import __version__

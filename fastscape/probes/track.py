@@ -18,7 +18,7 @@ from fastscape.estimators import AnalysisSettings
 from fastscape.estimators.scaling import Array
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.noise import second_difference
-from fastscape.evaluation.responses import Noise
+from fastscape.evaluation.responses import Noise, warn_if_noise
 from fastscape.objective import Objective
 from fastscape.reports.result import Measured, MultifractalResult
 from fastscape.runs.settings import ProbeSettings
@@ -33,7 +33,8 @@ class Track:
         self.name, self.step, self.probe = name, step, probe
         self.opened: set[int] = set()
         self.evaluations, self.seconds = 0, 0.0
-        self.loss, self.accuracy = float("nan"), None
+        self.loss = float("nan")
+        self.accuracy: float | None = None
         self.weight_norm = float("nan")
         self.radii: Array = probe.grid(1.0)
         self.eps_abs: Array = np.full(len(self.radii), np.nan)
@@ -78,6 +79,7 @@ class Track:
         self.opened.add(batch)
         self.noise = np.fmax(self.noise, noise.sigma)
         if noise.calibrated is not None:
+            warn_if_noise(precision, radii, noise.calibrated)
             self.calibrated = noise.calibrated if self.calibrated is None else self.calibrated & noise.calibrated
         if self.meta:
             return
@@ -135,7 +137,15 @@ class Track:
             notes.append(f"partial result: {reason}")
         meta = self.meta | {"evaluations": self.evaluations, "seconds": self.seconds}
         return MultifractalResult(
-            self.name, self.step, self.loss, self.accuracy, measured, measured.analyse(settings), self.probe, meta, tuple(notes)
+            self.name,
+            self.step,
+            self.loss,
+            self.accuracy,
+            measured,
+            measured.analyse(settings),
+            self.probe,
+            meta,
+            tuple(notes),
         )
 
     def restore(self, earlier: MultifractalResult, objective: Objective, precision: str) -> None:

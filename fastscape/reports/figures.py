@@ -22,7 +22,7 @@ def _axes(ax: Axes | None) -> Axes:
     if ax is not None:
         return ax
     try:
-        import matplotlib.pyplot as plt  # noqa: PLC0415 - an optional dependency
+        import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'fastscape-probes[plot]'") from error
     return plt.subplots(figsize=(5.2, 3.8), layout="constrained")[1]
@@ -73,7 +73,13 @@ def log_response(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     ax.plot(eps, shown, color=_BLUE, alpha=0.25, lw=0.7)
     negative = np.where(signed[:, : shown.shape[1]] < 0, shown, np.nan)
     ax.plot(eps, negative, ".", color=_RED, ms=3, alpha=0.5)
-    ax.plot(eps, np.nanmedian(np.where(np.isnan(r).all(axis=1, keepdims=True), 0, r), axis=1), color="k", lw=1.6, label="median")
+    ax.plot(
+        eps,
+        np.nanmedian(np.where(np.isnan(r).all(axis=1, keepdims=True), 0, r), axis=1),
+        color="k",
+        lw=1.6,
+        label="median",
+    )
     if (result.measured.noise > 0).all():
         ax.plot(eps, result.measured.noise, "--", color=_ORANGE, lw=1.3, label="rounding noise (RMS)")
     ax.plot([], [], ".", color=_RED, label="negative")
@@ -110,7 +116,7 @@ def curvature(result: MultifractalResult, ax: Axes | None = None) -> Axes:
 
 
 def partition_function(result: MultifractalResult, ax: Axes | None = None) -> Axes:
-    """ln Z_q - ln Z_q(first) against the radius for several q, with fitted lines over the window."""
+    """Ln Z_q - ln Z_q(first) against the radius for several q, with fitted lines over the window."""
     ax = _axes(ax)
     title = r"Partition function $\ln Z_q(\epsilon)$ and fits"
     if not result.analysis.valid:
@@ -119,7 +125,7 @@ def partition_function(result: MultifractalResult, ax: Axes | None = None) -> Ax
     profile, window = result.analysis.profiles[0], result.analysis.pooled[0][0]
     start, stop = window.window
     chosen = [order for order in (-3, -1, 0.5, 2, 4) if order in q] or q[:: max(1, len(q) // 5)].tolist()
-    import matplotlib as mpl  # noqa: PLC0415 - an optional dependency
+    import matplotlib as mpl
 
     colours = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, len(chosen)))
     x = np.log(result.measured.radii)
@@ -154,7 +160,7 @@ def tau_curve(result: MultifractalResult, ax: Axes | None = None) -> Axes:
 
 
 def spectrum(result: MultifractalResult, ax: Axes | None = None) -> Axes:
-    """f against alpha (Chhabra-Jensen slopes), with q = 0 and q = 1 marked."""
+    """F against alpha (Chhabra-Jensen slopes), with q = 0 and q = 1 marked."""
     ax = _axes(ax)
     title = r"Singularity spectrum $f(\alpha)$"
     alpha, f = result.analysis.alpha, result.analysis.f
@@ -183,7 +189,13 @@ def exponent_histogram(result: MultifractalResult, ax: Axes | None = None) -> Ax
     if not len(h):
         return _nothing(ax, title, "no direction has a finite exponent")
     centre, spread = float(np.median(h)), max(float(np.ptp(h)), 1e-6)
-    ax.hist(h, bins=min(40, max(8, len(h) // 12)), range=(centre - spread, centre + spread) if spread < 1e-5 else None, color=_BLUE, alpha=0.75)  # fmt: skip
+    ax.hist(
+        h,
+        bins=min(40, max(8, len(h) // 12)),
+        range=(centre - spread, centre + spread) if spread < 1e-5 else None,
+        color=_BLUE,
+        alpha=0.75,
+    )
     ax.axvline(centre, color="k", lw=1.3, label=f"median {centre:.3f}")
     if ax.get_xlim()[0] < 2 < ax.get_xlim()[1]:
         ax.axvline(2, color=_ORANGE, ls="--", lw=1.2, label="2 (quadratic)")
@@ -197,7 +209,7 @@ def exponent_histogram(result: MultifractalResult, ax: Axes | None = None) -> Ax
 def slopes(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     """Local slopes of ln r (median over directions) between neighbouring scales."""
     ax = _axes(ax)
-    title = "Local slope of |response| (2: quadratic, 1.5: sparse kinks)"
+    title = "Local slope of |response| (2: quadratic)"
     signed = _all_directions(result)
     if signed is None or not np.isfinite(signed).any():
         return _nothing(ax, title, "no finite response")
@@ -220,6 +232,38 @@ def slopes(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     return _log_scale_axis(ax, title, r"$d\ln|\Delta L|\,/\,d\ln\epsilon$")
 
 
+def heterogeneity(result: MultifractalResult, ax: Axes | None = None) -> Axes:
+    """Variance of ln r over directions, C2, against the radius; its slope is c2."""
+    ax = _axes(ax)
+    title = r"Log-cumulant $C_2(\epsilon)$ = var ln r, slope $c_2$"
+    if not result.analysis.valid:
+        return _nothing(ax, title, result.analysis.reason)
+    eps, x = result.measured.eps_rel, np.log(result.measured.radii)
+    profile, window = result.analysis.profiles[0], result.analysis.pooled[0][0]
+    part = slice(*window.window)
+    ax.plot(eps, profile.C2, "o", ms=3, color=_BLUE)
+    fit = window.cumulants.c2 * (x[part] - x[part].mean()) + window.cumulants.C2.mean()
+    ax.plot(eps[part], fit, color=_BLUE, lw=1.2, label=f"c2 = {window.cumulants.c2:.3g}")
+    _shade(result, ax)
+    ax.legend(fontsize=7)
+    return _log_scale_axis(ax, title, r"$C_2$ (nats$^2$)")
+
+
+def participation(result: MultifractalResult, ax: Axes | None = None) -> Axes:
+    """Share of the directions that carry the response, 1 / (N Z_2), and share of negative responses."""
+    ax = _axes(ax)
+    title = "Anisotropy at each scale"
+    if not result.analysis.profiles:
+        return _nothing(ax, title, result.analysis.reason)
+    profile, eps = result.analysis.profiles[0], result.measured.eps_rel
+    ax.plot(eps, profile.participation, "o-", ms=3, lw=1.3, color=_BLUE, label=r"participation $1/(N Z_2)$")
+    ax.plot(eps, profile.neg_frac, "o-", ms=3, lw=1.0, color=_RED, label="share of negative responses")
+    ax.set_ylim(-0.03, 1.03)
+    _shade(result, ax)
+    ax.legend(fontsize=7)
+    return _log_scale_axis(ax, title, "share of directions")
+
+
 CHECKPOINT_FIGURES: tuple[Callable[[MultifractalResult, Axes | None], Axes], ...] = (
     log_response,
     curvature,
@@ -228,6 +272,8 @@ CHECKPOINT_FIGURES: tuple[Callable[[MultifractalResult, Axes | None], Axes], ...
     tau_curve,
     spectrum,
     exponent_histogram,
+    heterogeneity,
+    participation,
 )
 
 
@@ -235,6 +281,10 @@ def _step_axis(result: TrajectoryResult, ax: Axes) -> None:
     steps = result.steps
     if len(steps) > 1 and steps.max() > 20 * max(1.0, np.min(steps[steps > 0], initial=steps.max())):
         ax.set_xscale("symlog", linthresh=max(1.0, float(np.min(steps[steps > 0]))))
+    width = ax.get_xaxis().get_transform()
+    low, high = width.transform(np.array([steps.min(), steps.max()]))
+    pad = 0.04 * max(high - low, 1e-9)
+    ax.set_xlim(*width.inverted().transform(np.array([low - pad, high + pad])))
     numbered = all(point.step is not None for point in result.points)
     ax.set_xlabel("training step" if numbered else "checkpoint")
 
@@ -252,13 +302,13 @@ def trajectory_panels(result: TrajectoryResult, axes: Sequence[Axes] | None = No
     """Six panels along training: M_tau, c2, exponents, loss and accuracy, ||w||, tau(q) early to late."""
     if axes is None:
         try:
-            import matplotlib.pyplot as plt  # noqa: PLC0415 - an optional dependency
+            import matplotlib.pyplot as plt
         except ImportError as error:
             raise ImportError("plots need matplotlib: pip install 'fastscape-probes[plot]'") from error
         axes = list(plt.subplots(2, 3, figsize=(13, 7), layout="constrained")[1].flat)
     if len(axes) != 6:
         raise ValueError(f"axes must be six, got {len(axes)}")
-    import matplotlib as mpl  # noqa: PLC0415 - an optional dependency
+    import matplotlib as mpl
 
     panels = (
         ("m_tau", r"$M_\tau$ (95 % interval)", r"$M_\tau$"),

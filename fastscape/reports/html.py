@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +34,27 @@ def write_html(result: MultifractalResult | TrajectoryResult, path: str | Path) 
         ImportError: naming the extra to install.
     """
     try:
-        import matplotlib as mpl  # noqa: PLC0415 - optional dependencies
-        from jinja2 import Environment, PackageLoader, select_autoescape  # noqa: PLC0415
+        import matplotlib as mpl
+        from jinja2 import Environment, PackageLoader, select_autoescape
     except ImportError as error:
         raise ImportError("reports need matplotlib and jinja2: pip install 'fastscape-probes[report]'") from error
     points = result.points if isinstance(result, TrajectoryResult) else (result,)
     environment = Environment(loader=PackageLoader("fastscape.reports"), autoescape=select_autoescape(["j2"]))
     with mpl.rc_context({"svg.hashsalt": "fastscape", "font.size": 9, "svg.fonttype": "none"}):
-        trajectory = _svg(2, 3, lambda axes: figures.trajectory_panels(result, axes)) if len(points) > 1 else None  # type: ignore[arg-type]
+        along = isinstance(result, TrajectoryResult) and len(points) > 1
+        trajectory = _svg(2, 3, partial(figures.trajectory_panels, result)) if along else None
         sections = [
             {
                 "name": point.name,
                 "verdict": point.verdict(),
                 "rows": _rows(point),
                 "flags": point.flags,
-                "figure": _svg(2, 4, lambda axes, point=point: _panels(point, axes)),
+                "figure": _svg(3, 3, partial(_panels, point)),
             }
             for point in points
         ]
     page = environment.get_template("report.html.j2").render(
-        title="Multifractal probe" + (" along training" if len(points) > 1 else f": {points[0].name}"),
+        title="Multifractal probe" + (" along training" if along else f": {points[0].name}"),
         verdict=result.verdict(),
         trajectory=trajectory,
         series=_trajectory_rows(points),
@@ -68,15 +70,19 @@ def write_html(result: MultifractalResult | TrajectoryResult, path: str | Path) 
 
 
 def _svg(rows: int, columns: int, draw: Callable[[list[Any]], object]) -> str:
-    from matplotlib.figure import Figure  # noqa: PLC0415 - an optional dependency
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.3 * columns, 3.5 * rows), layout="constrained")
     draw(list(figure.subplots(rows, columns).flat))
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
-    return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg [^>]*?)height="[^"]*" ([^>]*?)width="[^"]*"',
-                  lambda m: m[1] or f"{m[2]}{m[3]}", text[text.index("<svg") :], count=1)  # fmt: skip
+    return re.sub(
+        r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg [^>]*?)height="[^"]*" ([^>]*?)width="[^"]*"',
+        lambda m: m[1] or f"{m[2]}{m[3]}",
+        text[text.index("<svg") :],
+        count=1,
+    )
 
 
 def _panels(point: MultifractalResult, axes: Sequence[Any]) -> None:
@@ -103,7 +109,12 @@ def _rows(point: MultifractalResult) -> list[tuple[str, str]]:
             ("largest share of negative responses", f"{first['neg_frac']:.0%}"),
         ]
         banks = analysis.bank_statistics["m_tau"]
-        rows.append(("M_tau over banks", f"{tables.number(banks.mean)} ± {tables.number(banks.std)} (std of {len(analysis.banks)})"))
+        rows.append(
+            (
+                "M_tau over banks",
+                f"{tables.number(banks.mean)} ± {tables.number(banks.std)} (std of {len(analysis.banks)})",
+            )
+        )
     return rows
 
 
@@ -131,7 +142,10 @@ def _settings(point: MultifractalResult) -> list[tuple[str, str]]:
     radii = point.measured.radii
     return [
         ("radii", f"{len(radii)} from {radii[0]:.2e} to {radii[-1]:.2e} in units of ||d|| (scale: {probe.scale})"),
-        ("directions", f"{probe.distribution}, normalised per {probe.normalize}, {probe.banks} banks, seed {probe.seed}"),
+        (
+            "directions",
+            f"{probe.distribution}, normalised per {probe.normalize}, {probe.banks} banks, seed {probe.seed}",
+        ),
         ("orders q", ", ".join(f"{order:g}" for order in analysis.q)),
         ("response", f"{analysis.variant}, gamma = {analysis.gamma:g}"),
         ("bootstrap, permutations", f"{analysis.bootstrap}, {analysis.permutations}"),

@@ -133,10 +133,12 @@ class MultifractalResult:
         return storage.save(path, self, "multifractal")
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the raw responses as JSON data, NaN and inf as ``None``."""
-        content: dict[str, Any] = storage.plain(self)
-        for name in ("even", "odd"):
-            del content["measured"][name]
+        """Everything but raw responses and single banks (the npz has both) as JSON data, NaN and inf as ``None``."""
+        analysis = dataclasses.replace(self.analysis, banks=())
+        empty = np.empty(0)
+        measured = dataclasses.replace(self.measured, even=empty, odd=empty)
+        content: dict[str, Any] = storage.plain(dataclasses.replace(self, analysis=analysis, measured=measured))
+        del content["measured"]["even"], content["measured"]["odd"], content["analysis"]["banks"]
         return content | {"flags": list(self.flags), "verdict": self.verdict()}
 
     def to_json(self) -> str:
@@ -209,7 +211,7 @@ class TrajectoryResult:
         return storage.save(path, self, "trajectory")
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the raw responses as JSON data, NaN and inf as ``None``."""
+        """Every checkpoint's :meth:`MultifractalResult.to_dict` and the run's ``meta``."""
         return {"points": [point.to_dict() for point in self.points], "meta": storage.plain(self.meta)}
 
     def to_json(self) -> str:

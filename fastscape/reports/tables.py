@@ -36,11 +36,17 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def interval(estimate: Estimate | None) -> str:
-    """``value [low, high]``."""
+    """``value [low, high]``, rounded to two digits of the interval's width."""
     if estimate is None:
         return "n/a"
     low, high = estimate.interval
-    return f"{number(estimate.value)} [{number(low, 2)}, {number(high, 2)}]"
+    width = high - low
+    if not (math.isfinite(width) and width > 0):
+        return f"{number(estimate.value)} [{number(low)}, {number(high)}]"
+    decimals = max(0, 1 - math.floor(math.log10(width)))
+    if decimals > 6:
+        return f"{estimate.value:.2e} [{low:.2e}, {high:.2e}]"
+    return f"{estimate.value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def p_text(p: float) -> str:
@@ -98,7 +104,7 @@ def multifractal_table(result: MultifractalResult) -> RenderableType:
     for name, (label, meaning) in QUANTITIES.items():
         table.add_row(label, interval(result.analysis.estimates.get(name)), meaning)
     table.add_row("p (M_tau)", p_text(result.analysis.p_value), "against permuted scales")
-    table.add_row("scales", scale_range(result), "trusted window")
+    table.add_row("scales", scale_range(result), "analysed window")
     table.add_row("directions", f"{result.directions} in {len(result.measured.counts)} banks", result.meta["stop_reason"])
     table.add_row("precision", result.meta["precision"], f"path {result.meta['path']['name']}: {result.meta['path']['reason']}")
     flags = [Text(f"! {flag}", style="yellow") for flag in result.flags]
@@ -128,7 +134,19 @@ def trajectory_table(result: TrajectoryResult) -> RenderableType:
     """One row per checkpoint, then verdict and flags (checkpoints that share a flag on one line)."""
     table = Table(title="Multifractal probe along training", title_justify="left", title_style="bold")
     table.add_column("checkpoint", no_wrap=True)
-    for column in ("loss", "accuracy", "||w||", "M_tau [95 %]", "p", "M_tau q>0", "c2 [95 %]", "mean h", "std h", "decades", "N"):
+    for column in (
+        "loss",
+        "accuracy",
+        "||w||",
+        "M_tau [95 %]",
+        "p",
+        "M_tau q>0",
+        "c2 [95 %]",
+        "mean h",
+        "std h",
+        "decades",
+        "N",
+    ):
         table.add_column(column, justify="right")
     for point in result.points:
         estimates = point.analysis.estimates

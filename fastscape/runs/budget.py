@@ -34,13 +34,23 @@ class Budget:
 
     Args:
         budget: seconds or a string (see :func:`parse_seconds`); ``None`` for no deadline.
+        spent: seconds used before (start-up).
+        reserve: seconds needed at the very end (writing a report).
         clock: monotonic seconds; tests pass a simulated one.
     """
 
-    def __init__(self, budget: str | float | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        budget: str | float | None,
+        *,
+        spent: float = 0.0,
+        reserve: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.seconds = math.inf if budget is None else parse_seconds(budget)
+        self._reserve = reserve
         self._clock = clock
-        self._start = clock()
+        self._start = clock() - spent
 
     @property
     def limited(self) -> bool:
@@ -49,13 +59,13 @@ class Budget:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the budget was made."""
+        """Seconds since the budget was made, and what was spent before."""
         return self._clock() - self._start
 
     @property
     def remaining(self) -> float:
-        """Seconds to the deadline; inf without one."""
-        return self.seconds - self.elapsed
+        """Seconds of work left before the deadline and the final reserve; inf without a deadline."""
+        return self.seconds - self._reserve - self.elapsed
 
     def admits(self, unit: float, reserve: float = 0.0) -> bool:
         """Whether a unit of ``unit`` seconds, and ``reserve`` seconds after it, end before the deadline."""

@@ -57,9 +57,9 @@ class ProbeSettings:
             raise ValueError(f"count must be at least 2 directions per bank, got {self.count!r}")
         if not (isinstance(self.banks, int) and self.banks >= 1):
             raise ValueError(f"banks must be at least 1, got {self.banks!r}")
-        for name, value in (("seed", self.seed), ("stride", self.stride)):
-            if not (isinstance(value, int) and 0 <= value < 2**63):
-                raise ValueError(f"{name} must be an integer in [0, 2^63), got {value!r}")
+        for name, number in (("seed", self.seed), ("stride", self.stride)):
+            if not (isinstance(number, int) and 0 <= number < 2**63):
+                raise ValueError(f"{name} must be an integer in [0, 2^63), got {number!r}")
         for name, value, allowed in (
             ("distribution", self.distribution, get_args(Distribution)),
             ("normalize", self.normalize, RULES),

@@ -1,0 +1,42 @@
+# Every target works as the first command on a fresh machine: it makes .venv when it is missing.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test slow check bench noise format clean
+
+demo: $(STAMP) ## train a small CNN on real digits, probe its checkpoints, write demo/report.html
+	$(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
+	$(BIN)/fastscape probe zoo:cnn --data 'zoo:digits?samples=256' --checkpoint demo/checkpoints --budget 60s --out demo
+
+test: $(STAMP) ## the default test suite
+	$(BIN)/python -m pytest
+
+slow: $(STAMP) ## tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP) ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## benchmarks; results in benchmarks/results
+	mkdir -p benchmarks/results
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/bench.json
+
+noise: $(STAMP) ## the README's table: what float32 subtraction gets wrong
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/float32_noise.py
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
