@@ -39,9 +39,9 @@ def sum_of_squares(tensor: Tensor) -> float:
     whole = flat.numel() // _BLOCK * _BLOCK
     sums: list[float] = []
     for rows in torch.split(flat[:whole].reshape(-1, _BLOCK), 64):
-        sums += rows.double().square_().sum(1).tolist()
+        sums += rows.double().square().sum(1).tolist()
     if whole < flat.numel():
-        sums.append(float(flat[whole:].double().square_().sum()))
+        sums.append(float(flat[whole:].double().square().sum()))
     return _exact_sum(sums)
 
 

@@ -49,7 +49,7 @@ def signed_radii(radii: NDArray[np.float64]) -> list[float]:
 
 
 def rounding_model(replica: Replica) -> float:
-    """8 u (L0 + G) in the replica's dtype; G is left out where the loss hides its outputs."""
+    """8 u (L0 + G) with u of the replica's dtype, or of the loss where a model narrows it; G needs visible outputs."""
     objective = replica.objective
     replica.reset()
     total = sensitivity = 0.0
@@ -66,7 +66,7 @@ def rounding_model(replica: Replica) -> float:
                 size = outputs.double().flatten(2) if outputs.ndim > 2 else outputs.double()
                 dim = 1 if gradient.ndim > 1 else 0
                 sensitivity += weight * float((_norm(per_term, dim) * _norm(size, dim)).sum())
-    unit = torch.finfo(replica.dtype).eps / 2
+    unit = max(torch.finfo(replica.dtype).eps, torch.finfo(loss.dtype).eps) / 2
     return 8 * unit * (abs(total) + sensitivity) / objective.samples
 
 
@@ -75,7 +75,7 @@ def _norm(values: Tensor, dim: int) -> Tensor:
 
 
 def measured_floor(evaluator: Evaluator, directions: Directions, indices: Sequence[int]) -> float:
-    """RMS even response at a radius of 1e-11 ||w||, where only rounding is left; catches hidden float32 in a model."""
+    """RMS even response at a radius of 1e-11 ||w||, where only rounding is left."""
     norm = directions.tensors(indices[0])[1]
     radius = np.array([_FLOOR_RADIUS * directions.weight_norm / norm])
     even, _, _ = second_difference(evaluator.losses(directions, indices, signed_radii(radius)))

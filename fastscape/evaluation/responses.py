@@ -172,7 +172,7 @@ def responses(
         base=float(columns[0][2][0]),
         radii=steps,
         eps_abs=eps_abs,
-        eps_rel=eps_abs / directions.weight_norm,
+        eps_rel=relative(eps_abs, directions.weight_norm),
         weight_norm=directions.weight_norm,
         noise=noise.sigma,
         trusted=trusted,
@@ -181,6 +181,11 @@ def responses(
         evaluations=evaluations,
         seconds=time.perf_counter() - start,
     )
+
+
+def relative(eps_abs: NDArray[np.float64], weight_norm: float) -> NDArray[np.float64]:
+    """Distances relative to ||w||; NaN where all weights are zero."""
+    return eps_abs / weight_norm if weight_norm else np.full(len(eps_abs), np.nan)
 
 
 def blocks(count: int, size: int) -> list[Sequence[int]]:

@@ -18,7 +18,7 @@ from fastscape.estimators import AnalysisSettings
 from fastscape.estimators.scaling import Array
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.noise import second_difference
-from fastscape.evaluation.responses import Noise, warn_if_noise
+from fastscape.evaluation.responses import Noise, relative, warn_if_noise
 from fastscape.objective import Objective
 from fastscape.reports.result import Measured, MultifractalResult
 from fastscape.runs.settings import ProbeSettings
@@ -120,7 +120,7 @@ class Track:
             base=self._base.copy(),
             radii=self.radii,
             eps_abs=self.eps_abs,
-            eps_rel=self.eps_abs / self.weight_norm if self.weight_norm else np.full(len(self.radii), np.nan),
+            eps_rel=relative(self.eps_abs, self.weight_norm),
             weight_norm=self.weight_norm,
             noise=self.noise,
             calibrated=self.calibrated,

@@ -41,8 +41,8 @@ def write_html(result: MultifractalResult | TrajectoryResult, path: str | Path) 
     points = result.points if isinstance(result, TrajectoryResult) else (result,)
     environment = Environment(loader=PackageLoader("fastscape.reports"), autoescape=select_autoescape(["j2"]))
     with mpl.rc_context({"svg.hashsalt": "fastscape", "font.size": 9, "svg.fonttype": "none"}):
-        along = isinstance(result, TrajectoryResult) and len(points) > 1
-        trajectory = _svg(2, 3, partial(figures.trajectory_panels, result)) if along else None
+        along = result if isinstance(result, TrajectoryResult) and len(points) > 1 else None
+        trajectory = _svg(2, 3, partial(figures.trajectory_panels, along)) if along else None
         sections = [
             {
                 "name": point.name,

@@ -83,6 +83,8 @@ def read(path: str | Path, kinds: Mapping[str, type]) -> Any:
     Raises:
         ValueError: not such a file, damaged, or of a kind that is not in ``kinds``.
     """
+    if Path(path).is_file() and not zipfile.is_zipfile(path):
+        raise ValueError(f"path must be a result file written by fastscape (npz), got {str(path)!r}, which is not or is damaged")
     try:
         with np.load(Path(path), allow_pickle=False) as archive:
             document = json.loads(str(archive["document"]))

@@ -1,0 +1,91 @@
+"""A loss that is not a function is refused, with its cause."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fastscape as fs
+
+
+def probe(model, digits, **arguments):
+    objective = fs.Objective(model, digits, **({"criterion": F.cross_entropy} | arguments))
+    return fs.losses(objective, fs.Directions(objective, 1), [0.1])
+
+
+class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+class FunctionalDropout(Base):
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.5)
+
+
+class StubbornDropout(Base):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def train(self, mode=True):
+        return super().train(True)
+
+    def forward(self, x):
+        return self.drop(super().forward(x))
+
+
+class StubbornBatchNorm(Base):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(10)
+
+    def train(self, mode=True):
+        super().train(mode)
+        return self
+
+    def forward(self, x):
+        statistics = self.norm.running_mean.sum()
+        self.norm.running_mean += 0.1
+        return super().forward(x) * (1 + statistics)
+
+
+class Counter(Base):
+    calls = 0
+
+    def forward(self, x):
+        Counter.calls += 1
+        return super().forward(x) + Counter.calls * torch.arange(10)
+
+
+@pytest.mark.parametrize(
+    ("model", "cause"),
+    [
+        (FunctionalDropout, r"draws random numbers \(F.dropout without training=self.training"),
+        (StubbornDropout, "dropout is active in 'drop'"),
+        (StubbornBatchNorm, "changes the buffer 'norm.running_mean'"),
+        (Counter, "keeps state between calls"),
+    ],
+)
+def test_the_cause_of_a_nondeterministic_loss_is_named(model, cause, digits, untouched):
+    network = model()
+    with untouched(network), pytest.raises(fs.NondeterministicLossError, match=cause):
+        probe(network, digits)
+
+
+def test_shuffling_inside_the_loss_is_found(digits):
+    def loss(model, batch):
+        rows = torch.randperm(len(batch[0]))[:32]
+        return F.cross_entropy(model(batch[0][rows]), batch[1][rows])
+
+    with pytest.raises(fs.NondeterministicLossError, match="shuffling inside loss="):
+        probe(Base(), digits, criterion=None, loss=loss)
+
+
+def test_ordinary_dropout_and_batch_norm_pass(bn_net, digits):
+    assert torch.isfinite(probe(bn_net, digits)).all()
+    assert torch.isfinite(probe(bn_net, digits, batch_norm="batch")).all()

@@ -1,0 +1,58 @@
+"""The layers import in one direction only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import fastscape
+
+ROOT = Path(fastscape.__file__).parent
+LAYERS = ("objective", "directions", "evaluation", "estimators", "runs", "reports", "probes", "integrations", "cli")
+FOUNDATION = {"_state", "_batches", "_replica", "_version"}  # below every layer
+
+
+def layer(module):
+    """Layer of ``fastscape.<part>...``, or None for what is outside the order."""
+    part = module.split(".")[1] if module.count(".") else "__init__"
+    return LAYERS.index(part) if part in LAYERS else None
+
+
+def imports(path):
+    """Names of fastscape modules that a file imports when it runs (type-checking blocks left out)."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastscape"):
+            yield from (f"{node.module}.{name.name}" if node.module == "fastscape" else node.module for name in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.startswith("fastscape"))
+
+
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    own = LAYERS.index(parts[0]) if parts[0] in LAYERS else None
+    for module in imports(path):
+        wanted = layer(module)
+        if parts[0] in FOUNDATION:
+            assert module.split(".")[1] in FOUNDATION, f"{path.name} is below the layers and imports {module}"
+        elif own is not None:
+            assert wanted is None or wanted <= own, f"{path} ({LAYERS[own]}) imports the later layer {module}"
+            assert module.split(".")[1] != "zoo" or parts[0] == "cli", f"{path} must not need the zoo"
+
+
+def test_estimators_need_no_torch():
+    for path in (ROOT / "estimators").glob("*.py"):
+        assert "torch" not in path.read_text().replace("torch.Tensor", ""), f"{path.name} mentions torch"
+        assert all(module.startswith("fastscape.estimators") for module in imports(path)), path.name
