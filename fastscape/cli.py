@@ -43,6 +43,7 @@ CRITERIA: dict[str, Callable[..., Any]] = {
     "bce": F.binary_cross_entropy_with_logits,
 }
 _REPORT_START, _REPORT_POINT = 1.5, 1.0  # seconds to load matplotlib, and to draw and save a checkpoint
+_START_UP = min(time.process_time(), 10.0)  # seconds to import torch, part of a budget; capped where a host imports this late
 _SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin"}
 
 
@@ -155,7 +156,7 @@ def probe(model: str, **options: Any) -> None:
 def _probe(model: str, options: dict[str, Any]) -> Result:
     files = _files(options["checkpoints"])
     writing = _REPORT_START + _REPORT_POINT * max(1, len(files)) if options["out"] is not None else 0.0
-    budget = Budget(options["budget"], spent=time.process_time(), reserve=writing)  # the imports took CPU time only
+    budget = Budget(options["budget"], spent=_START_UP, reserve=writing)
     probe_settings, analysis = _settings(options)
     if options["out"] is not None:
         _check_writable(options["out"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,8 +29,8 @@ from fastscape.runs.budget import Budget
 from fastscape.runs.settings import ProbeSettings
 
 DEFAULT_COUNT = 64
-FIRST_ROUND = 8
-_UNKNOWN_ANALYSIS = 0.5  # seconds reserved per checkpoint before the first analysis has been timed
+FIRST_ROUND = 2
+_UNKNOWN_ANALYSIS = 0.2  # seconds reserved per checkpoint before the first analysis has been timed
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ class Session:
         self.limit = self.probe.count or (None if self.budget.limited else DEFAULT_COUNT)
         self.estimate: Estimate | None = None
         self.unit = 0.0  # seconds of the slowest block so far
-        self.analysis_cost = 0.0  # seconds to analyse one checkpoint's present directions
+        self.evaluating, self.fresh = 0.0, 0  # seconds of all blocks, and the directions in them
+        self.analysis_cost = _UNKNOWN_ANALYSIS  # seconds to analyse one checkpoint's present directions
         self.tracks: list[Track] = []
 
     def run(self, points: Sequence[Point], extend: Sequence[MultifractalResult] | None = None) -> TrajectoryResult:
@@ -128,7 +128,11 @@ class Session:
                 raise
             partial = self._result(f"failed: {type(error).__name__}")
             raise ProbeError(f"the probe failed at {self._where}: {type(error).__name__}: {error}", partial) from error
-        return self._result(reason)
+        try:
+            return self._result(reason)
+        except KeyboardInterrupt:  # the evaluations are kept: a quicker analysis of them
+            self.analysis = dataclasses.replace(self.analysis, bootstrap=100, permutations=99)
+            return self._result("interrupted")
 
     # ------------------------------------------------------------------ rounds
 
@@ -137,24 +141,22 @@ class Session:
         goal = max(FIRST_ROUND, reached)
         while True:
             goal = goal if self.limit is None else min(goal, self.limit)
-            before, start = self._directions(), self.budget.elapsed
             for point, track in zip(points, self.tracks, strict=True):
                 self._where = point.name
                 self._advance(point, track, goal)
-            fresh = self._directions() - before
-            per_direction = (self.budget.elapsed - start) / max(fresh, 1)
             if self.limit is not None and goal >= self.limit:
                 return "all directions done"
             if self._satisfied():
                 return "target met"
-            goal = self._next_goal(goal, per_direction)
+            goal = self._next_goal(goal)
 
-    def _next_goal(self, goal: int, per_direction: float) -> int:
+    def _next_goal(self, goal: int) -> int:
         """Twice as many directions, or as many as every bank of every checkpoint can have before the deadline."""
         if not self.budget.limited:
             return 2 * goal
         streams = len(self.tracks) * self.probe.banks
-        spare = self.budget.remaining - self._reserve(2.0)
+        spare = self.budget.remaining - self._reserve()
+        per_direction = self.evaluating / max(1, self.fresh)
         affordable = int(spare / (1.1 * per_direction * streams)) if per_direction > 0 else goal
         chunk = self.path.chunk if isinstance(self.path, PathChoice) else 1
         extra = min(goal, affordable // chunk * chunk)
@@ -168,18 +170,18 @@ class Session:
             return False
         met = self.target is not None
         for track in self.tracks if met else self.tracks[:1]:
-            start = time.perf_counter()
+            start = self.budget.elapsed
             estimate = track.measured().analyse(self.analysis).estimates.get("m_tau")
-            self.analysis_cost = time.perf_counter() - start
+            self.analysis_cost = self.budget.elapsed - start
             if track is self.tracks[0]:
                 self.estimate = estimate
             low, high = estimate.interval if estimate is not None else (-math.inf, math.inf)
             met = met and self.target is not None and (high - low) / 2 <= self.target
         return met
 
-    def _reserve(self, growth: float = 1.0) -> float:
-        """Seconds that the final analysis of all checkpoints will take."""
-        return len(self.tracks) * growth * (self.analysis_cost or _UNKNOWN_ANALYSIS)
+    def _reserve(self) -> float:
+        """Seconds that the final analysis of all checkpoints will take, of twice the directions of the last one timed."""
+        return 2 * len(self.tracks) * self.analysis_cost
 
     def _advance(self, point: Point, track: Track, goal: int) -> None:
         """Evaluate the directions that a point lacks up to ``goal`` per bank."""
@@ -192,34 +194,34 @@ class Session:
             banks = [bank for bank in range(self.probe.banks) if bank % len(objectives) == batch]
             if all(track.counts[bank] >= goal for bank in banks):
                 continue
-            start = time.perf_counter()
+            start = self.budget.elapsed
             with self._evaluator(objective, gate=batch not in track.opened) as evaluator, track.timed():
+                if not self._directions():
+                    self._check_budget((self.budget.elapsed - start) / 2)  # the gate evaluated the loss twice
+                radii = self.probe.grid(directions.weight_norm)
+                self.path = evaluator.prepare(directions, signed_radii(radii))
                 if batch not in track.opened:
-                    self._open(track, whole, evaluator, directions, batch, time.perf_counter() - start)
-                for bank in banks:
-                    self._bank(track, evaluator, directions.with_seed(self.probe.bank_seed(bank)), bank, goal)
-            track.evaluations += evaluator.evaluations
+                    noise = measure_noise(evaluator, directions, radii)
+                    track.open(batch, whole, directions, radii, noise, self.precision, self.path)
+                try:
+                    for bank in banks:
+                        self._bank(track, evaluator, directions.with_seed(self.probe.bank_seed(bank)), bank, goal)
+                finally:
+                    track.evaluations += evaluator.evaluations
 
     def _evaluator(self, objective: Objective, *, gate: bool) -> Evaluator:
         return Evaluator(objective, self.dtype, path=self.path, memory=self.memory, gate=gate)
 
-    def _open(
-        self, track: Track, whole: Objective, evaluator: Evaluator, directions: Directions, batch: int, seconds: float
-    ) -> None:
-        """First visit: check that the budget can hold a unit, choose the path, measure noise."""
-        radii = self.probe.grid(directions.weight_norm)
-        points = signed_radii(radii)
-        if not self._directions():
-            unit = seconds / 2 * len(points) * len(self.tracks)  # opening evaluated the loss twice
-            if not self.budget.admits(unit):
-                raise ValueError(
-                    f"budget must fit one direction at {len(radii)} radii"
-                    + (f" for each of {len(self.tracks)} checkpoints" if len(self.tracks) > 1 else "")
-                    + f", got {self.budget.seconds:g} s; it takes about {unit:.2g} s, and a useful run 100 times as much"
-                )
-        self.path = evaluator.prepare(directions, points)
-        noise = measure_noise(evaluator, directions, radii)
-        track.open(batch, whole, directions, radii, noise, self.precision, self.path)
+    def _check_budget(self, forward: float) -> None:
+        """Refuse a budget that cannot hold one direction at every checkpoint, given the seconds of one evaluation."""
+        scales = len(self.probe.grid(1.0))
+        unit = forward * (1 + 2 * scales) * len(self.tracks)
+        if not self.budget.admits(unit):
+            each = f" for each of {len(self.tracks)} checkpoints" if len(self.tracks) > 1 else ""
+            raise ValueError(
+                f"budget must fit one direction at {scales} radii{each}, got {self.budget.seconds:g} s; it takes about "
+                f"{unit:.2g} s, and a useful run 100 times as much"
+            )
 
     def _bank(self, track: Track, evaluator: Evaluator, directions: Directions, bank: int, goal: int) -> None:
         assert isinstance(self.path, PathChoice)
@@ -227,11 +229,13 @@ class Session:
         first = track.counts[bank]
         for block in blocks(goal - first, self.path.chunk):
             indices = range(first + block[0], first + block[-1] + 1)
-            if track.counts[bank] and not self.budget.admits(self.unit, self._reserve()):
+            if self._directions() and not self.budget.admits(self.unit, self._reserve()):
                 raise _Deadline
-            start = time.perf_counter()
+            start = self.budget.elapsed
             track.add(bank, evaluator.losses(directions, indices, points))
-            self.unit = max(self.unit, time.perf_counter() - start)
+            seconds = self.budget.elapsed - start
+            self.unit = max(self.unit, seconds)
+            self.evaluating, self.fresh = self.evaluating + seconds, self.fresh + len(indices)
             self._report(track.name)
 
     def _report(self, name: str) -> None:

@@ -78,6 +78,11 @@ def test_identities_hold_with_weights(random_powers):
     np.testing.assert_allclose(zeta - Q * zeta[Q == 1], result.tau, **EXACT)
     np.testing.assert_allclose(result.f, Q * result.alpha - result.tau, **EXACT)
     assert abs(result.tau - spectrum(eps, r).tau).max() > 1e-3  # the weights are used
+    log_r, x = np.log(np.abs(r)), np.log(eps)
+    holder, first_two = holder_exponents(log_r, x, weights), cumulants(log_r, x, weights)
+    np.testing.assert_allclose(holder.h, np.polyfit(x, log_r, 1, w=np.sqrt(weights))[0], **EXACT)
+    assert first_two.c1 == pytest.approx(holder.mean, rel=0, abs=1e-12)
+    assert first_two.c2 == pytest.approx(np.polyfit(x, first_two.C2, 1, w=np.sqrt(weights))[0], rel=0, abs=1e-12)
 
 
 CHANGES = {
@@ -148,8 +153,11 @@ def test_gamma_identity_matches_the_measure_of_powered_responses(responses, gamm
 
 def test_gamma_setting_is_the_analysis_of_powered_responses(random_powers):
     eps, r = random_powers
-    powered = analyse([np.abs(r) ** 2.5], eps, settings=AnalysisSettings(q=tuple(Q), bootstrap=20)).pooled[0][0]
-    setting = analyse([r], eps, settings=AnalysisSettings(q=tuple(Q), gamma=2.5, bootstrap=20)).pooled[0][0]
+    results = [
+        analyse([np.abs(r) ** 2.5], eps, settings=AnalysisSettings(q=tuple(Q), bootstrap=20)),
+        analyse([r], eps, settings=AnalysisSettings(q=tuple(Q), gamma=2.5, bootstrap=20)),
+    ]
+    powered, setting = (result.pooled[0][0] for result in results)
     tau, alpha, f = gamma_exponents(log_magnitude(r), np.log(eps), Q, 2.5)
     for values, direct, identity in (
         (setting.spectrum.tau, powered.spectrum.tau, tau),
@@ -160,6 +168,8 @@ def test_gamma_setting_is_the_analysis_of_powered_responses(random_powers):
         np.testing.assert_allclose(values, identity, **EXACT)
     np.testing.assert_allclose(setting.holder.h, powered.holder.h, **EXACT)
     assert setting.scalars["c2"] == pytest.approx(powered.scalars["c2"], rel=1e-12)
+    for name, estimate in results[0].estimates.items():
+        np.testing.assert_allclose(results[1].estimates[name].interval, estimate.interval, rtol=1e-9)
 
 
 def test_ratio_variant_depends_on_the_unit_of_eps(f2):
@@ -188,7 +198,7 @@ def test_ratio_variant_refuses_radii_of_1_or_more(f2, largest):
 
 
 def test_moments_are_the_sums_over_directions(f2):
-    eps, r = f2
+    _, r = f2
     p = r / r.sum(axis=1, keepdims=True)
     z = (p[:, None] ** Q[:, None]).sum(axis=2)
     result = moments(log_measure(np.log(r)), Q)

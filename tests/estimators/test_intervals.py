@@ -74,6 +74,19 @@ def test_replicates_match_far_from_one_in_the_log_domain():
         np.testing.assert_allclose(alpha[replicate], spectrum.alpha, rtol=1e-10, atol=1e-9)
 
 
+def test_replicates_without_the_dominant_direction_match_too():
+    """One direction is 1e10 above the rest; without it every r^40 is 1e-400 of the largest."""
+    x = np.log(np.logspace(-4, -1, 6))
+    log_r = np.random.default_rng(0).normal(0, 0.3, (6, 20)) + 2 * x[:, None]
+    log_r[:, 0] += 10 * np.log(10)
+    q = np.array([1.0, 40.0])
+    draws = resample(log_r, q, [20], replicates=20, seed=0)
+    tau, _, _ = resampled_spectrum(draws, x, q, slice(0, 6))
+    assert (draws.counts[:, 0] == 0).any()
+    expected = [literal(drawn(log_r, counts), x, q)[0].tau for counts in draws.counts]
+    np.testing.assert_allclose(tau, expected, rtol=1e-10, atol=1e-9)
+
+
 def test_headline_intervals_are_percentiles_over_literal_resamples(random_powers):
     eps, r = random_powers
     log_r, x = np.log(np.abs(r)), np.log(eps)

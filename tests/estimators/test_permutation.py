@@ -104,10 +104,10 @@ def test_common_scaling_has_no_p_and_is_named():
     assert math.isnan(result.p_value)
 
 
-@pytest.mark.parametrize("drift", [0.0, 1e-11, 3e-10, 1e-9, 1.5e-9, 2.5e-9, 1e-8, 1e-3])
+@pytest.mark.parametrize("drift", [0.0, 1e-11, 1e-10, 3e-10, 4e-10, 1e-8, 1e-3])
 def test_p_is_missing_exactly_for_common_scaling(drift):
     eps, bump = np.logspace(-4, -1, 9), np.linspace(-1, 1, 9)
-    # the largest |ln Z_q - mean| of the grid is about 3.1 drift
+    # over the default orders the largest |ln Z_q - mean| is 3.2 drift, and the largest range twice that
     log_r = np.array([0.0, 0.5, 1.0]) + np.outer(drift * bump, [1.0, 0.0, -1.0]) + 2 * np.log(eps)[:, None]
     settings = AnalysisSettings(bootstrap=20, permutations=19)
     result = analyse([np.exp(log_r)], eps, settings=settings)

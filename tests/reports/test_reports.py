@@ -1,0 +1,191 @@
+"""Files round-trip without pickles, tables and pages say what was found, figures draw every state."""
+
+import dataclasses
+import json
+import re
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch.nn import functional as F
+
+import fastscape as fs
+from fastscape import zoo
+from fastscape.reports import figures, storage, tables
+from fastscape.reports.html import write_html
+
+mpl.use("agg")
+QUICK = fs.AnalysisSettings(bootstrap=50, permutations=99)
+RADII = tuple(np.logspace(-3, -1, 8))
+
+
+@pytest.fixture(scope="module")
+def trajectory(tmp_path_factory):
+    torch.manual_seed(0)
+    files = zoo.train(zoo.cnn(width=2), zoo.digits(samples=256), tmp_path_factory.mktemp("run"), steps=30, checkpoints=3)
+    objective = fs.Objective(zoo.cnn(width=2), zoo.digits(samples=64), criterion=F.cross_entropy)
+    return fs.trajectory(objective, files, fs.ProbeSettings(radii=RADII, count=16, banks=2), QUICK)
+
+
+@pytest.fixture(scope="module")
+def result(trajectory):
+    return trajectory.points[-1]
+
+
+@pytest.fixture(scope="module")
+def broken():
+    """A result without numbers: NaN weights."""
+    model = zoo.mlp(hidden=(4,))
+    with torch.no_grad():
+        model[1].weight.fill_(torch.nan)
+    objective = fs.Objective(model, zoo.digits(samples=16), criterion=F.cross_entropy)
+    return fs.multifractal(objective, fs.ProbeSettings(count=2), QUICK, name="<broken & co>")
+
+
+def same(a, b):
+    """Deep equality of dataclass trees, bit by bit, NaN equal to NaN."""
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b, equal_nan=a.dtype.kind == "f") and a.dtype == b.dtype
+    if dataclasses.is_dataclass(a):
+        return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
+
+
+def test_files_round_trip_to_the_last_bit(result, trajectory, broken, tmp_path):
+    for name, value in (("one", result), ("many.npz", trajectory), ("broken", broken)):
+        path = value.save(tmp_path / name)
+        assert path.suffix == ".npz"
+        assert same(fs.load(path), value)
+        assert fs.load(path).summary() == value.summary()
+
+
+def test_files_hold_no_pickles_and_are_readable_by_numpy_alone(result, tmp_path):
+    with np.load(result.save(tmp_path / "r"), allow_pickle=False) as archive:
+        assert all(archive[name].dtype != object for name in archive.files)
+        document = json.loads(str(archive["document"]))
+        np.testing.assert_array_equal(archive["result.measured.even"], result.measured.even)
+    assert document["kind"] == "multifractal"
+    assert document["result"]["meta"]["data_fingerprint"] == result.meta["data_fingerprint"]
+
+
+def test_analysis_runs_again_from_the_file_without_the_model(result, tmp_path):
+    again = fs.load(result.save(tmp_path / "r"))
+    assert same(again.reanalyse().analysis, result.analysis)
+    narrow = again.reanalyse(windows=((2, 8),), q=(-1, 0.5, 2, 3))
+    assert narrow.analysis.windows == ((2, 8),)
+    assert narrow.analysis.settings.q == (-1, 0, 0.5, 1, 2, 3)
+    direct = fs.analyse(result.measured.response("even"), result.measured.radii, settings=narrow.analysis.settings)
+    assert narrow.analysis.estimates["m_tau"] == direct.estimates["m_tau"]
+    assert again.reanalyse(variant="odd").analysis.estimates["h_mean"].value < 1.5
+
+
+def test_a_full_disk_leaves_the_older_file_whole(result, tmp_path, monkeypatch):
+    path = result.save(tmp_path / "r")
+    before = path.read_bytes()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage.np, "savez_compressed", full)
+    with pytest.raises(OSError, match="No space left"):
+        result.save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["r.npz"]
+
+
+def test_files_of_others_are_refused(tmp_path):
+    np.savez(tmp_path / "other.npz", a=np.ones(3))
+    (tmp_path / "text.npz").write_text("hello")
+    np.savez(tmp_path / "kind.npz", document=np.array(json.dumps({"kind": "sharpness", "result": {}})))
+    for name in ("other", "text", "kind"):
+        with pytest.raises(ValueError, match="must be a result file written by fastscape"):
+            fs.load(tmp_path / f"{name}.npz")
+    with pytest.raises(FileNotFoundError):
+        fs.load(tmp_path / "none.npz")
+
+
+def test_json_is_strict_and_complete(result, broken, trajectory):
+    document = json.loads(result.to_json(), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+    assert document["analysis"]["estimates"]["m_tau"]["value"] == result.analysis.estimates["m_tau"].value
+    assert document["verdict"] == result.verdict()
+    assert json.loads(broken.to_json())["loss"] is None
+    assert [point["name"] for point in json.loads(trajectory.to_json())["points"]] == ["step0", "step1", "step30"]
+
+
+def test_the_table_shows_every_value_and_every_flag(result, trajectory, broken):
+    text = result.summary()
+    estimate = result.analysis.estimates["m_tau"]
+    assert tables.interval(estimate) in text
+    for label, _ in tables.QUANTITIES.values():
+        assert label in text
+    for value in (result, broken):
+        flat = " ".join(str(value).split())
+        for flag in value.flags:
+            assert flag in flat
+    assert re.search(r"step30 .*100", trajectory.summary()) or "step30" in trajectory.summary()
+
+
+def test_numbers_are_rounded_to_their_uncertainty():
+    assert tables.interval(fs.Estimate(0.12345, 0.01, (0.1012, 0.1457), 10)) == "0.123 [0.101, 0.146]"
+    assert tables.interval(fs.Estimate(12.345, 1, (10.1, 14.6), 10)) == "12.3 [10.1, 14.6]"
+    assert tables.interval(None) == "n/a"
+    assert tables.p_text(0.0004) == "< 0.001"
+    assert tables.p_text(float("nan")) == "n/a"
+
+
+@pytest.mark.parametrize("draw", figures.CHECKPOINT_FIGURES, ids=lambda draw: draw.__name__)
+def test_figures_take_an_axis_label_it_and_return_it(draw, result, broken):
+    for value in (result, broken):
+        figure = Figure()
+        ax = figure.subplots()
+        assert draw(value, ax) is ax
+        figure.canvas.draw()
+        assert ax.get_title()
+    figure = Figure()
+    ax = draw(result, figure.subplots())
+    assert ax.get_xlabel()
+    assert ax.get_ylabel()
+
+
+def test_the_response_figure_shows_the_data_and_the_noise_floor(result):
+    ax = figures.log_response(result, Figure().subplots())
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines}
+    together = np.abs(np.concatenate(result.measured.response("even"), axis=1))
+    np.testing.assert_allclose(lines["median"], np.median(together, axis=1))
+    np.testing.assert_array_equal(lines["rounding noise (RMS)"], result.measured.noise)
+
+
+def test_trajectory_panels_show_the_series(trajectory):
+    axes = list(Figure().subplots(2, 3).flat)
+    figures.trajectory_panels(trajectory, axes)
+    np.testing.assert_array_equal(axes[0].lines[0].get_ydata(), trajectory.series("m_tau")[0])
+    with pytest.raises(ValueError, match="axes must be six, got 2"):
+        figures.trajectory_panels(trajectory, axes[:2])
+
+
+def test_plot_makes_its_own_axis(result, trajectory):
+    import matplotlib.pyplot as plt
+
+    assert result.plot().get_title()
+    assert len(trajectory.plot()) == 6
+    plt.close("all")
+
+
+def test_pages_are_self_contained_escaped_and_leave_matplotlib_alone(result, trajectory, broken, tmp_path):
+    before = dict(mpl.rcParams)
+    for name, value in (("one", result), ("many", trajectory), ("broken", broken)):
+        page = write_html(value, tmp_path / f"{name}.html").read_text()
+        assert not re.search(r'(src|href)="https?:', page)
+        assert "<svg" in page
+        points = value.points if hasattr(value, "points") else (value,)
+        for point in points:
+            for flag in point.flags:
+                assert flag.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;") in page
+    assert "&lt;broken &amp; co&gt;" in page
+    assert dict(mpl.rcParams) == before

@@ -1,0 +1,114 @@
+"""Budgets: parsing, admission, and overrun of at most one unit on simulated clocks."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fastscape as fs
+from fastscape.runs.budget import Budget, parse_seconds
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("60s", 60), ("5m", 300), ("1.5h", 5400), ("90", 90), (2.5, 2.5), ("3 min", 180)])
+def test_budgets_are_read(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5s", "0", "nan", "inf", "5 days", 0.0])
+def test_bad_budgets_are_named(text):
+    with pytest.raises(ValueError, match=r"budget must be a positive time such as '60s'.*got"):
+        parse_seconds(text)
+
+
+def test_a_unit_is_admitted_while_it_ends_before_deadline_and_reserve():
+    now = [100.0]
+    budget = Budget(10, spent=1.0, reserve=2.0, clock=lambda: now[0])
+    assert budget.remaining == 7.0
+    assert budget.admits(5.0, 2.0)
+    assert not budget.admits(5.1, 2.0)
+    now[0] += 7
+    assert budget.elapsed == 8.0
+    assert not budget.admits(0.1)
+    assert Budget(None).admits(1e9)
+
+
+class Costly(nn.Module):
+    """A forward that takes simulated time."""
+
+    def __init__(self, clock, cost):
+        super().__init__()
+        self.w = nn.Parameter(torch.arange(1.0, 7.0))
+        self._tick = [clock, cost]
+
+    def __deepcopy__(self, memo):
+        copy = Costly(*self._tick)
+        copy.w = memo[id(self.w)]
+        return copy
+
+    def forward(self, x):
+        clock, cost = self._tick
+        clock[0] += cost()
+        return (self.w * x).square().sum() + (self.w * x).abs().sum() ** 3
+
+
+def costly_objective(clock, cost):
+    return fs.Objective(Costly(clock, cost), [torch.ones(6)], loss=lambda model, batch: model(batch))
+
+
+RADII = tuple(np.logspace(-3, -1, 4))
+QUICK = fs.AnalysisSettings(bootstrap=2, permutations=1)
+POINTS = 1 + 2 * len(RADII)
+
+
+@pytest.mark.parametrize("trace", range(100))
+def test_overrun_is_at_most_one_unit(trace):
+    rng = random.Random(trace)
+    clock, slowest = [0.0], rng.uniform(0.1, 2.0)
+    objective = costly_objective(clock, lambda: rng.uniform(0.2, 1.0) * slowest)
+    opening = slowest * (2 + 2 + 3 * 12 + 2 * POINTS)  # gate, path, noise: before the first unit
+    seconds = opening + rng.uniform(1, 300)
+    probe = fs.ProbeSettings(radii=RADII, banks=rng.choice([1, 3]))
+    budget = Budget(seconds, clock=lambda: clock[0])
+    result = fs.multifractal(objective, probe, QUICK, budget=budget, path="loop")
+    assert result.directions > 0
+    assert clock[0] <= seconds + slowest * POINTS
+    assert result.meta["stop_reason"] == "deadline"
+
+
+def test_a_budget_below_one_unit_is_refused_with_what_one_takes():
+    clock = [0.0]
+    objective = costly_objective(clock, lambda: 10.0)
+    with pytest.raises(ValueError, match=r"budget must fit one direction at 4 radii, got 60 s; it takes about 90 s"):
+        fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, budget=Budget(60, clock=lambda: clock[0]), path="loop")
+
+
+def test_a_longer_budget_extends_the_same_directions():
+    def run(seconds, extend=None):
+        clock = [0.0]
+        objective = costly_objective(clock, lambda: 0.5)
+        probe = fs.ProbeSettings(radii=RADII, banks=2, seed=9)
+        return fs.multifractal(objective, probe, QUICK, budget=Budget(seconds, clock=lambda: clock[0]), path="loop", extend=extend)
+
+    short, long = run(80), run(400)
+    extended = run(400, extend=short)
+    few = short.measured.counts.min()
+    assert 0 < short.directions < long.directions < extended.directions
+    for other in (long, extended):
+        np.testing.assert_array_equal(short.measured.even[:, :, :few], other.measured.even[:, :, :few])
+    both = min(long.measured.counts.min(), extended.measured.counts.min())
+    np.testing.assert_array_equal(long.measured.even[:, :, :both], extended.measured.even[:, :, :both])
+
+
+def test_the_target_ends_the_run_early():
+    clock = [0.0]
+    objective = costly_objective(clock, lambda: 1e-4)
+    budget = Budget(1000, clock=lambda: clock[0])
+    settings = fs.AnalysisSettings(bootstrap=50, permutations=1)
+    result = fs.multifractal(objective, fs.ProbeSettings(radii=RADII), settings, budget=budget, path="loop", target=0.3)
+    low, high = result.analysis.estimates["m_tau"].interval
+    assert result.meta["stop_reason"] == "target met"
+    assert (high - low) / 2 <= 0.3
+    with pytest.raises(ValueError, match="target must be a positive half-width of the M_tau interval, got -1"):
+        fs.multifractal(objective, target=-1)

@@ -1,0 +1,93 @@
+"""Checkpoints are read in the usual forms, matched to the model, and never run code."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import fastscape as fs
+from fastscape import zoo
+from fastscape.runs.checkpoints import checkpoints, read_state
+from torch.nn import functional as F
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("ran",)
+
+
+@pytest.fixture
+def state(bn_net):
+    return {name: tensor + 1 for name, tensor in bn_net.state_dict().items()}
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_torch_files_are_unwrapped_and_prefixes_taken_off(tmp_path, bn_objective, state, wrapper, prefix):
+    content = {prefix + name: tensor for name, tensor in state.items()}
+    torch.save(content if wrapper is None else {wrapper: content, "epoch": 3, "lr": 0.1}, tmp_path / "step12.pt")
+    (checkpoint,) = checkpoints([tmp_path / "step12.pt"])
+    assert (checkpoint.name, checkpoint.step) == ("step12", 12)
+    assert checkpoint.at(bn_objective).loss() == bn_objective.at(state).loss()
+
+
+def test_safetensors_are_read_and_shared_tensors_completed(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(5, 3)
+            self.head = nn.Linear(3, 5, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, tokens):
+            return self.head(self.embed(tokens))
+
+    model = Tied()
+    save_file({"head.weight": torch.ones(5, 3)}, tmp_path / "a.safetensors")
+    objective = fs.Objective(model, [(torch.tensor([1]), torch.tensor([2]))], criterion=F.cross_entropy)
+    assert checkpoints([tmp_path / "a.safetensors"])[0].at(objective).loss() == pytest.approx(torch.log(torch.tensor(5.0)))
+
+
+def test_files_that_could_run_code_are_refused(tmp_path):
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
+    torch.save({"model": Evil()}, tmp_path / "object.pt")
+    for name in ("evil.pt", "object.pt"):
+        with pytest.raises(ValueError, match="must hold tensors only, got a pickle that could run code"):
+            read_state(tmp_path / name)
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path, bn_objective, state):
+    torch.save(state, tmp_path / "whole.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:500])
+    (tmp_path / "torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    for name in ("torn.pt", "torn.safetensors"):
+        with pytest.raises(ValueError, match=f"checkpoint .*{name}"):
+            read_state(tmp_path / name)
+    torch.save({"epoch": 1}, tmp_path / "empty.pt")
+    with pytest.raises(ValueError, match="must hold a state dict, alone or under one of.*got keys epoch"):
+        read_state(tmp_path / "empty.pt")
+    del state["5.weight"]
+    torch.save(state, tmp_path / "less.pt")
+    with pytest.raises(ValueError, match=r"checkpoint .*less.pt: state must match Sequential, got: missing 5.weight"):
+        checkpoints([tmp_path / "less.pt"])[0].at(bn_objective)
+
+
+def test_bad_lists_are_named(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"")
+    for paths, message in (
+        ([], "at least one file"),
+        ([tmp_path / "none.pt"], r"checkpoints\[0\] must be a file"),
+        ([tmp_path / "a.pt", tmp_path / "." / "a.pt"], r"checkpoints\[1\] is given twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            checkpoints(paths)
+
+
+def test_equal_stems_get_longer_names(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        zoo.train(zoo.mlp(hidden=(4,)), zoo.digits(samples=8), tmp_path / folder, steps=1, checkpoints=2)
+    names = [file.name for file in checkpoints([tmp_path / "x" / "step0.safetensors", tmp_path / "y" / "step0.safetensors"])]
+    assert names[0] != names[1]

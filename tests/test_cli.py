@@ -1,0 +1,269 @@
+"""The command line: results on stdout, progress and errors on stderr, exit codes, nothing lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import fastscape as fs
+from fastscape import zoo
+from fastscape.cli import main
+
+FAST = ("--radii", "1e-3:1e-1:8", "--count", "4", "--banks", "2", "--path", "loop")
+DIGITS = ("--data", "zoo:digits?samples=32")
+
+
+def fastscape(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def run(tmp_path):
+    torch.manual_seed(0)
+    zoo.train(zoo.mlp(hidden=(8,)), zoo.digits(samples=64), tmp_path / "run", steps=12, checkpoints=3)
+    return tmp_path / "run"
+
+
+def test_probe_prints_a_table_and_writes_the_three_files(tmp_path):
+    done = fastscape("probe", "zoo:mlp", *DIGITS, *FAST, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert "M_tau" in done.stdout
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["report.html", "result.json", "result.npz"]
+    result = fs.load(tmp_path / "out" / "result.npz")
+    assert result.directions == 8
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["verdict"] == result.verdict()
+
+
+def test_json_on_stdout_is_only_json():
+    done = fastscape("probe", "zoo:mlp", *DIGITS, *FAST, "--json")
+    document = json.loads(done.stdout)
+    assert document["meta"]["stop_reason"] == "all directions done"
+    assert document["analysis"]["estimates"]["m_tau"]["n"] == 8
+    assert done.stderr == ""
+
+
+def test_checkpoints_come_in_order_from_files_and_directories(run):
+    done = fastscape("probe", "zoo:mlp?hidden=(8,)", *DIGITS, *FAST, "--checkpoint", run, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert [point["name"] for point in json.loads(done.stdout)["points"]] == ["step0", "step1", "step12"]
+    files = [run / "step12.safetensors", run / "step0.safetensors"]
+    given = fastscape("probe", "zoo:mlp?hidden=(8,)", *DIGITS, *FAST, "--checkpoint", files[0], "--checkpoint", files[1], "--json")
+    assert [point["step"] for point in json.loads(given.stdout)["points"]] == [12, 0]
+
+
+def test_options_reach_the_settings():
+    done = fastscape(
+        *("probe", "zoo:mlp", *DIGITS, "--radii", "1e-3,1e-2,3e-2,1e-1", "--count", 3, "--banks", 1, "--seed", 7, "--json"),
+        *("--normalize", "filter", "--distribution", "rademacher", "--scale", "unit", "--one-d", "same", "--variant", "odd"),
+        *("--q=-1,0.5,2,3", "--window", "0:4", "--precision", "float64", "--params", "*.weight", "--batch-norm", "batch"),
+    )
+    document = json.loads(done.stdout)
+    probe, analysis = document["probe"], document["analysis"]["settings"]
+    assert probe["radii"] == [1e-3, 1e-2, 3e-2, 1e-1]
+    assert (probe["count"], probe["banks"], probe["seed"]) == (3, 1, 7)
+    assert (probe["normalize"], probe["distribution"], probe["scale"], probe["one_d"]) == ("filter", "rademacher", "unit", "same")
+    assert analysis["q"] == [-1, 0, 0.5, 1, 2, 3]
+    assert analysis["windows"] == [[0, 4]]
+    assert analysis["variant"] == "odd"
+    assert document["meta"]["parameters"] == 64 * 128 + 128 * 64 + 64 * 10
+    assert document["meta"]["batch_norm"] == "batch"
+
+
+def test_a_preset_is_taken_and_changed_by_options():
+    done = fastscape("probe", "zoo:mlp", *DIGITS, "--preset", "torok2026", "--count", 2, "--json")
+    document = json.loads(done.stdout)
+    assert document["probe"]["scale"] == "unit"
+    assert document["probe"]["banks"] == 8
+    assert len(document["analysis"]["windows"]) == 8
+    assert document["probe"]["count"] == 2
+
+
+def test_resnet18_comes_within_its_budget_and_says_when_weights_are_nan(tmp_path):
+    arguments = ("--data", "zoo:digits?samples=32&size=32&channels=3", "--budget", "25s", "--radii", "1e-3:1e-1:4", "--json")
+    done = fastscape("probe", "torchvision:resnet18?num_classes=10", *arguments)
+    assert done.exit_code == 0, done.stderr
+    meta = json.loads(done.stdout)["meta"]
+    assert meta["stop_reason"] == "deadline"
+    assert meta["run_seconds"] < 25 + 10  # one unit: a direction at four radii
+    (tmp_path / "broken.py").write_text(
+        "import torch, torchvision\n\ndef make():\n    model = torchvision.models.resnet18(num_classes=10)\n"
+        "    torch.nn.init.constant_(model.fc.weight, float('nan'))\n    return model\n"
+    )
+    broken = fastscape("probe", f"{tmp_path}/broken.py:make", *arguments[:2], "--count", 2, "--banks", 1, "--radii", "1e-3:1e-1:4")
+    assert broken.exit_code == 0, broken.stderr
+    assert "weights hold NaN or inf in fc.weight" in broken.stdout
+    assert "No multifractal numbers" in broken.stdout
+
+
+def test_custom_losses_data_and_objectives_are_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "task.py").write_text(
+        "import torch\nimport fastscape as fs\n\n"
+        "def model():\n    torch.manual_seed(0)\n    return torch.nn.Linear(3, 1)\n\n"
+        "def data():\n    return [{'x': torch.ones(4, 3)}]\n\n"
+        "def loss(model, batch):\n    return model(batch['x']).square().mean()\n\n"
+        "def objective():\n    return fs.Objective(model(), data(), loss=loss)\n"
+    )
+    values = []
+    for arguments in (("task.py:model", "--data", "task.py:data", "--loss", "task.py:loss"), ("task.py:objective",)):
+        done = fastscape("probe", *arguments, *FAST, "--json")
+        assert done.exit_code == 0, done.stderr
+        values.append(json.loads(done.stdout)["loss"])
+    assert values[0] == values[1]
+
+
+def test_an_unreached_target_has_its_exit_code_and_keeps_the_result():
+    done = fastscape("probe", "zoo:mlp", *DIGITS, *FAST, "--target", "1e-9")
+    assert done.exit_code == 3
+    assert "the target 1e-09 was not reached (all directions done)" in done.stderr
+    assert "M_tau" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("zoo:vgg", *DIGITS), "MODEL must be one of zoo:mlp"),
+        (("zoo:mlp",), "--data is missing"),
+        (("zoo:mlp", *DIGITS, "--radii", "0:1:4"), "radii must be positive, got '0:1:4'"),
+        (("zoo:mlp", *DIGITS, "--radii", "1e-3,1e-2,1e-1"), "radii must hold at least 4 scales, got 3"),
+        (("zoo:mlp", *DIGITS, "--radii", "1e-3,1e-3,1e-2,1e-1"), "strictly ascending"),
+        (("zoo:mlp", *DIGITS, "--count", "1"), "count must be at least 2"),
+        (("zoo:mlp", *DIGITS, "--normalize", "layer"), "normalize must be one of tensor, filter"),
+        (("zoo:mlp", *DIGITS, "--budget", "soon"), "budget must be a positive time such as '60s'"),
+        (("zoo:mlp", *DIGITS, "--checkpoint", "nowhere.pt"), r"checkpoints[0] must be a file, got 'nowhere.pt'"),
+        (("zoo:mlp", *DIGITS, "--criterion", "hinge"), "--criterion must be one of cross_entropy, mse, bce or module:function"),
+        (("zoo:mlp", *DIGITS, "--extend", "nowhere.npz"), "nowhere.npz"),
+        (("zoo:mlp", *DIGITS, "--preset", "other"), "preset must be 'torok2026'"),
+        (("zoo:mlp", "--data", "zoo:digits?samples=32", "--budget", "1ms"), "budget must fit one direction"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_writes_nothing(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = fastscape("probe", *arguments, "--out", tmp_path / "out")
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_that_do_not_fit_are_exit_code_2(run):
+    (run / "bad.pt").write_bytes(b"not a checkpoint")
+    done = fastscape("probe", "zoo:mlp?hidden=(8,)", *DIGITS, "--checkpoint", run / "bad.pt")
+    assert done.exit_code == 2
+    assert "bad.pt" in done.stderr
+    wrong = fastscape("probe", "zoo:mlp?hidden=(9,)", *DIGITS, "--checkpoint", run / "step0.safetensors")
+    assert wrong.exit_code == 2
+    assert "1.weight has shape (8, 64), the model (9, 64)" in wrong.stderr
+
+
+def test_an_unwritable_directory_is_found_before_the_work(tmp_path, monkeypatch):
+    def refuse(**_arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("fastscape.cli.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("fastscape.cli.multifractal", lambda *_args, **_kwargs: pytest.fail("the work was started"))
+    done = fastscape("probe", "zoo:mlp", *DIGITS, "--out", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "--out must be a writable directory" in done.stderr
+
+
+def test_a_full_disk_rescues_the_result(tmp_path, monkeypatch):
+    real = fs.MultifractalResult.save
+
+    def save(self, path):
+        if "out" in str(path):
+            raise OSError(28, "No space left on device")
+        return real(self, path)
+
+    monkeypatch.setattr(fs.MultifractalResult, "save", save)
+    done = fastscape("probe", "zoo:mlp", *DIGITS, *FAST, "--out", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "M_tau" in done.stdout
+    place = done.stderr.split("the result is saved in ")[1].splitlines()[0]
+    assert fs.load(place).directions == 8
+    os.unlink(place)
+
+
+def test_models_that_cannot_be_probed_are_exit_code_4(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "import torch\n\nclass Noisy(torch.nn.Linear):\n    def forward(self, x):\n"
+        "        return torch.nn.functional.dropout(super().forward(x.flatten(1)), 0.5)\n\n"
+        "def noisy():\n    return Noisy(64, 10)\n\ndef narrow():\n    return torch.nn.Linear(3, 10)\n"
+    )
+    noisy = fastscape("probe", f"{tmp_path}/odd.py:noisy", *DIGITS)
+    assert noisy.exit_code == 4
+    assert "the forward draws random numbers" in noisy.stderr
+    narrow = fastscape("probe", f"{tmp_path}/odd.py:narrow", *DIGITS)
+    assert narrow.exit_code == 4
+    assert "the model cannot be probed: RuntimeError" in narrow.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_saves_the_partial_result_and_exits_130(tmp_path, number):
+    (tmp_path / "signals.py").write_text(
+        "import pathlib, torch\n\nclass Signals(torch.nn.Linear):\n    calls = 0\n\n    def forward(self, x):\n"
+        "        Signals.calls += 1\n        if Signals.calls == 400:\n            pathlib.Path('running').touch()\n"
+        "        return super().forward(x.flatten(1))\n\ndef make():\n    return Signals(64, 10)\n"
+    )
+    command = [sys.executable, "-m", "fastscape", "probe", "signals.py:make", *DIGITS, "--path", "loop", "--out", "out"]
+    process = subprocess.Popen(
+        [*command, "--count", "100000"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "running").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "partial result: interrupted" in stdout
+    result = fs.load(tmp_path / "out" / "result.npz")
+    assert result.meta["stop_reason"] == "interrupted"
+    assert result.directions > 0
+    assert np.isfinite(result.measured.even[0, :, 0]).all()
+
+
+def test_report_shows_a_saved_result_again_without_the_model(tmp_path):
+    fastscape("probe", "zoo:mlp", *DIGITS, *FAST, "--out", tmp_path / "out")
+    saved = tmp_path / "out" / "result.npz"
+    shown = fastscape("report", saved, "--out", tmp_path / "again.html")
+    assert shown.exit_code == 0, shown.stderr
+    assert "<svg" in (tmp_path / "again.html").read_text()
+    assert fs.load(saved).verdict() in " ".join(shown.stdout.split())
+    changed = fastscape("report", saved, "--q=-1,2,3", "--window", "1:7", "--json")
+    assert json.loads(changed.stdout)["analysis"]["windows"] == [[1, 7]]
+    bad = fastscape("report", tmp_path / "again.html")
+    assert bad.exit_code == 2
+    assert "must be a result file written by fastscape" in bad.stderr
+
+
+def test_extend_continues_a_saved_run(tmp_path):
+    fastscape("probe", "zoo:mlp", *DIGITS, *FAST, "--out", tmp_path / "a")
+    more = [*FAST]
+    more[3] = "6"
+    done = fastscape("probe", "zoo:mlp", *DIGITS, *more, "--extend", tmp_path / "a" / "result.npz", "--json")
+    assert json.loads(done.stdout)["analysis"]["estimates"]["m_tau"]["n"] == 12
+    other = fastscape("probe", "zoo:cnn", *DIGITS, *more, "--extend", tmp_path / "a" / "result.npz")
+    assert other.exit_code == 2
+    assert "got other weights" in other.stderr
+
+
+def test_progress_is_drawn_on_a_terminal_only():
+    from io import StringIO
+
+    from rich.console import Console
+
+    from fastscape.reports.live import LiveProgress
+
+    for terminal, quiet, drawn in ((True, False, True), (False, False, False), (True, True, False)):
+        console = Console(file=StringIO(), force_terminal=terminal, width=120)
+        with LiveProgress(console=console, quiet=quiet) as live:
+            live.show("step3", 40, 0.5, 12.0, fs.Estimate(0.1, 0.01, (0.08, 0.12), 40))
+        assert ("40 directions" in console.file.getvalue()) is drawn
+        assert ("about 12 s left" in console.file.getvalue()) is drawn
