@@ -122,9 +122,7 @@ def tanh_net():
 def bn_net():
     """A convolution with batch norm, dropout and a gradient: everything that could be disturbed, in training mode."""
     torch.manual_seed(2)
-    model = nn.Sequential(
-        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(108, 10)
-    )
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(108, 10))
     inputs = torch.randn(6, 1, 8, 8)
     model(inputs).sum().backward()
     return model

@@ -1,11 +1,11 @@
 """The command line: results on stdout, progress and errors on stderr, exit codes, nothing lost."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,7 +54,9 @@ def test_checkpoints_come_in_order_from_files_and_directories(run):
     assert done.exit_code == 0, done.stderr
     assert [point["name"] for point in json.loads(done.stdout)["points"]] == ["step0", "step1", "step12"]
     files = [run / "step12.safetensors", run / "step0.safetensors"]
-    given = fastscape("probe", "zoo:mlp?hidden=(8,)", *DIGITS, *FAST, "--checkpoint", files[0], "--checkpoint", files[1], "--json")
+    given = fastscape(
+        "probe", "zoo:mlp?hidden=(8,)", *DIGITS, *FAST, "--checkpoint", files[0], "--checkpoint", files[1], "--json"
+    )
     assert [point["step"] for point in json.loads(given.stdout)["points"]] == [12, 0]
 
 
@@ -96,7 +98,9 @@ def test_resnet18_comes_within_its_budget_and_says_when_weights_are_nan(tmp_path
         "import torch, torchvision\n\ndef make():\n    model = torchvision.models.resnet18(num_classes=10)\n"
         "    torch.nn.init.constant_(model.fc.weight, float('nan'))\n    return model\n"
     )
-    broken = fastscape("probe", f"{tmp_path}/broken.py:make", *arguments[:2], "--count", 2, "--banks", 1, "--radii", "1e-3:1e-1:4")
+    broken = fastscape(
+        "probe", f"{tmp_path}/broken.py:make", *arguments[:2], "--count", 2, "--banks", 1, "--radii", "1e-3:1e-1:4"
+    )
     assert broken.exit_code == 0, broken.stderr
     assert "weights hold NaN or inf in fc.weight" in broken.stdout
     assert "No multifractal numbers" in broken.stdout
@@ -188,7 +192,7 @@ def test_a_full_disk_rescues_the_result(tmp_path, monkeypatch):
     assert "M_tau" in done.stdout
     place = done.stderr.split("the result is saved in ")[1].splitlines()[0]
     assert fs.load(place).directions == 8
-    os.unlink(place)
+    Path(place).unlink()
 
 
 def test_models_that_cannot_be_probed_are_exit_code_4(tmp_path):

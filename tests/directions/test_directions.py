@@ -67,7 +67,9 @@ def test_module_rule_matches_the_norm_of_every_modules_parameters(objective):
     direction, base = fs.Directions(objective, 1, normalize="module", scale="none")[0], objective.base
     for module in ("0", "1", "4"):
         pair = [f"{module}.weight", f"{module}.bias"]
-        assert float(norm([direction[name] for name in pair])) == pytest.approx(float(norm([base[name] for name in pair])), rel=EXACT)
+        assert float(norm([direction[name] for name in pair])) == pytest.approx(
+            float(norm([base[name] for name in pair])), rel=EXACT
+        )
 
 
 def test_global_element_and_none_rules_are_their_formulas(objective):
@@ -146,7 +148,9 @@ def test_given_directions_are_scaled_and_absent_names_stay(objective):
     relative = fs.Directions.given(objective, [{"4.bias": tensor}] * 3, scale="relative")
     assert len(relative) == 3
     assert float(norm(relative[2].values())) == pytest.approx(objective.norm, rel=EXACT)
-    assert float(norm(fs.Directions.given(objective, {"4.bias": tensor}, scale="none")[0].values())) == pytest.approx(float(tensor.norm()))
+    assert float(norm(fs.Directions.given(objective, {"4.bias": tensor}, scale="none")[0].values())) == pytest.approx(
+        float(tensor.norm())
+    )
 
 
 def test_difference_points_from_one_checkpoint_to_the_other(net, objective):

@@ -89,7 +89,9 @@ def test_a_longer_budget_extends_the_same_directions():
         clock = [0.0]
         objective = costly_objective(clock, lambda: 0.5)
         probe = fs.ProbeSettings(radii=RADII, banks=2, seed=9)
-        return fs.multifractal(objective, probe, QUICK, budget=Budget(seconds, clock=lambda: clock[0]), path="loop", extend=extend)
+        return fs.multifractal(
+            objective, probe, QUICK, budget=Budget(seconds, clock=lambda: clock[0]), path="loop", extend=extend
+        )
 
     short, long = run(80), run(400)
     extended = run(400, extend=short)

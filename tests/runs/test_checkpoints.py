@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
 from fastscape.runs.checkpoints import checkpoints, read_state
-from torch.nn import functional as F
 
 
 class Evil:

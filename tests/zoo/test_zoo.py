@@ -100,8 +100,8 @@ def test_cifar10_is_read_by_the_real_loader(tmp_path, monkeypatch):
     assert targets.tolist() == labels[:15]
     expected = (images[3].reshape(3, 32, 32)[0] / 255 - 0.4914) / 0.2470
     np.testing.assert_allclose(inputs[3, 0].numpy(), expected, rtol=1e-5, atol=1e-6)
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="root must hold CIFAR-10 in torchvision's format, got"):
-        monkeypatch.undo()
         zoo.cifar10(tmp_path / "nothing")
 
 
