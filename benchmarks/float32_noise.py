@@ -77,9 +77,8 @@ def main():
     objective = trained_mlp(200)
     rows = by_radius(objective, fs.Directions(objective, arguments.count))
     compared = protocol(objective, arguments.count)
-    print(
-        "| radius, share of the weight norm | median response | float32: median error | wrong sign | gate on float32 | gate on float64 |"
-    )
+    columns = ("radius, share of the weight norm", "median response", "float32: median error", "wrong sign")
+    print("| " + " | ".join((*columns, "gate on float32", "gate on float64")) + " |")
     print("|---|---|---|---|---|---|")
     for row in rows:
         verdicts = ["trusted" if row[f"{name}_trusted"] else "rejected" for name in ("float32", "float64")]
