@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# The leaves of torch's precision tree. Reading and restoring the leaves returns every legacy getter
-# (allow_tf32, get_float32_matmul_precision) to its old value as well; writing the roots does not.
+# The leaves of torch's precision tree. CUDA kernels check that the legacy switches (set_float32_matmul_precision,
+# cudnn.allow_tf32) agree with the leaves, so both are written, and the leaves restored last: they return every legacy
+# getter to its old value. A user who set only the leaves gets errors from the legacy getters; theirs are left alone.
 _backends: Any = torch.backends  # its leaves are not typed
 _PRECISION_LEAVES = (
     _backends.cuda.matmul,
@@ -40,6 +41,14 @@ def preserved_rng() -> Iterator[None]:
         random.setstate(python)
 
 
+def _legacy(getter: Callable[[], Any]) -> Any:
+    """Value of a legacy precision switch; None where torch refuses to tell because only the new ones were set."""
+    try:
+        return getter()
+    except RuntimeError:
+        return None
+
+
 @contextmanager
 def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
     """Evaluate in plain IEEE ``dtype`` and restore every flag afterwards.
@@ -50,6 +59,7 @@ def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
     """
     cuda, cudnn = _backends.cuda.matmul, _backends.cudnn
     precision = [leaf.fp32_precision for leaf in _PRECISION_LEAVES]
+    matmul, convolution = _legacy(torch.get_float32_matmul_precision), _legacy(lambda: cudnn.allow_tf32)
     reduced = (cuda.allow_fp16_reduced_precision_reduction, cuda.allow_bf16_reduced_precision_reduction)
     benchmark, fastpath, default = cudnn.benchmark, torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
     with ExitStack() as stack:
@@ -61,6 +71,10 @@ def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
             stack.enter_context(torch.autocast("cuda", enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         try:
+            if matmul is not None:
+                torch.set_float32_matmul_precision("highest")
+            if convolution is not None:
+                cudnn.allow_tf32 = False
             for leaf in _PRECISION_LEAVES:
                 leaf.fp32_precision = "ieee"
             cuda.allow_fp16_reduced_precision_reduction = False
@@ -74,5 +88,9 @@ def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fastpath)
             cudnn.benchmark = benchmark
             cuda.allow_fp16_reduced_precision_reduction, cuda.allow_bf16_reduced_precision_reduction = reduced
+            if matmul is not None:
+                torch.set_float32_matmul_precision(matmul)
+            if convolution is not None:
+                cudnn.allow_tf32 = convolution
             for leaf, value in zip(_PRECISION_LEAVES, precision, strict=True):
                 leaf.fp32_precision = value

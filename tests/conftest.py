@@ -23,6 +23,14 @@ LEAVES = (
 )
 
 
+def legacy(getter):
+    """A legacy precision switch, or the word that torch refuses to tell it."""
+    try:
+        return getter()
+    except RuntimeError:
+        return "refused"
+
+
 def process_state():
     """Every global setting and random generator that a probe might touch."""
     return {
@@ -30,8 +38,9 @@ def process_state():
         "numpy rng": repr(np.random.get_state()),
         "python rng": random.getstate(),
         "fp32 precision": [leaf.fp32_precision for leaf in LEAVES],
-        "matmul precision": torch.get_float32_matmul_precision(),
-        "allow tf32": (BACKENDS.cuda.matmul.allow_tf32, BACKENDS.cudnn.allow_tf32),
+        "roots": (BACKENDS.fp32_precision, BACKENDS.cudnn.fp32_precision, BACKENDS.mkldnn.fp32_precision),
+        "matmul precision": legacy(torch.get_float32_matmul_precision),
+        "allow tf32": (legacy(lambda: BACKENDS.cuda.matmul.allow_tf32), legacy(lambda: BACKENDS.cudnn.allow_tf32)),
         "reduced": (
             BACKENDS.cuda.matmul.allow_fp16_reduced_precision_reduction,
             BACKENDS.cuda.matmul.allow_bf16_reduced_precision_reduction,

@@ -301,6 +301,8 @@ def test_no_public_call_leaves_a_trace(bn_net, digits, untouched, dtype, batch_n
             for path in PATHS:
                 fs.losses(objective, directions, [0.0, 0.1], path=path)
         fs.Directions.gradient(objective)
+        fs.Directions.given(objective, directions[0])
+        fs.Directions.difference(objective, model.state_dict(), model.state_dict() | {"5.bias": model[5].bias + 1})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", fs.PrecisionWarning)
             fs.responses(objective, directions, [1e-3, 1e-2], precision="float32")
