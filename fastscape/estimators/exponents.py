@@ -178,12 +178,10 @@ def cumulants(log_r: Array, x: Array, weights: Array | None = None) -> Cumulants
     return Cumulants(first, second, float(slope(x, first, weights)), float(slope(x, second, weights)))
 
 
-def participation_ratio(measured: Moments, q: Array, count: int) -> Array:
-    """Share of the directions that carry the response at each scale, 1 / (N Z_2), ``[K]``; NaN without q = 2."""
-    at = np.flatnonzero(q == 2)
-    if not len(at):
-        return np.full(len(measured.log_z), np.nan)
-    result: Array = np.exp(-measured.log_z[:, at[0]]) / count
+def participation_ratio(log_r: Array) -> Array:
+    """Share of the directions that carry the response at each scale, 1 / (N Z_2), ``[K]``, from ln r ``[K, N]``."""
+    log_z = moments(log_measure(log_r), np.array([2.0])).log_z[:, 0]
+    result: Array = np.exp(-log_z) / log_r.shape[1]
     return result
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 RECOMMENDED_DIRECTIONS = 256
 RECOMMENDED_SCALES = 8
 RECOMMENDED_DECADES = 1.5
-SIGN_CHANGES = (0.02, 0.98)
+SIGN_MIXING = 0.02
 
 
 def analysis_flags(
@@ -66,12 +66,12 @@ def _moment_flags(analyses: Sequence[WindowAnalysis]) -> list[str]:
         flags.append(f"moments q = {_listed(thin)} are carried by fewer than {MIN_DIRECTIONS:g} directions (biased)")
     undefined = q[np.isnan(np.sum([analysis.spectrum.tau for analysis in analyses], axis=0))]
     if len(undefined):
-        flags.append(f"moments q = {_listed(undefined)} are not defined (zero responses)")
-    share = max(analysis.scalars["neg_frac"] for analysis in analyses)
-    low, high = SIGN_CHANGES
-    if low < share < high and (q <= -1).any():
+        flags.append(f"moments q = {_listed(undefined)} are not defined (zero or infinite responses)")
+    mixing = max(analysis.scalars["sign_mixing"] for analysis in analyses)
+    if mixing > SIGN_MIXING and (q <= -1).any():
         flags.append(
-            f"responses change sign (up to {share:.0%} negative): moments q <= -1 do not exist, compare m_tau_pos and c2"
+            f"responses change sign (up to {mixing:.0%} have the rarer one): moments q <= -1 do not exist; "
+            "compare m_tau_pos and c2"
         )
     return flags
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastscape.estimators import exponents as ex
 from fastscape.estimators.flags import analysis_flags
-from fastscape.estimators.intervals import Estimate, permutation_p, resample, resampled_spectrum
+from fastscape.estimators.intervals import Estimate, is_common, permutation_p, resample, resampled_spectrum, weighted_spread
 from fastscape.estimators.moments import log_magnitude, log_measure, moments
 from fastscape.estimators.scalars import AUTHORS_Q, kappa, m_tau, spectrum_scalars
 from fastscape.estimators.scaling import Array, local_slopes, slope
@@ -55,6 +55,8 @@ class AnalysisSettings:
             raise ValueError(f"q must hold at least three finite orders besides 0, got {self.q!r}")
         object.__setattr__(self, "q", tuple(orders))
         if self.windows is not None:
+            if not all(isinstance(pair, Sequence) for pair in self.windows):
+                raise ValueError(f"windows must be a sequence of (start, stop) pairs, got {self.windows!r}")
             object.__setattr__(self, "windows", tuple(tuple(pair) for pair in self.windows))
         if self.variant not in get_args(Variant):
             raise ValueError(f"variant must be 'even' or 'odd', got {self.variant!r}")
@@ -78,8 +80,8 @@ class WindowAnalysis:
         alpha_ratio, f_ratio: the single-scale ratio variant ``[Q]``; NaN where a radius is 1 or more.
         holder: per-direction exponents.
         cumulants: log-cumulants over the window.
-        scalars: M_tau and its companions, c1, c2, the statistics of h, and ``neg_frac`` = largest share of negative
-            responses over the window.
+        scalars: M_tau and its companions, c1, c2, the statistics of h, ``neg_frac`` = largest share of negative responses
+            over the window, and ``sign_mixing`` = largest share of the rarer sign.
     """
 
     window: Window
@@ -203,12 +205,19 @@ def analyse(
     Cost: dominated by the bootstrap, about 0.4 s for 1000 replicates of 1024 directions, 12 scales and 15 orders.
     """
     chosen = settings or AnalysisSettings()
+    _check_scales(eps)
+    if not len(response):
+        raise ValueError("response must hold at least one bank, got none")
     for index, bank in enumerate(response):
         if bank.ndim != 2 or bank.shape[0] != len(eps) or not bank.shape[1]:
             raise ValueError(f"response[{index}] must have shape [{len(eps)} scales, directions], got {bank.shape}")
     owner = list(batches) if batches is not None else [0] * len(response)
+    if len(owner) != len(response):
+        raise ValueError(f"batches must name the batch of each of the {len(response)} banks, got {len(owner)} entries")
+    gate = np.ones(len(eps), dtype=np.bool_) if above_noise is None else np.asarray(above_noise, dtype=np.bool_)
+    if gate.shape != (len(eps),):
+        raise ValueError(f"above_noise must hold one verdict per scale, [{len(eps)}], got shape {gate.shape}")
     together = np.concatenate(response, axis=1)
-    gate = np.ones(len(eps), dtype=np.bool_) if above_noise is None else above_noise
     verdict = trust(together, gate)
     if chosen.windows is not None:
         windows: tuple[Window, ...] = checked_windows(chosen.windows, len(eps))
@@ -219,6 +228,11 @@ def analyse(
             return Analysis(False, reason, chosen, verdict, flags=flags)
         windows = (window,)
     return _Measures(response, eps, owner, verdict, windows, chosen).analysis()
+
+
+def _check_scales(eps: Array) -> None:
+    if eps.ndim != 1 or not len(eps) or not (np.isfinite(eps).all() and (eps > 0).all() and (np.diff(eps) > 0).all()):
+        raise ValueError(f"eps must be positive, finite and strictly ascending, got {eps!r}")
 
 
 class _Measures:
@@ -254,7 +268,7 @@ class _Measures:
             permutations_=self.settings.permutations,
             seed=self.settings.seed,
         )
-        common = all(np.ptp(table, axis=0).max() < 1e-9 for table in tables)
+        common = all(map(is_common, tables))
         h = np.concatenate([window.holder.h for group in pooled for window in group])
         mean_tau = np.mean([window.spectrum.tau for bank in banks for window in bank], axis=0)
         return Analysis(
@@ -280,7 +294,7 @@ class _Measures:
                 self.eps,
                 self.windows,
                 [window for group in pooled for window in group],
-                sum(signed.shape[1] for signed in self.response),
+                min(signed.shape[1] for signed in pooled_response),
                 authors=self._authors_verdict(),
             ),
         )
@@ -298,6 +312,7 @@ class _Measures:
         ratio = ex.ratio_spectrum(log_p, eps, self.q) if np.all(eps < 1) else (nothing, nothing)
         holder = ex.holder_exponents(log_r, x, seed=self.settings.seed)
         cumulants = ex.cumulants(log_r, x)
+        negative = np.mean(signed[part] < 0, axis=1)
         scalars = spectrum_scalars(spectrum, local_slopes(x, measured.log_z)) | {
             "f_width_ratio": float(np.ptp(ratio[1])),
             "c1": cumulants.c1,
@@ -308,7 +323,8 @@ class _Measures:
             "h_iqr": holder.iqr,
             "h_span": holder.span,
             "persistence": holder.persistence,
-            "neg_frac": float(np.max(np.mean(signed[part] < 0, axis=1))),
+            "neg_frac": float(np.max(negative)),
+            "sign_mixing": float(np.max(np.minimum(negative, np.mean(signed[part] >= 0, axis=1)))),
         }
         zeta = ex.structure_exponents(log_r, x, self.q)
         return WindowAnalysis(window, spectrum, zeta, ratio[0], ratio[1], holder, cumulants, scalars)
@@ -326,9 +342,9 @@ class _Measures:
             tau_local=local_slopes(self.x, measured.log_z),
             C1=cumulants.C1,
             C2=cumulants.C2,
-            participation=ex.participation_ratio(measured, np.array([2.0]) if 2.0 not in self.q else self.q, signed.shape[1]),
+            participation=ex.participation_ratio(log_r),
             neg_frac=np.mean(signed < 0, axis=1),
-            h_local=np.median(np.where(np.isfinite(steps), steps, np.nan), axis=1),
+            h_local=np.array([np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan for row in steps]),
         )
 
     def _bootstrap(
@@ -340,7 +356,9 @@ class _Measures:
         curves: list[list[Array]] = [[], [], []]
         for group, signed, analyses in zip(self.groups, pooled_response, pooled, strict=True):
             sizes = [self.response[b].shape[1] for b in group]
-            draws = resample(self._log_r(signed), q, sizes, replicates=settings.bootstrap, seed=settings.seed)
+            draws = resample(
+                self._log_r(signed), q, sizes, replicates=settings.bootstrap, seed=settings.seed, floor=settings.measure_floor
+            )
             for analysis in analyses:
                 part = slice(*analysis.window)
                 tau, alpha, f = resampled_spectrum(draws, self.x, q, part)
@@ -350,19 +368,17 @@ class _Measures:
                     replicates.setdefault(name, []).append(values)
                 replicates.setdefault("c1", []).append(slope(self.x[part], draws.first[:, part].T))
                 replicates.setdefault("c2", []).append(slope(self.x[part], draws.second[:, part].T))
-                mean, std = _weighted_moments(analysis.holder.h, draws.counts)
+                mean, std = weighted_spread(draws.counts, analysis.holder.h)
                 replicates.setdefault("h_mean", []).append(mean)
                 replicates.setdefault("h_std", []).append(std)
         windows = [analysis for group in pooled for analysis in group]
         count = sum(signed.shape[1] for signed in pooled_response)
         estimates = {
-            name: Estimate.from_replicates(
-                float(np.mean([window.scalars[name] for window in windows])), np.mean(values, axis=0), count
-            )
+            name: Estimate.from_replicates(float(np.mean([window.scalars[name] for window in windows])), _mean(values), count)
             for name, values in replicates.items()
         }
         bands = [
-            _curve(np.mean([getattr(window.spectrum, name) for window in windows], axis=0), np.mean(stack, axis=0))
+            _curve(np.mean([getattr(window.spectrum, name) for window in windows], axis=0), _mean(stack))
             for name, stack in zip(("tau", "alpha", "f"), curves, strict=True)
         ]
         return estimates, (bands[0], bands[1], bands[2])
@@ -382,14 +398,11 @@ def _replicate_scalars(tau: Array, alpha: Array, q: Array) -> dict[str, Array]:
     }
 
 
-def _weighted_moments(h: Array, counts: NDArray[np.int64]) -> tuple[Array, Array]:
-    """Mean and standard deviation of finite h under bootstrap multiplicities ``[B, N]``."""
-    usable = np.isfinite(h)
-    weights, values = counts[:, usable].astype(np.float64), h[usable]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        total = weights.sum(axis=1)
-        mean = weights @ values / total
-        return mean, np.sqrt(np.maximum(weights @ values**2 / total - mean**2, 0.0))
+def _mean(replicates: list[Array]) -> Array:
+    """Mean over batches and windows; infinite replicates of opposite sign give NaN."""
+    with np.errstate(invalid="ignore"):
+        result: Array = np.mean(replicates, axis=0)
+    return result
 
 
 def _curve(value: Array, replicates: Array) -> Curve:
