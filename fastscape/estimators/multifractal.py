@@ -151,7 +151,8 @@ class Analysis:
         tau, alpha, f: pooled curves over ``settings.q`` with bands, averaged over batches and windows.
         p_value: significance of M_tau against permuted scales; NaN for a common scaling.
         scaling: ``"common"`` where the measure is the same at all scales, else ``"multiscale"``.
-        quadratic: every direction scales as eps^2 to 1 %: the quadratic form d'Hd describes the response.
+        quadratic: at least 95 % of the directions have h within 1 % of 2: the quadratic form d'Hd describes the response. (A
+            direction whose d'Hd nearly vanishes shows higher orders first, and carries the negative moments.)
         pooled: ``[batches][windows]``; banks: ``[banks][windows]``.
         profiles: one per batch.
         bank_statistics: over banks, by scalar.
@@ -283,7 +284,7 @@ class _Measures:
             f=curves[2],
             p_value=p_value,
             scaling="common" if common else "multiscale",
-            quadratic=self.settings.variant == "even" and bool(np.all(np.abs(h - 2 * self.settings.gamma) < 0.02)),
+            quadratic=self.settings.variant == "even" and bool(np.mean(np.abs(h / self.settings.gamma - 2) < 0.02) >= 0.95),
             pooled=pooled,
             banks=banks,
             profiles=profiles,

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastscape.estimators import Estimate
+from fastscape.estimators.flags import SIGN_MIXING
 
 if TYPE_CHECKING:
     from fastscape.reports.result import MultifractalResult, TrajectoryResult
@@ -73,7 +74,7 @@ def verdict(result: MultifractalResult) -> str:
     tail = f"over {result.decades:.1f} decades, {result.directions} directions"
     if analysis.quadratic:
         return (
-            f"Common scaling: every direction responds as eps^{h.value:.2f} {tail}; "
+            f"Common scaling: at least 95 % of the directions respond as eps^2.00 (mean h = {h.value:.3f}) {tail}; "
             "the loss is quadratic at these scales and the quadratic form d'Hd describes it."
         )
     if analysis.scaling == "common":
@@ -89,6 +90,9 @@ def verdict(result: MultifractalResult) -> str:
         where = "; heterogeneity grows toward small radii (c2 < 0)"
     elif c2.interval[0] > 0:
         where = "; heterogeneity grows toward large radii (c2 > 0)"
+    if max(window.scalars["sign_mixing"] for group in analysis.pooled for window in group) > SIGN_MIXING:
+        positive = interval(analysis.estimates["m_tau_pos"])
+        where += f"; responses change sign, so that only moments q > -1 exist: M_tau on q > 0 = {positive}"
     return f"The measure changes with scale: {found}, {tail}{where}."
 
 
