@@ -23,6 +23,19 @@ LEAVES = (
 )
 
 
+class TiedModel(nn.Module):
+    """An embedding and a head that share one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.head(self.embed(tokens))
+
+
 def legacy(getter):
     """A legacy precision switch, or the word that torch refuses to tell it."""
     try:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import TiedModel
 from torch import nn
 from torch.nn import functional as F
 
@@ -135,18 +136,8 @@ def test_parameters_are_selected_by_glob_predicate_and_trainability():
 
 
 def test_tied_parameters_count_once_and_move_together():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Embedding(5, 3)
-            self.head = nn.Linear(3, 5, bias=False)
-            self.head.weight = self.embed.weight
-
-        def forward(self, tokens):
-            return self.head(self.embed(tokens))
-
     torch.manual_seed(0)
-    model = Tied()
+    model = TiedModel()
     data = [(torch.tensor([0, 1, 2]), torch.tensor([1, 2, 3]))]
     objective = fs.Objective(model, data, criterion=F.cross_entropy)
     assert objective.size == 15

@@ -140,8 +140,9 @@ class Evaluator:
                     time_ = self._timed(VmapPath(self.replica, size), directions, points, indices=range(size))
                     if time_ < seconds.get("vmap", math.inf):
                         best, seconds["vmap"] = size, time_
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            return PathChoice("loop", 1, seconds, f"vmap cannot run this model: {str(error).splitlines()[0][:120]}")
+        except Exception as error:  # whatever a model does under vmap: the loop has just run it
+            words = (str(error).splitlines() or [""])[0][:120]
+            return PathChoice("loop", 1, seconds, f"vmap cannot run this model: {type(error).__name__}: {words}")
         if seconds["vmap"] < loop:
             return PathChoice("vmap", best, seconds, f"{loop / seconds['vmap']:.1f}x faster than the loop on this model")
         return PathChoice("loop", 1, seconds, f"{seconds['vmap'] / loop:.1f}x faster than vmap on this model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -89,7 +90,9 @@ class VmapPath:
                 _points(base.to(replica.dtype), [direction[slot] for direction in block], steps)
                 for slot, base in enumerate(replica.base)
             ]
-            rows.append(self._losses(points).reshape(self.chunk, -1)[: len(wanted)].cpu())
+            with warnings.catch_warnings():  # operations without a batching rule are slow: the choice of path measures it
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                rows.append(self._losses(points).reshape(self.chunk, -1)[: len(wanted)].cpu())
         return torch.cat(rows)
 
     def _losses(self, points: list[Tensor]) -> Tensor:

@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 import torch
+from conftest import TiedModel
 from safetensors.torch import save_file
-from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
@@ -34,17 +34,7 @@ def test_torch_files_are_unwrapped_and_prefixes_taken_off(tmp_path, bn_objective
 
 
 def test_safetensors_are_read_and_shared_tensors_completed(tmp_path):
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Embedding(5, 3)
-            self.head = nn.Linear(3, 5, bias=False)
-            self.head.weight = self.embed.weight
-
-        def forward(self, tokens):
-            return self.head(self.embed(tokens))
-
-    model = Tied()
+    model = TiedModel()
     save_file({"head.weight": torch.ones(5, 3)}, tmp_path / "a.safetensors")
     objective = fs.Objective(model, [(torch.tensor([1]), torch.tensor([2]))], criterion=F.cross_entropy)
     assert checkpoints([tmp_path / "a.safetensors"])[0].at(objective).loss() == pytest.approx(torch.log(torch.tensor(5.0)))
