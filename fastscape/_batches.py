@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -55,8 +55,8 @@ def tensors_of(batch: Batch) -> Iterator[Tensor]:
 def materialise(data: Iterable[Batch], memory: int | None) -> list[Batch]:
     """Read ``data`` once into memory, so that every evaluation sees the same batches.
 
-    Tensors that come from an iterator or a loader are copied, because a loader may reuse its buffers. Reading
-    leaves the global random generators where they were, although a shuffling loader draws from them.
+    Tensors are copied: a loader may reuse its buffers, and the user may go on using theirs. Reading leaves the global
+    random generators where they were, although a shuffling loader draws from them.
 
     Raises:
         ValueError: no batches, or more bytes than ``memory`` (default: half of what is available).
@@ -68,10 +68,9 @@ def materialise(data: Iterable[Batch], memory: int | None) -> list[Batch]:
             "wrap a single batch as [batch]"
         )
     limit = available_memory(torch.device("cpu")) // 2 if memory is None else memory
-    owned = isinstance(data, Sequence)
     batches: list[Batch] = []
     size = 0
-    with preserved_rng():
+    with preserved_rng(), torch.inference_mode(False):
         for batch in data:
             size += sum(tensor.nbytes for tensor in tensors_of(batch))
             if size > limit:
@@ -79,7 +78,7 @@ def materialise(data: Iterable[Batch], memory: int | None) -> list[Batch]:
                     f"data must fit in memory={limit / 2**20:.0f} MiB, got {len(batches) + 1} batches of "
                     f"{size / 2**20:.0f} MiB and more to come; pass fewer batches (itertools.islice) or a larger memory="
                 )
-            batches.append(map_tensors(batch, torch.Tensor.detach if owned else _copy))
+            batches.append(map_tensors(batch, _copy))
     if not batches:
         raise ValueError("data must hold at least one batch, got none; an iterator that was read before is empty")
     return batches

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fastscape._batches import Batch, placed
+from fastscape._batches import Batch, map_tensors, placed, tensors_of
 
 if TYPE_CHECKING:
-    from fastscape.objective import Objective
+    from fastscape.objective import Criterion, Objective
+
+
+MODEL_NOTE = "raised by the model or the loss on batch"
 
 
 class _LossModule(nn.Module):
@@ -22,10 +26,7 @@ class _LossModule(nn.Module):
     def __init__(self, model: nn.Module, objective: Objective, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
-        criterion = objective.criterion
-        if isinstance(criterion, nn.Module):  # class weights follow the device and dtype of the logits
-            criterion = copy.deepcopy(criterion).to(objective.device, dtype)
-        self._pair = criterion
+        self._pair = _placed_criterion(objective.criterion, objective.device, dtype)
         self._loss = objective.user_loss
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -40,6 +41,15 @@ class _LossModule(nn.Module):
         else:
             outputs = self.model(inputs)
         return self._pair(outputs, targets), outputs if isinstance(outputs, Tensor) else None
+
+
+def _placed_criterion(criterion: Criterion | None, device: torch.device, dtype: torch.dtype) -> Criterion | None:
+    """The criterion with its class weights on the device and in the dtype of the logits."""
+    if isinstance(criterion, nn.Module):
+        return copy.deepcopy(criterion).to(device, dtype)
+    if isinstance(criterion, partial):
+        return partial(criterion.func, *criterion.args, **placed(criterion.keywords, device, dtype))
+    return criterion
 
 
 class Replica:
@@ -60,7 +70,8 @@ class Replica:
         self.base = list(objective.base.values())
         parameters = dict(self.module.model.named_parameters())
         self.scratch = [parameters[name].data for name in objective.names]
-        self.shape_checked = False
+        self.evaluations = 0
+        self._overwritten: dict[int, bool] = {}  # whether the model writes into a batch's tensors
 
     def reset(self) -> None:
         """Write the unperturbed weights into the scratch parameters."""
@@ -73,15 +84,30 @@ class Replica:
             torch.add(base, step, alpha=radius, out=slot)
 
     def batch_loss(self, index: int) -> tuple[Tensor, Tensor | None]:
-        """Mean loss of one batch at the scratch parameters, checked to be a floating-point scalar, and the outputs."""
-        value, outputs = self.module(self.batches[index])
-        if not self.shape_checked:
+        """Mean loss of one batch at the scratch parameters, and the model's outputs.
+
+        The first evaluation checks that the loss is a floating-point scalar, and works on a copy of the batch to see whether
+        the model writes into its inputs; if so, every evaluation gets a copy. Exceptions carry the note
+        :data:`MODEL_NOTE`.
+        """
+        batch = self.batches[index]
+        known = index in self._overwritten
+        if not known or self._overwritten[index]:
+            batch = map_tensors(batch, Tensor.clone)
+        versions = [tensor._version for tensor in tensors_of(batch)]
+        try:
+            value, outputs = self.module(batch)
+        except Exception as error:
+            error.add_note(f"{MODEL_NOTE} {index}")
+            raise
+        if not known:
+            self._overwritten[index] = versions != [tensor._version for tensor in tensors_of(batch)]
             check_scalar(value, "criterion" if self.objective.criterion is not None else "loss")
-            self.shape_checked = True
         return value, outputs
 
     def loss(self) -> Tensor:
         """L at the scratch parameters: float64, 0-dim, on the device (no synchronisation)."""
+        self.evaluations += 1
         weights = self.objective.batch_weights
         total = torch.zeros((), dtype=torch.float64, device=self.objective.device)
         for index, weight in enumerate(weights):
@@ -132,8 +158,8 @@ def _private_copy(objective: Objective, dtype: torch.dtype) -> nn.Module:
             data = source.detach().to(objective.device, dtype if source.is_floating_point() else None)
         memo[id(tensor)] = nn.Parameter(data, requires_grad=False)
     for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # e.g. the product that weight_norm caches
+        for value in tensors_of(list(vars(module).values())):
+            if not value.is_leaf:  # e.g. the product that weight_norm caches, or stored activations
                 memo[id(value)] = value.detach().clone()
     try:
         private = copy.deepcopy(model, memo)
@@ -142,7 +168,10 @@ def _private_copy(objective: Objective, dtype: torch.dtype) -> nn.Module:
             f"model must be copyable with copy.deepcopy, because it is evaluated on a private copy; {type(model).__name__} "
             f"raised {type(error).__name__}: {error}"
         ) from error
-    private = private.to(objective.device, dtype)
+    _check_private(private, model, memo, probed)
+    private.to(objective.device, dtype)
+    for module in private.modules():
+        _cast_attributes(module, objective.device, dtype)
     if state is not None:
         for name, buffer in private.named_buffers():
             if name in state:
@@ -151,4 +180,29 @@ def _private_copy(objective: Objective, dtype: torch.dtype) -> nn.Module:
         if isinstance(module, _NormBase) and objective.batch_norm == "batch":
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
-    return private.eval()
+    private.eval()  # its result is not used: a train() that returns nothing is common
+    return private
+
+
+def _check_private(private: object, model: nn.Module, memo: dict[int, object], probed: set[str]) -> None:
+    """Refuse a copy that shares modules with the original or does not hold the scratch parameters."""
+    own = isinstance(private, nn.Module) and not {id(m) for m in private.modules()} & {id(m) for m in model.modules()}
+    if own:
+        assert isinstance(private, nn.Module)
+        held = dict(private.named_parameters())
+        own = all(held.get(name) is memo[id(tensor)] for name, tensor in model.named_parameters() if name in probed)
+    if not own:
+        raise TypeError(
+            f"model must be copyable with copy.deepcopy, but a __deepcopy__ in {type(model).__name__} does not copy what it "
+            "holds; remove it, or let it pass its memo on"
+        )
+
+
+def _cast_attributes(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move and cast tensors that a module holds outside its parameters and buffers, as ``.to`` does for those."""
+    for name, value in list(vars(module).items()):
+        if name in ("_parameters", "_buffers", "_modules") or not isinstance(value, (Tensor, list, tuple, dict)):
+            continue
+        loose = [tensor for tensor in tensors_of(value) if not isinstance(tensor, nn.Parameter)]
+        if any(tensor.device != device or (tensor.is_floating_point() and tensor.dtype != dtype) for tensor in loose):
+            setattr(module, name, placed(value, device, dtype))

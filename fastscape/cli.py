@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
+from fastscape._replica import MODEL_NOTE
 from fastscape._version import __version__
 from fastscape.estimators import AnalysisSettings
 from fastscape.evaluation import NondeterministicLossError, PrecisionWarning
@@ -66,6 +68,14 @@ def _radii(_context: click.Context, _option: click.Parameter, text: str | None) 
         return tuple(float(value) for value in text.split(","))
     except ValueError as error:
         raise click.BadParameter(f"expected LOW:HIGH:COUNT or a list such as 1e-3,1e-2, got {text!r}") from error
+
+
+def _bytes(_context: click.Context, _option: click.Parameter, gib: float | None) -> int | None:
+    if gib is None:
+        return None
+    if not (math.isfinite(gib) and gib > 0):
+        raise click.BadParameter(f"memory must be a positive number of GiB, got {gib!r}")
+    return int(gib * 2**30)
 
 
 def _windows(_context: click.Context, _option: click.Parameter, pairs: Sequence[str]) -> tuple[tuple[int, int], ...] | None:
@@ -130,7 +140,7 @@ def _analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--bank-batches", help="all or rotate: data of each bank.")
 @click.option("--preset", "preset_name", help="torok2026: the settings of a published protocol.")
 @click.option("--path", type=click.Choice(["loop", "vmap"]), help="Evaluation path; default: measured.")
-@click.option("--memory", type=float, help="GiB that batched evaluation may take.")
+@click.option("--memory", type=float, callback=_bytes, help="GiB that batched evaluation may take.")
 @click.option("--extend", type=click.Path(path_type=Path), help="An earlier result.npz of the same run to continue.")
 @click.option(
     "--out",
@@ -150,7 +160,7 @@ def probe(model: str, **options: Any) -> None:
     """
     with _interruptible():
         result = _exit_codes(lambda: _probe(model, options))
-    _finish(result, options["out"], as_json=options["as_json"])
+        _exit_codes(lambda: _finish(result, options["out"], as_json=options["as_json"]))
 
 
 def _probe(model: str, options: dict[str, Any]) -> Result:
@@ -174,7 +184,7 @@ def _probe(model: str, options: dict[str, Any]) -> Result:
             "budget": budget,
             "target": options["target"],
             "path": options["path"],
-            "memory": None if options["memory"] is None else int(options["memory"] * 2**30),
+            "memory": options["memory"],
             "progress": show,
         }
         if files:
@@ -280,14 +290,20 @@ def _check_and_write(result: Result, page: Path) -> None:
 
 
 def _finish(result: Result, out: Path | None, *, as_json: bool) -> None:
-    _print(result, as_json=as_json)
     interrupted = result.meta["stop_reason"] == "interrupted"
-    if out is not None:
-        _write(result, out)
-    elif interrupted:
+    written = _write(result, out) if out is not None else True  # files first: stdout may be closed
+    if out is None and interrupted:
         _rescue(result)
+    try:
+        _print(result, as_json=as_json)
+    except OSError:
+        if out is None and not interrupted:
+            _rescue(result)
+        raise
     if interrupted:
         sys.exit(EXIT_INTERRUPTED)
+    if not written:
+        sys.exit(2)
     if result.meta["target"] is not None and result.meta["stop_reason"] != "target met":
         click.echo(f"the target {result.meta['target']:g} was not reached ({result.meta['stop_reason']})", err=True)
         sys.exit(EXIT_TARGET)
@@ -304,8 +320,8 @@ def _print(result: Result, *, as_json: bool) -> None:
     console.print(table)
 
 
-def _write(result: Result, out: Path) -> None:
-    """Write the files; the result goes to the temporary directory where the disk refuses it."""
+def _write(result: Result, out: Path) -> bool:
+    """Write the files; the result goes to the temporary directory where the disk refuses it. Whether all was written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         result.save(out / "result.npz")
@@ -314,8 +330,9 @@ def _write(result: Result, out: Path) -> None:
     except OSError as error:
         click.echo(f"cannot write to {out}: {error}", err=True)
         _rescue(result)
-        sys.exit(2)
+        return False
     click.echo(f"report: {page}   data: {out / 'result.npz'}, {out / 'result.json'}", err=True)
+    return True
 
 
 def _rescue(result: Result) -> None:
@@ -354,12 +371,16 @@ def _exit_codes(work: Callable[[], Any]) -> Any:
         _fail(str(error), EXIT_MODEL)
     except NondeterministicLossError as error:
         _fail(str(error), EXIT_MODEL)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        _fail(str(error), 2)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        _fail(f"the model cannot be probed: {type(error).__name__}: {error}", EXIT_MODEL)
+    except BrokenPipeError:
+        sys.stdout = None  # or Python flushes the closed pipe again at exit
+        sys.exit(1)
     except KeyboardInterrupt:
         _fail("interrupted before the first direction; nothing to save", EXIT_INTERRUPTED)
+    except Exception as error:
+        of_model = any(MODEL_NOTE in note for note in getattr(error, "__notes__", ()))
+        if isinstance(error, (ValueError, OSError, ImportError)) and not of_model:
+            _fail(str(error), 2)
+        _fail(f"the model cannot be probed: {type(error).__name__}: {error}", EXIT_MODEL)
 
 
 def _fail(message: str, code: int) -> NoReturn:

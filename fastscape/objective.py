@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastscape._batches import Batch, fingerprint, materialise, placed, tensors_of
+from fastscape._checks import first_line
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
 
@@ -40,8 +41,8 @@ class Objective:
             ``(inputs, targets)``; a tuple of inputs is passed as ``model(*inputs)``, a mapping as ``model(**inputs)``.
         loss: ``loss(model, batch) -> scalar mean`` for everything else; it must use the ``model`` it is given.
         weight: ``weight(batch) -> n``, the number of terms in the mean of a batch. Default: with ``criterion``, the
-            number of target elements without ignored ones (class weights counted); with ``loss``, the leading
-            dimension of the batch's first tensor.
+            number of target elements, for cross-entropy (also in ``functools.partial``) without ignored ones and with
+            class weights; with ``loss``, the leading dimension of the batch's first tensor.
         params: which parameters to move: ``None`` for every trainable one, a glob or globs on their names, or a
             predicate ``(name, tensor) -> bool``. Tied parameters count once; frozen ones are left out.
         batch_norm: ``"running"`` uses the running statistics, ``"batch"`` those of each batch; neither updates them.
@@ -187,8 +188,7 @@ class Objective:
 
     def weight_fingerprint(self) -> str:
         """SHA-256 of all parameters and buffers: names, dtypes, shapes and bytes."""
-        state = self._state if self._state is not None else self.model.state_dict()
-        return fingerprint(sorted(state.items()))
+        return fingerprint(sorted(matched_state(self.model, self._state or self.model.state_dict()).items()))
 
     # ------------------------------------------------------------------ private
 
@@ -210,6 +210,8 @@ class Objective:
                     f"data[{index}] must be a pair (inputs, targets) for criterion=, got {found}; "
                     "use loss=lambda model, batch: ... for other batches"
                 )
+            if self.criterion is not None and next(tensors_of(batch[1]), None) is None:
+                raise ValueError(f"data[{index}] must hold targets, got {type(batch[1]).__name__} beside the inputs")
             devices = {tensor.device for tensor in tensors_of(batch)}
             if not move and devices - {self.device}:
                 raise ValueError(
@@ -234,8 +236,18 @@ class Objective:
         is_classes = isinstance(targets, Tensor) and not targets.is_floating_point() and not targets.is_complex()
         if not is_classes or outputs.ndim != targets.ndim + 1 or outputs.shape[0] != targets.shape[0]:
             return None
-        kept = targets != getattr(self.criterion, "ignore_index", -100)
+        kept = targets != _criterion_options(self.criterion)[1]
         return int(((outputs.argmax(1) == targets) & kept).sum()), int(kept.sum())
+
+
+def _criterion_options(criterion: Any) -> tuple[bool, int, Tensor | None]:
+    """Whether a criterion averages over class targets as cross-entropy does, its ignored target, and its class weights."""
+    keywords = criterion.keywords if isinstance(criterion, partial) else {}
+    function = criterion.func if isinstance(criterion, partial) else criterion
+    classes = function in (F.cross_entropy, F.nll_loss) or isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss))
+    ignored = keywords.get("ignore_index", getattr(criterion, "ignore_index", -100))
+    weight = keywords.get("weight", getattr(criterion, "weight", None) if classes else None)
+    return classes, int(ignored), weight
 
 
 def _terms(criterion: Criterion, targets: Any) -> float:
@@ -243,25 +255,31 @@ def _terms(criterion: Criterion, targets: Any) -> float:
     if not isinstance(targets, Tensor):
         first = next(tensors_of(targets), None)
         return float(first.shape[0]) if first is not None and first.ndim else 1.0
-    classes = criterion in (F.cross_entropy, F.nll_loss) or isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss))
-    if not classes or targets.is_floating_point():
+    classes, ignored, class_weight = _criterion_options(criterion)
+    if classes and targets.is_floating_point():  # probabilities [B, classes, ...]: one term per distribution
+        return targets.numel() / targets.shape[1] if targets.ndim > 1 else 1.0
+    if not classes:
+        if not targets.is_floating_point() and targets.numel() and bool((targets < 0).any()):
+            raise ValueError(
+                "criterion hides which targets it ignores, got negative ones; pass weight=lambda batch: n, the number of terms "
+                "in a batch's mean"
+            )
         return float(targets.numel())
-    kept = targets[targets != getattr(criterion, "ignore_index", -100)]
-    class_weight = getattr(criterion, "weight", None)
+    kept = targets[targets != ignored]
     return float(kept.numel() if class_weight is None else class_weight.to(kept.device)[kept].double().sum())
 
 
 def matched_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return ``state`` completed by the aliases of tied tensors, or raise a ValueError that lists what does not fit."""
-    expected = model.state_dict(keep_vars=True)
+    expected = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     aliases: dict[int, list[str]] = {}
     for name, tensor in expected.items():
         aliases.setdefault(id(tensor), []).append(name)
-    complete = dict(state)
+    complete = {name: value for name, value in state.items() if isinstance(value, Tensor)}  # no extra state
     for names in aliases.values():  # safetensors keeps one name of a tied tensor
-        present = next((name for name in names if name in state), None)
+        present = next((name for name in names if name in complete), None)
         if present is not None:
-            complete.update({name: state[present] for name in names if name not in state})
+            complete.update({name: complete[present] for name in names if name not in complete})
     problems = [f"missing {name}" for name in expected if name not in complete]
     problems += [f"unexpected {name}" for name in complete if name not in expected]
     problems += [
@@ -331,7 +349,10 @@ def _selected(model: nn.Module, params: Select) -> tuple[str, ...]:
 
 def _device(model: nn.Module, device: torch.device | str | None) -> torch.device:
     if device is not None:
-        return torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors name it
+        try:
+            return torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors name it
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device must be usable on this machine, got {str(device)!r} ({first_line(error)})") from error
     found = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
     if len(found) != 1:
         raise ValueError(

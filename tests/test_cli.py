@@ -1,6 +1,7 @@
 """The command line: results on stdout, progress and errors on stderr, exit codes, nothing lost."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -271,3 +272,38 @@ def test_progress_is_drawn_on_a_terminal_only():
             live.show("step3", 40, 0.5, 12.0, fs.Estimate(0.1, 0.01, (0.08, 0.12), 40))
         assert ("40 directions" in console.file.getvalue()) is drawn
         assert ("about 12 s left" in console.file.getvalue()) is drawn
+
+
+@pytest.mark.parametrize("error", ["IndexError", "AssertionError", "KeyError", "ValueError", "AttributeError"])
+def test_whatever_a_model_raises_is_exit_code_4(tmp_path, error):
+    (tmp_path / "bad.py").write_text(
+        "import torch\n\nclass Bad(torch.nn.Linear):\n    def forward(self, x):\n"
+        f"        raise {error}('inside')\n\ndef make():\n    return Bad(64, 10)\n"
+    )
+    done = fastscape("probe", f"{tmp_path}/bad.py:make", *DIGITS)
+    assert done.exit_code == 4
+    assert f"the model cannot be probed: {error}" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--memory", "inf"), ("--memory", "-1"), ("--device", "nowhere")])
+def test_bad_places_and_sizes_are_exit_code_2(arguments):
+    done = fastscape("probe", "zoo:mlp", *DIGITS, *arguments)
+    assert done.exit_code == 2
+    assert arguments[0].strip("-") in done.stderr
+
+
+@pytest.mark.parametrize("sink", ["/dev/full", "closed pipe"])
+def test_files_are_written_before_stdout_fails(tmp_path, sink):
+    command = [sys.executable, "-m", "fastscape", "probe", "zoo:mlp", *DIGITS, *FAST, "--out", "out"]
+    if sink == "closed pipe":
+        read, write = os.pipe()
+        os.close(read)
+    else:
+        write = os.open(sink, os.O_WRONLY)
+    try:
+        done = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(write)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert fs.load(tmp_path / "out" / "result.npz").directions == 8

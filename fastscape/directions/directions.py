@@ -11,9 +11,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fastscape._checks import integer
 from fastscape.directions.normalise import Normaliser, OneD, Rule, ZeroNorm
 from fastscape.directions.philox import Distribution, draw, tensor_ids
-from fastscape.objective import Objective
+from fastscape.objective import Objective, matched_state
 
 Scale = Literal["unit", "relative", "none"]
 Source = Callable[[int], list[Tensor]]
@@ -67,10 +68,7 @@ class Directions:
     ) -> None:
         if distribution not in get_args(Distribution):
             raise ValueError(f"distribution must be 'gaussian' or 'rademacher', got {distribution!r}")
-        if not (isinstance(count, int) and 1 <= count <= 2**32):
-            raise ValueError(f"count must be a positive number of directions, got {count!r}")
-        if not (isinstance(seed, int) and 0 <= seed < 2**64):
-            raise ValueError(f"seed must be an integer in [0, 2^64), got {seed!r}")
+        count, seed = integer("count", count, 1, 2**32 + 1), integer("seed", seed, 0, 2**64)
         names, device = objective.names, objective.device
         known = tensor_ids(name for name, _ in objective.model.named_parameters())
         ids = [known[name] for name in names]
@@ -147,7 +145,7 @@ class Directions:
         self = object.__new__(cls)
         self._source = stored.__getitem__
         self.seed, self.distribution = None, "given"
-        self._finish(objective, len(stored), Normaliser(base, normalize), scale)
+        self._finish(objective, len(stored), Normaliser(base, normalize, dense=False), scale)
         return self
 
     @classmethod
@@ -155,13 +153,23 @@ class Directions:
         cls, objective: Objective, start: Mapping[str, Tensor], end: Mapping[str, Tensor], *, scale: Scale = "unit"
     ) -> Directions:
         """The direction from one state dict to another: ``end - start`` over the probed parameters, in float64."""
-        first, second = objective.at(start).base, objective.at(end).base
-        return cls.given(objective, {name: second[name].double() - first[name].double() for name in first}, scale=scale)
+        first, second = (matched_state(objective.model, state) for state in (start, end))
+        steps = {name: (second[name].double() - first[name].double()).to(objective.device) for name in objective.names}
+        return cls.given(objective, steps, scale=scale)
 
     @classmethod
     def gradient(cls, objective: Objective, *, scale: Scale = "unit") -> Directions:
         """The gradient of the objective's loss, in its dtype. Cost: one forward and backward per batch."""
         return cls.given(objective, objective.gradient(), scale=scale)
+
+    def check(self, objective: Objective) -> None:
+        """Raise a ValueError unless these directions move this objective's parameters."""
+        shapes = [tensor.shape for tensor in objective.base.values()]
+        if self.names != objective.names or shapes != self._normaliser.shapes:
+            raise ValueError(
+                f"directions must be made for this objective, got ones that move {', '.join(self.names[:3])} ... "
+                f"({len(self.names)} tensors); make fs.Directions(objective, ...)"
+            )
 
     @property
     def skipped_fraction(self) -> float:

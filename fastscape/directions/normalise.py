@@ -18,7 +18,7 @@ on the number of threads. A group of zero norm (biases at initialisation) gives 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -59,6 +59,7 @@ class Normaliser:
             they are; ``None`` is "zero" for "filter" (Li et al.) and "same" otherwise.
         zero_norm: ``"skip"`` gives d = 0 where the weights' group has zero norm; ``"error"`` refuses.
         filter_dim: dimension of the filters of single tensors, for transposed layouts; default 0.
+        dense: raw directions move every element (random ones do), so that the norm of the result is known beforehand.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Normaliser:
         one_d: OneD | None = None,
         zero_norm: ZeroNorm = "skip",
         filter_dim: Mapping[str, int] | None = None,
+        dense: bool = True,
     ) -> None:
         if rule not in RULES:
             raise ValueError(f"normalize must be one of {', '.join(RULES)}, got {rule!r}")
@@ -80,8 +82,9 @@ class Normaliser:
             if name not in base or not -base[name].ndim <= dim < base[name].ndim:
                 raise ValueError(f"filter_dim must name a dimension of a probed parameter, got {name!r}: {dim}")
         self.rule, self.names = rule, tuple(base)
+        self._norm_known = dense and rule not in ("element", "none")
         self.one_d = one_d or ("zero" if rule == "filter" else "same")
-        self._shapes = [tensor.shape for tensor in base.values()]
+        self.shapes = [tensor.shape for tensor in base.values()]
         self._dims = [(filter_dim or {}).get(name, 0) for name in base]
         self._moved = [tensor.ndim > 1 or self.one_d == "same" for tensor in base.values()]
         self._squares = [sum_of_squares(tensor) for tensor in base.values()]
@@ -101,7 +104,10 @@ class Normaliser:
             if first is not None:
                 raise ValueError(f"zero_norm='error', got zero-norm weights in {first!r}; use zero_norm='skip'")
         if self.skipped_fraction == 1.0:
-            raise ValueError("directions must move something, got zero-norm weights in every group; use normalize='none'")
+            raise ValueError(
+                f"directions must move something, got zero-norm weights in every group that one_d={self.one_d!r} moves; use "
+                "one_d='same' or normalize='none'"
+            )
 
     def _group_of(self, name: str, ndim: int) -> str:
         """Name of the group whose norm scales a tensor; "rows" for one factor per filter."""
@@ -146,12 +152,16 @@ class Normaliser:
             The shaped tensors of d, and ||d||.
         """
         factors = self._factors(raw)
-        norm = self._norm(raw)
+        norm = self._norm(raw, factors)
+        if norm == 0:
+            raise ValueError("a direction must not be zero after its normalisation; use another normalize or one_d='same'")
+        if scale == "relative" and self.weight_norm == 0:
+            raise ValueError("scale='relative' needs weights that are not all zero; use scale='unit'")
         target = {"unit": 1.0, "relative": self.weight_norm, "none": norm}[scale]
         ratio = 1.0 if target == norm else target / norm
         direction = []
         for index, (tensor, factor) in enumerate(zip(raw, factors, strict=True)):
-            shaped = tensor.reshape(self._shapes[index]).to(dtype)
+            shaped = tensor.reshape(self.shapes[index]).to(dtype)
             if self._magnitudes is not None and self._moved[index]:
                 shaped = shaped * self._magnitudes[index].to(dtype)
             scaled = factor * ratio
@@ -173,25 +183,24 @@ class Normaliser:
             if not self._moved[index]:
                 factors.append(0.0)
             elif rows is not None:
-                noise = _row_norms(raw[index].reshape(self._shapes[index]), self._dims[index])
-                shape = [1] * len(self._shapes[index])
+                noise = _row_norms(raw[index].reshape(self.shapes[index]), self._dims[index])
+                shape = [1] * len(self.shapes[index])
                 shape[self._dims[index]] = -1
                 factors.append((rows / (noise + _GUARD)).reshape(shape))
             else:
                 factors.append(math.sqrt(self._group_squares[group]) / (math.sqrt(groups[group]) + _GUARD))
         return factors
 
-    def _norm(self, raw: list[Tensor]) -> float:
-        """||d|| before step 2: by construction the norm of the weights that move, where groups are scaled to it."""
-        if self.rule not in ("element", "none"):
+    def _norm(self, raw: list[Tensor], factors: list[float | Tensor]) -> float:
+        """||d|| before step 2: the norm of the weights that move where that is known, else measured."""
+        if self._norm_known:
             moved = [square for square, moves in zip(self._squares, self._moved, strict=True) if moves]
             return math.sqrt(_exact_sum(moved))
-        weights: Sequence[Tensor | None] = self._magnitudes or [None] * len(raw)
-        squares = [
-            sum_of_squares(tensor if weight is None else tensor.reshape(weight.shape).double() * weight)
-            for tensor, weight, moves in zip(raw, weights, self._moved, strict=True)
-            if moves
-        ]
+        squares = []
+        for index, (tensor, factor) in enumerate(zip(raw, factors, strict=True)):
+            if self._moved[index]:
+                shaped = tensor.reshape(self.shapes[index]).double() * factor
+                squares.append(sum_of_squares(shaped if self._magnitudes is None else shaped * self._magnitudes[index]))
         return math.sqrt(_exact_sum(squares))
 
 

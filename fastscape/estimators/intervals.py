@@ -20,6 +20,9 @@ _SMALL = 1e-250  # a sum below this share of the largest possible term has lost 
 COMMON = 1e-9  # ln Z that moves less than this with the scale is a common scaling
 
 
+Scales = slice | NDArray[np.int64]  # some of the rows of a table
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its uncertainty.
@@ -69,7 +72,7 @@ def resample(
     banks: Sequence[int],
     *,
     replicates: int = 1000,
-    seed: int = 0,
+    seed: int | np.random.Generator = 0,
     floor: float | None = None,
 ) -> Resampled:
     """Draw directions with replacement within each bank; a replicate is the same for all scales and orders.
@@ -79,7 +82,7 @@ def resample(
         q: orders ``[Q]``.
         banks: number of directions per bank, summing to N.
         replicates: B.
-        seed: of the resampling.
+        seed: of the resampling, or a generator to draw on.
         floor: smallest r as a share of the sum over all directions; the total is that of the r without it.
 
     Cost: two B x N x (K Q) matrix products; 0.4 s for B = 1000, N = 1024, K = 12, Q = 15.
@@ -164,7 +167,13 @@ def is_common(log_z: Array) -> bool:
 
 
 def permutation_p(
-    log_z: Sequence[Array], x: Array, q: Array, windows: Sequence[slice], *, permutations_: int = 999, seed: int = 0
+    log_z: Sequence[Array],
+    x: Array,
+    q: Array,
+    windows: Sequence[Scales],
+    *,
+    permutations_: int = 999,
+    seed: int = 0,
 ) -> float:
     """Significance of M_tau against the null that the measure has no trend with scale.
 
@@ -175,7 +184,7 @@ def permutation_p(
         log_z: one ``[K, Q]`` array per measure, over the union of the windows.
         x: ln eps ``[K]``.
         q: orders ``[Q]``, without 0.
-        windows: slices of the K scales.
+        windows: slices, or index arrays, of the K scales.
         permutations_: how many to draw.
         seed: of the draws.
 
@@ -198,4 +207,4 @@ def permutation_p(
             statistic += m_tau(slope(x[window], np.moveaxis(rows, 1, 0)), q)
     if not math.isfinite(statistic[0]):
         return float("nan")
-    return float(np.mean(statistic >= statistic[0] * (1 - 1e-12)))
+    return float(np.mean(~(statistic < statistic[0] * (1 - 1e-12))))

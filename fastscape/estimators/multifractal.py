@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fastscape._checks import integer
 from fastscape.estimators import exponents as ex
 from fastscape.estimators.flags import analysis_flags
 from fastscape.estimators.intervals import Estimate, is_common, permutation_p, resample, resampled_spectrum, weighted_spread
@@ -64,9 +65,8 @@ class AnalysisSettings:
             raise ValueError(f"gamma must be positive and finite, got {self.gamma!r}")
         if self.measure_floor is not None and not 0 < self.measure_floor < 1:
             raise ValueError(f"measure_floor must be in (0, 1), got {self.measure_floor!r}")
-        for name, least in (("bootstrap", 2), ("permutations", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
+        for name, least in (("bootstrap", 2), ("permutations", 1), ("seed", 0)):
+            object.__setattr__(self, name, integer(name, getattr(self, name), least))
 
 
 @dataclass(frozen=True)
@@ -259,13 +259,13 @@ class _Measures:
         banks = tuple(tuple(self._window(signed, w) for w in self.windows) for signed in self.response)
         profiles = tuple(self._profile(signed) for signed in pooled_response)
         estimates, curves = self._bootstrap(pooled_response, pooled)
-        first, last = min(a for a, _ in self.windows), max(b for _, b in self.windows)
-        tables = [profile.log_z[first:last][:, self.grid] for profile in profiles]
+        scales = np.array(sorted({k for a, b in self.windows for k in range(a, b)}))
+        tables = [profile.log_z[scales][:, self.grid] for profile in profiles]
         p_value = permutation_p(
             tables,
-            self.x[first:last],
+            self.x[scales],
             self.q[self.grid],
-            [slice(a - first, b - first) for a, b in self.windows],
+            [np.flatnonzero((scales >= a) & (scales < b)) for a, b in self.windows],
             permutations_=self.settings.permutations,
             seed=self.settings.seed,
         )
@@ -355,11 +355,10 @@ class _Measures:
         settings, q = self.settings, self.q
         replicates: dict[str, list[Array]] = {}
         curves: list[list[Array]] = [[], [], []]
+        rng = np.random.default_rng(settings.seed)  # one stream: measures of different batches are drawn independently
         for group, signed, analyses in zip(self.groups, pooled_response, pooled, strict=True):
             sizes = [self.response[b].shape[1] for b in group]
-            draws = resample(
-                self._log_r(signed), q, sizes, replicates=settings.bootstrap, seed=settings.seed, floor=settings.measure_floor
-            )
+            draws = resample(self._log_r(signed), q, sizes, replicates=settings.bootstrap, seed=rng, floor=settings.measure_floor)
             for analysis in analyses:
                 part = slice(*analysis.window)
                 tau, alpha, f = resampled_spectrum(draws, self.x, q, part)

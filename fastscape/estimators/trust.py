@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fastscape._checks import integer
 from fastscape.estimators.scaling import Array
 
 MIN_SCALES = 4
@@ -84,7 +85,7 @@ def checked_windows(windows: Sequence[Sequence[int]], scales: int) -> tuple[Wind
     for index, pair in enumerate(windows):
         if len(pair) != 2:
             raise ValueError(f"windows[{index}] must be a pair (start, stop), got {tuple(pair)}")
-        start, stop = int(pair[0]), int(pair[1])
+        start, stop = (integer(f"windows[{index}]", end, -(2**31)) for end in pair)
         if not (start >= 0 and stop <= scales and stop - start >= MIN_SCALES):
             raise ValueError(
                 f"windows[{index}] must hold at least {MIN_SCALES} of the {scales} scales (half-open), got ({start}, {stop})"

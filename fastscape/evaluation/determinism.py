@@ -63,11 +63,12 @@ def _cause(replica: Replica, before: dict[str, torch.Tensor]) -> str:
             f"the forward changes the buffer {changed[0]!r} in evaluation mode; use batch_norm='batch' for batch "
             "statistics instead of keeping a layer in training mode"
         )
+    enabled, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         torch.use_deterministic_algorithms(True)
         _evaluate(replica)
     except RuntimeError as error:
         return f"an operation is nondeterministic ({error})"
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
     return "the loss or the model keeps state between calls (a counter, an iterator over other data); make it a function"

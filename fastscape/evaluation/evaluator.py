@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastscape._batches import available_memory, tensors_of
+from fastscape._checks import first_line
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
@@ -25,6 +26,8 @@ PathName = Literal["loop", "vmap"]
 _TRIAL_POINTS = 6  # loop evaluations in a trial: the median of few is enough to tell 1.2x
 _QUICK = 0.005  # seconds per forward below which a trial with all radii is cheap
 _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap saves on a CPU, is below 2 %
+_AGREEMENT = 1000  # ulp of the loss by which two paths may differ; they measured below 10
+_DIFFERS = "vmap gives other losses: the model reaches its parameters by more than their registered names"
 _CHUNK = 8  # directions a call when batches pay; larger ones gained nothing on the zoo and delay the budget clock
 
 
@@ -54,6 +57,7 @@ class Evaluator:
         path: ``"loop"``, ``"vmap"``, an earlier :class:`PathChoice`, or ``None`` to measure both on this model.
         memory: bytes that batched evaluation may take; default half of what is available.
         gate: evaluate twice and refuse a loss that differs.
+        trial: seconds that measuring the batched path may take.
 
     Raises:
         ValueError: unknown path.
@@ -68,6 +72,7 @@ class Evaluator:
         path: PathName | PathChoice | None = None,
         memory: int | None = None,
         gate: bool = True,
+        trial: float = math.inf,
     ) -> None:
         if not isinstance(path, PathChoice) and path not in (None, *get_args(PathName)):
             raise ValueError(f"path must be 'loop', 'vmap' or None to measure both, got {path!r}")
@@ -76,10 +81,14 @@ class Evaluator:
         self.objective, self.dtype, self.gate = objective, dtype, gate
         self.choice: PathChoice | None = path if isinstance(path, PathChoice) else None
         self._wanted: PathName | None = None if isinstance(path, PathChoice) else path
-        self._memory = memory
+        self._memory, self._trial = memory, trial
         self._stack = ExitStack()
         self._path: Path | None = None
-        self.evaluations = 0
+
+    @property
+    def evaluations(self) -> int:
+        """Loss evaluations done so far: gate, trials and padding of batches included."""
+        return self.replica.evaluations
 
     def __enter__(self) -> Evaluator:
         with ExitStack() as stack:
@@ -87,7 +96,6 @@ class Evaluator:
             self.replica = self.objective.replica(self.dtype)
             if self.gate:
                 unperturbed_loss(self.replica)
-                self.evaluations += 2
             self._stack = stack.pop_all()
         return self
 
@@ -97,6 +105,7 @@ class Evaluator:
 
     def prepare(self, directions: Directions, radii: Sequence[float]) -> PathChoice:
         """Choose the path for rows of ``radii``, once; later calls return the same choice."""
+        directions.check(self.objective)
         if self.choice is None:
             self.choice = self._choose(directions, radii)
         if self._path is None:
@@ -108,7 +117,6 @@ class Evaluator:
         """L(w + r d_i), float64 ``[indices, radii]``; full batches are multiples of the choice's ``chunk``."""
         self.prepare(directions, radii)
         assert self._path is not None
-        self.evaluations += len(indices) * len(radii)
         return self._path.losses(directions, indices, radii)
 
     # ------------------------------------------------------------------ choosing
@@ -116,14 +124,16 @@ class Evaluator:
     def _choose(self, directions: Directions, radii: Sequence[float]) -> PathChoice:
         if self._wanted == "loop":
             return PathChoice("loop", 1, {}, "asked for")
+        few = [radius for radius in radii if radius][:_TRIAL_POINTS] or list(radii[:1])
         chunk = min(self._affordable(len(radii)), len(directions))
         if self._wanted == "vmap":
             if chunk < 1:
                 raise ValueError(
                     f"memory must hold {len(radii)} copies of the parameters and activations for path='vmap'; use path='loop'"
                 )
+            if not self._agree(VmapPath(self.replica, 1), directions, few):
+                raise ValueError(f"path must be 'loop' for this model, got 'vmap': {_DIFFERS}")
             return PathChoice("vmap", min(chunk, _CHUNK), {}, "asked for")
-        few = [radius for radius in radii if radius][:_TRIAL_POINTS] or list(radii[:1])
         loop = self._timed(LoopPath(self.replica), directions, few[:1])
         if loop < _QUICK:
             loop = self._timed(LoopPath(self.replica), directions, few)
@@ -132,20 +142,31 @@ class Evaluator:
             return PathChoice("loop", 1, seconds, f"a forward takes {loop:.2g} s, long against dispatch overhead")
         if chunk < 1:
             return PathChoice("loop", 1, seconds, f"{len(radii)} copies of the parameters do not fit in memory")
-        sizes, points = ((1, _CHUNK), radii) if loop < _QUICK else ((1,), few)
+        points = radii if loop < _QUICK else few
+        wanted = (1, _CHUNK) if loop < _QUICK else (1,)
+        sizes = tuple(size for size in wanted if size <= chunk and 3 * size * len(points) * loop < self._trial)
+        if not sizes:
+            return PathChoice("loop", 1, seconds, "the budget is too short to try vmap")
         best = 1
         try:
+            if not self._agree(VmapPath(self.replica, 1), directions, few):
+                return PathChoice("loop", 1, seconds, _DIFFERS)
             for size in sizes:  # small batches win where the copies leave the cache
-                if size <= chunk:
-                    time_ = self._timed(VmapPath(self.replica, size), directions, points, indices=range(size))
-                    if time_ < seconds.get("vmap", math.inf):
-                        best, seconds["vmap"] = size, time_
+                time_ = self._timed(VmapPath(self.replica, size), directions, points, indices=range(size))
+                if time_ < seconds.get("vmap", math.inf):
+                    best, seconds["vmap"] = size, time_
         except Exception as error:  # whatever a model does under vmap: the loop has just run it
-            words = (str(error).splitlines() or [""])[0][:120]
+            words = first_line(error)[:120]
             return PathChoice("loop", 1, seconds, f"vmap cannot run this model: {type(error).__name__}: {words}")
         if seconds["vmap"] < loop:
             return PathChoice("vmap", best, seconds, f"{loop / seconds['vmap']:.1f}x faster than the loop on this model")
         return PathChoice("loop", 1, seconds, f"{seconds['vmap'] / loop:.1f}x faster than vmap on this model")
+
+    def _agree(self, path: Path, directions: Directions, radii: Sequence[float]) -> bool:
+        """Whether a path gives the loop's losses up to rounding."""
+        found, expected = (p.losses(directions, (0,), radii) for p in (path, LoopPath(self.replica)))
+        size = float(expected[expected.isfinite()].abs().max()) if bool(expected.isfinite().any()) else 1.0
+        return torch.allclose(found, expected, rtol=0.0, atol=_AGREEMENT * torch.finfo(self.dtype).eps * size, equal_nan=True)
 
     def _timed(self, path: Path, directions: Directions, radii: Sequence[float], indices: Sequence[int] = (0,)) -> float:
         """Seconds per evaluation: the fastest of three runs, or of two where they are long (the gate has warmed up)."""
@@ -154,7 +175,6 @@ class Evaluator:
             start = time.perf_counter()
             path.losses(directions, indices, radii)  # returns on the CPU: synchronises
             times.append(time.perf_counter() - start)
-            self.evaluations += len(indices) * len(radii)
         return min(times) / (len(indices) * len(radii))
 
     def _affordable(self, points: int) -> int:

@@ -39,6 +39,7 @@ class Responses:
         noise: RMS rounding error of ``even`` at each radius, ``[K]``.
         trusted: radii where at least 90 % of the directions stand 10 times above the noise, ``[K]`` bool.
         precision: arithmetic of the forward passes.
+        narrow: an operation of the model that is narrower than float64 and sets the noise; empty if none.
         path: the evaluation path, its measured alternatives and the reason.
         evaluations: loss evaluations done, calibration included.
         seconds: wall time.
@@ -54,6 +55,7 @@ class Responses:
     noise: NDArray[np.float64]
     trusted: NDArray[np.bool_]
     precision: str
+    narrow: str
     path: PathChoice
     evaluations: int
     seconds: float
@@ -61,15 +63,23 @@ class Responses:
 
 @dataclass(frozen=True)
 class Noise:
-    """Rounding noise of a set of scales: RMS error ``[K]``, and the gate's verdict where it was calibrated ``[K]``."""
+    """Rounding noise of a set of scales.
+
+    Attributes:
+        sigma: RMS error of the even responses ``[K]``.
+        calibrated: the gate's verdict on even and on odd responses ``[2, K]``, where measured against float64.
+        narrow: the operation inside a float64 model that is narrower; empty if none.
+        evaluations: done in float64 for the calibration.
+    """
 
     sigma: NDArray[np.float64]
     calibrated: NDArray[np.bool_] | None
+    narrow: str
     evaluations: int
 
     def trusted(self, even: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """The gate's verdict per scale: from the float64 calibration, or else from the responses ``[K, N]`` themselves."""
-        return self.calibrated if self.calibrated is not None else passes_gate(even, self.sigma)
+        """The gate's verdict per scale: from the calibration, or else from the even responses ``[K, N]`` themselves."""
+        return self.calibrated[0] if self.calibrated is not None else passes_gate(even, self.sigma)
 
 
 def measure_noise(evaluator: Evaluator, directions: Directions, radii: NDArray[np.float64]) -> Noise:
@@ -80,16 +90,17 @@ def measure_noise(evaluator: Evaluator, directions: Directions, radii: NDArray[n
     """
     indices = range(min(CALIBRATION, len(directions)))
     if evaluator.dtype == torch.float64:
-        before = evaluator.evaluations
-        sigma = noise_float64(evaluator, directions, indices)
-        return Noise(np.full(len(radii), sigma), None, evaluator.evaluations - before)
+        sigma, narrow = noise_float64(evaluator, directions, indices)
+        return Noise(np.full(len(radii), sigma), None, narrow, 0)
     points = signed_radii(radii)
-    narrow, _, _ = second_difference(evaluator.losses(directions, indices, points))
+    measured = second_difference(evaluator.losses(directions, indices, points))
     with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
-        reference, _, _ = second_difference(exact.losses(directions, indices, points))
-    with np.errstate(invalid="ignore"):
-        sigma_k = np.sqrt(np.mean((narrow - reference) ** 2, axis=1))
-    return Noise(sigma_k, passes_gate(reference, sigma_k), len(indices) * len(points))
+        reference = second_difference(exact.losses(directions, indices, points))
+        evaluations = exact.evaluations
+    with np.errstate(invalid="ignore", over="ignore"):
+        errors = [np.sqrt(np.mean((measured[part] - reference[part]) ** 2, axis=1)) for part in (0, 1)]
+    verdicts = np.stack([passes_gate(reference[part], errors[part]) for part in (0, 1)])
+    return Noise(errors[0], verdicts, "", evaluations)
 
 
 def warn_if_noise(precision: str, radii: NDArray[np.float64], trusted: NDArray[np.bool_]) -> None:
@@ -159,24 +170,25 @@ def responses(
             if progress is not None:
                 progress(indices[-1] + 1, len(directions))
         noise = measure_noise(evaluator, directions, steps)
-        evaluations = evaluator.evaluations + (noise.evaluations if noise.calibrated is not None else 0)
+        evaluations = evaluator.evaluations + noise.evaluations
         norms = [directions.tensors(index)[1] for index in range(len(directions))] if directions.scale == "none" else []
     even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
     trusted = noise.trusted(even)
     warn_if_noise(name, steps, trusted)
     length = float(np.mean(norms)) if norms else {"unit": 1.0, "relative": directions.weight_norm}[directions.scale]
-    eps_abs = steps * length
+    eps_abs, weight_norm = steps * length, objective.norm
     return Responses(
         even=even,
         odd=odd,
         base=float(columns[0][2][0]),
         radii=steps,
         eps_abs=eps_abs,
-        eps_rel=relative(eps_abs, directions.weight_norm),
-        weight_norm=directions.weight_norm,
+        eps_rel=relative(eps_abs, weight_norm),
+        weight_norm=weight_norm,
         noise=noise.sigma,
         trusted=trusted,
         precision=name,
+        narrow=noise.narrow,
         path=choice,
         evaluations=evaluations,
         seconds=time.perf_counter() - start,
@@ -185,7 +197,8 @@ def responses(
 
 def relative(eps_abs: NDArray[np.float64], weight_norm: float) -> NDArray[np.float64]:
     """Distances relative to ||w||; NaN where all weights are zero."""
-    return eps_abs / weight_norm if weight_norm else np.full(len(eps_abs), np.nan)
+    with np.errstate(invalid="ignore"):
+        return eps_abs / weight_norm if weight_norm else np.full(len(eps_abs), np.nan)
 
 
 def blocks(count: int, size: int) -> list[Sequence[int]]:

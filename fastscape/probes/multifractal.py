@@ -110,7 +110,9 @@ def trajectory(
         file.at(objective)  # every file is read and matched before any work
     session = Session(probe, analysis, budget, target, path, memory, progress)
     points = [Point(file.name, file.step, partial(file.at, objective)) for file in files]
-    return session.run(points, list(extend.points) if extend is not None else None)
+    if extend is not None and not isinstance(extend, TrajectoryResult):
+        raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")
+    return session.run(points, None if extend is None else extend.points)
 
 
 __all__ = ["ProbeError", "Progress", "multifractal", "trajectory"]

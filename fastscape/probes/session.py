@@ -17,6 +17,7 @@ import torch
 from fastscape._version import __version__
 from fastscape.directions import Directions
 from fastscape.estimators import AnalysisSettings, Estimate
+from fastscape.estimators.scaling import Array
 from fastscape.estimators.trust import checked_windows
 from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName
 from fastscape.evaluation.losses import checked_dtype
@@ -30,7 +31,10 @@ from fastscape.runs.settings import ProbeSettings
 
 DEFAULT_COUNT = 64
 FIRST_ROUND = 2
-_UNKNOWN_ANALYSIS = 0.2  # seconds reserved per checkpoint before the first analysis has been timed
+_ANALYSIS = 0.1  # seconds to analyse a checkpoint with few directions
+_RESERVE = 1.5  # how much longer than foreseen an analysis may take
+_SHARE = 0.05  # of the budget, for each of the trial of paths and analyses on the way
+_OPENING = 18  # evaluations on a first visit: gate, trial of the path, noise, loss and accuracy
 
 
 @dataclass(frozen=True)
@@ -103,20 +107,26 @@ class Session:
         self.estimate: Estimate | None = None
         self.unit = 0.0  # seconds of the slowest block so far
         self.evaluating, self.fresh = 0.0, 0  # seconds of all blocks, and the directions in them
-        self.analysis_cost = _UNKNOWN_ANALYSIS  # seconds to analyse one checkpoint's present directions
+        self.opening = 0.0  # seconds of the slowest first visit so far
+        self.analysis_rate = 0.0  # seconds of analysis per direction
         self.tracks: list[Track] = []
+        self._points: Sequence[Point] = ()
+        self._where = "the start"
 
     def run(self, points: Sequence[Point], extend: Sequence[MultifractalResult] | None = None) -> TrajectoryResult:
         """Probe the points; see :func:`fastscape.multifractal` for what can be raised."""
+        if extend is not None and not all(isinstance(earlier, MultifractalResult) for earlier in extend):
+            raise TypeError(f"extend must be an earlier result (fs.load reads one from a file), got {type(extend[0]).__name__}")
         if extend is not None and len(extend) != len(points):
             raise ValueError(f"extend must hold one result per checkpoint, got {len(extend)} for {len(points)}")
-        self.tracks = [Track(point.name, point.step, self.probe) for point in points]
-        try:
-            for index, earlier in enumerate(extend or ()):
-                objective = points[index].objective()
-                self.tracks[index].restore(earlier, objective, self.precision)
+        self.tracks = [Track(point.name, point.step, self.probe, self.precision) for point in points]
+        self._points = points
+        for point, track, earlier in zip(points, self.tracks, extend or (), strict=False):
+            if earlier.directions:
+                track.restore(earlier, point.objective())
                 self.path = self.path or PathChoice(**earlier.meta["path"])
-            reason = self._rounds(points)
+        try:
+            reason = self._rounds()
         except _Deadline:
             reason = "deadline"
         except KeyboardInterrupt:
@@ -136,28 +146,33 @@ class Session:
 
     # ------------------------------------------------------------------ rounds
 
-    def _rounds(self, points: Sequence[Point]) -> str:
-        reached = min(min(track.counts) for track in self.tracks)
-        goal = max(FIRST_ROUND, reached)
+    def _rounds(self) -> str:
+        if self.budget.limited:  # one direction at every checkpoint first
+            self._round([1] + [0] * (self.probe.banks - 1))
+        goal = max(FIRST_ROUND, min(min(track.counts) for track in self.tracks))
         while True:
             goal = goal if self.limit is None else min(goal, self.limit)
-            for point, track in zip(points, self.tracks, strict=True):
-                self._where = point.name
-                self._advance(point, track, goal)
+            self._round([goal] * self.probe.banks)
             if self.limit is not None and goal >= self.limit:
                 return "all directions done"
             if self._satisfied():
                 return "target met"
             goal = self._next_goal(goal)
 
+    def _round(self, goals: Sequence[int]) -> None:
+        """Evaluate what every checkpoint lacks up to ``goals[bank]`` directions."""
+        for point, track in zip(self._points, self.tracks, strict=True):
+            self._where = point.name
+            self._advance(point, track, goals)
+
     def _next_goal(self, goal: int) -> int:
         """Twice as many directions, or as many as every bank of every checkpoint can have before the deadline."""
         if not self.budget.limited:
             return 2 * goal
         streams = len(self.tracks) * self.probe.banks
+        per_direction = 1.1 * self.evaluating / max(1, self.fresh) + _RESERVE * self.analysis_rate
         spare = self.budget.remaining - self._reserve()
-        per_direction = self.evaluating / max(1, self.fresh)
-        affordable = int(spare / (1.1 * per_direction * streams)) if per_direction > 0 else goal
+        affordable = int(spare / (per_direction * streams)) if per_direction > 0 else goal
         chunk = self.path.chunk if isinstance(self.path, PathChoice) else 1
         extra = min(goal, affordable // chunk * chunk)
         if extra < 1:
@@ -165,14 +180,16 @@ class Session:
         return goal + extra
 
     def _satisfied(self) -> bool:
-        """Time the analysis; with a target, analyse every checkpoint and see whether all intervals are narrow enough."""
+        """Whether every interval is narrow enough; analyses the first checkpoint anyway, to time it and for the progress."""
         if self.target is None and not self.budget.limited and self.progress is None:
             return False
+        if self.target is None and self._reserve() > _SHARE * self.budget.remaining:
+            return False  # an analysis on the way is not worth its time
         met = self.target is not None
         for track in self.tracks if met else self.tracks[:1]:
             start = self.budget.elapsed
             estimate = track.measured().analyse(self.analysis).estimates.get("m_tau")
-            self.analysis_cost = self.budget.elapsed - start
+            self.analysis_rate = max(self.analysis_rate / 2, (self.budget.elapsed - start) / max(1, track.directions))
             if track is self.tracks[0]:
                 self.estimate = estimate
             low, high = estimate.interval if estimate is not None else (-math.inf, math.inf)
@@ -180,47 +197,67 @@ class Session:
         return met
 
     def _reserve(self) -> float:
-        """Seconds that the final analysis of all checkpoints will take, of twice the directions of the last one timed."""
-        return 2 * len(self.tracks) * self.analysis_cost
+        """Seconds that the final analysis will take."""
+        return _RESERVE * (len(self.tracks) * _ANALYSIS + self.analysis_rate * self._directions())
 
-    def _advance(self, point: Point, track: Track, goal: int) -> None:
-        """Evaluate the directions that a point lacks up to ``goal`` per bank."""
-        if all(count >= goal for count in track.counts):
+    def _advance(self, point: Point, track: Track, goals: Sequence[int]) -> None:
+        """Evaluate the directions that a point lacks up to ``goals[bank]``."""
+        lacking = [bank for bank, count in enumerate(track.counts) if count < goals[bank]]
+        if not lacking:
             return
         whole = point.objective()
         directions = Directions(whole, count=2**32, seed=self.probe.bank_seed(0), **_direction_arguments(self.probe))
         objectives = [whole] if self.probe.bank_batches == "all" else [whole.on(b) for b in range(len(whole.batches))]
+        radii = self.probe.grid(directions.weight_norm)
         for batch, objective in enumerate(objectives):
-            banks = [bank for bank in range(self.probe.banks) if bank % len(objectives) == batch]
-            if all(track.counts[bank] >= goal for bank in banks):
+            banks = [bank for bank in lacking if bank % len(objectives) == batch]
+            if not banks:
                 continue
+            if self._directions() and not self.budget.admits(self.unit + self.opening, self._reserve()):
+                raise _Deadline
             start = self.budget.elapsed
             with self._evaluator(objective, gate=batch not in track.opened) as evaluator, track.timed():
-                if not self._directions():
-                    self._check_budget((self.budget.elapsed - start) / 2)  # the gate evaluated the loss twice
-                radii = self.probe.grid(directions.weight_norm)
-                self.path = evaluator.prepare(directions, signed_radii(radii))
-                if batch not in track.opened:
-                    noise = measure_noise(evaluator, directions, radii)
-                    track.open(batch, whole, directions, radii, noise, self.precision, self.path)
                 try:
+                    self._open(track, whole, evaluator, directions, radii, batch, start)
                     for bank in banks:
-                        self._bank(track, evaluator, directions.with_seed(self.probe.bank_seed(bank)), bank, goal)
+                        self._bank(track, evaluator, directions.with_seed(self.probe.bank_seed(bank)), bank, goals[bank])
                 finally:
                     track.evaluations += evaluator.evaluations
 
+    def _open(
+        self,
+        track: Track,
+        whole: Objective,
+        evaluator: Evaluator,
+        directions: Directions,
+        radii: Array,
+        batch: int,
+        start: float,
+    ) -> None:
+        """On the first visit: check the budget, choose the path, measure the noise."""
+        if not self._directions():
+            self._check_budget((self.budget.elapsed - start) / 2)  # the gate evaluated the loss twice
+        self.path = evaluator.prepare(directions, signed_radii(radii))
+        if batch not in track.opened:
+            noise = measure_noise(evaluator, directions, radii)
+            track.open(batch, whole, directions, radii, noise, self.path)
+            self.opening = max(self.opening, self.budget.elapsed - start)
+
     def _evaluator(self, objective: Objective, *, gate: bool) -> Evaluator:
-        return Evaluator(objective, self.dtype, path=self.path, memory=self.memory, gate=gate)
+        trial = _SHARE * self.budget.seconds
+        return Evaluator(objective, self.dtype, path=self.path, memory=self.memory, gate=gate, trial=trial)
 
     def _check_budget(self, forward: float) -> None:
         """Refuse a budget that cannot hold one direction at every checkpoint, given the seconds of one evaluation."""
-        scales = len(self.probe.grid(1.0))
-        unit = forward * (1 + 2 * scales) * len(self.tracks)
-        if not self.budget.admits(unit):
-            each = f" for each of {len(self.tracks)} checkpoints" if len(self.tracks) > 1 else ""
+        scales, points = len(self.probe.grid(1.0)), len(self.tracks)
+        unit = forward * (1 + 2 * scales)
+        needed = points * (unit + _OPENING * forward)
+        if not self.budget.admits(needed):
+            each = f" for each of {points} checkpoints" if points > 1 else ""
             raise ValueError(
-                f"budget must fit one direction at {scales} radii{each}, got {self.budget.seconds:g} s; it takes about "
-                f"{unit:.2g} s, and a useful run 100 times as much"
+                f"budget must fit one direction at {scales} radii{each}, got {self.budget.seconds:g} s; one takes about "
+                f"{unit:.2g} s, preparation included about {needed + self.budget.elapsed:.2g} s in all, and a useful run 100 "
+                "directions"
             )
 
     def _bank(self, track: Track, evaluator: Evaluator, directions: Directions, bank: int, goal: int) -> None:
@@ -254,6 +291,9 @@ class Session:
     # ------------------------------------------------------------------ results
 
     def _result(self, reason: str) -> TrajectoryResult:
+        for point, track in zip(self._points, self.tracks, strict=True):
+            if not track.opened:
+                track.describe(point.objective())
         points = [track.result(self.analysis, reason) for track in self.tracks]
         run: dict[str, Any] = {
             "stop_reason": reason,

@@ -23,14 +23,12 @@ from fastscape.objective import Objective
 from fastscape.reports.result import Measured, MultifractalResult
 from fastscape.runs.settings import ProbeSettings
 
-_HIDDEN_PRECISION = 1e-11  # noise above this share of the loss in float64 means a float32 step inside the model
-
 
 class Track:
     """Responses, noise and provenance of one checkpoint, growing block by block."""
 
-    def __init__(self, name: str, step: int | None, probe: ProbeSettings) -> None:
-        self.name, self.step, self.probe = name, step, probe
+    def __init__(self, name: str, step: int | None, probe: ProbeSettings, precision: str) -> None:
+        self.name, self.step, self.probe, self.precision = name, step, probe, precision
         self.opened: set[int] = set()
         self.evaluations, self.seconds = 0, 0.0
         self.loss = float("nan")
@@ -66,35 +64,38 @@ class Track:
             self.seconds += time.perf_counter() - start
 
     def open(
-        self,
-        batch: int,
-        objective: Objective,
-        directions: Directions,
-        radii: Array,
-        noise: Noise,
-        precision: str,
-        path: PathChoice,
+        self, batch: int, objective: Objective, directions: Directions, radii: Array, noise: Noise, path: PathChoice
     ) -> None:
         """Record what is known after the first visit to one batch of the checkpoint."""
         self.opened.add(batch)
         self.noise = np.fmax(self.noise, noise.sigma)
         if noise.calibrated is not None:
-            warn_if_noise(precision, radii, noise.calibrated)
+            warn_if_noise(self.precision, radii, noise.calibrated[0])
             self.calibrated = noise.calibrated if self.calibrated is None else self.calibrated & noise.calibrated
         if self.meta:
             return
+        self.describe(objective)
+        self.meta |= {"path": dataclasses.asdict(path), "skipped_fraction": directions.skipped_fraction}
         self.radii, self.weight_norm = radii, directions.weight_norm
         self.eps_abs = radii * (1.0 if directions.scale == "unit" else directions.weight_norm)
         self.loss, self.accuracy = objective.evaluate_once()
         self._batches = len(objective.batches) if self.probe.bank_batches == "rotate" else 1
-        self.meta = _provenance(objective, directions, precision, path)
         self.notes = _weight_notes(objective)
-        limit = _HIDDEN_PRECISION * abs(self.loss)
-        if precision == "float64" and float(np.max(self.noise)) > limit > 0:
-            self.notes.append(
-                f"rounding noise is {np.max(self.noise) / abs(self.loss):.0e} of the loss in float64: something in the model or "
-                "loss computes in lower precision (a .float() or .half())"
-            )
+        if noise.narrow:
+            self.notes.append(f"the model computes in lower precision inside ({noise.narrow}): its rounding sets the noise")
+
+    def describe(self, objective: Objective) -> None:
+        """Record the provenance of a checkpoint, evaluated or not."""
+        self.weight_norm = objective.norm
+        self.meta = _identity(objective, self.precision) | {
+            "model": type(objective.model).__name__,
+            "parameters": objective.size,
+            "samples": objective.samples,
+            "batches": len(objective.batches),
+            "device": str(objective.device),
+            "skipped_fraction": None,
+            "path": {"name": "none", "chunk": 0, "seconds": {}, "reason": "not evaluated before the run ended"},
+        }
 
     def add(self, bank: int, losses: Tensor) -> None:
         """Append the losses ``[n, 1 + 2 K]`` of a block of directions."""
@@ -148,28 +149,21 @@ class Track:
             tuple(notes),
         )
 
-    def restore(self, earlier: MultifractalResult, objective: Objective, precision: str) -> None:
+    def restore(self, earlier: MultifractalResult, objective: Objective) -> None:
         """Continue an earlier result, after checking that it measured the same thing.
 
         Raises:
             ValueError: naming what differs.
         """
-        now = {
-            "weights": objective.weight_fingerprint(),
-            "data": objective.data_fingerprint(),
-            "precision": precision,
-            "settings": dataclasses.replace(self.probe, count=None),
-        }
-        then = {
-            "weights": earlier.meta.get("weight_fingerprint"),
-            "data": earlier.meta.get("data_fingerprint"),
-            "precision": earlier.meta.get("precision"),
-            "settings": dataclasses.replace(earlier.probe, count=None),
-        }
-        different = [name for name, value in now.items() if then[name] != value]
+        now = _identity(objective, self.precision) | {"settings": dataclasses.replace(self.probe, count=None)}
+        then = earlier.meta | {"settings": dataclasses.replace(earlier.probe, count=None)}
+        different = [name for name, value in now.items() if then.get(name) != value]
+        if not different and not math.isclose(objective.loss(), earlier.loss, rel_tol=1e-5) and not math.isnan(earlier.loss):
+            different = ["loss function"]
         if different:
             raise ValueError(
-                f"extend must be a result of the same run of {self.name}, got other {', '.join(different)}; start a new result"
+                f"extend must be a result of the same run of {self.name}, got other "
+                f"{', '.join(_WORDS.get(name, name) for name in different)}; start a new result"
             )
         measured = earlier.measured
         for bank, count in enumerate(measured.counts):
@@ -177,7 +171,7 @@ class Track:
                 self._columns[bank].append((measured.even[bank, :, :count], measured.odd[bank, :, :count]))
         self._base = measured.base.copy()
         self._batches = int(measured.batches.max()) + 1
-        self.opened = set(measured.batches.tolist())
+        self.opened = set(measured.batches[measured.counts > 0].tolist())
         self.radii, self.eps_abs, self.weight_norm = measured.radii, measured.eps_abs, measured.weight_norm
         self.noise, self.calibrated = measured.noise, measured.calibrated
         self.loss, self.accuracy, self.meta = earlier.loss, earlier.accuracy, dict(earlier.meta)
@@ -192,17 +186,24 @@ def _weight_notes(objective: Objective) -> list[str]:
     return [f"weights hold NaN or inf in {', '.join(broken[:3])}{' and more' if len(broken) > 3 else ''}"]
 
 
-def _provenance(objective: Objective, directions: Directions, precision: str, path: PathChoice) -> dict[str, Any]:
+_WORDS = {
+    "weight_fingerprint": "weights",
+    "data_fingerprint": "data",
+    "names": "parameters",
+    "batch_weights": "batch weights",
+    "batch_norm": "batch_norm",
+    "dtype": "dtype",
+}
+
+
+def _identity(objective: Objective, precision: str) -> dict[str, Any]:
+    """What makes two measurements the same: everything that ``extend`` compares."""
     return {
-        "model": type(objective.model).__name__,
-        "parameters": objective.size,
-        "samples": objective.samples,
-        "batches": len(objective.batches),
         "weight_fingerprint": objective.weight_fingerprint(),
         "data_fingerprint": objective.data_fingerprint(),
+        "names": list(objective.names),
+        "batch_weights": list(objective.batch_weights),
         "batch_norm": objective.batch_norm,
+        "dtype": str(objective.dtype),
         "precision": precision,
-        "device": str(objective.device),
-        "skipped_fraction": directions.skipped_fraction,
-        "path": dataclasses.asdict(path),
     }

@@ -40,8 +40,8 @@ class Measured:
         eps_abs, eps_rel: distances, and distances relative to ||w|| ``[K]``.
         weight_norm: ||w||.
         noise: RMS rounding error of ``even`` ``[K]``.
-        calibrated: the noise gate's verdict from a float64 calibration ``[K]``; ``None`` where the responses themselves
-            are compared with the noise.
+        calibrated: the noise gate's verdict on even and odd responses from a float64 calibration ``[2, K]``; ``None`` where
+            the responses themselves are compared with the noise.
     """
 
     even: Array
@@ -70,8 +70,9 @@ class Measured:
             trust = Trust(none, none, none)
             flags = analysis_flags(Trust(~none, ~none, ~none), self.radii, (), (), 0)
             return Analysis(False, "no direction was evaluated before the run ended", settings, trust, flags=flags)
-        gate = self.calibrated
-        if gate is None:
+        if self.calibrated is not None:
+            gate = self.calibrated[0 if settings.variant == "even" else 1]
+        else:
             gate = passes_gate(np.concatenate(response, axis=1), self.noise)
         used = [int(batch) for batch, count in zip(self.batches, self.counts, strict=True) if count]
         return analyse(response, self.radii, batches=used, above_noise=gate, settings=settings)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastscape._checks import first_line
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -93,8 +95,10 @@ def read(path: str | Path, kinds: Mapping[str, type]) -> Any:
         return unpack(kind, document["result"], arrays)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"path must be a result file written by fastscape, got {str(path)!r} ({error})") from error
+    except Exception as error:  # a damaged archive fails in zipfile, zlib, NumPy or json, in a dozen ways
+        raise ValueError(
+            f"path must be a result file written by fastscape, got {str(path)!r} ({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from fastscape.estimators import Estimate
 from fastscape.estimators.flags import SIGN_MIXING
+from fastscape.estimators.scalars import MIN_DIRECTIONS
 
 if TYPE_CHECKING:
     from fastscape.reports.result import MultifractalResult, TrajectoryResult
@@ -82,6 +83,8 @@ def verdict(result: MultifractalResult) -> str:
     if math.isnan(analysis.p_value):
         return f"M_tau is not defined on this q grid {tail}; M_tau on q > 0 = {interval(analysis.estimates['m_tau_pos'])}."
     found = f"M_tau = {interval(m)}, p = {p_text(analysis.p_value)}"
+    if result.directions < MIN_DIRECTIONS:
+        return f"Too few directions to tell: {found}, {tail}."
     if analysis.p_value > SIGNIFICANT:
         return f"No trend of the measure with scale that stands out from permuted scales: {found}, {tail}."
     c2 = analysis.estimates["c2"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fastscape._checks import first_line
 from fastscape.objective import Objective
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "net", "ema")
@@ -27,7 +27,7 @@ class Checkpoint:
     Attributes:
         path: the file.
         name: its stem, or more of its path where stems repeat.
-        step: last number in the stem, if any.
+        step: number after "step", "epoch", "iter" or "checkpoint" in the stem, or the stem itself where it is a number.
     """
 
     path: Path
@@ -58,7 +58,7 @@ def checkpoints(paths: Sequence[str | Path]) -> tuple[Checkpoint, ...]:
     Raises:
         ValueError: no path, a missing file, or one given twice.
     """
-    files = [Path(path) for path in paths]
+    files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
     if not files:
         raise ValueError("checkpoints must hold at least one file, got none")
     for index, file in enumerate(files):
@@ -66,14 +66,16 @@ def checkpoints(paths: Sequence[str | Path]) -> tuple[Checkpoint, ...]:
             raise ValueError(f"checkpoints[{index}] must be a file, got {str(file)!r}")
         if file.resolve() in {other.resolve() for other in files[:index]}:
             raise ValueError(f"checkpoints[{index}] is given twice, got {str(file)!r}")
-    stems = [file.stem for file in files]
-    names = stems if len(set(stems)) == len(stems) else [str(file.with_suffix("")) for file in files]
+    labels = ([file.stem for file in files], [file.name for file in files], [str(file) for file in files])
+    names = next(names for names in labels if len(set(names)) == len(names))
     return tuple(Checkpoint(file, name, _step(file.stem)) for file, name in zip(files, names, strict=True))
 
 
 def _step(stem: str) -> int | None:
-    numbers = re.findall(r"\d+", stem)
-    return int(numbers[-1]) if numbers else None
+    if stem.isdigit():
+        return int(stem)
+    found = re.search(r"(?:step|epoch|iter|iteration|checkpoint|ckpt)[-_=]?(\d+)", stem, re.IGNORECASE)
+    return int(found[1]) if found else None
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -94,8 +96,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"checkpoint {path} must hold tensors only, got a pickle that could run code or is damaged; save "
             "model.state_dict(), or convert it to safetensors where you trust it"
         ) from error
-    except (OSError, RuntimeError, SafetensorError, EOFError, ValueError) as error:
-        raise ValueError(f"checkpoint {path} cannot be read (damaged?): {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file fails in many ways, also with bare assertions
+        raise ValueError(f"checkpoint {path} cannot be read (damaged?): {type(error).__name__}: {first_line(error)}") from error
     return _unwrapped(content, path)
 
 
@@ -107,5 +109,8 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
             inner = content.get(key)
             if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
                 return {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        if tensors:  # a state dict with an epoch or a learning rate beside it
+            return tensors
     found = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content).__name__
     raise ValueError(f"checkpoint {path} must hold a state dict, alone or under one of {', '.join(_WRAPPERS)}; got {found}")

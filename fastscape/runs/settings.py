@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fastscape._checks import integer
 from fastscape.directions.directions import Scale
 from fastscape.directions.normalise import RULES, OneD, Rule, ZeroNorm
 from fastscape.directions.philox import Distribution
@@ -28,7 +29,7 @@ class ProbeSettings:
         radii: at least four positive ascending scales in units of ``||d||``; ``None`` for 12 log-spaced from 1e-5 to 1e-1
             of ||w||.
         count: directions per bank (at least 2); ``None`` for 64, or, under a budget, as many as fit.
-        banks: blocks of directions with seeds of their own: seed + stride (b + 1).
+        banks: blocks of directions with seeds of their own: seed + stride (b + 1), modulo 2^64.
         seed, stride: of the generator.
         distribution, normalize, scale, one_d, zero_norm: see :class:`fastscape.Directions`.
         precision: ``"float64"``, ``"float32"``, or ``None`` for the cheapest that resolves the scales (float64).
@@ -53,13 +54,11 @@ class ProbeSettings:
         if self.radii is not None:
             checked = checked_radii(self.radii, minimum=MIN_SCALES)
             object.__setattr__(self, "radii", tuple(checked.tolist()))
-        if self.count is not None and not (isinstance(self.count, int) and self.count >= 2):
-            raise ValueError(f"count must be at least 2 directions per bank, got {self.count!r}")
-        if not (isinstance(self.banks, int) and self.banks >= 1):
-            raise ValueError(f"banks must be at least 1, got {self.banks!r}")
-        for name, number in (("seed", self.seed), ("stride", self.stride)):
-            if not (isinstance(number, int) and 0 <= number < 2**63):
-                raise ValueError(f"{name} must be an integer in [0, 2^63), got {number!r}")
+        if self.count is not None:
+            object.__setattr__(self, "count", integer("count", self.count, 2))
+        least_stride = 1 if integer("banks", self.banks, 1) > 1 else 0  # banks of one seed would be the same directions
+        for name, least in (("banks", 1), ("seed", 0), ("stride", least_stride)):
+            object.__setattr__(self, name, integer(name, getattr(self, name), least, 2**63))
         for name, value, allowed in (
             ("distribution", self.distribution, get_args(Distribution)),
             ("normalize", self.normalize, RULES),
@@ -79,7 +78,8 @@ class ProbeSettings:
             return np.array(self.radii)
         low, high, count = DEFAULT_RELATIVE
         relative = np.logspace(math.log10(low), math.log10(high), count)
-        return relative if self.scale == "relative" or not math.isfinite(weight_norm) else relative * weight_norm
+        usable = math.isfinite(weight_norm) and weight_norm > 0
+        return relative * weight_norm if self.scale == "unit" and usable else relative
 
     def bank_seed(self, bank: int) -> int:
         """Seed of a bank."""

@@ -89,3 +89,13 @@ def test_shuffling_inside_the_loss_is_found(digits):
 def test_ordinary_dropout_and_batch_norm_pass(bn_net, digits):
     assert torch.isfinite(probe(bn_net, digits)).all()
     assert torch.isfinite(probe(bn_net, digits, batch_norm="batch")).all()
+
+
+def test_the_callers_determinism_setting_survives_a_refusal(digits, untouched):
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        model = Counter()
+        with untouched(model), pytest.raises(fs.NondeterministicLossError):
+            probe(model, digits)
+    finally:
+        torch.use_deterministic_algorithms(False)

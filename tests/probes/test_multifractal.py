@@ -246,7 +246,10 @@ def test_the_preset_is_the_published_protocol():
         ({"radii": (0.0, 0.1, 0.2, 0.3)}, r"got radii\[0\] = 0.0"),
         ({"radii": (0.1, 0.1, 0.2, 0.3)}, "strictly ascending"),
         ({"radii": (0.1, 0.2, 0.3, math.nan)}, r"got radii\[3\] = nan"),
-        ({"count": 1}, "count must be at least 2 directions per bank, got 1"),
+        ({"count": 1}, "count must be at least 2, got 1"),
+        ({"count": 2.5}, "count must be an integer, got 2.5"),
+        ({"count": True}, "count must be an integer, got True"),
+        ({"stride": 0}, r"stride must be an integer in \[1, 2\^63\), got 0"),
         ({"banks": 0}, "banks must be at least 1, got 0"),
         ({"seed": -3}, r"seed must be an integer in \[0, 2\^63\), got -3"),
         ({"normalize": "layer"}, "normalize must be one of tensor, filter.*got 'layer'"),
@@ -318,3 +321,68 @@ def test_checkpoints_that_do_not_fit_are_found_before_any_work(run, cnn_objectiv
     other = zoo.train(zoo.cnn(width=3), zoo.digits(samples=64), tmp_path / "other", steps=1, checkpoints=2)
     with pytest.raises(ValueError, match=r"checkpoint .*step0.safetensors: state must match Sequential.*has shape"):
         fs.trajectory(cnn_objective, [run[0], other[0]], fs.ProbeSettings(radii=RADII, count=2), QUICK)
+
+
+# ---------------------------------------------------------------------- windows with gaps, identity of runs, counts
+
+
+def test_scales_between_windows_do_not_reach_p():
+    rng = np.random.default_rng(0)
+    radii, windows = np.logspace(-4, -1, 12), ((0, 4), (8, 12))
+    even = np.abs(rng.standard_normal((12, 64))) * radii[:, None] ** 2
+    settings = fs.AnalysisSettings(windows=windows, bootstrap=2, permutations=499)
+    clean = fs.analyse([even], radii, settings=settings).p_value
+    for bad in (np.nan, 0.0, 1e6):
+        gap = even.copy()
+        gap[5, 3] = bad
+        assert fs.analyse([gap], radii, settings=settings).p_value == clean
+
+
+def test_extension_of_another_function_is_refused(tanh_net, digits):
+    probe = fs.ProbeSettings(radii=RADII, count=2)
+
+    def objective(**arguments):
+        return fs.Objective(tanh_net, digits, **({"criterion": F.cross_entropy} | arguments))
+
+    short = fs.multifractal(objective(), probe, QUICK)
+    for other, word in (
+        (objective(params="3.*"), "parameters"),
+        (objective(criterion=lambda out, y: 100 * F.cross_entropy(out, y)), "loss function"),
+        (objective(batch_norm="batch"), "batch_norm"),
+        (objective(dtype=torch.float64), "dtype"),
+    ):
+        with pytest.raises(ValueError, match=f"got other .*{word}"):
+            fs.multifractal(other, probe, QUICK, extend=short)
+    with pytest.raises(TypeError, match="extend must be an earlier result .* got str"):
+        fs.multifractal(objective(), probe, QUICK, extend="result.npz")
+
+
+def test_evaluations_count_forwards(digits):
+    class Counted(nn.Module):
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x):
+            Counted.calls += 1
+            return self.linear(x.flatten(1))
+
+    objective = fs.Objective(Counted(), digits, criterion=F.cross_entropy)
+    found = fs.responses(objective, fs.Directions(objective, 4), [0.1, 0.2], path="loop")
+    assert found.evaluations == pytest.approx(Counted.calls, abs=1)  # the rounding model looks at one forward
+
+
+def test_replicates_of_different_batches_are_independent(tanh_net, digits):
+    """Sorting the directions of one batch changes no estimate and leaves its standard error about where it was."""
+    rng = np.random.default_rng(1)
+    radii = np.logspace(-3, -1, 8)
+    slopes = 2 + 0.2 * rng.standard_normal((2, 200))
+    errors = []
+    for order in (slice(None), np.argsort(slopes[1])):
+        even = [radii[:, None] ** np.sort(slopes[0]), radii[:, None] ** slopes[1][order]]
+        settings = fs.AnalysisSettings(bootstrap=2000, permutations=1)
+        errors.append(fs.analyse(even, radii, batches=[0, 1], settings=settings).estimates["h_mean"].stderr)
+    expected = 0.2 / np.sqrt(400)
+    np.testing.assert_allclose(errors, expected, rtol=0.12)

@@ -1,5 +1,6 @@
 """Files round-trip without pickles, tables and pages say what was found, figures draw every state."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -108,6 +109,18 @@ def test_files_of_others_are_refused(tmp_path):
             fs.load(tmp_path / f"{name}.npz")
     with pytest.raises(FileNotFoundError):
         fs.load(tmp_path / "none.npz")
+
+
+def test_every_damaged_byte_is_a_value_error(result, tmp_path):
+    path = result.save(tmp_path / "whole")
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(whole), rng.integers(1, 20)):
+            damaged[at] = rng.integers(0, 256)
+        path.write_bytes(bytes(damaged))
+        with contextlib.suppress(ValueError):
+            fs.load(path)
 
 
 def test_json_is_strict_and_complete(result, broken, trajectory):

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import fastscape as fs
+from fastscape import zoo
+from fastscape.reports.html import write_html
 from fastscape.runs.budget import Budget, parse_seconds
 
 
@@ -80,7 +83,10 @@ def test_overrun_is_at_most_one_unit(trace):
 def test_a_budget_below_one_unit_is_refused_with_what_one_takes():
     clock = [0.0]
     objective = costly_objective(clock, lambda: 10.0)
-    with pytest.raises(ValueError, match=r"budget must fit one direction at 4 radii, got 60 s; it takes about 90 s"):
+    with pytest.raises(
+        ValueError,
+        match=r"budget must fit one direction at 4 radii, got 60 s; one takes about 90 s, preparation included about 2",
+    ):
         fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, budget=Budget(60, clock=lambda: clock[0]), path="loop")
 
 
@@ -114,3 +120,31 @@ def test_the_target_ends_the_run_early():
     assert (high - low) / 2 <= 0.3
     with pytest.raises(ValueError, match="target must be a positive half-width of the M_tau interval, got -1"):
         fs.multifractal(objective, target=-1)
+
+
+def test_a_deadline_before_the_last_checkpoint_leaves_a_whole_result(tmp_path):
+    """Unvisited checkpoints have their place in table, file and page, and the run can be continued."""
+    torch.manual_seed(0)
+    files = zoo.train(zoo.mlp(hidden=(4,)), zoo.digits(samples=32), tmp_path / "run", steps=8, checkpoints=4)
+    objective = fs.Objective(zoo.mlp(hidden=(4,)), zoo.digits(samples=32), criterion=F.cross_entropy)
+    clock = [0.0]
+
+    def tick(_state):
+        clock[0] += 1.0  # every block takes a second; everything else is free
+
+    def run(seconds, **arguments):
+        budget = Budget(seconds, clock=lambda: clock[0] - start)
+        return fs.trajectory(objective, files, fs.ProbeSettings(radii=RADII, banks=1), QUICK, budget=budget, path="loop", progress=tick, **arguments)  # fmt: skip
+
+    start = clock[0]
+    short = run(3.5)
+    assert [point.directions for point in short.points][-1] == 0
+    assert short.points[0].directions > 0
+    assert "no direction was evaluated" in short.points[-1].verdict()
+    assert short.points[-1].name in short.summary()
+    assert "<svg" in write_html(short, tmp_path / "page.html").read_text()
+    loaded = fs.load(short.save(tmp_path / "short"))
+    start = clock[0]
+    extended = run(40, extend=loaded)
+    assert all(point.directions > 1 for point in extended.points)
+    np.testing.assert_array_equal(extended.points[0].measured.even[:, :, :1], short.points[0].measured.even[:, :, :1])

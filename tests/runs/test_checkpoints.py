@@ -1,6 +1,9 @@
 """Checkpoints are read in the usual forms, matched to the model, and never run code."""
 
+import contextlib
 import pickle
+import random
+import warnings
 
 import pytest
 import torch
@@ -81,3 +84,33 @@ def test_equal_stems_get_longer_names(tmp_path):
         zoo.train(zoo.mlp(hidden=(4,)), zoo.digits(samples=8), tmp_path / folder, steps=1, checkpoints=2)
     names = [file.name for file in checkpoints([tmp_path / "x" / "step0.safetensors", tmp_path / "y" / "step0.safetensors"])]
     assert names[0] != names[1]
+
+
+@pytest.mark.parametrize(
+    ("stem", "step"),
+    [("step12", 12), ("epoch-3-acc0.95", 3), ("resnet18", None), ("0400", 400), ("step100_v2", 100), ("checkpoint_7", 7), ("final", None)],
+)  # fmt: skip
+def test_steps_are_read_from_words_that_mean_them(tmp_path, stem, step):
+    (tmp_path / f"{stem}.pt").write_bytes(b"")
+    assert checkpoints(tmp_path / f"{stem}.pt")[0].step == step
+
+
+def test_every_damaged_byte_is_a_value_error(tmp_path, state):
+    rng = random.Random(0)
+    for suffix, save in ((".pt", torch.save), (".safetensors", lambda content, path: save_file(content, path))):
+        path = tmp_path / f"whole{suffix}"
+        save(state, path)
+        whole = path.read_bytes()
+        for _ in range(30):
+            damaged = bytearray(whole)
+            for _ in range(rng.choice([1, 20])):
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+            path.write_bytes(bytes(damaged[: rng.choice([len(whole), rng.randrange(len(whole))])]))
+            with contextlib.suppress(ValueError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                read_state(path)
+
+
+def test_values_beside_a_flat_state_dict_are_left_out(tmp_path, bn_objective, state):
+    torch.save(state | {"epoch": 3}, tmp_path / "flat.pt")
+    assert checkpoints([tmp_path / "flat.pt"])[0].at(bn_objective).loss() == bn_objective.at(state).loss()

@@ -1,0 +1,24 @@
+"""Checks of arguments that several places share; each names the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+import operator
+
+
+def integer(name: str, value: object, low: int, high: int | None = None) -> int:
+    """``value`` as an int in [low, high); NumPy integers pass, booleans and floats do not."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or (high is not None and not low <= number < high):
+        allowed = "" if high is None else f" in [{low}, 2^{high.bit_length() - 1})"
+        raise ValueError(f"{name} must be an integer{allowed}, got {value!r}")
+    if number < low:
+        raise ValueError(f"{name} must be at least {low}, got {value!r}")
+    return number
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an exception's message, or its type where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
