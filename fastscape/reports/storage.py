@@ -88,7 +88,7 @@ def read(path: str | Path, kinds: Mapping[str, type]) -> Any:
     if Path(path).is_file() and not zipfile.is_zipfile(path):
         raise ValueError(f"path must be a result file written by fastscape (npz), got {str(path)!r}, which is not or is damaged")
     try:
-        with np.load(Path(path), allow_pickle=False) as archive:
+        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             document = json.loads(str(archive["document"]))
             arrays = {name: archive[name] for name in archive.files if name != "document"}
         kind = kinds[document["kind"]]

@@ -134,7 +134,16 @@ def test_a_deadline_before_the_last_checkpoint_leaves_a_whole_result(tmp_path):
 
     def run(seconds, **arguments):
         budget = Budget(seconds, clock=lambda: clock[0] - start)
-        return fs.trajectory(objective, files, fs.ProbeSettings(radii=RADII, banks=1), QUICK, budget=budget, path="loop", progress=tick, **arguments)  # fmt: skip
+        return fs.trajectory(
+            objective,
+            files,
+            fs.ProbeSettings(radii=RADII, banks=1),
+            QUICK,
+            budget=budget,
+            path="loop",
+            progress=tick,
+            **arguments,
+        )
 
     start = clock[0]
     short = run(3.5)

@@ -88,8 +88,16 @@ def test_equal_stems_get_longer_names(tmp_path):
 
 @pytest.mark.parametrize(
     ("stem", "step"),
-    [("step12", 12), ("epoch-3-acc0.95", 3), ("resnet18", None), ("0400", 400), ("step100_v2", 100), ("checkpoint_7", 7), ("final", None)],
-)  # fmt: skip
+    [
+        ("step12", 12),
+        ("epoch-3-acc0.95", 3),
+        ("resnet18", None),
+        ("0400", 400),
+        ("step100_v2", 100),
+        ("checkpoint_7", 7),
+        ("final", None),
+    ],
+)
 def test_steps_are_read_from_words_that_mean_them(tmp_path, stem, step):
     (tmp_path / f"{stem}.pt").write_bytes(b"")
     assert checkpoints(tmp_path / f"{stem}.pt")[0].step == step
