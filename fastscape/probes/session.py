@@ -183,7 +183,7 @@ class Session:
         """Whether every interval is narrow enough; analyses the first checkpoint anyway, to time it and for the progress."""
         if self.target is None and not self.budget.limited and self.progress is None:
             return False
-        if self.target is None and self._reserve() > _SHARE * self.budget.remaining:
+        if self._reserve() > (_SHARE if self.target is None else 0.5) * self.budget.remaining:
             return False  # an analysis on the way is not worth its time
         met = self.target is not None
         for track in self.tracks if met else self.tracks[:1]:
@@ -213,7 +213,8 @@ class Session:
             banks = [bank for bank in lacking if bank % len(objectives) == batch]
             if not banks:
                 continue
-            if self._directions() and not self.budget.admits(self.unit + self.opening, self._reserve()):
+            visit = self.unit if batch in track.opened else self.unit + self.opening
+            if self._directions() and not self.budget.admits(visit, self._reserve()):
                 raise _Deadline
             start = self.budget.elapsed
             with self._evaluator(objective, gate=batch not in track.opened) as evaluator, track.timed():
@@ -240,6 +241,7 @@ class Session:
         self.path = evaluator.prepare(directions, signed_radii(radii))
         if batch not in track.opened:
             noise = measure_noise(evaluator, directions, radii)
+            track.evaluations += noise.evaluations
             track.open(batch, whole, directions, radii, noise, self.path)
             self.opening = max(self.opening, self.budget.elapsed - start)
 
