@@ -44,7 +44,7 @@ CRITERIA: dict[str, Callable[..., Any]] = {
     "mse": F.mse_loss,
     "bce": F.binary_cross_entropy_with_logits,
 }
-_REPORT_START, _REPORT_POINT = 1.5, 1.0  # seconds to load matplotlib, and to draw and save a checkpoint
+_REPORT_START, _REPORT_POINT = 2.5, 1.1  # seconds to load matplotlib, and to draw and save a checkpoint
 _START_UP = min(time.process_time(), 10.0)  # seconds to import torch, part of a budget; capped where a host imports this late
 _SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin"}
 

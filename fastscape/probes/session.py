@@ -31,7 +31,7 @@ from fastscape.runs.settings import ProbeSettings
 
 DEFAULT_COUNT = 64
 FIRST_ROUND = 2
-_ANALYSIS = 0.1  # seconds to analyse a checkpoint with few directions
+_ANALYSIS, _ANALYSIS_RATE = 0.1, 3e-4  # seconds to analyse a checkpoint with few directions, and per direction
 _RESERVE = 1.5  # how much longer than foreseen an analysis may take
 _SHARE = 0.05  # of the budget, for each of the trial of paths and analyses on the way
 _OPENING = 18  # evaluations on a first visit: gate, trial of the path, noise, loss and accuracy
@@ -108,7 +108,8 @@ class Session:
         self.unit = 0.0  # seconds of the slowest block so far
         self.evaluating, self.fresh = 0.0, 0  # seconds of all blocks, and the directions in them
         self.opening = 0.0  # seconds of the slowest first visit so far
-        self.analysis_rate = 0.0  # seconds of analysis per direction
+        self.analysis_fixed, self.analysis_rate = _ANALYSIS, _ANALYSIS_RATE  # seconds, and seconds per direction
+        self.analysis_seen: int | None = None  # directions of the first analysis that was timed
         self.tracks: list[Track] = []
         self._points: Sequence[Point] = ()
         self._where = "the start"
@@ -189,7 +190,7 @@ class Session:
         for track in self.tracks if met else self.tracks[:1]:
             start = self.budget.elapsed
             estimate = track.measured().analyse(self.analysis).estimates.get("m_tau")
-            self.analysis_rate = max(self.analysis_rate / 2, (self.budget.elapsed - start) / max(1, track.directions))
+            self._time_analysis(track.directions, self.budget.elapsed - start)
             if track is self.tracks[0]:
                 self.estimate = estimate
             low, high = estimate.interval if estimate is not None else (-math.inf, math.inf)
@@ -198,7 +199,15 @@ class Session:
 
     def _reserve(self) -> float:
         """Seconds that the final analysis will take."""
-        return _RESERVE * (len(self.tracks) * _ANALYSIS + self.analysis_rate * self._directions())
+        return _RESERVE * (len(self.tracks) * self.analysis_fixed + self.analysis_rate * self._directions())
+
+    def _time_analysis(self, directions: int, seconds: float) -> None:
+        """Split the cost of an analysis into a fixed part, seen at few directions, and a part per direction."""
+        if self.analysis_seen is None:
+            self.analysis_seen, self.analysis_fixed = directions, seconds
+        elif directions > self.analysis_seen:
+            rate = (seconds - self.analysis_fixed) / (directions - self.analysis_seen)
+            self.analysis_rate = max(rate, _ANALYSIS_RATE)
 
     def _advance(self, point: Point, track: Track, goals: Sequence[int]) -> None:
         """Evaluate the directions that a point lacks up to ``goals[bank]``."""

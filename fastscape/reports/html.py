@@ -42,7 +42,7 @@ def write_html(result: MultifractalResult | TrajectoryResult, path: str | Path) 
     environment = Environment(loader=PackageLoader("fastscape.reports"), autoescape=select_autoescape(["j2"]))
     with mpl.rc_context({"svg.hashsalt": "fastscape", "font.size": 9, "svg.fonttype": "none"}):
         along = result if isinstance(result, TrajectoryResult) and len(points) > 1 else None
-        trajectory = _svg(2, 3, partial(figures.trajectory_panels, along)) if along else None
+        trajectory = _svg(2, 3, partial(figures.trajectory_panels, along), twins=True) if along else None
         sections = [
             {
                 "name": point.name,
@@ -69,11 +69,14 @@ def write_html(result: MultifractalResult | TrajectoryResult, path: str | Path) 
     return target
 
 
-def _svg(rows: int, columns: int, draw: Callable[[list[Any]], object]) -> str:
+def _svg(rows: int, columns: int, draw: Callable[[list[Any]], object], *, twins: bool = False) -> str:
+    """A grid of panels as SVG; ``twins`` makes room for second axes at the right."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.3 * columns, 3.5 * rows), layout="constrained")
+    figure = Figure(figsize=(4.3 * columns, 3.5 * rows), layout="constrained" if twins else None)
     draw(list(figure.subplots(rows, columns).flat))
+    if not twins:  # a fixed layout draws in half the time
+        figure.subplots_adjust(left=0.06, right=0.985, bottom=0.16 / rows, top=1 - 0.08 / rows, wspace=0.24, hspace=0.34)
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
