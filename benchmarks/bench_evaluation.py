@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
+from fastscape.evaluation.evaluator import Evaluator
 
 MODELS = {
     "mlp": lambda: (zoo.mlp(), zoo.digits(samples=128)),
@@ -39,15 +40,16 @@ def test_evaluation(benchmark, name, precision):
         with torch.no_grad():
             return F.cross_entropy(plain(inputs), targets)
 
-    rivals = {
-        path: lambda path=path: fs.losses(objective, directions, radii, precision=precision, path=path)
-        for path in ("loop", "vmap")
-    }
-    for path in rivals.values():
-        assert float(path()[0, 0]) == pytest.approx(float(forward()), rel=1e-5)
-    times = medians({**rivals, "forwards": lambda: [forward() for _ in range(points)]}, repeats=5)
+    with Evaluator(objective, dtype, path="loop") as loop, Evaluator(objective, dtype, path="vmap") as vmap:
+        rivals = {
+            path.prepare(directions, radii).name: lambda path=path: path.losses(directions, range(DIRECTIONS), radii)
+            for path in (loop, vmap)
+        }
+        for run in rivals.values():
+            assert float(run()[0, 0]) == pytest.approx(float(forward()), rel=1e-5)
+        times = medians({**rivals, "forwards": lambda: [forward() for _ in range(points)]}, repeats=5)
     benchmark.extra_info["evaluation / forward"] = {path: round(times[path] / times["forwards"], 3) for path in rivals}
     chosen = fs.responses(objective, directions, RADII, precision=precision).path
     benchmark.extra_info["chosen path"] = f"{chosen.name}: {chosen.reason}"
     benchmark.extra_info["threads"] = torch.get_num_threads()
-    benchmark.pedantic(rivals[chosen.name], rounds=3, warmup_rounds=1)
+    benchmark.pedantic(fs.losses, (objective, directions, radii), {"path": chosen.name}, rounds=3, warmup_rounds=1)

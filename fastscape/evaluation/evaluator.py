@@ -28,7 +28,7 @@ _QUICK = 0.005  # seconds per forward below which a trial with all radii is chea
 _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap saves on a CPU, is below 2 %
 _AGREEMENT = 1000  # ulp of the loss by which two paths may differ; they measured below 10
 _DIFFERS = "vmap gives other losses: the model reaches its parameters by more than their registered names"
-_CHUNK = 8  # directions a call when batches pay; larger ones gained nothing on the zoo and delay the budget clock
+_SIZES = (1, 8)  # directions a call: small batches win where the perturbed copies leave the cache
 
 
 @dataclass(frozen=True)
@@ -127,40 +127,46 @@ class Evaluator:
         few = [radius for radius in radii if radius][:_TRIAL_POINTS] or list(radii[:1])
         chunk = min(self._affordable(len(radii)), len(directions))
         if self._wanted == "vmap":
-            if chunk < 1:
-                raise ValueError(
-                    f"memory must hold {len(radii)} copies of the parameters and activations for path='vmap'; use path='loop'"
-                )
-            if not self._agree(VmapPath(self.replica, 1), directions, few):
-                raise ValueError(f"path must be 'loop' for this model, got 'vmap': {_DIFFERS}")
-            return PathChoice("vmap", min(chunk, _CHUNK), {}, "asked for")
+            return self._only_vmap(directions, radii, few, chunk)
         loop = self._timed(LoopPath(self.replica), directions, few[:1])
-        if loop < _QUICK:
-            loop = self._timed(LoopPath(self.replica), directions, few)
+        points = radii if loop < _QUICK else few  # all of them where that is cheap: making the direction is shared
+        if loop <= _SLOW:
+            loop = self._timed(LoopPath(self.replica), directions, points)
         seconds = {"loop": loop}
         if loop > _SLOW:
             return PathChoice("loop", 1, seconds, f"a forward takes {loop:.2g} s, long against dispatch overhead")
         if chunk < 1:
             return PathChoice("loop", 1, seconds, f"{len(radii)} copies of the parameters do not fit in memory")
-        points = radii if loop < _QUICK else few
-        wanted = (1, _CHUNK) if loop < _QUICK else (1,)
-        sizes = tuple(size for size in wanted if size <= chunk and 3 * size * len(points) * loop < self._trial)
+        wanted = _SIZES if loop < _QUICK else _SIZES[:1]
+        sizes = [size for size in wanted if size <= chunk and 3 * size * len(points) * loop < self._trial]
         if not sizes:
             return PathChoice("loop", 1, seconds, "the budget is too short to try vmap")
-        best = 1
         try:
             if not self._agree(VmapPath(self.replica, 1), directions, few):
                 return PathChoice("loop", 1, seconds, _DIFFERS)
-            for size in sizes:  # small batches win where the copies leave the cache
-                time_ = self._timed(VmapPath(self.replica, size), directions, points, indices=range(size))
-                if time_ < seconds.get("vmap", math.inf):
-                    best, seconds["vmap"] = size, time_
+            size, seconds["vmap"] = self._best_batch(directions, points, sizes)
         except Exception as error:  # whatever a model does under vmap: the loop has just run it
             words = first_line(error)[:120]
             return PathChoice("loop", 1, seconds, f"vmap cannot run this model: {type(error).__name__}: {words}")
         if seconds["vmap"] < loop:
-            return PathChoice("vmap", best, seconds, f"{loop / seconds['vmap']:.1f}x faster than the loop on this model")
+            return PathChoice("vmap", size, seconds, f"{loop / seconds['vmap']:.1f}x faster than the loop on this model")
         return PathChoice("loop", 1, seconds, f"{seconds['vmap'] / loop:.1f}x faster than vmap on this model")
+
+    def _only_vmap(self, directions: Directions, radii: Sequence[float], few: Sequence[float], chunk: int) -> PathChoice:
+        if chunk < 1:
+            raise ValueError(
+                f"memory must hold {len(radii)} copies of the parameters and activations for path='vmap'; use path='loop'"
+            )
+        if not self._agree(VmapPath(self.replica, 1), directions, few):
+            raise ValueError(f"path must be 'loop' for this model, got 'vmap': {_DIFFERS}")
+        size, seconds = self._best_batch(directions, radii, [size for size in _SIZES if size <= chunk])
+        return PathChoice("vmap", size, {"vmap": seconds}, "asked for")
+
+    def _best_batch(self, directions: Directions, points: Sequence[float], sizes: Sequence[int]) -> tuple[int, float]:
+        """Directions per batched call with the least seconds per evaluation, and those seconds."""
+        times = {size: self._timed(VmapPath(self.replica, size), directions, points, indices=range(size)) for size in sizes}
+        best = min(times, key=times.__getitem__)
+        return best, times[best]
 
     def _agree(self, path: Path, directions: Directions, radii: Sequence[float]) -> bool:
         """Whether a path gives the loop's losses up to rounding."""
