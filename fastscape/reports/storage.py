@@ -58,6 +58,8 @@ def save(path: str | Path, result: Any, kind: str) -> Path:
     """Write ``result`` to ``path`` (``.npz`` is added where missing), atomically: a failure leaves an older file whole."""
     target = Path(path)
     target = target if target.suffix == ".npz" else target.with_name(target.name + ".npz")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"path must be in an existing directory, got {str(target)!r}")
     arrays: Arrays = {}
     tree = pack(result, arrays, "result")
     document = json.dumps({"format": 1, "kind": kind, "result": tree})

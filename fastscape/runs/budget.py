@@ -7,7 +7,13 @@ import re
 import time
 from collections.abc import Callable
 
-_UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_NAMES = {
+    1e-3: ("ms",),
+    1.0: ("", "s", "sec", "second", "seconds"),
+    60.0: ("m", "min", "minute", "minutes"),
+    3600.0: ("h", "hour", "hours"),
+}
+_UNITS = {name: seconds for seconds, names in _NAMES.items() for name in names}
 
 
 def parse_seconds(budget: str | float) -> float:

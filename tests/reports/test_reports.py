@@ -100,6 +100,11 @@ def test_a_full_disk_leaves_the_older_file_whole(result, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["r.npz"]
 
 
+def test_a_missing_directory_is_named(result, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"path must be in an existing directory, got '.*/nowhere/r.npz'"):
+        result.save(tmp_path / "nowhere" / "r")
+
+
 def test_files_of_others_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.ones(3))
     (tmp_path / "text.npz").write_text("hello")

@@ -14,7 +14,10 @@ from fastscape.reports.html import write_html
 from fastscape.runs.budget import Budget, parse_seconds
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("60s", 60), ("5m", 300), ("1.5h", 5400), ("90", 90), (2.5, 2.5), ("3 min", 180)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("60s", 60), ("5m", 300), ("1.5h", 5400), ("90", 90), (2.5, 2.5), ("3 min", 180), ("1 hour", 3600), ("250ms", 0.25)],
+)
 def test_budgets_are_read(text, seconds):
     assert parse_seconds(text) == seconds
 
