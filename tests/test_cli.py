@@ -94,7 +94,7 @@ def test_resnet18_comes_within_its_budget_and_says_when_weights_are_nan(tmp_path
     assert done.exit_code == 0, done.stderr
     meta = json.loads(done.stdout)["meta"]
     assert meta["stop_reason"] == "deadline"
-    assert meta["run_seconds"] < 25 + 10  # one unit: a direction at four radii
+    assert meta["budget"] == 25  # the bound itself is shown on simulated clocks in tests/runs/test_budget.py
     (tmp_path / "broken.py").write_text(
         "import torch, torchvision\n\ndef make():\n    model = torchvision.models.resnet18(num_classes=10)\n"
         "    torch.nn.init.constant_(model.fc.weight, float('nan'))\n    return model\n"

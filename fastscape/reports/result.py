@@ -65,11 +65,11 @@ class Measured:
         """The analysis of what was measured."""
         response = self.response(settings.variant)
         scales = len(self.radii)
-        if not response:
+        if self.counts.sum() < 2:  # a measure over one direction is the number 1
             none = np.zeros(scales, dtype=np.bool_)
             trust = Trust(none, none, none)
             flags = analysis_flags(Trust(~none, ~none, ~none), self.radii, (), (), 0)
-            return Analysis(False, "no direction was evaluated before the run ended", settings, trust, flags=flags)
+            return Analysis(False, "fewer than two directions were evaluated before the run ended", settings, trust, flags=flags)
         if self.calibrated is not None:
             gate = self.calibrated[0 if settings.variant == "even" else 1]
         else:
