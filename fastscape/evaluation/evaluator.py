@@ -105,7 +105,8 @@ class Evaluator:
 
     def prepare(self, directions: Directions, radii: Sequence[float]) -> PathChoice:
         """Choose the path for rows of ``radii``, once; later calls return the same choice."""
-        directions.check(self.objective)
+        if self._path is None:
+            directions.check(self.objective)  # once: it copies the weights where the objective casts them
         if self.choice is None:
             self.choice = self._choose(directions, radii)
         if self._path is None:

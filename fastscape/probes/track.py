@@ -107,7 +107,7 @@ class Track:
     def measured(self) -> Measured:
         """The arrays of a result; banks of different length are padded with NaN."""
         counts = self.counts
-        shape = (self.probe.banks, len(self.radii), max(1, *counts) if len(counts) > 1 else max(1, counts[0]))
+        shape = (self.probe.banks, len(self.radii), max(1, *counts))
         even, odd = np.full(shape, np.nan), np.full(shape, np.nan)
         for bank, columns in enumerate(self._columns):
             if columns:
