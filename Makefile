@@ -32,7 +32,7 @@ bench: $(STAMP) ## benchmarks; results in benchmarks/results
 noise: $(STAMP) ## the README's table: what float32 subtraction gets wrong
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/float32_noise.py
 
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/cpu/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)

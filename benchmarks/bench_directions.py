@@ -5,7 +5,7 @@ import pytest
 import torch
 from interleave import medians
 
-from fastscape.directions.philox import draw
+from fastscape.ops.direction.reference import draw
 
 
 @pytest.mark.parametrize("size", [20_000, 1_000_000], ids=lambda size: f"{size}-elements")

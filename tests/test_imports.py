@@ -8,7 +8,7 @@ import pytest
 import fastscape
 
 ROOT = Path(fastscape.__file__).parent
-LAYERS = ("objective", "directions", "evaluation", "estimators", "runs", "reports", "probes", "integrations", "cli")
+LAYERS = ("ops", "objective", "directions", "evaluation", "estimators", "runs", "reports", "probes", "integrations", "cli")
 FOUNDATION = {"_checks", "_state", "_batches", "_replica", "_version"}  # below every layer
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fastscape._checks import integer
 from fastscape.directions.normalise import Normaliser, OneD, Rule, ZeroNorm
-from fastscape.directions.philox import Distribution, draw, tensor_ids
 from fastscape.objective import Objective, matched_state
+from fastscape.ops import Distribution, tensor_ids
+from fastscape.ops.direction.reference import draw
 
 Scale = Literal["unit", "relative", "none"]
 Source = Callable[[int], list[Tensor]]

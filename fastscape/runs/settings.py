@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from fastscape._checks import integer
 from fastscape.directions.directions import Scale
 from fastscape.directions.normalise import RULES, OneD, Rule, ZeroNorm
-from fastscape.directions.philox import Distribution
 from fastscape.estimators import AnalysisSettings
 from fastscape.estimators.trust import MIN_SCALES
 from fastscape.evaluation.losses import Precision, checked_dtype, checked_radii
+from fastscape.ops import Distribution
 
 BankBatches = Literal["all", "rotate"]
 DEFAULT_RELATIVE = (1e-5, 1e-1, 12)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fastscape.directions import philox as px
+from fastscape.ops.direction import reference as px
 
 FLOAT64_ERROR = 6.6e-7  # largest difference from a float64 Box-Muller
 

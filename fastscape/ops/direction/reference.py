@@ -151,6 +151,17 @@ def draw(
     return [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
 
 
+def directions(
+    ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int], distribution: Distribution
+) -> list[Tensor]:
+    """Draw K raw directions: float32 ``[K, n_t]`` per tensor, on the device of ``ids``."""
+    words = [word & _M32 for word in ids.tolist()]
+    rows = [draw(seed, index, words, sizes, distribution, device=ids.device) for index in directions]
+    if not rows:
+        return [torch.empty(0, size, device=ids.device) for size in sizes]
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
 def tensor_ids(names: Iterable[str]) -> dict[str, int]:
     """32-bit id of each parameter name: the first four bytes of its SHA-256, little-endian.
 

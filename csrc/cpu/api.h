@@ -1,0 +1,86 @@
+// What the C entry points (library.cpp) and the kernels compiled per instruction set (kernels.inc) agree on.
+#pragma once
+#include <cstdint>
+
+namespace fastscape {
+
+constexpr int ABI = 1;  // raise with any change of this file; fastscape/ops/_native.py names the number it was written for
+
+enum Type : int8_t { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
+enum Distribution : int32_t { GAUSSIAN = 0, RADEMACHER = 1 };
+
+constexpr int64_t BLOCK = 2048;       // elements generated at a time: 8 KiB of noise stays in the L1 cache
+constexpr int64_t LANES = 1024;       // partial sums of a reduction; lane l adds the elements l, l + LANES, ... in order
+constexpr int64_t SUM_BLOCK = 16384;  // elements per block of a reduction
+
+// A piece of one tensor: elements first .. first + count - 1 of the parameter with this id.
+struct Segments {
+  int64_t size;
+  const void *const *weights;  // [size], or null: see the tasks
+  const void *const *raw;      // [size] stored directions (float32, or the type of a float64 result), or null: regenerate
+  const int64_t *counts;
+  const int64_t *firsts;
+  const uint32_t *ids;
+  const int8_t *types;         // of the weights
+};
+
+struct Noise {
+  uint64_t seed;
+  uint32_t stream;
+  int32_t distribution;
+};
+
+// out[(k R + r) size + t] = weights[t] + (radii[r] scales[k size + t]) z_k,t, in the type out_type; without weights the outputs
+// are z itself in float32 (R = 1)
+struct PerturbTask {
+  Segments segments;
+  Noise noise;
+  int64_t directions;           // K
+  const uint32_t *indices;      // [K]
+  const double *scales;         // [K, size]
+  int64_t radii_count;          // R
+  const double *radii;          // [R]
+  void *const *outputs;         // [K, R, size]
+  int8_t out_type;
+  bool raw_float64;
+  bool streaming;               // write around the caches
+  const int64_t *block_ends;    // [size] cumulative numbers of blocks of BLOCK elements
+};
+
+// sums[k size + t] = sum_e v_t[e] z_k,t[e] with v = weights, or z itself where weights is null
+struct DotTask {
+  Segments segments;
+  Noise noise;
+  int64_t directions;
+  const uint32_t *indices;
+  double *partial;              // [K, blocks] scratch: sums of the blocks of SUM_BLOCK elements
+  double *sums;                 // [K, size]
+  const int64_t *block_ends;    // [size]
+};
+
+struct Kernels {
+  void (*perturb)(const PerturbTask &, int64_t begin, int64_t end);  // blocks of BLOCK elements
+  void (*dot)(const DotTask &, int64_t begin, int64_t end);          // blocks of SUM_BLOCK elements
+  void (*gram)(const struct GramTask &, int64_t begin, int64_t end);      // blocks of SUM_BLOCK elements
+  void (*update)(const struct UpdateTask &, int64_t begin, int64_t end);
+};
+
+// partial[block, i, j] = sum over one block of SUM_BLOCK elements of left[i] right[j], in float64
+struct GramTask {
+  const void *left, *right;
+  int64_t left_rows, right_rows, left_stride, right_stride, length;
+  int8_t type;
+  double *partial;
+};
+
+// out[j] = right[j] - sum_i coefficients[i, j] left[i]; squares[block, j] = the block's sum of out[j]^2
+struct UpdateTask {
+  const void *left, *right;
+  void *out;
+  int64_t left_rows, right_rows, left_stride, right_stride, length;
+  int8_t type;
+  const double *coefficients;  // [left_rows, right_rows]
+  double *squares;
+};
+
+}  // namespace fastscape

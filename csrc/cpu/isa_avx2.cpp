@@ -1,0 +1,3 @@
+#define FS_WIDTH 8
+#define FS_NAMESPACE avx2
+#include "kernels.inc"

@@ -1,0 +1,116 @@
+// The C entry points of fastscape's native library: plain C ABI, no torch or Python headers. Loops run in torch's own thread pool
+// through `torch_parallel_for` (libtorch_cpu, torch >= 2.10), passed in as a pointer; work is cut in blocks of fixed size, so the
+// results do not depend on the number of threads.
+#include "api.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace fastscape {
+namespace baseline { extern const Kernels kernels; }
+#if defined(FS_X86)
+namespace avx2 { extern const Kernels kernels; }
+namespace avx512 { extern const Kernels kernels; }
+#endif
+
+namespace {
+
+enum Isa { BASELINE = 0, AVX2 = 1, AVX512 = 2 };
+
+int best_isa() {
+#if defined(FS_X86)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // every AVX2 chip has F16C
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl"))
+    return AVX512;
+  if (avx2) return AVX2;
+#endif
+  return BASELINE;
+}
+
+int &current_isa() {
+  static int isa = best_isa();
+  return isa;
+}
+
+const Kernels &kernels() {
+#if defined(FS_X86)
+  if (current_isa() == AVX512) return avx512::kernels;
+  if (current_isa() == AVX2) return avx2::kernels;
+#endif
+  return baseline::kernels;
+}
+
+typedef void (*Range)(int64_t begin, int64_t end, void *context);
+typedef int32_t (*ParallelFor)(int64_t begin, int64_t end, int64_t grain, Range function, void *context);
+
+constexpr int64_t GRAIN = 16;  // blocks of 2048 elements: torch's own grain of 32768
+
+template <class Task> struct Job {
+  const Task &task;
+  void (*kernel)(const Task &, int64_t, int64_t);
+};
+
+template <class Task> void run_range(int64_t begin, int64_t end, void *context) {
+  const Job<Task> &job = *(const Job<Task> *)context;
+  job.kernel(job.task, begin, end);
+}
+
+// Returns torch's error code (0: no error).
+template <class Task>
+int parallel(ParallelFor for_, int64_t blocks, int64_t grain, const Task &task, void (*kernel)(const Task &, int64_t, int64_t)) {
+  if (blocks <= 0) return 0;
+  if (!for_ || blocks <= grain) {
+    kernel(task, 0, blocks);
+    return 0;
+  }
+  Job<Task> job = {task, kernel};
+  return for_(0, blocks, grain, run_range<Task>, &job);
+}
+
+// Sum of `count` values, halving as if they were padded with zeros to a power of two.
+double fold(double *values, int64_t count) {
+  int64_t half = 1;
+  while (2 * half < count) half *= 2;
+  for (; half; half /= 2)
+    for (int64_t i = 0; i < half && i + half < count; ++i) values[i] += values[i + half];
+  return count ? values[0] : 0.0;
+}
+
+}  // namespace
+}  // namespace fastscape
+
+using namespace fastscape;
+
+EXPORT int fastscape_abi() { return ABI; }
+EXPORT int fastscape_isa() { return current_isa(); }
+
+// Choose an instruction set by hand (tests, benchmarks); one that the processor lacks is refused. Returns the one in force.
+EXPORT int fastscape_set_isa(int isa) {
+  if (isa >= BASELINE && isa <= best_isa()) current_isa() = isa;
+  return current_isa();
+}
+
+EXPORT int fastscape_perturb(ParallelFor for_, const PerturbTask *task) {
+  const int64_t blocks = task->segments.size ? task->block_ends[task->segments.size - 1] : 0;
+  return parallel(for_, blocks, GRAIN, *task, kernels().perturb);
+}
+
+EXPORT int fastscape_dot(ParallelFor for_, const DotTask *task) {
+  const int64_t size = task->segments.size, blocks = size ? task->block_ends[size - 1] : 0;
+  const int error = parallel(for_, blocks, GRAIN * BLOCK / SUM_BLOCK, *task, kernels().dot);
+  for (int64_t k = 0; k < task->directions; ++k)
+    for (int64_t t = 0; t < size; ++t) {
+      const int64_t begin = t ? task->block_ends[t - 1] : 0;
+      task->sums[k * size + t] = fold(task->partial + k * blocks + begin, task->block_ends[t] - begin);
+    }
+  return error;
+}
+
+EXPORT int fastscape_gram(ParallelFor for_, const GramTask *task) {
+  return parallel(for_, (task->length + SUM_BLOCK - 1) / SUM_BLOCK, 2, *task, kernels().gram);
+}
+
+EXPORT int fastscape_update(ParallelFor for_, const UpdateTask *task) {
+  return parallel(for_, (task->length + SUM_BLOCK - 1) / SUM_BLOCK, 2, *task, kernels().update);
+}

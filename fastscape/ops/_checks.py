@@ -1,0 +1,62 @@
+"""Checks that several ops share; each raises an exception naming the argument, its value and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastscape._checks import integer
+from fastscape.ops._native import DISTRIBUTIONS, TYPES
+
+SUPPORTED = "float32, float64, bfloat16 or float16"
+MOST_ELEMENTS = 2**34  # a 32-bit counter yields four normals
+
+
+def noise(ids: Tensor, seed: int, directions: Sequence[int], distribution: str) -> None:
+    """Check what identifies random directions: ids, a seed already wrapped to int64, indices, distribution."""
+    if ids.dtype != torch.int64 or ids.ndim != 1:
+        raise ValueError(f"ids must be an int64 tensor [T], got {ids.dtype} of shape {tuple(ids.shape)}; see tensor_ids()")
+    integer("seed", seed, -(2**63), 2**63)
+    for position, index in enumerate(directions):
+        integer(f"directions[{position}]", index, 0, 2**32)
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(f"distribution must be 'gaussian' or 'rademacher', got {distribution!r}")
+
+
+def sizes(ids: Tensor, counts: Sequence[int], name: str = "sizes") -> None:
+    """Check numbers of elements against ids."""
+    if len(counts) != len(ids):
+        raise ValueError(f"{name} must have one entry per id, got {len(counts)} for {len(ids)} ids")
+    for position, count in enumerate(counts):
+        integer(f"{name}[{position}]", count, 0, MOST_ELEMENTS + 1)
+
+
+def groups(counts: Sequence[int], pieces: Sequence[int]) -> None:
+    """Check that each tensor splits into its number of equal pieces."""
+    if len(pieces) != len(counts):
+        raise ValueError(f"groups must have one entry per tensor, got {len(pieces)} for {len(counts)} tensors")
+    for position, (count, piece) in enumerate(zip(counts, pieces, strict=True)):
+        integer(f"groups[{position}]", piece, 1, None)
+        if count % piece:
+            raise ValueError(f"groups[{position}] must divide the tensor's {count} elements, got {piece}")
+
+
+def tensors(name: str, values: Sequence[Tensor], ids: Tensor) -> None:
+    """Check a list of weights or vectors against the ids that go with it."""
+    if len(values) != len(ids):
+        raise ValueError(f"{name} must have one tensor per id, got {len(values)} for {len(ids)} ids")
+    for position, value in enumerate(values):
+        if value.dtype not in TYPES:
+            raise ValueError(f"{name}[{position}] must be {SUPPORTED}, got {value.dtype}")
+        if value.device != ids.device:
+            raise ValueError(f"{name}[{position}] is on {value.device}, ids are on {ids.device}; move them to one device")
+
+
+def factors(name: str, values: Tensor, shape: tuple[int, int], device: torch.device) -> None:
+    """Check a float64 table of scales."""
+    if values.dtype != torch.float64 or tuple(values.shape) != shape:
+        raise ValueError(f"{name} must be float64 of shape {shape}, got {values.dtype} of shape {tuple(values.shape)}")
+    if values.device != device:
+        raise ValueError(f"{name} is on {values.device}, ids are on {device}; move them to one device")

@@ -1,0 +1,248 @@
+"""The C++ library behind the CPU kernels: found, checked and called through ctypes; its work runs in torch's thread pool.
+
+``FASTSCAPE_NATIVE=0`` turns it off, ``FASTSCAPE_NATIVE=require`` makes its absence an ImportError; otherwise a missing library is
+silent (``fs.status()`` names the reason) and a broken one gives one warning.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ABI = 1  # of csrc/cpu/api.h
+ISAS = ("baseline", "avx2", "avx512")
+BLOCK, SUM_BLOCK = 2048, 16384  # elements, as in csrc/cpu/api.h
+TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+DISTRIBUTIONS = {"gaussian": 0, "rademacher": 1}
+_PATH = Path(__file__).parents[1] / "_native.so"
+_ENTRIES = ("fastscape_perturb", "fastscape_dot", "fastscape_gram", "fastscape_update", "fastscape_isa", "fastscape_set_isa")
+
+_pointer, _int64 = ctypes.c_void_p, ctypes.c_int64
+
+
+class _Segments(ctypes.Structure):
+    _fields_ = (
+        ("size", _int64),
+        ("weights", _pointer),
+        ("raw", _pointer),
+        ("counts", _pointer),
+        ("firsts", _pointer),
+        ("ids", _pointer),
+        ("types", _pointer),
+    )
+
+
+class Noise(ctypes.Structure):
+    """Key of the generator."""
+
+    _fields_ = (("seed", ctypes.c_uint64), ("stream", ctypes.c_uint32), ("distribution", ctypes.c_int32))
+
+
+class PerturbTask(ctypes.Structure):
+    """Mirror of PerturbTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        ("segments", _Segments),
+        ("noise", Noise),
+        ("directions", _int64),
+        ("indices", _pointer),
+        ("scales", _pointer),
+        ("radii_count", _int64),
+        ("radii", _pointer),
+        ("outputs", _pointer),
+        ("out_type", ctypes.c_int8),
+        ("raw_float64", ctypes.c_bool),
+        ("streaming", ctypes.c_bool),
+        ("block_ends", _pointer),
+    )
+
+
+class DotTask(ctypes.Structure):
+    """Mirror of DotTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        ("segments", _Segments),
+        ("noise", Noise),
+        ("directions", _int64),
+        ("indices", _pointer),
+        ("partial", _pointer),
+        ("sums", _pointer),
+        ("block_ends", _pointer),
+    )
+
+
+class GramTask(ctypes.Structure):
+    """Mirror of GramTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        ("left", _pointer),
+        ("right", _pointer),
+        ("left_rows", _int64),
+        ("right_rows", _int64),
+        ("left_stride", _int64),
+        ("right_stride", _int64),
+        ("length", _int64),
+        ("type", ctypes.c_int8),
+        ("partial", _pointer),
+    )
+
+
+class UpdateTask(ctypes.Structure):
+    """Mirror of UpdateTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        ("left", _pointer),
+        ("right", _pointer),
+        ("out", _pointer),
+        ("left_rows", _int64),
+        ("right_rows", _int64),
+        ("left_stride", _int64),
+        ("right_stride", _int64),
+        ("length", _int64),
+        ("type", ctypes.c_int8),
+        ("coefficients", _pointer),
+        ("squares", _pointer),
+    )
+
+
+@dataclass(frozen=True)
+class Library:
+    """The loaded library, or the reason why there is none.
+
+    Attributes:
+        reason: why the library does not answer; empty if it does.
+        path: its file.
+    """
+
+    reason: str
+    path: Path
+    _entries: dict[str, ctypes._NamedFuncPointer] = field(default_factory=dict, repr=False)
+    _parallel_for: int = 0
+
+    @property
+    def available(self) -> bool:
+        """Whether the library answers."""
+        return not self.reason
+
+    @property
+    def isa(self) -> str:
+        """Instruction set in force: ``"baseline"``, ``"avx2"`` or ``"avx512"``."""
+        return ISAS[int(self._entries["fastscape_isa"]())]
+
+    def set_isa(self, isa: str) -> str:
+        """Force an instruction set that the processor has (tests, benchmarks); returns the one in force."""
+        if isa not in ISAS:
+            raise ValueError(f"isa must be one of {', '.join(ISAS)}, got {isa!r}")
+        return ISAS[int(self._entries["fastscape_set_isa"](ctypes.c_int(ISAS.index(isa))))]
+
+    def call(self, entry: str, task: ctypes.Structure) -> None:
+        """Run a task in torch's thread pool."""
+        error = self._entries[f"fastscape_{entry}"](_pointer(self._parallel_for), ctypes.byref(task))
+        if error:
+            raise RuntimeError(f"torch's thread pool failed in the native kernel {entry!r} with code {error}")
+
+
+def load(path: Path = _PATH, mode: str | None = None) -> Library:
+    """Load the library.
+
+    Args:
+        path: its file.
+        mode: ``"0"`` (off), ``"require"`` or anything else; default the environment variable ``FASTSCAPE_NATIVE``.
+
+    Raises:
+        ImportError: no usable library and mode ``"require"``.
+    """
+    mode = os.environ.get("FASTSCAPE_NATIVE", "") if mode is None else mode
+    if mode == "0":
+        return Library("turned off by FASTSCAPE_NATIVE=0", path)
+    if not path.exists():
+        return _without(f"{path.name} was not built (no C++ compiler at installation?)", path, mode, quiet=True)
+    try:
+        found = ctypes.CDLL(str(path))
+        abi = int(found.fastscape_abi())
+        if abi != ABI:
+            return _without(f"{path} has ABI version {abi}, this package needs {ABI}: reinstall fastscape", path, mode)
+        entries = {name: getattr(found, name) for name in _ENTRIES}
+        torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        parallel_for = ctypes.cast(torch_library.torch_parallel_for, _pointer).value or 0
+    except (OSError, AttributeError) as error:
+        return _without(f"{path} cannot be used: {error}", path, mode)
+    return Library("", path, entries, parallel_for)
+
+
+def _without(reason: str, path: Path, mode: str, *, quiet: bool = False) -> Library:
+    if mode == "require":
+        raise ImportError(f"FASTSCAPE_NATIVE=require, but {reason}")
+    if not quiet:
+        warnings.warn(f"{reason}; the PyTorch references answer instead", RuntimeWarning, stacklevel=4)
+    return Library(reason, path)
+
+
+def address(array: NDArray[np.generic]) -> int:
+    """Address of an array's data."""
+    return array.ctypes.data
+
+
+class Layout:
+    """Arrays that describe a list of tensors to the kernels, cut in ``groups`` of equal, contiguous pieces each.
+
+    ``segments`` points into arrays that this object keeps alive; the tensors must outlive it too.
+    """
+
+    def __init__(self, ids: Sequence[int], sizes: Sequence[int], groups: Sequence[int], block: int) -> None:
+        lengths = np.array([size // max(group, 1) for size, group in zip(sizes, groups, strict=True)], dtype=np.int64)
+        self._groups = np.array(groups, dtype=np.int64)
+        within = np.arange(self._groups.sum()) - np.repeat(self._groups.cumsum() - self._groups, self._groups)
+        counts = np.repeat(lengths, self._groups)
+        self.counts = np.ascontiguousarray(counts)
+        self.firsts = np.ascontiguousarray(within * counts)
+        self.ids = np.repeat(np.array([word & 0xFFFFFFFF for word in ids], dtype=np.uint32), self._groups)
+        self.block_ends = np.cumsum(-(-self.counts // block), dtype=np.int64)
+        self.types = np.zeros(len(self.counts), dtype=np.int8)
+        self._kept: list[NDArray[np.int64]] = []
+        self.segments = _Segments(
+            size=len(self.counts),
+            counts=address(self.counts),
+            firsts=address(self.firsts),
+            ids=address(self.ids),
+            types=address(self.types),
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of pieces."""
+        return len(self.counts)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks in all."""
+        return int(self.block_ends[-1]) if self.size else 0
+
+    def pieces(self, tensors: Sequence[Tensor]) -> NDArray[np.int64]:
+        """Addresses of the pieces of contiguous tensors."""
+        starts = np.repeat(np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64), self._groups)
+        widths = np.repeat(np.array([tensor.element_size() for tensor in tensors], dtype=np.int64), self._groups)
+        return starts + self.firsts * widths
+
+    def use_weights(self, tensors: Sequence[Tensor]) -> None:
+        """Point the segments at these tensors, of any types among :data:`TYPES`."""
+        self.types[:] = np.repeat(np.array([TYPES[tensor.dtype] for tensor in tensors], dtype=np.int8), self._groups)
+        self._kept.append(self.pieces(tensors))
+        self.segments.weights = address(self._kept[-1])
+
+    def use_raw(self, tensors: Sequence[Tensor]) -> None:
+        """Take the directions from these tensors instead of generating them."""
+        self._kept.append(self.pieces(tensors))
+        self.segments.raw = address(self._kept[-1])
+
+
+library = load()

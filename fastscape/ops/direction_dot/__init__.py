@@ -1,0 +1,97 @@
+r"""Inner products :math:`\langle v_t, z_{k,t} \rangle` with random directions that are never stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastscape.ops import _checks, _native
+from fastscape.ops._registry import Kernel, define
+from fastscape.ops.direction import signed
+from fastscape.ops.direction.reference import Distribution
+from fastscape.ops.direction_dot.reference import direction_dot as _reference
+
+
+def _check(
+    vectors: Sequence[Tensor], ids: Tensor, seed: int, directions: Sequence[int], groups: Sequence[int], distribution: str
+) -> None:
+    _checks.noise(ids, seed, directions, distribution)
+    _checks.tensors("vectors", vectors, ids)
+    _checks.groups([vector.numel() for vector in vectors], groups)
+
+
+def _fake(
+    vectors: Sequence[Tensor], ids: Tensor, seed: int, directions: Sequence[int], groups: Sequence[int], distribution: str
+) -> Tensor:
+    return ids.new_empty((len(directions), sum(groups)), dtype=torch.float64)
+
+
+def _native_kernel(
+    vectors: Sequence[Tensor], ids: Tensor, seed: int, directions: Sequence[int], groups: Sequence[int], distribution: str
+) -> Tensor:
+    flat = [vector.contiguous() for vector in vectors]
+    layout = _native.Layout(ids.tolist(), [vector.numel() for vector in flat], groups, _native.SUM_BLOCK)
+    layout.use_weights(flat)
+    return native_dots(layout, seed, directions, distribution)
+
+
+def native_dots(layout: _native.Layout, seed: int, directions: Sequence[int], distribution: str) -> Tensor:
+    """Run the C++ kernel: inner products with the layout's weights, or with the directions themselves without weights."""
+    out = torch.empty(len(directions), layout.size, dtype=torch.float64)
+    indices = np.array(directions, dtype=np.uint32)
+    partial = np.empty((len(directions), layout.blocks))
+    task = _native.DotTask(
+        segments=layout.segments,
+        noise=_native.Noise(seed & 0xFFFFFFFFFFFFFFFF, 0, _native.DISTRIBUTIONS[distribution]),
+        directions=len(directions),
+        indices=_native.address(indices),
+        partial=_native.address(partial),
+        sums=out.data_ptr(),
+        block_ends=_native.address(layout.block_ends),
+    )
+    _native.library.call("dot", task)
+    return out
+
+
+_OPERATOR = define(
+    "direction_dot(Tensor[] vectors, Tensor ids, int seed, int[] directions, int[] groups, str distribution) -> Tensor",
+    summary="inner products with random directions",
+    reference=_reference,
+    fake=_fake,
+    check=_check,
+    kernels={
+        "CPU": Kernel(_native_kernel if _native.library.available else None, "C++", _native.library.reason),
+    },
+)
+
+
+def direction_dot(
+    vectors: Sequence[Tensor],
+    ids: Tensor,
+    seed: int,
+    directions: Sequence[int],
+    groups: Sequence[int] | None = None,
+    distribution: Distribution = "gaussian",
+) -> Tensor:
+    r"""Inner products of vectors with raw random directions, tensor by tensor: :math:`\sum_e v_t[e]\, z_{k,t}[e]`.
+
+    Args:
+        vectors: one tensor per parameter, float32, float64, bfloat16 or float16, of any shape.
+        ids, seed, directions, distribution: see :func:`fastscape.ops.direction`.
+        groups: number of equal pieces of each tensor that get a sum of their own (rows of dim 0); default 1 each.
+
+    Returns:
+        float64 ``[K, sum(groups)]`` on the device of ``ids``, the same bits everywhere: products and sums are float64 in
+        one fixed order (:mod:`fastscape.ops.direction_dot.reference`).
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+
+    Cost: reads every vector K times; nothing of a direction's size is stored.
+    """
+    pieces = [1] * len(vectors) if groups is None else list(groups)
+    result: Tensor = _OPERATOR(list(vectors), ids, signed(seed), list(directions), pieces, distribution)
+    return result

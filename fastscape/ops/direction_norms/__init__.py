@@ -1,0 +1,76 @@
+r"""Sums of squares :math:`\|z_{k,t}\|^2` of random directions that are never stored: what normalisation needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastscape.ops import _checks, _native
+from fastscape.ops._registry import Kernel, define
+from fastscape.ops.direction import signed
+from fastscape.ops.direction.reference import Distribution
+from fastscape.ops.direction_dot import native_dots
+from fastscape.ops.direction_norms.reference import direction_norms as _reference
+
+
+def _check(
+    ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int], groups: Sequence[int], distribution: str
+) -> None:
+    _checks.noise(ids, seed, directions, distribution)
+    _checks.sizes(ids, sizes)
+    _checks.groups(sizes, groups)
+
+
+def _fake(
+    ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int], groups: Sequence[int], distribution: str
+) -> Tensor:
+    return ids.new_empty((len(directions), sum(groups)), dtype=torch.float64)
+
+
+def _native_kernel(
+    ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int], groups: Sequence[int], distribution: str
+) -> Tensor:
+    layout = _native.Layout(ids.tolist(), sizes, groups, _native.SUM_BLOCK)
+    return native_dots(layout, seed, directions, distribution)
+
+
+_OPERATOR = define(
+    "direction_norms(Tensor ids, int seed, int[] directions, int[] sizes, int[] groups, str distribution) -> Tensor",
+    summary="sums of squares of random directions",
+    reference=_reference,
+    fake=_fake,
+    check=_check,
+    kernels={
+        "CPU": Kernel(_native_kernel if _native.library.available else None, "C++", _native.library.reason),
+    },
+)
+
+
+def direction_norms(
+    ids: Tensor,
+    seed: int,
+    directions: Sequence[int],
+    sizes: Sequence[int],
+    groups: Sequence[int] | None = None,
+    distribution: Distribution = "gaussian",
+) -> Tensor:
+    r"""Sums of squares of raw random directions, :math:`\sum_e z_{k,t}[e]^2`, tensor by tensor.
+
+    Args:
+        ids, seed, directions, sizes, distribution: see :func:`fastscape.ops.direction`.
+        groups: number of equal pieces of each tensor that get a sum of their own (rows of dim 0); default 1 each.
+
+    Returns:
+        float64 ``[K, sum(groups)]`` on the device of ``ids``, the same bits everywhere
+        (:mod:`fastscape.ops.direction_dot.reference`). Signs need no pass: their sums are the sizes.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+
+    Cost: regenerates every direction once; reads and writes nothing of its size.
+    """
+    pieces = [1] * len(sizes) if groups is None else list(groups)
+    result: Tensor = _OPERATOR(ids, signed(seed), list(directions), list(sizes), pieces, distribution)
+    return result
