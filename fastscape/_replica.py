@@ -78,11 +78,6 @@ class Replica:
         for slot, base in zip(self.scratch, self.base, strict=True):
             slot.copy_(base)
 
-    def perturb(self, direction: list[Tensor], radius: float) -> None:
-        """Write ``w + radius d`` into the scratch parameters, fresh from the originals."""
-        for slot, base, step in zip(self.scratch, self.base, direction, strict=True):
-            torch.add(base, step, alpha=radius, out=slot)
-
     def batch_loss(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Mean loss of one batch at the scratch parameters, and the model's outputs.
 

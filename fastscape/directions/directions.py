@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Literal, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, cast, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastscape._checks import integer
 from fastscape.directions.normalise import Normaliser, OneD, Rule, ZeroNorm
 from fastscape.objective import Objective, matched_state
-from fastscape.ops import Distribution, tensor_ids
-from fastscape.ops.direction.reference import draw
+from fastscape.ops import Distribution, direction, direction_norms, tensor_ids
 
 Scale = Literal["unit", "relative", "none"]
-Source = Callable[[int], list[Tensor]]
+_KEPT = 1 << 20  # norms of directions that are kept: 8 MiB
 
 
 class Directions:
@@ -42,7 +42,8 @@ class Directions:
     Raises:
         ValueError: naming the argument, its value and the allowed ones.
 
-    Cost: about 40 ns per element each time a direction is asked for; memory of one direction.
+    Cost: two generations per direction asked for, one for the norms (kept) and one for the values: 1 to 3 ns per normal with the
+    native library, about 40 without; memory of one direction. The evaluation engine stores none: see :meth:`scales`.
 
     Example:
         >>> import torch, fastscape as fs
@@ -70,12 +71,10 @@ class Directions:
         if distribution not in get_args(Distribution):
             raise ValueError(f"distribution must be 'gaussian' or 'rademacher', got {distribution!r}")
         count, seed = integer("count", count, 1, 2**32 + 1), integer("seed", seed, 0, 2**64)
-        names, device = objective.names, objective.device
         known = tensor_ids(name for name, _ in objective.model.named_parameters())
-        ids = [known[name] for name in names]
-        sizes = [tensor.numel() for tensor in objective.base.values()]
-        self._draw = lambda key, index: draw(key, index, ids, sizes, distribution, device=device)
-        self._source: Source = partial(self._draw, seed)
+        self.ids: list[int] = [known[name] for name in objective.names]
+        self._id_tensor = torch.tensor(self.ids, device=objective.device)
+        self._given: list[list[Tensor]] | None = None
         self.seed: int | None = seed
         self.distribution: str = distribution
         self._finish(
@@ -91,14 +90,15 @@ class Directions:
         self.count, self.scale, self.names = count, scale, objective.names
         self.dtype = objective.dtype
         self.normalize: str = normaliser.rule
-        self._normaliser = normaliser
+        self.normaliser = normaliser
+        self._squares: dict[int, NDArray[np.float64]] = {}  # of the raw directions' pieces, by index
 
     def with_seed(self, seed: int) -> Directions:
         """The same kind of random directions with another seed; the weights are not read again."""
         if self.seed is None:
             raise ValueError("with_seed needs random directions, got given ones")
         other = copy.copy(self)
-        other.seed, other._source = seed, partial(self._draw, seed)
+        other.seed, other._squares = seed, {}
         return other
 
     @classmethod
@@ -144,7 +144,7 @@ class Directions:
             for row in rows
         ]
         self = object.__new__(cls)
-        self._source = stored.__getitem__
+        self._given, self.ids = stored, []
         self.seed, self.distribution = None, "given"
         self._finish(objective, len(stored), Normaliser(base, normalize, dense=False), scale)
         return self
@@ -166,7 +166,7 @@ class Directions:
     def check(self, objective: Objective) -> None:
         """Raise a ValueError unless these directions move this objective's parameters."""
         shapes = [tensor.shape for tensor in objective.base.values()]
-        if self.names != objective.names or shapes != self._normaliser.shapes:
+        if self.names != objective.names or shapes != self.normaliser.shapes:
             raise ValueError(
                 f"directions must be made for this objective, got ones that move {', '.join(self.names[:3])} ... "
                 f"({len(self.names)} tensors); make fs.Directions(objective, ...)"
@@ -175,12 +175,12 @@ class Directions:
     @property
     def skipped_fraction(self) -> float:
         """Share of the parameters that no direction moves (zero-norm groups, biases under ``one_d="zero"``)."""
-        return self._normaliser.skipped_fraction
+        return self.normaliser.skipped_fraction
 
     @property
     def weight_norm(self) -> float:
         """||w|| at the time the directions were made, in float64."""
-        return self._normaliser.weight_norm
+        return self.normaliser.weight_norm
 
     def __len__(self) -> int:
         return self.count
@@ -198,4 +198,52 @@ class Directions:
     def tensors(self, index: int, dtype: torch.dtype | None = None) -> tuple[list[Tensor], float]:
         """Direction ``index`` as tensors in the order of ``names``, in ``dtype``, and its norm."""
         with torch.no_grad():
-            return self._normaliser(self._source(index), self.scale, dtype or self.dtype)
+            known = self._piece_squares(index) if self.separable else None
+            return self.normaliser(self._raw(index), self.scale, dtype or self.dtype, known)
+
+    @property
+    def separable(self) -> bool:
+        """Whether a direction is its raw noise times one number per piece of a parameter, which is what the kernels take."""
+        return self._given is None and self.normaliser.separable
+
+    def scales(self, index: int) -> NDArray[np.float64]:
+        """What each piece of raw direction ``index`` is multiplied by, ``[sum(normaliser.pieces)]``; for separable directions."""
+        return self.normaliser.factors(self._piece_squares(index), self.scale)[0]
+
+    def length(self, index: int) -> float:
+        """||d|| of direction ``index``."""
+        if self.separable:
+            return self.normaliser.factors(self._piece_squares(index), self.scale)[1]
+        return self.tensors(index)[1]
+
+    def _raw(self, index: int) -> list[Tensor]:
+        if self._given is not None:
+            return self._given[index]
+        assert self.seed is not None
+        return [row[0] for row in direction(self._id_tensor, self.seed, [index], self._sizes, self._kind)]
+
+    def _piece_squares(self, index: int) -> NDArray[np.float64]:
+        """Sums of squares of the raw direction's pieces, kept: a pass of the generator each, except for signs."""
+        if self.distribution == "rademacher":
+            return self._piece_sizes
+        found = self._squares.get(index)
+        if found is None:
+            assert self.seed is not None
+            norms = direction_norms(self._id_tensor, self.seed, [index], self._sizes, self.normaliser.pieces, self._kind)
+            found = norms[0].cpu().numpy()
+            if len(self._squares) * len(found) < _KEPT:
+                self._squares[index] = found
+        return found
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [shape.numel() for shape in self.normaliser.shapes]
+
+    @property
+    def _piece_sizes(self) -> NDArray[np.float64]:
+        pieces = self.normaliser.pieces
+        return np.repeat([size / count for size, count in zip(self._sizes, pieces, strict=True)], pieces)
+
+    @property
+    def _kind(self) -> Distribution:
+        return cast(Distribution, self.distribution)

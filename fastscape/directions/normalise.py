@@ -11,8 +11,12 @@ element     z * abs(w)                                                          
 none        z
 ========== ====================================================================== ==============================
 
-c = 1e-12 only guards the division. Norms are Frobenius, accumulated in float64 over fixed blocks, so they do not depend
-on the number of threads. A group of zero norm (biases at initialisation) gives d = 0, as the formula says.
+c = 1e-12 only guards the division. Norms are Frobenius, accumulated in float64 in the fixed order of
+:mod:`fastscape.ops.direction_dot.reference`, so they do not depend on threads, device or kernel. A group of zero norm (biases
+at initialisation) gives d = 0, as the formula says.
+
+Every rule but "element" multiplies contiguous *pieces* of a parameter (the whole of it, or its rows) by one number each, which
+is what the kernels take: :meth:`Normaliser.factors`.
 """
 
 from __future__ import annotations
@@ -21,8 +25,12 @@ import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from fastscape.ops.direction_dot.reference import squares
 
 Rule = Literal["tensor", "filter", "module", "global", "element", "none"]
 OneD = Literal["same", "zero"]
@@ -30,19 +38,6 @@ ZeroNorm = Literal["skip", "error"]
 
 RULES: tuple[str, ...] = get_args(Rule)
 _GUARD = 1e-12
-_BLOCK = 1 << 14  # below torch's grain size: one thread sums a block, in one order
-
-
-def sum_of_squares(tensor: Tensor) -> float:
-    """Sum of squares in float64, the same bits for any number of threads (blocks of 16384, then an exact sum)."""
-    flat = tensor.detach().reshape(-1)
-    whole = flat.numel() // _BLOCK * _BLOCK
-    sums: list[float] = []
-    for rows in torch.split(flat[:whole].reshape(-1, _BLOCK), 64):
-        sums += rows.double().square().sum(1).tolist()
-    if whole < flat.numel():
-        sums.append(float(flat[whole:].double().square().sum()))
-    return _exact_sum(sums)
 
 
 def _exact_sum(values: list[float]) -> float:
@@ -85,15 +80,19 @@ class Normaliser:
         self._norm_known = dense and rule not in ("element", "none")
         self.one_d = one_d or ("zero" if rule == "filter" else "same")
         self.shapes = [tensor.shape for tensor in base.values()]
-        self._dims = [(filter_dim or {}).get(name, 0) for name in base]
+        self._dims = [(filter_dim or {}).get(name, 0) % max(tensor.ndim, 1) for name, tensor in base.items()]
         self._moved = [tensor.ndim > 1 or self.one_d == "same" for tensor in base.values()]
-        self._squares = [sum_of_squares(tensor) for tensor in base.values()]
-        self._group = [self._group_of(name, tensor.ndim) for name, tensor in base.items()]
-        self._group_squares = self._grouped(self._squares)
-        self._rows = [
-            _row_norms(tensor, dim) if group == "rows" else None
-            for tensor, dim, group in zip(base.values(), self._dims, self._group, strict=True)
+        rows = [rule == "filter" and tensor.ndim > 1 for tensor in base.values()]
+        self.pieces = [
+            max(tensor.shape[dim], 1) if by_row else 1
+            for tensor, dim, by_row in zip(base.values(), self._dims, rows, strict=True)
         ]
+        self.separable = rule != "element" and not any(dim for dim, by_row in zip(self._dims, rows, strict=True) if by_row)
+        self._piece_moved = np.repeat(np.array(self._moved, dtype=np.float64), self.pieces)
+        self._piece_group = self._groups()
+        piece_squares = self.squares(list(base.values()))
+        self._squares = [_exact_sum(part.tolist()) for part in np.split(piece_squares, np.cumsum(self.pieces)[:-1])]
+        self._group_norms = np.sqrt(self._grouped(piece_squares))
         self._magnitudes = [tensor.abs() for tensor in base.values()] if rule == "element" else None
         self.weight_norm = math.sqrt(_exact_sum(self._squares))
         still = self._still_elements(base)
@@ -109,101 +108,105 @@ class Normaliser:
                 "one_d='same' or normalize='none'"
             )
 
-    def _group_of(self, name: str, ndim: int) -> str:
-        """Name of the group whose norm scales a tensor; "rows" for one factor per filter."""
-        if self.rule == "filter" and ndim > 1:
-            return "rows"
+    def _groups(self) -> NDArray[np.int64]:
+        """Group of every piece: pieces of one group share a factor."""
+        if self.rule == "global":
+            return np.zeros(sum(self.pieces), dtype=np.int64)
         if self.rule == "module":
-            return name.rpartition(".")[0]
-        return "" if self.rule == "global" else name
+            owners = [name.rpartition(".")[0] for name in self.names]
+            return np.unique(owners, return_inverse=True)[1].astype(np.int64)
+        return np.arange(sum(self.pieces))
 
-    def _grouped(self, squares: list[float]) -> dict[str, float]:
-        members: dict[str, list[float]] = {}
-        for group, square, moved in zip(self._group, squares, self._moved, strict=True):
-            if moved:
-                members.setdefault(group, []).append(square)
-        return {group: _exact_sum(values) for group, values in members.items()}
+    def _grouped(self, piece_squares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums over the pieces that move, by group."""
+        sums = np.bincount(self._piece_group, piece_squares * self._piece_moved).astype(np.float64)
+        return sums
 
-    def _still_elements(self, base: Mapping[str, Tensor]) -> dict[str, int]:
-        """Number of elements with d = 0 in each tensor."""
-        still = {}
-        for index, (name, tensor) in enumerate(base.items()):
-            rows = self._rows[index]
-            if not self._moved[index]:
-                still[name] = tensor.numel()
-            elif self.rule == "element":
-                still[name] = int((tensor == 0).sum())
-            elif rows is not None:
-                still[name] = int((rows == 0).sum()) * tensor.numel() // rows.numel()
-            else:
-                skipped = self.rule != "none" and self._group_squares[self._group[index]] == 0
-                still[name] = tensor.numel() if skipped else 0
-        return still
+    def squares(self, tensors: list[Tensor]) -> NDArray[np.float64]:
+        """Sums of squares of every piece of tensors shaped or flat, float64 ``[sum(pieces)]``."""
+        parts = [
+            squares(tensor.detach().reshape(shape).movedim(dim, 0) if count > 1 else tensor.detach(), count)
+            for tensor, shape, dim, count in zip(tensors, self.shapes, self._dims, self.pieces, strict=True)
+        ]
+        found: NDArray[np.float64] = torch.cat(parts).cpu().numpy()
+        return found
 
-    def __call__(self, raw: list[Tensor], scale: str, dtype: torch.dtype) -> tuple[list[Tensor], float]:
-        """Normalise and scale one raw direction.
+    def factors(self, piece_squares: NDArray[np.float64], scale: str) -> tuple[NDArray[np.float64], float]:
+        """What each piece of a raw direction is multiplied by, and the norm of the result (all rules but "element").
 
         Args:
-            raw: one tensor per parameter, flat or shaped; overwritten never.
+            piece_squares: sums of squares of the raw direction's pieces.
             scale: ``"unit"`` gives ||d|| = 1, ``"relative"`` ||d|| = ||w||, ``"none"`` leaves the norm as it is.
-            dtype: dtype of the result; factors are rounded to it once.
-
-        Returns:
-            The shaped tensors of d, and ||d||.
         """
-        factors = self._factors(raw)
-        norm = self._norm(raw, factors)
+        if self.rule in ("element", "none"):
+            factors = self._piece_moved
+        else:
+            noise = np.sqrt(self._grouped(piece_squares))
+            factors = (self._group_norms / (noise + _GUARD))[self._piece_group] * self._piece_moved
+        norm = self._moved_norm if self._norm_known else math.sqrt(_exact_sum((piece_squares * factors**2).tolist()))
+        target = self._target(norm, scale)
+        return factors if target == norm else factors * (target / norm), target
+
+    def _target(self, norm: float, scale: str) -> float:
         if norm == 0:
             raise ValueError("a direction must not be zero after its normalisation; use another normalize or one_d='same'")
         if scale == "relative" and self.weight_norm == 0:
             raise ValueError("scale='relative' needs weights that are not all zero; use scale='unit'")
-        target = {"unit": 1.0, "relative": self.weight_norm, "none": norm}[scale]
-        ratio = 1.0 if target == norm else target / norm
-        direction = []
-        for index, (tensor, factor) in enumerate(zip(raw, factors, strict=True)):
-            shaped = tensor.reshape(self.shapes[index]).to(dtype)
-            if self._magnitudes is not None and self._moved[index]:
-                shaped = shaped * self._magnitudes[index].to(dtype)
-            scaled = factor * ratio
-            direction.append(shaped * (scaled.to(dtype) if isinstance(scaled, Tensor) else scaled))
-        return direction, target
+        return {"unit": 1.0, "relative": self.weight_norm, "none": norm}[scale]
 
-    def _factors(self, raw: list[Tensor]) -> list[float | Tensor]:
-        if self.rule in ("element", "none"):
-            return [1.0 if moved else 0.0 for moved in self._moved]
-        needs_rows = self.rule == "filter"
-        squares = [
-            0.0 if (needs_rows and rows is not None) or not moved else sum_of_squares(tensor)
-            for tensor, rows, moved in zip(raw, self._rows, self._moved, strict=True)
-        ]
-        groups = self._grouped(squares)
-        factors: list[float | Tensor] = []
-        for index, group in enumerate(self._group):
-            rows = self._rows[index]
-            if not self._moved[index]:
-                factors.append(0.0)
-            elif rows is not None:
-                noise = _row_norms(raw[index].reshape(self.shapes[index]), self._dims[index])
-                shape = [1] * len(self.shapes[index])
-                shape[self._dims[index]] = -1
-                factors.append((rows / (noise + _GUARD)).reshape(shape))
+    @property
+    def _moved_norm(self) -> float:
+        """Norm of the weights that move: that of every direction before step 2, where it is known."""
+        return math.sqrt(_exact_sum([square for square, moves in zip(self._squares, self._moved, strict=True) if moves]))
+
+    def _still_elements(self, base: Mapping[str, Tensor]) -> dict[str, int]:
+        """Number of elements with d = 0 in each tensor."""
+        still = {}
+        zero = np.split(self._group_norms[self._piece_group] == 0, np.cumsum(self.pieces)[:-1])
+        for name, tensor, moved, pieces in zip(base, base.values(), self._moved, zero, strict=True):
+            if not moved:
+                still[name] = tensor.numel()
+            elif self.rule == "element":
+                still[name] = int((tensor == 0).sum())
             else:
-                factors.append(math.sqrt(self._group_squares[group]) / (math.sqrt(groups[group]) + _GUARD))
-        return factors
+                still[name] = 0 if self.rule == "none" else int(pieces.sum()) * tensor.numel() // len(pieces)
+        return still
 
-    def _norm(self, raw: list[Tensor], factors: list[float | Tensor]) -> float:
-        """||d|| before step 2: the norm of the weights that move where that is known, else measured."""
-        if self._norm_known:
-            moved = [square for square, moves in zip(self._squares, self._moved, strict=True) if moves]
-            return math.sqrt(_exact_sum(moved))
-        squares = []
-        for index, (tensor, factor) in enumerate(zip(raw, factors, strict=True)):
-            if self._moved[index]:
-                shaped = tensor.reshape(self.shapes[index]).double() * factor
-                squares.append(sum_of_squares(shaped if self._magnitudes is None else shaped * self._magnitudes[index]))
-        return math.sqrt(_exact_sum(squares))
+    def __call__(
+        self, raw: list[Tensor], scale: str, dtype: torch.dtype, piece_squares: NDArray[np.float64] | None = None
+    ) -> tuple[list[Tensor], float]:
+        """Normalise and scale one raw direction.
 
+        Args:
+            raw: one tensor per parameter, flat or shaped; overwritten never.
+            scale: see :meth:`factors`.
+            dtype: dtype of the result; factors are rounded to it once.
+            piece_squares: sums of squares of the raw direction's pieces, where they are known.
 
-def _row_norms(tensor: Tensor, dim: int) -> Tensor:
-    """Norm of every slice along ``dim``, float64 ``[slices]``."""
-    return tensor.detach().movedim(dim, 0).flatten(1).double().square().sum(1).sqrt()
+        Returns:
+            The shaped tensors of d, and ||d||.
+        """
+        shaped = [tensor.reshape(shape).to(dtype) for tensor, shape in zip(raw, self.shapes, strict=True)]
+        if self._magnitudes is not None:
+            shaped = [z * size.to(dtype) for z, size in zip(shaped, self._magnitudes, strict=True)]
+        if self._magnitudes is not None:
+            piece_squares = self.squares(self._weighted(raw))
+        elif piece_squares is None:
+            piece_squares = self.squares(raw)
+        factors, norm = self.factors(piece_squares, scale)
+        direction = []
+        for z, part, dim in zip(shaped, np.split(factors, np.cumsum(self.pieces)[:-1]), self._dims, strict=True):
+            if len(part) == 1:
+                direction.append(z * float(part[0]))
+            else:
+                shape = [1] * z.ndim
+                shape[dim] = -1
+                direction.append(z * torch.from_numpy(part).to(z.device, dtype).reshape(shape))
+        return direction, norm
+
+    def _weighted(self, raw: list[Tensor]) -> list[Tensor]:
+        """Raw direction times the weights' magnitudes, in float64."""
+        assert self._magnitudes is not None
+        return [
+            tensor.reshape(shape).double() * size for tensor, shape, size in zip(raw, self.shapes, self._magnitudes, strict=True)
+        ]

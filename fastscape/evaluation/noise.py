@@ -117,7 +117,7 @@ def measured_floor(
     evaluator: Evaluator, directions: Directions, indices: Sequence[int], radii: Sequence[float] = (_FLOOR_RADIUS,)
 ) -> float:
     """Largest RMS even response over tiny relative radii, where only rounding is left."""
-    norm = directions.tensors(indices[0])[1]
+    norm = directions.length(indices[0])
     steps = np.array(radii) * (directions.weight_norm / norm if directions.weight_norm > 0 else 1.0)
     even, _, _ = second_difference(evaluator.losses(directions, indices, signed_radii(steps)))
     with np.errstate(invalid="ignore", over="ignore"):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
 from fastscape._replica import Replica
 from fastscape.directions import Directions
+from fastscape.evaluation.displacement import Displacement
+from fastscape.ops import Distribution, perturb
+from fastscape.ops.perturb.reference import displaced
 
 
 class Path(Protocol):
@@ -27,28 +31,29 @@ class Path(Protocol):
 class LoopPath:
     """One forward per point; the perturbed weights are written fresh into one scratch copy.
 
-    Memory: the scratch copy and one direction. Radius 0 is evaluated once: the same kernels on the same shapes give
-    the same bits (the determinism gate checks it).
+    Memory: the scratch copy, whatever the number of directions (:mod:`fastscape.evaluation.displacement`). Radius 0 is
+    evaluated once: the same kernels on the same shapes give the same bits (the determinism gate checks it).
     """
 
     name = "loop"
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
+        self._displacement = Displacement(replica.base, replica.scratch)
         self._unperturbed: Tensor | None = None
 
     def losses(self, directions: Directions, indices: Sequence[int], radii: Sequence[float]) -> Tensor:
         """See :class:`Path`."""
-        replica = self._replica
-        out = torch.empty(len(indices), len(radii), dtype=torch.float64, device=replica.objective.device)
-        for row, index in enumerate(indices):
-            direction, _ = directions.tensors(index, replica.dtype)
-            for column, radius in enumerate(radii):
-                out[row, column] = self._base() if radius == 0 else self._at(direction, radius)
-        return out.cpu()
+        rows = []
+        for index in indices:
+            self._displacement.select(directions, index)
+            rows.append(torch.stack([self._at(radius) for radius in radii]))
+        return torch.stack(rows).cpu() if rows else torch.empty(0, len(radii), dtype=torch.float64)
 
-    def _at(self, direction: list[Tensor], radius: float) -> Tensor:
-        self._replica.perturb(direction, radius)
+    def _at(self, radius: float) -> Tensor:
+        if radius == 0:
+            return self._base()
+        self._displacement.write(radius)
         return self._replica.loss()
 
     def _base(self) -> Tensor:
@@ -69,6 +74,7 @@ class VmapPath:
 
     def __init__(self, replica: Replica, chunk: int) -> None:
         self._replica, self.chunk = replica, chunk
+        self._ids: Tensor | None = None
         names = [f"model.{name}" for name in replica.objective.names]
 
         def loss(parameters: list[Tensor], batch: object) -> Tensor:
@@ -79,21 +85,35 @@ class VmapPath:
 
     def losses(self, directions: Directions, indices: Sequence[int], radii: Sequence[float]) -> Tensor:
         """See :class:`Path`."""
-        replica = self._replica
-        steps = torch.tensor(radii, dtype=replica.dtype, device=replica.objective.device)
         rows = []
         for start in range(0, len(indices), self.chunk):
             wanted = list(indices[start : start + self.chunk])
-            padded = wanted + wanted[:1] * (self.chunk - len(wanted))
-            block = [directions.tensors(index, replica.dtype)[0] for index in padded]
-            points = [
-                _points(base.to(replica.dtype), [direction[slot] for direction in block], steps)
-                for slot, base in enumerate(replica.base)
-            ]
+            points = self._points(directions, wanted + wanted[:1] * (self.chunk - len(wanted)), radii)
             with warnings.catch_warnings():  # operations without a batching rule are slow: the choice of path measures it
                 warnings.filterwarnings("ignore", message="There is a performance drop")
                 rows.append(self._losses(points).reshape(self.chunk, -1)[: len(wanted)].cpu())
         return torch.cat(rows)
+
+    def _points(self, directions: Directions, indices: Sequence[int], radii: Sequence[float]) -> list[Tensor]:
+        """The perturbed parameters, ``[indices * radii, *shape]`` each."""
+        base, dtype = self._replica.base, self._replica.dtype
+        if directions.separable:
+            assert directions.seed is not None
+            if self._ids is None:
+                self._ids = torch.tensor(directions.ids, device=base[0].device)
+            scales = torch.from_numpy(np.stack([directions.scales(index) for index in indices])).to(base[0].device)
+            kind, pieces = cast(Distribution, directions.distribution), directions.normaliser.pieces
+            moved = perturb(
+                base, self._ids, directions.seed, indices, scales, radii, groups=pieces, dtype=dtype, distribution=kind
+            )
+            return [tensor.reshape(-1, *weight.shape) for tensor, weight in zip(moved, base, strict=True)]
+        block = [directions.tensors(index, dtype)[0] for index in indices]
+        ones = torch.ones(len(indices), 1, dtype=torch.float64, device=base[0].device)
+        steps = [torch.stack(column).flatten(1) for column in zip(*block, strict=True)]
+        return [
+            displaced(weight, step, ones, radii, dtype).reshape(-1, *weight.shape)
+            for weight, step in zip(base, steps, strict=True)
+        ]
 
     def _losses(self, points: list[Tensor]) -> Tensor:
         objective = self._replica.objective
@@ -102,9 +122,3 @@ class VmapPath:
         for batch, weight in zip(self._replica.batches, objective.batch_weights, strict=True):
             total = total + weight * self._batched(points, batch)
         return total / objective.samples
-
-
-def _points(base: Tensor, steps: list[Tensor], radii: Tensor) -> Tensor:
-    """Base plus every radius times every step, ``[steps * radii, *base.shape]``."""
-    shape = (1, -1) + (1,) * base.ndim
-    return torch.addcmul(base, torch.stack(steps).unsqueeze(1), radii.reshape(shape)).flatten(0, 1)

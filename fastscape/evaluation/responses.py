@@ -171,7 +171,7 @@ def responses(
                 progress(indices[-1] + 1, len(directions))
         noise = measure_noise(evaluator, directions, steps)
         evaluations = evaluator.evaluations + noise.evaluations
-        norms = [directions.tensors(index)[1] for index in range(len(directions))] if directions.scale == "none" else []
+        norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
     even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
     trusted = noise.trusted(even)
     warn_if_noise(name, steps, trusted)

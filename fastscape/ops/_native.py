@@ -20,6 +20,7 @@ from torch import Tensor
 
 ABI = 1  # of csrc/cpu/api.h
 ISAS = ("baseline", "avx2", "avx512")
+STREAM_BYTES = 1 << 25  # results above this leave the caches anyway: write around them
 BLOCK, SUM_BLOCK = 2048, 16384  # elements, as in csrc/cpu/api.h
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 DISTRIBUTIONS = {"gaussian": 0, "rademacher": 1}
@@ -243,6 +244,56 @@ class Layout:
         """Take the directions from these tensors instead of generating them."""
         self._kept.append(self.pieces(tensors))
         self.segments.raw = address(self._kept[-1])
+
+
+@dataclass
+class NativeTask:
+    """A C++ call whose arrays are allocated; :meth:`run` fills in what varies."""
+
+    task: PerturbTask
+    layout: Layout
+    indices: NDArray[np.uint32]
+    scales: NDArray[np.float64]
+    radii: NDArray[np.float64]
+    outputs: NDArray[np.int64]
+
+    def run(self, seed: int, indices: Sequence[int], scales: NDArray[np.float64] | float, radii: Sequence[float]) -> None:
+        """Write the results for K directions ``indices``, scales ``[K, pieces]`` and R radii."""
+        self.task.noise.seed = seed & 0xFFFFFFFFFFFFFFFF
+        self.indices[:] = indices
+        self.scales[:] = scales
+        self.radii[:] = radii
+        library.call("perturb", self.task)
+
+
+def native_task(
+    layout: Layout,
+    outputs: NDArray[np.int64],
+    directions: int,
+    radii: int,
+    dtype: torch.dtype,
+    distribution: str,
+    *,
+    raw_float64: bool = False,
+) -> NativeTask:
+    """Set up a C++ call that writes to the addresses ``outputs``, ``[K * R, pieces]``, in ``dtype``."""
+    arrays = (np.zeros(directions, np.uint32), np.zeros((directions, layout.size)), np.zeros(radii))
+    indices, scales, steps = arrays
+    task = PerturbTask(
+        segments=layout.segments,
+        noise=Noise(0, 0, DISTRIBUTIONS[distribution]),
+        directions=directions,
+        indices=address(indices),
+        scales=address(scales),
+        radii_count=radii,
+        radii=address(steps),
+        outputs=address(outputs),
+        out_type=TYPES[dtype],
+        raw_float64=raw_float64,
+        streaming=int(layout.counts.sum()) * 4 * len(outputs) > STREAM_BYTES,
+        block_ends=address(layout.block_ends),
+    )
+    return NativeTask(task, layout, indices, scales, steps, outputs)
 
 
 library = load()

@@ -30,33 +30,40 @@ def _fake(ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int
 
 def _native_kernel(ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int], distribution: str) -> list[Tensor]:
     out = _fake(ids, seed, directions, sizes, distribution)
-    write(out, ids.tolist(), seed, directions, sizes, distribution)
+    layout = _native.Layout(ids.tolist(), sizes, [1] * len(sizes), _native.BLOCK)
+    rows = np.arange(len(directions), dtype=np.int64)[:, None]
+    outputs = np.ascontiguousarray(layout.pieces(out) + rows * (4 * layout.counts))
+    _native.native_task(layout, outputs, len(directions), 1, torch.float32, distribution).run(seed, directions, 0.0, (0.0,))
     return out
 
 
-def write(
-    out: Sequence[Tensor],
-    ids: Sequence[int],
-    seed: int,
-    directions: Sequence[int],
-    sizes: Sequence[int],
-    distribution: str,
-) -> None:
-    """Native kernel into the caller's contiguous float32 CPU tensors, ``[K, n_t]`` each."""
-    layout = _native.Layout(ids, sizes, [1] * len(sizes), _native.BLOCK)
-    starts = np.array([tensor.data_ptr() for tensor in out], dtype=np.int64)
-    rows = np.arange(len(directions), dtype=np.int64)[:, None]
-    outputs = np.ascontiguousarray(starts + rows * (4 * np.array(sizes, dtype=np.int64)))
-    indices = np.array(directions, dtype=np.uint32)
-    task = _native.PerturbTask(
-        segments=layout.segments,
-        noise=_native.Noise(seed & 0xFFFFFFFFFFFFFFFF, 0, _native.DISTRIBUTIONS[distribution]),
-        directions=len(directions),
-        indices=_native.address(indices),
-        outputs=_native.address(outputs),
-        block_ends=_native.address(layout.block_ends),
-    )
-    _native.library.call("perturb", task)
+class Generation:
+    """Writes raw direction (seed, index) into the caller's tensors, with the bits of :func:`direction`.
+
+    Args:
+        out: T contiguous float32 tensors, rewritten by every call.
+        ids: the parameters' 32-bit ids.
+        distribution: ``"gaussian"`` or ``"rademacher"``.
+    """
+
+    def __init__(self, out: Sequence[Tensor], ids: Sequence[int], distribution: Distribution = "gaussian") -> None:
+        self.out, self.distribution = list(out), distribution
+        self.sizes = [tensor.numel() for tensor in self.out]
+        self._native: _native.NativeTask | None = None
+        if _native.library.available and all(tensor.device.type == "cpu" for tensor in self.out):
+            layout = _native.Layout(ids, self.sizes, [1] * len(self.sizes), _native.BLOCK)
+            outputs = np.ascontiguousarray(layout.pieces(self.out)[None])
+            self._native = _native.native_task(layout, outputs, 1, 1, torch.float32, distribution)
+        else:
+            self._ids = torch.tensor(list(ids), device=self.out[0].device)
+
+    def __call__(self, seed: int, index: int) -> None:
+        """Generate; on a CPU with the native library nothing is allocated."""
+        if self._native is not None:
+            self._native.run(seed, (index,), 0.0, (0.0,))
+            return
+        for target, values in zip(self.out, direction(self._ids, seed, [index], self.sizes, self.distribution), strict=True):
+            target.copy_(values.view(target.shape))
 
 
 _OPERATOR = define(

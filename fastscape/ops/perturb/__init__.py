@@ -12,7 +12,7 @@ from fastscape.ops import _checks, _native
 from fastscape.ops._registry import Kernel, define
 from fastscape.ops.direction import signed
 from fastscape.ops.direction.reference import Distribution
-from fastscape.ops.perturb.prepared import Perturbation, native_task
+from fastscape.ops.perturb.prepared import Perturbation
 from fastscape.ops.perturb.reference import perturb as _reference
 
 __all__ = ["Perturbation", "perturb"]
@@ -70,7 +70,7 @@ def _native_kernel(
     strides = np.repeat([w.numel() * out_.element_size() for w, out_ in zip(flat, out, strict=True)], groups)
     rows = np.arange(len(directions) * len(radii), dtype=np.int64)[:, None]
     outputs = np.ascontiguousarray(starts + rows * strides)
-    task = native_task(layout, outputs, len(directions), len(radii), dtype, distribution)
+    task = _native.native_task(layout, outputs, len(directions), len(radii), dtype, distribution)
     task.run(seed, directions, np.ascontiguousarray(scales.numpy()), radii)
     return out
 

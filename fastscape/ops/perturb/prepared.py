@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,58 +12,6 @@ from torch import Tensor
 from fastscape.ops import _native
 from fastscape.ops.direction.reference import Distribution, directions
 from fastscape.ops.perturb.reference import displaced
-
-_STREAM_BYTES = 1 << 25  # results above this leave the caches anyway: write around them
-
-
-@dataclass
-class NativeTask:
-    """A C++ call whose arrays are allocated; :meth:`run` fills in what varies."""
-
-    task: _native.PerturbTask
-    layout: _native.Layout
-    indices: NDArray[np.uint32]
-    scales: NDArray[np.float64]
-    radii: NDArray[np.float64]
-    outputs: NDArray[np.int64]
-
-    def run(self, seed: int, indices: Sequence[int], scales: NDArray[np.float64], radii: Sequence[float]) -> None:
-        """Write the results for K directions ``indices``, scales ``[K, pieces]`` and R radii."""
-        self.task.noise.seed = seed & 0xFFFFFFFFFFFFFFFF
-        self.indices[:] = indices
-        self.scales[:] = scales
-        self.radii[:] = radii
-        _native.library.call("perturb", self.task)
-
-
-def native_task(
-    layout: _native.Layout,
-    outputs: NDArray[np.int64],
-    directions: int,
-    radii: int,
-    dtype: torch.dtype,
-    distribution: str,
-    *,
-    raw_float64: bool = False,
-) -> NativeTask:
-    """Set up a C++ call that writes to the addresses ``outputs``, ``[K * R, pieces]``, in ``dtype``."""
-    arrays = (np.zeros(directions, np.uint32), np.zeros((directions, layout.size)), np.zeros(radii))
-    indices, scales, steps = arrays
-    task = _native.PerturbTask(
-        segments=layout.segments,
-        noise=_native.Noise(0, 0, _native.DISTRIBUTIONS[distribution]),
-        directions=directions,
-        indices=_native.address(indices),
-        scales=_native.address(scales),
-        radii_count=radii,
-        radii=_native.address(steps),
-        outputs=_native.address(outputs),
-        out_type=_native.TYPES[dtype],
-        raw_float64=raw_float64,
-        streaming=int(layout.counts.sum()) * 4 * len(outputs) > _STREAM_BYTES,
-        block_ends=_native.address(layout.block_ends),
-    )
-    return NativeTask(task, layout, indices, scales, steps, outputs)
 
 
 class Perturbation:
@@ -95,20 +42,20 @@ class Perturbation:
         self.ids, self.groups = list(ids), [1] * len(self.weights) if groups is None else list(groups)
         self.distribution = distribution
         self.dtype = self.outputs[0][0].dtype
-        self._native: NativeTask | None = None
+        self._native: _native.NativeTask | None = None
         tensors = [*self.weights, *(tensor for row in self.outputs for tensor in row), *(raw or ())]
         on_cpu = all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
         if _native.library.available and on_cpu and self.dtype in _native.TYPES:
             self._native = self._prepare()
 
-    def _prepare(self) -> NativeTask:
+    def _prepare(self) -> _native.NativeTask:
         layout = _native.Layout(self.ids, [weight.numel() for weight in self.weights], self.groups, _native.BLOCK)
         layout.use_weights(self.weights)
         if self.raw is not None:
             layout.use_raw(self.raw)
         outputs = np.ascontiguousarray([layout.pieces(row) for row in self.outputs])
         wide = self.raw is not None and bool(self.raw) and self.raw[0].dtype == torch.float64
-        return native_task(layout, outputs, 1, len(self.outputs), self.dtype, self.distribution, raw_float64=wide)
+        return _native.native_task(layout, outputs, 1, len(self.outputs), self.dtype, self.distribution, raw_float64=wide)
 
     def __call__(self, seed: int, index: int, scales: NDArray[np.float64], radii: Sequence[float]) -> None:
         """Write the weights displaced along direction ``index``.

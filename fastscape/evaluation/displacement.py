@@ -1,0 +1,69 @@
+"""Writes w + r d into scratch parameters: noise regenerated, scaled and added in one pass, nothing allocated per evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastscape.directions import Directions
+from fastscape.ops import Distribution, Generation, Perturbation
+
+STORED_BYTES = 8 << 20  # of noise kept for all radii of a direction: adding from the cache beats generating again
+
+
+class Displacement:
+    """Moves scratch parameters along one direction at a time.
+
+    The noise of small directions is generated once and kept for all radii; that of large ones is generated again at every
+    radius, so that the memory stays at the one copy of the parameters that the scratch is. Directions that are not noise
+    times a number per piece (given ones, the "element" rule) are kept whatever their size.
+
+    Args:
+        base: the weights, read at every call.
+        scratch: tensors of one dtype that receive the displaced weights.
+    """
+
+    def __init__(self, base: Sequence[Tensor], scratch: Sequence[Tensor]) -> None:
+        self._base, self._scratch = list(base), list(scratch)
+        self._kind: object = None
+        self._generate: Generation | None = None
+
+    def select(self, directions: Directions, index: int) -> None:
+        """Make direction ``index`` the one that :meth:`write` moves along."""
+        if self._kind is not directions.normaliser:
+            self._prepare(directions)
+        self._index = index
+        if not directions.separable:
+            assert self._raw is not None
+            for slot, step in zip(self._raw, directions.tensors(index, self._raw[0].dtype)[0], strict=True):
+                slot.copy_(step.reshape(-1))
+            return
+        assert directions.seed is not None
+        self._seed, self._scales = directions.seed, directions.scales(index)
+        if self._generate is not None:
+            self._generate(self._seed, index)
+
+    def write(self, radius: float) -> None:
+        """Write ``w + radius d`` into the scratch tensors, fresh from the originals."""
+        self._perturb(self._seed, self._index, self._scales, (radius,))
+
+    def _prepare(self, directions: Directions) -> None:
+        base, scratch = self._base, self._scratch
+        separable, self._raw = directions.separable, None
+        self._generate = None
+        if not separable or 4 * sum(tensor.numel() for tensor in base) <= STORED_BYTES:
+            dtype = torch.float32 if separable or scratch[0].dtype != torch.float64 else torch.float64
+            self._raw = [torch.empty(tensor.numel(), dtype=dtype, device=tensor.device) for tensor in base]
+        if separable:
+            ids, pieces, kind = directions.ids, directions.normaliser.pieces, cast(Distribution, directions.distribution)
+            if self._raw is not None:
+                self._generate = Generation(self._raw, ids, kind)
+            self._perturb = Perturbation(base, [scratch], ids, groups=pieces, distribution=kind, raw=self._raw)
+        else:
+            self._seed, self._scales = 0, np.ones(len(base))
+            self._perturb = Perturbation(base, [scratch], [0] * len(base), raw=self._raw)
+        self._kind = directions.normaliser
