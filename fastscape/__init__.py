@@ -8,6 +8,7 @@ from fastscape.directions import Directions
 from fastscape.estimators import Analysis, AnalysisSettings, Estimate, analyse
 from fastscape.evaluation import NondeterministicLossError, PrecisionWarning, Responses, losses, responses
 from fastscape.objective import Objective
+from fastscape.ops import Status, status
 from fastscape.probes import ProbeError, Progress, multifractal, trajectory
 from fastscape.reports import MultifractalResult, TrajectoryResult, load
 from fastscape.runs import ProbeSettings, preset
@@ -25,6 +26,7 @@ __all__ = [
     "ProbeSettings",
     "Progress",
     "Responses",
+    "Status",
     "TrajectoryResult",
     "__version__",
     "analyse",
@@ -33,5 +35,6 @@ __all__ = [
     "multifractal",
     "preset",
     "responses",
+    "status",
     "trajectory",
 ]

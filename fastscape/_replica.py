@@ -85,17 +85,15 @@ class Replica:
         the model writes into its inputs; if so, every evaluation gets a copy. Exceptions carry the note
         :data:`MODEL_NOTE`.
         """
-        batch = self.batches[index]
-        known = index in self._overwritten
-        if not known or self._overwritten[index]:
-            batch = map_tensors(batch, Tensor.clone)
-        versions = [tensor._version for tensor in tensors_of(batch)]
+        overwritten = self._overwritten.get(index)
+        batch = self.batches[index] if overwritten is False else map_tensors(self.batches[index], Tensor.clone)
+        versions = [tensor._version for tensor in tensors_of(batch)] if overwritten is None else []
         try:
-            value, outputs = self.module(batch)
+            value, outputs = self.module.forward(batch)  # our own wrapper has no hooks; the model's are called
         except Exception as error:
             error.add_note(f"{MODEL_NOTE} {index}")
             raise
-        if not known:
+        if overwritten is None:
             self._overwritten[index] = versions != [tensor._version for tensor in tensors_of(batch)]
             check_scalar(value, "criterion" if self.objective.criterion is not None else "loss")
         return value, outputs
@@ -103,10 +101,15 @@ class Replica:
     def loss(self) -> Tensor:
         """L at the scratch parameters: float64, 0-dim, on the device (no synchronisation)."""
         self.evaluations += 1
+        first = self.batch_loss(0)[0].to(
+            torch.float64, copy=self.objective.criterion is None
+        )  # a user's loss may keep its result
+        if len(self.batches) == 1:
+            return first
         weights = self.objective.batch_weights
-        total = torch.zeros((), dtype=torch.float64, device=self.objective.device)
-        for index, weight in enumerate(weights):
-            total += weight * self.batch_loss(index)[0].double()
+        total = first * weights[0]
+        for index in range(1, len(weights)):
+            total.add_(self.batch_loss(index)[0].double() * weights[index])
         return total / self.objective.samples
 
     def gradient(self) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import os
 import signal
@@ -28,6 +29,7 @@ from fastscape._version import __version__
 from fastscape.estimators import AnalysisSettings
 from fastscape.evaluation import NondeterministicLossError, PrecisionWarning
 from fastscape.objective import Objective
+from fastscape.ops import status
 from fastscape.probes import ProbeError, multifractal, trajectory
 from fastscape.probes.session import Progress
 from fastscape.reports import MultifractalResult, TrajectoryResult, load, tables
@@ -53,6 +55,14 @@ _SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin"}
 @click.version_option(__version__, prog_name="fastscape")
 def main() -> None:
     """Measure the geometry of a neural network's loss."""
+
+
+@main.command("status")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def show_status(as_json: bool) -> None:
+    """Tell which kernels answer on this machine, and why not others."""
+    found = status()
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
 
 
 def _radii(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[float, ...] | None:

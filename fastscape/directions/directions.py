@@ -15,7 +15,7 @@ from torch import Tensor
 from fastscape._checks import integer
 from fastscape.directions.normalise import Normaliser, OneD, Rule, ZeroNorm
 from fastscape.objective import Objective, matched_state
-from fastscape.ops import Distribution, direction, direction_norms, tensor_ids
+from fastscape.ops import Distribution, Norms, direction, tensor_ids
 
 Scale = Literal["unit", "relative", "none"]
 _KEPT = 1 << 20  # norms of directions that are kept: 8 MiB
@@ -83,6 +83,7 @@ class Directions:
             Normaliser(objective.base, normalize, one_d=one_d, zero_norm=zero_norm, filter_dim=filter_dim),
             scale,
         )
+        self._norms = Norms(self._id_tensor, self._sizes, self.normaliser.pieces, distribution)
 
     def _finish(self, objective: Objective, count: int, normaliser: Normaliser, scale: Scale) -> None:
         if scale not in get_args(Scale):
@@ -91,6 +92,7 @@ class Directions:
         self.dtype = objective.dtype
         self.normalize: str = normaliser.rule
         self.normaliser = normaliser
+        self._sizes = [shape.numel() for shape in normaliser.shapes]
         self._squares: dict[int, NDArray[np.float64]] = {}  # of the raw directions' pieces, by index
 
     def with_seed(self, seed: int) -> Directions:
@@ -229,15 +231,10 @@ class Directions:
         found = self._squares.get(index)
         if found is None:
             assert self.seed is not None
-            norms = direction_norms(self._id_tensor, self.seed, [index], self._sizes, self.normaliser.pieces, self._kind)
-            found = norms[0].cpu().numpy()
+            found = self._norms(self.seed, index)
             if len(self._squares) * len(found) < _KEPT:
                 self._squares[index] = found
         return found
-
-    @property
-    def _sizes(self) -> list[int]:
-        return [shape.numel() for shape in self.normaliser.shapes]
 
     @property
     def _piece_sizes(self) -> NDArray[np.float64]:

@@ -119,8 +119,7 @@ class Normaliser:
 
     def _grouped(self, piece_squares: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums over the pieces that move, by group."""
-        sums = np.bincount(self._piece_group, piece_squares * self._piece_moved).astype(np.float64)
-        return sums
+        return np.bincount(self._piece_group, piece_squares * self._piece_moved).astype(np.float64)
 
     def squares(self, tensors: list[Tensor]) -> NDArray[np.float64]:
         """Sums of squares of every piece of tensors shaped or flat, float64 ``[sum(pieces)]``."""

@@ -36,20 +36,19 @@ class Displacement:
         """Make direction ``index`` the one that :meth:`write` moves along."""
         if self._kind is not directions.normaliser:
             self._prepare(directions)
-        self._index = index
         if not directions.separable:
             assert self._raw is not None
             for slot, step in zip(self._raw, directions.tensors(index, self._raw[0].dtype)[0], strict=True):
                 slot.copy_(step.reshape(-1))
             return
         assert directions.seed is not None
-        self._seed, self._scales = directions.seed, directions.scales(index)
+        self._perturb.aim(directions.seed, index, directions.scales(index))
         if self._generate is not None:
-            self._generate(self._seed, index)
+            self._generate(directions.seed, index)
 
     def write(self, radius: float) -> None:
         """Write ``w + radius d`` into the scratch tensors, fresh from the originals."""
-        self._perturb(self._seed, self._index, self._scales, (radius,))
+        self._perturb.write(radius)
 
     def _prepare(self, directions: Directions) -> None:
         base, scratch = self._base, self._scratch
@@ -64,6 +63,6 @@ class Displacement:
                 self._generate = Generation(self._raw, ids, kind)
             self._perturb = Perturbation(base, [scratch], ids, groups=pieces, distribution=kind, raw=self._raw)
         else:
-            self._seed, self._scales = 0, np.ones(len(base))
             self._perturb = Perturbation(base, [scratch], [0] * len(base), raw=self._raw)
+            self._perturb.aim(0, 0, np.ones(len(base)))
         self._kind = directions.normaliser

@@ -4,10 +4,23 @@ The ops know no model. They take lists of tensors or flat buffers and cover all 
 :func:`status` tells which implementation answers where. Adding one takes five steps: see CONTRIBUTING.md.
 """
 
+from fastscape.ops._status import Status, status
 from fastscape.ops.direction import Generation, direction
 from fastscape.ops.direction.reference import Distribution, tensor_ids
 from fastscape.ops.direction_dot import direction_dot
-from fastscape.ops.direction_norms import direction_norms
+from fastscape.ops.direction_norms import Norms, direction_norms
 from fastscape.ops.perturb import Perturbation, perturb
 
-__all__ = ["Distribution", "Generation", "Perturbation", "direction", "direction_dot", "direction_norms", "perturb", "tensor_ids"]
+__all__ = [
+    "Distribution",
+    "Generation",
+    "Norms",
+    "Perturbation",
+    "Status",
+    "direction",
+    "direction_dot",
+    "direction_norms",
+    "perturb",
+    "status",
+    "tensor_ids",
+]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -145,11 +145,20 @@ class Library:
             raise ValueError(f"isa must be one of {', '.join(ISAS)}, got {isa!r}")
         return ISAS[int(self._entries["fastscape_set_isa"](ctypes.c_int(ISAS.index(isa))))]
 
+    def bind(self, entry: str, task: ctypes.Structure) -> Callable[[], None]:
+        """A function that runs a task in torch's thread pool, as the task then is; it keeps the task alive."""
+        function, pool, reference = self._entries[f"fastscape_{entry}"], _pointer(self._parallel_for), ctypes.byref(task)
+
+        def run() -> None:
+            error = function(pool, reference)
+            if error:
+                raise RuntimeError(f"torch's thread pool failed in the native kernel {entry!r} with code {error}")
+
+        return run
+
     def call(self, entry: str, task: ctypes.Structure) -> None:
         """Run a task in torch's thread pool."""
-        error = self._entries[f"fastscape_{entry}"](_pointer(self._parallel_for), ctypes.byref(task))
-        if error:
-            raise RuntimeError(f"torch's thread pool failed in the native kernel {entry!r} with code {error}")
+        self.bind(entry, task)()
 
 
 def load(path: Path = _PATH, mode: str | None = None) -> Library:
@@ -248,7 +257,7 @@ class Layout:
 
 @dataclass
 class NativeTask:
-    """A C++ call whose arrays are allocated; :meth:`run` fills in what varies."""
+    """A prepared C++ call: its arrays are allocated, what varies is filled in."""
 
     task: PerturbTask
     layout: Layout
@@ -257,13 +266,24 @@ class NativeTask:
     radii: NDArray[np.float64]
     outputs: NDArray[np.int64]
 
-    def run(self, seed: int, indices: Sequence[int], scales: NDArray[np.float64] | float, radii: Sequence[float]) -> None:
-        """Write the results for K directions ``indices``, scales ``[K, pieces]`` and R radii."""
+    def __post_init__(self) -> None:
+        self._call = library.bind("perturb", self.task)
+
+    def aim(self, seed: int, indices: Sequence[int], scales: NDArray[np.float64] | float) -> None:
+        """Choose K directions and their scales, ``[K, pieces]``."""
         self.task.noise.seed = seed & 0xFFFFFFFFFFFFFFFF
         self.indices[:] = indices
         self.scales[:] = scales
+
+    def write(self, radii: Sequence[float]) -> None:
+        """Write the results for R radii."""
         self.radii[:] = radii
-        library.call("perturb", self.task)
+        self._call()
+
+    def run(self, seed: int, indices: Sequence[int], scales: NDArray[np.float64] | float, radii: Sequence[float]) -> None:
+        """:meth:`aim` and :meth:`write`."""
+        self.aim(seed, indices, scales)
+        self.write(radii)
 
 
 def native_task(

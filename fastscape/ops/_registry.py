@@ -27,11 +27,13 @@ class Kernel:
         function: takes the op's arguments; ``None`` where it cannot run here.
         language: ``"C++"``, ``"Triton"``, ``"CUDA C"``.
         reason: why it cannot run here.
+        limits: for which arguments it falls back to materialising, in words.
     """
 
     function: Callable[..., Any] | None
     language: str
     reason: str = ""
+    limits: str = ""
 
 
 @dataclass(frozen=True)

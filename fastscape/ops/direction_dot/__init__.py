@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastscape.ops import _checks, _native
@@ -35,25 +36,34 @@ def _native_kernel(
     flat = [vector.contiguous() for vector in vectors]
     layout = _native.Layout(ids.tolist(), [vector.numel() for vector in flat], groups, _native.SUM_BLOCK)
     layout.use_weights(flat)
-    return native_dots(layout, seed, directions, distribution)
+    return torch.from_numpy(NativeDots(layout, len(directions), distribution)(seed, directions))
 
 
-def native_dots(layout: _native.Layout, seed: int, directions: Sequence[int], distribution: str) -> Tensor:
-    """Run the C++ kernel: inner products with the layout's weights, or with the directions themselves without weights."""
-    out = torch.empty(len(directions), layout.size, dtype=torch.float64)
-    indices = np.array(directions, dtype=np.uint32)
-    partial = np.empty((len(directions), layout.blocks))
-    task = _native.DotTask(
-        segments=layout.segments,
-        noise=_native.Noise(seed & 0xFFFFFFFFFFFFFFFF, 0, _native.DISTRIBUTIONS[distribution]),
-        directions=len(directions),
-        indices=_native.address(indices),
-        partial=_native.address(partial),
-        sums=out.data_ptr(),
-        block_ends=_native.address(layout.block_ends),
-    )
-    _native.library.call("dot", task)
-    return out
+class NativeDots:
+    """A prepared C++ call: products with the layout's weights, or of the directions with themselves where it has none."""
+
+    def __init__(self, layout: _native.Layout, directions: int, distribution: str) -> None:
+        self._layout = layout
+        self._sums = np.empty((directions, layout.size))
+        self._indices = np.zeros(directions, dtype=np.uint32)
+        self._partial = np.empty((directions, layout.blocks))
+        self._task = _native.DotTask(
+            segments=layout.segments,
+            noise=_native.Noise(0, 0, _native.DISTRIBUTIONS[distribution]),
+            directions=directions,
+            indices=_native.address(self._indices),
+            partial=_native.address(self._partial),
+            sums=_native.address(self._sums),
+            block_ends=_native.address(layout.block_ends),
+        )
+        self._call = _native.library.bind("dot", self._task)
+
+    def __call__(self, seed: int, directions: Sequence[int]) -> NDArray[np.float64]:
+        """float64 ``[K, pieces]``, overwritten by the next call."""
+        self._task.noise.seed = seed & 0xFFFFFFFFFFFFFFFF
+        self._indices[:] = directions
+        self._call()
+        return self._sums
 
 
 _OPERATOR = define(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastscape.ops import _checks, _native
 from fastscape.ops._registry import Kernel, define
 from fastscape.ops.direction import signed
 from fastscape.ops.direction.reference import Distribution
-from fastscape.ops.direction_dot import native_dots
+from fastscape.ops.direction_dot import NativeDots
 from fastscape.ops.direction_norms.reference import direction_norms as _reference
 
 
@@ -33,7 +35,31 @@ def _native_kernel(
     ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int], groups: Sequence[int], distribution: str
 ) -> Tensor:
     layout = _native.Layout(ids.tolist(), sizes, groups, _native.SUM_BLOCK)
-    return native_dots(layout, seed, directions, distribution)
+    return torch.from_numpy(NativeDots(layout, len(directions), distribution)(seed, directions))
+
+
+class Norms:
+    """Sums of squares of direction (seed, index), with the bits of :func:`direction_norms`, prepared for many calls.
+
+    Args:
+        ids, sizes, groups, distribution: see :func:`direction_norms`.
+    """
+
+    def __init__(self, ids: Tensor, sizes: Sequence[int], groups: Sequence[int], distribution: Distribution) -> None:
+        self._arguments = (ids, list(sizes), list(groups), distribution)
+        self._native: NativeDots | None = None
+        if _native.library.available and ids.device.type == "cpu":
+            self._native = NativeDots(_native.Layout(ids.tolist(), sizes, groups, _native.SUM_BLOCK), 1, distribution)
+
+    def __call__(self, seed: int, index: int) -> NDArray[np.float64]:
+        """float64 ``[sum(groups)]``."""
+        found: NDArray[np.float64]
+        if self._native is not None:
+            found = self._native(seed, (index,))[0].copy()
+            return found
+        ids, sizes, groups, distribution = self._arguments
+        found = direction_norms(ids, seed, [index], sizes, groups, distribution)[0].cpu().numpy()
+        return found
 
 
 _OPERATOR = define(

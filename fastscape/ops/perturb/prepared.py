@@ -57,18 +57,24 @@ class Perturbation:
         wide = self.raw is not None and bool(self.raw) and self.raw[0].dtype == torch.float64
         return _native.native_task(layout, outputs, 1, len(self.outputs), self.dtype, self.distribution, raw_float64=wide)
 
-    def __call__(self, seed: int, index: int, scales: NDArray[np.float64], radii: Sequence[float]) -> None:
-        """Write the weights displaced along direction ``index``.
+    def aim(self, seed: int, index: int, scales: NDArray[np.float64]) -> None:
+        """Choose the direction that :meth:`write` moves along.
 
         Args:
             seed: key of the generator (ignored with ``raw``).
             index: of the direction (ignored with ``raw``).
             scales: float64 ``[sum(groups)]``.
-            radii: R signed floats.
         """
+        self._aim = (seed, index, scales)
         if self._native is not None:
-            self._native.run(seed, (index,), scales, radii)
+            self._native.aim(seed, (index,), scales)
+
+    def write(self, *radii: float) -> None:
+        """Write the weights displaced by R signed radii to the R outputs."""
+        if self._native is not None:
+            self._native.write(radii)
             return
+        seed, index, scales = self._aim
         factors = torch.from_numpy(scales).to(self.weights[0].device).unsqueeze(0)
         noise = self.raw
         if noise is None:

@@ -1,0 +1,56 @@
+"""Arguments for every registered op: what the contract suite calls them with."""
+
+import torch
+
+DIRECTIONS = [0, 7, 2**32 - 1]
+
+
+def _weights(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in ((33, 131), (5,), (0,), (3, 5, 3))]
+
+
+def _ids(count=4):
+    return torch.tensor([7, 2**32 - 1, 0, 1234][:count])
+
+
+def _scales(directions, pieces):
+    return torch.rand(directions, pieces, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def direction():
+    """Several tensors, one of them empty; K = 3, 1 and 0."""
+    sizes = [4323, 5, 0, 45]
+    yield from ((_ids(), 2**62, indices, sizes, kind) for indices in (DIRECTIONS, [3]) for kind in ("gaussian", "rademacher"))
+    yield _ids(), -1, [], sizes, "gaussian"
+
+
+def direction_norms():
+    """Whole tensors and rows."""
+    sizes = [4323, 5, 0, 45]
+    yield _ids(), 5, DIRECTIONS, sizes, [33, 1, 1, 3], "gaussian"
+    yield _ids(1), 5, [0], [40_001], [1], "gaussian"
+    yield _ids(), 5, [0], sizes, [1, 1, 1, 1], "rademacher"
+
+
+def direction_dot():
+    """All dtypes of vectors."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        yield _weights(dtype), _ids(), 5, DIRECTIONS, [33, 1, 1, 3], "gaussian"
+    yield _weights(), _ids(), 5, [1], [1, 5, 1, 1], "rademacher"
+
+
+def perturb():
+    """All dtypes of results, rows, one and several radii."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        yield _weights(), _ids(), 5, DIRECTIONS, _scales(3, 38), [33, 1, 1, 3], [0.0, 0.25, -0.25], dtype, "gaussian"
+    yield _weights(torch.float64), _ids(), 5, [1], _scales(1, 4), [1, 1, 1, 1], [0.5], torch.float64, "rademacher"
+    yield _weights(torch.bfloat16), _ids(), 5, [1], _scales(1, 4), [1, 1, 1, 1], [0.5], torch.bfloat16, "gaussian"
+
+
+SAMPLES = {
+    "direction": direction,
+    "direction_dot": direction_dot,
+    "direction_norms": direction_norms,
+    "perturb": perturb,
+}
