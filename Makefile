@@ -25,9 +25,13 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## benchmarks; results in benchmarks/results
+BENCH = $(BIN)/python -m pytest benchmarks --benchmark-only -q -p no:cacheprovider
+
+bench: $(STAMP) ## benchmarks with one and two threads; writes benchmarks/RESULTS.md
 	mkdir -p benchmarks/results
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/bench.json
+	OMP_NUM_THREADS=1 $(BENCH) --benchmark-json=benchmarks/results/bench-1.json
+	OMP_NUM_THREADS=2 $(BENCH) --benchmark-json=benchmarks/results/bench-2.json
+	$(BIN)/python benchmarks/report.py
 
 noise: $(STAMP) ## the README's table: what float32 subtraction gets wrong
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/float32_noise.py

@@ -1,55 +1,68 @@
-"""Cost of a loss evaluation in the probe, in plain forwards of the same model, dtype and batch."""
+"""Cost of a loss evaluation in the probe, in plain forwards of the same model, dtype and batch.
+
+Directions are included: every repeat draws new ones, so that nothing is left over from the one before.
+"""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
 import torch
-from interleave import medians
+from interleave import medians, record
 from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
 from fastscape.evaluation.evaluator import Evaluator
 
-MODELS = {
-    "mlp": lambda: (zoo.mlp(), zoo.digits(samples=128)),
-    "cnn": lambda: (zoo.cnn(), zoo.digits(samples=128)),
-    "tiny_transformer": lambda: (zoo.tiny_transformer(), zoo.pydoc_text(samples=8, batch_size=8)),
+
+def images(count):
+    """Noise in the shape of CIFAR-10."""
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(count, 3, 32, 32, generator=generator), torch.randint(0, 10, (count,), generator=generator))]
+
+
+MODELS = {  # model, data, directions a repeat, paths
+    "mlp, batch 128": (zoo.mlp, lambda: zoo.digits(samples=128), 32, ("loop", "vmap")),
+    "cnn, batch 128": (zoo.cnn, lambda: zoo.digits(samples=128), 8, ("loop", "vmap")),
+    "tiny_transformer, batch 8": (zoo.tiny_transformer, lambda: zoo.pydoc_text(samples=8, batch_size=8), 4, ("loop",)),
+    "resnet18, batch 16": (zoo.resnet18, lambda: images(16), 1, ("loop",)),
 }
 RADII = np.logspace(-3, -1, 8)
-DIRECTIONS = 8
+POINTS = [*RADII, *-RADII]  # 16 evaluations per direction, none of them at w
 
 
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.filterwarnings("ignore::fastscape.PrecisionWarning")
-def test_evaluation(benchmark, name, precision):
+def test_evaluation(benchmark, name, precision, distribution):
+    build, load, count, paths = MODELS[name]
     torch.manual_seed(0)
-    model, data = MODELS[name]()
+    model, data = build(), load()
     objective = fs.Objective(model, data, criterion=F.cross_entropy)
-    directions = fs.Directions(objective, DIRECTIONS)
-    dtype = getattr(torch, precision)
+    directions = fs.Directions(objective, count, distribution=distribution)
+    dtype, seeds = getattr(torch, precision), itertools.count(1)
     plain = copy.deepcopy(model).to(dtype).eval()
     inputs, targets = data[0]
     inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
-    radii = [0.0, *RADII, *-RADII]
-    points = DIRECTIONS * len(radii)
 
     def forward():
         with torch.no_grad():
             return F.cross_entropy(plain(inputs), targets)
 
-    with Evaluator(objective, dtype, path="loop") as loop, Evaluator(objective, dtype, path="vmap") as vmap:
-        rivals = {
-            path.prepare(directions, radii).name: lambda path=path: path.losses(directions, range(DIRECTIONS), radii)
-            for path in (loop, vmap)
-        }
-        for run in rivals.values():
-            assert float(run()[0, 0]) == pytest.approx(float(forward()), rel=1e-5)
-        times = medians({**rivals, "forwards": lambda: [forward() for _ in range(points)]}, repeats=5)
-    benchmark.extra_info["evaluation / forward"] = {path: round(times[path] / times["forwards"], 3) for path in rivals}
-    chosen = fs.responses(objective, directions, RADII, precision=precision).path
-    benchmark.extra_info["chosen path"] = f"{chosen.name}: {chosen.reason}"
-    benchmark.extra_info["threads"] = torch.get_num_threads()
-    benchmark.pedantic(fs.losses, (objective, directions, radii), {"path": chosen.name}, rounds=3, warmup_rounds=1)
+    def probe(evaluator):
+        return evaluator.losses(directions.with_seed(next(seeds)), range(count), POINTS)
+
+    with Evaluator(objective, dtype, path="loop") as loop, Evaluator(objective, dtype, path=paths[-1]) as other:
+        evaluators = dict(zip(paths, (loop, other), strict=False))
+        for evaluator in evaluators.values():
+            found = float(evaluator.losses(directions, [0], [0.0])[0, 0])
+            assert found == pytest.approx(float(forward()), rel=1e-5)
+            evaluator.prepare(directions, POINTS)
+        rivals = {f"fastscape, {path}": lambda e=evaluator: probe(e) for path, evaluator in evaluators.items()}
+        rivals["forwards"] = lambda: [forward() for _ in range(count * len(POINTS))]
+        times = medians(rivals, repeats=15 if count > 4 else 5)
+        title = f"loss evaluation, {name}, {precision}, {distribution}"
+        record(benchmark, title, times, baseline="forwards", per=count * len(POINTS), unit="us")
+        benchmark.pedantic(probe, (loop,), rounds=1)

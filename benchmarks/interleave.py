@@ -1,10 +1,12 @@
-"""Time rivals in turns, so that a busy machine disturbs them alike."""
+"""Time rivals in turns, so that a busy machine disturbs them alike, and record them for RESULTS.md."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+
+import torch
 
 
 def medians(rivals: dict[str, Callable[[], object]], repeats: int = 9) -> dict[str, float]:
@@ -19,3 +21,27 @@ def medians(rivals: dict[str, Callable[[], object]], repeats: int = 9) -> dict[s
             rivals[name]()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def record(benchmark, title: str, times: dict[str, float], *, baseline: str, per: float = 1.0, unit: str = "s") -> None:
+    """Keep one table: what each rival took, and how many times less than the baseline.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        title: of the table.
+        times: seconds by rival.
+        baseline: the rival that ratios refer to.
+        per: elements, outputs or evaluations in those seconds.
+        unit: of seconds divided by ``per``: ``"s"``, ``"us"`` or ``"ns"`` each.
+    """
+    factor = {"s": 1.0, "us": 1e6, "ns": 1e9}[unit] / per
+    benchmark.extra_info["table"] = {
+        "title": title,
+        "unit": unit,
+        "baseline": baseline,
+        "threads": torch.get_num_threads(),
+        "rows": {
+            name: {"time": round(seconds * factor, 4), "ratio": round(times[baseline] / seconds, 3)}
+            for name, seconds in times.items()
+        },
+    }

@@ -1,0 +1,50 @@
+"""Peak memory of a probe in its own process: ResNet-18, one direction and 256."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SCRIPT = """
+import json, resource, sys, torch, fastscape as fs
+from fastscape import zoo
+from torch.nn import functional as F
+torch.manual_seed(0)
+model = zoo.resnet18()
+data = [(torch.randn(1, 3, 32, 32), torch.tensor([3]))]
+with torch.no_grad():
+    model.eval()(data[0][0])
+objective = fs.Objective(model, data, criterion=F.cross_entropy)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+values = fs.losses(objective, fs.Directions(objective, int(sys.argv[1])), [0.01], precision="float32", path="loop")
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"extra": (after - before) / 1024, "finite": bool(values.isfinite().all()), "copy": objective.size * 4 / 2**20}))
+"""
+
+
+def peak(count):
+    """Peak resident MiB that ``count`` directions add to model and data."""
+    run = subprocess.run([sys.executable, "-c", SCRIPT, str(count)], env=os.environ, capture_output=True, text=True, check=True)
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("count", [256])
+def test_memory_does_not_grow_with_directions(benchmark, count):
+    one, many = peak(1), peak(count)
+    assert one["finite"]
+    assert many["finite"]
+    benchmark.extra_info["table"] = {
+        "title": "peak extra memory, resnet18, one image, float32",
+        "unit": "MiB",
+        "baseline": "1 direction",
+        "threads": torch.get_num_threads(),
+        "rows": {
+            "1 direction": {"time": round(one["extra"], 2), "ratio": 1.0},
+            f"{count} directions": {"time": round(many["extra"], 2), "ratio": round(one["extra"] / many["extra"], 4)},
+            "one copy of the parameters": {"time": round(one["copy"], 2), "ratio": round(one["extra"] / one["copy"], 4)},
+        },
+    }
+    benchmark.pedantic(peak, (1,), rounds=1)
