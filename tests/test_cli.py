@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import fastscape as fs
 from fastscape import zoo
+from fastscape._interrupts import Interrupts
 from fastscape.cli import main
 
 FAST = ("--radii", "1e-3:1e-1:8", "--count", "4", "--banks", "2", "--path", "loop")
@@ -232,6 +233,89 @@ def test_interruption_saves_the_partial_result_and_exits_130(tmp_path, number):
     assert result.meta["stop_reason"] == "interrupted"
     assert result.directions > 0
     assert np.isfinite(result.measured.even[0, :, 0]).all()
+
+
+def until(process, file):
+    """Wait for a file that the process makes."""
+    deadline = time.monotonic() + 120
+    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert file.exists(), process.communicate()[1]
+
+
+STUCK = """
+import itertools, pathlib, pkgutil, time, torch
+calls = itertools.count(1)
+
+def stuck(*_):
+    pathlib.Path(f"stuck{next(calls)}").touch()
+    while True:
+        time.sleep(0.01)
+
+def make():
+    setattr(pkgutil.resolve_name("WHERE"), "NAME", stuck)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+"""
+
+
+@pytest.mark.parametrize("stage", ["analysis", "page"])
+def test_a_second_ctrl_c_exits_130_with_the_raw_result_saved(tmp_path, stage):
+    """The analysis of a run, or the drawing of its page, does not end; the first one is that of the live progress."""
+    where, name = {"analysis": ("fastscape.reports.result.Measured", "analyse"), "page": ("fastscape.cli", "write_html")}[stage]
+    (tmp_path / "stuck.py").write_text(STUCK.replace("WHERE", where).replace("NAME", name))
+    command = [sys.executable, "-m", "fastscape", "probe", "stuck.py:make", *DIGITS, *FAST, "--out", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(process, tmp_path / "stuck1")
+    process.send_signal(signal.SIGINT)
+    said = next(line for line in process.stderr if "finishing" in line)
+    assert said == "finishing: analysing and saving what is known; Ctrl-C again stops at once\n"
+    if stage == "analysis":
+        until(process, tmp_path / "stuck2")
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "stopped before the page" in stderr
+    assert "Traceback" not in stderr
+    result = fs.load(tmp_path / "out" / "result.npz")
+    assert result.directions > 0
+    assert result.analysed is (stage == "page")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["result.json", "result.npz"]
+    again = fastscape("report", tmp_path / "out" / "result.npz", "--out", tmp_path / "page.html")
+    assert again.exit_code == 0, again.stderr
+    assert "the analysis was stopped" not in again.stdout
+    assert ("analysis was stopped" in stdout) is (stage == "analysis")
+
+
+def test_a_signal_while_files_are_written_lets_them_be_written(capfd):
+    with Interrupts() as interrupts:
+        interrupts.hold()
+        signal.raise_signal(signal.SIGINT)
+        with interrupts.second_stops():
+            pass
+        with pytest.raises(KeyboardInterrupt), interrupts.second_stops():
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), interrupts.second_stops():
+            pytest.fail("a stopped run began another page")
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_while_torch_loads_is_quiet(tmp_path):
+    (tmp_path / "torch.py").write_text(
+        "import pathlib, time\npathlib.Path('loading').touch()\nwhile True:\n    time.sleep(0.01)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastscape", "--version"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(process, tmp_path / "loading")
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (130, "", "")
 
 
 def test_report_shows_a_saved_result_again_without_the_model(tmp_path):

@@ -137,13 +137,9 @@ class Session:
         except Exception as error:
             if not any(track.directions for track in self.tracks):
                 raise
-            partial = self._result(f"failed: {type(error).__name__}")
+            partial = self._finished(f"failed: {type(error).__name__}")
             raise ProbeError(f"the probe failed at {self._where}: {type(error).__name__}: {error}", partial) from error
-        try:
-            return self._result(reason)
-        except KeyboardInterrupt:  # the evaluations are kept: a quicker analysis of them
-            self.analysis = dataclasses.replace(self.analysis, bootstrap=100, permutations=99)
-            return self._result("interrupted")
+        return self._finished(reason)
 
     # ------------------------------------------------------------------ rounds
 
@@ -301,11 +297,23 @@ class Session:
 
     # ------------------------------------------------------------------ results
 
-    def _result(self, reason: str) -> TrajectoryResult:
+    def _finished(self, reason: str) -> TrajectoryResult:
+        """The results. The first Ctrl-C of a run makes their analysis quicker, the second leaves it out."""
+        quick = dataclasses.replace(
+            self.analysis, bootstrap=min(100, self.analysis.bootstrap), permutations=min(99, self.analysis.permutations)
+        )
+        for settings in (self.analysis,) if reason == "interrupted" else (self.analysis, quick):
+            try:
+                return self._result(reason, settings)
+            except KeyboardInterrupt:  # the evaluations are kept
+                reason = "interrupted"
+        return self._result(reason, self.analysis, analysed=False)
+
+    def _result(self, reason: str, settings: AnalysisSettings, *, analysed: bool = True) -> TrajectoryResult:
         for point, track in zip(self._points, self.tracks, strict=True):
             if not track.opened:
                 track.describe(point.objective())
-        points = [track.result(self.analysis, reason) for track in self.tracks]
+        points = [track.result(settings, reason, analysed=analysed) for track in self.tracks]
         run: dict[str, Any] = {
             "stop_reason": reason,
             "run_seconds": self.budget.elapsed,

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
+from fastscape.reports.result import Measured
 
 RADII = tuple(np.logspace(-3, -1, 8))
 QUICK = fs.AnalysisSettings(bootstrap=50, permutations=99)
@@ -189,6 +190,47 @@ def _calm(model):
     other = Fragile(RuntimeError, 0)
     other.load_state_dict(model.state_dict())
     return other
+
+
+def test_a_second_ctrl_c_leaves_out_the_analysis_and_keeps_the_evaluations(digits, untouched, monkeypatch, tmp_path):
+    model = Fragile(KeyboardInterrupt, 150)
+    objective = fs.Objective(model, digits, criterion=F.cross_entropy)
+    analyse = Measured.analyse
+
+    def stop(self, settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Measured, "analyse", stop)
+    with untouched(model):
+        result = fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, path="loop")
+    monkeypatch.setattr(Measured, "analyse", analyse)
+    assert result.meta["stop_reason"] == "interrupted"
+    assert result.directions > 0
+    assert not result.analysed
+    assert "No multifractal numbers: the analysis was stopped" in result.verdict()
+    whole = fs.load(result.save(tmp_path / "stopped")).reanalyse()
+    assert whole.analysed
+    assert whole.analysis.estimates == result.measured.analyse(QUICK).estimates
+
+
+def test_ctrl_c_during_the_analysis_makes_it_quicker_and_a_second_one_leaves_it_out(tanh_objective, monkeypatch):
+    analyse, calls = Measured.analyse, []
+
+    def stopped(self, settings):
+        calls.append(settings.bootstrap)
+        if len(calls) <= stops:
+            raise KeyboardInterrupt
+        return analyse(self, settings)
+
+    monkeypatch.setattr(Measured, "analyse", stopped)
+    slow = fs.AnalysisSettings(bootstrap=2000, permutations=99)
+    for stops, tried in ((1, [2000, 100]), (2, [2000, 100])):
+        calls.clear()
+        result = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=RADII, count=3), slow, path="loop")
+        assert calls == tried
+        assert result.directions == 12
+        assert result.meta["stop_reason"] == "interrupted"
+        assert result.analysed is (stops == 1)
 
 
 def test_ctrl_c_before_the_first_direction_is_ctrl_c(digits, untouched):
