@@ -19,6 +19,12 @@ def integer(name: str, value: object, low: int, high: int | None = None) -> int:
     return number
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 batch``, ``2 batches``."""
+    plural = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+    return f"{count} {noun if count == 1 else plural}"
+
+
 def first_line(error: BaseException) -> str:
     """First line of an exception's message, or its type where it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

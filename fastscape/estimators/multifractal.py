@@ -15,7 +15,7 @@ from fastscape.estimators import exponents as ex
 from fastscape.estimators.flags import analysis_flags
 from fastscape.estimators.intervals import Estimate, is_common, permutation_p, resample, resampled_spectrum, weighted_spread
 from fastscape.estimators.moments import log_magnitude, log_measure, moments
-from fastscape.estimators.scalars import AUTHORS_Q, kappa, m_tau, spectrum_scalars
+from fastscape.estimators.scalars import AUTHORS_Q, MIN_DIRECTIONS, kappa, m_tau, spectrum_scalars
 from fastscape.estimators.scaling import Array, local_slopes, slope
 from fastscape.estimators.trust import Trust, Window, authors_trust, checked_windows, longest_window, trust
 
@@ -151,8 +151,8 @@ class Analysis:
         tau, alpha, f: pooled curves over ``settings.q`` with bands, averaged over batches and windows.
         p_value: significance of M_tau against permuted scales; NaN for a common scaling.
         scaling: ``"common"`` where the measure is the same at all scales, else ``"multiscale"``.
-        quadratic: at least 95 % of the directions have h within 1 % of 2: the quadratic form d'Hd describes the response. (A
-            direction whose d'Hd nearly vanishes shows higher orders first, and carries the negative moments.)
+        quadratic: at least 95 % of at least 10 directions have h within 1 % of 2: the quadratic form d'Hd describes the
+            response. (A direction whose d'Hd nearly vanishes shows higher orders first, and carries the negative moments.)
         pooled: ``[batches][windows]``; banks: ``[banks][windows]``.
         profiles: one per batch.
         bank_statistics: over banks, by scalar.
@@ -284,7 +284,9 @@ class _Measures:
             f=curves[2],
             p_value=p_value,
             scaling="common" if common else "multiscale",
-            quadratic=self.settings.variant == "even" and bool(np.mean(np.abs(h / self.settings.gamma - 2) < 0.02) >= 0.95),
+            quadratic=self.settings.variant == "even"
+            and len(h) >= MIN_DIRECTIONS
+            and bool(np.mean(np.abs(h / self.settings.gamma - 2) < 0.02) >= 0.95),
             pooled=pooled,
             banks=banks,
             profiles=profiles,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastscape.estimators import Estimate
+from fastscape._checks import counted
+from fastscape.estimators import Analysis, Estimate
 from fastscape.estimators.flags import SIGN_MIXING
 from fastscape.estimators.scalars import MIN_DIRECTIONS
 
@@ -28,6 +30,8 @@ QUANTITIES = {
     "h_mean": ("mean h", "exponent of |response| (2 = quadratic)"),
     "h_std": ("std h", "spread of h over directions"),
 }
+
+_WORDS = {"m_tau": "M_tau", "m_tau_pos": "M_tau on q > 0", "c2": "c2"}
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -66,13 +70,32 @@ def scale_range(result: MultifractalResult) -> str:
     return f"{radii[start]:.1e} .. {radii[stop - 1]:.1e} of ||w||, {result.decades:.1f} decades, {stop - start} scales{more}"
 
 
+def negative_moments(analysis: Analysis) -> bool:
+    """Whether the negative moments that M_tau takes in exist: responses that change sign come arbitrarily near to zero."""
+    mixing = max(window.scalars["sign_mixing"] for group in analysis.pooled for window in group)
+    return math.isfinite(analysis.estimates["m_tau"].value) and (mixing <= SIGN_MIXING or min(analysis.settings.q) > -1)
+
+
+def headline(analyses: Sequence[Analysis]) -> str:
+    """Name of the estimate that is defined at all of them and says most: M_tau, M_tau on q > 0, or c2."""
+    if all(map(negative_moments, analyses)):
+        return "m_tau"
+    positive = all(math.isfinite(analysis.estimates["m_tau_pos"].value) for analysis in analyses)
+    return "m_tau_pos" if positive else "c2"
+
+
 def verdict(result: MultifractalResult) -> str:
     """What a checkpoint's analysis found, in one sentence."""
     analysis = result.analysis
     if not analysis.valid:
         return f"No multifractal numbers: {analysis.reason}."
-    h, m = analysis.estimates["h_mean"], analysis.estimates["m_tau"]
-    tail = f"over {result.decades:.1f} decades, {result.directions} directions"
+    h, name = analysis.estimates["h_mean"], headline([analysis])
+    tail = f"over {result.decades:.1f} decades, {counted(result.directions, 'direction')}"
+    found = f"{_WORDS[name]} = {interval(analysis.estimates[name])}"
+    if not math.isnan(analysis.p_value):
+        found += f", p = {p_text(analysis.p_value)}{'' if name == 'm_tau' else ' over all q'}"
+    if result.directions < MIN_DIRECTIONS:
+        return f"Too few directions to tell, {MIN_DIRECTIONS:g} are the least: mean h = {h.value:.2f}, {found}, {tail}."
     if analysis.quadratic:
         return (
             f"Common scaling: at least 95 % of the directions respond as eps^2.00 (mean h = {h.value:.3f}) {tail}; "
@@ -81,21 +104,15 @@ def verdict(result: MultifractalResult) -> str:
     if analysis.scaling == "common":
         return f"Common scaling: the measure is the same at every scale {tail} (mean h = {h.value:.2f}, M_tau = 0)."
     if math.isnan(analysis.p_value):
-        return f"M_tau is not defined on this q grid {tail}; M_tau on q > 0 = {interval(analysis.estimates['m_tau_pos'])}."
-    found = f"M_tau = {interval(m)}, p = {p_text(analysis.p_value)}"
-    if result.directions < MIN_DIRECTIONS:
-        return f"Too few directions to tell: {found}, {tail}."
+        return f"{found}, {tail}; M_tau over all q is not defined."
+    where = "" if negative_moments(analysis) else "; responses change sign, so that moments q <= -1 do not exist"
     if analysis.p_value > SIGNIFICANT:
-        return f"No trend of the measure with scale that stands out from permuted scales: {found}, {tail}."
+        return f"No trend of the measure with scale that stands out from permuted scales: {found}, {tail}{where}."
     c2 = analysis.estimates["c2"]
-    where = ""
     if c2.interval[1] < 0:
-        where = "; heterogeneity grows toward small radii (c2 < 0)"
+        where = f"; heterogeneity grows toward small radii (c2 < 0){where}"
     elif c2.interval[0] > 0:
-        where = "; heterogeneity grows toward large radii (c2 > 0)"
-    if max(window.scalars["sign_mixing"] for group in analysis.pooled for window in group) > SIGN_MIXING:
-        positive = interval(analysis.estimates["m_tau_pos"])
-        where += f"; responses change sign, so that only moments q > -1 exist: M_tau on q > 0 = {positive}"
+        where = f"; heterogeneity grows toward large radii (c2 > 0){where}"
     return f"The measure changes with scale: {found}, {tail}{where}."
 
 
@@ -123,18 +140,36 @@ def trajectory_verdict(result: TrajectoryResult) -> str:
     usable = [point for point in result.points if point.analysis.valid]
     if not usable:
         return "No checkpoint has a trusted window: see the flags."
-    quadratic = sum(point.analysis.quadratic for point in usable)
-    changing = sum(point.analysis.p_value <= SIGNIFICANT for point in usable)
+    told = [point.analysis for point in usable if point.directions >= MIN_DIRECTIONS]
+    counts = (
+        f"the measure changes with scale in {sum(analysis.p_value <= SIGNIFICANT for analysis in told)}, "
+        f"the loss is quadratic in {sum(analysis.quadratic for analysis in told)}"
+    )
+    if len(told) < len(usable):
+        few = f"{len(usable) - len(told)} with too few directions to tell"
+        counts = f"{counts}, {few}" if told else few
+    name = headline([point.analysis for point in usable])
     first, last = usable[0], usable[-1]
-    ends = (
-        f"from {first.name} to {last.name} M_tau goes {number(first.analysis.estimates['m_tau'].value)} -> "
-        f"{number(last.analysis.estimates['m_tau'].value)} and std h {number(first.analysis.estimates['h_std'].value)} -> "
-        f"{number(last.analysis.estimates['h_std'].value)}"
+    ends = " and ".join(
+        f"{word} {number(first.analysis.estimates[key].value)} -> {number(last.analysis.estimates[key].value)}"
+        for word, key in ((f"{_WORDS[name]} goes", name), ("std h", "h_std"))
     )
-    return (
-        f"{len(usable)} of {len(result.points)} checkpoints analysed: the measure changes with scale in {changing}, "
-        f"the loss is quadratic in {quadratic}; {ends}."
-    )
+    lost = sum(not negative_moments(point.analysis) for point in usable)
+    why = f"; moments q <= -1 do not exist in {lost}" if lost else ""
+    return f"{len(usable)} of {len(result.points)} checkpoints analysed: {counts}; from {first.name} to {last.name} {ends}{why}."
+
+
+def shared_flags(result: TrajectoryResult) -> list[str]:
+    """Every flag with the checkpoints that raise it."""
+    owners: dict[str, list[str]] = {}
+    for point in result.points:
+        for flag in point.flags:
+            owners.setdefault(flag, []).append(point.name)
+    total = len(result.points)
+    return [
+        f"{'all checkpoints' if len(names) == total and total > 1 else ', '.join(names)}: {flag}"
+        for flag, names in owners.items()
+    ]
 
 
 def trajectory_table(result: TrajectoryResult) -> RenderableType:
@@ -172,15 +207,7 @@ def trajectory_table(result: TrajectoryResult) -> RenderableType:
             number(point.decades, 2),
             str(point.directions),
         )
-    owners: dict[str, list[str]] = {}
-    for point in result.points:
-        for flag in point.flags:
-            owners.setdefault(flag, []).append(point.name)
-    total = len(result.points)
-    flags = [
-        Text(f"! {'all checkpoints' if len(names) == total and total > 1 else ', '.join(names)}: {flag}", style="yellow")
-        for flag, names in owners.items()
-    ]
+    flags = [Text(f"! {flag}", style="yellow") for flag in shared_flags(result)]
     return Group(table, Text(trajectory_verdict(result), style="bold"), *flags)
 
 

@@ -207,3 +207,60 @@ def test_pages_are_self_contained_escaped_and_leave_matplotlib_alone(result, tra
                 assert flag.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;") in page
     assert "&lt;broken &amp; co&gt;" in page
     assert dict(mpl.rcParams) == before
+
+
+# ---------------------------------------------------------------------- what the sentences lead with
+
+
+def responding(result, even):
+    """The same result with other even responses ``[banks, K, N]``."""
+    counts = np.full(even.shape[0], even.shape[2])
+    return dataclasses.replace(
+        result, measured=dataclasses.replace(result.measured, even=even, odd=even, counts=counts)
+    ).reanalyse()
+
+
+def scaled(result, directions, noise=0.0):
+    """Even responses |g| eps^2 (1 + noise g') of two banks."""
+    rng = np.random.default_rng(0)
+    size = np.abs(rng.standard_normal((2, 1, directions))) * np.array(RADII)[:, None] ** 2
+    return size * (1 + noise * rng.standard_normal((2, len(RADII), directions)))
+
+
+def test_sentences_lead_with_moments_that_exist(result):
+    """Responses that change sign have no negative moments: M_tau over all q is not what to say first."""
+    calm, mixed = (responding(result, scaled(result, 40, noise)) for noise in (0.1, 3.0))
+    assert not any("change sign" in flag for flag in calm.flags)
+    assert any("moments q <= -1 do not exist" in flag for flag in mixed.flags)
+    for value, word in ((calm, "M_tau = "), (mixed, "M_tau on q > 0 = ")):
+        assert re.search(r"M_tau[^,;]* = ", value.verdict())[0] == word
+    assert "moments q <= -1 do not exist" in mixed.verdict()
+    along = fs.TrajectoryResult((calm, mixed), result.meta)
+    positive = [tables.number(point.analysis.estimates["m_tau_pos"].value) for point in along.points]
+    assert f"M_tau on q > 0 goes {positive[0]} -> {positive[1]}" in along.verdict()
+    assert "moments q <= -1 do not exist in 1." in along.verdict()
+    assert "M_tau goes" in fs.TrajectoryResult((calm, calm), result.meta).verdict()
+    few = mixed.reanalyse(q=(-2, -1, 1, 2))
+    assert "c2 goes" in fs.TrajectoryResult((few, few), result.meta).verdict()
+
+
+def test_the_page_of_a_trajectory_shows_flags_and_positive_moments_before_the_sections(trajectory, tmp_path):
+    page = write_html(trajectory, tmp_path / "page.html").read_text()
+    top = page[: page.index("<details")]
+    for flag in tables.shared_flags(trajectory):
+        assert flag.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;") in top
+    assert "M_tau, q &gt; 0 [95 %]" in top
+    for point in trajectory.points:
+        assert tables.interval(point.analysis.estimates["m_tau_pos"]) in top
+
+
+def test_nothing_is_called_quadratic_by_fewer_than_ten_directions(result):
+    few, enough = (responding(result, scaled(result, directions)) for directions in (4, 5))
+    assert enough.analysis.quadratic
+    assert "the loss is quadratic at these scales" in enough.verdict()
+    assert not few.analysis.quadratic
+    assert few.verdict().startswith("Too few directions to tell, 10 are the least: mean h = 2.00")
+    along = fs.TrajectoryResult((few, enough), result.meta)
+    assert "the loss is quadratic in 1, 1 with too few directions to tell" in along.verdict()
+    assert "2 with too few directions to tell" in fs.TrajectoryResult((few, few), result.meta).verdict()
+    assert "the loss is quadratic" not in fs.TrajectoryResult((few, few), result.meta).verdict()
