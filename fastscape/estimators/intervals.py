@@ -30,7 +30,8 @@ class Estimate:
     Attributes:
         value: the estimate.
         stderr: standard error (standard deviation of the bootstrap).
-        interval: 95 % interval.
+        interval: 95 % interval: bootstrap percentiles, widened to the value where noise pulls nearly all replicates past it.
+            The basic and the bias-corrected interval leave the value out in the same cases; widening can only add coverage.
         n: what it was averaged over (directions).
     """
 
@@ -41,13 +42,13 @@ class Estimate:
 
     @classmethod
     def from_replicates(cls, value: float, replicates: Array, n: int) -> Estimate:
-        """Percentile interval; replicates that are not finite are left out, and all-NaN gives NaN."""
+        """Percentile interval that holds ``value``; replicates that are not finite are left out, and all-NaN gives NaN."""
         kept = replicates[np.isfinite(replicates)]
         if len(kept) < 2:
             return cls(value, float("nan"), (float("nan"), float("nan")), n)
         tail = (100 - LEVEL) / 2
         low, high = np.percentile(kept, [tail, 100 - tail])
-        return cls(value, float(np.std(kept, ddof=1)), (float(low), float(high)), n)
+        return cls(value, float(np.std(kept, ddof=1)), (float(np.fmin(low, value)), float(np.fmax(high, value))), n)
 
 
 @dataclass(frozen=True)

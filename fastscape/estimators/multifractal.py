@@ -118,7 +118,7 @@ class ScaleProfile:
 
 @dataclass(frozen=True)
 class Curve:
-    """A function of q with its pointwise 95 % bootstrap band, each ``[Q]``."""
+    """A function of q with its pointwise 95 % bootstrap band, each ``[Q]``; the band holds the value, as an interval does."""
 
     value: Array
     lower: Array
@@ -412,6 +412,7 @@ def _curve(value: Array, replicates: Array) -> Curve:
     defined = np.isfinite(replicates).all(axis=0)
     if defined.any():
         bounds[:, defined] = np.percentile(replicates[:, defined], [2.5, 97.5], axis=0)
+        bounds[:, defined] = np.fmin(bounds[0], value)[defined], np.fmax(bounds[1], value)[defined]
     return Curve(value, bounds[0], bounds[1])
 
 
