@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastscape._checks import counted
 from fastscape._state import preserved_rng
 
 Batch = Any
@@ -75,7 +76,7 @@ def materialise(data: Iterable[Batch], memory: int | None) -> list[Batch]:
             size += sum(tensor.nbytes for tensor in tensors_of(batch))
             if size > limit:
                 raise ValueError(
-                    f"data must fit in memory={limit / 2**20:.0f} MiB, got {len(batches) + 1} batches of "
+                    f"data must fit in memory={limit / 2**20:.0f} MiB, got {counted(len(batches) + 1, 'batch')} of "
                     f"{size / 2**20:.0f} MiB and more to come; pass fewer batches (itertools.islice) or a larger memory="
                 )
             batches.append(map_tensors(batch, _copy))

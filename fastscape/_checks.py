@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
+from typing import Any
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:
@@ -23,6 +25,23 @@ def counted(count: int, noun: str) -> str:
     """``1 batch``, ``2 batches``."""
     plural = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
     return f"{count} {noun if count == 1 else plural}"
+
+
+def one_line(value: Any) -> str:
+    """``repr`` of a dataclass of arrays: their shapes, and the number of items of what is long."""
+    parts = []
+    for field in dataclasses.fields(value):
+        content = getattr(value, field.name)
+        if dataclasses.is_dataclass(content):
+            text = type(content).__name__
+        elif hasattr(content, "shape"):
+            text = str(list(content.shape))
+        else:
+            text = repr(content)
+            if len(text) > 40:
+                text = f"({counted(len(content), 'item')})" if isinstance(content, (tuple, dict)) else f"{text[:37]}..."
+        parts.append(f"{field.name}={text}")
+    return f"{type(value).__name__}({', '.join(parts)})"
 
 
 def first_line(error: BaseException) -> str:

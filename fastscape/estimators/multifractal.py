@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fastscape._checks import integer
+from fastscape._checks import integer, one_line
 from fastscape.estimators import exponents as ex
 from fastscape.estimators.flags import analysis_flags
 from fastscape.estimators.intervals import Estimate, is_common, permutation_p, resample, resampled_spectrum, weighted_spread
@@ -92,6 +92,7 @@ class WindowAnalysis:
     holder: ex.HolderExponents
     cumulants: ex.Cumulants
     scalars: dict[str, float]
+    __repr__ = one_line
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class ScaleProfile:
     participation: Array
     neg_frac: Array
     h_local: Array
+    __repr__ = one_line
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class Curve:
     value: Array
     lower: Array
     upper: Array
+    __repr__ = one_line
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ class Analysis:
     bank_statistics: dict[str, BankStatistics] = field(default_factory=dict)
     m_tau_of_mean_tau: float = float("nan")
     flags: tuple[str, ...] = ()
+    __repr__ = one_line
 
 
 def analyse(

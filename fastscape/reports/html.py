@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastscape._checks import counted
 from fastscape.reports import figures, tables
 from fastscape.reports.result import MultifractalResult, TrajectoryResult
 
@@ -149,7 +150,7 @@ def _settings(point: MultifractalResult) -> list[tuple[str, str]]:
         ("radii", f"{len(radii)} from {radii[0]:.2e} to {radii[-1]:.2e} in units of ||d|| (scale: {probe.scale})"),
         (
             "directions",
-            f"{probe.distribution}, normalised per {probe.normalize}, {probe.banks} banks, seed {probe.seed}",
+            f"{probe.distribution}, normalised per {probe.normalize}, {counted(probe.banks, 'bank')}, seed {probe.seed}",
         ),
         ("orders q", ", ".join(f"{order:g}" for order in analysis.q)),
         ("response", f"{analysis.variant}, gamma = {analysis.gamma:g}"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastscape._checks import counted, one_line
 from fastscape.estimators import Analysis, AnalysisSettings, analyse
 from fastscape.estimators.flags import analysis_flags
 from fastscape.estimators.scaling import Array
@@ -57,6 +58,7 @@ class Measured:
     weight_norm: float
     noise: Array
     calibrated: Bools | None
+    __repr__ = one_line
 
     def response(self, variant: str) -> list[Array]:
         """Signed responses ``[K, count]`` of every bank that has directions."""
@@ -105,6 +107,9 @@ class MultifractalResult:
     probe: ProbeSettings
     meta: dict[str, Any]
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<MultifractalResult {self.name!r}: {tables.brief(self)}>"
 
     @property
     def directions(self) -> int:
@@ -182,6 +187,11 @@ class TrajectoryResult:
 
     points: tuple[MultifractalResult, ...]
     meta: dict[str, Any]
+
+    def __repr__(self) -> str:
+        names = " .. ".join(repr(point.name) for point in (self.points[:1] + self.points[1:][-1:]))
+        directions = sum(point.directions for point in self.points)
+        return f"<TrajectoryResult {names}: {counted(len(self.points), 'checkpoint')}, {counted(directions, 'direction')}>"
 
     def series(self, name: str) -> tuple[Array, Array, Array]:
         """Value and lower and upper interval bound along the checkpoints, each ``[checkpoints]``.

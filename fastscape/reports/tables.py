@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +31,8 @@ QUANTITIES = {
     "h_std": ("std h", "spread of h over directions"),
 }
 
+_FULL_WIDTH = 120  # columns from which a trajectory's table is whole, its cells wrapped if need be
+_FIRST_TO_GO = ("decades", "||w||", "accuracy", "std h", "c2 [95 %]", "mean h", "loss", "M_tau q>0")
 _WORDS = {"m_tau": "M_tau", "m_tau_pos": "M_tau on q > 0", "c2": "c2"}
 
 
@@ -116,12 +118,26 @@ def verdict(result: MultifractalResult) -> str:
     return f"The measure changes with scale: {found}, {tail}{where}."
 
 
+def brief(result: MultifractalResult) -> str:
+    """Size, headline number and flags, in a few words."""
+    analysis = result.analysis
+    name = headline([analysis]) if analysis.valid else ""
+    found = f"{_WORDS[name]} = {interval(analysis.estimates[name])}" if name else f"no multifractal numbers ({analysis.reason})"
+    size = f"{counted(result.directions, 'direction')} at {counted(len(result.measured.radii), 'scale')}"
+    return f"{size}, {found}, {counted(len(result.flags), 'flag')}"
+
+
+def _loss_terms(result: MultifractalResult) -> str:
+    samples = result.meta["samples"]
+    return f"{samples:g} {'term' if samples == 1 else 'terms'} in {counted(result.meta['batches'], 'batch')}"
+
+
 def multifractal_table(result: MultifractalResult) -> RenderableType:
     """One checkpoint: every value with its interval and meaning, then verdict and flags."""
     table = Table(title=f"Multifractal probe: {result.name}", title_justify="left", title_style="bold")
     for column in ("quantity", "value [95 %]", "meaning"):
         table.add_column(column)
-    table.add_row("loss", number(result.loss, 6), f"{result.meta['samples']:g} terms in {result.meta['batches']} batches")
+    table.add_row("loss", number(result.loss, 6), _loss_terms(result))
     if result.accuracy is not None:
         table.add_row("accuracy", f"{result.accuracy:.2%}", "of the same data")
     table.add_row("||w||", number(result.measured.weight_norm, 5), f"{result.meta['parameters']:,} parameters")
@@ -129,7 +145,9 @@ def multifractal_table(result: MultifractalResult) -> RenderableType:
         table.add_row(label, interval(result.analysis.estimates.get(name)), meaning)
     table.add_row("p (M_tau)", p_text(result.analysis.p_value), "against permuted scales")
     table.add_row("scales", scale_range(result), "analysed window")
-    table.add_row("directions", f"{result.directions} in {len(result.measured.counts)} banks", result.meta["stop_reason"])
+    table.add_row(
+        "directions", f"{result.directions} in {counted(len(result.measured.counts), 'bank')}", result.meta["stop_reason"]
+    )
     table.add_row("precision", result.meta["precision"], f"path {result.meta['path']['name']}: {result.meta['path']['reason']}")
     flags = [Text(f"! {flag}", style="yellow") for flag in result.flags]
     return Group(table, Text(verdict(result), style="bold"), *flags)
@@ -172,43 +190,56 @@ def shared_flags(result: TrajectoryResult) -> list[str]:
     ]
 
 
+class _RowsByWidth:
+    """Rows of named cells; on less than 120 columns those of ``_FIRST_TO_GO`` that do not fit are left out, and named."""
+
+    def __init__(self, title: str, rows: Sequence[dict[str, str]]) -> None:
+        self.title, self.rows = title, rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        out: list[str] = []
+        if options.max_width < _FULL_WIDTH:
+            roomy = options.update(width=10 * _FULL_WIDTH)
+            while len(out) < len(_FIRST_TO_GO) and console.measure(self._table(out), options=roomy).maximum > options.max_width:
+                out.append(_FIRST_TO_GO[len(out)])
+        yield self._table(out)
+        if out:
+            yield Text(f"left out below {_FULL_WIDTH} columns: {', '.join(name for name in self.rows[0] if name in out)}", "dim")
+
+    def _table(self, left_out: Sequence[str]) -> Table:
+        table = Table(title=self.title, title_justify="left", title_style="bold")
+        names = [name for name in self.rows[0] if name not in left_out]
+        for index, name in enumerate(names):
+            table.add_column(name, justify="right" if index else "left", no_wrap=not index)
+        for row in self.rows:
+            table.add_row(*(row[name] for name in names))
+        return table
+
+
+def _trajectory_row(point: MultifractalResult) -> dict[str, str]:
+    estimates = point.analysis.estimates
+    positive = estimates.get("m_tau_pos")
+    return {
+        "checkpoint": point.name,
+        "loss": number(point.loss, 4),
+        "accuracy": "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
+        "||w||": number(point.measured.weight_norm, 4),
+        "M_tau [95 %]": interval(estimates.get("m_tau")),
+        "p": p_text(point.analysis.p_value),
+        "M_tau q>0": number(positive.value if positive else None),
+        "c2 [95 %]": interval(estimates.get("c2")),
+        "mean h": number(estimates["h_mean"].value if estimates else None),
+        "std h": number(estimates["h_std"].value if estimates else None),
+        "decades": number(point.decades, 2),
+        "N": str(point.directions),
+    }
+
+
 def trajectory_table(result: TrajectoryResult) -> RenderableType:
     """One row per checkpoint, then verdict and flags (checkpoints that share a flag on one line)."""
-    table = Table(title="Multifractal probe along training", title_justify="left", title_style="bold")
-    table.add_column("checkpoint", no_wrap=True)
-    for column in (
-        "loss",
-        "accuracy",
-        "||w||",
-        "M_tau [95 %]",
-        "p",
-        "M_tau q>0",
-        "c2 [95 %]",
-        "mean h",
-        "std h",
-        "decades",
-        "N",
-    ):
-        table.add_column(column, justify="right")
-    for point in result.points:
-        estimates = point.analysis.estimates
-        positive = estimates.get("m_tau_pos")
-        table.add_row(
-            point.name,
-            number(point.loss, 4),
-            "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
-            number(point.measured.weight_norm, 4),
-            interval(estimates.get("m_tau")),
-            p_text(point.analysis.p_value),
-            number(positive.value if positive else None),
-            interval(estimates.get("c2")),
-            number(estimates["h_mean"].value if estimates else None),
-            number(estimates["h_std"].value if estimates else None),
-            number(point.decades, 2),
-            str(point.directions),
-        )
+    rows = _RowsByWidth("Multifractal probe along training", [_trajectory_row(point) for point in result.points])
     flags = [Text(f"! {flag}", style="yellow") for flag in shared_flags(result)]
-    return Group(table, Text(trajectory_verdict(result), style="bold"), *flags)
+    return Group(rows, Text(trajectory_verdict(result), style="bold"), *flags)
 
 
 def as_text(table: RenderableType, width: int = 140) -> str:

@@ -264,3 +264,59 @@ def test_nothing_is_called_quadratic_by_fewer_than_ten_directions(result):
     assert "the loss is quadratic in 1, 1 with too few directions to tell" in along.verdict()
     assert "2 with too few directions to tell" in fs.TrajectoryResult((few, few), result.meta).verdict()
     assert "the loss is quadratic" not in fs.TrajectoryResult((few, few), result.meta).verdict()
+
+
+def test_a_trajectory_fits_a_terminal_of_80_columns(trajectory):
+    """A row per checkpoint on one line, the headline whole; from 120 columns nothing is left out."""
+    for width in (80, 100):
+        text = tables.as_text(tables.trajectory_table(trajectory), width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "left out below 120 columns: " in text
+        for point in trajectory.points:
+            row = next(line for line in text.splitlines() if point.name in line)
+            assert tables.interval(point.analysis.estimates["m_tau"]) in row
+            assert tables.p_text(point.analysis.p_value) in row
+            assert row.rstrip(" │").endswith(str(point.directions))
+    for width in (120, 150):
+        text = tables.as_text(tables.trajectory_table(trajectory), width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "left out" not in text
+        assert all(word in text for word in ("accuracy", "decades", "||w||"))
+
+
+def test_repr_is_one_line(result, trajectory, broken):
+    for value in (
+        result,
+        trajectory,
+        broken,
+        result.measured,
+        result.analysis,
+        result.analysis.pooled[0][0],
+        result.analysis.tau,
+    ):
+        text = repr(value)
+        assert "\n" not in text
+        assert len(text) < 500, text
+        assert type(value).__name__ in text
+    estimate = tables.interval(result.analysis.estimates["m_tau_pos"])
+    assert repr(result).startswith(f"<MultifractalResult 'step30': 32 directions at 8 scales, M_tau on q > 0 = {estimate}, ")
+    assert repr(trajectory) == "<TrajectoryResult 'step0' .. 'step30': 3 checkpoints, 96 directions>"
+    assert "no multifractal numbers (no scale is trusted" in repr(broken)
+    assert "even=[2, 8, 16]" in repr(result.measured)
+
+
+def test_one_of_a_thing_is_singular(result):
+    meta = result.meta | {"batches": 1, "samples": 1.0}
+    text = dataclasses.replace(result, meta=meta).summary()
+    assert "1 term in 1 batch " in text
+    assert "32 in 2 banks" in text
+    single = dataclasses.replace(
+        result.measured,
+        even=result.measured.even[:1, :, :1],
+        odd=result.measured.odd[:1, :, :1],
+        counts=np.array([1]),
+        batches=result.measured.batches[:1],
+    )
+    one = dataclasses.replace(result, measured=single).reanalyse()
+    assert "1 in 1 bank " in one.summary()
+    assert repr(one).startswith("<MultifractalResult 'step30': 1 direction at 8 scales, no multifractal numbers")
