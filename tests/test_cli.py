@@ -235,12 +235,30 @@ def test_interruption_saves_the_partial_result_and_exits_130(tmp_path, number):
     assert np.isfinite(result.measured.even[0, :, 0]).all()
 
 
-def until(process, file):
-    """Wait for a file that the process makes."""
-    deadline = time.monotonic() + 120
-    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+def until(condition):
+    """Wait for what another process does."""
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert file.exists(), process.communicate()[1]
+    assert condition()
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Start ``python -m fastscape`` in ``tmp_path``, its outputs in the files stdout and stderr; it is killed at the end."""
+    processes = []
+
+    def start(*arguments, **environment):
+        with (tmp_path / "stdout").open("w") as stdout, (tmp_path / "stderr").open("w") as stderr:
+            command = [sys.executable, "-m", "fastscape", *arguments]
+            env = os.environ | environment
+            processes.append(subprocess.Popen(command, cwd=tmp_path, env=env, stdout=stdout, stderr=stderr))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 STUCK = """
@@ -259,21 +277,18 @@ def make():
 
 
 @pytest.mark.parametrize("stage", ["analysis", "page"])
-def test_a_second_ctrl_c_exits_130_with_the_raw_result_saved(tmp_path, stage):
+def test_a_second_ctrl_c_exits_130_with_the_raw_result_saved(tmp_path, started, stage):
     """The analysis of a run, or the drawing of its page, does not end; the first one is that of the live progress."""
     where, name = {"analysis": ("fastscape.reports.result.Measured", "analyse"), "page": ("fastscape.cli", "write_html")}[stage]
     (tmp_path / "stuck.py").write_text(STUCK.replace("WHERE", where).replace("NAME", name))
-    command = [sys.executable, "-m", "fastscape", "probe", "stuck.py:make", *DIGITS, *FAST, "--out", "out"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until(process, tmp_path / "stuck1")
+    process = started("probe", "stuck.py:make", *DIGITS, *FAST, "--out", "out")
+    until((tmp_path / "stuck1").exists)
     process.send_signal(signal.SIGINT)
-    said = next(line for line in process.stderr if "finishing" in line)
-    assert said == "finishing: analysing and saving what is known; Ctrl-C again stops at once\n"
-    if stage == "analysis":
-        until(process, tmp_path / "stuck2")
+    until((tmp_path / "stuck2").exists if stage == "analysis" else lambda: "finishing" in (tmp_path / "stderr").read_text())
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stderr
+    assert process.wait(timeout=60) == 130
+    stdout, stderr = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
+    assert "finishing: analysing and saving what is known; Ctrl-C again stops at once\n" in stderr
     assert "stopped before the page" in stderr
     assert "Traceback" not in stderr
     result = fs.load(tmp_path / "out" / "result.npz")
@@ -299,23 +314,15 @@ def test_a_signal_while_files_are_written_lets_them_be_written(capfd):
         signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_while_torch_loads_is_quiet(tmp_path):
+def test_ctrl_c_while_torch_loads_is_quiet(tmp_path, started):
     (tmp_path / "torch.py").write_text(
         "import pathlib, time\npathlib.Path('loading').touch()\nwhile True:\n    time.sleep(0.01)\n"
     )
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastscape", "--version"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until(process, tmp_path / "loading")
+    process = started("--version", PYTHONPATH=os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
+    until((tmp_path / "loading").exists)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stdout, stderr) == (130, "", "")
+    assert process.wait(timeout=60) == 130
+    assert (tmp_path / "stdout").read_text() == (tmp_path / "stderr").read_text() == ""
 
 
 def test_report_shows_a_saved_result_again_without_the_model(tmp_path):

@@ -26,12 +26,14 @@ from fastscape.evaluation.responses import blocks, measure_noise
 from fastscape.objective import Objective
 from fastscape.probes.track import Track
 from fastscape.reports.result import MultifractalResult, TrajectoryResult
-from fastscape.runs.budget import Budget
+from fastscape.runs.budget import Budget, time_text
 from fastscape.runs.settings import ProbeSettings
 
 DEFAULT_COUNT = 64
 FIRST_ROUND = 2
 _ANALYSIS, _ANALYSIS_RATE = 0.1, 3e-4  # seconds to analyse a checkpoint with few directions, and per direction
+USEFUL = 100  # directions that a run should have
+_MARGIN = 1.25  # how much longer than one evaluation, timed once, foretells
 _RESERVE = 1.5  # how much longer than foreseen an analysis may take
 _SHARE = 0.05  # of the budget, for each of the trial of paths and analyses on the way
 _OPENING = 18  # evaluations on a first visit: gate, trial of the path, noise, loss and accuracy
@@ -259,12 +261,13 @@ class Session:
         scales, points = len(self.probe.grid(1.0)), len(self.tracks)
         unit = forward * (1 + 2 * scales)
         needed = points * (unit + _OPENING * forward)
+        useful = needed + points * USEFUL * (unit + _RESERVE * self.analysis_rate)
         if not self.budget.admits(needed):
             each = f" for each of {points} checkpoints" if points > 1 else ""
+            first, run = (time_text(self.budget.least(_MARGIN * seconds, self._reserve())) for seconds in (needed, useful))
             raise ValueError(
                 f"budget must fit one direction at {scales} radii{each}, got {self.budget.seconds:g} s; one takes about "
-                f"{unit:.2g} s, preparation included about {needed + self.budget.elapsed:.2g} s in all, and a useful run 100 "
-                "directions"
+                f"{unit:.2g} s; a budget of {first} is enough to begin, and {run} for {USEFUL} directions{each}"
             )
 
     def _bank(self, track: Track, evaluator: Evaluator, directions: Directions, bank: int, goal: int) -> None:
