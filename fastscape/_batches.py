@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from fastscape._checks import counted
 from fastscape._state import preserved_rng
 
 Batch = Any
+Leaf = TypeVar("Leaf")
 
 
 def available_memory(device: torch.device) -> int:
@@ -43,14 +44,19 @@ def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
 
 def tensors_of(batch: Batch) -> Iterator[Tensor]:
     """Yield the tensors of a nested batch in a fixed order."""
-    if isinstance(batch, Tensor):
+    return leaves(batch, Tensor)
+
+
+def leaves(batch: Batch, kind: type[Leaf]) -> Iterator[Leaf]:
+    """Yield what is of a kind in a nested batch, in a fixed order."""
+    if isinstance(batch, kind):
         yield batch
     elif isinstance(batch, Mapping):
         for value in batch.values():
-            yield from tensors_of(value)
+            yield from leaves(value, kind)
     elif isinstance(batch, (tuple, list)):
         for value in batch:
-            yield from tensors_of(value)
+            yield from leaves(value, kind)
 
 
 def materialise(data: Iterable[Batch], memory: int | None) -> list[Batch]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from typing import Any
+from typing import Any, TypeVar
+
+Settings = TypeVar("Settings")
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:
@@ -19,6 +21,16 @@ def integer(name: str, value: object, low: int, high: int | None = None) -> int:
     if number < low:
         raise ValueError(f"{name} must be at least {low}, got {value!r}")
     return number
+
+
+def checked_settings(name: str, value: object, kind: type[Settings]) -> Settings:
+    """``value``, the defaults for ``None``, or a TypeError that says what to write."""
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        how = f"{kind.__name__}(**settings)" if isinstance(value, dict) else f"{kind.__name__}(name=value, ...)"
+        raise TypeError(f"{name} must be a fastscape.{kind.__name__}, got {type(value).__name__}; write fs.{how}")
+    return value
 
 
 def counted(count: int, noun: str) -> str:

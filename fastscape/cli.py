@@ -226,14 +226,17 @@ def _objective(model: str, options: dict[str, Any]) -> Objective:
         else {"criterion": _criterion(options["criterion"])}
     )
     data = specs.build(options["data"], "--data", specs.DATA)
-    return Objective(
-        built,
-        data,
-        params=options["params"] or None,
-        batch_norm=options["batch_norm"],
-        device=options["device"] or torch.device("cpu"),
-        **arguments,
-    )
+    try:
+        return Objective(
+            built,
+            data,
+            params=options["params"] or None,
+            batch_norm=options["batch_norm"],
+            device=options["device"] or torch.device("cpu"),
+            **arguments,
+        )
+    except TypeError as error:  # a wrong kind of --data or --criterion is bad input
+        raise ValueError(str(error)) from error
 
 
 def _criterion(name: str) -> Callable[..., Any]:
@@ -377,7 +380,9 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise ValueError(f"--out must be a writable directory, got {str(folder)!r} ({error})") from error
+        raise ValueError(
+            f"--out must be a writable directory, got {str(folder)!r} (in {existing}: {error.strerror or error})"
+        ) from error
 
 
 def _exit_codes(work: Callable[[], Any]) -> Any:

@@ -180,6 +180,22 @@ def test_an_unwritable_directory_is_found_before_the_work(tmp_path, monkeypatch)
     assert "--out must be a writable directory" in done.stderr
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_place_that_takes_no_files_is_named_without_temporary_names():
+    done = fastscape("probe", "zoo:mlp", *DIGITS, "--out", "/proc/x")
+    assert done.exit_code == 2
+    assert "Error: --out must be a writable directory, got '/proc/x' (in /proc: " in done.stderr
+    assert "tmp" not in done.stderr
+
+
+@pytest.mark.parametrize(("data", "message"), [("torch.ones(4, 64)", r"wrap a single batch as [batch]"), ("3", "got int")])
+def test_data_of_the_wrong_kind_are_exit_code_2(tmp_path, data, message):
+    (tmp_path / "wrong.py").write_text(f"import torch\n\ndef data():\n    return {data}\n")
+    done = fastscape("probe", "zoo:mlp", "--data", f"{tmp_path}/wrong.py:data")
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
 def test_a_full_disk_rescues_the_result(tmp_path, monkeypatch):
     real = fs.MultifractalResult.save
 

@@ -3,7 +3,7 @@ r"""Uncertainty of multifractal numbers: bootstrap over directions, permutation 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -49,6 +49,18 @@ class Estimate:
         tail = (100 - LEVEL) / 2
         low, high = np.percentile(kept, [tail, 100 - tail])
         return cls(value, float(np.std(kept, ddof=1)), (float(np.fmin(low, value)), float(np.fmax(high, value))), n)
+
+
+class Estimates(dict[str, Estimate]):
+    """Estimates by name; a missing one is a KeyError that says why: ``reason``, or which there are."""
+
+    def __init__(self, estimates: Mapping[str, Estimate], reason: str) -> None:
+        super().__init__(estimates)
+        self.reason = reason
+
+    def __missing__(self, name: str) -> Estimate:
+        there = f"there are {', '.join(self)}" if self else f"the analysis has no numbers ({self.reason or 'none were made'})"
+        raise KeyError(f"estimates has no {name!r}: {there}")
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,18 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fastscape._checks import integer, one_line
+from fastscape._checks import checked_settings, integer, one_line
 from fastscape.estimators import exponents as ex
 from fastscape.estimators.flags import analysis_flags
-from fastscape.estimators.intervals import Estimate, is_common, permutation_p, resample, resampled_spectrum, weighted_spread
+from fastscape.estimators.intervals import (
+    Estimate,
+    Estimates,
+    is_common,
+    permutation_p,
+    resample,
+    resampled_spectrum,
+    weighted_spread,
+)
 from fastscape.estimators.moments import log_magnitude, log_measure, moments
 from fastscape.estimators.scalars import AUTHORS_Q, MIN_DIRECTIONS, kappa, m_tau, spectrum_scalars
 from fastscape.estimators.scaling import Array, local_slopes, slope
@@ -183,6 +191,9 @@ class Analysis:
     flags: tuple[str, ...] = ()
     __repr__ = one_line
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "estimates", Estimates(self.estimates, self.reason))
+
 
 def analyse(
     response: Sequence[Array],
@@ -209,7 +220,7 @@ def analyse(
 
     Cost: dominated by the bootstrap, about 0.4 s for 1000 replicates of 1024 directions, 12 scales and 15 orders.
     """
-    chosen = settings or AnalysisSettings()
+    chosen = checked_settings("settings", settings, AnalysisSettings)
     _check_scales(eps)
     if not len(response):
         raise ValueError("response must hold at least one bank, got none")

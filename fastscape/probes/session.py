@@ -14,6 +14,7 @@ import numpy as np
 import scipy
 import torch
 
+from fastscape._checks import checked_settings
 from fastscape._version import __version__
 from fastscape.directions import Directions
 from fastscape.estimators import AnalysisSettings, Estimate
@@ -96,7 +97,8 @@ class Session:
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.budget = budget if isinstance(budget, Budget) else Budget(budget)
-        self.probe, self.analysis = probe or ProbeSettings(), analysis or AnalysisSettings()
+        self.probe = checked_settings("probe", probe, ProbeSettings)
+        self.analysis = checked_settings("analysis", analysis, AnalysisSettings)
         if target is not None and not (math.isfinite(target) and target > 0):
             raise ValueError(f"target must be a positive half-width of the M_tau interval, got {target!r}")
         if self.analysis.windows is not None:

@@ -305,6 +305,40 @@ def test_bad_settings_are_named(arguments, message):
         fs.ProbeSettings(**arguments)
 
 
+def test_what_is_no_objective_and_no_settings_is_named_before_any_work(tanh_net, tanh_objective, tmp_path):
+    missing = [tmp_path / "missing.pt"]
+    for probe in (lambda *given: fs.multifractal(*given), lambda objective, *rest: fs.trajectory(objective, missing, *rest)):
+        with pytest.raises(
+            TypeError, match=r"objective must be a fastscape.Objective, got Sequential; .*fs.Objective\(model, data"
+        ):
+            probe(tanh_net)
+        with pytest.raises(
+            TypeError, match=r"probe must be a fastscape.ProbeSettings, got dict; write fs.ProbeSettings\(\*\*settings"
+        ):
+            probe(tanh_objective, {"count": 4})
+        with pytest.raises(
+            TypeError, match=r"probe must be a fastscape.ProbeSettings, got int; write fs.ProbeSettings\(name=value"
+        ):
+            probe(tanh_objective, 0)
+        with pytest.raises(TypeError, match=r"probe must be a fastscape.ProbeSettings, got AnalysisSettings"):
+            probe(tanh_objective, QUICK)
+        with pytest.raises(TypeError, match=r"analysis must be a fastscape.AnalysisSettings, got dict"):
+            probe(tanh_objective, None, {})
+    with pytest.raises(TypeError, match=r"settings must be a fastscape.AnalysisSettings, got dict"):
+        fs.analyse([np.ones((4, 2))], np.arange(1.0, 5), settings={"bootstrap": 3})
+
+
+def test_a_missing_estimate_says_why(tanh_objective, tmp_path):
+    result = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=RADII, count=2), QUICK)
+    with pytest.raises(KeyError, match="estimates has no 'mtau': there are m_tau, m_tau_pos"):
+        result.analysis.estimates["mtau"]
+    narrow = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=(1e-3, 2e-3, 3e-3, 4e-3), count=2), QUICK)
+    for value in (narrow, fs.load(narrow.save(tmp_path / "narrow"))):
+        with pytest.raises(KeyError, match=r"estimates has no 'm_tau': the analysis has no numbers \(the longest run of trusted"):
+            value.analysis.estimates["m_tau"]
+        assert value.analysis.estimates.get("m_tau") is None
+
+
 def test_bad_windows_are_found_before_the_work(tanh_objective):
     with pytest.raises(ValueError, match=r"windows\[0\] must hold at least 4 of the 8 scales \(half-open\), got \(2, 9\)"):
         fs.multifractal(tanh_objective, fs.ProbeSettings(radii=RADII), fs.AnalysisSettings(windows=((2, 9),)))

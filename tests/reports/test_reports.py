@@ -105,6 +105,16 @@ def test_a_missing_directory_is_named(result, tmp_path):
         result.save(tmp_path / "nowhere" / "r")
 
 
+def test_an_unwritable_place_is_named_without_the_temporary_file(result, tmp_path, monkeypatch):
+    def refuse(dir, prefix, suffix):
+        raise PermissionError(13, "Permission denied", f"{dir}/{prefix}abc{suffix}")
+
+    monkeypatch.setattr(storage.tempfile, "mkstemp", refuse)
+    with pytest.raises(PermissionError) as refused:
+        result.save(tmp_path / "r")
+    assert str(refused.value) == f"[Errno 13] Permission denied: '{tmp_path / 'r.npz'}'"
+
+
 def test_files_of_others_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.ones(3))
     (tmp_path / "text.npz").write_text("hello")
