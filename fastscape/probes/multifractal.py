@@ -55,7 +55,7 @@ def multifractal(
 
     Returns:
         A :class:`MultifractalResult`. NaN or inf losses give a result with flags. Ctrl-C gives the partial result, with
-        ``meta["stop_reason"] == "interrupted"``.
+        ``meta["stop_reason"] == "interrupted"``; a second one leaves out its analysis, which ``.reanalyse()`` makes up.
 
     Raises:
         ValueError: bad settings, or a budget that cannot fit one unit (names one that is enough).
