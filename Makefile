@@ -7,8 +7,8 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test slow check bench noise format clean
 
 demo: $(STAMP) ## train a small CNN on real digits, probe its checkpoints, write demo/report.html
-	$(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
-	$(BIN)/fastscape probe zoo:cnn --data 'zoo:digits?samples=128' --checkpoint demo/checkpoints --budget 60s --out demo
+	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
+	OMP_NUM_THREADS=1 $(BIN)/fastscape probe zoo:cnn --data 'zoo:digits?samples=128' --checkpoint demo/checkpoints --budget 60s --out demo
 
 test: $(STAMP) ## the default test suite
 	$(BIN)/python -m pytest

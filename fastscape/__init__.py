@@ -3,6 +3,7 @@
 The public names; see the README for a tour and each docstring for formula, shapes, errors, cost and source.
 """
 
+import fastscape._interrupts  # noqa: F401 - first, because what follows takes seconds
 from fastscape._version import __version__
 from fastscape.directions import Directions
 from fastscape.estimators import Analysis, AnalysisSettings, Estimate, analyse

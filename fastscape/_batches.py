@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from fastscape._checks import counted
 from fastscape._state import preserved_rng
 
 Batch = Any
+Leaf = TypeVar("Leaf")
 
 
 def available_memory(device: torch.device) -> int:
@@ -42,14 +44,19 @@ def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
 
 def tensors_of(batch: Batch) -> Iterator[Tensor]:
     """Yield the tensors of a nested batch in a fixed order."""
-    if isinstance(batch, Tensor):
+    return leaves(batch, Tensor)
+
+
+def leaves(batch: Batch, kind: type[Leaf]) -> Iterator[Leaf]:
+    """Yield what is of a kind in a nested batch, in a fixed order."""
+    if isinstance(batch, kind):
         yield batch
     elif isinstance(batch, Mapping):
         for value in batch.values():
-            yield from tensors_of(value)
+            yield from leaves(value, kind)
     elif isinstance(batch, (tuple, list)):
         for value in batch:
-            yield from tensors_of(value)
+            yield from leaves(value, kind)
 
 
 def materialise(data: Iterable[Batch], memory: int | None) -> list[Batch]:
@@ -75,7 +82,7 @@ def materialise(data: Iterable[Batch], memory: int | None) -> list[Batch]:
             size += sum(tensor.nbytes for tensor in tensors_of(batch))
             if size > limit:
                 raise ValueError(
-                    f"data must fit in memory={limit / 2**20:.0f} MiB, got {len(batches) + 1} batches of "
+                    f"data must fit in memory={limit / 2**20:.0f} MiB, got {counted(len(batches) + 1, 'batch')} of "
                     f"{size / 2**20:.0f} MiB and more to come; pass fewer batches (itertools.islice) or a larger memory="
                 )
             batches.append(map_tensors(batch, _copy))

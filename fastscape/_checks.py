@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
+from typing import Any, TypeVar
+
+Settings = TypeVar("Settings")
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:
@@ -17,6 +21,39 @@ def integer(name: str, value: object, low: int, high: int | None = None) -> int:
     if number < low:
         raise ValueError(f"{name} must be at least {low}, got {value!r}")
     return number
+
+
+def checked_settings(name: str, value: object, kind: type[Settings]) -> Settings:
+    """``value``, the defaults for ``None``, or a TypeError that says what to write."""
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        how = f"{kind.__name__}(**settings)" if isinstance(value, dict) else f"{kind.__name__}(name=value, ...)"
+        raise TypeError(f"{name} must be a fastscape.{kind.__name__}, got {type(value).__name__}; write fs.{how}")
+    return value
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 batch``, ``2 batches``."""
+    plural = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+    return f"{count} {noun if count == 1 else plural}"
+
+
+def one_line(value: Any) -> str:
+    """``repr`` of a dataclass of arrays: their shapes, and the number of items of what is long."""
+    parts = []
+    for field in dataclasses.fields(value):
+        content = getattr(value, field.name)
+        if dataclasses.is_dataclass(content):
+            text = type(content).__name__
+        elif hasattr(content, "shape"):
+            text = str(list(content.shape))
+        else:
+            text = repr(content)
+            if len(text) > 40:
+                text = f"({counted(len(content), 'item')})" if isinstance(content, (tuple, dict)) else f"{text[:37]}..."
+        parts.append(f"{field.name}={text}")
+    return f"{type(value).__name__}({', '.join(parts)})"
 
 
 def first_line(error: BaseException) -> str:

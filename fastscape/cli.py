@@ -6,7 +6,6 @@ import importlib.util
 import json
 import math
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -14,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -24,6 +22,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
+from fastscape._interrupts import EXIT_INTERRUPTED, Interrupts
 from fastscape._replica import MODEL_NOTE
 from fastscape._version import __version__
 from fastscape.estimators import AnalysisSettings
@@ -40,7 +39,7 @@ from fastscape.runs.budget import Budget
 from fastscape.zoo import specs
 
 Result = MultifractalResult | TrajectoryResult
-EXIT_TARGET, EXIT_MODEL, EXIT_INTERRUPTED = 3, 4, 130
+EXIT_TARGET, EXIT_MODEL = 3, 4
 CRITERIA: dict[str, Callable[..., Any]] = {
     "cross_entropy": F.cross_entropy,
     "mse": F.mse_loss,
@@ -167,13 +166,15 @@ def probe(model: str, **options: Any) -> None:
 
     Exit codes: 0 done, 2 bad input, 3 the target was not reached in the budget, 4 the model cannot be probed, 130
     interrupted (the partial result is saved).
+
+    Ctrl-C ends the run with what is known; a second one leaves out the analysis and the page that are not done by then.
     """
-    with _interruptible():
-        result = _exit_codes(lambda: _probe(model, options))
-        _exit_codes(lambda: _finish(result, options["out"], as_json=options["as_json"]))
+    with Interrupts() as interrupts:
+        result = _exit_codes(lambda: _probe(model, options, interrupts))
+        _exit_codes(lambda: _finish(result, options["out"], interrupts, as_json=options["as_json"]))
 
 
-def _probe(model: str, options: dict[str, Any]) -> Result:
+def _probe(model: str, options: dict[str, Any], interrupts: Interrupts) -> Result:
     files = _files(options["checkpoints"])
     writing = _REPORT_START + _REPORT_POINT * max(1, len(files)) if options["out"] is not None else 0.0
     budget = Budget(options["budget"], spent=_START_UP, reserve=writing)
@@ -200,10 +201,13 @@ def _probe(model: str, options: dict[str, Any]) -> Result:
         if files:
             if earlier is not None and not isinstance(earlier, TrajectoryResult):
                 raise ValueError("--extend must be a trajectory result for --checkpoint, got one of a single model")
-            return trajectory(objective, files, probe_settings, analysis, extend=earlier, **common)
-        if earlier is not None and not isinstance(earlier, MultifractalResult):
-            raise ValueError("--extend must be the result of a single model without --checkpoint, got a trajectory")
-        return multifractal(objective, probe_settings, analysis, extend=earlier, name=model, **common)
+            result: Result = trajectory(objective, files, probe_settings, analysis, extend=earlier, **common)
+        else:
+            if earlier is not None and not isinstance(earlier, MultifractalResult):
+                raise ValueError("--extend must be the result of a single model without --checkpoint, got a trajectory")
+            result = multifractal(objective, probe_settings, analysis, extend=earlier, name=model, **common)
+        interrupts.hold()
+        return result
 
 
 def _settings(options: dict[str, Any]) -> tuple[ProbeSettings, AnalysisSettings]:
@@ -232,14 +236,17 @@ def _objective(model: str, options: dict[str, Any]) -> Objective:
         else {"criterion": _criterion(options["criterion"])}
     )
     data = specs.build(options["data"], "--data", specs.DATA)
-    return Objective(
-        built,
-        data,
-        params=options["params"] or None,
-        batch_norm=options["batch_norm"],
-        device=options["device"] or torch.device("cpu"),
-        **arguments,
-    )
+    try:
+        return Objective(
+            built,
+            data,
+            params=options["params"] or None,
+            batch_norm=options["batch_norm"],
+            device=options["device"] or torch.device("cpu"),
+            **arguments,
+        )
+    except TypeError as error:  # a wrong kind of --data or --criterion is bad input
+        raise ValueError(str(error)) from error
 
 
 def _criterion(name: str) -> Callable[..., Any]:
@@ -280,7 +287,7 @@ def report(result: Path, out: Path | None, **options: Any) -> None:
     def again() -> Result:
         loaded = load(result)
         changes = {name: options[name] for name in ("q", "windows", "variant") if options[name] is not None}
-        return loaded.reanalyse(**changes) if changes else loaded
+        return loaded.reanalyse(**changes) if changes or not loaded.analysed else loaded
 
     shown = _exit_codes(again)
     if out is not None:
@@ -299,9 +306,11 @@ def _check_and_write(result: Result, page: Path) -> None:
 # ---------------------------------------------------------------------- results, files, exit codes
 
 
-def _finish(result: Result, out: Path | None, *, as_json: bool) -> None:
+def _finish(result: Result, out: Path | None, interrupts: Interrupts, *, as_json: bool) -> None:
     interrupted = result.meta["stop_reason"] == "interrupted"
-    written = _write(result, out) if out is not None else True  # files first: stdout may be closed
+    written = 0
+    if out is not None:  # files first: stdout may be closed
+        written = _write(result, out) or _write_page(result, out, interrupts)
     if out is None and interrupted:
         _rescue(result)
     try:
@@ -310,10 +319,8 @@ def _finish(result: Result, out: Path | None, *, as_json: bool) -> None:
         if out is None and not interrupted:
             _rescue(result)
         raise
-    if interrupted:
-        sys.exit(EXIT_INTERRUPTED)
-    if not written:
-        sys.exit(2)
+    if interrupted or written:
+        sys.exit(EXIT_INTERRUPTED if interrupted else written)
     if result.meta["target"] is not None and result.meta["stop_reason"] != "target met":
         click.echo(f"the target {result.meta['target']:g} was not reached ({result.meta['stop_reason']})", err=True)
         sys.exit(EXIT_TARGET)
@@ -330,19 +337,34 @@ def _print(result: Result, *, as_json: bool) -> None:
     console.print(table)
 
 
-def _write(result: Result, out: Path) -> bool:
-    """Write the files; the result goes to the temporary directory where the disk refuses it. Whether all was written."""
+def _write(result: Result, out: Path) -> int:
+    """Write the data; they go to the temporary directory where the disk refuses them. Returns the exit code."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         result.save(out / "result.npz")
         (out / "result.json").write_text(result.to_json() + "\n", encoding="utf-8")
-        page = write_html(result, out / "report.html")
     except OSError as error:
-        click.echo(f"cannot write to {out}: {error}", err=True)
+        click.echo(f"cannot write to {out}: {error.strerror or error}", err=True)
         _rescue(result)
-        return False
-    click.echo(f"report: {page}   data: {out / 'result.npz'}, {out / 'result.json'}", err=True)
-    return True
+        return 2
+    click.echo(f"data: {out / 'result.npz'}, {out / 'result.json'}", err=True)
+    return 0
+
+
+def _write_page(result: Result, out: Path, interrupts: Interrupts) -> int:
+    """Draw the page, which takes seconds, once the data are safe. Returns the exit code."""
+    page = out / "report.html"
+    try:
+        with interrupts.second_stops():
+            write_html(result, page)
+    except KeyboardInterrupt:
+        click.echo(f"stopped before the page; fastscape report {out / 'result.npz'} --out {page} writes it", err=True)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        click.echo(f"cannot write to {out}: {error.strerror or error}", err=True)
+        return 2
+    click.echo(f"report: {page}", err=True)
+    return 0
 
 
 def _rescue(result: Result) -> None:
@@ -368,7 +390,9 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise ValueError(f"--out must be a writable directory, got {str(folder)!r} ({error})") from error
+        raise ValueError(
+            f"--out must be a writable directory, got {str(folder)!r} (in {existing}: {error.strerror or error})"
+        ) from error
 
 
 def _exit_codes(work: Callable[[], Any]) -> Any:
@@ -405,17 +429,3 @@ def _readable_warnings() -> Iterator[None]:
         yield
     for warning in caught:
         click.echo(f"Warning: {warning.message}", err=True)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends a run like Ctrl-C: with the partial result."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

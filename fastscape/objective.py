@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fastscape._batches import Batch, fingerprint, materialise, placed, tensors_of
+from fastscape._batches import Batch, fingerprint, leaves, materialise, placed, tensors_of
 from fastscape._checks import first_line
+from fastscape._criteria import Criterion as Criterion
+from fastscape._criteria import checked_criterion, checked_loss, criterion_options, terms, weight_of
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Select = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 BatchNormMode = Literal["running", "batch"]
@@ -81,22 +82,21 @@ class Objective:
         self.model = _checked_model(model)
         if (criterion is None) == (loss is None):
             raise ValueError("pass either criterion= for (inputs, targets) batches or loss= for any other, not both")
-        if getattr(criterion, "reduction", "mean") != "mean":
-            raise ValueError(
-                f"criterion must be a mean over the batch, got reduction={criterion.reduction!r}; "  # type: ignore[union-attr]
-                "use reduction='mean'"
-            )
         if batch_norm not in ("running", "batch"):
             raise ValueError(f"batch_norm must be 'running' or 'batch', got {batch_norm!r}")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}")
-        self.criterion, self.user_loss, self.batch_norm = criterion, loss, batch_norm
+        if weight is not None and not callable(weight):
+            raise TypeError(f"weight must be a function of a batch, got {weight!r}; use weight=lambda batch: n")
+        self.criterion = None if criterion is None else checked_criterion(criterion)
+        self.user_loss = None if loss is None else checked_loss(loss)
+        self.batch_norm = batch_norm
         self.names = _selected(self.model, params)
         self._state: Mapping[str, Tensor] | None = None
         self.dtype = dtype or reduce(torch.promote_types, (tensor.dtype for tensor in self._source))
         self.device = _device(self.model, device)
         self.batches = self._checked_batches(materialise(data, memory), move=device is not None)
-        self.batch_weights = tuple(self._weight(batch, weight) for batch in self.batches)
+        self.batch_weights = tuple(self._weight(index, weight) for index in range(len(self.batches)))
 
     # ------------------------------------------------------------------ the function and its parameters
 
@@ -203,15 +203,9 @@ class Objective:
         return other
 
     def _checked_batches(self, batches: list[Batch], *, move: bool) -> list[Batch]:
+        if self.criterion is not None:
+            _check_pairs(batches)
         for index, batch in enumerate(batches):
-            if self.criterion is not None and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-                found = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
-                raise ValueError(
-                    f"data[{index}] must be a pair (inputs, targets) for criterion=, got {found}; "
-                    "use loss=lambda model, batch: ... for other batches"
-                )
-            if self.criterion is not None and next(tensors_of(batch[1]), None) is None:
-                raise ValueError(f"data[{index}] must hold targets, got {type(batch[1]).__name__} beside the inputs")
             devices = {tensor.device for tensor in tensors_of(batch)}
             if not move and devices - {self.device}:
                 raise ValueError(
@@ -220,11 +214,12 @@ class Objective:
                 )
         return [placed(batch, self.device) for batch in batches]
 
-    def _weight(self, batch: Batch, weight: Callable[[Batch], float] | None) -> float:
+    def _weight(self, index: int, weight: Callable[[Batch], float] | None) -> float:
+        batch = self.batches[index]
         if weight is not None:
-            value = float(weight(batch))
+            value = weight_of(weight, batch, index)
         elif self.criterion is not None:
-            value = _terms(self.criterion, batch[1])
+            value = terms(self.criterion, batch[1])
         else:
             first = next((tensor for tensor in tensors_of(batch) if tensor.ndim), None)
             value = float(first.shape[0]) if first is not None else 1.0
@@ -236,37 +231,39 @@ class Objective:
         is_classes = isinstance(targets, Tensor) and not targets.is_floating_point() and not targets.is_complex()
         if not is_classes or outputs.ndim != targets.ndim + 1 or outputs.shape[0] != targets.shape[0]:
             return None
-        kept = targets != _criterion_options(self.criterion)[1]
+        kept = targets != criterion_options(self.criterion)[1]
         return int(((outputs.argmax(1) == targets) & kept).sum()), int(kept.sum())
 
 
-def _criterion_options(criterion: Any) -> tuple[bool, int, Tensor | None]:
-    """Whether a criterion averages over class targets as cross-entropy does, its ignored target, and its class weights."""
-    keywords = criterion.keywords if isinstance(criterion, partial) else {}
-    function = criterion.func if isinstance(criterion, partial) else criterion
-    classes = function in (F.cross_entropy, F.nll_loss) or isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss))
-    ignored = keywords.get("ignore_index", getattr(criterion, "ignore_index", -100))
-    weight = keywords.get("weight", getattr(criterion, "weight", None) if classes else None)
-    return classes, int(ignored), weight
-
-
-def _terms(criterion: Criterion, targets: Any) -> float:
-    """Number of terms in the mean that ``criterion`` takes over ``targets``."""
-    if not isinstance(targets, Tensor):
-        first = next(tensors_of(targets), None)
-        return float(first.shape[0]) if first is not None and first.ndim else 1.0
-    classes, ignored, class_weight = _criterion_options(criterion)
-    if classes and targets.is_floating_point():  # probabilities [B, classes, ...]: one term per distribution
-        return targets.numel() / targets.shape[1] if targets.ndim > 1 else 1.0
-    if not classes:
-        if not targets.is_floating_point() and targets.numel() and bool((targets < 0).any()):
+def _check_pairs(batches: list[Batch]) -> None:
+    """Raise unless every batch is (inputs, targets), both of tensors."""
+    if len(batches) == 2 and all(isinstance(batch, (Tensor, np.ndarray)) for batch in batches):
+        shapes = " and ".join(str(tuple(batch.shape)) for batch in batches)
+        raise ValueError(f"data must hold batches, got two tensors of shapes {shapes}; write [(inputs, targets)] for one batch")
+    for index, batch in enumerate(batches):
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            found = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
             raise ValueError(
-                "criterion hides which targets it ignores, got negative ones; pass weight=lambda batch: n, the number of terms "
-                "in a batch's mean"
+                f"data[{index}] must be a pair (inputs, targets) for criterion=, got {found}; "
+                "use loss=lambda model, batch: ... for other batches"
             )
-        return float(targets.numel())
-    kept = targets[targets != ignored]
-    return float(kept.numel() if class_weight is None else class_weight.to(kept.device)[kept].double().sum())
+        array = next(leaves(batch, np.ndarray), None)
+        if array is not None:
+            raise ValueError(
+                f"data[{index}] must hold tensors, got a NumPy array of shape {array.shape}; convert it with torch.from_numpy"
+            )
+        if next(tensors_of(batch[1]), None) is None:
+            raise ValueError(f"data[{index}] must hold targets, got {type(batch[1]).__name__} beside the inputs")
+
+
+def checked_objective(value: object) -> Objective:
+    """``value`` as an objective, or a TypeError that says how to make one."""
+    if not isinstance(value, Objective):
+        raise TypeError(
+            f"objective must be a fastscape.Objective, got {type(value).__name__}; make one of model, data and loss: "
+            "fs.Objective(model, data, criterion=torch.nn.functional.cross_entropy)"
+        )
+    return value
 
 
 def matched_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

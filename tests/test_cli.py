@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import fastscape as fs
 from fastscape import zoo
+from fastscape._interrupts import Interrupts
 from fastscape.cli import main
 
 FAST = ("--radii", "1e-3:1e-1:8", "--count", "4", "--banks", "2", "--path", "loop")
@@ -179,6 +180,22 @@ def test_an_unwritable_directory_is_found_before_the_work(tmp_path, monkeypatch)
     assert "--out must be a writable directory" in done.stderr
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_place_that_takes_no_files_is_named_without_temporary_names():
+    done = fastscape("probe", "zoo:mlp", *DIGITS, "--out", "/proc/x")
+    assert done.exit_code == 2
+    assert "Error: --out must be a writable directory, got '/proc/x' (in /proc: " in done.stderr
+    assert "tmp" not in done.stderr
+
+
+@pytest.mark.parametrize(("data", "message"), [("torch.ones(4, 64)", r"wrap a single batch as [batch]"), ("3", "got int")])
+def test_data_of_the_wrong_kind_are_exit_code_2(tmp_path, data, message):
+    (tmp_path / "wrong.py").write_text(f"import torch\n\ndef data():\n    return {data}\n")
+    done = fastscape("probe", "zoo:mlp", "--data", f"{tmp_path}/wrong.py:data")
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
 def test_a_full_disk_rescues_the_result(tmp_path, monkeypatch):
     real = fs.MultifractalResult.save
 
@@ -232,6 +249,96 @@ def test_interruption_saves_the_partial_result_and_exits_130(tmp_path, number):
     assert result.meta["stop_reason"] == "interrupted"
     assert result.directions > 0
     assert np.isfinite(result.measured.even[0, :, 0]).all()
+
+
+def until(condition):
+    """Wait for what another process does."""
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Start ``python -m fastscape`` in ``tmp_path``, its outputs in the files stdout and stderr; it is killed at the end."""
+    processes = []
+
+    def start(*arguments, **environment):
+        with (tmp_path / "stdout").open("w") as stdout, (tmp_path / "stderr").open("w") as stderr:
+            command = [sys.executable, "-m", "fastscape", *arguments]
+            env = os.environ | environment
+            processes.append(subprocess.Popen(command, cwd=tmp_path, env=env, stdout=stdout, stderr=stderr))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+STUCK = """
+import itertools, pathlib, pkgutil, time, torch
+calls = itertools.count(1)
+
+def stuck(*_):
+    pathlib.Path(f"stuck{next(calls)}").touch()
+    while True:
+        time.sleep(0.01)
+
+def make():
+    setattr(pkgutil.resolve_name("WHERE"), "NAME", stuck)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+"""
+
+
+@pytest.mark.parametrize("stage", ["analysis", "page"])
+def test_a_second_ctrl_c_exits_130_with_the_raw_result_saved(tmp_path, started, stage):
+    """The analysis of a run, or the drawing of its page, does not end; the first one is that of the live progress."""
+    where, name = {"analysis": ("fastscape.reports.result.Measured", "analyse"), "page": ("fastscape.cli", "write_html")}[stage]
+    (tmp_path / "stuck.py").write_text(STUCK.replace("WHERE", where).replace("NAME", name))
+    process = started("probe", "stuck.py:make", *DIGITS, *FAST, "--out", "out")
+    until((tmp_path / "stuck1").exists)
+    process.send_signal(signal.SIGINT)
+    until((tmp_path / "stuck2").exists if stage == "analysis" else lambda: "finishing" in (tmp_path / "stderr").read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    stdout, stderr = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
+    assert "finishing: analysing and saving what is known; Ctrl-C again stops at once\n" in stderr
+    assert "stopped before the page" in stderr
+    assert "Traceback" not in stderr
+    result = fs.load(tmp_path / "out" / "result.npz")
+    assert result.directions > 0
+    assert result.analysed is (stage == "page")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["result.json", "result.npz"]
+    again = fastscape("report", tmp_path / "out" / "result.npz", "--out", tmp_path / "page.html")
+    assert again.exit_code == 0, again.stderr
+    assert "the analysis was stopped" not in again.stdout
+    assert ("analysis was stopped" in stdout) is (stage == "analysis")
+
+
+def test_a_signal_while_files_are_written_lets_them_be_written(capfd):
+    with Interrupts() as interrupts:
+        interrupts.hold()
+        signal.raise_signal(signal.SIGINT)
+        with interrupts.second_stops():
+            pass
+        with pytest.raises(KeyboardInterrupt), interrupts.second_stops():
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), interrupts.second_stops():
+            pytest.fail("a stopped run began another page")
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_while_torch_loads_is_quiet(tmp_path, started):
+    (tmp_path / "torch.py").write_text(
+        "import pathlib, time\npathlib.Path('loading').touch()\nwhile True:\n    time.sleep(0.01)\n"
+    )
+    process = started("--version", PYTHONPATH=os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
+    until((tmp_path / "loading").exists)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert (tmp_path / "stdout").read_text() == (tmp_path / "stderr").read_text() == ""
 
 
 def test_report_shows_a_saved_result_again_without_the_model(tmp_path):

@@ -9,7 +9,7 @@ import fastscape
 
 ROOT = Path(fastscape.__file__).parent
 LAYERS = ("ops", "objective", "directions", "evaluation", "estimators", "runs", "reports", "probes", "integrations", "cli")
-FOUNDATION = {"_checks", "_state", "_batches", "_replica", "_version"}  # below every layer
+FOUNDATION = {"_criteria", "_interrupts", "_checks", "_state", "_batches", "_replica", "_version"}  # below every layer
 
 
 def layer(module):

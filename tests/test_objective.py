@@ -1,6 +1,7 @@
 """The objective is the exact sample-weighted loss, a pure function, and refuses what it cannot evaluate."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -288,6 +289,86 @@ def test_unusable_data_is_refused(digits):
         quick(data=x)
     with pytest.raises(ValueError, match="weight of a batch must be positive"):
         quick(data=[(x[:0], y[:0])])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"criterion": nn.CrossEntropyLoss},
+            r"criterion must be an instance, got the class CrossEntropyLoss; write CrossEntropyLoss\(\)",
+        ),
+        ({"criterion": "cross_entropy"}, "criterion must be a function .* got 'cross_entropy'; pass such as torch.nn.functional"),
+        ({"criterion": 3}, "criterion must be a function .* got 3"),
+        ({"criterion": None, "loss": "mse"}, r"loss must be a function of \(model, batch\), got 'mse'"),
+        ({"criterion": None, "loss": nn.MSELoss()}, "got MSELoss of .*; pass it as criterion="),
+        ({"criterion": None, "loss": F.cross_entropy}, "got cross_entropy of .*; pass it as criterion="),
+        ({"weight": 4}, "weight must be a function of a batch, got 4"),
+    ],
+)
+def test_callables_of_the_wrong_kind_are_named(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        quick(**arguments)
+
+
+@pytest.mark.parametrize(("value", "found"), [(None, "None"), ("many", "'many'"), (torch.ones(3), r"a tensor of shape \(3,\)")])
+def test_a_weight_that_is_no_number_is_named(value, found):
+    with pytest.raises(ValueError, match=rf"weight must return the number of terms in a batch's mean, got {found} for data\[0\]"):
+        quick(weight=lambda batch: value)
+    assert quick(weight=lambda batch: torch.tensor(3)).batch_weights == (3.0,)
+
+
+def test_arrays_and_a_bare_pair_of_tensors_are_refused_with_the_remedy(digits):
+    x, y = digits[0]
+    for batch in ((x.numpy(), y), (x, y.numpy()), ({"x": [x.numpy()]}, y)):
+        with pytest.raises(
+            ValueError, match=r"data\[0\] must hold tensors, got a NumPy array .* convert it with torch.from_numpy"
+        ):
+            quick(data=[batch])
+    for pair in ((x, y), [x, y], (x.numpy(), y.numpy())):
+        with pytest.raises(
+            ValueError, match=r"got two tensors of shapes \(256, 1, 8, 8\) and \(256,\); write \[\(inputs, targets\)\]"
+        ):
+            quick(data=pair)
+    model = zoo.mlp(hidden=(4,))
+    loss = quick(model, [(x.numpy(), y)], criterion=None, loss=lambda net, batch: net(torch.from_numpy(batch[0])).mean())
+    assert loss.loss() == quick(model, [x], criterion=None, loss=lambda net, batch: net(batch).mean()).loss()
+
+
+COMPARING = [F.mse_loss, F.l1_loss, nn.MSELoss(), nn.SmoothL1Loss(), partial(F.huber_loss, delta=2.0)]
+
+
+@pytest.mark.parametrize("criterion", COMPARING, ids=lambda criterion: getattr(criterion, "__name__", type(criterion).__name__))
+def test_outputs_that_would_meet_every_target_are_refused(criterion):
+    """[B, 1] - [B] is [B, B]: its mean is not the loss of the batch."""
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(3, 1), torch.randn(5, 3), torch.randn(5)
+    wrong = fs.Objective(model, [(x, y)], criterion=criterion)
+    message = r"got outputs \(5, 1\) and targets \(5,\), which broadcast to \(5, 5\).*targets.unsqueeze"
+    for evaluate in (wrong.loss, wrong.gradient, lambda: fs.multifractal(wrong, fs.ProbeSettings(count=2))):
+        with pytest.raises(ValueError, match=message):
+            evaluate()
+    right = fs.Objective(model, [(x, y[:, None])], criterion=criterion)
+    assert right.loss() == pytest.approx(float(criterion(model(x), y[:, None]).detach()), abs=1e-6)
+    directions = fs.Directions(right, count=2)
+    loop, batched = (fs.losses(right, directions, [0.1], path=path) for path in ("loop", "vmap"))
+    torch.testing.assert_close(loop, batched, rtol=1e-12, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_shapes_that_repeat_one_side_alone_are_taken():
+    model = nn.Linear(3, 4)
+    for targets in (torch.randn(4), torch.randn(1, 4), torch.randn(5, 1), torch.randn(())):
+        value = fs.Objective(model, [(torch.ones(5, 3), targets)], criterion=F.mse_loss).loss()
+        assert value == pytest.approx(float(F.mse_loss(model(torch.ones(5, 3)), targets).detach()), abs=1e-6)
+
+    class First(nn.MSELoss):
+        def forward(self, outputs, targets):
+            return super().forward(outputs[:, 0], targets)
+
+    one = nn.Linear(3, 1)
+    for criterion in (First(), lambda outputs, targets: F.mse_loss(outputs[:, 0], targets)):
+        assert fs.Objective(one, [(torch.ones(5, 3), torch.ones(5))], criterion=criterion).loss() >= 0
 
 
 def test_losses_that_are_not_scalars_are_refused(digits):

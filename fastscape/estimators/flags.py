@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fastscape._checks import counted
 from fastscape.estimators.scalars import MIN_DIRECTIONS
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trust import Trust, Window
@@ -41,14 +42,16 @@ def analysis_flags(
     for start, stop in windows:
         untrusted = int((~verdict.mask[start:stop]).sum())
         if untrusted:
-            flags.append(f"window ({start}, {stop}) includes {untrusted} untrusted scales")
+            flags.append(f"window ({start}, {stop}) includes {counted(untrusted, 'untrusted scale')}")
     if windows:
         scales = max(stop - start for start, stop in windows)
         decades = max(float(np.log10(eps[stop - 1] / eps[start])) for start, stop in windows)
-        if scales < RECOMMENDED_SCALES or decades < RECOMMENDED_DECADES * (1 - 1e-9):
+        help_ = ["more radii within it"] if scales < RECOMMENDED_SCALES else []
+        help_ += ["radii over a wider range"] if decades < RECOMMENDED_DECADES * (1 - 1e-9) else []
+        if help_:
             flags.append(
-                f"the window is short ({scales} scales, {decades:.1f} decades; "
-                f"{RECOMMENDED_SCALES} scales over {RECOMMENDED_DECADES:g} decades are recommended)"
+                f"the analysed window has {scales} scales over {decades:.1f} decades, where {RECOMMENDED_SCALES} over "
+                f"{RECOMMENDED_DECADES:g} are recommended; {' and '.join(help_)} would make its exponents steadier"
             )
     if directions < RECOMMENDED_DIRECTIONS:
         flags.append(f"few directions ({directions}; {RECOMMENDED_DIRECTIONS} are recommended)")

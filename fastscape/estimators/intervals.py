@@ -3,7 +3,7 @@ r"""Uncertainty of multifractal numbers: bootstrap over directions, permutation 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -30,7 +30,8 @@ class Estimate:
     Attributes:
         value: the estimate.
         stderr: standard error (standard deviation of the bootstrap).
-        interval: 95 % interval.
+        interval: 95 % interval: bootstrap percentiles, widened to the value where noise pulls nearly all replicates past it.
+            The basic and the bias-corrected interval leave the value out in the same cases; widening can only add coverage.
         n: what it was averaged over (directions).
     """
 
@@ -41,13 +42,25 @@ class Estimate:
 
     @classmethod
     def from_replicates(cls, value: float, replicates: Array, n: int) -> Estimate:
-        """Percentile interval; replicates that are not finite are left out, and all-NaN gives NaN."""
+        """Percentile interval that holds ``value``; replicates that are not finite are left out, and all-NaN gives NaN."""
         kept = replicates[np.isfinite(replicates)]
         if len(kept) < 2:
             return cls(value, float("nan"), (float("nan"), float("nan")), n)
         tail = (100 - LEVEL) / 2
         low, high = np.percentile(kept, [tail, 100 - tail])
-        return cls(value, float(np.std(kept, ddof=1)), (float(low), float(high)), n)
+        return cls(value, float(np.std(kept, ddof=1)), (float(np.fmin(low, value)), float(np.fmax(high, value))), n)
+
+
+class Estimates(dict[str, Estimate]):
+    """Estimates by name; a missing one is a KeyError that says why: ``reason``, or which there are."""
+
+    def __init__(self, estimates: Mapping[str, Estimate], reason: str) -> None:
+        super().__init__(estimates)
+        self.reason = reason
+
+    def __missing__(self, name: str) -> Estimate:
+        there = f"there are {', '.join(self)}" if self else f"the analysis has no numbers ({self.reason or 'none were made'})"
+        raise KeyError(f"estimates has no {name!r}: {there}")
 
 
 @dataclass(frozen=True)

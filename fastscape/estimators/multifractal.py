@@ -10,12 +10,20 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fastscape._checks import integer
+from fastscape._checks import checked_settings, integer, one_line
 from fastscape.estimators import exponents as ex
 from fastscape.estimators.flags import analysis_flags
-from fastscape.estimators.intervals import Estimate, is_common, permutation_p, resample, resampled_spectrum, weighted_spread
+from fastscape.estimators.intervals import (
+    Estimate,
+    Estimates,
+    is_common,
+    permutation_p,
+    resample,
+    resampled_spectrum,
+    weighted_spread,
+)
 from fastscape.estimators.moments import log_magnitude, log_measure, moments
-from fastscape.estimators.scalars import AUTHORS_Q, kappa, m_tau, spectrum_scalars
+from fastscape.estimators.scalars import AUTHORS_Q, MIN_DIRECTIONS, kappa, m_tau, spectrum_scalars
 from fastscape.estimators.scaling import Array, local_slopes, slope
 from fastscape.estimators.trust import Trust, Window, authors_trust, checked_windows, longest_window, trust
 
@@ -92,6 +100,7 @@ class WindowAnalysis:
     holder: ex.HolderExponents
     cumulants: ex.Cumulants
     scalars: dict[str, float]
+    __repr__ = one_line
 
 
 @dataclass(frozen=True)
@@ -114,15 +123,17 @@ class ScaleProfile:
     participation: Array
     neg_frac: Array
     h_local: Array
+    __repr__ = one_line
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A function of q with its pointwise 95 % bootstrap band, each ``[Q]``."""
+    """A function of q with its pointwise 95 % bootstrap band, each ``[Q]``; the band holds the value, as an interval does."""
 
     value: Array
     lower: Array
     upper: Array
+    __repr__ = one_line
 
 
 @dataclass(frozen=True)
@@ -151,8 +162,8 @@ class Analysis:
         tau, alpha, f: pooled curves over ``settings.q`` with bands, averaged over batches and windows.
         p_value: significance of M_tau against permuted scales; NaN for a common scaling.
         scaling: ``"common"`` where the measure is the same at all scales, else ``"multiscale"``.
-        quadratic: at least 95 % of the directions have h within 1 % of 2: the quadratic form d'Hd describes the response. (A
-            direction whose d'Hd nearly vanishes shows higher orders first, and carries the negative moments.)
+        quadratic: at least 95 % of at least 10 directions have h within 1 % of 2: the quadratic form d'Hd describes the
+            response. (A direction whose d'Hd nearly vanishes shows higher orders first, and carries the negative moments.)
         pooled: ``[batches][windows]``; banks: ``[banks][windows]``.
         profiles: one per batch.
         bank_statistics: over banks, by scalar.
@@ -178,6 +189,10 @@ class Analysis:
     bank_statistics: dict[str, BankStatistics] = field(default_factory=dict)
     m_tau_of_mean_tau: float = float("nan")
     flags: tuple[str, ...] = ()
+    __repr__ = one_line
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "estimates", Estimates(self.estimates, self.reason))
 
 
 def analyse(
@@ -205,7 +220,7 @@ def analyse(
 
     Cost: dominated by the bootstrap, about 0.4 s for 1000 replicates of 1024 directions, 12 scales and 15 orders.
     """
-    chosen = settings or AnalysisSettings()
+    chosen = checked_settings("settings", settings, AnalysisSettings)
     _check_scales(eps)
     if not len(response):
         raise ValueError("response must hold at least one bank, got none")
@@ -284,7 +299,9 @@ class _Measures:
             f=curves[2],
             p_value=p_value,
             scaling="common" if common else "multiscale",
-            quadratic=self.settings.variant == "even" and bool(np.mean(np.abs(h / self.settings.gamma - 2) < 0.02) >= 0.95),
+            quadratic=self.settings.variant == "even"
+            and len(h) >= MIN_DIRECTIONS
+            and bool(np.mean(np.abs(h / self.settings.gamma - 2) < 0.02) >= 0.95),
             pooled=pooled,
             banks=banks,
             profiles=profiles,
@@ -410,6 +427,7 @@ def _curve(value: Array, replicates: Array) -> Curve:
     defined = np.isfinite(replicates).all(axis=0)
     if defined.any():
         bounds[:, defined] = np.percentile(replicates[:, defined], [2.5, 97.5], axis=0)
+        bounds[:, defined] = np.fmin(bounds[0], value)[defined], np.fmax(bounds[1], value)[defined]
     return Curve(value, bounds[0], bounds[1])
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastscape._checks import integer
+from fastscape._checks import counted, integer
 from fastscape.estimators.scaling import Array
 
 MIN_SCALES = 4
@@ -75,7 +75,9 @@ def longest_window(mask: NDArray[np.bool_], eps: Array) -> tuple[Window | None, 
     found = "no scale is trusted"
     if longest is not None:
         a, b = longest
-        found = f"the longest run of trusted scales has {b - a} scales over {np.log10(eps[b - 1] / eps[a]):.1f} decades"
+        found = (
+            f"the longest run of trusted scales has {counted(b - a, 'scale')} over {np.log10(eps[b - 1] / eps[a]):.1f} decades"
+        )
     return None, f"{found}; {MIN_SCALES} scales over {MIN_DECADES:g} decade are needed"
 
 

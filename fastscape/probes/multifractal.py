@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastscape.estimators import AnalysisSettings
 from fastscape.evaluation.evaluator import PathName
-from fastscape.objective import Objective
+from fastscape.objective import Objective, checked_objective
 from fastscape.probes.session import Point, ProbeError, Progress, Session
 from fastscape.reports.result import MultifractalResult, TrajectoryResult
 from fastscape.runs.budget import Budget
@@ -55,10 +55,11 @@ def multifractal(
 
     Returns:
         A :class:`MultifractalResult`. NaN or inf losses give a result with flags. Ctrl-C gives the partial result, with
-        ``meta["stop_reason"] == "interrupted"``.
+        ``meta["stop_reason"] == "interrupted"``; a second one leaves out its analysis, which ``.reanalyse()`` makes up.
 
     Raises:
-        ValueError: bad settings, or a budget that cannot fit one unit (says how long one takes).
+        ValueError: bad settings, or a budget that cannot fit one unit (names one that is enough).
+        TypeError: a model in place of an objective, or settings that are none.
         NondeterministicLossError: two evaluations at w differ.
         ProbeError: the model raised midway; its ``partial`` holds the results so far.
 
@@ -66,6 +67,7 @@ def multifractal(
 
     Source: Török & Bartha, "Multifractal structure of neural network loss landscapes".
     """
+    checked_objective(objective)
     session = Session(probe, analysis, budget, target, path, memory, progress)
     point = Point(name, None, lambda: objective)
     return session.run([point], [extend] if extend is not None else None).points[0]
@@ -105,10 +107,11 @@ def trajectory(
             settings, or a budget that cannot fit one unit per checkpoint.
         ProbeError: the model raised midway; its ``partial`` holds the results so far.
     """
+    checked_objective(objective)
+    session = Session(probe, analysis, budget, target, path, memory, progress)
     files = read_checkpoints(checkpoints)
     for file in files:
         file.at(objective)  # every file is read and matched before any work
-    session = Session(probe, analysis, budget, target, path, memory, progress)
     points = [Point(file.name, file.step, partial(file.at, objective)) for file in files]
     if extend is not None and not isinstance(extend, TrajectoryResult):
         raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")

@@ -14,6 +14,7 @@ import numpy as np
 import scipy
 import torch
 
+from fastscape._checks import checked_settings
 from fastscape._version import __version__
 from fastscape.directions import Directions
 from fastscape.estimators import AnalysisSettings, Estimate
@@ -26,12 +27,14 @@ from fastscape.evaluation.responses import blocks, measure_noise
 from fastscape.objective import Objective
 from fastscape.probes.track import Track
 from fastscape.reports.result import MultifractalResult, TrajectoryResult
-from fastscape.runs.budget import Budget
+from fastscape.runs.budget import Budget, time_text
 from fastscape.runs.settings import ProbeSettings
 
 DEFAULT_COUNT = 64
 FIRST_ROUND = 2
 _ANALYSIS, _ANALYSIS_RATE = 0.1, 3e-4  # seconds to analyse a checkpoint with few directions, and per direction
+USEFUL = 100  # directions that a run should have
+_MARGIN = 1.25  # how much longer than one evaluation, timed once, foretells
 _RESERVE = 1.5  # how much longer than foreseen an analysis may take
 _SHARE = 0.05  # of the budget, for each of the trial of paths and analyses on the way
 _OPENING = 18  # evaluations on a first visit: gate, trial of the path, noise, loss and accuracy
@@ -94,7 +97,8 @@ class Session:
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.budget = budget if isinstance(budget, Budget) else Budget(budget)
-        self.probe, self.analysis = probe or ProbeSettings(), analysis or AnalysisSettings()
+        self.probe = checked_settings("probe", probe, ProbeSettings)
+        self.analysis = checked_settings("analysis", analysis, AnalysisSettings)
         if target is not None and not (math.isfinite(target) and target > 0):
             raise ValueError(f"target must be a positive half-width of the M_tau interval, got {target!r}")
         if self.analysis.windows is not None:
@@ -137,13 +141,9 @@ class Session:
         except Exception as error:
             if not any(track.directions for track in self.tracks):
                 raise
-            partial = self._result(f"failed: {type(error).__name__}")
+            partial = self._finished(f"failed: {type(error).__name__}")
             raise ProbeError(f"the probe failed at {self._where}: {type(error).__name__}: {error}", partial) from error
-        try:
-            return self._result(reason)
-        except KeyboardInterrupt:  # the evaluations are kept: a quicker analysis of them
-            self.analysis = dataclasses.replace(self.analysis, bootstrap=100, permutations=99)
-            return self._result("interrupted")
+        return self._finished(reason)
 
     # ------------------------------------------------------------------ rounds
 
@@ -263,12 +263,13 @@ class Session:
         scales, points = len(self.probe.grid(1.0)), len(self.tracks)
         unit = forward * (1 + 2 * scales)
         needed = points * (unit + _OPENING * forward)
+        useful = needed + points * USEFUL * (unit + _RESERVE * self.analysis_rate)
         if not self.budget.admits(needed):
             each = f" for each of {points} checkpoints" if points > 1 else ""
+            first, run = (time_text(self.budget.least(_MARGIN * seconds, self._reserve())) for seconds in (needed, useful))
             raise ValueError(
                 f"budget must fit one direction at {scales} radii{each}, got {self.budget.seconds:g} s; one takes about "
-                f"{unit:.2g} s, preparation included about {needed + self.budget.elapsed:.2g} s in all, and a useful run 100 "
-                "directions"
+                f"{unit:.2g} s; a budget of {first} is enough to begin, and {run} for {USEFUL} directions{each}"
             )
 
     def _bank(self, track: Track, evaluator: Evaluator, directions: Directions, bank: int, goal: int) -> None:
@@ -301,11 +302,23 @@ class Session:
 
     # ------------------------------------------------------------------ results
 
-    def _result(self, reason: str) -> TrajectoryResult:
+    def _finished(self, reason: str) -> TrajectoryResult:
+        """The results. The first Ctrl-C of a run makes their analysis quicker, the second leaves it out."""
+        quick = dataclasses.replace(
+            self.analysis, bootstrap=min(100, self.analysis.bootstrap), permutations=min(99, self.analysis.permutations)
+        )
+        for settings in (self.analysis,) if reason == "interrupted" else (self.analysis, quick):
+            try:
+                return self._result(reason, settings)
+            except KeyboardInterrupt:  # the evaluations are kept
+                reason = "interrupted"
+        return self._result(reason, self.analysis, analysed=False)
+
+    def _result(self, reason: str, settings: AnalysisSettings, *, analysed: bool = True) -> TrajectoryResult:
         for point, track in zip(self._points, self.tracks, strict=True):
             if not track.opened:
                 track.describe(point.objective())
-        points = [track.result(self.analysis, reason) for track in self.tracks]
+        points = [track.result(settings, reason, analysed=analysed) for track in self.tracks]
         run: dict[str, Any] = {
             "stop_reason": reason,
             "run_seconds": self.budget.elapsed,

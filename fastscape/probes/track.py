@@ -20,7 +20,7 @@ from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.noise import second_difference
 from fastscape.evaluation.responses import Noise, relative, warn_if_noise
 from fastscape.objective import Objective
-from fastscape.reports.result import Measured, MultifractalResult
+from fastscape.reports.result import STOPPED, Measured, MultifractalResult
 from fastscape.runs.settings import ProbeSettings
 
 
@@ -127,9 +127,10 @@ class Track:
             calibrated=self.calibrated,
         )
 
-    def result(self, settings: AnalysisSettings, reason: str) -> MultifractalResult:
-        """Analyse what has been evaluated."""
+    def result(self, settings: AnalysisSettings, reason: str, *, analysed: bool) -> MultifractalResult:
+        """What has been evaluated, and its analysis unless that was stopped."""
         measured = self.measured()
+        analysis = measured.analyse(settings) if analysed else measured.unanalysed(settings, STOPPED)
         notes = list(self.notes)
         responses = measured.response("even") + measured.response("odd")
         if responses and not any(np.any(part != 0) for part in responses):
@@ -143,7 +144,7 @@ class Track:
             self.loss,
             self.accuracy,
             measured,
-            measured.analyse(settings),
+            analysis,
             self.probe,
             meta,
             tuple(notes),

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastscape._checks import counted
 from fastscape.reports import figures, tables
 from fastscape.reports.result import MultifractalResult, TrajectoryResult
 
@@ -58,6 +59,7 @@ def write_html(result: MultifractalResult | TrajectoryResult, path: str | Path) 
         verdict=result.verdict(),
         trajectory=trajectory,
         series=_trajectory_rows(points),
+        flags=tables.shared_flags(along) if along else [],
         sections=sections,
         settings=_settings(points[0]),
         cost=_cost(points),
@@ -130,6 +132,7 @@ def _trajectory_rows(points: Sequence[MultifractalResult]) -> list[dict[str, str
             "||w||": tables.number(point.measured.weight_norm, 4),
             "M_tau [95 %]": tables.interval(point.analysis.estimates.get("m_tau")),
             "p": tables.p_text(point.analysis.p_value),
+            "M_tau, q > 0 [95 %]": tables.interval(point.analysis.estimates.get("m_tau_pos")),
             "c2 [95 %]": tables.interval(point.analysis.estimates.get("c2")),
             "mean h": tables.interval(point.analysis.estimates.get("h_mean")),
             "std h": tables.interval(point.analysis.estimates.get("h_std")),
@@ -147,7 +150,7 @@ def _settings(point: MultifractalResult) -> list[tuple[str, str]]:
         ("radii", f"{len(radii)} from {radii[0]:.2e} to {radii[-1]:.2e} in units of ||d|| (scale: {probe.scale})"),
         (
             "directions",
-            f"{probe.distribution}, normalised per {probe.normalize}, {probe.banks} banks, seed {probe.seed}",
+            f"{probe.distribution}, normalised per {probe.normalize}, {counted(probe.banks, 'bank')}, seed {probe.seed}",
         ),
         ("orders q", ", ".join(f"{order:g}" for order in analysis.q)),
         ("response", f"{analysis.variant}, gamma = {analysis.gamma:g}"),

@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fastscape._checks import counted
 from fastscape.estimators import Estimate
 from fastscape.reports.tables import interval
 
@@ -45,4 +46,6 @@ class LiveProgress:
         """Draw the state of a run."""
         found = f" · M_tau {interval(m_tau)}" if m_tau is not None else ""
         left = "" if math.isinf(remaining) else f"about {max(0.0, remaining):.0f} s left"
-        self._bar.update(self._task, completed=fraction, description=f"{checkpoint} · {directions} directions{found}", left=left)
+        self._bar.update(
+            self._task, completed=fraction, description=f"{checkpoint} · {counted(directions, 'direction')}{found}", left=left
+        )

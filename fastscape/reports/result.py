@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastscape._checks import counted, one_line
 from fastscape.estimators import Analysis, AnalysisSettings, analyse
 from fastscape.estimators.flags import analysis_flags
 from fastscape.estimators.scaling import Array
@@ -22,6 +23,8 @@ from fastscape.runs.settings import ProbeSettings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+STOPPED = "the analysis was stopped; result.reanalyse() and fastscape report make it up from the evaluations"
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -55,6 +58,7 @@ class Measured:
     weight_norm: float
     noise: Array
     calibrated: Bools | None
+    __repr__ = one_line
 
     def response(self, variant: str) -> list[Array]:
         """Signed responses ``[K, count]`` of every bank that has directions."""
@@ -64,18 +68,20 @@ class Measured:
     def analyse(self, settings: AnalysisSettings) -> Analysis:
         """The analysis of what was measured."""
         response = self.response(settings.variant)
-        scales = len(self.radii)
         if self.counts.sum() < 2:  # a measure over one direction is the number 1
-            none = np.zeros(scales, dtype=np.bool_)
-            trust = Trust(none, none, none)
-            flags = analysis_flags(Trust(~none, ~none, ~none), self.radii, (), (), 0)
-            return Analysis(False, "fewer than two directions were evaluated before the run ended", settings, trust, flags=flags)
+            return self.unanalysed(settings, "fewer than two directions were evaluated before the run ended")
         if self.calibrated is not None:
             gate = self.calibrated[0 if settings.variant == "even" else 1]
         else:
             gate = passes_gate(np.concatenate(response, axis=1), self.noise)
         used = [int(batch) for batch, count in zip(self.batches, self.counts, strict=True) if count]
         return analyse(response, self.radii, batches=used, above_noise=gate, settings=settings)
+
+    def unanalysed(self, settings: AnalysisSettings, reason: str) -> Analysis:
+        """An analysis without numbers."""
+        none = np.zeros(len(self.radii), dtype=np.bool_)
+        flags = analysis_flags(Trust(~none, ~none, ~none), self.radii, (), (), int(self.counts.sum()))
+        return Analysis(False, reason, settings, Trust(none, none, none), flags=flags)
 
 
 @dataclass(frozen=True)
@@ -102,10 +108,18 @@ class MultifractalResult:
     meta: dict[str, Any]
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<MultifractalResult {self.name!r}: {tables.brief(self)}>"
+
     @property
     def directions(self) -> int:
         """Directions evaluated, over all banks."""
         return int(self.measured.counts.sum())
+
+    @property
+    def analysed(self) -> bool:
+        """Whether the analysis was made; false where Ctrl-C left it out, and :meth:`reanalyse` makes it up."""
+        return self.analysis.reason != STOPPED
 
     @property
     def decades(self) -> float:
@@ -174,6 +188,11 @@ class TrajectoryResult:
     points: tuple[MultifractalResult, ...]
     meta: dict[str, Any]
 
+    def __repr__(self) -> str:
+        names = " .. ".join(repr(point.name) for point in (self.points[:1] + self.points[1:][-1:]))
+        directions = sum(point.directions for point in self.points)
+        return f"<TrajectoryResult {names}: {counted(len(self.points), 'checkpoint')}, {counted(directions, 'direction')}>"
+
     def series(self, name: str) -> tuple[Array, Array, Array]:
         """Value and lower and upper interval bound along the checkpoints, each ``[checkpoints]``.
 
@@ -196,6 +215,11 @@ class TrajectoryResult:
             rows.append((float("nan") if plain is None else plain, float("nan"), float("nan")))
         table = np.array(rows, dtype=np.float64).reshape(-1, 3)
         return table[:, 0], table[:, 1], table[:, 2]
+
+    @property
+    def analysed(self) -> bool:
+        """Whether every checkpoint's analysis was made."""
+        return all(point.analysed for point in self.points)
 
     @property
     def steps(self) -> Array:

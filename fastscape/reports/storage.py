@@ -63,7 +63,11 @@ def save(path: str | Path, result: Any, kind: str) -> Path:
     arrays: Arrays = {}
     tree = pack(result, arrays, "result")
     document = json.dumps({"format": 1, "kind": kind, "result": tree})
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    except OSError as error:
+        error.filename = str(target)  # not the temporary file beside it
+        raise
     try:
         with os.fdopen(handle, "wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, document=np.array(document), **arrays)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from fastscape.estimators import Estimate
+from fastscape._checks import counted
+from fastscape.estimators import Analysis, Estimate
 from fastscape.estimators.flags import SIGN_MIXING
 from fastscape.estimators.scalars import MIN_DIRECTIONS
 
@@ -28,6 +30,10 @@ QUANTITIES = {
     "h_mean": ("mean h", "exponent of |response| (2 = quadratic)"),
     "h_std": ("std h", "spread of h over directions"),
 }
+
+_FULL_WIDTH = 120  # columns from which a trajectory's table is whole, its cells wrapped if need be
+_FIRST_TO_GO = ("decades", "||w||", "accuracy", "std h", "c2 [95 %]", "mean h", "loss", "M_tau q>0")
+_WORDS = {"m_tau": "M_tau", "m_tau_pos": "M_tau on q > 0", "c2": "c2"}
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -66,13 +72,32 @@ def scale_range(result: MultifractalResult) -> str:
     return f"{radii[start]:.1e} .. {radii[stop - 1]:.1e} of ||w||, {result.decades:.1f} decades, {stop - start} scales{more}"
 
 
+def negative_moments(analysis: Analysis) -> bool:
+    """Whether the negative moments that M_tau takes in exist: responses that change sign come arbitrarily near to zero."""
+    mixing = max(window.scalars["sign_mixing"] for group in analysis.pooled for window in group)
+    return math.isfinite(analysis.estimates["m_tau"].value) and (mixing <= SIGN_MIXING or min(analysis.settings.q) > -1)
+
+
+def headline(analyses: Sequence[Analysis]) -> str:
+    """Name of the estimate that is defined at all of them and says most: M_tau, M_tau on q > 0, or c2."""
+    if all(map(negative_moments, analyses)):
+        return "m_tau"
+    positive = all(math.isfinite(analysis.estimates["m_tau_pos"].value) for analysis in analyses)
+    return "m_tau_pos" if positive else "c2"
+
+
 def verdict(result: MultifractalResult) -> str:
     """What a checkpoint's analysis found, in one sentence."""
     analysis = result.analysis
     if not analysis.valid:
         return f"No multifractal numbers: {analysis.reason}."
-    h, m = analysis.estimates["h_mean"], analysis.estimates["m_tau"]
-    tail = f"over {result.decades:.1f} decades, {result.directions} directions"
+    h, name = analysis.estimates["h_mean"], headline([analysis])
+    tail = f"over {result.decades:.1f} decades, {counted(result.directions, 'direction')}"
+    found = f"{_WORDS[name]} = {interval(analysis.estimates[name])}"
+    if not math.isnan(analysis.p_value):
+        found += f", p = {p_text(analysis.p_value)}{'' if name == 'm_tau' else ' over all q'}"
+    if result.directions < MIN_DIRECTIONS:
+        return f"Too few directions to tell, {MIN_DIRECTIONS:g} are the least: mean h = {h.value:.2f}, {found}, {tail}."
     if analysis.quadratic:
         return (
             f"Common scaling: at least 95 % of the directions respond as eps^2.00 (mean h = {h.value:.3f}) {tail}; "
@@ -81,22 +106,30 @@ def verdict(result: MultifractalResult) -> str:
     if analysis.scaling == "common":
         return f"Common scaling: the measure is the same at every scale {tail} (mean h = {h.value:.2f}, M_tau = 0)."
     if math.isnan(analysis.p_value):
-        return f"M_tau is not defined on this q grid {tail}; M_tau on q > 0 = {interval(analysis.estimates['m_tau_pos'])}."
-    found = f"M_tau = {interval(m)}, p = {p_text(analysis.p_value)}"
-    if result.directions < MIN_DIRECTIONS:
-        return f"Too few directions to tell: {found}, {tail}."
+        return f"{found}, {tail}; M_tau over all q is not defined."
+    where = "" if negative_moments(analysis) else "; responses change sign, so that moments q <= -1 do not exist"
     if analysis.p_value > SIGNIFICANT:
-        return f"No trend of the measure with scale that stands out from permuted scales: {found}, {tail}."
+        return f"No trend of the measure with scale that stands out from permuted scales: {found}, {tail}{where}."
     c2 = analysis.estimates["c2"]
-    where = ""
     if c2.interval[1] < 0:
-        where = "; heterogeneity grows toward small radii (c2 < 0)"
+        where = f"; heterogeneity grows toward small radii (c2 < 0){where}"
     elif c2.interval[0] > 0:
-        where = "; heterogeneity grows toward large radii (c2 > 0)"
-    if max(window.scalars["sign_mixing"] for group in analysis.pooled for window in group) > SIGN_MIXING:
-        positive = interval(analysis.estimates["m_tau_pos"])
-        where += f"; responses change sign, so that only moments q > -1 exist: M_tau on q > 0 = {positive}"
+        where = f"; heterogeneity grows toward large radii (c2 > 0){where}"
     return f"The measure changes with scale: {found}, {tail}{where}."
+
+
+def brief(result: MultifractalResult) -> str:
+    """Size, headline number and flags, in a few words."""
+    analysis = result.analysis
+    name = headline([analysis]) if analysis.valid else ""
+    found = f"{_WORDS[name]} = {interval(analysis.estimates[name])}" if name else f"no multifractal numbers ({analysis.reason})"
+    size = f"{counted(result.directions, 'direction')} at {counted(len(result.measured.radii), 'scale')}"
+    return f"{size}, {found}, {counted(len(result.flags), 'flag')}"
+
+
+def _loss_terms(result: MultifractalResult) -> str:
+    samples = result.meta["samples"]
+    return f"{samples:g} {'term' if samples == 1 else 'terms'} in {counted(result.meta['batches'], 'batch')}"
 
 
 def multifractal_table(result: MultifractalResult) -> RenderableType:
@@ -104,7 +137,7 @@ def multifractal_table(result: MultifractalResult) -> RenderableType:
     table = Table(title=f"Multifractal probe: {result.name}", title_justify="left", title_style="bold")
     for column in ("quantity", "value [95 %]", "meaning"):
         table.add_column(column)
-    table.add_row("loss", number(result.loss, 6), f"{result.meta['samples']:g} terms in {result.meta['batches']} batches")
+    table.add_row("loss", number(result.loss, 6), _loss_terms(result))
     if result.accuracy is not None:
         table.add_row("accuracy", f"{result.accuracy:.2%}", "of the same data")
     table.add_row("||w||", number(result.measured.weight_norm, 5), f"{result.meta['parameters']:,} parameters")
@@ -112,7 +145,9 @@ def multifractal_table(result: MultifractalResult) -> RenderableType:
         table.add_row(label, interval(result.analysis.estimates.get(name)), meaning)
     table.add_row("p (M_tau)", p_text(result.analysis.p_value), "against permuted scales")
     table.add_row("scales", scale_range(result), "analysed window")
-    table.add_row("directions", f"{result.directions} in {len(result.measured.counts)} banks", result.meta["stop_reason"])
+    table.add_row(
+        "directions", f"{result.directions} in {counted(len(result.measured.counts), 'bank')}", result.meta["stop_reason"]
+    )
     table.add_row("precision", result.meta["precision"], f"path {result.meta['path']['name']}: {result.meta['path']['reason']}")
     flags = [Text(f"! {flag}", style="yellow") for flag in result.flags]
     return Group(table, Text(verdict(result), style="bold"), *flags)
@@ -123,65 +158,88 @@ def trajectory_verdict(result: TrajectoryResult) -> str:
     usable = [point for point in result.points if point.analysis.valid]
     if not usable:
         return "No checkpoint has a trusted window: see the flags."
-    quadratic = sum(point.analysis.quadratic for point in usable)
-    changing = sum(point.analysis.p_value <= SIGNIFICANT for point in usable)
+    told = [point.analysis for point in usable if point.directions >= MIN_DIRECTIONS]
+    counts = (
+        f"the measure changes with scale in {sum(analysis.p_value <= SIGNIFICANT for analysis in told)}, "
+        f"the loss is quadratic in {sum(analysis.quadratic for analysis in told)}"
+    )
+    if len(told) < len(usable):
+        few = f"{len(usable) - len(told)} with too few directions to tell"
+        counts = f"{counts}, {few}" if told else few
+    name = headline([point.analysis for point in usable])
     first, last = usable[0], usable[-1]
-    ends = (
-        f"from {first.name} to {last.name} M_tau goes {number(first.analysis.estimates['m_tau'].value)} -> "
-        f"{number(last.analysis.estimates['m_tau'].value)} and std h {number(first.analysis.estimates['h_std'].value)} -> "
-        f"{number(last.analysis.estimates['h_std'].value)}"
+    ends = " and ".join(
+        f"{word} {number(first.analysis.estimates[key].value)} -> {number(last.analysis.estimates[key].value)}"
+        for word, key in ((f"{_WORDS[name]} goes", name), ("std h", "h_std"))
     )
-    return (
-        f"{len(usable)} of {len(result.points)} checkpoints analysed: the measure changes with scale in {changing}, "
-        f"the loss is quadratic in {quadratic}; {ends}."
-    )
+    lost = sum(not negative_moments(point.analysis) for point in usable)
+    why = f"; moments q <= -1 do not exist in {lost}" if lost else ""
+    return f"{len(usable)} of {len(result.points)} checkpoints analysed: {counts}; from {first.name} to {last.name} {ends}{why}."
 
 
-def trajectory_table(result: TrajectoryResult) -> RenderableType:
-    """One row per checkpoint, then verdict and flags (checkpoints that share a flag on one line)."""
-    table = Table(title="Multifractal probe along training", title_justify="left", title_style="bold")
-    table.add_column("checkpoint", no_wrap=True)
-    for column in (
-        "loss",
-        "accuracy",
-        "||w||",
-        "M_tau [95 %]",
-        "p",
-        "M_tau q>0",
-        "c2 [95 %]",
-        "mean h",
-        "std h",
-        "decades",
-        "N",
-    ):
-        table.add_column(column, justify="right")
-    for point in result.points:
-        estimates = point.analysis.estimates
-        positive = estimates.get("m_tau_pos")
-        table.add_row(
-            point.name,
-            number(point.loss, 4),
-            "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
-            number(point.measured.weight_norm, 4),
-            interval(estimates.get("m_tau")),
-            p_text(point.analysis.p_value),
-            number(positive.value if positive else None),
-            interval(estimates.get("c2")),
-            number(estimates["h_mean"].value if estimates else None),
-            number(estimates["h_std"].value if estimates else None),
-            number(point.decades, 2),
-            str(point.directions),
-        )
+def shared_flags(result: TrajectoryResult) -> list[str]:
+    """Every flag with the checkpoints that raise it."""
     owners: dict[str, list[str]] = {}
     for point in result.points:
         for flag in point.flags:
             owners.setdefault(flag, []).append(point.name)
     total = len(result.points)
-    flags = [
-        Text(f"! {'all checkpoints' if len(names) == total and total > 1 else ', '.join(names)}: {flag}", style="yellow")
+    return [
+        f"{'all checkpoints' if len(names) == total and total > 1 else ', '.join(names)}: {flag}"
         for flag, names in owners.items()
     ]
-    return Group(table, Text(trajectory_verdict(result), style="bold"), *flags)
+
+
+class _RowsByWidth:
+    """Rows of named cells; on less than 120 columns those of ``_FIRST_TO_GO`` that do not fit are left out, and named."""
+
+    def __init__(self, title: str, rows: Sequence[dict[str, str]]) -> None:
+        self.title, self.rows = title, rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        out: list[str] = []
+        if options.max_width < _FULL_WIDTH:
+            roomy = options.update(width=10 * _FULL_WIDTH)
+            while len(out) < len(_FIRST_TO_GO) and console.measure(self._table(out), options=roomy).maximum > options.max_width:
+                out.append(_FIRST_TO_GO[len(out)])
+        yield self._table(out)
+        if out:
+            yield Text(f"left out below {_FULL_WIDTH} columns: {', '.join(name for name in self.rows[0] if name in out)}", "dim")
+
+    def _table(self, left_out: Sequence[str]) -> Table:
+        table = Table(title=self.title, title_justify="left", title_style="bold")
+        names = [name for name in self.rows[0] if name not in left_out]
+        for index, name in enumerate(names):
+            table.add_column(name, justify="right" if index else "left", no_wrap=not index)
+        for row in self.rows:
+            table.add_row(*(row[name] for name in names))
+        return table
+
+
+def _trajectory_row(point: MultifractalResult) -> dict[str, str]:
+    estimates = point.analysis.estimates
+    positive = estimates.get("m_tau_pos")
+    return {
+        "checkpoint": point.name,
+        "loss": number(point.loss, 4),
+        "accuracy": "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
+        "||w||": number(point.measured.weight_norm, 4),
+        "M_tau [95 %]": interval(estimates.get("m_tau")),
+        "p": p_text(point.analysis.p_value),
+        "M_tau q>0": number(positive.value if positive else None),
+        "c2 [95 %]": interval(estimates.get("c2")),
+        "mean h": number(estimates["h_mean"].value if estimates else None),
+        "std h": number(estimates["h_std"].value if estimates else None),
+        "decades": number(point.decades, 2),
+        "N": str(point.directions),
+    }
+
+
+def trajectory_table(result: TrajectoryResult) -> RenderableType:
+    """One row per checkpoint, then verdict and flags (checkpoints that share a flag on one line)."""
+    rows = _RowsByWidth("Multifractal probe along training", [_trajectory_row(point) for point in result.points])
+    flags = [Text(f"! {flag}", style="yellow") for flag in shared_flags(result)]
+    return Group(rows, Text(trajectory_verdict(result), style="bold"), *flags)
 
 
 def as_text(table: RenderableType, width: int = 140) -> str:

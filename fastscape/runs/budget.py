@@ -32,6 +32,14 @@ def parse_seconds(budget: str | float) -> float:
     return seconds
 
 
+def time_text(seconds: float) -> str:
+    """A budget of at least ``seconds``, as :func:`parse_seconds` reads it: ``"90s"``, ``"20m"``, ``"3h"``."""
+    for size, unit in ((3600, "h"), (60, "m")):
+        if seconds > 2 * size:
+            return f"{math.ceil(seconds / size)}{unit}"
+    return f"{max(1, math.ceil(seconds))}s"
+
+
 class Budget:
     """A deadline that starts when it is made; without one, everything fits.
 
@@ -72,6 +80,10 @@ class Budget:
     def remaining(self) -> float:
         """Seconds of work left before the deadline and the final reserve; inf without a deadline."""
         return self.seconds - self._reserve - self.elapsed
+
+    def least(self, unit: float, reserve: float = 0.0) -> float:
+        """Seconds of a budget that would admit the unit at this point of a run."""
+        return self._reserve + self.elapsed + unit + reserve
 
     def admits(self, unit: float, reserve: float = 0.0) -> bool:
         """Whether a unit of ``unit`` seconds, and ``reserve`` seconds after it, end before the deadline."""

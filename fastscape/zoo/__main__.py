@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fastscape._checks import counted
 from fastscape.zoo.specs import DATA, MODELS, build
 from fastscape.zoo.train import train
 
@@ -33,7 +34,7 @@ def main(model: str, data: str, out: Path, steps: int, checkpoints: int, seed: i
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    click.echo(f"{len(files)} checkpoints in {out}; minibatch loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+    click.echo(f"{counted(len(files), 'checkpoint')} in {out}; minibatch loss {losses[0]:.3f} -> {losses[-1]:.3f}")
 
 
 if __name__ == "__main__":

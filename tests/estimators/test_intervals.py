@@ -220,6 +220,30 @@ def test_estimate_leaves_out_replicates_that_are_not_finite():
     assert (estimate.value, estimate.n) == (2.0, 7)
 
 
+def test_an_interval_holds_its_value_and_every_percentile():
+    """Replicates that all lie on one side, as those of M_tau from few directions can: noise adds to it again."""
+    above, below = (Estimate.from_replicates(value, np.array([1.0, 2.0, 3.0]), 7).interval for value in (0.5, 9.0))
+    assert above == pytest.approx((0.5, 2.95))
+    assert below == pytest.approx((1.05, 9.0))
+    unknown = Estimate.from_replicates(np.nan, np.array([1.0, 3.0]), 7).interval
+    assert unknown == pytest.approx((1.05, 2.95))
+
+
+def test_the_intervals_and_bands_of_few_directions_hold_their_values():
+    eps, held = np.logspace(-3, -1, 8), 0
+    for seed in range(40):
+        noise = np.random.default_rng(seed)
+        log_r = 2 * np.log(eps)[:, None] * (1 + 0.02 * noise.standard_normal(4)) + noise.standard_normal(4)
+        log_r += 0.1 * noise.standard_normal((8, 4))
+        result = analyse([np.exp(log_r)], eps, settings=AnalysisSettings(bootstrap=100, permutations=1, seed=seed))
+        for name, estimate in result.estimates.items():
+            assert estimate.interval[0] <= estimate.value <= estimate.interval[1], (seed, name)
+            held += 1
+        for curve in (result.tau, result.alpha, result.f):
+            assert ((curve.lower <= curve.value) & (curve.value <= curve.upper)).all(), seed
+    assert held == 40 * len(HEADLINES)
+
+
 @pytest.mark.parametrize("replicates", [[np.nan, np.nan], [1.0, np.nan], []])
 def test_estimate_of_fewer_than_two_replicates_has_no_interval(replicates):
     estimate = Estimate.from_replicates(2.0, np.array(replicates), 7)

@@ -165,8 +165,23 @@ def test_untrusted_user_windows_are_analysed_and_flagged():
 
 def test_short_window_and_few_directions_are_flagged():
     result = analyse([power_law(100)], EPS, settings=AnalysisSettings(windows=((2, 7),), bootstrap=20))
-    assert any("the window is short (5 scales, 1.3 decades; 8 scales over 1.5 decades" in flag for flag in result.flags)
+    short = (
+        "the analysed window has 5 scales over 1.3 decades, where 8 over 1.5 are recommended; more radii within it and radii over"
+    )
+    assert any(flag.startswith(short) for flag in result.flags)
     assert "few directions (100; 256 are recommended)" in result.flags
+
+
+def test_a_short_window_is_flagged_with_what_would_help():
+    def help_of(radii, window):
+        flags = analyse(
+            [power_law()[: len(radii)]], np.array(radii), settings=AnalysisSettings(windows=(window,), bootstrap=20)
+        ).flags
+        return [flag.partition("; ")[2] for flag in flags if "the analysed window has" in flag]
+
+    assert help_of(EPS, (0, 10)) == []
+    assert help_of(np.geomspace(1e-3, 1e-1, 4), (0, 4)) == ["more radii within it would make its exponents steadier"]
+    assert help_of(np.geomspace(1e-2, 1e-1, 9), (0, 9)) == ["radii over a wider range would make its exponents steadier"]
 
 
 def sign_flags(negative_shares):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
+from fastscape.reports.result import Measured
 
 RADII = tuple(np.logspace(-3, -1, 8))
 QUICK = fs.AnalysisSettings(bootstrap=50, permutations=99)
@@ -191,6 +192,47 @@ def _calm(model):
     return other
 
 
+def test_a_second_ctrl_c_leaves_out_the_analysis_and_keeps_the_evaluations(digits, untouched, monkeypatch, tmp_path):
+    model = Fragile(KeyboardInterrupt, 150)
+    objective = fs.Objective(model, digits, criterion=F.cross_entropy)
+    analyse = Measured.analyse
+
+    def stop(self, settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Measured, "analyse", stop)
+    with untouched(model):
+        result = fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, path="loop")
+    monkeypatch.setattr(Measured, "analyse", analyse)
+    assert result.meta["stop_reason"] == "interrupted"
+    assert result.directions > 0
+    assert not result.analysed
+    assert "No multifractal numbers: the analysis was stopped" in result.verdict()
+    whole = fs.load(result.save(tmp_path / "stopped")).reanalyse()
+    assert whole.analysed
+    assert whole.analysis.estimates == result.measured.analyse(QUICK).estimates
+
+
+def test_ctrl_c_during_the_analysis_makes_it_quicker_and_a_second_one_leaves_it_out(tanh_objective, monkeypatch):
+    analyse, calls = Measured.analyse, []
+
+    def stopped(self, settings):
+        calls.append(settings.bootstrap)
+        if len(calls) <= stops:
+            raise KeyboardInterrupt
+        return analyse(self, settings)
+
+    monkeypatch.setattr(Measured, "analyse", stopped)
+    slow = fs.AnalysisSettings(bootstrap=2000, permutations=99)
+    for stops, tried in ((1, [2000, 100]), (2, [2000, 100])):
+        calls.clear()
+        result = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=RADII, count=3), slow, path="loop")
+        assert calls == tried
+        assert result.directions == 12
+        assert result.meta["stop_reason"] == "interrupted"
+        assert result.analysed is (stops == 1)
+
+
 def test_ctrl_c_before_the_first_direction_is_ctrl_c(digits, untouched):
     model = Fragile(KeyboardInterrupt, 3)
     objective = fs.Objective(model, digits, criterion=F.cross_entropy)
@@ -261,6 +303,40 @@ def test_the_preset_is_the_published_protocol():
 def test_bad_settings_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         fs.ProbeSettings(**arguments)
+
+
+def test_what_is_no_objective_and_no_settings_is_named_before_any_work(tanh_net, tanh_objective, tmp_path):
+    missing = [tmp_path / "missing.pt"]
+    for probe in (lambda *given: fs.multifractal(*given), lambda objective, *rest: fs.trajectory(objective, missing, *rest)):
+        with pytest.raises(
+            TypeError, match=r"objective must be a fastscape.Objective, got Sequential; .*fs.Objective\(model, data"
+        ):
+            probe(tanh_net)
+        with pytest.raises(
+            TypeError, match=r"probe must be a fastscape.ProbeSettings, got dict; write fs.ProbeSettings\(\*\*settings"
+        ):
+            probe(tanh_objective, {"count": 4})
+        with pytest.raises(
+            TypeError, match=r"probe must be a fastscape.ProbeSettings, got int; write fs.ProbeSettings\(name=value"
+        ):
+            probe(tanh_objective, 0)
+        with pytest.raises(TypeError, match=r"probe must be a fastscape.ProbeSettings, got AnalysisSettings"):
+            probe(tanh_objective, QUICK)
+        with pytest.raises(TypeError, match=r"analysis must be a fastscape.AnalysisSettings, got dict"):
+            probe(tanh_objective, None, {})
+    with pytest.raises(TypeError, match=r"settings must be a fastscape.AnalysisSettings, got dict"):
+        fs.analyse([np.ones((4, 2))], np.arange(1.0, 5), settings={"bootstrap": 3})
+
+
+def test_a_missing_estimate_says_why(tanh_objective, tmp_path):
+    result = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=RADII, count=2), QUICK)
+    with pytest.raises(KeyError, match="estimates has no 'mtau': there are m_tau, m_tau_pos"):
+        result.analysis.estimates["mtau"]
+    narrow = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=(1e-3, 2e-3, 3e-3, 4e-3), count=2), QUICK)
+    for value in (narrow, fs.load(narrow.save(tmp_path / "narrow"))):
+        with pytest.raises(KeyError, match=r"estimates has no 'm_tau': the analysis has no numbers \(the longest run of trusted"):
+            value.analysis.estimates["m_tau"]
+        assert value.analysis.estimates.get("m_tau") is None
 
 
 def test_bad_windows_are_found_before_the_work(tanh_objective):

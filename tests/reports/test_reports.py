@@ -105,6 +105,16 @@ def test_a_missing_directory_is_named(result, tmp_path):
         result.save(tmp_path / "nowhere" / "r")
 
 
+def test_an_unwritable_place_is_named_without_the_temporary_file(result, tmp_path, monkeypatch):
+    def refuse(dir, prefix, suffix):
+        raise PermissionError(13, "Permission denied", f"{dir}/{prefix}abc{suffix}")
+
+    monkeypatch.setattr(storage.tempfile, "mkstemp", refuse)
+    with pytest.raises(PermissionError) as refused:
+        result.save(tmp_path / "r")
+    assert str(refused.value) == f"[Errno 13] Permission denied: '{tmp_path / 'r.npz'}'"
+
+
 def test_files_of_others_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.ones(3))
     (tmp_path / "text.npz").write_text("hello")
@@ -207,3 +217,116 @@ def test_pages_are_self_contained_escaped_and_leave_matplotlib_alone(result, tra
                 assert flag.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;") in page
     assert "&lt;broken &amp; co&gt;" in page
     assert dict(mpl.rcParams) == before
+
+
+# ---------------------------------------------------------------------- what the sentences lead with
+
+
+def responding(result, even):
+    """The same result with other even responses ``[banks, K, N]``."""
+    counts = np.full(even.shape[0], even.shape[2])
+    return dataclasses.replace(
+        result, measured=dataclasses.replace(result.measured, even=even, odd=even, counts=counts)
+    ).reanalyse()
+
+
+def scaled(result, directions, noise=0.0):
+    """Even responses |g| eps^2 (1 + noise g') of two banks."""
+    rng = np.random.default_rng(0)
+    size = np.abs(rng.standard_normal((2, 1, directions))) * np.array(RADII)[:, None] ** 2
+    return size * (1 + noise * rng.standard_normal((2, len(RADII), directions)))
+
+
+def test_sentences_lead_with_moments_that_exist(result):
+    """Responses that change sign have no negative moments: M_tau over all q is not what to say first."""
+    calm, mixed = (responding(result, scaled(result, 40, noise)) for noise in (0.1, 3.0))
+    assert not any("change sign" in flag for flag in calm.flags)
+    assert any("moments q <= -1 do not exist" in flag for flag in mixed.flags)
+    for value, word in ((calm, "M_tau = "), (mixed, "M_tau on q > 0 = ")):
+        assert re.search(r"M_tau[^,;]* = ", value.verdict())[0] == word
+    assert "moments q <= -1 do not exist" in mixed.verdict()
+    along = fs.TrajectoryResult((calm, mixed), result.meta)
+    positive = [tables.number(point.analysis.estimates["m_tau_pos"].value) for point in along.points]
+    assert f"M_tau on q > 0 goes {positive[0]} -> {positive[1]}" in along.verdict()
+    assert "moments q <= -1 do not exist in 1." in along.verdict()
+    assert "M_tau goes" in fs.TrajectoryResult((calm, calm), result.meta).verdict()
+    few = mixed.reanalyse(q=(-2, -1, 1, 2))
+    assert "c2 goes" in fs.TrajectoryResult((few, few), result.meta).verdict()
+
+
+def test_the_page_of_a_trajectory_shows_flags_and_positive_moments_before_the_sections(trajectory, tmp_path):
+    page = write_html(trajectory, tmp_path / "page.html").read_text()
+    top = page[: page.index("<details")]
+    for flag in tables.shared_flags(trajectory):
+        assert flag.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;") in top
+    assert "M_tau, q &gt; 0 [95 %]" in top
+    for point in trajectory.points:
+        assert tables.interval(point.analysis.estimates["m_tau_pos"]) in top
+
+
+def test_nothing_is_called_quadratic_by_fewer_than_ten_directions(result):
+    few, enough = (responding(result, scaled(result, directions)) for directions in (4, 5))
+    assert enough.analysis.quadratic
+    assert "the loss is quadratic at these scales" in enough.verdict()
+    assert not few.analysis.quadratic
+    assert few.verdict().startswith("Too few directions to tell, 10 are the least: mean h = 2.00")
+    along = fs.TrajectoryResult((few, enough), result.meta)
+    assert "the loss is quadratic in 1, 1 with too few directions to tell" in along.verdict()
+    assert "2 with too few directions to tell" in fs.TrajectoryResult((few, few), result.meta).verdict()
+    assert "the loss is quadratic" not in fs.TrajectoryResult((few, few), result.meta).verdict()
+
+
+def test_a_trajectory_fits_a_terminal_of_80_columns(trajectory):
+    """A row per checkpoint on one line, the headline whole; from 120 columns nothing is left out."""
+    for width in (80, 100):
+        text = tables.as_text(tables.trajectory_table(trajectory), width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "left out below 120 columns: " in text
+        for point in trajectory.points:
+            row = next(line for line in text.splitlines() if point.name in line)
+            assert tables.interval(point.analysis.estimates["m_tau"]) in row
+            assert tables.p_text(point.analysis.p_value) in row
+            assert row.rstrip(" │").endswith(str(point.directions))
+    for width in (120, 150):
+        text = tables.as_text(tables.trajectory_table(trajectory), width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "left out" not in text
+        assert all(word in text for word in ("accuracy", "decades", "||w||"))
+
+
+def test_repr_is_one_line(result, trajectory, broken):
+    for value in (
+        result,
+        trajectory,
+        broken,
+        result.measured,
+        result.analysis,
+        result.analysis.pooled[0][0],
+        result.analysis.tau,
+    ):
+        text = repr(value)
+        assert "\n" not in text
+        assert len(text) < 500, text
+        assert type(value).__name__ in text
+    estimate = tables.interval(result.analysis.estimates["m_tau_pos"])
+    assert repr(result).startswith(f"<MultifractalResult 'step30': 32 directions at 8 scales, M_tau on q > 0 = {estimate}, ")
+    assert repr(trajectory) == "<TrajectoryResult 'step0' .. 'step30': 3 checkpoints, 96 directions>"
+    assert "no multifractal numbers (no scale is trusted" in repr(broken)
+    assert "even=[2, 8, 16]" in repr(result.measured)
+
+
+def test_one_of_a_thing_is_singular(result):
+    meta = result.meta | {"batches": 1, "samples": 1.0}
+    text = dataclasses.replace(result, meta=meta).summary()
+    assert "1 term in 1 batch " in text
+    assert "32 in 2 banks" in text
+    single = dataclasses.replace(
+        result.measured,
+        even=result.measured.even[:1, :, :1],
+        odd=result.measured.odd[:1, :, :1],
+        counts=np.array([1]),
+        batches=result.measured.batches[:1],
+    )
+    one = dataclasses.replace(result, measured=single).reanalyse()
+    assert "1 in 1 bank " in one.summary()
+    assert repr(one).startswith("<MultifractalResult 'step30': 1 direction at 8 scales, no multifractal numbers")

@@ -1,0 +1,124 @@
+"""What a criterion, a loss and a weight must be, and how many terms a criterion averages over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.loss import _Loss
+
+from fastscape._batches import tensors_of
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+_COMPARING = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.poisson_nll_loss)
+_COMPARING_FORWARDS = {kind.forward for kind in (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)}
+
+
+def checked_criterion(criterion: Any) -> Criterion:
+    """The criterion, with its shapes guarded where it compares outputs and targets element by element.
+
+    Raises:
+        TypeError: a name or a class in place of a function or module.
+        ValueError: not a mean.
+    """
+    if isinstance(criterion, type):
+        raise TypeError(f"criterion must be an instance, got the class {criterion.__name__}; write {criterion.__name__}()")
+    if not callable(criterion):
+        raise TypeError(
+            f"criterion must be a function or module of (outputs, targets), got {criterion!r}; pass such as "
+            "torch.nn.functional.cross_entropy itself"
+        )
+    if getattr(criterion, "reduction", "mean") != "mean":
+        raise ValueError(f"criterion must be a mean over the batch, got reduction={criterion.reduction!r}; use reduction='mean'")
+    if isinstance(criterion, partial) and criterion.func in _COMPARING and not criterion.args:
+        return partial(_SameShape(criterion.func), **criterion.keywords)
+    if criterion in _COMPARING or (isinstance(criterion, nn.Module) and type(criterion).forward in _COMPARING_FORWARDS):
+        return _SameShape(criterion)
+    return criterion  # type: ignore[no-any-return]
+
+
+def checked_loss(loss: Any) -> Callable[..., Tensor]:
+    """A loss of (model, batch).
+
+    Raises:
+        TypeError: a name, a class, or a criterion of (outputs, targets).
+    """
+    named = getattr(loss, "__name__", type(loss).__name__)
+    if isinstance(loss, _Loss) or getattr(loss, "__module__", "") == "torch.nn.functional":
+        raise TypeError(f"loss must be a function of (model, batch), got {named} of (outputs, targets); pass it as criterion=")
+    if isinstance(loss, type) or not callable(loss):
+        raise TypeError(f"loss must be a function of (model, batch), got {loss!r}; use loss=lambda model, batch: ...")
+    return loss  # type: ignore[no-any-return]
+
+
+class _SameShape(nn.Module):
+    """An element-wise criterion that refuses to compare every output with every target."""
+
+    def __init__(self, criterion: Criterion) -> None:
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, outputs: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        if isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.shape != targets.shape:
+            _refuse_outer(outputs.shape, targets.shape)
+        return self.criterion(outputs, targets, **options)
+
+
+def _refuse_outer(outputs: torch.Size, targets: torch.Size) -> None:
+    """Raise where broadcasting repeats both sides; where it repeats one, the mean is that of the larger."""
+    try:
+        joint = torch.broadcast_shapes(outputs, targets)  # type: ignore[no-untyped-call]
+    except RuntimeError:  # the criterion says so itself
+        return
+    if joint not in (outputs, targets):
+        raise ValueError(
+            f"criterion must compare outputs and targets of one shape, got outputs {tuple(outputs)} and targets "
+            f"{tuple(targets)}, which broadcast to {tuple(joint)}: every output would meet every target; use "
+            "targets.unsqueeze(-1), or squeeze the outputs"
+        )
+
+
+def criterion_options(criterion: Any) -> tuple[bool, int, Tensor | None]:
+    """Whether a criterion averages over class targets as cross-entropy does, its ignored target, and its class weights."""
+    keywords = criterion.keywords if isinstance(criterion, partial) else {}
+    function = criterion.func if isinstance(criterion, partial) else criterion
+    classes = function in (F.cross_entropy, F.nll_loss) or isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss))
+    ignored = keywords.get("ignore_index", getattr(criterion, "ignore_index", -100))
+    weight = keywords.get("weight", getattr(criterion, "weight", None) if classes else None)
+    return classes, int(ignored), weight
+
+
+def terms(criterion: Criterion, targets: Any) -> float:
+    """Number of terms in the mean that ``criterion`` takes over ``targets``."""
+    if not isinstance(targets, Tensor):
+        first = next(tensors_of(targets), None)
+        return float(first.shape[0]) if first is not None and first.ndim else 1.0
+    classes, ignored, class_weight = criterion_options(criterion)
+    if classes and targets.is_floating_point():  # probabilities [B, classes, ...]: one term per distribution
+        return targets.numel() / targets.shape[1] if targets.ndim > 1 else 1.0
+    if not classes:
+        if not targets.is_floating_point() and targets.numel() and bool((targets < 0).any()):
+            raise ValueError(
+                "criterion hides which targets it ignores, got negative ones; pass weight=lambda batch: n, the number of terms "
+                "in a batch's mean"
+            )
+        return float(targets.numel())
+    kept = targets[targets != ignored]
+    return float(kept.numel() if class_weight is None else class_weight.to(kept.device)[kept].double().sum())
+
+
+def weight_of(weight: Callable[[Any], Any], batch: Any, index: int) -> float:
+    """What a user's ``weight`` returns, as a float."""
+    value = weight(batch)
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:60]
+        raise ValueError(
+            f"weight must return the number of terms in a batch's mean, got {found} for data[{index}]; use weight=lambda batch: n"
+        ) from error

@@ -1,0 +1,78 @@
+"""Ctrl-C on the command line: quiet while torch loads; then it ends a run with what is known, and a second one at once.
+
+Importing this module is the first thing the package does, and arms the quiet part where the process is the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+EXIT_INTERRUPTED = 130
+_FINISHING = b"\nfinishing: analysing and saving what is known; Ctrl-C again stops at once\n"
+
+
+class Interrupts:
+    """SIGINT and SIGTERM of a run, as a context manager.
+
+    The first says on stderr that the run is being finished. The first two raise KeyboardInterrupt while work is done, the
+    second alone in :meth:`second_stops`; after :meth:`hold`, while files are written, they are only counted. A third does
+    nothing, because what is then left takes milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._count, self._raising = 0, 1.0  # signals so far, and the number of the first that raises
+
+    def __enter__(self) -> Interrupts:
+        self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def hold(self) -> None:
+        """Let what follows end."""
+        self._raising = math.inf
+
+    @contextlib.contextmanager
+    def second_stops(self) -> Iterator[None]:
+        """A block that the second signal ends with KeyboardInterrupt, also when it came before."""
+        self._raising = 2
+        try:
+            if self._count > 1:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._raising = math.inf
+
+    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count == 1:
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # not print, which may be what was interrupted
+                os.write(sys.stderr.fileno(), _FINISHING)
+        if self._raising <= self._count < 3:
+            raise KeyboardInterrupt
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    os._exit(EXIT_INTERRUPTED)  # an exception would show a traceback, or become the ImportError of a half-loaded library
+
+
+def _is_command() -> bool:
+    """Whether the process is ``fastscape`` or ``python -m fastscape``, whose imports take seconds."""
+    started = sys.argv[0] if sys.argv else ""
+    if started == "-m":  # as long as Python looks for the module
+        return any(argument.split(".")[0] == "fastscape" for argument in sys.orig_argv)
+    return Path(started).stem == "fastscape"
+
+
+if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, _leave)
