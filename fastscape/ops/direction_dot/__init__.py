@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastscape.ops import _checks, _native
+from fastscape.ops import _checks, _native, _triton
 from fastscape.ops._registry import Kernel, define
 from fastscape.ops.direction import signed
 from fastscape.ops.direction.reference import Distribution
@@ -74,6 +74,7 @@ _OPERATOR = define(
     check=_check,
     kernels={
         "CPU": Kernel(_native_kernel if _native.library.available else None, "C++", _native.library.reason),
+        "CUDA": _triton.kernel("fastscape.ops.direction_dot.triton", "direction_dot"),
     },
 )
 

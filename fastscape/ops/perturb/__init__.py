@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape.ops import _checks, _native
+from fastscape.ops import _checks, _cuda, _native, _triton
 from fastscape.ops._registry import Kernel, define
 from fastscape.ops.direction import signed
 from fastscape.ops.direction.reference import Distribution
@@ -84,6 +84,9 @@ _OPERATOR = define(
     check=_check,
     kernels={
         "CPU": Kernel(_native_kernel if _native.library.available else None, "C++", _native.library.reason),
+        "CUDA": _triton.kernel("fastscape.ops.perturb.triton", "perturb")
+        if _triton.AVAILABLE
+        else _cuda.kernel("fastscape.ops.perturb.cuda", "perturb", "cuda/perturb.cu"),
     },
 )
 

@@ -1,0 +1,131 @@
+"""The C++ library: what happens where it is missing, broken or of another version, and that switching it off changes no bit."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastscape.ops import _native
+from fastscape.ops.direction.reference import draw
+
+ROOT = Path(__file__).parents[2]
+COMPILER = shutil.which("g++")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no g++")
+needs_library = pytest.mark.skipif(not _native.library.available, reason=_native.library.reason)
+
+
+def compiled(folder, source, *flags, name="library.so"):
+    """Compile C++ text to a file in ``folder``."""
+    text, target = folder / "source.cpp", folder / name
+    text.write_text(source)
+    subprocess.run([COMPILER, "-std=c++17", f"-I{ROOT / 'csrc'}", *flags, str(text), "-o", str(target)], check=True)
+    return target
+
+
+def test_a_library_that_was_not_built_is_silent_unless_required(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = _native.load(tmp_path / "_native.so", mode="")
+    assert not found.available
+    assert found.reason == "_native.so was not built (no C++ compiler at installation?)"
+    with pytest.raises(ImportError, match="FASTSCAPE_NATIVE=require, but _native.so was not built"):
+        _native.load(tmp_path / "_native.so", mode="require")
+
+
+def test_a_corrupt_file_warns_once_with_its_name(tmp_path):
+    path = tmp_path / "_native.so"
+    path.write_bytes(b"not a library")
+    with pytest.warns(RuntimeWarning, match=rf"{re.escape(str(path))} cannot be used: .*the PyTorch references answer instead"):
+        assert not _native.load(path, mode="").available
+    with pytest.raises(ImportError, match="cannot be used"):
+        _native.load(path, mode="require")
+
+
+@needs_compiler
+def test_another_abi_version_and_a_missing_symbol_warn(tmp_path):
+    other = compiled(tmp_path, 'extern "C" int fastscape_abi() { return 99; }', "-shared", "-fPIC")
+    with pytest.warns(RuntimeWarning, match=f"has ABI version 99, this package needs {_native.ABI}: reinstall fastscape"):
+        assert not _native.load(other, mode="").available
+    bare = f'extern "C" int fastscape_abi() {{ return {_native.ABI}; }}'
+    with pytest.warns(RuntimeWarning, match="cannot be used: .*fastscape_perturb"):
+        assert not _native.load(compiled(tmp_path, bare, "-shared", "-fPIC", name="bare.so"), mode="").available
+
+
+def test_zero_turns_it_off():
+    assert _native.load(mode="0").reason == "turned off by FASTSCAPE_NATIVE=0"
+
+
+def test_the_abi_numbers_agree():
+    declared = re.search(r"constexpr int ABI = (\d+);", (ROOT / "csrc" / "cpu" / "api.h").read_text())
+    assert int(declared[1]) == _native.ABI
+
+
+@needs_library
+def test_an_unknown_instruction_set_is_refused():
+    with pytest.raises(ValueError, match="isa must be one of baseline, avx2, avx512, got 'neon'"):
+        _native.library.set_isa("neon")
+
+
+@needs_compiler
+@pytest.mark.parametrize("optimisation", ["-O0", "-O3"])
+def test_the_shared_header_gives_the_reference_bits(tmp_path, optimisation):
+    source = """
+    #include "philox.h"
+    #include <cstdio>
+    int main() {
+      for (uint32_t q = 0; q < 5000; ++q) {
+        const fastscape::Normals n = fastscape::normals(q, 3, 1234567, 0, 99, 7);
+        const float values[4] = {n.x, n.y, n.z, n.w};
+        fwrite(values, 4, 4, stdout);
+      }
+      for (uint32_t e = 0; e < 5000; ++e) {
+        const float sign = fastscape::sign_of(fastscape::philox(e / 128, 3, 1234567, 0, 99, 7), e);
+        fwrite(&sign, 4, 1, stdout);
+      }
+    }"""
+    program = compiled(tmp_path, source, optimisation, "-ffp-contract=off", "-fno-math-errno", name="program")
+    values = torch.frombuffer(bytearray(subprocess.run([program], capture_output=True, check=True).stdout), dtype=torch.float32)
+    seed = 99 | 7 << 32
+    assert torch.equal(values[:20_000], draw(seed, 3, [1234567], [20_000])[0])
+    assert torch.equal(values[20_000:], draw(seed, 3, [1234567], [5000], "rademacher")[0])
+
+
+PROBE = """
+import hashlib, torch, fastscape as fs
+from fastscape import zoo
+from fastscape.ops import _native
+from torch.nn import functional as F
+if _native.library.available:
+    assert _native.library.set_isa("{isa}") == "{isa}"
+torch.manual_seed(0)
+digest = hashlib.sha256()
+for normalize, distribution in (("tensor", "gaussian"), ("filter", "rademacher"), ("element", "gaussian")):
+    for path in ("loop", "vmap"):
+        objective = fs.Objective(zoo.mlp(activation="tanh"), zoo.digits(samples=64), criterion=F.cross_entropy)
+        directions = fs.Directions(objective, 3, seed=2**63 + 1, normalize=normalize, distribution=distribution)
+        found = fs.responses(objective, directions, [1e-4, 1e-2], path=path)
+        digest.update(found.even.tobytes() + found.odd.tobytes())
+        digest.update(b"".join(t.numpy().tobytes() for t in directions[2].values()))
+print(digest.hexdigest())
+"""
+
+
+@needs_library
+def test_the_probe_has_the_same_bits_with_every_instruction_set_and_without():
+    """One digest over responses and directions of three normalisations, both paths and both distributions."""
+    digests = {}
+    isas = [isa for isa in _native.ISAS if _native.ISAS.index(isa) <= _native.ISAS.index(_native.library.isa)]
+    for name, isa, mode in [("off", "baseline", "0"), *((isa, isa, "require") for isa in isas)]:
+        environment = os.environ | {"FASTSCAPE_NATIVE": mode, "OMP_NUM_THREADS": "1"}
+        run = subprocess.run(
+            [sys.executable, "-c", PROBE.format(isa=isa)], env=environment, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr
+        digests[name] = run.stdout.strip()
+    assert len(set(digests.values())) == 1, digests
