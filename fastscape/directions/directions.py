@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastscape._checks import integer
 from fastscape.directions.normalise import Normaliser, OneD, Rule, ZeroNorm
-from fastscape.objective import Objective, matched_state
+from fastscape.objective import Objective, checked_objective, matched_state
 from fastscape.ops import Distribution, Norms, direction, tensor_ids
 
 Scale = Literal["unit", "relative", "none"]
@@ -68,6 +68,7 @@ class Directions:
         zero_norm: ZeroNorm = "skip",
         filter_dim: Mapping[str, int] | None = None,
     ) -> None:
+        checked_objective(objective)
         if distribution not in get_args(Distribution):
             raise ValueError(f"distribution must be 'gaussian' or 'rademacher', got {distribution!r}")
         count, seed = integer("count", count, 1, 2**32 + 1), integer("seed", seed, 0, 2**64)
@@ -122,6 +123,7 @@ class Directions:
         Raises:
             ValueError: unknown names, wrong shapes, or a direction that is zero or not finite.
         """
+        checked_objective(objective)
         rows = [tensors] if isinstance(tensors, Mapping) else list(tensors)
         if not rows:
             raise ValueError("tensors must hold at least one direction, got none")

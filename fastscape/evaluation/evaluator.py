@@ -20,7 +20,7 @@ from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.paths import LoopPath, Path, VmapPath
-from fastscape.objective import Objective
+from fastscape.objective import Objective, checked_objective
 
 PathName = Literal["loop", "vmap"]
 _TRIAL_POINTS = 6  # loop evaluations in a trial: the median of few is enough to tell 1.2x
@@ -74,6 +74,7 @@ class Evaluator:
         gate: bool = True,
         trial: float = math.inf,
     ) -> None:
+        checked_objective(objective)
         if not isinstance(path, PathChoice) and path not in (None, *get_args(PathName)):
             raise ValueError(f"path must be 'loop', 'vmap' or None to measure both, got {path!r}")
         if memory is not None and memory <= 0:

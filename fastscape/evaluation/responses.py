@@ -111,7 +111,7 @@ def warn_if_noise(precision: str, radii: NDArray[np.float64], trusted: NDArray[n
             f"precision={precision!r}: {len(lost)} of {len(radii)} radii ({lost.min():.1e} .. {lost.max():.1e}) are rounding "
             "noise on this model; use precision='float64'",
             PrecisionWarning,
-            stacklevel=2,
+            stacklevel=3,  # the caller of fs.responses
         )
 
 

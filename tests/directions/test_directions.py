@@ -187,6 +187,12 @@ def test_bad_arguments_are_named(objective, arguments, message):
         fs.Directions(objective, **arguments)
 
 
+def test_a_model_is_no_objective(net):
+    for call in (lambda: fs.Directions(net), lambda: fs.Directions.given(net, {}), lambda: fs.losses(net, None, [0.1])):
+        with pytest.raises(TypeError, match="objective must be a fastscape.Objective, got Sequential"):
+            call()
+
+
 def test_bad_given_directions_are_named(objective):
     for tensors, message in (
         ({"nope": torch.ones(1)}, "'nope', which is not a probed parameter"),
