@@ -1,5 +1,6 @@
 """Builds the native library: a plain C-ABI shared library that needs neither torch nor Python headers, loaded with ctypes.
 
+The CUDA C sources are shipped as they are: NVRTC compiles them at run time.
 No compiler, or a failed compilation, still installs: the pure-PyTorch references answer and ``fastscape status`` says so.
 ``FASTSCAPE_NATIVE=require`` makes a failed build an error (CI), ``FASTSCAPE_NATIVE=0`` skips it.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", *(["-DFS_X86"] if X86 else [])]
@@ -24,6 +26,7 @@ SOURCES = {"csrc/cpu/library.cpp": [], "csrc/cpu/isa_baseline.cpp": []}
 if X86:
     SOURCES |= {"csrc/cpu/isa_avx2.cpp": AVX2, "csrc/cpu/isa_avx512.cpp": AVX512}
 HEADERS = sorted(str(path) for pattern in ("*.h", "cpu/*.h", "cpu/*.inc") for path in Path("csrc").glob(pattern))
+COMPILED_AT_RUN_TIME = ["csrc/philox.h", *sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))]
 MODE = os.environ.get("FASTSCAPE_NATIVE", "")
 
 
@@ -61,6 +64,17 @@ class NativeLibrary(build_ext):
         return [path for path in super().get_outputs() if Path(path).exists()]
 
 
+class WithSources(build_py):
+    """Ship what is compiled at run time as ``fastscape/csrc``; an editable install finds it in the checkout."""
+
+    def run(self):
+        super().run()
+        for source in [] if self.editable_mode else COMPILED_AT_RUN_TIME:
+            target = Path(self.build_lib, "fastscape", source)
+            self.mkpath(str(target.parent))
+            self.copy_file(source, str(target))
+
+
 class AnyPython(bdist_wheel):
     """One wheel for every Python: ``py3-none-<platform>``."""
 
@@ -70,5 +84,5 @@ class AnyPython(bdist_wheel):
 
 setup(
     ext_modules=[Extension("fastscape._native", sources=list(SOURCES), depends=HEADERS, optional=MODE != "require")],
-    cmdclass={"build_ext": NativeLibrary, "bdist_wheel": AnyPython},
+    cmdclass={"build_py": WithSources, "build_ext": NativeLibrary, "bdist_wheel": AnyPython},
 )

@@ -17,6 +17,8 @@ assert fs.__file__.startswith({folder!r}), fs.__file__
 data = [(torch.ones(2, 4), torch.tensor([0, 2]))]
 objective = fs.Objective(torch.nn.Linear(4, 3), data, criterion=torch.nn.functional.cross_entropy)
 print(fs.losses(objective, fs.Directions(objective, 2), [0.0, 0.1]).shape, fs.status().native or fs.status().native_reason)
+from fastscape.ops import _cuda
+print(_cuda.source("cuda/perturb.cu"))
 """
 
 
@@ -67,8 +69,17 @@ def test_the_build_needs_no_torch():
 def test_with_a_compiler_one_wheel_carries_the_library(tmp_path):
     wheel = built(tmp_path, FASTSCAPE_NATIVE="require")
     assert "-py3-none-linux_" in wheel.name
-    assert (tmp_path / "installed" / "fastscape" / "_native.so").exists()
-    assert "torch.Size([2, 2])" in answer(tmp_path, FASTSCAPE_NATIVE="require")
+    package = tmp_path / "installed" / "fastscape"
+    assert (package / "_native.so").exists()
+    printed = answer(tmp_path, FASTSCAPE_NATIVE="require")
+    assert "torch.Size([2, 2])" in printed
+    assert str(package / "csrc" / "cuda" / "perturb.cu") in printed
+
+
+def test_the_wheel_carries_the_sources_that_are_compiled_at_run_time(tmp_path):
+    with zipfile.ZipFile(built(tmp_path, FASTSCAPE_NATIVE="0")) as wheel:
+        shipped = {name.removeprefix("fastscape/") for name in wheel.namelist() if name.startswith("fastscape/csrc/")}
+    assert shipped == {"csrc/philox.h", *(f"csrc/cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob("*.cu"))}
 
 
 def test_without_a_compiler_the_references_answer(tmp_path):
