@@ -99,15 +99,19 @@ class Replica:
         return value, outputs
 
     def loss(self) -> Tensor:
-        """L at the scratch parameters: float64, 0-dim, on the device (no synchronisation)."""
+        """L at the scratch parameters, 0-dim, on the device (no synchronisation).
+
+        float64 over several batches; over a single one it is the batch's mean as the model computed it, which needs no further
+        rounding.
+        """
         self.evaluations += 1
-        first = self.batch_loss(0)[0].to(
-            torch.float64, copy=self.objective.criterion is None
-        )  # a user's loss may keep its result
+        first = self.batch_loss(0)[0]
+        if self.objective.criterion is None:
+            first = first.clone()  # a user's loss may keep the tensor that it returns, and change it
         if len(self.batches) == 1:
             return first
         weights = self.objective.batch_weights
-        total = first * weights[0]
+        total = first.double() * weights[0]
         for index in range(1, len(weights)):
             total.add_(self.batch_loss(index)[0].double() * weights[index])
         return total / self.objective.samples
@@ -115,7 +119,10 @@ class Replica:
     def gradient(self) -> list[Tensor]:
         """Gradient of L at the scratch parameters; zeros for parameters that the loss does not use."""
         parameters = dict(self.module.model.named_parameters())
-        moved = [parameters[name].requires_grad_(True) for name in self.objective.names]
+        moved = [parameters[name] for name in self.objective.names]
+        before = [parameter.requires_grad for parameter in moved]
+        for parameter in moved:
+            parameter.requires_grad_(True)
         total = [torch.zeros_like(tensor) for tensor in moved]
         with torch.enable_grad():
             for index, weight in enumerate(self.objective.batch_weights):
@@ -123,8 +130,8 @@ class Replica:
                 for sum_, part in zip(total, parts, strict=True):
                     if part is not None:
                         sum_.add_(part.detach(), alpha=weight / self.objective.samples)
-        for tensor in moved:
-            tensor.requires_grad_(False)
+        for parameter, wanted in zip(moved, before, strict=True):
+            parameter.requires_grad_(wanted)
         return total
 
     def buffers(self) -> dict[str, Tensor]:
@@ -154,7 +161,7 @@ def _private_copy(objective: Objective, dtype: torch.dtype) -> nn.Module:
         else:
             source = tensor if state is None else state[name]
             data = source.detach().to(objective.device, dtype if source.is_floating_point() else None)
-        memo[id(tensor)] = nn.Parameter(data, requires_grad=False)
+        memo[id(tensor)] = nn.Parameter(data, requires_grad=tensor.requires_grad)  # torch picks kernels by it: matmul folds
     for module in model.modules():
         for value in tensors_of(list(vars(module).values())):
             if not value.is_leaf:  # e.g. the product that weight_norm caches, or stored activations

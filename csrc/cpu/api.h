@@ -47,7 +47,7 @@ struct PerturbTask {
   const int64_t *block_ends;    // [size] cumulative numbers of blocks of BLOCK elements
 };
 
-// sums[k size + t] = sum_e v_t[e] z_k,t[e] with v = weights, or z itself where weights is null
+// sums[k size + t] = sum_e v_t[e] z_k,t[e] with v = weights, or z itself where weights is null; raw directions are float32
 struct DotTask {
   Segments segments;
   Noise noise;

@@ -210,9 +210,15 @@ class Directions:
         """Whether a direction is its raw noise times one number per piece of a parameter, which is what the kernels take."""
         return self._given is None and self.normaliser.separable
 
-    def scales(self, index: int) -> NDArray[np.float64]:
-        """What each piece of raw direction ``index`` is multiplied by, ``[sum(normaliser.pieces)]``; for separable directions."""
-        return self.normaliser.factors(self._piece_squares(index), self.scale)[0]
+    def scales(self, index: int, piece_squares: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """What each piece of raw direction ``index`` is multiplied by, ``[sum(normaliser.pieces)]``; for separable directions.
+
+        Args:
+            index: of the direction.
+            piece_squares: sums of squares of its pieces, where the caller has them.
+        """
+        known = self._piece_squares(index) if piece_squares is None else piece_squares
+        return self.normaliser.factors(known, self.scale)[0]
 
     def length(self, index: int) -> float:
         """||d|| of direction ``index``."""

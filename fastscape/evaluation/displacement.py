@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscape.directions import Directions
-from fastscape.ops import Distribution, Generation, Perturbation
+from fastscape.ops import Distribution, Generation, Perturbation, StoredNorms
 
 STORED_BYTES = 8 << 20  # of noise kept for all radii of a direction: adding from the cache beats generating again
 
@@ -31,6 +31,7 @@ class Displacement:
         self._base, self._scratch = list(base), list(scratch)
         self._kind: object = None
         self._generate: Generation | None = None
+        self._norms: StoredNorms | None = None
 
     def select(self, directions: Directions, index: int) -> None:
         """Make direction ``index`` the one that :meth:`write` moves along."""
@@ -42,9 +43,11 @@ class Displacement:
                 slot.copy_(step.reshape(-1))
             return
         assert directions.seed is not None
-        self._perturb.aim(directions.seed, index, directions.scales(index))
+        squares = None
         if self._generate is not None:
             self._generate(directions.seed, index)
+            squares = self._norms() if self._norms is not None else None
+        self._perturb.aim(directions.seed, index, directions.scales(index, squares))
 
     def write(self, radius: float) -> None:
         """Write ``w + radius d`` into the scratch tensors, fresh from the originals."""
@@ -53,7 +56,7 @@ class Displacement:
     def _prepare(self, directions: Directions) -> None:
         base, scratch = self._base, self._scratch
         separable, self._raw = directions.separable, None
-        self._generate = None
+        self._generate = self._norms = None
         if not separable or 4 * sum(tensor.numel() for tensor in base) <= STORED_BYTES:
             dtype = torch.float32 if separable or scratch[0].dtype != torch.float64 else torch.float64
             self._raw = [torch.empty(tensor.numel(), dtype=dtype, device=tensor.device) for tensor in base]
@@ -61,6 +64,7 @@ class Displacement:
             ids, pieces, kind = directions.ids, directions.normaliser.pieces, cast(Distribution, directions.distribution)
             if self._raw is not None:
                 self._generate = Generation(self._raw, ids, kind)
+                self._norms = StoredNorms(self._raw, pieces) if kind == "gaussian" else None  # of signs: the sizes
             self._perturb = Perturbation(base, [scratch], ids, groups=pieces, distribution=kind, raw=self._raw)
         else:
             self._perturb = Perturbation(base, [scratch], [0] * len(base), raw=self._raw)

@@ -48,7 +48,7 @@ class LoopPath:
         for index in indices:
             self._displacement.select(directions, index)
             rows.append(torch.stack([self._at(radius) for radius in radii]))
-        return torch.stack(rows).cpu() if rows else torch.empty(0, len(radii), dtype=torch.float64)
+        return torch.stack(rows).double().cpu() if rows else torch.empty(0, len(radii), dtype=torch.float64)
 
     def _at(self, radius: float) -> Tensor:
         if radius == 0:

@@ -5,11 +5,14 @@ The ops know no model. They take lists of tensors or flat buffers and cover all 
 """
 
 from fastscape.ops._status import Status, status
+from fastscape.ops.block_gram import block_gram
+from fastscape.ops.block_update import block_update
 from fastscape.ops.direction import Generation, direction
 from fastscape.ops.direction.reference import Distribution, tensor_ids
 from fastscape.ops.direction_dot import direction_dot
-from fastscape.ops.direction_norms import Norms, direction_norms
+from fastscape.ops.direction_norms import Norms, StoredNorms, direction_norms
 from fastscape.ops.perturb import Perturbation, perturb
+from fastscape.ops.perturbed_linear import perturbed_linear
 
 __all__ = [
     "Distribution",
@@ -17,10 +20,14 @@ __all__ = [
     "Norms",
     "Perturbation",
     "Status",
+    "StoredNorms",
+    "block_gram",
+    "block_update",
     "direction",
     "direction_dot",
     "direction_norms",
     "perturb",
+    "perturbed_linear",
     "status",
     "tensor_ids",
 ]

@@ -48,9 +48,41 @@ def perturb():
     yield _weights(torch.bfloat16), _ids(), 5, [1], _scales(1, 4), [1, 1, 1, 1], [0.5], torch.bfloat16, "gaussian"
 
 
+def _rows(count, length, dtype):
+    return torch.randn(count, length, generator=torch.Generator().manual_seed(count)).to(dtype)
+
+
+def block_gram():
+    """One and several rows, more than a block of columns, both dtypes, nothing."""
+    for dtype in (torch.float32, torch.float64):
+        yield _rows(3, 20_001, dtype), _rows(2, 20_001, dtype)
+        yield _rows(1, 7, dtype), _rows(5, 7, dtype)
+    yield _rows(2, 0, torch.float32), _rows(0, 0, torch.float32)
+
+
+def block_update():
+    """As for the products."""
+    for dtype in (torch.float32, torch.float64):
+        yield _rows(2, 20_001, dtype), _rows(3, 20_001, dtype), _rows(3, 2, torch.float64)
+        yield _rows(5, 7, dtype), _rows(1, 7, dtype), _rows(1, 5, torch.float64)
+
+
+def perturbed_linear():
+    """Shared and separate inputs, both distributions, all dtypes that kernels take, and a width that is no multiple of 4."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        eps, scales = _rows(2, 5, torch.float32), torch.tensor([0.5, 0.25], dtype=torch.float64)
+        x, weight = _rows(10, 128, dtype).reshape(2, 5, 128), _rows(6, 128, dtype)
+        yield x, weight, 7, 3, [0, 9], scales, eps, "gaussian"
+        yield x, weight, 7, 3, [0, 9], scales, eps, "rademacher"
+    yield _rows(5, 9, torch.float32).reshape(1, 5, 9), _rows(6, 9, torch.float32), 7, 3, [1], scales[:1], eps[:1], "gaussian"
+
+
 SAMPLES = {
+    "block_gram": block_gram,
+    "block_update": block_update,
     "direction": direction,
     "direction_dot": direction_dot,
     "direction_norms": direction_norms,
     "perturb": perturb,
+    "perturbed_linear": perturbed_linear,
 }

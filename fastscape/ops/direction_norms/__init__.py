@@ -14,6 +14,7 @@ from fastscape.ops._registry import Kernel, define
 from fastscape.ops.direction import signed
 from fastscape.ops.direction.reference import Distribution
 from fastscape.ops.direction_dot import NativeDots
+from fastscape.ops.direction_dot.reference import dots
 from fastscape.ops.direction_norms.reference import direction_norms as _reference
 
 
@@ -59,6 +60,34 @@ class Norms:
             return found
         ids, sizes, groups, distribution = self._arguments
         found = direction_norms(ids, seed, [index], sizes, groups, distribution)[0].cpu().numpy()
+        return found
+
+
+class StoredNorms:
+    """Sums of squares of stored directions: the bits that :class:`Norms` has for generated ones.
+
+    Args:
+        raw: T contiguous float32 tensors, read at every call.
+        groups: number of equal pieces of each tensor that get a sum of their own.
+    """
+
+    def __init__(self, raw: Sequence[Tensor], groups: Sequence[int]) -> None:
+        self._raw, self._groups = list(raw), list(groups)
+        self._native: NativeDots | None = None
+        if _native.library.available and all(tensor.device.type == "cpu" for tensor in self._raw):
+            sizes = [tensor.numel() for tensor in self._raw]
+            layout = _native.Layout([0] * len(sizes), sizes, groups, _native.SUM_BLOCK)
+            layout.use_raw(self._raw)
+            self._native = NativeDots(layout, 1, "gaussian")
+
+    def __call__(self) -> NDArray[np.float64]:
+        """float64 ``[sum(groups)]``."""
+        found: NDArray[np.float64]
+        if self._native is not None:
+            found = self._native(0, (0,))[0].copy()
+            return found
+        parts = [dots(z.reshape(1, -1), z.reshape(1, -1), n)[0] for z, n in zip(self._raw, self._groups, strict=True)]
+        found = torch.cat(parts).cpu().numpy()
         return found
 
 
