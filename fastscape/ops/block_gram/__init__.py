@@ -49,7 +49,9 @@ def _native_kernel(left: Tensor, right: Tensor) -> Tensor:
         partial=_native.address(partial),
     )
     _native.library.call("gram", task)
-    return torch.from_numpy(partial.sum(0))
+    out = torch.empty(left.shape[0], right.shape[0], dtype=torch.float64)
+    partial.sum(0, out=out.numpy())
+    return out
 
 
 _OPERATOR = define(
