@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow check bench noise format clean
+.PHONY: demo test kernels gpu package native slow check bench noise format clean
 
 demo: $(STAMP) ## train a small CNN on real digits, probe its checkpoints, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
@@ -12,6 +12,23 @@ demo: $(STAMP) ## train a small CNN on real digits, probe its checkpoints, write
 
 test: $(STAMP) ## the default test suite
 	$(BIN)/python -m pytest
+
+kernels: $(STAMP) ## tests of the kernels alone: contract, interpreter, compiled and simulated
+	$(BIN)/python -m pytest tests/ops tests/ptx
+
+gpu: $(STAMP) ## the comparisons that need a CUDA device
+	$(BIN)/python -m pytest tests/ops -m gpu
+
+package: $(STAMP) ## install beside the torch that is there, with a compiler and without; each takes seconds
+	rm -rf build dist
+	time env FASTSCAPE_NATIVE=require $(BIN)/python -m pip install --quiet --no-deps --target dist/native .
+	rm -rf build
+	time env FASTSCAPE_NATIVE= CC=absent CXX=absent $(BIN)/python -m pip install --quiet --no-deps --target dist/pure .
+	cd dist/native && FASTSCAPE_NATIVE=require $(CURDIR)/$(BIN)/python -m fastscape status
+	cd dist/pure && FASTSCAPE_NATIVE= $(CURDIR)/$(BIN)/python -m fastscape status
+
+native: $(STAMP) ## rebuild the native library after a change in csrc
+	FASTSCAPE_NATIVE=require $(BIN)/python setup.py --quiet build_ext --inplace
 
 slow: $(STAMP) ## tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -42,5 +59,5 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/cpu/*
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist demo fastscape/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -310,7 +310,7 @@ def native_task(
         outputs=address(outputs),
         out_type=TYPES[dtype],
         raw_float64=raw_float64,
-        streaming=int(layout.counts.sum()) * 4 * len(outputs) > STREAM_BYTES,
+        streaming=int(layout.counts.sum()) * dtype.itemsize * len(outputs) > STREAM_BYTES,
         block_ends=address(layout.block_ends),
     )
     return NativeTask(task, layout, indices, scales, steps, outputs)
