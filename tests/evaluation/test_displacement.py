@@ -63,16 +63,6 @@ def test_stored_and_regenerated_noise_and_both_paths_give_the_same_bits(replica,
             assert torch.equal(one, point[row])
 
 
-@pytest.mark.parametrize("rule", ["tensor", "filter", "element"])
-def test_the_native_library_changes_no_bit(replica, rule, monkeypatch):
-    directions = fs.Directions(replica.objective, 3, seed=7, normalize=rule)
-    with_kernels = written(replica, directions)
-    monkeypatch.setattr(_native, "library", _native.load(mode="0"))
-    without = written(replica, fs.Directions(replica.objective, 3, seed=7, normalize=rule))
-    for first, second in zip(with_kernels, without, strict=True):
-        assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_the_displacement_is_the_direction_times_the_radius(replica, rule):
     directions = fs.Directions(replica.objective, 3, seed=7, normalize=rule)
