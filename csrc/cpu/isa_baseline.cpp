@@ -1,5 +1,5 @@
-// Every x86-64 has SSE2; elsewhere the scalar code is left to the compiler.
-#if defined(__x86_64__)
+// Every x86-64 has SSE2; elsewhere (or with FS_SCALAR, for tests) the scalar code is left to the compiler.
+#if defined(__x86_64__) && !defined(FS_SCALAR)
 #define FS_WIDTH 4
 #else
 #define FS_WIDTH 1

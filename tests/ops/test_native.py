@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from ops.samples import SAMPLES
 
 from fastscape.ops import _native
+from fastscape.ops._registry import OPERATORS
 from fastscape.ops.direction.reference import draw
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +96,35 @@ def test_the_shared_header_gives_the_reference_bits(tmp_path, optimisation):
     seed = 99 | 7 << 32
     assert torch.equal(values[:20_000], draw(seed, 3, [1234567], [20_000])[0])
     assert torch.equal(values[20_000:], draw(seed, 3, [1234567], [5000], "rademacher")[0])
+
+
+@needs_compiler
+@needs_library
+@pytest.mark.parametrize("name", ["direction", "direction_norms", "direction_dot", "perturb", "block_gram", "block_update"])
+def test_the_scalar_code_of_other_processors_gives_the_reference(scalar_library, monkeypatch, name):
+    monkeypatch.setattr(_native, "library", scalar_library)
+    operator = OPERATORS[name]
+    for arguments in SAMPLES[name]():
+        found, expected = operator(*arguments), operator.reference(*arguments)
+        pairs = zip(found, expected, strict=True) if isinstance(found, (list, tuple)) else [(found, expected)]
+        for one, other in pairs:
+            if name.startswith("block"):
+                torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+            else:
+                assert torch.equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def scalar_library(tmp_path_factory):
+    """The library as it is built where there is no x86: without vector code of its own."""
+    target = tmp_path_factory.mktemp("scalar") / "_native.so"
+    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-DFS_SCALAR"]
+    sources = [str(ROOT / "csrc" / "cpu" / name) for name in ("library.cpp", "isa_baseline.cpp")]
+    subprocess.run([COMPILER, *flags, *sources, "-o", str(target)], check=True)
+    found = _native.load(target, mode="require")
+    assert found.isa == "baseline"
+    assert found.set_isa("avx2") == "baseline"
+    return found
 
 
 PROBE = """
