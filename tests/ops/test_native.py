@@ -8,13 +8,16 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ops.samples import SAMPLES
 
+from fastscape import ops
 from fastscape.ops import _native
 from fastscape.ops._registry import OPERATORS
 from fastscape.ops.direction.reference import draw
+from fastscape.ops.perturb.reference import displaced
 
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("g++")
@@ -96,6 +99,32 @@ def test_the_shared_header_gives_the_reference_bits(tmp_path, optimisation):
     seed = 99 | 7 << 32
     assert torch.equal(values[:20_000], draw(seed, 3, [1234567], [20_000])[0])
     assert torch.equal(values[20_000:], draw(seed, 3, [1234567], [5000], "rademacher")[0])
+
+
+@needs_library
+@pytest.mark.parametrize("isa", _native.ISAS)
+@pytest.mark.parametrize("dtype", _native.TYPES, ids=str)
+@pytest.mark.parametrize("weight", [torch.float32, torch.float64], ids=str)
+def test_results_written_around_the_caches_are_the_same(monkeypatch, isa, dtype, weight):
+    """Large results take other instructions; here small ones do, at every alignment of the first element."""
+    before = _native.library.isa
+    if _native.library.set_isa(isa) != isa:
+        pytest.skip(f"this processor has no {isa}")
+    monkeypatch.setattr(_native, "STREAM_BYTES", 0)
+    weights = torch.linspace(-1, 1, 5003, dtype=weight)
+    try:
+        for first in range(17):
+            part = weights[first:]
+            outputs = [torch.full((5003,), torch.nan, dtype=dtype)[first:] for _ in range(2)]
+            move = ops.Perturbation([part], [[outputs[0]], [outputs[1]]], [7])
+            move.aim(3, 5, np.array([0.5]))
+            move.write(0.25, -0.25)
+            expected = displaced(
+                part, draw(3, 5, [7], [len(part)])[0][None], torch.tensor([[0.5]]).double(), (0.25, -0.25), dtype
+            )[0]
+            assert all(torch.equal(one, other) for one, other in zip(outputs, expected, strict=True))
+    finally:
+        _native.library.set_isa(before)
 
 
 @needs_compiler

@@ -2,6 +2,7 @@ r"""Inner products :math:`\langle v_t, z_{k,t} \rangle` with random directions t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,7 +41,10 @@ def _native_kernel(
 
 
 class NativeDots:
-    """A prepared C++ call: products with the layout's weights, or of the directions with themselves where it has none."""
+    """A prepared C++ call: products with the layout's weights, or of the directions with themselves where it has none.
+
+    Threads may share it: ctypes lets go of the interpreter's lock while the kernel runs.
+    """
 
     def __init__(self, layout: _native.Layout, directions: int, distribution: str) -> None:
         self._layout = layout
@@ -57,13 +61,15 @@ class NativeDots:
             block_ends=_native.address(layout.block_ends),
         )
         self._call = _native.library.bind("dot", self._task)
+        self._lock = threading.Lock()
 
     def __call__(self, seed: int, directions: Sequence[int]) -> NDArray[np.float64]:
-        """float64 ``[K, pieces]``, overwritten by the next call."""
-        self._task.noise.seed = seed & 0xFFFFFFFFFFFFFFFF
-        self._indices[:] = directions
-        self._call()
-        return self._sums
+        """float64 ``[K, pieces]``."""
+        with self._lock:
+            self._task.noise.seed = seed & 0xFFFFFFFFFFFFFFFF
+            self._indices[:] = directions
+            self._call()
+            return self._sums.copy()
 
 
 _OPERATOR = define(

@@ -56,7 +56,7 @@ class Norms:
         """float64 ``[sum(groups)]``."""
         found: NDArray[np.float64]
         if self._native is not None:
-            found = self._native(seed, (index,))[0].copy()
+            found = self._native(seed, (index,))[0]
             return found
         ids, sizes, groups, distribution = self._arguments
         found = direction_norms(ids, seed, [index], sizes, groups, distribution)[0].cpu().numpy()
@@ -84,7 +84,7 @@ class StoredNorms:
         """float64 ``[sum(groups)]``."""
         found: NDArray[np.float64]
         if self._native is not None:
-            found = self._native(0, (0,))[0].copy()
+            found = self._native(0, (0,))[0]
             return found
         parts = [dots(z.reshape(1, -1), z.reshape(1, -1), n)[0] for z, n in zip(self._raw, self._groups, strict=True)]
         found = torch.cat(parts).cpu().numpy()
