@@ -18,7 +18,7 @@ from fastscape.objective import Objective, checked_objective, matched_state
 from fastscape.ops import Distribution, Norms, direction, tensor_ids
 
 Scale = Literal["unit", "relative", "none"]
-_KEPT = 1 << 20  # norms of directions that are kept: 8 MiB
+_KEPT = 1 << 12  # norms of directions that are kept: 32 KiB
 
 
 class Directions:

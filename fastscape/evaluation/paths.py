@@ -44,11 +44,11 @@ class LoopPath:
 
     def losses(self, directions: Directions, indices: Sequence[int], radii: Sequence[float]) -> Tensor:
         """See :class:`Path`."""
-        rows = []
-        for index in indices:
+        out = torch.empty(len(indices), len(radii), dtype=torch.float64, device=self._replica.objective.device)
+        for row, index in enumerate(indices):
             self._displacement.select(directions, index)
-            rows.append(torch.stack([self._at(radius) for radius in radii]))
-        return torch.stack(rows).double().cpu() if rows else torch.empty(0, len(radii), dtype=torch.float64)
+            out[row] = torch.stack([self._at(radius) for radius in radii])
+        return out.cpu()
 
     def _at(self, radius: float) -> Tensor:
         if radius == 0:

@@ -156,6 +156,51 @@ def scalar_library(tmp_path_factory):
     return found
 
 
+ARM = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+DRIVER = """
+#include <cstdio>
+#include <vector>
+#include "cpu/api.h"
+using namespace fastscape;
+extern "C" int fastscape_perturb(void *, const PerturbTask *);
+int main() {
+  int64_t count = 20003, first = 0, ends = (count + BLOCK - 1) / BLOCK;
+  uint32_t id = 7, index = 3;
+  int8_t type = FLOAT32;
+  double scale = 0.5, radius = 0.25;
+  for (int32_t kind = 0; kind < 2; ++kind) {
+    std::vector<float> noise(count), moved(count), weights(count);
+    for (int64_t i = 0; i < count; ++i) weights[i] = (float)i / 1024;
+    const void *weight = weights.data();
+    void *outputs[2] = {noise.data(), moved.data()};
+    PerturbTask task{};
+    task.segments = {1, nullptr, nullptr, &count, &first, &id, &type};
+    task.noise = {5, 0, kind};
+    task.directions = task.radii_count = 1;
+    task.indices = &index, task.scales = &scale, task.radii = &radius, task.block_ends = &ends;
+    task.outputs = outputs;
+    fastscape_perturb(nullptr, &task);
+    task.segments.weights = &weight, task.outputs = outputs + 1;
+    fastscape_perturb(nullptr, &task);
+    fwrite(noise.data(), 4, count, stdout), fwrite(moved.data(), 4, count, stdout);
+  }
+}"""
+
+
+@pytest.mark.skipif(None in ARM, reason="no cross-compiler and emulator for aarch64")
+def test_aarch64_gives_the_same_bits(tmp_path):
+    (tmp_path / "driver.cpp").write_text(DRIVER)
+    flags = ["-std=c++17", "-O3", "-static", "-ffp-contract=off", "-fno-math-errno", f"-I{ROOT / 'csrc'}"]
+    sources = [ROOT / "csrc" / "cpu" / "library.cpp", ROOT / "csrc" / "cpu" / "isa_baseline.cpp", tmp_path / "driver.cpp"]
+    subprocess.run([ARM[0], *flags, *map(str, sources), "-o", str(tmp_path / "driver")], check=True)
+    output = subprocess.run([ARM[1], str(tmp_path / "driver")], capture_output=True, check=True).stdout
+    values = torch.frombuffer(bytearray(output), dtype=torch.float32).reshape(2, 2, 20_003)
+    weights, scale = torch.arange(20_003) / 1024, torch.tensor([[0.5]], dtype=torch.float64)
+    for (noise, moved), kind in zip(values, ("gaussian", "rademacher"), strict=True):
+        assert torch.equal(noise, draw(5, 3, [7], [20_003], kind)[0])
+        assert torch.equal(moved, displaced(weights, noise[None], scale, (0.25,), torch.float32)[0, 0])
+
+
 PROBE = """
 import hashlib, torch, fastscape as fs
 from fastscape import zoo
