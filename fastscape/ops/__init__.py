@@ -1,7 +1,7 @@
 """Kernels below the evaluation engine: each op is one schema with a pure-PyTorch reference and at most one kernel per device.
 
 The ops know no model. They take lists of tensors or flat buffers and cover all directions and parameters they can per call.
-:func:`status` tells which implementation answers where. Adding one takes five steps: see CONTRIBUTING.md.
+:func:`status` tells which implementation answers where. Adding one takes five steps: see the README.
 """
 
 from fastscape.ops._status import Status, status

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,44 @@ SUPPORTED = "float32, float64, bfloat16 or float16"
 MOST_ELEMENTS = 2**34  # a 32-bit counter yields four normals
 
 
+def key(ids: object, seed: object, directions: object) -> tuple[int, list[int]]:
+    """Check the arguments that a schema would refuse without naming a remedy; returns the seed as int64, and the indices.
+
+    The rest is checked by :func:`noise`, behind the dispatcher.
+    """
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"ids must be an int64 tensor [T], got {type(ids).__name__}; write torch.tensor(ids)")
+    number = integer("seed", seed, 0, 2**64)
+    if not isinstance(directions, Iterable):
+        raise TypeError(f"directions must be a sequence of indices, got {directions!r}; write [{directions!r}]")
+    indices = [integer(f"directions[{position}]", index, 0, 2**32) for position, index in enumerate(directions)]
+    return (number - 2**64 if number >= 2**63 else number), indices
+
+
+def one_type(name: str, tensors: Sequence[Tensor], allowed: Sequence[torch.dtype]) -> None:
+    """Check that tensors have one dtype among those allowed."""
+    for position, tensor in enumerate(tensors):
+        if tensor.dtype not in allowed or tensor.dtype != tensors[0].dtype:
+            wanted = " or ".join(str(dtype) for dtype in allowed)
+            raise ValueError(f"{name}[{position}] must be {wanted}, the same for all, got {tensor.dtype}")
+
+
+def same_sizes(name: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> None:
+    """Check numbers of elements."""
+    if len(tensors) != len(sizes):
+        raise ValueError(f"{name} must hold one tensor per weight, got {len(tensors)} for {len(sizes)}")
+    for position, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
+        if tensor.numel() != size:
+            raise ValueError(f"{name}[{position}] must have {size} elements, got {tensor.numel()}")
+
+
+def contiguous(name: str, tensors: Sequence[Tensor]) -> None:
+    """Check that elements lie in order."""
+    for position, tensor in enumerate(tensors):
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name}[{position}] must be contiguous, got strides {tensor.stride()}; call .contiguous()")
+
+
 def noise(ids: Tensor, seed: int, directions: Sequence[int], distribution: str) -> None:
     """Check what identifies random directions: ids, a seed already wrapped to int64, indices, distribution."""
     if ids.dtype != torch.int64 or ids.ndim != 1:
@@ -21,6 +59,11 @@ def noise(ids: Tensor, seed: int, directions: Sequence[int], distribution: str) 
     integer("seed", seed, -(2**63), 2**63)
     for position, index in enumerate(directions):
         integer(f"directions[{position}]", index, 0, 2**32)
+    kind(distribution)
+
+
+def kind(distribution: str) -> None:
+    """Check the name of a distribution."""
     if distribution not in DISTRIBUTIONS:
         raise ValueError(f"distribution must be 'gaussian' or 'rademacher', got {distribution!r}")
 

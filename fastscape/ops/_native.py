@@ -166,26 +166,30 @@ def load(path: Path = _PATH, mode: str | None = None) -> Library:
 
     Args:
         path: its file.
-        mode: ``"0"`` (off), ``"require"`` or anything else; default the environment variable ``FASTSCAPE_NATIVE``.
+        mode: ``"0"`` (off), ``"require"`` or ``""``; default the environment variable ``FASTSCAPE_NATIVE``.
 
     Raises:
         ImportError: no usable library and mode ``"require"``.
+        ValueError: another mode.
     """
     mode = os.environ.get("FASTSCAPE_NATIVE", "") if mode is None else mode
+    if mode not in ("", "0", "require"):
+        raise ValueError(f"FASTSCAPE_NATIVE must be 'require', '0' or not set, got {mode!r}")
     if mode == "0":
         return Library("turned off by FASTSCAPE_NATIVE=0", path)
     if not path.exists():
-        return _without(f"{path.name} was not built (no C++ compiler at installation?)", path, mode, quiet=True)
+        why = f"{path.name} was not built: install a C++ compiler, then fastscape again"
+        return _without(why, path, mode, quiet=True)
     try:
         found = ctypes.CDLL(str(path))
         abi = int(found.fastscape_abi())
         if abi != ABI:
-            return _without(f"{path} has ABI version {abi}, this package needs {ABI}: reinstall fastscape", path, mode)
+            return _without(f"{path} has ABI version {abi}, this package needs {ABI}: install fastscape again", path, mode)
         entries = {name: getattr(found, name) for name in _ENTRIES}
         torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         parallel_for = ctypes.cast(torch_library.torch_parallel_for, _pointer).value or 0
     except (OSError, AttributeError) as error:
-        return _without(f"{path} cannot be used: {error}", path, mode)
+        return _without(f"{path} cannot be used: install fastscape again ({error})", path, mode)
     return Library("", path, entries, parallel_for)
 
 

@@ -96,4 +96,5 @@ def _answer(name: str, device: str) -> Answer:
     if kernel.function is None:
         return Answer(name, operator.summary, device, "reference", kernel.reason)
     language = f"{kernel.language} ({_native.library.isa})" if kernel.language == "C++" else kernel.language
-    return Answer(name, operator.summary, device, language, kernel.limits)
+    idle = "not in use: no CUDA device" if device == "CUDA" and not torch.cuda.is_available() else ""
+    return Answer(name, operator.summary, device, language, "; ".join(part for part in (idle, kernel.limits) if part))

@@ -2,6 +2,8 @@
 
 import torch
 
+# ops whose every implementation gives the same bits; the others agree to rounding
+BITWISE = {"direction", "direction_dot", "direction_norms", "perturb"}
 DIRECTIONS = [0, 7, 2**32 - 1]
 
 
@@ -86,3 +88,19 @@ SAMPLES = {
     "perturb": perturb,
     "perturbed_linear": perturbed_linear,
 }
+
+
+def large(name):
+    """Enough elements for the thread pool to cut, in one call per op."""
+    ids, sizes = torch.tensor([1, 2]), [400_003, 70_001]
+    weights = [torch.linspace(-1, 1, size) for size in sizes]
+    x, scales = _rows(3, 128, torch.float32)[None], torch.ones(1, dtype=torch.float64)
+    return {
+        "block_gram": (_rows(3, 200_003, torch.float32), _rows(2, 200_003, torch.float32)),
+        "block_update": (_rows(2, 200_003, torch.float32), _rows(3, 200_003, torch.float32), _rows(3, 2, torch.float64)),
+        "direction": (ids, 3, [1, 2], sizes, "gaussian"),
+        "direction_norms": (ids, 3, [1, 2], sizes, [1, 1], "gaussian"),
+        "direction_dot": (weights, ids, 3, [1, 2], [1, 1], "gaussian"),
+        "perturb": (weights, ids, 3, [1], torch.ones(1, 2).double(), [1, 1], [0.1, -0.1], torch.float32, "gaussian"),
+        "perturbed_linear": (x, _rows(999, 128, torch.float32), 7, 3, [0], scales, torch.ones(1, 3), "gaussian"),
+    }[name]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ops.samples import SAMPLES
+from ops.samples import BITWISE, SAMPLES
 from torch.nn import functional as F
 
 import fastscape as fs
@@ -10,7 +10,6 @@ from fastscape import zoo
 from fastscape.ops._registry import OPERATORS
 
 pytestmark = pytest.mark.gpu
-BITWISE = {"direction", "direction_dot", "direction_norms", "perturb"}
 CASES = [(name, index) for name in OPERATORS for index in range(len(list(SAMPLES[name]())))]
 
 

@@ -14,11 +14,6 @@ from fastscape.ops.direction import reference as _reference
 from fastscape.ops.direction.reference import Distribution
 
 
-def signed(seed: int) -> int:
-    """A 64-bit seed as the int64 that schemas carry."""
-    return seed - 2**64 if seed >= 2**63 else seed
-
-
 def _check(ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int], distribution: str) -> None:
     _checks.noise(ids, seed, directions, distribution)
     _checks.sizes(ids, sizes)
@@ -49,6 +44,9 @@ class Generation:
     def __init__(self, out: Sequence[Tensor], ids: Sequence[int], distribution: Distribution = "gaussian") -> None:
         self.out, self.distribution = list(out), distribution
         self.sizes = [tensor.numel() for tensor in self.out]
+        _checks.one_type("out", self.out, (torch.float32,))
+        _checks.contiguous("out", self.out)
+        _checks.kind(distribution)
         self._native: _native.NativeTask | None = None
         if _native.library.available and all(tensor.device.type == "cpu" for tensor in self.out):
             layout = _native.Layout(ids, self.sizes, [1] * len(self.sizes), _native.BLOCK)
@@ -104,5 +102,6 @@ def direction(
     Cost: writes 4 bytes per element; about 70 instructions per normal and 1 per sign on a GPU.
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); Box and Muller (1958).
     """
-    result: list[Tensor] = _OPERATOR(ids, signed(seed), list(directions), list(sizes), distribution)
+    number, indices = _checks.key(ids, seed, directions)
+    result: list[Tensor] = _OPERATOR(ids, number, indices, list(sizes), distribution)
     return result

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fastscape.ops import _checks, _native, _triton
 from fastscape.ops._registry import Kernel, define
-from fastscape.ops.direction import signed
 from fastscape.ops.direction.reference import Distribution
 from fastscape.ops.direction_dot.reference import direction_dot as _reference
 
@@ -110,5 +109,6 @@ def direction_dot(
     Cost: reads every vector K times; nothing of a direction's size is stored.
     """
     pieces = [1] * len(vectors) if groups is None else list(groups)
-    result: Tensor = _OPERATOR(list(vectors), ids, signed(seed), list(directions), pieces, distribution)
+    number, indices = _checks.key(ids, seed, directions)
+    result: Tensor = _OPERATOR(list(vectors), ids, number, indices, pieces, distribution)
     return result

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastscape.ops import _checks, _native, _triton
 from fastscape.ops._registry import Kernel, define
-from fastscape.ops.direction import signed
 from fastscape.ops.direction.reference import Distribution
 from fastscape.ops.direction_dot import NativeDots
 from fastscape.ops.direction_dot.reference import dots
@@ -47,6 +46,9 @@ class Norms:
     """
 
     def __init__(self, ids: Tensor, sizes: Sequence[int], groups: Sequence[int], distribution: Distribution) -> None:
+        _checks.noise(ids, 0, [], distribution)
+        _checks.sizes(ids, sizes)
+        _checks.groups(sizes, groups)
         self._arguments = (ids, list(sizes), list(groups), distribution)
         self._native: NativeDots | None = None
         if _native.library.available and ids.device.type == "cpu":
@@ -73,6 +75,9 @@ class StoredNorms:
 
     def __init__(self, raw: Sequence[Tensor], groups: Sequence[int]) -> None:
         self._raw, self._groups = list(raw), list(groups)
+        _checks.one_type("raw", self._raw, (torch.float32,))
+        _checks.contiguous("raw", self._raw)
+        _checks.groups([tensor.numel() for tensor in self._raw], groups)
         self._native: NativeDots | None = None
         if _native.library.available and all(tensor.device.type == "cpu" for tensor in self._raw):
             sizes = [tensor.numel() for tensor in self._raw]
@@ -128,5 +133,6 @@ def direction_norms(
     Cost: regenerates every direction once; reads and writes nothing of its size.
     """
     pieces = [1] * len(sizes) if groups is None else list(groups)
-    result: Tensor = _OPERATOR(ids, signed(seed), list(directions), list(sizes), pieces, distribution)
+    number, indices = _checks.key(ids, seed, directions)
+    result: Tensor = _OPERATOR(ids, number, indices, list(sizes), pieces, distribution)
     return result

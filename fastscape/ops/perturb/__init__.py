@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastscape.ops import _checks, _cuda, _native, _triton
 from fastscape.ops._registry import Kernel, define
-from fastscape.ops.direction import signed
 from fastscape.ops.direction.reference import Distribution
 from fastscape.ops.perturb.prepared import Perturbation
 from fastscape.ops.perturb.reference import perturb as _reference
@@ -127,7 +126,8 @@ def perturb(
     """
     pieces = [1] * len(weights) if groups is None else list(groups)
     wanted = dtype or (weights[0].dtype if weights else torch.float32)
+    number, indices = _checks.key(ids, seed, directions)
     result: list[Tensor] = _OPERATOR(
-        list(weights), ids, signed(seed), list(directions), scales, pieces, [float(r) for r in radii], wanted, distribution
+        list(weights), ids, number, indices, scales, pieces, [float(r) for r in radii], wanted, distribution
     )
     return result

@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastscape.ops import _native, _triton
-from fastscape.ops.direction.reference import Distribution, directions
-from fastscape.ops.perturb.reference import displaced
+from fastscape._checks import integer
+from fastscape.ops import _checks, _native, _triton
+from fastscape.ops.direction import direction
+from fastscape.ops.direction.reference import Distribution
+from fastscape.ops.perturb.reference import arithmetic, displaced
 
 
 class Perturbation:
@@ -23,12 +25,16 @@ class Perturbation:
     On a GPU with Triton a call sends the coefficients there and launches the kernel (not with ``raw``).
 
     Args:
-        weights: T tensors, read at every call; contiguous, or a copy would have to be kept.
-        outputs: R lists of T contiguous tensors of one dtype to write to, one list per radius.
+        weights: T tensors, read at every call.
+        outputs: R lists of T tensors of one dtype to write to, one list per radius. The kernels answer where weights and outputs
+            are contiguous; other layouts (channels last) are written by torch.
         ids: the parameters' 32-bit ids.
         groups: number of equal pieces of each tensor that have a scale of their own.
         distribution: ``"gaussian"`` or ``"rademacher"``.
-        raw: stored directions to use instead of generating them: T flat tensors, float32, or the arithmetic of the outputs.
+        raw: stored directions to use instead of generating them: T contiguous tensors, float32, or the arithmetic of the outputs.
+
+    Raises:
+        ValueError: numbers, sizes or dtypes that do not fit, naming the argument.
     """
 
     def __init__(
@@ -44,7 +50,9 @@ class Perturbation:
         self.weights, self.outputs, self.raw = list(weights), [list(row) for row in outputs], raw
         self.ids, self.groups = list(ids), [1] * len(self.weights) if groups is None else list(groups)
         self.distribution = distribution
+        self._check()
         self.dtype = self.outputs[0][0].dtype
+        self._aim: tuple[int, int, NDArray[np.float64]] | None = None
         self._kernel: Any = None  # what the C++ or the Triton kernel prepared: both have ``aim`` and ``write``
         tensors = [*self.weights, *(tensor for row in self.outputs for tensor in row), *(raw or ())]
         on_cpu = all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
@@ -53,6 +61,26 @@ class Perturbation:
         elif raw is None and all(t.dtype in _native.TYPES for t in tensors) and _triton.answers(tensors):
             kernels = import_module("fastscape.ops.perturb.triton")
             self._kernel = kernels.Prepared(self.weights, self.outputs, self.ids, self.groups, distribution)
+
+    def _check(self) -> None:
+        """Raise a ValueError naming the argument, before an address is taken."""
+        sizes = [weight.numel() for weight in self.weights]
+        if not self.outputs or not sizes:
+            raise ValueError(f"weights and outputs must not be empty, got {len(sizes)} weights and {len(self.outputs)} outputs")
+        if len(self.ids) != len(sizes):
+            raise ValueError(f"ids must have one id per weight, got {len(self.ids)} for {len(sizes)}")
+        for position, weight in enumerate(self.weights):
+            if weight.dtype not in _native.TYPES:
+                raise ValueError(f"weights[{position}] must be {_checks.SUPPORTED}, got {weight.dtype}")
+        _checks.one_type("outputs", [tensor for row in self.outputs for tensor in row], list(_native.TYPES))
+        for position, row in enumerate(self.outputs):
+            _checks.same_sizes(f"outputs[{position}]", row, sizes)
+        _checks.groups(sizes, self.groups)
+        _checks.kind(self.distribution)
+        if self.raw is not None:
+            _checks.one_type("raw", self.raw, (torch.float32, arithmetic(self.outputs[0][0].dtype)))
+            _checks.same_sizes("raw", self.raw, sizes)
+            _checks.contiguous("raw", self.raw)
 
     def _prepare(self) -> _native.NativeTask:
         layout = _native.Layout(self.ids, [weight.numel() for weight in self.weights], self.groups, _native.BLOCK)
@@ -71,12 +99,21 @@ class Perturbation:
             index: of the direction (ignored with ``raw``).
             scales: float64 ``[sum(groups)]``.
         """
-        self._aim = (seed, index, scales)
+        self._aim = (integer("seed", seed, 0, 2**64), integer("index", index, 0, 2**32), scales)
         if self._kernel is not None:
             self._kernel.aim(seed, (index,), scales)
 
     def write(self, *radii: float) -> None:
-        """Write the weights displaced by R signed radii to the R outputs."""
+        """Write the weights displaced by R signed radii to the R outputs.
+
+        Raises:
+            RuntimeError: no direction was chosen.
+            ValueError: not R radii.
+        """
+        if self._aim is None:
+            raise RuntimeError("aim() must choose a direction before write()")
+        if len(radii) != len(self.outputs):
+            raise ValueError(f"radii must be one per output, got {len(radii)} for {len(self.outputs)}")
         if self._kernel is not None:
             self._kernel.write(radii)
             return
@@ -85,7 +122,7 @@ class Perturbation:
         noise = self.raw
         if noise is None:
             ids = torch.tensor(self.ids, device=self.weights[0].device)
-            noise = directions(ids, seed, [index], [weight.numel() for weight in self.weights], self.distribution)
+            noise = direction(ids, seed, [index], [weight.numel() for weight in self.weights], self.distribution)
         parts = torch.split(factors, self.groups, 1)
         for slot, (weight, z, part) in enumerate(zip(self.weights, noise, parts, strict=True)):
             moved = displaced(weight, z.reshape(1, -1), part, radii, self.dtype)[0]

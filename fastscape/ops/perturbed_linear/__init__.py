@@ -20,7 +20,7 @@ from torch import Tensor
 from fastscape._checks import integer
 from fastscape.ops import _checks, _native, _triton
 from fastscape.ops._registry import Kernel, define
-from fastscape.ops.direction import direction, signed
+from fastscape.ops.direction import direction
 from fastscape.ops.direction.reference import Distribution
 from fastscape.ops.perturbed_linear.reference import materialised
 from fastscape.ops.perturbed_linear.reference import perturbed_linear as _reference
@@ -104,7 +104,12 @@ _OPERATOR = define(
     fake=_fake,
     check=_check,
     kernels={
-        "CPU": Kernel(one_by_one if _native.library.available else None, "C++", _native.library.reason),
+        "CPU": Kernel(
+            one_by_one if _native.library.available else None,
+            "C++",
+            _native.library.reason,
+            "directions, one stored at a time; the products are torch's",
+        ),
         "CUDA": replace(_triton.kernel("fastscape.ops.perturbed_linear.triton", "perturbed_linear"), limits=LIMITS),
     },
 )
@@ -147,5 +152,6 @@ def perturbed_linear(
     Cost: 4 K M I O operations. Fused (GPU, :data:`LIMITS`): reads x and W once per tile from the caches, stores nothing of the
     weight's size, makes every element of Z once per 64 to 128 rows. Otherwise stores one direction at a time, O I elements.
     """
-    result: Tensor = _OPERATOR(x, weight, id, signed(seed), list(directions), scales, eps, distribution)
+    number, indices = _checks.key(_NO_IDS, seed, directions)
+    result: Tensor = _OPERATOR(x, weight, id, number, indices, scales, eps, distribution)
     return result
