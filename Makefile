@@ -3,23 +3,24 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NATIVE := $(VENV)/.native
 
 .PHONY: demo test kernels gpu package native slow check bench noise format clean
 
-demo: $(STAMP) ## train a small CNN on real digits, probe its checkpoints, write demo/report.html
+demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
 	OMP_NUM_THREADS=1 $(BIN)/fastscape probe zoo:cnn --data 'zoo:digits?samples=128' --checkpoint demo/checkpoints --budget 60s --out demo
 
-test: $(STAMP) ## the default test suite
+test: $(NATIVE) ## the default test suite
 	$(BIN)/python -m pytest
 
-kernels: $(STAMP) ## tests of the kernels alone: contract, interpreter, compiled and simulated
+kernels: $(NATIVE) ## tests of the kernels alone: contract, interpreter, compiled and simulated
 	$(BIN)/python -m pytest tests/ops tests/ptx
 
-gpu: $(STAMP) ## the comparisons that need a CUDA device
+gpu: $(NATIVE) ## the comparisons that need a CUDA device
 	$(BIN)/python -m pytest tests/ops -m gpu
 
-package: $(STAMP) ## install beside the torch that is there, with a compiler and without; each takes seconds
+package: $(NATIVE) ## install beside the torch that is there, with a compiler and without; each takes seconds
 	rm -rf build dist
 	time env FASTSCAPE_NATIVE=require $(BIN)/python -m pip install --quiet --no-deps --target dist/native .
 	rm -rf build
@@ -27,36 +28,41 @@ package: $(STAMP) ## install beside the torch that is there, with a compiler and
 	cd dist/native && FASTSCAPE_NATIVE=require $(CURDIR)/$(BIN)/python -m fastscape status
 	cd dist/pure && FASTSCAPE_NATIVE= $(CURDIR)/$(BIN)/python -m fastscape status
 
-native: $(STAMP) ## rebuild the native library after a change in csrc
+native: $(STAMP) ## rebuild the native library after a change in csrc; an error where it cannot be built
 	FASTSCAPE_NATIVE=require $(BIN)/python setup.py --quiet build_ext --inplace
+	touch $(NATIVE)
 
-slow: $(STAMP) ## tests that take minutes
+slow: $(NATIVE) ## tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-check: $(STAMP) ## formatting, lint, types
+check: $(NATIVE) ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(STAMP)
+format: $(NATIVE)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 BENCH = $(BIN)/python -m pytest benchmarks --benchmark-only -q -p no:cacheprovider
 
-bench: $(STAMP) ## benchmarks with one and two threads; writes benchmarks/RESULTS.md
+bench: $(NATIVE) ## benchmarks with one and two threads; writes benchmarks/RESULTS.md
 	mkdir -p benchmarks/results
 	OMP_NUM_THREADS=1 $(BENCH) --benchmark-json=benchmarks/results/bench-1.json
 	OMP_NUM_THREADS=2 $(BENCH) --benchmark-json=benchmarks/results/bench-2.json
 	$(BIN)/python benchmarks/report.py
 
-noise: $(STAMP) ## the README's table: what float32 subtraction gets wrong
+noise: $(NATIVE) ## the README's table: what float32 subtraction gets wrong
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/float32_noise.py
 
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/cpu/*)
+$(STAMP): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(STAMP)
+	touch $(STAMP) $(NATIVE)
+
+$(NATIVE): $(STAMP) $(wildcard csrc/*.h csrc/cpu/*) # after a change in csrc; without a compiler it says so and goes on
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $(NATIVE)
 
 clean:
 	rm -rf $(VENV) build dist demo fastscape/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
