@@ -44,3 +44,22 @@ def test_generators(benchmark, size, distribution):
     baseline = "torch.randn" if distribution == "gaussian" else "torch.randint signs"
     record(benchmark, f"{distribution} direction, {size >> 20} M elements", times, baseline=baseline, per=size, unit="ns")
     benchmark(generate, 1, 0)
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1 << 24], ids=["1M", "16M"])
+def test_norms_and_inner_products(benchmark, size):
+    """What normalisation and projections need of a direction, without storing it."""
+    ids, vector = torch.tensor([7]), torch.randn(size)
+    noise = draw(1, 0, [7], [size])[0].double()
+    assert float(ops.direction_norms(ids, 1, [0], [size])) == pytest.approx(float(noise.square().sum()), rel=1e-13)
+    assert float(ops.direction_dot([vector], ids, 1, [0])) == pytest.approx(float(noise @ vector.double()), rel=1e-9)
+    rivals = {
+        "fastscape.ops.direction_norms": lambda: ops.direction_norms(ids, 1, [0], [size]),
+        "fastscape.ops.direction_dot": lambda: ops.direction_dot([vector], ids, 1, [0]),
+        "torch.randn, norm (float32)": lambda: torch.randn(size).norm(),
+        "torch.randn, inner product in float64": lambda: torch.randn(size).double() @ vector.double(),
+    }
+    times = medians(rivals, repeats=5)
+    title = f"norm of and inner product with a gaussian direction, {size >> 20} M elements"
+    record(benchmark, title, times, baseline="torch.randn, norm (float32)", per=size, unit="ns")
+    benchmark(ops.direction_norms, ids, 1, [0], [size])

@@ -52,6 +52,13 @@ def _placed_criterion(criterion: Criterion | None, device: torch.device, dtype: 
     return criterion
 
 
+def _returns_fresh_tensors(criterion: Criterion | None) -> bool:
+    """Whether a criterion is torch's own; another may keep the tensor that it returns and change it, or attach a graph to it."""
+    function = criterion.func if isinstance(criterion, partial) else criterion
+    of_torch = ("torch.nn.functional", "torch.nn.modules.loss")
+    return (getattr(function, "__module__", "") if callable(function) else "") in of_torch
+
+
 class Replica:
     """A copy of an objective's model and data in one dtype; its parameters are scratch space.
 
@@ -71,6 +78,7 @@ class Replica:
         parameters = dict(self.module.model.named_parameters())
         self.scratch = [parameters[name].data for name in objective.names]
         self.evaluations = 0
+        self._fresh = _returns_fresh_tensors(objective.criterion)
         self._overwritten: dict[int, bool] = {}  # whether the model writes into a batch's tensors
 
     def reset(self) -> None:
@@ -106,8 +114,8 @@ class Replica:
         """
         self.evaluations += 1
         first = self.batch_loss(0)[0]
-        if self.objective.criterion is None:
-            first = first.clone()  # a user's loss may keep the tensor that it returns, and change it
+        if not self._fresh:
+            first = first.detach().clone()
         if len(self.batches) == 1:
             return first
         weights = self.objective.batch_weights
@@ -120,9 +128,9 @@ class Replica:
         """Gradient of L at the scratch parameters; zeros for parameters that the loss does not use."""
         parameters = dict(self.module.model.named_parameters())
         moved = [parameters[name] for name in self.objective.names]
-        before = [parameter.requires_grad for parameter in moved]
-        for parameter in moved:
-            parameter.requires_grad_(True)
+        before = {name: parameter.requires_grad for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in self.objective.names)  # of the others nothing is stored for the backward pass
         total = [torch.zeros_like(tensor) for tensor in moved]
         with torch.enable_grad():
             for index, weight in enumerate(self.objective.batch_weights):
@@ -130,8 +138,8 @@ class Replica:
                 for sum_, part in zip(total, parts, strict=True):
                     if part is not None:
                         sum_.add_(part.detach(), alpha=weight / self.objective.samples)
-        for parameter, wanted in zip(moved, before, strict=True):
-            parameter.requires_grad_(wanted)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(before[name])
         return total
 
     def buffers(self) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ def test_the_wheel_carries_the_sources_that_are_compiled_at_run_time(tmp_path):
 def test_without_a_compiler_the_references_answer(tmp_path):
     built(tmp_path, CC="no-such-compiler", CXX="no-such-compiler", FASTSCAPE_NATIVE="")
     assert not list((tmp_path / "installed").rglob("*.so"))
-    assert "was not built: install a C++ compiler" in answer(tmp_path, FASTSCAPE_NATIVE="")
+    assert "was not built: install g++ 12 or newer" in answer(tmp_path, FASTSCAPE_NATIVE="")
 
 
 def test_a_required_library_that_cannot_be_built_is_an_error(tmp_path):

@@ -18,7 +18,7 @@ from fastscape.objective import Objective, checked_objective, matched_state
 from fastscape.ops import Distribution, Norms, direction, tensor_ids
 
 Scale = Literal["unit", "relative", "none"]
-_KEPT = 1 << 12  # norms of directions that are kept: 32 KiB
+_KEPT = 1 << 14  # norms of directions that are kept: 128 KiB
 
 
 class Directions:
@@ -42,8 +42,9 @@ class Directions:
     Raises:
         ValueError: naming the argument, its value and the allowed ones.
 
-    Cost: two generations per direction asked for, one for the norms (kept) and one for the values: 1 to 3 ns per normal with the
-    native library, about 40 without; memory of one direction. The evaluation engine stores none: see :meth:`scales`.
+    Cost: two generations per direction asked for, one for the norms (the first 16384 are kept) and one for the values: 1 to 3 ns
+    per normal with the native library, about 40 without; memory of one direction. The evaluation engine stores none: see
+    :meth:`scales`.
 
     Example:
         >>> import torch, fastscape as fs

@@ -88,12 +88,13 @@ class Normaliser:
             for tensor, dim, by_row in zip(base.values(), self._dims, rows, strict=True)
         ]
         self.separable = rule != "element" and not any(dim for dim, by_row in zip(self._dims, rows, strict=True) if by_row)
-        self._piece_moved = np.repeat(np.array(self._moved, dtype=np.float64), self.pieces)
+        self._piece_moves = np.repeat(np.array(self._moved), self.pieces)
         self._piece_group = self._groups()
         piece_squares = self.squares(list(base.values()))
         self._squares = [_exact_sum(part.tolist()) for part in np.split(piece_squares, np.cumsum(self.pieces)[:-1])]
         self._group_norms = np.sqrt(self._grouped(piece_squares))
-        self._magnitudes = [tensor.abs() for tensor in base.values()] if rule == "element" else None
+        magnitudes = [t.abs() if moves else torch.zeros_like(t) for t, moves in zip(base.values(), self._moved, strict=True)]
+        self._magnitudes = magnitudes if rule == "element" else None
         self.weight_norm = math.sqrt(_exact_sum(self._squares))
         still = self._still_elements(base)
         self.skipped_fraction = sum(still.values()) / sum(tensor.numel() for tensor in base.values())
@@ -119,7 +120,7 @@ class Normaliser:
 
     def _grouped(self, piece_squares: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums over the pieces that move, by group."""
-        return np.bincount(self._piece_group, piece_squares * self._piece_moved).astype(np.float64)
+        return np.bincount(self._piece_group, np.where(self._piece_moves, piece_squares, 0.0)).astype(np.float64)
 
     def squares(self, tensors: list[Tensor]) -> NDArray[np.float64]:
         """Sums of squares of every piece of tensors shaped or flat, float64 ``[sum(pieces)]``."""
@@ -138,11 +139,15 @@ class Normaliser:
             scale: ``"unit"`` gives ||d|| = 1, ``"relative"`` ||d|| = ||w||, ``"none"`` leaves the norm as it is.
         """
         if self.rule in ("element", "none"):
-            factors = self._piece_moved
+            factors = self._piece_moves.astype(np.float64)
         else:
             noise = np.sqrt(self._grouped(piece_squares))
-            factors = (self._group_norms / (noise + _GUARD))[self._piece_group] * self._piece_moved
-        norm = self._moved_norm if self._norm_known else math.sqrt(_exact_sum((piece_squares * factors**2).tolist()))
+            factors = np.where(self._piece_moves, (self._group_norms / (noise + _GUARD))[self._piece_group], 0.0)
+        norm = (
+            self._moved_norm
+            if self._norm_known
+            else math.sqrt(_exact_sum(np.where(self._piece_moves, piece_squares * factors**2, 0.0).tolist()))
+        )
         target = self._target(norm, scale)
         return factors if target == norm else factors * (target / norm), target
 

@@ -20,7 +20,8 @@ class Displacement:
 
     The noise of small directions is generated once and kept for all radii; that of large ones is generated again at every
     radius, so that the memory stays at the one copy of the parameters that the scratch is. Directions that are not noise
-    times a number per piece (given ones, the "element" rule) are kept whatever their size.
+    times a number per piece (given ones, the "element" rule) are kept whatever their size, and so is noise where no kernel
+    answers.
 
     Args:
         base: the weights, read at every call.
@@ -54,19 +55,19 @@ class Displacement:
         self._perturb.write(radius)
 
     def _prepare(self, directions: Directions) -> None:
-        base, scratch = self._base, self._scratch
-        separable, self._raw = directions.separable, None
-        self._generate = self._norms = None
-        if not separable or 4 * sum(tensor.numel() for tensor in base) <= STORED_BYTES:
+        base, scratch, separable = self._base, self._scratch, directions.separable
+        self._raw = self._generate = self._norms = None
+        ids, pieces = (directions.ids, directions.normaliser.pieces) if separable else ([0] * len(base), None)
+        kind = cast(Distribution, directions.distribution) if separable else "gaussian"
+        self._perturb = Perturbation(base, [scratch], ids, groups=pieces, distribution=kind)
+        small = 4 * sum(tensor.numel() for tensor in base) <= STORED_BYTES
+        if small or not separable or not self._perturb.fused:
             dtype = torch.float32 if separable or scratch[0].dtype != torch.float64 else torch.float64
             self._raw = [torch.empty(tensor.numel(), dtype=dtype, device=tensor.device) for tensor in base]
-        if separable:
-            ids, pieces, kind = directions.ids, directions.normaliser.pieces, cast(Distribution, directions.distribution)
-            if self._raw is not None:
-                self._generate = Generation(self._raw, ids, kind)
-                self._norms = StoredNorms(self._raw, pieces) if kind == "gaussian" else None  # of signs: the sizes
             self._perturb = Perturbation(base, [scratch], ids, groups=pieces, distribution=kind, raw=self._raw)
-        else:
-            self._perturb = Perturbation(base, [scratch], [0] * len(base), raw=self._raw)
+        if separable and self._raw is not None:
+            self._generate = Generation(self._raw, ids, kind)
+            self._norms = StoredNorms(self._raw, directions.normaliser.pieces) if kind == "gaussian" else None  # of signs: sizes
+        if not separable:
             self._perturb.aim(0, 0, np.ones(len(base)))
         self._kind = directions.normaliser

@@ -178,7 +178,7 @@ def load(path: Path = _PATH, mode: str | None = None) -> Library:
     if mode == "0":
         return Library("turned off by FASTSCAPE_NATIVE=0", path)
     if not path.exists():
-        why = f"{path.name} was not built: install a C++ compiler, then fastscape again"
+        why = f"{path.name} was not built: install g++ 12 or newer, then fastscape again"
         return _without(why, path, mode, quiet=True)
     try:
         found = ctypes.CDLL(str(path))

@@ -1,5 +1,7 @@
 """Normalisation rules have their defining norms, scales theirs, and a direction is the same whoever asks."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -92,6 +94,41 @@ def test_a_direction_does_not_depend_on_count_order_or_other_directions(objectiv
         assert torch.equal(backwards[3][name], few[0][name])
         assert torch.equal(many[-1][name], backwards[0][name])
         assert torch.equal(many.with_seed(6)[3][name], fs.Directions(objective, 4, seed=6)[3][name])
+
+
+def test_another_seed_has_norms_of_its_own(objective):
+    first = fs.Directions(objective, 2, seed=5)
+    first.scales(0)  # keeps the norms of its own directions
+    assert (first.with_seed(6).scales(0) == fs.Directions(objective, 2, seed=6).scales(0)).all()
+    assert (first.with_seed(6).scales(0) != first.scales(0)).any()
+
+
+def test_directions_can_be_copied(objective):
+    directions = fs.Directions(objective, 2, seed=5)
+    other = copy.deepcopy(directions)
+    assert all(torch.equal(one, two) for one, two in zip(directions[1].values(), other[1].values(), strict=True))
+
+
+@pytest.mark.parametrize("rule", ["module", "global"])
+def test_what_does_not_move_has_no_part_in_its_groups_norm(objective, rule):
+    direction = fs.Directions(objective, 1, normalize=rule, one_d="zero", scale="none")[0]
+    moved = [name for name, tensor in objective.base.items() if tensor.ndim > 1]
+    whole = norm([direction[name] for name in moved]), norm([objective.base[name] for name in moved])
+    assert float(whole[0]) == pytest.approx(float(whole[1]), rel=EXACT)
+    if rule == "module":
+        for name in moved:
+            assert float(direction[name].norm()) == pytest.approx(float(objective.base[name].norm()), rel=EXACT)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_infinite_weights_that_do_not_move_change_nothing(net, digits, rule):
+    """A class switched off by a bias of -inf has a finite loss."""
+    plain = fs.Directions(fs.Objective(net, digits, criterion=F.cross_entropy), 2, normalize=rule, one_d="zero", scale="unit")
+    expected = plain[1]
+    with torch.no_grad():
+        net[4].bias[3] = -torch.inf
+    found = fs.Directions(fs.Objective(net, digits, criterion=F.cross_entropy), 2, normalize=rule, one_d="zero", scale="unit")[1]
+    assert all(torch.equal(one, other) for one, other in zip(found.values(), expected.values(), strict=True))
 
 
 @pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])

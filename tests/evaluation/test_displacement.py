@@ -116,3 +116,33 @@ def test_the_replica_keeps_what_torch_chooses_kernels_by(digits):
         copy = evaluator.replica.module.model
         objective.gradient()
         assert [p.requires_grad for p in copy.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+def test_two_kinds_of_directions_on_one_evaluator(digits):
+    torch.manual_seed(0)
+    objective = fs.Objective(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits, criterion=F.cross_entropy)
+    kinds = [fs.Directions(objective, 2, normalize=rule) for rule in ("tensor", "filter")]
+    with Evaluator(objective, torch.float64, path="loop") as evaluator:
+        found = [evaluator.losses(directions, [0, 1], [0.5]) for directions in kinds]
+    for values, directions in zip(found, kinds, strict=True):
+        assert torch.equal(values, fs.losses(objective, directions, [0.5], path="loop"))
+
+
+@pytest.mark.parametrize("as_criterion", [True, False])
+def test_a_loss_that_keeps_its_result_and_a_graph_is_evaluated_right(digits, as_criterion):
+    torch.manual_seed(0)
+    model, kept = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.zeros(())
+
+    def criterion(outputs, targets):
+        kept.copy_(F.cross_entropy(outputs, targets))
+        return kept
+
+    arguments = {"criterion": criterion} if as_criterion else {"loss": lambda m, batch: criterion(m(batch[0]), batch[1])}
+    arguments |= {} if as_criterion else {"weight": lambda batch: len(batch[1])}
+    objective = fs.Objective(model, digits, **arguments)
+    plain = fs.Objective(model, digits, criterion=F.cross_entropy)
+    radii = [-0.5, 0.1, 0.5, 1.0]
+    found, expected = (
+        fs.losses(each, fs.Directions(each, 2), radii, precision="float32", path="loop") for each in (objective, plain)
+    )
+    torch.testing.assert_close(found, expected)

@@ -48,6 +48,10 @@ def perturb():
         yield _weights(), _ids(), 5, DIRECTIONS, _scales(3, 38), [33, 1, 1, 3], [0.0, 0.25, -0.25], dtype, "gaussian"
     yield _weights(torch.float64), _ids(), 5, [1], _scales(1, 4), [1, 1, 1, 1], [0.5], torch.float64, "rademacher"
     yield _weights(torch.bfloat16), _ids(), 5, [1], _scales(1, 4), [1, 1, 1, 1], [0.5], torch.bfloat16, "gaussian"
+    yield _weights(torch.float16), _ids(), 5, [1], _scales(1, 4), [1, 1, 1, 1], [0.5], torch.float32, "gaussian"
+    for dtype in (torch.float32, torch.bfloat16):
+        odd = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 3e38, 1e-45])
+        yield [odd], _ids(1), 5, [1], _scales(1, 1), [1], [0.0, 0.5], dtype, "gaussian"
 
 
 def _rows(count, length, dtype):

@@ -1,6 +1,7 @@
 """What every registered op keeps: its fake, its batching rule, its refusals, and that kernels give the reference's results."""
 
 import itertools
+import random
 import warnings
 
 import pytest
@@ -9,6 +10,11 @@ from ops.samples import BITWISE, SAMPLES, large
 
 from fastscape.ops import _native
 from fastscape.ops._registry import OPERATORS
+
+
+def same(one, other):
+    """Equal values, NaN where the other has NaN."""
+    return torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def arguments(name, index):
@@ -63,7 +69,7 @@ def test_kernels_give_the_reference(name, index, isa):
     found, expected = flat(operator(*args)), flat(operator.reference(*args))
     assert [tensor.shape for tensor in found] == [tensor.shape for tensor in expected]
     if name in BITWISE:
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert all(same(a, b) for a, b in zip(found, expected, strict=True))
         return
     wide = [[t.double() for t in a] if isinstance(a, list) and flat(a) else a.double() if _floating(a) else a for a in args]
     exact = flat(operator.reference(*wide))
@@ -81,8 +87,8 @@ def test_the_same_twice_and_arguments_unmodified(name, index):
     args = arguments(name, index)
     before = [tensor.clone() for tensor in flat(args)]
     first, second = flat(OPERATORS[name](*args)), flat(OPERATORS[name](*args))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(before, flat(args), strict=True))
+    assert all(same(a, b) for a, b in zip(first, second, strict=True))
+    assert all(same(a, b) for a, b in zip(before, flat(args), strict=True))
     inputs = {tensor.untyped_storage().data_ptr() for tensor in flat(args) if tensor.numel()}
     assert not inputs & {tensor.untyped_storage().data_ptr() for tensor in first if tensor.numel()}
 
@@ -101,18 +107,23 @@ def test_results_do_not_depend_on_threads(name, threads):
     again = flat(OPERATORS[name](*args))
     for one, other, exact in zip(found, again, expected, strict=True):
         if name in BITWISE:
-            assert torch.equal(one, exact)
+            assert same(one, exact)
         else:
             torch.testing.assert_close(one, exact, rtol=1e-5, atol=1e-3)  # a missing part would be far off
         if name != "perturbed_linear":  # its products are torch's
-            assert torch.equal(one, other)
+            assert same(one, other)
 
 
 @pytest.mark.parametrize(("name", "index"), CASES)
 def test_opcheck(name, index):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, from its tracing of the op
-        torch.library.opcheck(OPERATORS[name].overload, arguments(name, index))
+        args = arguments(name, index)
+        comparable = not any(
+            bool(tensor.isnan().any()) for tensor in flat(args)
+        )  # opcheck's comparisons take NaN for a difference
+        every = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+        torch.library.opcheck(OPERATORS[name].overload, args, test_utils=every if comparable else every[:3])
 
 
 @pytest.mark.parametrize(("name", "index"), CASES)
@@ -137,7 +148,9 @@ def _faked(mode, value):
 def test_vmap_is_the_loop_for_every_pattern_of_dims(name):
     args = arguments(name, 0)
     tensors = flat(args)
-    for pattern in itertools.islice(itertools.product([None, 0, -1], repeat=len(tensors)), 1, 30):
+    alone = [tuple(0 if place == which else None for place in range(len(tensors))) for which in range(len(tensors))]
+    every = list(itertools.product([None, 0, -1], repeat=len(tensors)))[1:]
+    for pattern in {*alone, *random.Random(0).sample(every, min(len(every), 25))}:
         batched = [
             tensor if dim is None else torch.stack([tensor, tensor + tensor.new_ones(())], dim)
             for tensor, dim in zip(tensors, pattern, strict=True)
@@ -146,7 +159,7 @@ def test_vmap_is_the_loop_for_every_pattern_of_dims(name):
         found = flat(torch.vmap(call, in_dims=pattern)(*batched))
         picked = [[t if dim is None else t.select(dim, row) for t, dim in zip(batched, pattern, strict=True)] for row in range(2)]
         expected = [torch.stack(column) for column in zip(*[flat(call(*values)) for values in picked], strict=True)]
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), pattern
+        assert all(same(a, b) for a, b in zip(found, expected, strict=True)), pattern
 
 
 def _rebuilt(value, tensors):
@@ -201,7 +214,7 @@ def test_every_byte_of_the_results_is_written(name, index):
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.utils.deterministic.fill_uninitialized_memory = before[1]
-    assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(found, expected, strict=True))
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def _every_second(tensor):
@@ -220,6 +233,6 @@ def test_layouts_do_not_matter(name, layout):
     found = flat(OPERATORS[name](*_rebuilt(args, iter(strided))))
     for a, b in zip(found, flat(OPERATORS[name](*args)), strict=True):
         if name in BITWISE:
-            assert torch.equal(a, b)
+            assert same(a, b)
         else:  # matrix products of torch choose their kernels by strides
             torch.testing.assert_close(a, b)

@@ -98,7 +98,7 @@ def arguments(weight, out, distribution, groups, shapes=SHAPES, device="cpu"):
 def on_cpu(weights, ids, seed, indices, scales, groups, radii, dtype, distribution):
     """What the package answers on the CPU."""
     weights, ids, scales = [weight.cpu() for weight in weights], ids.cpu(), scales.cpu()
-    return perturb(weights, ids, seed, indices, scales, radii, groups=groups, dtype=dtype, distribution=distribution)
+    return perturb(weights, ids, seed % 2**64, indices, scales, radii, groups=groups, dtype=dtype, distribution=distribution)
 
 
 def same_bits(found, expected):

@@ -16,7 +16,7 @@ from fastscape.ops.perturbed_linear.reference import perturbed_linear as linear_
 
 LINEARS = {"reference": linear_reference, "op": perturbed_linear, "triton": fused.perturbed_linear}
 BOTH = pytest.mark.parametrize("name", LINEARS)
-SEED, ID, DIRECTIONS = 0xFEDCBA9876543210 - 2**64, 0x9ABCDEF0, [5, 2**32 - 1]
+SEED, ID, DIRECTIONS = 0x7EDCBA9876543210, 0x9ABCDEF0, [5, 2**32 - 1]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 # outputs, inputs: rests of tiles of outputs and inputs; the last falls back
 SHAPES = [("gaussian", 70, 36), ("rademacher", 67, 256), ("gaussian", 5, 4), ("gaussian", 9, 30), ("rademacher", 3, 36)]

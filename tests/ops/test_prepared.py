@@ -91,3 +91,22 @@ def test_norms_of_stored_and_generated_directions_are_the_same_bits():
     stored = ops.StoredNorms(raw, groups)()
     assert (stored == ops.Norms(ids, sizes, groups, "gaussian")(5, 3)).all()
     assert (stored == ops.direction_norms(ids, 5, [3], sizes, groups)[0].numpy()).all()
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_without_a_kernel_torch_writes_the_same_bits(dtype, groups, raw):
+    weights = [torch.randn(12, generator=torch.Generator().manual_seed(0)), torch.randn(6, dtype=torch.float64)]
+    kept = [torch.randn(12), torch.randn(6)] if raw else None
+    results = []
+    for kernel in (True, False):
+        outputs = [[torch.empty(12, dtype=dtype), torch.empty(6, dtype=dtype)] for _ in range(2)]
+        move = ops.Perturbation(weights, outputs, [7, 9], groups=[groups, groups], raw=kept)
+        if not kernel:
+            move._kernel = None
+        move.aim(3, 5, np.linspace(0.5, 1, 2 * groups))
+        move.write(0.25, -0.5)
+        results.append([tensor for row in outputs for tensor in row])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert not torch.equal(results[0][0], results[0][2])

@@ -33,7 +33,7 @@ def _native_kernel(ids: Tensor, seed: int, directions: Sequence[int], sizes: Seq
 
 
 class Generation:
-    """Writes raw direction (seed, index) into the caller's tensors, with the bits of :func:`direction`.
+    """Writes raw direction (seed, index) into the caller's tensors, with the bits of :func:`direction`; for one thread at a time.
 
     Args:
         out: T contiguous float32 tensors, rewritten by every call.

@@ -13,7 +13,7 @@ language and device gives the same float32 bits.
   with the logarithm and the sine and cosine on an eighth turn as Cephes' single-precision polynomials.
 * **rademacher**: element ``e`` takes bit ``e % 32`` of word ``(e % 128) // 32`` of ``q = e // 128``; a set bit is -1.
 
-Cost: about 50 ns per normal on one core, 2 ns per sign; temporaries are bounded by the block size.
+Cost: about 40 ns per normal on one core, 8 ns per sign; temporaries are bounded by the block size.
 """
 
 from __future__ import annotations

@@ -48,19 +48,26 @@ def fold(values: Tensor) -> Tensor:
 
 def squares(tensor: Tensor, groups: int = 1) -> Tensor:
     """Sums of squares of a tensor's equal pieces, float64 ``[groups]``, in the order above."""
-    return dots(tensor.reshape(1, -1), tensor.reshape(1, -1), groups)[0]
+    row = tensor.reshape(1, -1)
+    return dots(row, row, groups)[0]
 
 
 def dots(left: Tensor, right: Tensor, groups: int) -> Tensor:
-    """Inner products of the pieces of ``[1 or K, n]`` and ``[K, n]``, float64 ``[K, groups]``."""
+    """Inner products of the pieces of ``[1 or K, n]`` and ``[K, n]``, float64 ``[K, groups]``; temporaries of 4 MiB."""
     length = right.shape[1] // groups
+    same = left is right
     left, right = (tensor.reshape(tensor.shape[0], groups, length) for tensor in (left, right))
     chunk = SUM_BLOCK * _AT_ONCE
-    parts = [
-        block_sums(left[..., start : start + chunk].double() * right[..., start : start + chunk].double())
-        for start in range(0, max(length, 1), chunk)
-    ]
-    return fold(torch.cat(parts, -1))
+    rows = max(1, chunk // max(length, 1))
+    sums = []
+    for first in range(0, groups, rows):
+        parts = []
+        for start in range(0, max(length, 1), chunk):
+            a, b = (tensor[:, first : first + rows, start : start + chunk] for tensor in (left, right))
+            wide = a.double()
+            parts.append(block_sums(wide * (wide if same else b.double())))
+        sums.append(fold(torch.cat(parts, -1)))
+    return torch.cat(sums, -1)
 
 
 def direction_dot(

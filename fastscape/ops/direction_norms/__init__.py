@@ -3,6 +3,7 @@ r"""Sums of squares :math:`\|z_{k,t}\|^2` of random directions that are never st
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from fastscape.ops import _checks, _native, _triton
 from fastscape.ops._registry import Kernel, define
 from fastscape.ops.direction.reference import Distribution
 from fastscape.ops.direction_dot import NativeDots
-from fastscape.ops.direction_dot.reference import dots
+from fastscape.ops.direction_dot.reference import squares
 from fastscape.ops.direction_norms.reference import direction_norms as _reference
 
 
@@ -54,6 +55,14 @@ class Norms:
         if _native.library.available and ids.device.type == "cpu":
             self._native = NativeDots(_native.Layout(ids.tolist(), sizes, groups, _native.SUM_BLOCK), 1, distribution)
 
+    def __getstate__(self) -> Any:
+        """Copies and pickles prepare their own call: addresses do not travel."""
+        return self._arguments
+
+    def __setstate__(self, state: Any) -> None:
+        """See :meth:`__getstate__`."""
+        self.__init__(*state)  # type: ignore[misc]
+
     def __call__(self, seed: int, index: int) -> NDArray[np.float64]:
         """float64 ``[sum(groups)]``."""
         found: NDArray[np.float64]
@@ -91,7 +100,7 @@ class StoredNorms:
         if self._native is not None:
             found = self._native(0, (0,))[0]
             return found
-        parts = [dots(z.reshape(1, -1), z.reshape(1, -1), n)[0] for z, n in zip(self._raw, self._groups, strict=True)]
+        parts = [squares(z, count) for z, count in zip(self._raw, self._groups, strict=True)]
         found = torch.cat(parts).cpu().numpy()
         return found
 

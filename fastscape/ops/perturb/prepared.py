@@ -21,8 +21,9 @@ from fastscape.ops.perturb.reference import arithmetic, displaced
 class Perturbation:
     r"""Writes :math:`w_t + (r\, s_t)\, z_t` into the caller's tensors, with the bits of :func:`fastscape.ops.perturb`.
 
-    On a CPU with the native library a call allocates nothing and skips the dispatcher: 5 microseconds and the kernel's own time.
-    On a GPU with Triton a call sends the coefficients there and launches the kernel (not with ``raw``).
+    For one thread at a time. On a CPU with the native library a call allocates nothing and skips the dispatcher: 5 microseconds
+    and the kernel's own time. On a GPU with Triton a call sends the coefficients there and launches the kernel,
+    unless ``raw`` is given.
 
     Args:
         weights: T tensors, read at every call.
@@ -61,6 +62,11 @@ class Perturbation:
         elif raw is None and all(t.dtype in _native.TYPES for t in tensors) and _triton.answers(tensors):
             kernels = import_module("fastscape.ops.perturb.triton")
             self._kernel = kernels.Prepared(self.weights, self.outputs, self.ids, self.groups, distribution)
+
+    @property
+    def fused(self) -> bool:
+        """Whether a kernel answers; torch would generate all noise again at every call, or take ``raw``."""
+        return self._kernel is not None
 
     def _check(self) -> None:
         """Raise a ValueError naming the argument, before an address is taken."""
@@ -118,13 +124,22 @@ class Perturbation:
             self._kernel.write(radii)
             return
         seed, index, scales = self._aim
-        factors = torch.from_numpy(scales).to(self.weights[0].device).unsqueeze(0)
         noise = self.raw
         if noise is None:
             ids = torch.tensor(self.ids, device=self.weights[0].device)
             noise = direction(ids, seed, [index], [weight.numel() for weight in self.weights], self.distribution)
-        parts = torch.split(factors, self.groups, 1)
+        parts = np.split(scales, np.cumsum(self.groups)[:-1])
         for slot, (weight, z, part) in enumerate(zip(self.weights, noise, parts, strict=True)):
-            moved = displaced(weight, z.reshape(1, -1), part, radii, self.dtype)[0]
-            for row, target in enumerate(self.outputs):
-                target[slot].copy_(moved[row].view(target[slot].shape))
+            for row, radius in zip(self.outputs, radii, strict=True):
+                _write(row[slot], weight, z, part, radius)
+
+
+def _write(target: Tensor, weight: Tensor, noise: Tensor, scales: NDArray[np.float64], radius: float) -> None:
+    """One output by torch: in place where the target's dtype is that of the arithmetic and one number scales it."""
+    compute = arithmetic(target.dtype)
+    if len(scales) == 1 and target.dtype == compute:
+        coefficient = torch.tensor(radius * scales[0], dtype=torch.float64).to(compute)
+        target.copy_(noise.view(target.shape)).mul_(coefficient.to(target.device)).add_(weight.to(compute))
+        return
+    factors = torch.from_numpy(scales).to(target.device).unsqueeze(0)
+    target.copy_(displaced(weight, noise.reshape(1, -1), factors, (radius,), target.dtype)[0, 0].view(target.shape))
