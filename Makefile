@@ -29,7 +29,7 @@ package: $(NATIVE) ## install beside the torch that is there, with a compiler an
 	cd dist/pure && FASTSCAPE_NATIVE= $(CURDIR)/$(BIN)/python -m fastscape status
 
 native: $(STAMP) ## rebuild the native library after a change in csrc; an error where it cannot be built
-	FASTSCAPE_NATIVE=require $(BIN)/python setup.py --quiet build_ext --inplace
+	FASTSCAPE_NATIVE=require $(BIN)/python -W ignore setup.py --quiet build_ext --inplace
 	touch $(NATIVE)
 
 slow: $(NATIVE) ## tests that take minutes
@@ -61,7 +61,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	touch $(STAMP) $(NATIVE)
 
 $(NATIVE): $(STAMP) $(wildcard csrc/*.h csrc/cpu/*) # after a change in csrc; without a compiler it says so and goes on
-	$(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python -W ignore setup.py --quiet build_ext --inplace
 	touch $(NATIVE)
 
 clean:
