@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from models import FlatLinear
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,16 +14,7 @@ import fastscape as fs
 from fastscape import zoo
 
 
-class Base(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x):
-        return self.linear(x.flatten(1))
-
-
-class AttributeAlias(Base):
+class AttributeAlias(FlatLinear):
     """Reaches its parameters through a list as well: functional_call does not replace those."""
 
     def __init__(self):
@@ -34,12 +26,12 @@ class AttributeAlias(Base):
         return F.linear(torch.tanh(F.linear(x.flatten(1), self.weights[0])), self.weights[1])
 
 
-class SilentTrain(Base):
+class SilentTrain(FlatLinear):
     def train(self, mode=True):
         super().train(mode)
 
 
-class PlainTensor(Base):
+class PlainTensor(FlatLinear):
     def __init__(self):
         super().__init__()
         self.projection = torch.randn(10, 10, generator=torch.Generator().manual_seed(0))
@@ -49,7 +41,7 @@ class PlainTensor(Base):
         return super().forward(x) @ self.projection + self.table["shift"]
 
 
-class StoresActivations(Base):
+class StoresActivations(FlatLinear):
     def __init__(self):
         super().__init__()
         self.seen = {"last": []}
@@ -60,7 +52,7 @@ class StoresActivations(Base):
         return out
 
 
-class ExtraState(Base):
+class ExtraState(FlatLinear):
     def get_extra_state(self):
         return {"epoch": 3}
 
@@ -145,7 +137,7 @@ def test_extra_state_does_not_stop_checkpoints(digits):
 
 @pytest.mark.parametrize("where", ["root", "child"])
 def test_a_deepcopy_that_returns_the_original_is_refused(digits, untouched, where):
-    class Same(Base):
+    class Same(FlatLinear):
         def __deepcopy__(self, memo):
             return self
 
@@ -155,7 +147,7 @@ def test_a_deepcopy_that_returns_the_original_is_refused(digits, untouched, wher
 
 
 def test_models_that_write_into_their_inputs_see_the_same_data_every_time(digits):
-    class Shift(Base):
+    class Shift(FlatLinear):
         def forward(self, x):
             return super().forward(x.sub_(0.3))
 
@@ -226,7 +218,7 @@ def test_a_float32_step_inside_a_float64_model_is_found_measured_and_flagged(dig
 
 def test_partial_criteria_ignore_and_weigh_like_their_modules(digits):
     torch.manual_seed(0)
-    model, weight = Base(), torch.rand(10) + 0.1
+    model, weight = FlatLinear(), torch.rand(10) + 0.1
     x, y = digits[0]
     batches = [(x[:30], y[:30]), (x[30:40], y[30:40])]
     for options in ({"ignore_index": 0}, {"weight": weight}, {"weight": weight, "ignore_index": 3}):
@@ -247,21 +239,21 @@ def test_hidden_ignored_targets_need_a_weight(digits):
         return F.cross_entropy(outputs, targets, ignore_index=-1)
 
     with pytest.raises(ValueError, match="criterion hides which targets it ignores.*pass weight="):
-        fs.Objective(Base(), [(x, targets)], criterion=criterion)
-    objective = fs.Objective(Base(), [(x, targets)], criterion=criterion, weight=lambda batch: int((batch[1] >= 0).sum()))
+        fs.Objective(FlatLinear(), [(x, targets)], criterion=criterion)
+    objective = fs.Objective(FlatLinear(), [(x, targets)], criterion=criterion, weight=lambda batch: int((batch[1] >= 0).sum()))
     assert objective.samples == int((y != 3).sum())
 
 
 def test_probability_targets_are_one_term_each(digits):
     x, y = digits[0]
-    objective = fs.Objective(Base(), [(x, F.one_hot(y, 10).float())], criterion=F.cross_entropy)
+    objective = fs.Objective(FlatLinear(), [(x, F.one_hot(y, 10).float())], criterion=F.cross_entropy)
     assert objective.samples == 256
     assert objective.loss() == pytest.approx(fs.Objective(objective.model, digits, criterion=F.cross_entropy).loss(), rel=1e-6)
 
 
 def test_missing_targets_are_refused(digits):
     with pytest.raises(ValueError, match=r"data\[0\] must hold targets, got NoneType"):
-        fs.Objective(Base(), [(digits[0][0], None)], criterion=F.cross_entropy)
+        fs.Objective(FlatLinear(), [(digits[0][0], None)], criterion=F.cross_entropy)
 
 
 def test_given_sparse_directions_have_the_norm_they_say(tanh_objective):

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -91,11 +91,12 @@ class Normaliser:
         self._piece_moves = np.repeat(np.array(self._moved), self.pieces)
         self._piece_group = self._groups()
         piece_squares = self.squares(list(base.values()))
-        self._squares = [_exact_sum(part.tolist()) for part in np.split(piece_squares, np.cumsum(self.pieces)[:-1])]
+        tensor_squares = [_exact_sum(part.tolist()) for part in self._by_tensor(piece_squares)]
         self._group_norms = np.sqrt(self._grouped(piece_squares))
-        magnitudes = [t.abs() if moves else torch.zeros_like(t) for t, moves in zip(base.values(), self._moved, strict=True)]
-        self._magnitudes = magnitudes if rule == "element" else None
-        self.weight_norm = math.sqrt(_exact_sum(self._squares))
+        self._magnitudes = self._moved_magnitudes(base) if rule == "element" else None
+        self.weight_norm = math.sqrt(_exact_sum(tensor_squares))
+        moved_squares = [square for square, moves in zip(tensor_squares, self._moved, strict=True) if moves]
+        self._moved_norm = math.sqrt(_exact_sum(moved_squares))  # that of every direction before step 2, where it is known
         still = self._still_elements(base)
         self.skipped_fraction = sum(still.values()) / sum(tensor.numel() for tensor in base.values())
         if zero_norm == "error":
@@ -117,6 +118,14 @@ class Normaliser:
             owners = [name.rpartition(".")[0] for name in self.names]
             return np.unique(owners, return_inverse=True)[1].astype(np.int64)
         return np.arange(sum(self.pieces))
+
+    def _by_tensor(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """Values of all pieces, split into those of each tensor."""
+        return np.split(values, np.cumsum(self.pieces)[:-1])
+
+    def _moved_magnitudes(self, base: Mapping[str, Tensor]) -> list[Tensor]:
+        """Absolute weights, zero where nothing moves."""
+        return [t.abs() if moves else torch.zeros_like(t) for t, moves in zip(base.values(), self._moved, strict=True)]
 
     def _grouped(self, piece_squares: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums over the pieces that move, by group."""
@@ -158,15 +167,10 @@ class Normaliser:
             raise ValueError("scale='relative' needs weights that are not all zero; use scale='unit'")
         return {"unit": 1.0, "relative": self.weight_norm, "none": norm}[scale]
 
-    @property
-    def _moved_norm(self) -> float:
-        """Norm of the weights that move: that of every direction before step 2, where it is known."""
-        return math.sqrt(_exact_sum([square for square, moves in zip(self._squares, self._moved, strict=True) if moves]))
-
     def _still_elements(self, base: Mapping[str, Tensor]) -> dict[str, int]:
         """Number of elements with d = 0 in each tensor."""
         still = {}
-        zero = np.split(self._group_norms[self._piece_group] == 0, np.cumsum(self.pieces)[:-1])
+        zero = self._by_tensor(self._group_norms[self._piece_group] == 0)
         for name, tensor, moved, pieces in zip(base, base.values(), self._moved, zero, strict=True):
             if not moved:
                 still[name] = tensor.numel()
@@ -193,13 +197,12 @@ class Normaliser:
         shaped = [tensor.reshape(shape).to(dtype) for tensor, shape in zip(raw, self.shapes, strict=True)]
         if self._magnitudes is not None:
             shaped = [z * size.to(dtype) for z, size in zip(shaped, self._magnitudes, strict=True)]
-        if self._magnitudes is not None:
             piece_squares = self.squares(self._weighted(raw))
         elif piece_squares is None:
             piece_squares = self.squares(raw)
         factors, norm = self.factors(piece_squares, scale)
         direction = []
-        for z, part, dim in zip(shaped, np.split(factors, np.cumsum(self.pieces)[:-1]), self._dims, strict=True):
+        for z, part, dim in zip(shaped, self._by_tensor(factors), self._dims, strict=True):
             if len(part) == 1:
                 direction.append(z * float(part[0]))
             else:

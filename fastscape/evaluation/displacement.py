@@ -59,9 +59,10 @@ class Displacement:
         self._raw = self._generate = self._norms = None
         ids, pieces = (directions.ids, directions.normaliser.pieces) if separable else ([0] * len(base), None)
         kind = cast(Distribution, directions.distribution) if separable else "gaussian"
-        self._perturb = Perturbation(base, [scratch], ids, groups=pieces, distribution=kind)
-        small = 4 * sum(tensor.numel() for tensor in base) <= STORED_BYTES
-        if small or not separable or not self._perturb.fused:
+        stored = not separable or 4 * sum(tensor.numel() for tensor in base) <= STORED_BYTES
+        if not stored:
+            self._perturb = Perturbation(base, [scratch], ids, groups=pieces, distribution=kind)
+        if stored or not self._perturb.fused:
             dtype = torch.float32 if separable or scratch[0].dtype != torch.float64 else torch.float64
             self._raw = [torch.empty(tensor.numel(), dtype=dtype, device=tensor.device) for tensor in base]
             self._perturb = Perturbation(base, [scratch], ids, groups=pieces, distribution=kind, raw=self._raw)

@@ -106,14 +106,12 @@ class VmapPath:
             moved = perturb(
                 base, self._ids, directions.seed, indices, scales, radii, groups=pieces, dtype=dtype, distribution=kind
             )
-            return [tensor.reshape(-1, *weight.shape) for tensor, weight in zip(moved, base, strict=True)]
-        block = [directions.tensors(index, dtype)[0] for index in indices]
-        ones = torch.ones(len(indices), 1, dtype=torch.float64, device=base[0].device)
-        steps = [torch.stack(column).flatten(1) for column in zip(*block, strict=True)]
-        return [
-            displaced(weight, step, ones, radii, dtype).reshape(-1, *weight.shape)
-            for weight, step in zip(base, steps, strict=True)
-        ]
+        else:
+            block = [directions.tensors(index, dtype)[0] for index in indices]
+            ones = torch.ones(len(indices), 1, dtype=torch.float64, device=base[0].device)
+            steps = [torch.stack(column).flatten(1) for column in zip(*block, strict=True)]
+            moved = [displaced(weight, step, ones, radii, dtype) for weight, step in zip(base, steps, strict=True)]
+        return [tensor.reshape(-1, *weight.shape) for tensor, weight in zip(moved, base, strict=True)]
 
     def _losses(self, points: list[Tensor]) -> Tensor:
         objective = self._replica.objective

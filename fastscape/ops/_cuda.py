@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscape.ops._registry import Kernel
+from fastscape.ops._registry import Kernel, imported_later
 
 Argument = Tensor | ctypes.c_int32 | ctypes.c_uint32 | ctypes.c_int64
 LANGUAGE = "CUDA C"
@@ -53,11 +53,7 @@ def kernel(module: str, function: str, name: str) -> Kernel:
     why = reason(name)
     if why:
         return Kernel(None, LANGUAGE, why)
-
-    def launch(*arguments: Any) -> Any:
-        return getattr(importlib.import_module(module), function)(*arguments)
-
-    return Kernel(launch, LANGUAGE)
+    return Kernel(imported_later(module, function), LANGUAGE)
 
 
 def _binding(name: str) -> Any:

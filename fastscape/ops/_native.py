@@ -12,11 +12,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fastscape.ops._registry import Kernel
 
 ABI = 1  # of csrc/cpu/api.h
 ISAS = ("baseline", "avx2", "avx512")
@@ -321,3 +324,8 @@ def native_task(
 
 
 library = load()
+
+
+def kernel(function: Callable[..., Any], limits: str = "") -> Kernel:
+    """A C++ kernel of an op; without the library the reason why there is none."""
+    return Kernel(function if library.available else None, "C++", library.reason, limits)

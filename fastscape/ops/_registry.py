@@ -8,6 +8,7 @@ word. This is the only file that touches private torch names.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,15 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {}
+
+
+def imported_later(module: str, function: str) -> Callable[..., Any]:
+    """The function of a module that is imported at the first call."""
+
+    def launch(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(module), function)(*arguments)
+
+    return launch
 
 
 def define(

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastscape.ops._registry import Kernel
+from fastscape.ops._registry import Kernel, imported_later
 
 AVAILABLE = importlib.util.find_spec("triton") is not None
 VECTOR_BYTES = 16  # of the widest memory instruction: both addresses and rows must be multiples for it
@@ -29,11 +29,7 @@ def kernel(module: str, function: str) -> Kernel:
     """The launcher ``function`` of ``module``, imported at its first call; without Triton the reason why there is none."""
     if not AVAILABLE:
         return Kernel(None, "Triton", "triton is not installed")
-
-    def launch(*arguments: Any) -> Any:
-        return getattr(importlib.import_module(module), function)(*arguments)
-
-    return Kernel(launch, "Triton")
+    return Kernel(imported_later(module, function), "Triton")
 
 
 def ceil_div(numerator: int, denominator: int) -> int:

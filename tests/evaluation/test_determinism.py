@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from models import FlatLinear
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,21 +14,12 @@ def probe(model, digits, **arguments):
     return fs.losses(objective, fs.Directions(objective, 1), [0.1])
 
 
-class Base(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x):
-        return self.linear(x.flatten(1))
-
-
-class FunctionalDropout(Base):
+class FunctionalDropout(FlatLinear):
     def forward(self, x):
         return F.dropout(super().forward(x), 0.5)
 
 
-class StubbornDropout(Base):
+class StubbornDropout(FlatLinear):
     def __init__(self):
         super().__init__()
         self.drop = nn.Dropout(0.5)
@@ -39,7 +31,7 @@ class StubbornDropout(Base):
         return self.drop(super().forward(x))
 
 
-class StubbornBatchNorm(Base):
+class StubbornBatchNorm(FlatLinear):
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm1d(10)
@@ -54,7 +46,7 @@ class StubbornBatchNorm(Base):
         return super().forward(x) * (1 + statistics)
 
 
-class Counter(Base):
+class Counter(FlatLinear):
     calls = 0
 
     def forward(self, x):
@@ -83,7 +75,7 @@ def test_shuffling_inside_the_loss_is_found(digits):
         return F.cross_entropy(model(batch[0][rows]), batch[1][rows])
 
     with pytest.raises(fs.NondeterministicLossError, match="shuffling inside loss="):
-        probe(Base(), digits, criterion=None, loss=loss)
+        probe(FlatLinear(), digits, criterion=None, loss=loss)
 
 
 def test_ordinary_dropout_and_batch_norm_pass(bn_net, digits):

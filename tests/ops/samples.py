@@ -108,3 +108,10 @@ def large(name):
         "perturb": (weights, ids, 3, [1], torch.ones(1, 2).double(), [1, 1], [0.1, -0.1], torch.float32, "gaussian"),
         "perturbed_linear": (x, _rows(999, 128, torch.float32), 7, 3, [0], scales, torch.ones(1, 3), "gaussian"),
     }[name]
+
+
+def flat(value):
+    """The tensors in nested lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for item in value for tensor in flat(item)] if isinstance(value, (list, tuple)) else []

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from ops.samples import BITWISE, SAMPLES, large
+from ops.samples import BITWISE, SAMPLES, flat, large
 
 from fastscape.ops import _native
 from fastscape.ops._registry import OPERATORS
@@ -19,13 +19,6 @@ def same(one, other):
 
 def arguments(name, index):
     return list(SAMPLES[name]())[index]
-
-
-def flat(value):
-    """The tensors in nested lists and tuples."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [tensor for item in value for tensor in flat(item)] if isinstance(value, (list, tuple)) else []
 
 
 CASES = [(name, index) for name in OPERATORS for index in range(len(list(SAMPLES[name]())))]

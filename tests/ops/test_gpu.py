@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ops.samples import BITWISE, SAMPLES
+from ops.samples import BITWISE, SAMPLES, flat
 from torch.nn import functional as F
 
 import fastscape as fs
@@ -18,10 +18,6 @@ def moved(value, device):
     if isinstance(value, torch.Tensor):
         return value.to(device)
     return type(value)(moved(item, device) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def flat(value):
-    return [value] if isinstance(value, torch.Tensor) else [tensor for item in value for tensor in flat(item)]
 
 
 @pytest.mark.parametrize(("name", "index"), CASES)

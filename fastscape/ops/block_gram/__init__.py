@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastscape.ops import _native, _triton
-from fastscape.ops._registry import Kernel, define
+from fastscape.ops._registry import define
 from fastscape.ops.block_gram.reference import block_gram as _reference
 
 
@@ -28,24 +28,30 @@ def adjacent(block: Tensor) -> Tensor:
     return block if block.stride(1) == 1 else block.contiguous()
 
 
+def operands(left: Tensor, right: Tensor) -> dict[str, int]:
+    """The fields of a native task that two blocks fill, whatever is done with them."""
+    return {
+        "left": left.data_ptr(),
+        "right": right.data_ptr(),
+        "left_rows": left.shape[0],
+        "right_rows": right.shape[0],
+        "left_stride": left.stride(0),
+        "right_stride": right.stride(0),
+        "length": left.shape[1],
+        "type": _native.TYPES[left.dtype],
+    }
+
+
 def _fake(left: Tensor, right: Tensor) -> Tensor:
     return left.new_empty((left.shape[0], right.shape[0]), dtype=torch.float64)
 
 
 def _native_kernel(left: Tensor, right: Tensor) -> Tensor:
     left, right = adjacent(left), adjacent(right)
-    length = left.shape[1]
-    blocks = -(-length // _native.SUM_BLOCK)
+    blocks = -(-left.shape[1] // _native.SUM_BLOCK)
     partial = np.empty((blocks, left.shape[0], right.shape[0]))
     task = _native.GramTask(
-        left=left.data_ptr(),
-        right=right.data_ptr(),
-        left_rows=left.shape[0],
-        right_rows=right.shape[0],
-        left_stride=left.stride(0),
-        right_stride=right.stride(0),
-        length=length,
-        type=_native.TYPES[left.dtype],
+        **operands(left, right),
         partial=_native.address(partial),
     )
     _native.library.call("gram", task)
@@ -61,7 +67,7 @@ _OPERATOR = define(
     fake=_fake,
     check=check_blocks,
     kernels={
-        "CPU": Kernel(_native_kernel if _native.library.available else None, "C++", _native.library.reason),
+        "CPU": _native.kernel(_native_kernel),
         "CUDA": _triton.kernel("fastscape.ops.block_gram.triton", "block_gram"),
     },
 )

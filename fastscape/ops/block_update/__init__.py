@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fastscape.ops import _native, _triton
-from fastscape.ops._registry import Kernel, define
-from fastscape.ops.block_gram import adjacent, check_blocks
+from fastscape.ops._registry import define
+from fastscape.ops.block_gram import adjacent, check_blocks, operands
 from fastscape.ops.block_update.reference import block_update as _reference
 
 
@@ -30,18 +30,10 @@ def _fake(right: Tensor, left: Tensor, coefficients: Tensor) -> tuple[Tensor, Te
 def _native_kernel(right: Tensor, left: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     left, right, coefficients = adjacent(left), adjacent(right), coefficients.contiguous()
     out = torch.empty(right.shape, dtype=right.dtype)
-    length = right.shape[1]
-    squares = np.empty((-(-length // _native.SUM_BLOCK), right.shape[0]))
+    squares = np.empty((-(-right.shape[1] // _native.SUM_BLOCK), right.shape[0]))
     task = _native.UpdateTask(
-        left=left.data_ptr(),
-        right=right.data_ptr(),
+        **operands(left, right),
         out=out.data_ptr(),
-        left_rows=left.shape[0],
-        right_rows=right.shape[0],
-        left_stride=left.stride(0),
-        right_stride=right.stride(0),
-        length=length,
-        type=_native.TYPES[left.dtype],
         coefficients=coefficients.data_ptr(),
         squares=_native.address(squares),
     )
@@ -56,7 +48,7 @@ _OPERATOR = define(
     fake=_fake,
     check=_check,
     kernels={
-        "CPU": Kernel(_native_kernel if _native.library.available else None, "C++", _native.library.reason),
+        "CPU": _native.kernel(_native_kernel),
         "CUDA": _triton.kernel("fastscape.ops.block_update.triton", "block_update"),
     },
 )

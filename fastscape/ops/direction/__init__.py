@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscape.ops import _checks, _native, _triton
-from fastscape.ops._registry import Kernel, define
+from fastscape.ops._registry import define
 from fastscape.ops.direction import reference as _reference
 from fastscape.ops.direction.reference import Distribution
 
@@ -71,7 +71,7 @@ _OPERATOR = define(
     fake=_fake,
     check=_check,
     kernels={
-        "CPU": Kernel(_native_kernel if _native.library.available else None, "C++", _native.library.reason),
+        "CPU": _native.kernel(_native_kernel),
         "CUDA": _triton.kernel("fastscape.ops.direction.triton", "directions"),
     },
 )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastscape.ops import _checks, _native, _triton
-from fastscape.ops._registry import Kernel, define
+from fastscape.ops._registry import define
 from fastscape.ops.direction.reference import Distribution
 from fastscape.ops.direction_dot import NativeDots
 from fastscape.ops.direction_dot.reference import squares
@@ -112,7 +112,7 @@ _OPERATOR = define(
     fake=_fake,
     check=_check,
     kernels={
-        "CPU": Kernel(_native_kernel if _native.library.available else None, "C++", _native.library.reason),
+        "CPU": _native.kernel(_native_kernel),
         "CUDA": _triton.kernel("fastscape.ops.direction_norms.triton", "direction_norms"),
     },
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastscape.ops.direction.reference import Distribution, directions
-from fastscape.ops.direction_dot.reference import dots
+from fastscape.ops.direction_dot.reference import squares
 
 
 def direction_norms(
@@ -20,5 +20,5 @@ def direction_norms(
     rows = []
     for index in indices:
         noise = directions(ids, seed, [index], sizes, distribution)
-        rows.append(torch.cat([dots(z, z, count)[0] for z, count in zip(noise, groups, strict=True)]))
+        rows.append(torch.cat([squares(z, count) for z, count in zip(noise, groups, strict=True)]))
     return torch.stack(rows)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscape.ops import _checks, _cuda, _native, _triton
-from fastscape.ops._registry import Kernel, define
+from fastscape.ops._registry import define
 from fastscape.ops.direction.reference import Distribution
 from fastscape.ops.perturb.prepared import Perturbation
 from fastscape.ops.perturb.reference import perturb as _reference
@@ -82,7 +82,7 @@ _OPERATOR = define(
     fake=_fake,
     check=_check,
     kernels={
-        "CPU": Kernel(_native_kernel if _native.library.available else None, "C++", _native.library.reason),
+        "CPU": _native.kernel(_native_kernel),
         "CUDA": _triton.kernel("fastscape.ops.perturb.triton", "perturb")
         if _triton.AVAILABLE
         else _cuda.kernel("fastscape.ops.perturb.cuda", "perturb", "cuda/perturb.cu"),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastscape._checks import integer
 from fastscape.ops import _checks, _native, _triton
-from fastscape.ops._registry import Kernel, define
+from fastscape.ops._registry import define
 from fastscape.ops.direction import direction
 from fastscape.ops.direction.reference import Distribution
 from fastscape.ops.perturbed_linear.reference import materialised
@@ -104,12 +104,7 @@ _OPERATOR = define(
     fake=_fake,
     check=_check,
     kernels={
-        "CPU": Kernel(
-            one_by_one if _native.library.available else None,
-            "C++",
-            _native.library.reason,
-            "directions, one stored at a time; the products are torch's",
-        ),
+        "CPU": _native.kernel(one_by_one, "directions, one stored at a time; the products are torch's"),
         "CUDA": replace(_triton.kernel("fastscape.ops.perturbed_linear.triton", "perturbed_linear"), limits=LIMITS),
     },
 )
