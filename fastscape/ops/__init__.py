@@ -5,6 +5,7 @@ The ops know no model. They take lists of tensors or flat buffers and cover all 
 """
 
 from fastscape.ops._status import Status, status
+from fastscape.ops.affine_difference import affine_difference
 from fastscape.ops.block_gram import block_gram
 from fastscape.ops.block_update import block_update
 from fastscape.ops.direction import Generation, direction
@@ -13,6 +14,7 @@ from fastscape.ops.direction_dot import direction_dot
 from fastscape.ops.direction_norms import Norms, StoredNorms, direction_norms
 from fastscape.ops.perturb import Perturbation, perturb
 from fastscape.ops.perturbed_linear import perturbed_linear
+from fastscape.ops.pointwise_difference import pointwise_difference
 
 __all__ = [
     "Distribution",
@@ -21,6 +23,7 @@ __all__ = [
     "Perturbation",
     "Status",
     "StoredNorms",
+    "affine_difference",
     "block_gram",
     "block_update",
     "direction",
@@ -28,6 +31,7 @@ __all__ = [
     "direction_norms",
     "perturb",
     "perturbed_linear",
+    "pointwise_difference",
     "status",
     "tensor_ids",
 ]
