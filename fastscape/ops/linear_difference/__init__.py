@@ -24,7 +24,9 @@ def _check(
     if radii.ndim != 1 or radii.dtype != torch.float64:
         raise ValueError(f"radii must be float64 of shape [S], got {_found(radii)}")
     if weight.ndim != 2 or weight.shape[1] != x.shape[1] or weight.dtype not in _LANES:
-        raise ValueError(f"weight must be float32, float64 or bfloat16 of shape [O, {x.shape[1]}] for this x, got {_found(weight)}")
+        raise ValueError(
+            f"weight must be float32, float64 or bfloat16 of shape [O, {x.shape[1]}] for this x, got {_found(weight)}"
+        )
     if lanes is None and direction is None and bias_direction is None:
         raise ValueError("lanes, direction or bias_direction must be given: without them all differences are zero")
     if lanes is not None:
@@ -62,7 +64,8 @@ def _fake(
 
 
 _OPERATOR = define(
-    "linear_difference(Tensor x, Tensor? lanes, Tensor radii, Tensor weight, Tensor? direction, Tensor? bias_direction) -> Tensor",
+    "linear_difference(Tensor x, Tensor? lanes, Tensor radii, Tensor weight, Tensor? direction, Tensor? bias_direction) "
+    "-> Tensor",
     summary="differences of a linear map",
     reference=_reference,
     fake=_fake,

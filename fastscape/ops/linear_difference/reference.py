@@ -43,7 +43,7 @@ def linear_difference(
             out = _of_the_weight(operand(x), d, shape)
         else:
             half = (0.5 * radii * radii).to(compute)
-            out = _of_the_input(x.to(compute), operand(lanes), half, operand(weight), d, shape, dtype)
+            out = _of_the_input(x.to(compute).contiguous(), operand(lanes), half, operand(weight), d, shape, dtype)
         if bias_direction is not None:
             out[:, 0] += operand(bias_direction)[:, None, None]
     return out.to(dtype)
@@ -60,23 +60,23 @@ def _of_the_input(
     x: Tensor, lanes: Tensor, half: Tensor, weight: Tensor, direction: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """Products of all lanes with W at once; those with D are added into them."""
-    count, orders, kept, rows, inputs = lanes.shape
+    count, orders, kept, rows, _ = lanes.shape
     if direction is None:
-        return torch.mm(lanes.view(-1, inputs), weight.T).view(shape)
+        return torch.mm(lanes.flatten(0, 3), weight.T).view(shape)
     if orders == 2 and kept < shape[2]:
         return _of_shared_lanes(x, lanes, half, weight, direction)
     out = lanes.new_empty((count, 2, shape[2] * rows, weight.shape[0]))
     if orders == 2:
-        torch.mm(lanes.view(-1, inputs), weight.T, out=out.view(-1, weight.shape[0]))
+        torch.mm(lanes.flatten(0, 3), weight.T, out=out.flatten(0, 2))
     for k, d in enumerate(direction):
-        a = lanes[k, 0].view(-1, inputs)
+        a = lanes[k, 0].flatten(0, 1)
         if orders == 2:
             middle = torch.addcmul(x, half[:, None, None], lanes[k, 1])
-            out[k, 0].addmm_(middle.to(dtype).to(x.dtype).view(-1, inputs), d.T)
+            out[k, 0].addmm_(middle.to(dtype).to(x.dtype).flatten(0, 1), d.T)
             out[k, 1].addmm_(a, d.T, alpha=2)
         else:
             torch.mm(a, weight.T, out=out[k, 0])
-            out[k, 0].view(kept, rows, -1).add_(x.to(dtype).to(x.dtype) @ d.T)
+            out[k, 0].view(kept, rows, len(weight)).add_(x.to(dtype).to(x.dtype) @ d.T)
             torch.mm(a, d.T, out=out[k, 1]).mul_(2)
     return out.view(shape)
 

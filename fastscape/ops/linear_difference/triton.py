@@ -80,7 +80,8 @@ def linear_difference_kernel(
                 middle += half[:, None] * b.to(tl.float32)
             first = tl.dot(middle.to(LOW), d, first, input_precision=PRECISION)
             if ORDERS > 0:
-                second = tl.dot(a + a, d, second, input_precision=PRECISION)
+                double = (2.0 * a.to(tl.float32)).to(LOW)
+                second = tl.dot(double, d, second, input_precision=PRECISION)
     inside = real[:, None] & (o < outputs)[None, :]
     if BIAS:
         first += tl.load(bias_direction + k * outputs + o, mask=o < outputs, other=0.0).to(tl.float32)[None, :]
@@ -104,11 +105,11 @@ class Tile:
 def tile(stacked: int, dtype: torch.dtype, precision: str) -> Tile:
     """The tile for the rows of a direction: two float32 sums an output, as many as registers hold without spilling."""
     most = max(16, triton.next_power_of_2(stacked))
-    if dtype == torch.bfloat16:
-        return Tile(min(most, 128), 64, 32, 8, 3)
-    if precision == "tf32":
-        return Tile(min(most, 64), 64, 32, 8, 3)
-    return Tile(min(most, 64), 64, 16, 8, 2)
+    if dtype == torch.bfloat16:  # 64 inputs spill on sm_90; twice the outputs spill or fit no chip
+        return Tile(min(most, 128), 64, 32, 8, 2)
+    if precision == "tf32":  # 32 inputs spill on sm_80
+        return Tile(min(most, 128), 64, 16, 8, 2)
+    return Tile(min(most, 64), 64, 16, 8, 2)  # without matrix units: 32 inputs take every register
 
 
 def linear_difference(
