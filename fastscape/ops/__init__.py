@@ -12,6 +12,7 @@ from fastscape.ops.direction import Generation, direction
 from fastscape.ops.direction.reference import Distribution, tensor_ids
 from fastscape.ops.direction_dot import direction_dot
 from fastscape.ops.direction_norms import Norms, StoredNorms, direction_norms
+from fastscape.ops.linear_difference import linear_difference
 from fastscape.ops.perturb import Perturbation, perturb
 from fastscape.ops.perturbed_linear import perturbed_linear
 from fastscape.ops.pointwise_difference import pointwise_difference
@@ -29,6 +30,7 @@ __all__ = [
     "direction",
     "direction_dot",
     "direction_norms",
+    "linear_difference",
     "perturb",
     "perturbed_linear",
     "pointwise_difference",

@@ -4,6 +4,7 @@ import torch
 
 # ops whose every implementation gives the same bits; the others agree to rounding
 BITWISE = {"direction", "direction_dot", "direction_norms", "perturb"}
+PRODUCTS = {"linear_difference", "perturbed_linear"}  # matrix products of torch, whose sums may depend on the threads
 DIRECTIONS = [0, 7, 2**32 - 1]
 
 
@@ -137,6 +138,21 @@ def affine_difference():
     yield *lanes((0, 3, 4)), _radii(), scale, None, None
 
 
+def linear_difference():
+    """Lanes absent, of one order and of two, the same for all radii or not; weight, bias, both or neither moving."""
+    radii = torch.tensor([0.0, 1e-3, 0.3], dtype=torch.float64)
+    for dtype, wide in ((torch.float32, torch.float32), (torch.float32, torch.float64), (torch.float64, torch.float64)):
+        x, weight = _rows(5, 9, wide), _rows(6, 9, dtype)
+        lanes = _rows(60, 9, dtype).reshape(2, 2, 3, 5, 9)
+        direction, bias = _rows(12, 9, dtype).reshape(2, 6, 9), _rows(2, 6, dtype)
+        yield x, lanes, radii, weight, direction, bias
+        yield x, lanes[:, :, :1], radii, weight, direction, None
+        yield x, lanes[:, :1], radii, weight, direction, None
+        yield x, lanes[:, :1, :1], radii, weight, None, bias
+        yield x, None, radii, weight, direction, bias
+    yield x[:0], lanes[:, :, :, :0], radii, weight, direction, bias
+
+
 SAMPLES = {
     "affine_difference": affine_difference,
     "block_gram": block_gram,
@@ -144,6 +160,7 @@ SAMPLES = {
     "direction": direction,
     "direction_dot": direction_dot,
     "direction_norms": direction_norms,
+    "linear_difference": linear_difference,
     "perturb": perturb,
     "perturbed_linear": perturbed_linear,
     "pointwise_difference": pointwise_difference,
@@ -162,6 +179,14 @@ def large(name):
         "direction": (ids, 3, [1, 2], sizes, "gaussian"),
         "direction_norms": (ids, 3, [1, 2], sizes, [1, 1], "gaussian"),
         "direction_dot": (weights, ids, 3, [1, 2], [1, 1], "gaussian"),
+        "linear_difference": (
+            x[0],
+            _rows(18, 128, torch.float32).reshape(1, 2, 3, 3, 128),
+            torch.tensor([0.0, 1e-3, 0.3], dtype=torch.float64),
+            _rows(999, 128, torch.float32),
+            _rows(999, 128, torch.float32)[None],
+            None,
+        ),
         "perturb": (weights, ids, 3, [1], torch.ones(1, 2).double(), [1, 1], [0.1, -0.1], torch.float32, "gaussian"),
         "perturbed_linear": (x, _rows(999, 128, torch.float32), 7, 3, [0], scales, torch.ones(1, 3), "gaussian"),
         "pointwise_difference": (*lanes((5, 21_003)), _radii(), "gelu", []),
