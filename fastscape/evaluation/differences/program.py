@@ -1,0 +1,282 @@
+"""A model and its loss as a list of operations, traced once on real tensors.
+
+``torch.fx``'s ``make_fx`` records the operations before autograd takes composite ones apart, so that linear layers, norms, attention
+and the loss stay whole. Decisions that the forward takes on constants (is this mask causal?) are taken as they fall, where
+``torch.export`` refuses; those on values that depend on the weights are recorded, and counted where they would fall otherwise at
+w +- e d. Writing in place is replaced by its functional form; through views, by torch's functionalisation.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._decomp import core_aten_decompositions
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fastscape._checks import first_line
+from fastscape.evaluation.differences.rules.table import RULES, aten
+
+HOST = {"_local_scalar_dense", "item", "is_nonzero", "equal"}  # operations that hand a value to Python
+_IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
+_ROUNDS = 6  # of taking composite operations apart, until every piece has a rule
+
+
+class UntraceableError(ValueError):
+    """The forward cannot be followed operation by operation; the message names the module and the operation."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation.
+
+    Attributes:
+        name: of its result.
+        target: an overload, or ``operator.getitem``.
+        arguments, keywords: with :class:`torch.fx.Node` for results of earlier steps.
+        module: of the model, in which it is called.
+        moves: whether it depends on the probed parameters.
+        last: names of the values that no later step uses.
+    """
+
+    name: str
+    target: Any
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    module: str
+    moves: bool
+    last: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps from parameters, buffers and a batch to the loss.
+
+    Attributes:
+        steps: in order; unused ones are left out.
+        inputs: ``parameter:NAME`` for parameters and buffers, then ``batch:NUMBER`` for the batch's tensors.
+        nodes: the names that the steps use for the inputs.
+        constants: tensors that the forward holds or makes at trace time, by name.
+        loss: name of the result.
+    """
+
+    steps: tuple[Step, ...]
+    inputs: tuple[str, ...]
+    nodes: tuple[str, ...]
+    constants: Mapping[str, Tensor]
+    loss: str
+
+
+def trace(module: nn.Module, call: Callable[[Sequence[Tensor]], Any], tensors: Mapping[str, Tensor], batch: Sequence[Tensor],
+          probed: Sequence[str]) -> Program:  # fmt: skip
+    """Record ``call(batch)``, the loss of a batch's tensors by ``module`` with the given parameters and buffers.
+
+    Args:
+        module: what ``call`` runs.
+        call: takes the batch's tensors, gives the loss.
+        tensors: parameters and buffers by name.
+        batch: the batch's tensors.
+        probed: names of the parameters that move.
+
+    Raises:
+        UntraceableError: a compiled or scripted module, an operation that cannot be recorded.
+    """
+    names = list(tensors)
+    holder = _Call(module, call)
+
+    def function(values: list[Tensor], inputs: list[Tensor]) -> Tensor:
+        out: Tensor = functional_call(holder, {f"module.{n}": v for n, v in zip(names, values, strict=True)}, (inputs,))
+        return out
+
+    function._orig_mod = module  # type: ignore[attr-defined]
+    arguments = ([tensors[name].detach() for name in names], list(batch))
+    try:
+        graph = _recorded(function, arguments, {}, modules=True)
+        graph = _functional(graph, arguments)
+        graph = _with_rules(graph, arguments)
+    except UntraceableError:
+        raise
+    except Exception as error:
+        raise UntraceableError(
+            f"model must run under torch.fx to be followed operation by operation, got {type(error).__name__}: "
+            f"{first_line(error)[:200]}"
+        ) from error
+    return _program(graph, names, set(probed))
+
+
+class _Call(nn.Module):
+    """The loss of a batch's tensors as a module that holds the model, so that its parameters can be replaced."""
+
+    def __init__(self, module: nn.Module, call: Callable[[Sequence[Tensor]], Any]) -> None:
+        super().__init__()
+        self.module = module
+        self._loss = call
+
+    def forward(self, inputs: Sequence[Tensor]) -> Any:
+        return self._loss(inputs)
+
+
+def _recorded(
+    function: Any, arguments: Any, table: Mapping[Any, Any], *, modules: bool = False, composite: bool = True
+) -> fx.GraphModule:
+    graph = make_fx(
+        function,
+        decomposition_table=dict(table),
+        tracing_mode="real",
+        pre_dispatch=composite,
+        record_module_stack=modules,
+        _error_on_data_dependent_ops=False,
+    )(*arguments)
+    graph.graph.eliminate_dead_code()
+    return graph
+
+
+# ---------------------------------------------------------------- writing in place
+def _functional(graph: fx.GraphModule, arguments: Any) -> fx.GraphModule:
+    """The graph without operations that write into their arguments."""
+    nodes = list(graph.graph.nodes)
+    families = _families(nodes)
+    order = {node: place for place, node in enumerate(nodes)}
+    for node in nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        if not _replaced(graph, node, families, order):
+            functional = torch.func.functionalize(graph, remove="mutations_and_views")
+            return _recorded(functional, arguments, {}, composite=False)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _families(nodes: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Which tensors may share memory: every node's oldest ancestor through views."""
+    family: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        source = node
+        if node.op == "call_function" and node.all_input_nodes:
+            schema = getattr(node.target, "_schema", None)
+            views = schema is not None and any(out.alias_info is not None for out in schema.returns)
+            identity = schema is not None and schema.name.split("::")[1].rstrip("_") in _IDENTITY
+            if views or identity or node.target is operator.getitem:
+                source = family.get(node.all_input_nodes[0], node.all_input_nodes[0])
+        family[node] = source
+    return family
+
+
+def _replaced(graph: fx.GraphModule, node: fx.Node, families: dict[fx.Node, fx.Node], order: dict[fx.Node, int]) -> bool:
+    """Put the functional form in place of a write, if nobody else looks at the memory; else False."""
+    overload = node.target
+    assert isinstance(overload, torch._ops.OpOverload)
+    name = overload._schema.name.split("::")[1]
+    written = [argument.alias_info is not None and argument.alias_info.is_write for argument in overload._schema.arguments]
+    if written.count(True) != 1 or not written[0]:
+        return False
+    target = node.args[0]
+    assert isinstance(target, fx.Node)
+    later = [
+        user
+        for other, family in families.items()
+        if family is families[target] and other is not target and order[other] < order[node]
+        for user in other.users
+        if order.get(user, 0) > order[node]
+    ]
+    base = name.removesuffix("_")
+    packet = getattr(aten, base, None)
+    if later or packet is None:
+        return False
+    chosen = overload._overloadname if overload._overloadname in packet.overloads() else packet.overloads()[0]
+    with graph.graph.inserting_before(node):
+        fresh = graph.graph.call_function(getattr(packet, chosen), node.args, node.kwargs)
+        fresh.meta = dict(node.meta)
+    order[fresh], families[fresh] = order[node], families[target]
+    node.replace_all_uses_with(fresh)
+    target.replace_all_uses_with(fresh, delete_user_cb=lambda user: order.get(user, 0) > order[node])
+    families.pop(node)
+    graph.graph.erase_node(node)
+    return True
+
+
+# ---------------------------------------------------------------- composite operations
+def _with_rules(graph: fx.GraphModule, arguments: Any) -> fx.GraphModule:
+    """The graph with operations that lack a rule taken apart, as far as torch can."""
+    for _ in range(_ROUNDS):
+        table = {node.target: apart for node in graph.graph.nodes if (apart := _decomposition(node.target)) is not None}
+        if not table:
+            return graph
+        graph = _recorded(graph, arguments, table)
+    return graph
+
+
+def _decomposition(target: Any) -> Callable[..., Any] | None:
+    """How to take an operation apart; ``None`` where it has a rule, or nobody knows how."""
+    if not isinstance(target, torch._ops.OpOverload) or target in RULES or target._schema.name.split("::")[1] in HOST:
+        return None
+    if not any(
+        isinstance(argument.type, torch.TensorType) or "Tensor" in str(argument.type) for argument in target._schema.arguments
+    ):
+        return None
+    if target._schema.name.split("::")[0] != "aten":
+        return None
+    known: Callable[..., Any] | None = core_aten_decompositions().get(target)
+    if known is not None:
+        return known
+    if torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd"):
+        return target.decompose
+    return None
+
+
+# ---------------------------------------------------------------- steps
+def _program(graph: fx.GraphModule, names: Sequence[str], probed: set[str]) -> Program:
+    nodes = list(graph.graph.nodes)
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    inputs = [f"parameter:{name}" for name in names] + [f"batch:{i}" for i in range(len(placeholders) - len(names))]
+    called = {node: label for node, label in zip(placeholders, inputs, strict=True)}
+    moving = {node for node, label in called.items() if label.removeprefix("parameter:") in probed}
+    constants: dict[str, Tensor] = {}
+    steps: list[Step] = []
+    result = next(node for node in nodes if node.op == "output").args[0]
+    if isinstance(result, (tuple, list)):
+        result = result[0]
+    last = _last_uses(nodes)
+    for node in nodes:
+        if node.op == "get_attr":
+            constants[node.name] = _attribute(graph, str(node.target))
+        elif node.op == "call_function":
+            if any(source in moving for source in node.all_input_nodes):
+                moving.add(node)
+            steps.append(Step(node.name, node.target, node.args, node.kwargs, _module(node), node in moving, last.get(node, ())))
+    if not isinstance(result, fx.Node):
+        raise UntraceableError("model must give a loss that is computed from tensors, got a constant")
+    return Program(tuple(steps), tuple(inputs), tuple(node.name for node in placeholders), constants, result.name)
+
+
+def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, tuple[str, ...]]:
+    """The values that can be freed after each node."""
+    seen: set[fx.Node] = set()
+    last: dict[fx.Node, tuple[str, ...]] = {}
+    for node in reversed(nodes):
+        ending = [source for source in node.all_input_nodes if source not in seen and source.op == "call_function"]
+        seen.update(ending)
+        last[node] = tuple(source.name for source in ending)
+    return last
+
+
+def _attribute(graph: fx.GraphModule, path: str) -> Tensor:
+    found: Any = graph
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found  # type: ignore[no-any-return]
+
+
+def _module(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path, kind = list(stack.values())[-1]
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+    return f"{path} ({name.rsplit('.', 1)[-1]})" if path else str(name)

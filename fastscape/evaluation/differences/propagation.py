@@ -1,0 +1,159 @@
+"""Carry the lanes of a block of directions through the steps of a program."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.fx.node import map_arg
+
+from fastscape.evaluation.differences.program import HOST, Program, Step
+from fastscape.evaluation.differences.rules import RULES, fallback, moves
+from fastscape.evaluation.differences.triple import Base, Decision, Frame, Triple
+
+
+class MissingRuleError(ValueError):
+    """An operation has no rule and local evaluation cannot stand in for it; the message names it and its module."""
+
+
+class Propagation:
+    """A program with weights and one batch: values at w, kept between blocks of directions while they fit.
+
+    Args:
+        program: the steps.
+        inputs: tensors by the program's input names.
+        probed: names of the inputs that move.
+        keep: bytes of values at w that may be kept; beyond, they are computed again for every block.
+    """
+
+    def __init__(self, program: Program, inputs: Mapping[str, Tensor], probed: Sequence[str], keep: int) -> None:
+        self.program, self._probed = program, set(probed)
+        self._inputs = {name: _value(inputs[name]) for name in program.inputs}
+        self._constants = {name: _value(tensor) for name, tensor in program.constants.items()}
+        self._kept: dict[str, Any] = {}
+        self._room = keep
+        self.handled: dict[str, str] = {}
+
+    def loss(self) -> Tensor:
+        """The loss at w, as the program computes it."""
+        values: dict[str, Any] = self._sources()
+        for step in self.program.steps:
+            values[step.name] = self._at_w(step, values)
+            for name in step.last:
+                values.pop(name, None)
+        return _plain(values[self.program.loss])  # type: ignore[no-any-return]
+
+    def lanes(self, frame: Frame, directions: Mapping[str, Tensor]) -> Tensor | None:
+        """Lanes of the loss, ``[K, c, S']``, along directions ``[K, *shape]`` by input name; ``None`` if it does not move."""
+        values = self._sources(directions)
+        for step in self.program.steps:
+            base = self._at_w(step, values)
+            values[step.name] = self._moved(frame, step, base, values) if step.moves else base
+            for name in step.last:
+                values.pop(name, None)
+        result = values[self.program.loss]
+        return result.lanes if isinstance(result, Triple) else None
+
+    def _sources(self, directions: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+        """Inputs by the names of their nodes; those that move with lanes ``[K, 1, 1, *shape]``."""
+        values: dict[str, Any] = dict(self._constants)
+        for node, name in zip(self.program.nodes, self.program.inputs, strict=True):
+            value = self._inputs[name]
+            if directions is not None and name in directions:
+                value = Triple(value.base, directions[name][:, None, None])
+            values[node] = value
+        return values
+
+    def _at_w(self, step: Step, values: Mapping[str, Any]) -> Any:
+        """The result of a step at w."""
+        if step.name in self._kept:
+            return self._kept[step.name]
+        arguments, keywords = (map_arg(part, lambda node: _plain(values[node.name])) for part in (step.arguments, step.keywords))
+        result = _value(step.target(*arguments, **keywords))
+        size = _bytes(result)
+        if size <= self._room:
+            self._kept[step.name] = result
+            self._room -= size
+        return result
+
+    def _moved(self, frame: Frame, step: Step, base: Any, values: Mapping[str, Any]) -> Any:
+        """The result of a step with its lanes."""
+        arguments, keywords = (map_arg(part, lambda node: values[node.name]) for part in (step.arguments, step.keywords))
+        if step.target is operator.getitem:
+            return arguments[0][arguments[1]]
+        if not any(_moves_within(argument) for argument in (*arguments, *keywords.values())):
+            return base
+        return propagated(frame, step.target, base, arguments, keywords, step.module)
+
+
+def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: Any, module: str = "") -> Any:
+    """What an operation makes of values of which some move: its results at w with their lanes."""
+    name = str(target)
+    if target._schema.name.split("::")[1] in HOST:
+        _count_frozen(frame, name, arguments)
+        return base
+    rule = RULES.get(target)
+    y = _plain(base)
+    lanes = NotImplemented
+    if rule is not None:
+        lanes = rule(frame, y, *arguments, **keywords)
+    if lanes is NotImplemented:
+        try:
+            lanes = fallback(frame, y, target, arguments, keywords)
+        except Exception as error:
+            where = f" in module {module}" if module else ""
+            raise MissingRuleError(
+                f"operation {name}{where} has no difference rule, and evaluating it in float64 failed: {type(error).__name__}: {error}"
+            ) from error
+        frame.fallbacks[name] = frame.fallbacks.get(name, 0) + 1
+    if isinstance(base, (tuple, list)):
+        return [_joined(part, lane) for part, lane in zip(base, lanes, strict=True)]
+    return _joined(base, lanes)
+
+
+def _joined(base: Any, lanes: Any) -> Any:
+    """A value at w with its lanes, or the decision that takes its place."""
+    if isinstance(lanes, Decision) or lanes is None:
+        return base if lanes is None else lanes
+    return Triple(base.base, lanes)
+
+
+def _count_frozen(frame: Frame, name: str, arguments: Any) -> None:
+    """Note a decision of the host, and whether it would fall otherwise at w + e d or w - e d."""
+    differs = any(isinstance(argument, Decision) for argument in arguments)
+    differs = differs or any(isinstance(argument, Triple) and argument.lanes is not None for argument in arguments)
+    frame.frozen[name] = frame.frozen.get(name, 0) + int(differs)
+
+
+def _value(result: Any) -> Any:
+    """Floating-point tensors as triples, several results as lists, anything else as it is."""
+    if isinstance(result, (tuple, list)):
+        return [_value(part) for part in result]
+    if isinstance(result, Tensor) and (result.is_floating_point() or result.is_complex()):
+        return Triple(Base(result))
+    return result
+
+
+def _plain(value: Any) -> Any:
+    """The tensors at w behind a value."""
+    if isinstance(value, (Triple, Decision)):
+        return value.x
+    if isinstance(value, (tuple, list)):
+        return type(value)(_plain(part) for part in value)
+    return value
+
+
+def _moves_within(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(_moves_within(part) for part in value)
+    return moves(value)
+
+
+def _bytes(result: Any) -> int:
+    if isinstance(result, (tuple, list)):
+        return sum(_bytes(part) for part in result)
+    if isinstance(result, Triple):
+        return result.x.nbytes
+    return result.nbytes if isinstance(result, Tensor) else 0

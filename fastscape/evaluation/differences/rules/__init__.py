@@ -1,0 +1,18 @@
+"""What every operation does to the lanes of its operands."""
+
+from fastscape.evaluation.differences.rules import arithmetic, functions, products, selection, structure
+from fastscape.evaluation.differences.rules.fallback import fallback
+from fastscape.evaluation.differences.rules.table import PIECEWISE, RULES, STRUCTURE, moves
+
+__all__ = [
+    "PIECEWISE",
+    "RULES",
+    "STRUCTURE",
+    "arithmetic",
+    "fallback",
+    "functions",
+    "moves",
+    "products",
+    "selection",
+    "structure",
+]

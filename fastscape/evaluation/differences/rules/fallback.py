@@ -1,0 +1,132 @@
+r"""Operations without a rule: local evaluation in float64, one lane at a time.
+
+From 1e-5 on by plain differences of f(x), f(x+), f(x-), whose relative error is about 1e-16 / e^2; below, and at e = 0, by nested
+forward derivatives of the one operation, which are what the differences tend to where it is smooth.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fastscape.evaluation.differences.algebra import joined
+from fastscape.evaluation.differences.rules.table import moves
+from fastscape.evaluation.differences.triple import Decision, Frame, Triple
+
+SMALLEST = 1e-5  # radius below which derivatives take the place of differences
+
+
+def _leaf(value: Any) -> bool:
+    return isinstance(value, (Triple, Decision, Tensor))
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def fallback(frame: Frame, y: Any, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Lanes, or decisions, of every result of an operation."""
+    leaves, structure = pytree.tree_flatten((arguments, keywords), is_leaf=_leaf)
+    outputs = list(y) if isinstance(y, (tuple, list)) else [y]
+    decided = any(isinstance(leaf, Decision) for leaf in leaves)
+    floating = [isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex()) for out in outputs]
+    if frame.jet and not any(floating):
+        return _like(y, [None] * len(outputs))
+    evaluate = _Local(frame, target, leaves, structure)
+    derive = not decided and all(floating) and bool((frame.radii < SMALLEST).any())
+    columns = [evaluate.lane(k, s, derive) for k in range(evaluate.directions) for s in range(len(frame.radii))]
+    dtype = evaluate.dtype or frame.dtype
+    results = [
+        _assembled(frame, out, [column[i] for column in columns], is_float, dtype, evaluate.directions)
+        for i, (out, is_float) in enumerate(zip(outputs, floating, strict=True))
+    ]
+    return _like(y, results)
+
+
+def _like(y: Any, results: list[Any]) -> Any:
+    return tuple(results) if isinstance(y, (tuple, list)) else results[0]
+
+
+def _assembled(frame: Frame, y: Any, lanes: list[Any], is_float: bool, dtype: torch.dtype, directions: int) -> Any:
+    if not isinstance(y, Tensor):
+        return None
+    first, second = (torch.stack([lane[part] for lane in lanes]).unflatten(0, (directions, -1)) for part in (0, 1))
+    if is_float:
+        return joined(first, second).to(dtype)
+    same = bool((first == y).all()) and bool((second == y).all())
+    return None if same else Decision(y, first, second)
+
+
+class _Local:
+    """One operation at the points of single lanes."""
+
+    def __init__(self, frame: Frame, target: Any, leaves: list[Any], structure: Any) -> None:
+        self.frame, self.target, self.leaves, self.structure = frame, target, leaves, structure
+        moving = [leaf for leaf in leaves if moves(leaf)]
+        self.dtype = next((leaf.lanes.dtype for leaf in moving if isinstance(leaf, Triple)), None)
+        sizes = [len(leaf.plus) if isinstance(leaf, Decision) else len(leaf.lanes) for leaf in moving]
+        self.directions = max(sizes, default=1)
+
+    def __call__(self, values: list[Any]) -> list[Any]:
+        arguments, keywords = pytree.tree_unflatten(values, self.structure)
+        out = self.target(*arguments, **keywords)
+        return list(out) if isinstance(out, (tuple, list)) else [out]
+
+    def lane(self, k: int, s: int, derive: bool) -> list[Any]:
+        """(a, b) of every floating result of one lane, (plus, minus) of every other."""
+        radius = float(self.frame.radii[s])
+        if derive and radius < SMALLEST:
+            return self._derivatives(k, s)
+        here, up, down = (self(self._at(k, s, sign)) for sign in (0, 1, -1))
+        return [self._lane(*values, radius) for values in zip(here, up, down, strict=True)]
+
+    def _lane(self, here: Any, up: Any, down: Any, radius: float) -> Any:
+        if not isinstance(here, Tensor) or not (here.is_floating_point() or here.is_complex()):
+            return up, down
+        if not radius:
+            return torch.zeros_like(here), torch.zeros_like(here)  # a step function's derivatives
+        above, below = up - here, here - down
+        return (above + below) / (2 * radius), (above - below) / radius**2
+
+    def _parts(self, leaf: Triple, k: int, s: int) -> tuple[Tensor, Tensor]:
+        a, b = leaf.parts
+        first = _widened(a[k, min(s, a.shape[1] - 1)])
+        return first, torch.zeros_like(first) if b is None else _widened(b[k, min(s, b.shape[1] - 1)])
+
+    def _at(self, k: int, s: int, sign: int) -> list[Any]:
+        """The arguments at w + sign e d."""
+        values = []
+        radius = float(self.frame.radii[s])
+        for leaf in self.leaves:
+            if isinstance(leaf, Decision):
+                values.append(leaf.x if not sign else (leaf.plus if sign > 0 else leaf.minus)[k, s])
+            elif isinstance(leaf, Triple):
+                value = _widened(leaf.x)
+                if sign and leaf.lanes is not None:
+                    a, b = self._parts(leaf, k, s)
+                    value = value + (sign * radius * a + 0.5 * radius * radius * b)
+                values.append(value)
+            else:
+                values.append(leaf)
+        return values
+
+    def _derivatives(self, k: int, s: int) -> list[Any]:
+        places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Triple) and leaf.lanes is not None]
+        still = self._at(k, s, 0)
+
+        def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+            values = list(still)
+            for place, value in zip(places, inputs, strict=True):
+                values[place] = value
+            return tuple(self(values))
+
+        primals = tuple(still[place] for place in places)
+        parts = [self._parts(self.leaves[place], k, s) for place in places]
+        a, b = (tuple(part[i] for part in parts) for i in (0, 1))
+        with torch.enable_grad():
+            first, second = torch.func.jvp(lambda *z: torch.func.jvp(function, z, a)[1], primals, a)
+            drift = torch.func.jvp(function, primals, b)[1]
+        return [(one, two + three) for one, two, three in zip(first, second, drift, strict=True)]

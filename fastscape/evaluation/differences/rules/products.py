@@ -1,0 +1,235 @@
+r"""Matrix products and convolutions: :math:`a_y = W a + D \tilde x`, :math:`b_y = W b + 2 D a`, and the products of activations.
+
+The lanes of all radii share one product with W and, per direction, one with D; the first layer of a network, whose input does not
+move, takes one product per direction for any number of radii.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastscape.evaluation.differences.algebra import (
+    count,
+    fitted,
+    joined,
+    matrix_product,
+    plus,
+    scaled,
+    total,
+)
+from fastscape.evaluation.differences.rules.table import aten, moves, rule, triple
+from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
+from fastscape.ops import linear_difference
+
+
+@rule(aten.linear.default)
+def _linear(frame: Frame, y: Tensor, x: Any, weight: Any, bias: Any = None) -> Any:
+    x, weight = triple(x, y), triple(weight, y)
+    if not weight_moves_along(weight) or (bias is not None and not weight_moves_along(triple(bias, y))):
+        return _general(frame, y, x, weight, bias)
+    known = x.lanes if x.lanes is not None else weight.lanes
+    bias_lanes = None if bias is None else triple(bias, y).lanes
+    if known is None:
+        return fitted(bias_lanes, y.shape)
+    width = x.shape[-1]
+    lanes = None if x.lanes is None else x.lanes.reshape(*x.lanes.shape[:LEAD], -1, width)
+    out = linear_difference(
+        x.base.narrow(known.dtype).reshape(-1, width),
+        lanes,
+        frame.radii,
+        weight.base.narrow(known.dtype),
+        None if weight.lanes is None else weight.lanes[:, 0, 0],
+        None if bias_lanes is None else bias_lanes[:, 0, 0],
+    )
+    rows = y.numel() // y.shape[-1] if y.shape[-1] else 0
+    frame.operations += linear_operations(x.lanes, weight.lanes, out.shape, rows, width)
+    return out.reshape(*out.shape[:LEAD], *y.shape)
+
+
+def linear_operations(lanes: Tensor | None, direction: Tensor | None, out: torch.Size, rows: int, width: int) -> int:
+    """Multiplications and additions of the products behind the lanes of a linear layer."""
+    each = 2 * rows * width * out[-1]
+    count_ = 0 if lanes is None else lanes.shape[0] * lanes.shape[1] * lanes.shape[2]
+    if direction is not None:
+        count_ += out[0] * (1 if lanes is None else out[2] + lanes.shape[2])
+    return each * count_
+
+
+def weight_moves_along(weight: Triple) -> bool:
+    """Whether a weight is still or a parameter as it is: lanes ``[K, 1, 1, ...]``."""
+    return weight.lanes is None or weight.lanes.shape[1:LEAD] == (1, 1)
+
+
+def _general(frame: Frame, y: Tensor, x: Triple, weight: Triple, bias: Any) -> Tensor | None:
+    """A linear layer whose weight is itself computed (weight norm, tied transforms)."""
+    turned = Triple(weight.x.mT, None if weight.lanes is None else weight.lanes.mT)
+    out = _multiplied(frame, x, turned)
+    return out if bias is None else total(out, fitted(triple(bias, y).lanes, y.shape))
+
+
+def _multiplied(frame: Frame, x: Triple, u: Triple) -> Tensor | None:
+    """Matrix product of two triples of any number of axes, one of them perhaps a vector."""
+    left = Triple(x.x.unsqueeze(0), None if x.lanes is None else x.lanes.unsqueeze(-2)) if x.ndim == 1 else x
+    right = Triple(u.x.unsqueeze(1), None if u.lanes is None else u.lanes.unsqueeze(-1)) if u.ndim == 1 else u
+    out = matrix_product(frame, left, right)
+    if out is None:
+        return None
+    out = out.squeeze(-2) if x.ndim == 1 else out
+    return out.squeeze(-1) if u.ndim == 1 else out
+
+
+@rule(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default, aten.dot.default)
+def _matmul(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
+    x, u = triple(x, y), triple(u, y)
+    if x.ndim == 2 and u.ndim == 2 and u.lanes is not None and weight_moves_along(u):
+        return _linear(frame, y, x, Triple(u.x.mT, u.lanes.mT))
+    return _multiplied(frame, x, u)
+
+
+@rule(aten.addmm.default, aten.addmv.default, aten.baddbmm.default)
+def _added(frame: Frame, y: Tensor, bias: Any, x: Any, u: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    out = scaled(_matmul(frame, y, x, u), alpha) if alpha != 1 else _matmul(frame, y, x, u)
+    return total(out, fitted(scaled(triple(bias, y).lanes, beta), y.shape))
+
+
+# ---------------------------------------------------------------- convolutions
+_FLAT = {
+    aten.conv1d.default: (False, 1),
+    aten.conv2d.default: (False, 2),
+    aten.conv3d.default: (False, 3),
+    aten.conv_transpose1d.default: (True, 1),
+    aten.conv_transpose2d.input: (True, 2),
+    aten.conv_transpose3d.input: (True, 3),
+}
+
+
+@rule(aten.convolution.default)
+def _convolution(
+    frame: Frame,
+    y: Tensor,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Any:
+    x, weight = triple(x, y), triple(weight, y)
+    if not weight_moves_along(weight):
+        return NotImplemented  # a weight that is itself computed nonlinearly
+
+    def convolve(rows: Tensor, kernel: Tensor) -> Tensor:
+        out = aten.convolution(rows, kernel, None, stride, padding, dilation, transposed, output_padding, groups)
+        return count(frame, out, (kernel.numel() // kernel.shape[0]) if not transposed else kernel.numel() // kernel.shape[0])
+
+    out = _convolved(frame, x, weight, convolve)
+    if bias is not None and triple(bias, y).lanes is not None:
+        lanes = triple(bias, y).lanes
+        out = total(out, fitted(lanes.reshape(*lanes.shape, *[1] * (y.ndim - 2)), y.shape))  # type: ignore[union-attr]
+    return out
+
+
+def _convolved(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Tensor | None:
+    """Lanes of a convolution: rows of lanes are samples for W, and per direction for D."""
+    if weight.lanes is None and x.lanes is None:
+        return None
+    if x.lanes is None:
+        assert weight.lanes is not None
+        still = x.base.narrow(weight.lanes.dtype)
+        return torch.stack([convolve(still, kernel) for kernel in weight.lanes[:, 0, 0]])[:, None, None]
+    kernel = weight.base.narrow(x.lanes.dtype)
+    out = convolve(x.lanes.flatten(0, LEAD), kernel)
+    lanes: Tensor = out.reshape(*x.lanes.shape[: LEAD + 1], *out.shape[1:])
+    if weight.lanes is None:
+        return lanes
+    a, middle = x.parts[0], frame.middle(x)
+    samples = x.shape[0]
+    shared = middle.ndim == x.ndim  # x~ is x for every radius
+    firsts, seconds = [], []
+    for k, moved in enumerate(weight.lanes[:, 0, 0]):
+        rows = torch.cat(((middle if shared else middle[k].flatten(0, 1)), 2 * a[k].flatten(0, 1)))
+        both = convolve(rows, moved)
+        split = samples if shared else len(middle[k]) * samples
+        firsts.append(both[:split].reshape(-1, samples, *both.shape[1:]))
+        seconds.append(both[split:].reshape(-1, samples, *both.shape[1:]))
+    return total(lanes, joined(torch.stack(firsts), torch.stack(seconds)))
+
+
+def _flat(transposed: bool, spatial: int) -> Any:
+    """The rule of ``conv{1,2,3}d`` and their transposes in terms of the general convolution."""
+
+    def several(value: Any) -> list[int]:
+        values = [value] if isinstance(value, int) else list(value)
+        return values * spatial if len(values) == 1 else values
+
+    def normal(frame: Frame, y: Tensor, x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+               groups: int = 1) -> Any:  # fmt: skip
+        if triple(x, y).ndim != spatial + 2 or isinstance(padding, str):
+            return NotImplemented
+        zeros = [0] * spatial
+        return _convolution(frame, y, x, w, b, several(stride), several(padding), several(dilation), False, zeros, groups)
+
+    def turned(frame: Frame, y: Tensor, x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0,
+               output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> Any:  # fmt: skip
+        if triple(x, y).ndim != spatial + 2:
+            return NotImplemented
+        return _convolution(
+            frame, y, x, w, b, several(stride), several(padding), several(dilation), True, several(output_padding), groups
+        )
+
+    return turned if transposed else normal
+
+
+for _target, _kind in _FLAT.items():
+    rule(_target)(_flat(*_kind))
+
+
+# ---------------------------------------------------------------- attention
+@rule(aten.scaled_dot_product_attention.default, aten._scaled_dot_product_attention_math.default)
+def _attention(
+    frame: Frame,
+    y: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    *further: Any,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    from fastscape.evaluation.differences.rules.functions import softmax_lanes
+
+    several = isinstance(y, tuple)
+    out = y[0] if several else y
+    q, k, v = triple(query, out), triple(key, out), triple(value, out)
+    if dropout or enable_gqa or any(option is not None for option in further):
+        return NotImplemented
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    q = Triple(q.x * factor, scaled(q.lanes, factor))
+    turned = Triple(k.x.mT, None if k.lanes is None else k.lanes.mT)
+    scores = Triple(q.x @ turned.x, matrix_product(frame, q, turned))
+    scores = _masked_scores(scores, mask, causal, out)
+    weights = Triple(scores.x.softmax(-1), softmax_lanes(frame, scores))
+    lanes = matrix_product(frame, weights, v)
+    return (lanes, None) if several else lanes
+
+
+def _masked_scores(scores: Triple, mask: Any, causal: bool, like: Tensor) -> Triple:
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.x.device).tril()
+    if mask is None:
+        return scores
+    if moves(mask) or isinstance(mask, Triple):
+        added = triple(mask, like)
+        return Triple(scores.x + added.x, plus(scores, added))
+    if mask.dtype == torch.bool:
+        return Triple(scores.x.masked_fill(~mask, -torch.inf), scores.lanes)  # what is masked gives nothing
+    return Triple(scores.x + mask, scores.lanes)

@@ -1,0 +1,241 @@
+"""Operations that choose: maxima, pools, sorted values, comparisons, ``where``. Exact at every radius, choices that change included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastscape.evaluation.differences.algebra import fitted, plus, total
+from fastscape.evaluation.differences.rules.functions import pointwise
+from fastscape.evaluation.differences.rules.table import aten, moves, negative, rule, triple
+from fastscape.evaluation.differences.triple import LEAD, Decision, Frame, Triple
+from fastscape.ops import max_pool2d_difference
+
+
+# ---------------------------------------------------------------- pools
+def _pair(value: Any) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * 2 if len(values) == 1 else values
+
+
+@rule(aten.max_pool2d.default, piecewise=True)
+def _max_pool2d(
+    frame: Frame, y: Tensor, x: Triple, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *_: Any
+) -> Any:
+    if x.lanes is None:
+        return None
+    height, width = x.shape[-2:]
+    window = _pair(kernel)
+    step = window if isinstance(stride, (list, tuple)) and not stride else _pair(stride)
+    out = max_pool2d_difference(
+        x.x.reshape(-1, height, width),
+        x.lanes.reshape(*x.lanes.shape[:LEAD], -1, height, width),
+        frame.radii,
+        window,
+        step,
+        _pair(padding),
+        _pair(dilation),
+        list(y.shape[-2:]),
+    )
+    return out.reshape(*out.shape[:LEAD], *y.shape)
+
+
+@rule(aten.max_pool2d_with_indices.default, piecewise=True)
+def _max_pool2d_indexed(frame: Frame, y: Any, x: Triple, *options: Any) -> Any:
+    return _max_pool2d(frame, y[0], x, *options), None
+
+
+@rule(aten.max_pool1d.default, piecewise=True)
+def _max_pool1d(
+    frame: Frame, y: Tensor, x: Triple, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *_: Any
+) -> Any:
+    def one(value: Any, still: int) -> list[int]:
+        return [still, value if isinstance(value, int) else value[0]]
+
+    flat = Triple(x.x.unsqueeze(-2), None if x.lanes is None else x.lanes.unsqueeze(-2))
+    step = one(kernel, 1) if isinstance(stride, (list, tuple)) and not stride else one(stride, 1)
+    lanes = _max_pool2d(frame, y.unsqueeze(-2), flat, one(kernel, 1), step, one(padding, 0), one(dilation, 1))
+    return None if lanes is None else lanes.squeeze(-2)
+
+
+@rule(aten.adaptive_max_pool2d.default, piecewise=True)
+def _adaptive_max_pool2d(frame: Frame, y: Any, x: Triple, size: Any) -> Any:
+    outputs, inputs = list(y[0].shape[-2:]), list(x.shape[-2:])
+    if any(source % target for source, target in zip(inputs, outputs, strict=True)):
+        return NotImplemented
+    window = [source // target for source, target in zip(inputs, outputs, strict=True)]
+    return _max_pool2d(frame, y[0], x, window, window), None
+
+
+# ---------------------------------------------------------------- values by changing index
+def _values(frame: Frame, x: Triple, dim: int, index: Tensor, at_plus: Tensor, at_minus: Tensor) -> Tensor:
+    """Lanes of x gathered along ``dim`` by an index that may differ between x, x+ and x-."""
+    assert x.lanes is not None
+    lanes = x.lanes
+    radii = at_plus.shape[1]
+    wide = lanes.expand(-1, -1, radii, *x.shape)
+    still = index.expand(*lanes.shape[:2], radii, *index.shape)
+    out = wide.gather(dim, still)
+    if out.shape[1] == 1:
+        out = torch.cat((out, torch.zeros_like(out)), 1)
+    changed = (at_plus != index) | (at_minus != index)
+    if not bool(changed.any()):
+        return out
+    base, up, down = frame.points(x)
+    up, down = (side.expand(lanes.shape[0], radii, *x.shape) for side in (up, down))
+    here = base.gather(dim, index)
+    jumped = frame.from_points(here, up.gather(dim, at_plus), down.gather(dim, at_minus), lanes.dtype)
+    return torch.where(changed.unsqueeze(1), jumped, out)
+
+
+def _indices(frame: Frame, x: Triple, find: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """An index at x, and at x+ and x- for all lanes ``[K, S, ...]``; derivatives keep the choice at x."""
+    index = find(x.x)
+    assert x.lanes is not None
+    lead = (x.lanes.shape[0], len(frame.radii))
+    if frame.jet:
+        return index, index.expand(*lead, *index.shape), index.expand(*lead, *index.shape)
+    _, up, down = frame.points(x)
+    found = [find(side).expand(*lead, *index.shape) for side in (up, down)]
+    still = (frame.radii == 0).reshape(-1, *[1] * index.ndim)
+    return index, *(torch.where(still, index, side) for side in found)
+
+
+def _extreme(name: str) -> None:
+    best = getattr(torch, name)
+
+    def lanes_and_index(frame: Frame, x: Triple, dim: int, keepdim: bool) -> tuple[Tensor, Any]:
+        at = negative(dim, x.ndim)
+        index, up, down = _indices(frame, x, lambda t: best(t, at, keepdim=True)[1])
+        lanes = _values(frame, x, at, index, up, down)
+        decision = _decided(index, up, down)
+        if keepdim:
+            return lanes, decision
+        if isinstance(decision, Decision):
+            decision = Decision(index.squeeze(at), up.squeeze(at), down.squeeze(at))
+        return lanes.squeeze(at), decision
+
+    def by_dim(frame: Frame, y: Any, x: Triple, dim: int, keepdim: bool = False) -> Any:
+        return (None, None) if x.lanes is None else lanes_and_index(frame, x, dim, keepdim)
+
+    def over_dims(frame: Frame, y: Tensor, x: Triple, dims: Any = (), keepdim: bool = False) -> Any:
+        dims = [dims] if isinstance(dims, int) else list(dims)
+        if len(dims) != 1:
+            return over_all(frame, y, x) if not dims and not keepdim else NotImplemented
+        return None if x.lanes is None else lanes_and_index(frame, x, dims[0], keepdim)[0]
+
+    def over_all(frame: Frame, y: Tensor, x: Triple) -> Any:
+        if x.lanes is None:
+            return None
+        flat = Triple(x.x.flatten(), x.lanes.flatten(LEAD))
+        return lanes_and_index(frame, flat, -1, False)[0]
+
+    rule(getattr(aten, name).dim, piecewise=True)(by_dim)
+    rule(getattr(aten, f"a{name}").default, piecewise=True)(over_dims)
+    rule(getattr(aten, name).default, piecewise=True)(over_all)
+
+
+_extreme("max")
+_extreme("min")
+
+
+def _ordered(frame: Frame, x: Triple, dim: int, order: Callable[[Tensor, int], Tensor]) -> Any:
+    if x.lanes is None:
+        return None, None
+    at = negative(dim, x.ndim)
+    index, up, down = _indices(frame, x, lambda t: order(t, at))
+    return _values(frame, x, at, index, up, down), _decided(index, up, down)
+
+
+@rule(aten.topk.default, piecewise=True)
+def _topk(frame: Frame, y: Any, x: Triple, k: int, dim: int = -1, largest: bool = True, sorted_: bool = True) -> Any:
+    return _ordered(frame, x, dim, lambda t, at: t.topk(k, at, largest, sorted_)[1])
+
+
+@rule(aten.sort.default, piecewise=True)
+def _sort(frame: Frame, y: Any, x: Triple, dim: int = -1, descending: bool = False) -> Any:
+    return _ordered(frame, x, dim, lambda t, at: t.sort(at, descending)[1])
+
+
+@rule(aten.maximum.default, aten.max.other, aten.fmax.default, piecewise=True)
+def _maximum(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
+    """max(x, u) = u + relu(x - u)."""
+    left, right = triple(x, y), triple(u, y)
+    gap = Triple(left.x - right.x, plus(left, right, -1))
+    return total(fitted(right.lanes, y.shape), pointwise(frame, gap, "relu"))
+
+
+@rule(aten.minimum.default, aten.min.other, aten.fmin.default, piecewise=True)
+def _minimum(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
+    """min(x, u) = x - relu(x - u)."""
+    left, right = triple(x, y), triple(u, y)
+    gap = Triple(left.x - right.x, plus(left, right, -1))
+    relu = pointwise(frame, gap, "relu")
+    return total(fitted(left.lanes, y.shape), None if relu is None else -relu)
+
+
+# ---------------------------------------------------------------- decisions
+def _decided(x: Tensor, up: Tensor, down: Tensor) -> Decision | None:
+    """A decision, or ``None`` where it is the same for all lanes."""
+    same = bool((up == x).all()) and bool((down == x).all())
+    return None if same else Decision(x, up, down)
+
+
+def _sides(frame: Frame, value: Any) -> tuple[Any, Any, Any]:
+    """A value at w, w + e d and w - e d."""
+    if isinstance(value, Decision):
+        return value.x, value.plus, value.minus
+    if isinstance(value, Triple):
+        return (value.x.double(),) * 3 if value.lanes is None else frame.points(value)
+    return value, value, value
+
+
+def _comparison(name: str) -> None:
+    for overload in ("Tensor", "Scalar"):
+        target = getattr(getattr(aten, name), overload)
+
+        def apply(frame: Frame, y: Tensor, x: Any, u: Any, _op: Any = target) -> Any:
+            if frame.jet or not any(moves(value) for value in (x, u)):
+                return None
+            left, right = _sides(frame, x), _sides(frame, u)
+            return _decided(y, *(_op(left[side], right[side]) for side in (1, 2)))
+
+        rule(target, piecewise=True)(apply)
+
+
+for _name in ("gt", "ge", "lt", "le", "eq", "ne"):
+    _comparison(_name)
+
+
+@rule(aten.where.self, piecewise=True)
+def _where(frame: Frame, y: Tensor, condition: Any, x: Any, u: Any) -> Any:
+    left, right = triple(x, y), triple(u, y)
+    known = left.lanes if left.lanes is not None else right.lanes
+    if known is None:
+        return NotImplemented if isinstance(condition, Decision) else None
+    chosen = condition.x if isinstance(condition, Decision) else condition
+    lead = [max(v.lanes.shape[axis] for v in (left, right) if v.lanes is not None) for axis in range(LEAD)]
+    sides = [_whole(value, lead, y.shape, known) for value in (left, right)]
+    out = torch.where(chosen, *sides)
+    if not isinstance(condition, Decision):
+        return out
+    changed = (condition.plus != chosen) | (condition.minus != chosen)
+    near, far = _sides(frame, left), _sides(frame, right)
+    picked = [torch.where(condition.plus, near[1], far[1]), torch.where(condition.minus, near[2], far[2])]
+    jumped = frame.from_points(y.double(), *(side.expand(*changed.shape[:2], *y.shape) for side in picked), known.dtype)
+    if out.shape[1] == 1:
+        out = torch.cat((out, torch.zeros_like(out)), 1)
+    return torch.where(changed.unsqueeze(1), jumped, out)
+
+
+def _whole(value: Triple, lead: Sequence[int], shape: torch.Size, like: Tensor) -> Tensor:
+    """Lanes of a value in the shape of a result, zeros where there are none."""
+    lanes = fitted(value.lanes, shape)
+    if lanes is None:
+        return like.new_zeros(()).expand(*lead, *shape)
+    if lanes.shape[1] < lead[1]:
+        lanes = torch.cat((lanes, torch.zeros_like(lanes)), 1)
+    return lanes.expand(*lead, *shape)

@@ -1,0 +1,316 @@
+"""Linear operations: views, copies, sums and gathers act on lanes as on values, with the lane axes in front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastscape.evaluation.differences.algebra import each, fitted
+from fastscape.evaluation.differences.rules.table import aten, negative, negatives, overloads, rule, shifted, triple
+from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
+
+
+@rule(
+    *overloads("view", "_unsafe_view", "reshape", "flatten", "unflatten", "view_copy", "_reshape_copy", "view_as"), structure=True
+)
+def _reshaped(frame: Frame, y: Tensor, x: Triple, *_: Any, **__: Any) -> Tensor | None:
+    return each(lambda rows: rows.reshape(len(rows), *y.shape), x.lanes)
+
+
+@rule(*overloads("expand", "expand_copy", "expand_as", "broadcast_to"), structure=True)
+def _expanded(frame: Frame, y: Tensor, x: Triple, *_: Any, **__: Any) -> Tensor | None:
+    return fitted(x.lanes, y.shape)
+
+
+@rule(
+    *overloads("clone", "contiguous", "alias", "alias_copy", "detach", "lift_fresh", "lift_fresh_copy", "positive"),
+    structure=True,
+)
+@rule(
+    *overloads("_to_copy", "to", "type_as", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
+    structure=True,
+)
+def _same(frame: Frame, y: Tensor, x: Triple, *_: Any, **__: Any) -> Any:
+    return x.lanes if y.is_floating_point() else NotImplemented
+
+
+@rule(*overloads("native_dropout"), structure=True)
+def _dropout(frame: Frame, y: Any, x: Triple, p: float, train: bool | None) -> Any:
+    return NotImplemented if train else (x.lanes, None)
+
+
+def _linear(*names: str, **arguments: Any) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register a function of rows ``[R, *shape]`` and the operation's further arguments as the rule of linear operations."""
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def apply(frame: Frame, y: Tensor, x: Triple, *options: Any, **keywords: Any) -> Tensor | None:
+            return each(lambda rows: function(rows, *options, **keywords), x.lanes)
+
+        rule(*overloads(*names), structure=True)(apply)
+        return function
+
+    return register
+
+
+@_linear("t", "t_copy", "numpy_T")
+def _transposed(rows: Tensor) -> Tensor:
+    return rows.transpose(1, 2) if rows.ndim == 3 else rows
+
+
+@_linear("transpose", "transpose_copy", "swapaxes", "swapdims")
+def _swapped(rows: Tensor, first: int, second: int) -> Tensor:
+    return rows.transpose(shifted(first), shifted(second))
+
+
+@_linear("permute", "permute_copy")
+def _permuted(rows: Tensor, dims: Sequence[int]) -> Tensor:
+    return rows.permute(0, *(dim % len(dims) + 1 for dim in dims))
+
+
+@_linear("movedim", "moveaxis")
+def _moved(rows: Tensor, source: int | list[int], target: int | list[int]) -> Tensor:
+    from_, to = ([dim] if isinstance(dim, int) else dim for dim in (source, target))
+    return rows.movedim([shifted(dim) for dim in from_], [shifted(dim) for dim in to])
+
+
+@_linear("unsqueeze", "unsqueeze_copy")
+def _unsqueezed(rows: Tensor, dim: int) -> Tensor:
+    return rows.unsqueeze(shifted(dim))
+
+
+@rule(*overloads("squeeze", "squeeze_copy"), structure=True)
+def _squeezed(frame: Frame, y: Tensor, x: Triple, *_: Any) -> Tensor | None:
+    return each(lambda rows: rows.reshape(len(rows), *y.shape), x.lanes)
+
+
+@_linear("select", "select_copy")
+def _selected(rows: Tensor, dim: int, index: int) -> Tensor:
+    return rows.select(shifted(dim), index)
+
+
+@_linear("slice", "slice_copy")
+def _sliced(rows: Tensor, dim: int = 0, *bounds: Any) -> Tensor:
+    return aten.slice(rows, shifted(dim), *bounds)  # type: ignore[no-any-return]
+
+
+@_linear("narrow", "narrow_copy")
+def _narrowed(rows: Tensor, dim: int, start: int, length: int) -> Tensor:
+    return rows.narrow(shifted(dim), start, length)
+
+
+@_linear("diagonal", "diagonal_copy")
+def _diagonal(rows: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    return rows.diagonal(offset, shifted(dim1), shifted(dim2))
+
+
+@_linear("unfold", "unfold_copy")
+def _unfolded(rows: Tensor, dim: int, size: int, step: int) -> Tensor:
+    return rows.unfold(shifted(dim), size, step)
+
+
+@_linear("neg")
+def _negated(rows: Tensor) -> Tensor:
+    return -rows
+
+
+@_linear("tril")
+def _lower(rows: Tensor, diagonal: int = 0) -> Tensor:
+    return rows.tril(diagonal)
+
+
+@_linear("triu")
+def _upper(rows: Tensor, diagonal: int = 0) -> Tensor:
+    return rows.triu(diagonal)
+
+
+@_linear("flip")
+def _flipped(rows: Tensor, dims: Sequence[int]) -> Tensor:
+    return rows.flip([shifted(dim) for dim in dims])
+
+
+@_linear("roll")
+def _rolled(rows: Tensor, shifts: Any, dims: Any = ()) -> Tensor:
+    if isinstance(dims, int):
+        return rows.roll(shifts, shifted(dims))
+    if not len(dims):
+        return rows.flatten(1).roll(shifts, 1).reshape(rows.shape)
+    return rows.roll(shifts, [shifted(dim) for dim in dims])
+
+
+@_linear("repeat")
+def _repeated(rows: Tensor, repeats: Sequence[int]) -> Tensor:
+    missing = len(repeats) - (rows.ndim - 1)
+    return rows.reshape(len(rows), *[1] * missing, *rows.shape[1:]).repeat(1, *repeats)
+
+
+@_linear("cumsum")
+def _cumulated(rows: Tensor, dim: int, **keywords: Any) -> Tensor:
+    return rows.cumsum(shifted(dim))
+
+
+@_linear("constant_pad_nd", "pad")
+def _padded(rows: Tensor, pad: Sequence[int], *options: Any) -> Tensor:
+    if options and isinstance(options[0], str) and options[0] != "constant":
+        return torch.nn.functional.pad(rows, list(pad), *options)
+    return torch.nn.functional.pad(rows, list(pad))  # with zeros, whatever the value at w
+
+
+@_linear("reflection_pad1d", "reflection_pad2d")
+def _reflected(rows: Tensor, pad: Sequence[int]) -> Tensor:
+    return torch.nn.functional.pad(rows.flatten(0, 1), list(pad), "reflect").unflatten(0, rows.shape[:2])
+
+
+@_linear("replication_pad1d", "replication_pad2d")
+def _replicated(rows: Tensor, pad: Sequence[int]) -> Tensor:
+    return torch.nn.functional.pad(rows.flatten(0, 1), list(pad), "replicate").unflatten(0, rows.shape[:2])
+
+
+def _per_sample(*names: str) -> None:
+    """Linear operations over ``[N, ...]`` whose samples are independent: lanes are folded into samples."""
+    for overload in overloads(*names):
+
+        def apply(frame: Frame, y: Tensor, x: Triple, *options: Any, _op: Any = overload, **keywords: Any) -> Any:
+            batched = x.ndim == {"1d": 3, "2d": 4, "3d": 5}.get(_op._schema.name[-2:], x.ndim)
+            if not batched:
+                return NotImplemented
+            return each(lambda rows: _op(rows.flatten(0, 1), *options, **keywords).unflatten(0, rows.shape[:2]), x.lanes)
+
+        rule(overload, structure=True)(apply)
+
+
+_per_sample("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d")
+_per_sample("adaptive_avg_pool3d", "_adaptive_avg_pool3d", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+_per_sample("upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d")
+
+
+@rule(*overloads("index_select"), structure=True)
+def _index_selected(frame: Frame, y: Tensor, x: Triple, dim: int, index: Any) -> Any:
+    return each(lambda rows: rows.index_select(shifted(dim), index), x.lanes) if isinstance(index, Tensor) else NotImplemented
+
+
+@rule(*overloads("gather"), structure=True)
+def _gathered(frame: Frame, y: Tensor, x: Triple, dim: int, index: Any, **_: Any) -> Any:
+    if not isinstance(index, Tensor):
+        return NotImplemented
+    return each(lambda rows: rows.gather(shifted(dim), index.expand(len(rows), *index.shape)), x.lanes)
+
+
+@rule(*overloads("index"), structure=True)
+def _indexed(frame: Frame, y: Tensor, x: Triple, indices: Sequence[Any]) -> Any:
+    if not all(index is None or isinstance(index, Tensor) for index in indices):
+        return NotImplemented
+    return each(lambda rows: torch.stack([aten.index(row, indices) for row in rows]), x.lanes)
+
+
+@rule(*overloads("embedding"), structure=True)
+def _embedded(frame: Frame, y: Tensor, weight: Triple, index: Any, *_: Any, **__: Any) -> Any:
+    return each(lambda rows: rows[:, index], weight.lanes) if isinstance(index, Tensor) else NotImplemented
+
+
+@rule(*overloads("masked_fill"))
+def _masked(frame: Frame, y: Tensor, x: Triple, mask: Any, value: Any) -> Any:
+    if not isinstance(mask, Tensor) or (isinstance(value, Triple) and value.lanes is not None):
+        return NotImplemented
+    lanes = fitted(x.lanes, y.shape)
+    return None if lanes is None else lanes.masked_fill(mask, 0.0)
+
+
+@rule(*overloads("copy"), structure=True)
+def _copied(frame: Frame, y: Tensor, _target: Any, source: Any, *__: Any) -> Tensor | None:
+    return fitted(source.lanes, y.shape)
+
+
+# ---------------------------------------------------------------- sums
+def _summed(rows: Tensor, dims: tuple[int, ...], keepdim: bool, mean: bool) -> Tensor:
+    """Sum or mean; one over everything is the loss, or a term of it, and is accumulated in float64."""
+    rows = rows.double() if len(dims) == rows.ndim - 1 else rows
+    return rows.mean(dims, keepdim) if mean else rows.sum(dims, keepdim)
+
+
+def _reduction(name: str) -> None:
+    def apply(frame: Frame, y: Tensor, x: Triple, dims: Any = None, keepdim: bool = False, **_: Any) -> Tensor | None:
+        every = negatives(dims, x.ndim)
+        if not every:
+            return x.lanes
+        return each(lambda rows: _summed(rows, every, keepdim, name == "mean"), x.lanes)
+
+    rule(*overloads(name), structure=True)(apply)
+
+
+# ---------------------------------------------------------------- several operands or results
+@rule(*overloads("cat", "concat", "concatenate"), structure=True)
+def _concatenated(frame: Frame, y: Tensor, tensors: Sequence[Any], dim: int = 0) -> Tensor | None:
+    triples = [triple(value, y) for value in tensors]
+    triples = [value for value in triples if value.ndim == y.ndim]  # torch skips legacy empty tensors
+    known = [value.lanes for value in triples if value.lanes is not None]
+    if not known:
+        return None
+    lead = [max(lanes.shape[axis] for lanes in known) for axis in range(LEAD)]
+    parts = [_filled(value, lead, known[0]) for value in triples]
+    return torch.cat(parts, negative(dim, y.ndim))
+
+
+def _filled(value: Triple, lead: Sequence[int], like: Tensor) -> Tensor:
+    """Lanes with the given leading axes, zeros where there are none."""
+    if value.lanes is None:
+        return like.new_zeros(()).expand(*lead, *value.shape)
+    lanes = value.lanes
+    if lanes.shape[1] < lead[1]:
+        zeros = lanes.new_zeros(()).expand(lanes.shape[0], 1, *lanes.shape[2:])
+        lanes = torch.cat((lanes, zeros), 1)
+    return lanes.expand(*lead, *value.shape)
+
+
+@rule(*overloads("stack"), structure=True)
+def _stacked(frame: Frame, y: Tensor, tensors: Sequence[Any], dim: int = 0) -> Tensor | None:
+    at = negative(dim, y.ndim)
+    triples = [triple(value, y) for value in tensors]
+    lifted = [Triple(value.x.unsqueeze(at), None if value.lanes is None else value.lanes.unsqueeze(at)) for value in triples]
+    return _concatenated(frame, y, lifted, at)
+
+
+def _several(*names: str) -> None:
+    """Operations that cut a tensor in pieces: one rule for each name, with the dimension where its schema has it."""
+    for overload in overloads(*names):
+        arguments = [argument.name for argument in overload._schema.arguments]
+        if "dim" not in arguments:
+            continue
+        place = arguments.index("dim") - 1
+
+        def apply(
+            frame: Frame, y: Any, x: Triple, *options: Any, _op: Any = overload, _place: int = place, **keywords: Any
+        ) -> Any:
+            if x.lanes is None:
+                return (None,) * len(y)
+            settings = list(options) + [0] * (_place + 1 - len(options))
+            settings[_place] = negative(keywords.pop("dim", settings[_place]), x.ndim)
+            return tuple(_op(x.lanes, *settings, **keywords))
+
+        rule(overload, structure=True)(apply)
+
+
+_several("split", "split_with_sizes", "chunk", "unbind", "tensor_split", "split_copy", "split_with_sizes_copy", "unbind_copy")
+_reduction("sum")
+_reduction("mean")
+
+
+def _scatter(name: str) -> None:
+    for overload in overloads(name):
+
+        def apply(frame: Frame, y: Tensor, x: Triple, source: Any, dim: int = 0, *options: Any, _op: Any = overload) -> Any:
+            from_, into = triple(source, y), x
+            known = from_.lanes if into.lanes is None else into.lanes
+            if known is None:
+                return None
+            lead = [max(v.lanes.shape[axis] for v in (into, from_) if v.lanes is not None) for axis in range(LEAD)]
+            target, values = _filled(into, lead, known), _filled(from_, lead, known)
+            return _op(target.contiguous(), values, negative(dim, y.ndim), *options)
+
+        rule(overload, structure=True)(apply)
+
+
+_scatter("slice_scatter")
+_scatter("select_scatter")
