@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from fastscape.evaluation.differences.program import HOST, Program, Step
@@ -34,15 +34,20 @@ class Propagation:
         self._constants = {name: _value(tensor) for name, tensor in program.constants.items()}
         self._kept: dict[str, Any] = {}
         self._room = keep
-        self.handled: dict[str, str] = {}
+        self.peak = 0
 
     def loss(self) -> Tensor:
-        """The loss at w, as the program computes it."""
+        """The loss at w, as the program computes it; notes the most elements that move and are alive at a time in ``peak``."""
         values: dict[str, Any] = self._sources()
+        alive: dict[str, int] = {}
         for step in self.program.steps:
             values[step.name] = self._at_w(step, values)
+            if step.moves:
+                alive[step.name] = _elements(values[step.name])
+                self.peak = max(self.peak, sum(alive.values()))
             for name in step.last:
                 values.pop(name, None)
+                alive.pop(name, None)
         return _plain(values[self.program.loss])  # type: ignore[no-any-return]
 
     def lanes(self, frame: Frame, directions: Mapping[str, Tensor]) -> Tensor | None:
@@ -70,7 +75,7 @@ class Propagation:
         """The result of a step at w."""
         if step.name in self._kept:
             return self._kept[step.name]
-        arguments, keywords = (map_arg(part, lambda node: _plain(values[node.name])) for part in (step.arguments, step.keywords))
+        arguments, keywords = _filled(step, lambda node: _plain(values[node.name]))
         result = _value(step.target(*arguments, **keywords))
         size = _bytes(result)
         if size <= self._room:
@@ -80,12 +85,17 @@ class Propagation:
 
     def _moved(self, frame: Frame, step: Step, base: Any, values: Mapping[str, Any]) -> Any:
         """The result of a step with its lanes."""
-        arguments, keywords = (map_arg(part, lambda node: values[node.name]) for part in (step.arguments, step.keywords))
+        arguments, keywords = _filled(step, lambda node: values[node.name])
         if step.target is operator.getitem:
             return arguments[0][arguments[1]]
         if not any(_moves_within(argument) for argument in (*arguments, *keywords.values())):
             return base
         return propagated(frame, step.target, base, arguments, keywords, step.module)
+
+
+def _filled(step: Step, find: Callable[[fx.Node], Any]) -> tuple[Any, Any]:
+    """A step's arguments with values in place of nodes."""
+    return map_arg(step.arguments, find), map_arg(step.keywords, find)
 
 
 def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: Any, module: str = "") -> Any:
@@ -151,9 +161,15 @@ def _moves_within(value: Any) -> bool:
     return moves(value)
 
 
+def _elements(result: Any) -> int:
+    if isinstance(result, (tuple, list)):
+        return sum(_elements(part) for part in result)
+    plain = _plain(result)
+    return plain.numel() if isinstance(plain, Tensor) else 0
+
+
 def _bytes(result: Any) -> int:
     if isinstance(result, (tuple, list)):
         return sum(_bytes(part) for part in result)
-    if isinstance(result, Triple):
-        return result.x.nbytes
-    return result.nbytes if isinstance(result, Tensor) else 0
+    plain = _plain(result)
+    return plain.nbytes if isinstance(plain, Tensor) else 0
