@@ -54,11 +54,6 @@ def divided(values: Tensor, arguments: Tensor) -> Tensor:
     return torch.where(zero, 1.0, values / torch.where(zero, 1.0, arguments))
 
 
-def native_lanes(x: Tensor, lanes: Tensor) -> bool:
-    """Whether the C++ kernels take these dtypes; float32 x with float64 lanes is left to the reference."""
-    return x.dtype == torch.float64 or lanes.dtype == x.dtype
-
-
 @dataclass(frozen=True)
 class Exponentials:
     r"""Rows of exponentials in lanes, relative to their sum: :math:`y_i = e^{x_i} / \sum_j e^{x_j}` at the base point.
@@ -122,15 +117,56 @@ def plain(plus: Tensor, minus: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     return (plus - minus) / (2 * safe), (plus + minus) / safe.square()
 
 
-def aligned(lanes: Tensor, radii: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three tensors contiguous, as the C++ kernels read them."""
-    return lanes.contiguous(), radii.contiguous(), x.contiguous()
-
-
 def result(lanes: Tensor, radii: Tensor, shape: tuple[int, ...]) -> Tensor:
     """An empty result ``[K, 2, S, *shape]`` in the dtype of the lanes."""
     return lanes.new_empty((lanes.shape[0], 2, len(radii), *shape))
 
 
-LIMITS = "float64 x, or lanes of x's dtype; else the reference"
-TYPES = _native.TYPES
+LIMITS = "float32 x with float64 lanes: the reference"
+
+
+def native(x: Tensor, lanes: Tensor) -> bool:
+    """Whether the C++ kernels take these dtypes."""
+    return x.dtype == torch.float64 or lanes.dtype == x.dtype
+
+
+def fields(x: Tensor, lanes: Tensor, radii: Tensor, out: Tensor) -> dict[str, int]:
+    """The fields that every native task has, from contiguous tensors."""
+    return {
+        "x": x.data_ptr(),
+        "lanes": lanes.data_ptr(),
+        "out": out.data_ptr(),
+        "radii": radii.data_ptr(),
+        "directions": lanes.shape[0],
+        "lane_radii": lanes.shape[2],
+        "radii_count": len(radii),
+        "x_type": _native.TYPES[x.dtype],
+        "lane_type": _native.TYPES[lanes.dtype],
+        "second": lanes.shape[1] == 2,
+    }
+
+
+def run_rows(entry: str, x: Tensor, lanes: Tensor, radii: Tensor, shape: tuple[int, ...], **own: float) -> Tensor:
+    """Run a native op on rows.
+
+    Args:
+        entry: its name in the library.
+        x, lanes, radii: the op's arguments.
+        shape: of the result of a base value.
+        own: further fields of the task, as numbers and addresses.
+    """
+    out = result(lanes, radii, shape)
+    if not out.numel():
+        return out
+    x, lanes, radii = x.contiguous(), lanes.contiguous(), radii.contiguous()
+    rows, length = x.shape
+    scratch = lanes.new_empty(x.shape) if length > _native.ROW_ELEMENTS else None
+    task = _native.RowTask(
+        **fields(x, lanes, radii, out),
+        scratch=None if scratch is None else scratch.data_ptr(),
+        rows=rows,
+        length=length,
+        **own,
+    )
+    _native.library.call(entry, task)
+    return out
