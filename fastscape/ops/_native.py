@@ -167,6 +167,7 @@ class AffineTask(ctypes.Structure):
         ("scale", _pointer),
         ("scale_direction", _pointer),
         ("shift_direction", _pointer),
+    )
 
 
 class RowTask(ctypes.Structure):
