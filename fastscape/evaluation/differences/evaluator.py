@@ -22,6 +22,7 @@ from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.differences.program import Program, UntraceableError, trace
 from fastscape.evaluation.differences.propagation import Propagation
+from fastscape.evaluation.differences.sharing import bends, interpolated, shareable
 from fastscape.evaluation.differences.triple import Frame, Products
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.noise import rounding_model
@@ -31,6 +32,7 @@ from fastscape.objective import Objective, checked_objective
 FrontEnd = Literal["graph", "dispatch"]
 BASE = torch.float64  # of the values at w: one forward, kept for all directions
 _CACHED = 48 << 20  # bytes of lanes alive at a time above which larger blocks of directions leave the caches
+_TRIED = 2  # directions that tell which radii of a smooth network can be shared
 _AGREEMENT = 1e-3  # relative difference of a response from float64 subtraction that is not rounding
 _SAME = 1e-9  # relative difference of the traced loss from the model's
 _PROGRAMS: WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Program]]] = WeakKeyDictionary()
@@ -88,6 +90,7 @@ class DifferenceEvaluator:
         self.choice: PathChoice | None = None
         self._front_end = front_end
         self._responses = 0
+        self._shared: tuple[float, ...] = ()
         self.forward_seconds = 0.0
         self._stack = ExitStack()
         self._propagations: list[Propagation] = []
@@ -126,8 +129,17 @@ class DifferenceEvaluator:
             reason = f"{size} directions of {len(radii)} radii at a time"
             if self.gate and max(radii) > 0:
                 self._cross_check(directions, max(radii))
+            if all(propagation.program.smooth for propagation in self._propagations) and min(radii) > 0:
+                reason += self._share(directions, np.asarray(radii))
             self.choice = PathChoice("graph", size, {"check": time.perf_counter() - start}, reason)
         return self.choice
+
+    def _share(self, directions: Directions, radii: Array) -> str:
+        """Find the small radii at which a smooth network's responses follow from two of them."""
+        moved = self._directions(directions, range(min(_TRIED, len(directions))))
+        count = shareable(self._all_lanes(moved, [0.0, *radii]), radii)
+        self._shared = tuple(radii[:count])
+        return f"; the {count} smallest follow from two of them, the network is smooth" if count else ""
 
     def responses(
         self, directions: Directions, indices: Sequence[int], radii: Radii, lanes: torch.dtype | None = None
@@ -147,15 +159,29 @@ class DifferenceEvaluator:
         for start in range(0, len(indices), choice.chunk):
             block = indices[start : start + choice.chunk]
             moved = self._directions(directions, block, lanes)
-            for part in _cut(len(radii), self._parts):
-                values = self._lanes(moved, [radii[i] for i in part], len(block))
-                out[:, part.start : part.stop, start : start + len(block)] = values.transpose(1, 2, 0)
+            values = self._shared_lanes(moved, radii) if lanes is None else self._all_lanes(moved, radii)
+            out[:, :, start : start + len(block)] = values.transpose(1, 2, 0)
         self._responses += len(indices) * len(radii)
         return out[0], out[1]
 
-    def _lanes(self, moved: dict[str, Tensor], radii: Radii, count: int) -> Array:
+    def _shared_lanes(self, moved: dict[str, Tensor], radii: Radii) -> Array:
+        """Lanes at all radii; the small ones of a smooth network from zero and the largest of them."""
+        count = len(self._shared)
+        if not count or tuple(radii[:count]) != self._shared:
+            return self._all_lanes(moved, radii)
+        values = self._all_lanes(moved, [0.0, *radii[count - 1 :]])
+        if bends(values[:, :, :2]):  # for some direction of this block
+            return self._all_lanes(moved, radii)
+        small = interpolated(values[:, :, :1], values[:, :, 1:2], np.asarray(self._shared))
+        return np.concatenate((small[:, :, :-1], values[:, :, 1:]), axis=2)
+
+    def _all_lanes(self, moved: dict[str, Tensor], radii: Radii) -> Array:
+        """Lanes of the loss, ``[K, 2, S]``, as many radii at a time as fit in memory."""
+        return np.concatenate([self._lanes(moved, [radii[i] for i in part]) for part in _cut(len(radii), self._parts)], axis=2)
+
+    def _lanes(self, moved: dict[str, Tensor], radii: Radii) -> Array:
         """Lanes of the loss over all batches, ``[K, 2, S]``."""
-        objective = self.objective
+        objective, count = self.objective, len(next(iter(moved.values())))
         steps = torch.tensor(radii, dtype=torch.float64, device=objective.device)
         total = torch.zeros(count, 2, len(radii), dtype=torch.float64, device=objective.device)
         frame = Frame(steps, next(iter(moved.values())).dtype, self.products)
@@ -220,7 +246,7 @@ class DifferenceEvaluator:
         """Compare one response with float64 subtraction of the model's own losses."""
         from fastscape.evaluation.paths import LoopPath
 
-        slope, curvature = self._lanes(self._directions(directions, (0,)), [radius], 1)[0, :, 0]
+        slope, curvature = self._lanes(self._directions(directions, (0,)), [radius])[0, :, 0]
         points = LoopPath(self.replica).losses(directions, (0,), (0.0, radius, -radius))[0].numpy()
         self.replica.reset()  # its parameters are the values at w
         with np.errstate(invalid="ignore", over="ignore"):

@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastscape._checks import first_line
-from fastscape.evaluation.differences.rules.table import RULES, aten
+from fastscape.evaluation.differences.rules.table import PIECEWISE, RULES, aten
 
 HOST = {"_local_scalar_dense", "item", "is_nonzero", "equal"}  # operations that hand a value to Python
 _IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
@@ -70,6 +70,12 @@ class Program:
     nodes: tuple[str, ...]
     constants: Mapping[str, Tensor]
     loss: str
+
+    @property
+    def smooth(self) -> bool:
+        """Whether everything that moves is analytic in the parameters: no kinks, choices or operations without a rule."""
+        moving = [step.target for step in self.steps if step.moves and step.target is not operator.getitem]
+        return all(target in RULES and target not in PIECEWISE for target in moving)
 
 
 def trace(module: nn.Module, call: Callable[[Sequence[Tensor]], Any], tensors: Mapping[str, Tensor], batch: Sequence[Tensor],

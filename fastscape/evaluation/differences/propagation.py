@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from fastscape.evaluation.differences.layout import dense
 from fastscape.evaluation.differences.program import HOST, Program, Step
 from fastscape.evaluation.differences.rules import RULES, fallback, moves
 from fastscape.evaluation.differences.triple import Base, Decision, Frame, Triple
@@ -76,7 +77,10 @@ class Propagation:
         if step.name in self._kept:
             return self._kept[step.name]
         arguments, keywords = _filled(step, lambda node: _plain(values[node.name]))
-        result = _value(step.target(*arguments, **keywords))
+        result = step.target(*arguments, **keywords)
+        if "conv" in step.name and isinstance(result, Tensor):
+            result = dense(result)
+        result = _value(result)
         size = _bytes(result)
         if size <= self._room:
             self._kept[step.name] = result

@@ -21,6 +21,7 @@ from fastscape.evaluation.differences.algebra import (
     square,
     total,
 )
+from fastscape.evaluation.differences.layout import flat, unflat
 from fastscape.evaluation.differences.rules.table import aten, negative, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
 from fastscape.ops import (
@@ -37,7 +38,10 @@ Lanes = Tensor | None
 # ---------------------------------------------------------------- pointwise
 def pointwise(frame: Frame, x: Triple, kind: str, *options: float) -> Lanes:
     """Lanes of a pointwise function by the fused kernel."""
-    return None if x.lanes is None else pointwise_difference(x.x, x.lanes, frame.radii, kind, list(options))
+    if x.lanes is None:
+        return None
+    base, lanes, last = flat(x)
+    return unflat(pointwise_difference(base, lanes, frame.radii, kind, list(options)), last)  # type: ignore[arg-type]
 
 
 def _simple(kind: str, *names: str, piecewise: bool = False) -> None:
@@ -250,16 +254,17 @@ def _per_channel(frame: Frame, y: Tensor, centred: Triple, scale: Triple, shift:
         assert wide[0] is not None
         out = product(frame, centred, wide[0])
         return out if wide[1] is None else total(out, fitted(wide[1].lanes, y.shape))
-    shape = (y.shape[0], y.shape[1], math.prod(y.shape[2:]))
+    base, lanes, last = flat(centred)
+    shape = (y.numel() // y.shape[1], y.shape[1], 1) if last else (y.shape[0], y.shape[1], math.prod(y.shape[2:]))
     out = affine_difference(
-        centred.x.reshape(shape),
-        centred.lanes.reshape(*centred.lanes.shape[:LEAD], *shape),
+        base.reshape(shape),
+        lanes.reshape(*lanes.shape[:LEAD], *shape),
         frame.radii,
-        scale.base.narrow(centred.lanes.dtype),
+        scale.base.narrow(lanes.dtype),
         _direction(scale),
         _direction(shift),
     )
-    return out.reshape(*out.shape[:LEAD], *y.shape)
+    return unflat(out.reshape(*out.shape[:LEAD], *base.shape), last)
 
 
 def _batch_statistics(frame: Frame, y: Tensor, x: Triple, eps: float) -> Triple:

@@ -14,12 +14,12 @@ from torch import Tensor
 from fastscape.evaluation.differences.algebra import (
     count,
     fitted,
-    joined,
     matrix_product,
     plus,
     scaled,
     total,
 )
+from fastscape.evaluation.differences.layout import dense, stacked, widened
 from fastscape.evaluation.differences.rules.table import aten, moves, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
 from fastscape.ops import linear_difference
@@ -136,29 +136,41 @@ def _convolution(
 
 
 def _convolved(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Tensor | None:
-    """Lanes of a convolution: rows of lanes are samples for W, and per direction for D."""
-    if weight.lanes is None and x.lanes is None:
-        return None
+    """Lanes of a convolution: rows of lanes are samples for W, and per direction for D, added in place."""
     if x.lanes is None:
-        assert weight.lanes is not None
-        still = x.base.narrow(weight.lanes.dtype)
-        return torch.stack([convolve(still, kernel) for kernel in weight.lanes[:, 0, 0]])[:, None, None]
-    kernel = weight.base.narrow(x.lanes.dtype)
-    out = convolve(x.lanes.flatten(0, LEAD), kernel)
-    lanes: Tensor = out.reshape(*x.lanes.shape[: LEAD + 1], *out.shape[1:])
+        if weight.lanes is None:
+            return None
+        still = dense(x.base.narrow(weight.lanes.dtype))
+        return stacked([convolve(still, dense(kernel)) for kernel in weight.lanes[:, 0, 0]])[:, None, None]
+    lead, samples = x.lanes.shape[:LEAD], x.shape[0]
+    out = convolve(dense(x.lanes.flatten(0, LEAD)), dense(weight.base.narrow(x.lanes.dtype)))
+    lanes: Tensor = out.unflatten(0, (*lead, samples))
     if weight.lanes is None:
         return lanes
-    a, middle = x.parts[0], frame.middle(x)
-    samples = x.shape[0]
-    shared = middle.ndim == x.ndim  # x~ is x for every radius
-    firsts, seconds = [], []
-    for k, moved in enumerate(weight.lanes[:, 0, 0]):
-        rows = torch.cat(((middle if shared else middle[k].flatten(0, 1)), 2 * a[k].flatten(0, 1)))
-        both = convolve(rows, moved)
-        split = samples if shared else len(middle[k]) * samples
-        firsts.append(both[:split].reshape(-1, samples, *both.shape[1:]))
-        seconds.append(both[split:].reshape(-1, samples, *both.shape[1:]))
-    return total(lanes, joined(torch.stack(firsts), torch.stack(seconds)))
+    a, b = x.parts
+    still = dense(x.base.narrow(a.dtype))
+    displaced = frame.displaced(x)  # elsewhere x~ is x, and one product serves all radii
+    lanes = widened(lanes, max(lead[2], len(frame.radii) if displaced else 1))
+    half = 0.5 * frame.power(x.ndim, 2, a.dtype)
+    for k, kernel in enumerate(weight.lanes[:, 0, 0]):
+        moved = dense(kernel)
+        if len(displaced) < lanes.shape[2]:
+            shared = [place for place in range(lanes.shape[2]) if place not in displaced]
+            lanes[k, 0, _span(shared)] += convolve(still, moved)
+        if displaced:
+            assert b is not None
+            b_k = b[k].expand(lanes.shape[2], *x.shape)[_span(displaced)]
+            middle = torch.addcmul(still, half[_span(displaced)], b_k)
+            lanes[k, 0, _span(displaced)] += convolve(dense(middle.flatten(0, 1)), moved).unflatten(0, (-1, samples))
+        second = convolve(dense(a[k].flatten(0, 1)), moved)
+        lanes[k, 1].add_(second.unflatten(0, (-1, samples)), alpha=2)
+    return lanes
+
+
+def _span(places: list[int]) -> slice | list[int]:
+    """Places as a slice if they are adjacent: a view instead of a copy."""
+    adjacent = places[-1] - places[0] == len(places) - 1
+    return slice(places[0], places[-1] + 1) if adjacent else places
 
 
 def _flat(transposed: bool, spatial: int) -> Any:
