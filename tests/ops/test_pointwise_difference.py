@@ -289,15 +289,6 @@ def test_small_numbers_vanish_in_the_kernel_alone():
     assert (torch.full((4,), 1e-40) * 1.0 > 0).all()
 
 
-@pytest.mark.skipif(not _native.library.available, reason=_native.library.reason)
-def test_results_around_the_caches_are_the_same(monkeypatch):
-    x, lanes = inputs(5003)
-    steps = radii(1e-3, 0.3)
-    expected = pointwise_difference(x, lanes, steps, "silu", [])
-    monkeypatch.setattr(_native, "STREAM_BYTES", 0)
-    assert torch.equal(pointwise_difference(x, lanes, steps, "silu", []), expected)
-
-
 X, LANES, STEPS = torch.zeros(3), torch.zeros(2, 2, 1, 3), torch.zeros(4, dtype=DOUBLE)
 
 
