@@ -104,7 +104,7 @@ struct Kernels {
   void (*dot)(const DotTask &, int64_t begin, int64_t end);          // blocks of SUM_BLOCK elements
   void (*gram)(const struct GramTask &, int64_t begin, int64_t end);      // blocks of SUM_BLOCK elements
   void (*update)(const struct UpdateTask &, int64_t begin, int64_t end);
-  void (*pointwise)(const struct PointwiseTask &, int64_t begin, int64_t end);  // see work_items
+  void (*pointwise)(const struct PointwiseTask &, int64_t begin, int64_t end);  // LaneTask::work_items
   void (*affine)(const struct AffineTask &, int64_t begin, int64_t end);
   void (*softmax_difference)(const RowTask &, int64_t begin, int64_t end);  // blocks of rows_of_block rows
   void (*layer_norm_difference)(const RowTask &, int64_t begin, int64_t end);
@@ -142,10 +142,13 @@ struct LaneTask {
   const double *radii;  // [S]
   int64_t size, directions, radii_count, parts, lane_radii;
   int8_t base_type, lane_type;  // FLOAT32 or FLOAT64
-  bool streaming;       // write around the caches
 
   int64_t work_items() const {
     return (size + PIECE_OF_X - 1) / PIECE_OF_X * ((directions * radii_count + LANE_GROUP - 1) / LANE_GROUP);
+  }
+  int64_t grain() const {  // work items of some 32768 elements in all
+    const int64_t lanes = directions * radii_count;
+    return lanes > 0 && lanes < LANE_GROUP ? LANE_GROUP / lanes : 1;
   }
 };
 

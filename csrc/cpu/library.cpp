@@ -127,11 +127,11 @@ EXPORT int fastscape_update(ParallelFor for_, const UpdateTask *task) {
 }
 
 EXPORT int fastscape_pointwise(ParallelFor for_, const PointwiseTask *task) {
-  return parallel(for_, task->lanes.work_items(), 1, *task, kernels().pointwise);
+  return parallel(for_, task->lanes.work_items(), task->lanes.grain(), *task, kernels().pointwise);
 }
 
 EXPORT int fastscape_affine(ParallelFor for_, const AffineTask *task) {
-  return parallel(for_, task->lanes.work_items(), 1, *task, kernels().affine);
+  return parallel(for_, task->lanes.work_items(), task->lanes.grain(), *task, kernels().affine);
 }
 
 EXPORT int fastscape_softmax_difference(ParallelFor for_, const RowTask *task) {

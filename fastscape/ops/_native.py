@@ -147,7 +147,6 @@ class LaneTask(ctypes.Structure):
         ("lane_radii", _int64),
         ("base_type", ctypes.c_int8),
         ("lane_type", ctypes.c_int8),
-        ("streaming", ctypes.c_bool),
     )
 
 
@@ -357,7 +356,6 @@ def lane_task(x: Tensor, lanes: Tensor, radii: Tensor, out: Tensor) -> LaneTask:
         lane_radii=lanes.shape[2],
         base_type=TYPES[x.dtype],
         lane_type=TYPES[lanes.dtype],
-        streaming=out.nbytes > STREAM_BYTES,
     )
 
 
