@@ -14,6 +14,7 @@ from fastscape.ops import _native
 
 REAL = (torch.float32, torch.float64)
 PLAIN = 4.0  # sums of exponentials that grow further than this are subtracted plainly: nothing cancels there
+FAR = 1.0  # exponents beyond which differences of exponentials are taken plainly
 CONFIDENT = 0.5  # a share above which an entry serves as the origin of its row
 
 
@@ -54,6 +55,23 @@ def divided(values: Tensor, arguments: Tensor) -> Tensor:
     return torch.where(zero, 1.0, values / torch.where(zero, 1.0, arguments))
 
 
+def plain(plus: Tensor, minus: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """The lanes of a result from its differences y+ - y and y- - y; any numbers at radius 0."""
+    safe = torch.where(radius == 0, 1.0, radius)
+    return (plus - minus) / (2 * safe), (plus + minus) / safe.square()
+
+
+def _rises(a: Tensor, b: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Lanes of exp(x - base x): closed forms, and plain differences where the exponents are large and nothing cancels in them."""
+    step, middle = radius * a, radius.square() / 2 * b
+    half = step / 2
+    rise_a = middle.exp() * a * divided(step.sinh(), step)
+    rise_b = b * divided(middle.expm1(), middle) * step.cosh() + a.square() * divided(half.sinh(), half).square()
+    far_a, far_b = plain((middle + step).expm1(), (middle - step).expm1(), radius)
+    far = (step.abs() + middle.abs() > FAR) & (radius != 0)
+    return torch.where(far, far_a, rise_a), torch.where(far, far_b, rise_b)
+
+
 @dataclass(frozen=True)
 class Exponentials:
     r"""Rows of exponentials in lanes, relative to their sum: :math:`y_i = e^{x_i} / \sum_j e^{x_j}` at the base point.
@@ -92,29 +110,22 @@ def exponentials(x: Tensor, lanes: Tensor, radii: Tensor) -> Exponentials:
 
     A number per row cancels in softmax: the lanes are taken relative to their mean weighted with y, or to the entry whose y
     exceeds one half, whose own derivative 1 - y would cancel otherwise. With A = ε a, H = ε² b / 2 the closed forms
-    e^H a sinh(A)/A and b expm1(H)/H cosh(A) + a² (sinh(A/2)/(A/2))² are exact at every ε.
+    e^H a sinh(A)/A and b expm1(H)/H cosh(A) + a² (sinh(A/2)/(A/2))² are exact at every ε, and stable for small A and H.
     """
     a, b, radius = split(lanes, radii)
     masked = x == -torch.inf
-    share = torch.softmax(x.double(), -1).masked_fill(masked, 0.0)
+    share = (x.double() - x.double().amax(-1, keepdim=True)).exp()  # to the last place, which torch.softmax does not promise
+    share = share.masked_fill(masked, 0.0) / share.sum(-1, keepdim=True)
+    share = share.masked_fill(masked, 0.0)
     a, b = a.masked_fill(masked, 0.0), b.masked_fill(masked, 0.0)
     top = share.argmax(-1, keepdim=True)
     confident = share.gather(-1, top) > CONFIDENT
     weights = torch.where(confident, torch.zeros_like(share).scatter(-1, top, 1.0), share)
     a = (a - (weights * a).sum(-1, keepdim=True)).masked_fill(masked, 0.0)
     b = (b - (weights * b).sum(-1, keepdim=True)).masked_fill(masked, 0.0)
-    step, middle = radius * a, radius.square() / 2 * b
-    half = step / 2
-    rise_a = middle.exp() * a * divided(step.sinh(), step)
-    rise_b = b * divided(middle.expm1(), middle) * step.cosh() + a.square() * divided(half.sinh(), half).square()
+    rise_a, rise_b = _rises(a, b, radius)
     sum_a, sum_b = ((share * rise).sum(-1, keepdim=True) for rise in (rise_a, rise_b))
     return Exponentials(share, a, b, rise_a, rise_b, sum_a, sum_b, radius)
-
-
-def plain(plus: Tensor, minus: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """The lanes of a result from its differences y+ - y and y- - y; any numbers at radius 0."""
-    safe = torch.where(radius == 0, 1.0, radius)
-    return (plus - minus) / (2 * safe), (plus + minus) / safe.square()
 
 
 def result(lanes: Tensor, radii: Tensor, shape: tuple[int, ...]) -> Tensor:
