@@ -91,9 +91,15 @@ class DifferenceEvaluator:
         self._front_end = front_end
         self._responses = 0
         self._shared: tuple[float, ...] = ()
+        self._base = math.nan
         self.forward_seconds = 0.0
         self._stack = ExitStack()
         self._propagations: list[Propagation] = []
+
+    @property
+    def base(self) -> float:
+        """L(w), once the model has been followed."""
+        return self._base
 
     @property
     def evaluations(self) -> int:
@@ -179,12 +185,21 @@ class DifferenceEvaluator:
         """Lanes of the loss, ``[K, 2, S]``, as many radii at a time as fit in memory."""
         return np.concatenate([self._lanes(moved, [radii[i] for i in part]) for part in _cut(len(radii), self._parts)], axis=2)
 
+    def mean_curvature(self, directions: Directions, indices: Sequence[int]) -> float:
+        r"""Mean of :math:`d^T H d` over some directions, whose second derivatives are carried as one."""
+        self.choose(directions, [0.0])
+        total = self._loss_lanes(self._directions(directions, indices), [0.0], len(indices) + 1, 1, collapsed=True)
+        return float(total[-1, 0, 0])
+
     def _lanes(self, moved: dict[str, Tensor], radii: Radii) -> Array:
         """Lanes of the loss over all batches, ``[K, 2, S]``."""
-        objective, count = self.objective, len(next(iter(moved.values())))
+        return self._loss_lanes(moved, radii, len(next(iter(moved.values()))), 2)
+
+    def _loss_lanes(self, moved: dict[str, Tensor], radii: Radii, rows: int, parts: int, *, collapsed: bool = False) -> Array:
+        objective = self.objective
         steps = torch.tensor(radii, dtype=torch.float64, device=objective.device)
-        total = torch.zeros(count, 2, len(radii), dtype=torch.float64, device=objective.device)
-        frame = Frame(steps, next(iter(moved.values())).dtype, self.products)
+        total = torch.zeros(rows, parts, len(radii), dtype=torch.float64, device=objective.device)
+        frame = Frame(steps, next(iter(moved.values())).dtype, self.products, collapsed)
         with rounded_products(self.products):
             for propagation, weight in zip(self._propagations, objective.batch_weights, strict=True):
                 lanes = propagation.lanes(frame, moved)

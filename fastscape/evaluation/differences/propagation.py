@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from fastscape.evaluation.differences import collapsed
 from fastscape.evaluation.differences.layout import dense
 from fastscape.evaluation.differences.program import HOST, Program, Step
-from fastscape.evaluation.differences.rules import RULES, fallback, moves
+from fastscape.evaluation.differences.rules import COLLAPSED, RULES, STRUCTURE, fallback, moves
 from fastscape.evaluation.differences.triple import Base, Decision, Frame, Triple
 
 
@@ -53,7 +55,7 @@ class Propagation:
 
     def lanes(self, frame: Frame, directions: Mapping[str, Tensor]) -> Tensor | None:
         """Lanes of the loss, ``[K, c, S']``, along directions ``[K, *shape]`` by input name; ``None`` if it does not move."""
-        values = self._sources(directions)
+        values = self._sources(directions, collapsed.seeded if frame.collapsed else _seeded)
         for step in self.program.steps:
             base = self._at_w(step, values)
             values[step.name] = self._moved(frame, step, base, values) if step.moves else base
@@ -62,13 +64,15 @@ class Propagation:
         result = values[self.program.loss]
         return result.lanes if isinstance(result, Triple) else None
 
-    def _sources(self, directions: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    def _sources(
+        self, directions: Mapping[str, Tensor] | None = None, seed: Callable[[Tensor], Tensor] | None = None
+    ) -> dict[str, Any]:
         """Inputs by the names of their nodes; those that move with lanes ``[K, 1, 1, *shape]``."""
         values: dict[str, Any] = dict(self._constants)
         for node, name in zip(self.program.nodes, self.program.inputs, strict=True):
             value = self._inputs[name]
-            if directions is not None and name in directions:
-                value = Triple(value.base, directions[name][:, None, None])
+            if directions is not None and seed is not None and name in directions:
+                value = Triple(value.base, seed(directions[name]), straight=True)
             values[node] = value
         return values
 
@@ -97,6 +101,11 @@ class Propagation:
         return propagated(frame, step.target, base, arguments, keywords, step.module)
 
 
+def _seeded(direction: Tensor) -> Tensor:
+    """Lanes ``[K, 1, 1, *shape]`` of a parameter that moves along ``[K, *shape]``."""
+    return direction[:, None, None]
+
+
 def _filled(step: Step, find: Callable[[fx.Node], Any]) -> tuple[Any, Any]:
     """A step's arguments with values in place of nodes."""
     return map_arg(step.arguments, find), map_arg(step.keywords, find)
@@ -112,10 +121,17 @@ def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: A
     y = _plain(base)
     lanes = NotImplemented
     if rule is not None:
-        lanes = rule(frame, y, *arguments, **keywords)
+        if frame.collapsed and target not in COLLAPSED and target not in STRUCTURE:
+            lanes = collapsed.apply(partial(rule, frame, y), arguments, keywords)
+        else:
+            lanes = rule(frame, y, *arguments, **keywords)
     if lanes is NotImplemented:
         try:
-            lanes = fallback(frame, y, target, arguments, keywords)
+            if frame.collapsed:
+                whole = collapsed.expanded((arguments, keywords.copy()))
+                lanes = collapsed.gathered(fallback(frame, y, target, *whole))
+            else:
+                lanes = fallback(frame, y, target, arguments, keywords)
         except Exception as error:
             where = f" in module {module}" if module else ""
             raise MissingRuleError(

@@ -47,13 +47,19 @@ class Base:
 
 
 class Triple:
-    """A tensor at w and its lanes; ``lanes`` is ``None`` where it does not depend on the probed parameters."""
+    """A tensor at w and its lanes.
 
-    __slots__ = ("base", "lanes")
+    Attributes:
+        base: the value at w.
+        lanes: ``None`` where it does not depend on the probed parameters.
+        straight: whether it is a parameter itself, whose b is zero.
+    """
 
-    def __init__(self, base: Base | Tensor, lanes: Tensor | None = None) -> None:
+    __slots__ = ("base", "lanes", "straight")
+
+    def __init__(self, base: Base | Tensor, lanes: Tensor | None = None, *, straight: bool = False) -> None:
         self.base = base if isinstance(base, Base) else Base(base)
-        self.lanes = lanes
+        self.lanes, self.straight = lanes, straight
 
     @property
     def x(self) -> Tensor:
@@ -99,6 +105,7 @@ class Frame:
         radii: e, float64 ``[S]``, zeros allowed.
         dtype: of the lanes.
         products: what the operands of matrix products are rounded to.
+        collapsed: the lanes are a of every direction and the mean of b over them, ``[K + 1, 1, 1, *shape]`` (radius zero).
         operations: multiplications and additions of matrix products on the lanes, counted.
         module: of the operation at hand, for messages.
         fallbacks: operations without a rule, which took local float64 evaluations: name -> calls.
@@ -108,6 +115,7 @@ class Frame:
     radii: Tensor
     dtype: torch.dtype
     products: Products = "float32"
+    collapsed: bool = False
     operations: int = 0
     module: str = ""
     fallbacks: dict[str, int] = field(default_factory=dict)
@@ -149,7 +157,11 @@ class Frame:
         b = value.parts[1]
         if b is None or self.jet:
             return []
-        size = b.flatten(2).float().norm(dim=2).amax(0).double() if b.shape[1] > 1 else b.flatten(1).float().norm(dim=1).amax().double()
+        size = (
+            b.flatten(2).float().norm(dim=2).amax(0).double()
+            if b.shape[1] > 1
+            else b.flatten(1).float().norm(dim=1).amax().double()
+        )
         shift = 0.5 * self.radii**2 * size
         small = 2 * torch.finfo(b.dtype).eps * value.base.norm
         return [place for place, moves in enumerate((shift > small).tolist()) if moves or math.isnan(shift[place])]

@@ -2,7 +2,7 @@
 
 from fastscape.evaluation.differences.rules import arithmetic, functions, products, selection, structure
 from fastscape.evaluation.differences.rules.fallback import fallback
-from fastscape.evaluation.differences.rules.table import PIECEWISE, RULES, STRUCTURE, moves
+from fastscape.evaluation.differences.rules.table import COLLAPSED, PIECEWISE, RULES, STRUCTURE, moves
 
 __all__ = [
     "PIECEWISE",

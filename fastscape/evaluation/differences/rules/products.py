@@ -20,9 +20,12 @@ from fastscape.evaluation.differences.algebra import (
     total,
 )
 from fastscape.evaluation.differences.layout import dense, stacked, widened
-from fastscape.evaluation.differences.rules.table import aten, moves, rule, triple
+from fastscape.evaluation.differences.rules.table import COLLAPSED, aten, moves, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
 from fastscape.ops import linear_difference
+
+
+COLLAPSED.add(aten.linear.default)
 
 
 @rule(aten.linear.default)
@@ -30,6 +33,8 @@ def _linear(frame: Frame, y: Tensor, x: Any, weight: Any, bias: Any = None) -> A
     x, weight = triple(x, y), triple(weight, y)
     if not weight_moves_along(weight) or (bias is not None and not weight_moves_along(triple(bias, y))):
         return _general(frame, y, x, weight, bias)
+    if frame.collapsed:
+        return _collapsed_linear(frame, y, x, weight, bias)
     known = x.lanes if x.lanes is not None else weight.lanes
     bias_lanes = None if bias is None else triple(bias, y).lanes
     if known is None:
@@ -47,6 +52,28 @@ def _linear(frame: Frame, y: Tensor, x: Any, weight: Any, bias: Any = None) -> A
     rows = y.numel() // y.shape[-1] if y.shape[-1] else 0
     frame.operations += linear_operations(x.lanes, weight.lanes, out.shape, rows, width)
     return out.reshape(*out.shape[:LEAD], *y.shape)
+
+
+def _collapsed_linear(frame: Frame, y: Tensor, x: Triple, weight: Triple, bias: Any) -> Tensor | None:
+    """a W^T + x D^T per direction, and the mean of b: b W^T + (2 / K) sum_k a_k D_k^T."""
+    known = x.lanes if x.lanes is not None else weight.lanes
+    bias_lanes = None if bias is None else fitted(triple(bias, y).lanes, y.shape)
+    if known is None:
+        return bias_lanes
+    count, width = len(known) - 1, x.shape[-1]
+    out = known.new_zeros(count + 1, y.numel() // y.shape[-1], y.shape[-1])
+    base = x.base.narrow(known.dtype).reshape(-1, width)
+    rows = None if x.lanes is None else x.lanes.reshape(count + 1, -1, width)
+    if rows is not None:
+        torch.mm(rows.flatten(0, 1), weight.base.narrow(known.dtype).T, out=out.flatten(0, 1))
+    if weight.lanes is not None:
+        for k, moved in enumerate(weight.lanes[:-1, 0, 0]):
+            out[k].addmm_(base, moved.T)
+            if rows is not None:
+                out[count].addmm_(rows[k], moved.T, alpha=2 / count)
+    products = (count + 1) * (rows is not None) + count * (weight.lanes is not None) * (1 + (rows is not None))
+    frame.operations += 2 * products * base.shape[0] * width * y.shape[-1]
+    return total(out.reshape(count + 1, 1, 1, *y.shape), bias_lanes)
 
 
 def linear_operations(lanes: Tensor | None, direction: Tensor | None, out: torch.Size, rows: int, width: int) -> int:
@@ -96,6 +123,7 @@ def _added(frame: Frame, y: Tensor, bias: Any, x: Any, u: Any, *, beta: float = 
 
 
 # ---------------------------------------------------------------- convolutions
+COLLAPSED.add(aten.convolution.default)
 _FLAT = {
     aten.conv1d.default: (False, 1),
     aten.conv2d.default: (False, 2),
@@ -142,6 +170,8 @@ def _convolved(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Tensor
             return None
         still = dense(x.base.narrow(weight.lanes.dtype))
         return stacked([convolve(still, dense(kernel)) for kernel in weight.lanes[:, 0, 0]])[:, None, None]
+    if frame.collapsed:
+        return _collapsed_convolution(x, weight, convolve)
     lead, samples = x.lanes.shape[:LEAD], x.shape[0]
     out = convolve(dense(x.lanes.flatten(0, LEAD)), dense(weight.base.narrow(x.lanes.dtype)))
     lanes: Tensor = out.unflatten(0, (*lead, samples))
@@ -164,6 +194,21 @@ def _convolved(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Tensor
             lanes[k, 0, _span(displaced)] += convolve(dense(middle.flatten(0, 1)), moved).unflatten(0, (-1, samples))
         second = convolve(dense(a[k].flatten(0, 1)), moved)
         lanes[k, 1].add_(second.unflatten(0, (-1, samples)), alpha=2)
+    return lanes
+
+
+def _collapsed_convolution(x: Triple, weight: Triple, convolve: Any) -> Tensor:
+    """As for linear layers."""
+    assert x.lanes is not None
+    count = len(x.lanes) - 1
+    out: Tensor = convolve(dense(x.lanes.flatten(0, LEAD)), dense(weight.base.narrow(x.lanes.dtype)))
+    lanes = out.unflatten(0, (count + 1, 1, 1, x.shape[0]))
+    if weight.lanes is not None:
+        still = dense(x.base.narrow(x.lanes.dtype))
+        for k, kernel in enumerate(weight.lanes[:-1, 0, 0]):
+            moved = dense(kernel)
+            lanes[k, 0, 0] += convolve(still, moved)
+            lanes[count, 0, 0].add_(convolve(dense(x.lanes[k, 0, 0]), moved), alpha=2 / count)
     return lanes
 
 
@@ -198,6 +243,7 @@ def _flat(transposed: bool, spatial: int) -> Any:
     return turned if transposed else normal
 
 
+COLLAPSED.update(_FLAT)
 for _target, _kind in _FLAT.items():
     rule(_target)(_flat(*_kind))
 

@@ -14,6 +14,7 @@ aten: Any = torch.ops.aten
 Rule = Callable[..., Any]  # (frame, y, *arguments, **keywords) -> lanes of y, or of every output
 RULES: dict[Any, Rule] = {}
 STRUCTURE: set[Any] = set()  # linear operations that only move, copy or add up values
+COLLAPSED: set[Any] = set()  # products with a rule of their own for the mean second derivative
 PIECEWISE: set[Any] = set()  # operations that decide by values: their base is float64
 
 
@@ -76,6 +77,7 @@ def moves(value: Any) -> bool:
 
 
 __all__ = [
+    "COLLAPSED",
     "PIECEWISE",
     "RULES",
     "STRUCTURE",
