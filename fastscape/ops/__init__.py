@@ -5,6 +5,7 @@ The ops know no model. They take lists of tensors or flat buffers and cover all 
 """
 
 from fastscape.ops._status import Status, status
+from fastscape.ops.affine_difference import affine_difference
 from fastscape.ops.block_gram import block_gram
 from fastscape.ops.block_update import block_update
 from fastscape.ops.direction import Generation, direction
@@ -14,6 +15,7 @@ from fastscape.ops.direction_norms import Norms, StoredNorms, direction_norms
 from fastscape.ops.linear_difference import linear_difference
 from fastscape.ops.perturb import Perturbation, perturb
 from fastscape.ops.perturbed_linear import perturbed_linear
+from fastscape.ops.pointwise_difference import pointwise_difference
 
 __all__ = [
     "Distribution",
@@ -22,6 +24,7 @@ __all__ = [
     "Perturbation",
     "Status",
     "StoredNorms",
+    "affine_difference",
     "block_gram",
     "block_update",
     "direction",
@@ -30,6 +33,7 @@ __all__ = [
     "linear_difference",
     "perturb",
     "perturbed_linear",
+    "pointwise_difference",
     "status",
     "tensor_ids",
 ]

@@ -103,3 +103,19 @@ def factors(name: str, values: Tensor, shape: tuple[int, int], device: torch.dev
         raise ValueError(f"{name} must be float64 of shape {shape}, got {values.dtype} of shape {tuple(values.shape)}")
     if values.device != device:
         raise ValueError(f"{name} is on {values.device}, ids are on {device}; move them to one device")
+
+
+def lanes(x: Tensor, lanes: Tensor, radii: Tensor) -> None:
+    """Check a base value, its first and second differences along K lines at S radii, and the radii."""
+    real = (torch.float32, torch.float64)
+    if x.dtype not in real:
+        raise ValueError(f"x must be float32 or float64, got {x.dtype}; convert it")
+    if radii.dtype != torch.float64 or radii.ndim != 1:
+        raise ValueError(f"radii must be float64 of shape [S], got {radii.dtype} of shape {tuple(radii.shape)}")
+    fits = lanes.ndim == x.ndim + 3 and lanes.shape[3:] == x.shape and lanes.shape[1] in (1, 2)
+    if lanes.dtype not in real or not fits or lanes.shape[2] not in (1, len(radii)):
+        wanted = f"[K, 1 or 2, 1 or {len(radii)}, {', '.join(map(str, x.shape))}]"
+        raise ValueError(f"lanes must be float32 or float64 of shape {wanted}, got {lanes.dtype} of shape {tuple(lanes.shape)}")
+    for name, tensor in (("lanes", lanes), ("radii", radii)):
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x is on {x.device}; move them to one device")

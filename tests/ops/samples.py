@@ -99,7 +99,62 @@ def linear_difference():
     yield x[:0], lanes[:, :, :, :0], radii, weight, direction, bias
 
 
+def _radii():
+    return torch.tensor([0.0, 1e-3, 0.3], dtype=torch.float64)
+
+
+KINDS = {
+    "abs": [],
+    "clamp": [-0.5, 0.75],
+    "elu": [1.25, 1.5, 0.75],
+    "exp": [],
+    "gelu": [],
+    "gelu_tanh": [],
+    "hardsigmoid": [],
+    "hardswish": [],
+    "leaky_relu": [0.25],
+    "mish": [],
+    "relu": [],
+    "sigmoid": [],
+    "silu": [],
+    "softplus": [2.0],
+    "tanh": [],
+}
+
+
+def lanes(shape, directions=2, parts=2, radii=3, base=torch.float64, dtype=torch.float32, seed=0):
+    """A base value in [-4, 4], some of it at breakpoints, and its lanes."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(shape, generator=generator, dtype=torch.float64) * 8 - 4
+    x.view(-1)[::7] = x.view(-1)[::7].round()
+    return x.to(base), torch.randn(directions, parts, radii, *shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def pointwise_difference():
+    """Every kind on a wide base; the other dtypes, lanes without b, shared by the radii; nothing."""
+    for kind, options in KINDS.items():
+        yield *lanes((3, 37)), _radii(), kind, options
+    for kind in ("relu", "gelu"):
+        for base in (torch.float32, torch.float64):
+            yield *lanes((5,), base=base, dtype=base), _radii(), kind, []
+        yield *lanes((1031,), parts=1, radii=1), _radii(), kind, []
+        yield *lanes((), directions=1, radii=1), _radii(), kind, []
+    yield *lanes((2, 0)), _radii(), "gelu", []
+
+
+def affine_difference():
+    """Channels in the middle and last, all dtypes, lanes without b, shared by the radii, parameters that do not move."""
+    scale, moves = torch.tensor([0.5, -2.0, 3.0], dtype=torch.float64), _rows(4, 3, torch.float32)
+    yield *lanes((2, 3, 35)), _radii(), scale, moves[:2], moves[2:]
+    for dtype in (torch.float32, torch.float64):
+        yield *lanes((35, 3, 1), base=dtype, dtype=dtype), _radii(), scale.to(dtype), moves[:2].to(dtype), None
+    yield *lanes((1, 3, 400), parts=1, radii=1), _radii(), scale, None, moves[:2]
+    yield *lanes((1, 3, 400), parts=1, radii=1), _radii(), scale, moves[:2], None
+    yield *lanes((0, 3, 4)), _radii(), scale, None, None
+
+
 SAMPLES = {
+    "affine_difference": affine_difference,
     "block_gram": block_gram,
     "block_update": block_update,
     "direction": direction,
@@ -108,6 +163,7 @@ SAMPLES = {
     "linear_difference": linear_difference,
     "perturb": perturb,
     "perturbed_linear": perturbed_linear,
+    "pointwise_difference": pointwise_difference,
 }
 
 
@@ -117,6 +173,7 @@ def large(name):
     weights = [torch.linspace(-1, 1, size) for size in sizes]
     x, scales = _rows(3, 128, torch.float32)[None], torch.ones(1, dtype=torch.float64)
     return {
+        "affine_difference": (*lanes((5, 3, 7001)), _radii(), torch.ones(3), _rows(2, 3, torch.float32), None),
         "block_gram": (_rows(3, 200_003, torch.float32), _rows(2, 200_003, torch.float32)),
         "block_update": (_rows(2, 200_003, torch.float32), _rows(3, 200_003, torch.float32), _rows(3, 2, torch.float64)),
         "direction": (ids, 3, [1, 2], sizes, "gaussian"),
@@ -132,6 +189,7 @@ def large(name):
         ),
         "perturb": (weights, ids, 3, [1], torch.ones(1, 2).double(), [1, 1], [0.1, -0.1], torch.float32, "gaussian"),
         "perturbed_linear": (x, _rows(999, 128, torch.float32), 7, 3, [0], scales, torch.ones(1, 3), "gaussian"),
+        "pointwise_difference": (*lanes((5, 21_003)), _radii(), "gelu", []),
     }[name]
 
 
