@@ -1,0 +1,97 @@
+"""Functions of float32 for Triton kernels, of plain arithmetic alone: the same interpreted and compiled, to a few units in the
+last place relative to the value, tails and small arguments included (which the hardware's own instructions do not give)."""
+# ruff: noqa: ANN001, ANN201
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def power_of_two(n):
+    """2^n for int32 n in [-126, 127]."""
+    return ((n + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def reduced(x):
+    """n and r with x = n log 2 + r, and e^r - 1."""
+    n = tl.floor(tl.minimum(tl.maximum(x, -120.0), 120.0) * 1.4426950408889634 + 0.5)
+    r = (x - n * 0.693359375) + n * 2.12194440e-4  # the first product is exact
+    p = 1.9875691500e-4 * r + 1.3981999507e-3
+    p = p * r + 8.3334519073e-3
+    p = p * r + 4.1665795894e-2
+    p = p * r + 1.6666665459e-1
+    p = p * r + 5.0000001201e-1
+    return n.to(tl.int32), p * (r * r) + r
+
+
+@triton.jit
+def exp(x):
+    """e^x, denormal results included."""
+    n, tail = reduced(x)
+    half = n >> 1
+    value = (1.0 + tail) * power_of_two(half) * power_of_two(n - half)
+    return tl.where(x < -120.0, 0.0, value)
+
+
+@triton.jit
+def expm1(x):
+    """e^x - 1, relative to itself."""
+    n, tail = reduced(x)
+    half = power_of_two(tl.maximum(n - 1, -126))  # 2^n itself may overflow where the result does not
+    value = (half * tail + (half - 0.5)) * 2.0
+    return tl.where(x < -30.0, -1.0, value)
+
+
+@triton.jit
+def log1p_of_share(x):
+    """log(1 + x) for x in [0, 1], by 2 artanh(x / (2 + x))."""
+    t = x / (2.0 + x)
+    u = t * t
+    p = 1.0 / 13.0 * u + 1.0 / 11.0
+    p = p * u + 1.0 / 9.0
+    p = p * u + 1.0 / 7.0
+    p = p * u + 1.0 / 5.0
+    p = p * u + 1.0 / 3.0
+    return 2.0 * (t + t * (u * p))
+
+
+@triton.jit
+def tanh(x):
+    """tanh x, relative to itself."""
+    z = x * x
+    p = -5.70498872745e-3 * z + 2.06390887954e-2
+    p = p * z - 5.37397155531e-2
+    p = p * z + 1.33314422036e-1
+    p = p * z - 3.33332819422e-1
+    w = tl.abs(x)
+    large = 1.0 - 2.0 / (exp(2.0 * w) + 1.0)
+    return tl.where(w < 0.625, x + x * (z * p), tl.where(x < 0.0, -large, large))
+
+
+@triton.jit
+def bell(x):
+    """exp(-x^2 / 2): the rounding of the square, which the exponential would magnify, is undone."""
+    square = x * x
+    high = (x.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
+    low = x - high
+    lost = ((high * high - square) + 2.0 * high * low) + low * low
+    return exp(-0.5 * square) * (1.0 - 0.5 * lost)
+
+
+@triton.jit
+def scaled_tail(x):
+    """exp(x^2 / 2) times the normal distribution's tail beyond x, for x >= 0: erfcx(x / sqrt 2) / 2, fitted in 1 / (1 + x / sqrt 8)."""
+    t = 1.0 / (1.0 + 0.35355339059327373 * x)
+    p = -0.059124596416950226 * t + 0.2848469913005829
+    p = p * t - 0.48776450753211975
+    p = p * t + 0.27871477603912354
+    p = p * t - 0.027073049917817116
+    p = p * t + 0.2028767466545105
+    p = p * t + 0.24305561184883118
+    p = p * t + 0.28238195180892944
+    p = p * t + 0.282086044549942
+    return 0.5 * t * p
