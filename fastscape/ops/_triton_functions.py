@@ -1,6 +1,9 @@
-"""Functions of float32 for Triton kernels, of plain arithmetic alone: the same interpreted and compiled, to a few units in the
-last place relative to the value, tails and small arguments included (which the hardware's own instructions do not give)."""
-# ruff: noqa: ANN001, ANN201
+"""Functions of float32 for Triton kernels, of plain arithmetic alone: the same interpreted and compiled.
+
+Right to a few units in the last place of the value, in tails and at small arguments too, which the chips' own instructions are
+not. A number that is none stays none.
+"""
+# ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ def power_of_two(n):
 
 @triton.jit
 def reduced(x):
-    """n and r with x = n log 2 + r, and e^r - 1."""
+    """The whole n and r with x = n log 2 + r, as n and e^r - 1."""
     n = tl.floor(tl.minimum(tl.maximum(x, -120.0), 120.0) * 1.4426950408889634 + 0.5)
     r = (x - n * 0.693359375) + n * 2.12194440e-4  # the first product is exact
     p = 1.9875691500e-4 * r + 1.3981999507e-3
@@ -41,9 +44,9 @@ def exp(x):
 def expm1(x):
     """e^x - 1, relative to itself."""
     n, tail = reduced(x)
-    half = power_of_two(tl.maximum(n - 1, -126))  # 2^n itself may overflow where the result does not
+    half = power_of_two(tl.minimum(tl.maximum(n - 1, -126), 127))  # 2^n overflows before the result does
     value = (half * tail + (half - 0.5)) * 2.0
-    return tl.where(x < -30.0, -1.0, value)
+    return tl.where(x > 88.73, float("inf"), tl.where(x < -30.0, -1.0, value))
 
 
 @triton.jit
@@ -61,7 +64,7 @@ def log1p_of_share(x):
 
 @triton.jit
 def tanh(x):
-    """tanh x, relative to itself."""
+    """The hyperbolic tangent, relative to itself."""
     z = x * x
     p = -5.70498872745e-3 * z + 2.06390887954e-2
     p = p * z - 5.37397155531e-2
@@ -84,7 +87,7 @@ def bell(x):
 
 @triton.jit
 def scaled_tail(x):
-    """exp(x^2 / 2) times the normal distribution's tail beyond x, for x >= 0: erfcx(x / sqrt 2) / 2, fitted in 1 / (1 + x / sqrt 8)."""
+    """The normal distribution's tail beyond x times exp(x^2 / 2), for 0 <= x < 14: a polynomial in 1 / (1 + x / sqrt 8)."""
     t = 1.0 / (1.0 + 0.35355339059327373 * x)
     p = -0.059124596416950226 * t + 0.2848469913005829
     p = p * t - 0.48776450753211975

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastscape.ops import _checks
+from fastscape.ops import _checks, _triton
 from fastscape.ops._registry import define
 from fastscape.ops.affine_difference.reference import affine_difference as _reference
 
@@ -52,6 +52,7 @@ _OPERATOR = define(
     reference=_reference,
     fake=_fake,
     check=_check,
+    kernels={"CUDA": _triton.kernel("fastscape.ops.affine_difference.triton", "affine_difference")},
 )
 
 

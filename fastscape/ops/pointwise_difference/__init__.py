@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastscape.ops import _checks
+from fastscape.ops import _checks, _triton
 from fastscape.ops._registry import define
 from fastscape.ops.pointwise_difference.reference import pointwise_difference as _reference
 from fastscape.ops.pointwise_difference.rules import Kind
@@ -46,6 +46,7 @@ _OPERATOR = define(
     reference=_reference,
     fake=_fake,
     check=_check,
+    kernels={"CUDA": _triton.kernel("fastscape.ops.pointwise_difference.triton", "pointwise_difference")},
 )
 
 
