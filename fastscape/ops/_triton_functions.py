@@ -50,16 +50,19 @@ def expm1(x):
 
 
 @triton.jit
-def log1p_of_share(x):
-    """log(1 + x) for x in [0, 1], by 2 artanh(x / (2 + x))."""
-    t = x / (2.0 + x)
-    u = t * t
-    p = 1.0 / 13.0 * u + 1.0 / 11.0
-    p = p * u + 1.0 / 9.0
-    p = p * u + 1.0 / 7.0
-    p = p * u + 1.0 / 5.0
-    p = p * u + 1.0 / 3.0
-    return 2.0 * (t + t * (u * p))
+def log1p(x):
+    """log(1 + x), relative to itself, for x > -1; what 1 + x loses is added at the end."""
+    u = 1.0 + x
+    bits = u.to(tl.int32, bitcast=True) - 0x3F3504F3
+    n = (bits >> 23).to(tl.float32)
+    f = ((bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
+    t = f / (2.0 + f)
+    z = t * t
+    p = 1.0 / 9.0 * z + 1.0 / 7.0
+    p = p * z + 1.0 / 5.0
+    p = p * z + 1.0 / 3.0
+    value = 2.0 * (t + t * (z * p)) + (n * -2.12194440e-4 + (x - (u - 1.0)) / u)
+    return tl.where(u < float("inf"), value + n * 0.693359375, u)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastscape.ops._triton_functions import bell, exp, log1p_of_share, scaled_tail, tanh
+from fastscape.ops._triton_functions import bell, exp, log1p, scaled_tail, tanh
 
 
 @triton.jit
@@ -183,7 +183,7 @@ def rest(x, KIND: tl.constexpr, O0: tl.constexpr, O1: tl.constexpr, O2: tl.const
         near, _ = shares(exp(-2.0 * w))
         value = tl.where(x > 0, -2.0, 2.0) * near
     elif KIND == "softplus":
-        value = log1p_of_share(exp(-O0 * w)) * (1.0 / O0)
+        value = log1p(exp(-O0 * w)) * (1.0 / O0)
     elif KIND == "elu":
         value = (O0 * O1) * exp(O2 * tl.where(x > 0, 0.0, x))
     else:
