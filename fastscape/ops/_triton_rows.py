@@ -1,5 +1,5 @@
 """What Triton kernels on rows share: tiles of whole rows, exponentials relative to the largest, and their lanes."""
-# ruff: noqa: ANN001, ANN202, N803
+# ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 
 from __future__ import annotations
