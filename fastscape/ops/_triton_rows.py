@@ -14,6 +14,7 @@ from fastscape.ops._triton_functions import exp, expm1
 
 SWITCH = tl.constexpr(0.25)  # largest displacement that six coefficients of the exponential take
 GROWN = tl.constexpr(PLAIN)
+SHORT = 64  # columns of rows of which a thread has several, each with numbers of its own: it takes fewer
 PROGRAMS = 1024  # as many as fill any chip; beyond them a program takes several directions
 
 
@@ -26,7 +27,7 @@ class Tile:
     warps: int
 
 
-def tile(columns: int, most: int, each: int = 8) -> Tile:
+def tile(columns: int, most: int, each: int) -> Tile:
     """Whole rows of up to ``most`` columns, several where they are short; ``each`` elements a thread."""
     width = min(triton.next_power_of_2(max(columns, 1)), most)
     height = max(1, 32 * each // width)

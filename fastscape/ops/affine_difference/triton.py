@@ -12,7 +12,7 @@ from torch import Tensor
 from fastscape.ops import _triton
 from fastscape.ops.affine_difference.reference import affine_difference as reference
 
-BLOCK, WARPS = 1024, 4
+BLOCK, WARPS = 512, 4
 PROGRAMS = 1024  # as many as fill any chip; beyond them a program takes several directions
 
 

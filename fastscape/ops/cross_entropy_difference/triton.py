@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fastscape.ops import _triton
 from fastscape.ops._triton_functions import exp, log1p
-from fastscape.ops._triton_rows import GROWN, PROGRAMS, any_true, rises, tile, weight
+from fastscape.ops._triton_rows import GROWN, PROGRAMS, SHORT, any_true, rises, tile, weight
 from fastscape.ops.cross_entropy_difference.reference import cross_entropy_difference as reference
 
-COLUMNS = 2048  # of a piece of a row
+COLUMNS = 1024  # of a piece of a row
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def largest(x, r, rows, length, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
         base = tl.load(x + r[:, None] * length + (start + c)[None, :], mask=real, other=float("-inf"))
         value, _ = weight(base, top[:, None])
         total += tl.sum(value, 1)
-    return top, place, total
+    return top, place, tl.where(total == 0, 1.0, total)
 
 
 @triton.jit
@@ -155,7 +155,7 @@ def cross_entropy_difference(x: Tensor, lanes: Tensor, radii: Tensor, target: Te
         return y
     x, lanes = x.contiguous(), lanes.contiguous()
     (directions, orders, kept), (rows, length) = lanes.shape[:3], x.shape
-    sizes = tile(length, COLUMNS)
+    sizes = tile(length, COLUMNS, 4 if length > SHORT else 2)
     blocks = _triton.ceil_div(rows, sizes.rows)
     each = max(1, directions * blocks // PROGRAMS)
     with torch.cuda.device_of(x):
@@ -175,5 +175,6 @@ def cross_entropy_difference(x: Tensor, lanes: Tensor, radii: Tensor, target: Te
             ROWS=sizes.rows,
             COLUMNS=sizes.columns,
             num_warps=sizes.warps,
+            enable_fp_fusion=False,  # fused into a sum of two threads, a product gives each of them other bits
         )
     return y

@@ -18,8 +18,9 @@ from torch import Tensor
 from fastscape.ops import _triton
 from fastscape.ops.max_pool2d_difference.reference import max_pool2d_difference as reference
 
-BLOCK, WARPS = 128, 1
+BLOCK, WARPS = 64, 1
 PROGRAMS = 4096  # as many as fill any chip; beyond them a program takes several directions
+NAN = tl.constexpr(tl.PropagateNan.ALL)
 NEAR = tl.constexpr(1.0001)  # float32 misjudges bounds by less
 
 
@@ -102,23 +103,23 @@ def max_pool2d_difference_kernel(
                     at, inside = place(i, j, top, left, height, width, DILATION0, DILATION1)
                     inside &= real & (found != i * KERNEL1 + j)
                     gap = (largest - tl.load(x + start + at, mask=inside, other=0.0).to(tl.float64)).to(tl.float32)
-                    _, _, up, down = rises(from_a, given, at, inside, e, ORDERS)
+                    _a, _b, up, down = rises(from_a, given, at, inside, e, ORDERS)
                     reach = NEAR * (tl.maximum(tl.abs(up), tl.abs(down)) + own)
                     near |= inside & ((reach <= gap) == 0) & ((reach > 0) | (reach != reach) | (gap != gap))
             if (tl.max(near.to(tl.int32), 0) > 0) & (wide != 0):
-                _, _, own_up, own_down = rises(from_a, given, best, some, wide, ORDERS)
-                high, low = own_up, own_down
+                _a, _b, own_high, own_low = rises(from_a, given, best, some, wide, ORDERS)
+                high, low = own_high, own_low
                 for i in range(KERNEL0):
                     for j in range(KERNEL1):
                         at, inside = place(i, j, top, left, height, width, DILATION0, DILATION1)
                         inside &= real & (found != i * KERNEL1 + j)
                         behind = tl.load(x + start + at, mask=inside, other=0.0).to(tl.float64) - largest
-                        _, _, up, down = rises(from_a, given, at, inside, wide, ORDERS)
-                        up = tl.maximum(high, behind + up, propagate_nan=tl.PropagateNan.ALL)
-                        down = tl.maximum(low, behind + down, propagate_nan=tl.PropagateNan.ALL)
-                        high, low = tl.where(inside, up, high), tl.where(inside, down, low)
+                        _a, _b, rise, fall = rises(from_a, given, at, inside, wide, ORDERS)
+                        higher = tl.maximum(high, behind + rise, propagate_nan=NAN)
+                        lower = tl.maximum(low, behind + fall, propagate_nan=NAN)
+                        high, low = tl.where(inside, higher, high), tl.where(inside, lower, low)
                 unit = 1.0 / tl.where(wide == 0, 1.0, wide)
-                moved = (high != own_up) | (low != own_down)
+                moved = (high != own_high) | (low != own_low)
                 ya = tl.where(moved, (0.5 * unit * (high - low)).to(tl.float32), ya)
                 yb = tl.where(moved, (unit * (unit * (high + low))).to(tl.float32), yb)
             tl.store(to_a, tl.where(some, ya + lost, 0.0), mask=real)

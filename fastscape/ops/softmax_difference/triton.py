@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fastscape.ops import _triton
 from fastscape.ops._triton_functions import exp, log1p
-from fastscape.ops._triton_rows import GROWN, PROGRAMS, any_true, rises, tile, weight
+from fastscape.ops._triton_rows import GROWN, PROGRAMS, SHORT, any_true, rises, tile, weight
 from fastscape.ops.softmax_difference.reference import softmax_difference as reference
 
-LONGEST = 4096  # rows that registers hold; the reference answers for longer ones
+LONGEST = 2048  # rows that registers hold; the reference answers for longer ones
 
 
 @triton.jit
@@ -104,7 +104,7 @@ def softmax_difference(x: Tensor, lanes: Tensor, radii: Tensor) -> Tensor:
         return y
     x, lanes = x.contiguous(), lanes.contiguous()
     (directions, orders, kept), (rows, length) = lanes.shape[:3], x.shape
-    sizes = tile(length, LONGEST)
+    sizes = tile(length, LONGEST, 4 if length > SHORT else 2)
     blocks = _triton.ceil_div(rows, sizes.rows)
     each = max(1, directions * blocks // PROGRAMS)
     with torch.cuda.device_of(x):
