@@ -28,7 +28,7 @@ def normal(*shape, dtype=F32, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
 
 
-def lanes(x, orders=2, kept=len(RADII), directions=2, dtype=F32):
+def lanes(x, orders=2, kept=4, directions=2, dtype=F32):
     return normal(directions, orders, kept, *x.shape, dtype=dtype, seed=1)
 
 
@@ -36,7 +36,7 @@ def radii():
     return torch.tensor(RADII, dtype=F64)
 
 
-def pointwise(kind, base=F64, orders=2, kept=len(RADII), size=208):
+def pointwise(kind, base=F64, orders=2, kept=4, size=208):
     x = 4 * normal(size, dtype=base)
     x[::5] = x[::5].round() + 1e-4  # breakpoints are crossed
     return "pointwise_difference", x, lanes(x, orders, kept), radii(), kind, KINDS[kind]
@@ -96,7 +96,7 @@ CASES = {
     "gelu, float32, shared a": (pointwise, "gelu", F32, 1, 1, 1001),
     "affine": (affine,),
     "softmax 10": (softmax, 9, 10),
-    "softmax 128": (softmax, 2, 128, 9.0),
+    "softmax 112": (softmax, 2, 112, 9.0),
     "softmax 2048": (softmax, 2, 2000),
     "cross-entropy 10": (cross_entropy, 9, 10, 9.0),
     "cross-entropy in pieces": (cross_entropy, 1, 1500),
@@ -126,7 +126,7 @@ LIMITS = {
     "gelu, float32, shared a": ((135, 512, 1486), (142, 512, 1501), (140, 512, 1220)),
     "affine": ((80, 4096, 713), (80, 4096, 670), (80, 4096, 668)),
     "softmax 10": ((96, 0, 1723), (95, 0, 1737), (96, 0, 1650)),
-    "softmax 128": ((98, 0, 1788), (96, 0, 1709), (102, 0, 1398)),
+    "softmax 112": ((98, 0, 1788), (96, 0, 1709), (102, 0, 1398)),
     "softmax 2048": ((114, 192, 2023), (100, 192, 1535), (102, 192, 1332)),
     "cross-entropy 10": ((94, 0, 2785), (96, 0, 2825), (118, 0, 2556)),
     "cross-entropy in pieces": ((98, 96, 2905), (96, 96, 2315), (102, 96, 1934)),
@@ -145,8 +145,14 @@ LIMITS = {
 FAULTS = {
     "a term of b once instead of twice": ("gelu", ("b * first + 2.0 * product * second", "b * first + product * second")),
     "a breakpoint crossed downwards counted upwards": ("clamp", ("tl.where(down, fall, -fall)", "fall")),
-    "the shift of the channel before": ("affine", ("shift_direction + k * channels + channel", "shift_direction + k * channels")),
-    "a product of sums once instead of twice": ("softmax 128", ("- 2.0 * rise_a * sum_a", "- rise_a * sum_a")),
+    "the shift of the next channel": (
+        "affine",
+        (
+            "k * channels + channel, shift_direction + k * channels + channel",
+            "k * channels + channel, shift_direction + k * channels + (channel + 1) % channels",
+        ),
+    ),
+    "a product of sums once instead of twice": ("softmax 112", ("- 2.0 * rise_a * sum_a", "- rise_a * sum_a")),
     "lanes of the target of the row before": (
         "cross-entropy 10",
         ("r * length + chosen", "tl.maximum(r - 1, 0) * length + chosen"),
@@ -227,7 +233,7 @@ def caught_as_wrong(launch, kernel, arguments):
         return True
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "cross-entropy in pieces"])  # which stores whole rows
 def test_removed_masks_are_caught(launches, kernel, name):
     found = kernel(name, 80)
     ptx, places = re.subn(r"@%p\d+ st\.global", "st.global", found.ptx)

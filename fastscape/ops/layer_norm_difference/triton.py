@@ -1,6 +1,6 @@
 """Layer norm and RMS norm in difference lanes in Triton: the deviation once for each row, then a loop over the lanes.
 
-Each lane is read once. The rules are those of :mod:`fastscape.ops.layer_norm_difference.reference`, in float32 but for the sums of x.
+Each lane is read once. The rules are those of the reference, in float32 but for the sums of x.
 """
 # ruff: noqa: ANN001, ANN201, N803
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
