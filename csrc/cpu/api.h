@@ -4,7 +4,7 @@
 
 namespace fastscape {
 
-constexpr int ABI = 1;  // raise with any change of this file; fastscape/ops/_native.py names the number it was written for
+constexpr int ABI = 2;  // raise with any change of this file; fastscape/ops/_native.py names the number it was written for
 
 enum Type : int8_t { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
 enum Distribution : int32_t { GAUSSIAN = 0, RADEMACHER = 1 };
@@ -63,6 +63,8 @@ struct Kernels {
   void (*dot)(const DotTask &, int64_t begin, int64_t end);          // blocks of SUM_BLOCK elements
   void (*gram)(const struct GramTask &, int64_t begin, int64_t end);      // blocks of SUM_BLOCK elements
   void (*update)(const struct UpdateTask &, int64_t begin, int64_t end);
+  void (*pointwise)(const struct PointwiseTask &, int64_t begin, int64_t end);  // LaneTask::work_items
+  void (*affine)(const struct AffineTask &, int64_t begin, int64_t end);
 };
 
 // partial[block, i, j] = sum over one block of SUM_BLOCK elements of left[i] right[j], in float64
@@ -81,6 +83,45 @@ struct UpdateTask {
   int8_t type;
   const double *coefficients;  // [left_rows, right_rows]
   double *squares;
+};
+
+constexpr int64_t PIECE_OF_X = 1024;  // elements of x whose coefficients stay in the cache while lanes pass
+constexpr int64_t LANE_GROUP = 32;    // lanes per work item
+
+// First and second differences [K, parts, lane_radii, size] to be mapped to [K, 2, S, size]; parts is 1 where b is zero,
+// lane_radii is 1 where the lanes are the same for all radii
+struct LaneTask {
+  const void *x;        // [size]
+  const void *lanes;
+  void *out;
+  const double *radii;  // [S]
+  int64_t size, directions, radii_count, parts, lane_radii;
+  int8_t base_type, lane_type;  // FLOAT32 or FLOAT64
+
+  int64_t work_items() const {
+    return (size + PIECE_OF_X - 1) / PIECE_OF_X * ((directions * radii_count + LANE_GROUP - 1) / LANE_GROUP);
+  }
+  int64_t grain() const {  // work items of some 32768 elements in all
+    const int64_t lanes = directions * radii_count;
+    return lanes > 0 && lanes < LANE_GROUP ? LANE_GROUP / lanes : 1;
+  }
+};
+
+enum PointwiseKind : int32_t {  // in alphabetical order, as in fastscape/ops/pointwise_difference
+  ABS, CLAMP, ELU, EXP, GELU, GELU_TANH, HARDSIGMOID, HARDSWISH, LEAKY_RELU, MISH, RELU, SIGMOID, SILU, SOFTPLUS, TANH
+};
+
+struct PointwiseTask {
+  LaneTask lanes;
+  int32_t kind;
+  double options[3];
+};
+
+// x is [N, channels, inner]; scale [channels] and the directions [K, channels] (or null) are in the lanes' type
+struct AffineTask {
+  LaneTask lanes;
+  int64_t channels, inner;
+  const void *scale, *scale_direction, *shift_direction;
 };
 
 }  // namespace fastscape

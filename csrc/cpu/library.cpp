@@ -114,3 +114,11 @@ EXPORT int fastscape_gram(ParallelFor for_, const GramTask *task) {
 EXPORT int fastscape_update(ParallelFor for_, const UpdateTask *task) {
   return parallel(for_, (task->length + SUM_BLOCK - 1) / SUM_BLOCK, 2, *task, kernels().update);
 }
+
+EXPORT int fastscape_pointwise(ParallelFor for_, const PointwiseTask *task) {
+  return parallel(for_, task->lanes.work_items(), task->lanes.grain(), *task, kernels().pointwise);
+}
+
+EXPORT int fastscape_affine(ParallelFor for_, const AffineTask *task) {
+  return parallel(for_, task->lanes.work_items(), task->lanes.grain(), *task, kernels().affine);
+}
