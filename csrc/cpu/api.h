@@ -58,6 +58,47 @@ struct DotTask {
   const int64_t *block_ends;    // [size]
 };
 
+constexpr int64_t ROW_ELEMENTS = 4096;  // of a block of rows: what is shared by all lanes stays in the L1 cache
+constexpr int64_t ROW_COUNT = 256;
+
+// Rows of a block: at least eight blocks for the threads to share.
+__attribute__((always_inline)) inline int64_t rows_of_block(int64_t rows, int64_t length) {
+  int64_t size = ROW_ELEMENTS / length;
+  size = size < ROW_COUNT ? size : ROW_COUNT;
+  size = size < (rows + 7) / 8 ? size : (rows + 7) / 8;
+  return size > 0 ? size : 1;
+}
+
+// An op on rows in difference lanes: out[k, 0 and 1, s, row] from lanes[k, a and b, s, row]
+struct RowTask {
+  const void *x;                // [rows, length]
+  const void *lanes;            // [directions, 1 or 2, lane_radii, rows, length]
+  void *out;                    // [directions, 2, radii_count, rows, length], or without length
+  void *scratch;                // [rows, length] of the lanes' type, where length exceeds ROW_ELEMENTS; else null
+  const double *radii;
+  int64_t directions, lane_radii, radii_count, rows, length;
+  const void *weight;           // layer norm, each of the lanes' type or null: [length]
+  const void *weight_direction; // [directions, length]
+  const void *bias_direction;   // [directions, length]
+  double eps;
+  const int64_t *target;        // cross-entropy: [rows]
+  int8_t x_type, lane_type;
+  bool second;                  // the lanes hold b
+  bool centred;
+};
+
+// Max-pooling of planes in difference lanes
+struct PoolTask {
+  const void *x;                // [planes, height, width]
+  const void *lanes;            // [directions, 1 or 2, lane_radii, planes, height, width]
+  void *out;                    // [directions, 2, radii_count, planes, output]
+  const double *radii;
+  int64_t directions, lane_radii, radii_count, planes, height, width;
+  int64_t kernel[2], stride[2], padding[2], dilation[2], output[2];
+  int8_t x_type, lane_type;
+  bool second;
+};
+
 struct Kernels {
   void (*perturb)(const PerturbTask &, int64_t begin, int64_t end);  // blocks of BLOCK elements
   void (*dot)(const DotTask &, int64_t begin, int64_t end);          // blocks of SUM_BLOCK elements
@@ -65,6 +106,10 @@ struct Kernels {
   void (*update)(const struct UpdateTask &, int64_t begin, int64_t end);
   void (*pointwise)(const struct PointwiseTask &, int64_t begin, int64_t end);  // LaneTask::work_items
   void (*affine)(const struct AffineTask &, int64_t begin, int64_t end);
+  void (*softmax_difference)(const RowTask &, int64_t begin, int64_t end);  // blocks of rows_of_block rows
+  void (*layer_norm_difference)(const RowTask &, int64_t begin, int64_t end);
+  void (*cross_entropy_difference)(const RowTask &, int64_t begin, int64_t end);
+  void (*max_pool_difference)(const PoolTask &, int64_t begin, int64_t end);  // planes
 };
 
 // partial[block, i, j] = sum over one block of SUM_BLOCK elements of left[i] right[j], in float64

@@ -25,6 +25,7 @@ ABI = 2  # of csrc/cpu/api.h
 ISAS = ("baseline", "avx2", "avx512")
 STREAM_BYTES = 1 << 25  # results above this leave the caches anyway: write around them
 BLOCK, SUM_BLOCK = 2048, 16384  # elements, as in csrc/cpu/api.h
+ROW_ELEMENTS = 4096  # of a block of rows, as in csrc/cpu/api.h
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 DISTRIBUTIONS = {"gaussian": 0, "rademacher": 1}
 _PATH = Path(__file__).parents[1] / "_native.so"
@@ -37,6 +38,10 @@ _ENTRIES = (
     "fastscape_affine",
     "fastscape_isa",
     "fastscape_set_isa",
+    "fastscape_softmax_difference",
+    "fastscape_layer_norm_difference",
+    "fastscape_cross_entropy_difference",
+    "fastscape_max_pool_difference",
 )
 
 _pointer, _int64 = ctypes.c_void_p, ctypes.c_int64
@@ -161,6 +166,35 @@ class AffineTask(ctypes.Structure):
         ("scale", _pointer),
         ("scale_direction", _pointer),
         ("shift_direction", _pointer),
+    )
+
+
+class RowTask(ctypes.Structure):
+    """Mirror of RowTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("x", "lanes", "out", "scratch", "radii")),
+        *((name, _int64) for name in ("directions", "lane_radii", "radii_count", "rows", "length")),
+        *((name, _pointer) for name in ("weight", "weight_direction", "bias_direction")),
+        ("eps", ctypes.c_double),
+        ("target", _pointer),
+        ("x_type", ctypes.c_int8),
+        ("lane_type", ctypes.c_int8),
+        ("second", ctypes.c_bool),
+        ("centred", ctypes.c_bool),
+    )
+
+
+class PoolTask(ctypes.Structure):
+    """Mirror of PoolTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("x", "lanes", "out", "radii")),
+        *((name, _int64) for name in ("directions", "lane_radii", "radii_count", "planes", "height", "width")),
+        *((name, _int64 * 2) for name in ("kernel", "stride", "padding", "dilation", "output")),
+        ("x_type", ctypes.c_int8),
+        ("lane_type", ctypes.c_int8),
+        ("second", ctypes.c_bool),
     )
 
 
