@@ -40,10 +40,9 @@ _PROGRAMS: WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Program]]] = WeakKe
 
 @dataclass(frozen=True)
 class Handling:
-    """How the operations of a model were handled.
+    """What difference propagation could not follow by its rules.
 
     Attributes:
-        operations: name -> ``"rule"``, ``"structure"``, ``"not perturbed"``, ``"fallback"`` or ``"decision"``, with counts.
         fallbacks: operations evaluated locally in float64: name -> calls.
         frozen: decisions of the forward that depend on the weights and were taken at w: name -> calls.
     """
@@ -95,6 +94,11 @@ class DifferenceEvaluator:
         self.forward_seconds = 0.0
         self._stack = ExitStack()
         self._propagations: list[Propagation] = []
+
+    @property
+    def program(self) -> Program | None:
+        """The first batch's operations, once the model has been followed as a graph."""
+        return self._propagations[0].program if self._propagations else None
 
     @property
     def base(self) -> float:
