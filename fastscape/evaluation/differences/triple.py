@@ -38,13 +38,17 @@ class Base:
 
 
 class Triple:
-    """A tensor at w and its lanes; ``lanes`` is ``None`` where it does not depend on the probed parameters."""
+    """A tensor at w and its lanes; ``lanes`` is ``None`` where it does not depend on the probed parameters.
 
-    __slots__ = ("base", "lanes")
+    ``origin`` of the logarithm of a softmax is (logits, axis): a loss of it is taken from the logits, where nothing cancels.
+    """
+
+    __slots__ = ("base", "lanes", "origin")
 
     def __init__(self, base: Base | Tensor, lanes: Tensor | None = None) -> None:
         self.base = base if isinstance(base, Base) else Base(base)
         self.lanes = lanes
+        self.origin: tuple[Triple, int] | None = None
 
     @property
     def x(self) -> Tensor:

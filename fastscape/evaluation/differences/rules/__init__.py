@@ -1,6 +1,6 @@
 """What every operation does to the lanes of its operands."""
 
-from fastscape.evaluation.differences.rules import arithmetic, functions, products, selection, structure
+from fastscape.evaluation.differences.rules import arithmetic, functions, indexing, losses, norms, products, selection, structure
 from fastscape.evaluation.differences.rules.fallback import fallback
 from fastscape.evaluation.differences.rules.table import PIECEWISE, RULES, STRUCTURE, moves
 
@@ -11,7 +11,10 @@ __all__ = [
     "arithmetic",
     "fallback",
     "functions",
+    "indexing",
+    "losses",
     "moves",
+    "norms",
     "products",
     "selection",
     "structure",

@@ -15,6 +15,7 @@ Rule = Callable[..., Any]  # (frame, y, *arguments, **keywords) -> lanes of y, o
 RULES: dict[Any, Rule] = {}
 STRUCTURE: set[Any] = set()  # linear operations that only move, copy or add up values
 PIECEWISE: set[Any] = set()  # operations that decide by values: their base is float64
+DECISIVE: set[Any] = set()  # operations whose rules take decisions that differ between w and w +- e d
 
 
 def rule(*targets: Any, structure: bool = False, piecewise: bool = False) -> Callable[[Rule], Rule]:
@@ -76,6 +77,7 @@ def moves(value: Any) -> bool:
 
 
 __all__ = [
+    "DECISIVE",
     "PIECEWISE",
     "RULES",
     "STRUCTURE",
