@@ -7,10 +7,20 @@ import fastscape._interrupts  # noqa: F401 - first, because what follows takes s
 from fastscape._version import __version__
 from fastscape.directions import Directions
 from fastscape.estimators import Analysis, AnalysisSettings, Estimate, analyse
-from fastscape.evaluation import NondeterministicLossError, PrecisionWarning, Responses, losses, responses
+from fastscape.evaluation import (
+    MissingRuleError,
+    NondeterministicLossError,
+    PrecisionWarning,
+    QuadraticForms,
+    Responses,
+    UntraceableError,
+    losses,
+    quadratic_forms,
+    responses,
+)
 from fastscape.objective import Objective
 from fastscape.ops import Status, status
-from fastscape.probes import ProbeError, Progress, multifractal, trajectory
+from fastscape.probes import ProbeError, Progress, mean_quadratic_form, multifractal, trajectory
 from fastscape.reports import MultifractalResult, TrajectoryResult, load
 from fastscape.runs import ProbeSettings, preset
 
@@ -20,21 +30,26 @@ __all__ = [
     "Directions",
     "Estimate",
     "MultifractalResult",
+    "MissingRuleError",
     "NondeterministicLossError",
     "Objective",
     "PrecisionWarning",
     "ProbeError",
     "ProbeSettings",
     "Progress",
+    "QuadraticForms",
     "Responses",
     "Status",
     "TrajectoryResult",
+    "UntraceableError",
     "__version__",
     "analyse",
     "load",
     "losses",
+    "mean_quadratic_form",
     "multifractal",
     "preset",
+    "quadratic_forms",
     "responses",
     "status",
     "trajectory",

@@ -4,7 +4,7 @@
 
 namespace fastscape {
 
-constexpr int ABI = 1;  // raise with any change of this file; fastscape/ops/_native.py names the number it was written for
+constexpr int ABI = 2;  // raise with any change of this file; fastscape/ops/_native.py names the number it was written for
 
 enum Type : int8_t { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
 enum Distribution : int32_t { GAUSSIAN = 0, RADEMACHER = 1 };
@@ -58,11 +58,58 @@ struct DotTask {
   const int64_t *block_ends;    // [size]
 };
 
+constexpr int64_t ROW_ELEMENTS = 4096;  // of a block of rows: what is shared by all lanes stays in the L1 cache
+constexpr int64_t ROW_COUNT = 256;
+
+// Rows of a block: at least eight blocks for the threads to share.
+__attribute__((always_inline)) inline int64_t rows_of_block(int64_t rows, int64_t length) {
+  int64_t size = ROW_ELEMENTS / length;
+  size = size < ROW_COUNT ? size : ROW_COUNT;
+  size = size < (rows + 7) / 8 ? size : (rows + 7) / 8;
+  return size > 0 ? size : 1;
+}
+
+// An op on rows in difference lanes: out[k, 0 and 1, s, row] from lanes[k, a and b, s, row]
+struct RowTask {
+  const void *x;                // [rows, length]
+  const void *lanes;            // [directions, 1 or 2, lane_radii, rows, length]
+  void *out;                    // [directions, 2, radii_count, rows, length], or without length
+  void *scratch;                // [rows, length] of the lanes' type, where length exceeds ROW_ELEMENTS; else null
+  const double *radii;
+  int64_t directions, lane_radii, radii_count, rows, length;
+  const void *weight;           // layer norm, each of the lanes' type or null: [length]
+  const void *weight_direction; // [directions, length]
+  const void *bias_direction;   // [directions, length]
+  double eps;
+  const int64_t *target;        // cross-entropy: [rows]
+  int8_t x_type, lane_type;
+  bool second;                  // the lanes hold b
+  bool centred;
+};
+
+// Max-pooling of planes in difference lanes
+struct PoolTask {
+  const void *x;                // [planes, height, width]
+  const void *lanes;            // [directions, 1 or 2, lane_radii, planes, height, width]
+  void *out;                    // [directions, 2, radii_count, planes, output]
+  const double *radii;
+  int64_t directions, lane_radii, radii_count, planes, height, width;
+  int64_t kernel[2], stride[2], padding[2], dilation[2], output[2];
+  int8_t x_type, lane_type;
+  bool second;
+};
+
 struct Kernels {
   void (*perturb)(const PerturbTask &, int64_t begin, int64_t end);  // blocks of BLOCK elements
   void (*dot)(const DotTask &, int64_t begin, int64_t end);          // blocks of SUM_BLOCK elements
   void (*gram)(const struct GramTask &, int64_t begin, int64_t end);      // blocks of SUM_BLOCK elements
   void (*update)(const struct UpdateTask &, int64_t begin, int64_t end);
+  void (*pointwise)(const struct PointwiseTask &, int64_t begin, int64_t end);  // LaneTask::work_items
+  void (*affine)(const struct AffineTask &, int64_t begin, int64_t end);
+  void (*softmax_difference)(const RowTask &, int64_t begin, int64_t end);  // blocks of rows_of_block rows
+  void (*layer_norm_difference)(const RowTask &, int64_t begin, int64_t end);
+  void (*cross_entropy_difference)(const RowTask &, int64_t begin, int64_t end);
+  void (*max_pool_difference)(const PoolTask &, int64_t begin, int64_t end);  // planes
 };
 
 // partial[block, i, j] = sum over one block of SUM_BLOCK elements of left[i] right[j], in float64
@@ -81,6 +128,45 @@ struct UpdateTask {
   int8_t type;
   const double *coefficients;  // [left_rows, right_rows]
   double *squares;
+};
+
+constexpr int64_t PIECE_OF_X = 1024;  // elements of x whose coefficients stay in the cache while lanes pass
+constexpr int64_t LANE_GROUP = 32;    // lanes per work item
+
+// First and second differences [K, parts, lane_radii, size] to be mapped to [K, 2, S, size]; parts is 1 where b is zero,
+// lane_radii is 1 where the lanes are the same for all radii
+struct LaneTask {
+  const void *x;        // [size]
+  const void *lanes;
+  void *out;
+  const double *radii;  // [S]
+  int64_t size, directions, radii_count, parts, lane_radii;
+  int8_t base_type, lane_type;  // FLOAT32 or FLOAT64
+
+  int64_t work_items() const {
+    return (size + PIECE_OF_X - 1) / PIECE_OF_X * ((directions * radii_count + LANE_GROUP - 1) / LANE_GROUP);
+  }
+  int64_t grain() const {  // work items of some 32768 elements in all
+    const int64_t lanes = directions * radii_count;
+    return lanes > 0 && lanes < LANE_GROUP ? LANE_GROUP / lanes : 1;
+  }
+};
+
+enum PointwiseKind : int32_t {  // in alphabetical order, as in fastscape/ops/pointwise_difference
+  ABS, CLAMP, ELU, EXP, GELU, GELU_TANH, HARDSIGMOID, HARDSWISH, LEAKY_RELU, MISH, RELU, SIGMOID, SILU, SOFTPLUS, TANH
+};
+
+struct PointwiseTask {
+  LaneTask lanes;
+  int32_t kind;
+  double options[3];
+};
+
+// x is [N, channels, inner]; scale [channels] and the directions [K, channels] (or null) are in the lanes' type
+struct AffineTask {
+  LaneTask lanes;
+  int64_t channels, inner;
+  const void *scale, *scale_direction, *shift_direction;
 };
 
 }  // namespace fastscape

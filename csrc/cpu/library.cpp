@@ -77,6 +77,17 @@ double fold(double *values, int64_t count) {
   return count ? values[0] : 0.0;
 }
 
+// Blocks that keep a thread busy: about as many lane elements as GRAIN blocks have.
+int64_t grain_of(int64_t lanes, int64_t block_elements) {
+  const int64_t elements = lanes * block_elements;
+  return elements > 0 && elements < GRAIN * BLOCK ? GRAIN * BLOCK / elements : 1;
+}
+
+int row_blocks(ParallelFor for_, const RowTask &task, void (*kernel)(const RowTask &, int64_t, int64_t)) {
+  const int64_t size = rows_of_block(task.rows, task.length);
+  return parallel(for_, (task.rows + size - 1) / size, grain_of(task.directions * task.radii_count, size * task.length), task, kernel);
+}
+
 }  // namespace
 }  // namespace fastscape
 
@@ -113,4 +124,29 @@ EXPORT int fastscape_gram(ParallelFor for_, const GramTask *task) {
 
 EXPORT int fastscape_update(ParallelFor for_, const UpdateTask *task) {
   return parallel(for_, (task->length + SUM_BLOCK - 1) / SUM_BLOCK, 2, *task, kernels().update);
+}
+
+EXPORT int fastscape_pointwise(ParallelFor for_, const PointwiseTask *task) {
+  return parallel(for_, task->lanes.work_items(), task->lanes.grain(), *task, kernels().pointwise);
+}
+
+EXPORT int fastscape_affine(ParallelFor for_, const AffineTask *task) {
+  return parallel(for_, task->lanes.work_items(), task->lanes.grain(), *task, kernels().affine);
+}
+
+EXPORT int fastscape_softmax_difference(ParallelFor for_, const RowTask *task) {
+  return row_blocks(for_, *task, kernels().softmax_difference);
+}
+
+EXPORT int fastscape_layer_norm_difference(ParallelFor for_, const RowTask *task) {
+  return row_blocks(for_, *task, kernels().layer_norm_difference);
+}
+
+EXPORT int fastscape_cross_entropy_difference(ParallelFor for_, const RowTask *task) {
+  return row_blocks(for_, *task, kernels().cross_entropy_difference);
+}
+
+EXPORT int fastscape_max_pool_difference(ParallelFor for_, const PoolTask *task) {
+  const int64_t grain = grain_of(task->directions * task->radii_count, task->height * task->width);
+  return parallel(for_, task->planes, grain, *task, kernels().max_pool_difference);
 }

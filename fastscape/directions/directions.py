@@ -206,6 +206,23 @@ class Directions:
             known = self._piece_squares(index) if self.separable else None
             return self.normaliser(self._raw(index), self.scale, dtype or self.dtype, known)
 
+    def block(self, indices: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+        """Several directions at once: ``[len(indices), *shape]`` in the order of ``names``, in ``dtype``."""
+        with torch.no_grad():
+            if not self.separable:
+                rows = [self.tensors(index, dtype)[0] for index in indices]
+                return [torch.stack(column) for column in zip(*rows, strict=True)]
+            assert self.seed is not None
+            raw = direction(self._id_tensor, self.seed, list(indices), self._sizes, self._kind)
+            scales = torch.from_numpy(np.stack([self.scales(index) for index in indices])).to(raw[0].device)
+            cut = scales.split(self.normaliser.pieces, dim=1)
+            return [
+                (noise.to(dtype).reshape(*pieces.shape, -1) * pieces.to(dtype)[:, :, None]).reshape(-1, *shape)
+                if noise.numel()
+                else noise.to(dtype).reshape(-1, *shape)
+                for noise, pieces, shape in zip(raw, cut, self.normaliser.shapes, strict=True)
+            ]
+
     @property
     def separable(self) -> bool:
         """Whether a direction is its raw noise times one number per piece of a parameter, which is what the kernels take."""

@@ -1,7 +1,20 @@
-"""Evaluate losses and responses: numerically careful, on the fastest path that runs the model."""
+"""Evaluate losses, responses and curvature along directions: numerically careful, on the fastest path that runs the model."""
 
 from fastscape.evaluation.determinism import NondeterministicLossError
+from fastscape.evaluation.differences.program import UntraceableError
+from fastscape.evaluation.differences.propagation import MissingRuleError
 from fastscape.evaluation.losses import losses
+from fastscape.evaluation.quadratic import QuadraticForms, quadratic_forms
 from fastscape.evaluation.responses import PrecisionWarning, Responses, responses
 
-__all__ = ["NondeterministicLossError", "PrecisionWarning", "Responses", "losses", "responses"]
+__all__ = [
+    "MissingRuleError",
+    "NondeterministicLossError",
+    "PrecisionWarning",
+    "QuadraticForms",
+    "Responses",
+    "UntraceableError",
+    "losses",
+    "quadratic_forms",
+    "responses",
+]

@@ -20,6 +20,7 @@ from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.paths import LoopPath, Path, VmapPath
+from fastscape.evaluation.points import Array, Radii, second_difference, signed_radii
 from fastscape.objective import Objective, checked_objective
 
 PathName = Literal["loop", "vmap"]
@@ -36,13 +37,13 @@ class PathChoice:
     """Which path evaluates, and why.
 
     Attributes:
-        name: ``"loop"`` or ``"vmap"``.
+        name: ``"loop"`` or ``"vmap"``; ``"graph"`` or ``"dispatch"`` where differences are propagated.
         chunk: directions per batched call (1 for the loop).
         seconds: measured seconds per loss evaluation, by path.
         reason: in words.
     """
 
-    name: PathName
+    name: str
     chunk: int
     seconds: dict[str, float]
     reason: str
@@ -85,6 +86,7 @@ class Evaluator:
         self._memory, self._trial = memory, trial
         self._stack = ExitStack()
         self._path: Path | None = None
+        self.forward_seconds = 0.0
 
     @property
     def evaluations(self) -> int:
@@ -96,7 +98,9 @@ class Evaluator:
             stack.enter_context(exact_arithmetic(self.dtype))
             self.replica = self.objective.replica(self.dtype)
             if self.gate:
+                start = time.perf_counter()
                 unperturbed_loss(self.replica)
+                self.forward_seconds = (time.perf_counter() - start) / 2  # the gate evaluates twice
             self._stack = stack.pop_all()
         return self
 
@@ -120,6 +124,14 @@ class Evaluator:
         self.prepare(directions, radii)
         assert self._path is not None
         return self._path.losses(directions, indices, radii)
+
+    def choose(self, directions: Directions, radii: Radii) -> PathChoice:
+        """:meth:`prepare` for responses at positive radii."""
+        return self.prepare(directions, signed_radii(radii))
+
+    def responses(self, directions: Directions, indices: Sequence[int], radii: Radii) -> tuple[Array, Array, Array]:
+        """Even and odd responses ``[K, n]`` by subtraction, and L(w) ``[n]``."""
+        return second_difference(self.losses(directions, indices, signed_radii(radii)))
 
     # ------------------------------------------------------------------ choosing
 

@@ -14,7 +14,7 @@ from fastscape.directions import Directions
 from fastscape.evaluation.evaluator import Evaluator, PathName
 from fastscape.objective import Objective
 
-Precision = Literal["float64", "float32"]
+Subtracted = Literal["float64", "float32"]
 DTYPES: dict[str, torch.dtype] = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -53,7 +53,7 @@ def losses(
     directions: Directions,
     radii: ArrayLike | Sequence[float],
     *,
-    precision: Precision | None = None,
+    precision: Subtracted | None = None,
     path: PathName | None = None,
     memory: int | None = None,
 ) -> Tensor:

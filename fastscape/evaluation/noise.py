@@ -24,6 +24,7 @@ from fastscape._batches import tensors_of
 from fastscape._replica import Replica
 from fastscape.directions import Directions
 from fastscape.evaluation.evaluator import Evaluator
+from fastscape.evaluation.points import second_difference, signed_radii
 
 _FLOOR_RADIUS = 1e-11  # of ||w||: true responses are below 1e-19 there, weights still move by 1e5 ulp in float64
 _NARROW_RADII = (1e-8, 3e-8, 1e-7)  # one to two ulp of float32: its roundings are independent on the two sides
@@ -37,20 +38,6 @@ def passes_gate(even: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArra
         clear = np.abs(even) >= SIGNAL_TO_NOISE * noise[:, None]
     passed: NDArray[np.bool_] = clear.mean(axis=1) >= SHARE_ABOVE
     return passed
-
-
-def second_difference(losses: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Even and odd responses ``[K, n]`` and base losses ``[n]`` from losses ``[n, 1 + 2 K]`` at (0, +radii, -radii)."""
-    values = losses.numpy().astype(np.float64)
-    scales = (values.shape[1] - 1) // 2
-    base, plus, minus = values[:, :1], values[:, 1 : 1 + scales], values[:, 1 + scales :]
-    with np.errstate(invalid="ignore", over="ignore"):
-        return ((plus - base) + (minus - base)).T, ((plus - minus) / 2).T, base[:, 0]
-
-
-def signed_radii(radii: NDArray[np.float64]) -> list[float]:
-    """(0, +radii, -radii): the row of points behind one direction's responses."""
-    return [0.0, *radii.tolist(), *(-radii).tolist()]
 
 
 def rounding_model(replica: Replica) -> float:

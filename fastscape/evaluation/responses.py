@@ -8,16 +8,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from fastscape.directions import Directions
-from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName
-from fastscape.evaluation.losses import Precision, checked_dtype, checked_radii
-from fastscape.evaluation.noise import noise_float64, passes_gate, second_difference, signed_radii
+from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
+from fastscape.evaluation.evaluator import PathChoice
+from fastscape.evaluation.losses import checked_radii
+from fastscape.evaluation.precision import (
+    AnyPath,
+    Precision,
+    PrecisionChoice,
+    checked_precision,
+    choose_precision,
+    measure_noise,
+    responder,
+)
 from fastscape.objective import Objective
-
-CALIBRATION = 4  # directions evaluated in float64 as well, to measure the noise of a lower precision
 
 
 class PrecisionWarning(UserWarning):
@@ -38,7 +44,10 @@ class Responses:
         weight_norm: ||w||.
         noise: RMS rounding error of ``even`` at each radius, ``[K]``.
         trusted: radii where at least 90 % of the directions stand 10 times above the noise, ``[K]`` bool.
-        precision: arithmetic of the forward passes.
+        precision: the arithmetic: ``"float64"`` or ``"float32"`` subtraction, or ``"difference"`` propagation.
+        reason: why this one.
+        fallbacks: operations without a difference rule, which were evaluated locally in float64: name -> calls.
+        frozen: decisions of the forward that depend on the weights and were taken as at w: name -> calls.
         narrow: an operation of the model that is narrower than float64 and sets the noise; empty if none.
         path: the evaluation path, its measured alternatives and the reason.
         evaluations: loss evaluations done, calibration included.
@@ -55,61 +64,22 @@ class Responses:
     noise: NDArray[np.float64]
     trusted: NDArray[np.bool_]
     precision: str
+    reason: str
+    fallbacks: dict[str, int]
+    frozen: dict[str, int]
     narrow: str
     path: PathChoice
     evaluations: int
     seconds: float
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Rounding noise of a set of scales.
-
-    Attributes:
-        sigma: RMS error of the even responses ``[K]``.
-        calibrated: the gate's verdict on even and on odd responses ``[2, K]``, where measured against float64.
-        narrow: the operation inside a float64 model that is narrower; empty if none.
-        evaluations: done in float64 for the calibration.
-    """
-
-    sigma: NDArray[np.float64]
-    calibrated: NDArray[np.bool_] | None
-    narrow: str
-    evaluations: int
-
-    def trusted(self, even: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """The gate's verdict per scale: from the calibration, or else from the even responses ``[K, N]`` themselves."""
-        return self.calibrated[0] if self.calibrated is not None else passes_gate(even, self.sigma)
-
-
-def measure_noise(evaluator: Evaluator, directions: Directions, radii: NDArray[np.float64]) -> Noise:
-    """Noise of the evaluator's precision at each radius.
-
-    float64: a model and a measured floor, the same at every radius. Lower precisions: RMS difference from float64 over
-    the first four directions, evaluated in both.
-    """
-    indices = range(min(CALIBRATION, len(directions)))
-    if evaluator.dtype == torch.float64:
-        sigma, narrow = noise_float64(evaluator, directions, indices)
-        return Noise(np.full(len(radii), sigma), None, narrow, 0)
-    points = signed_radii(radii)
-    measured = second_difference(evaluator.losses(directions, indices, points))
-    with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
-        reference = second_difference(exact.losses(directions, indices, points))
-        evaluations = exact.evaluations
-    with np.errstate(invalid="ignore", over="ignore"):
-        errors = [np.sqrt(np.mean((measured[part] - reference[part]) ** 2, axis=1)) for part in (0, 1)]
-    verdicts = np.stack([passes_gate(reference[part], errors[part]) for part in (0, 1)])
-    return Noise(errors[0], verdicts, "", evaluations)
-
-
 def warn_if_noise(precision: str, radii: NDArray[np.float64], trusted: NDArray[np.bool_]) -> None:
     """Warn about the radii that a precision below float64 cannot resolve."""
-    if precision != "float64" and not trusted.all():
+    if precision == "float32" and not trusted.all():
         lost = radii[~trusted]
         warnings.warn(
             f"precision={precision!r}: {len(lost)} of {len(radii)} radii ({lost.min():.1e} .. {lost.max():.1e}) are rounding "
-            "noise on this model; use precision='float64'",
+            "noise on this model; use precision='difference', or 'float64'",
             PrecisionWarning,
             stacklevel=3,  # the caller of fs.responses
         )
@@ -121,7 +91,7 @@ def responses(
     radii: ArrayLike,
     *,
     precision: Precision | None = None,
-    path: PathName | None = None,
+    path: AnyPath | None = None,
     memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Responses:
@@ -137,9 +107,13 @@ def responses(
         objective: the loss L.
         directions: N directions d.
         radii: K positive, strictly ascending radii, in units of ``||d||``.
-        precision: ``"float64"`` (default) or ``"float32"``. float32 is rounding noise over most radii of interest; its
-            noise is measured on four directions against float64, and untrusted radii are named in a warning.
-        path: ``"loop"``, ``"vmap"``, or ``None`` for the one that measures faster on this model.
+        precision: ``"difference"`` propagates the difference itself through the network, in float32 beside values at w in
+            float64: its relative error is the same at every radius. ``"float64"`` and ``"float32"`` subtract losses; float32 is
+            rounding noise over most radii of interest (measured on four directions; untrusted radii are named in a warning).
+            ``"difference-bf16"`` rounds the operands of matrix products to bfloat16. ``None`` tries them on this model and takes
+            the cheapest whose noise gate passes at every radius (bfloat16 is never taken by itself).
+        path: ``"loop"`` or ``"vmap"`` of subtraction, ``"graph"`` or ``"dispatch"`` of difference propagation, or ``None`` for
+            what measures faster on this model.
         memory: bytes that batched evaluation may take.
         progress: called with (directions done, N).
 
@@ -147,34 +121,36 @@ def responses(
         A :class:`Responses`; NaN and inf are kept.
 
     Raises:
-        ValueError: bad radii, precision or path.
+        ValueError: bad radii, precision or path; a model that cannot be followed with ``precision="difference"``.
         NondeterministicLossError: two evaluations at w differ.
 
     Warns:
         PrecisionWarning: radii that the precision cannot resolve.
 
-    Cost: 2 K N forwards over the data (batched path: (2 K + 1) N), and one copy of the probed parameters.
+    Cost: subtraction takes 2 K N forwards over the data (batched path: (2 K + 1) N) and one copy of the probed parameters;
+    difference propagation the operations of about 4 K N forwards, in float32, less those of first layers, and for each direction
+    in a block a copy of the parameters and two of the activations for every radius.
 
-    Source: the even response is the quantity that Török & Bartha's multifractal probe analyses.
+    Source: the even response is the quantity that Török & Bartha's multifractal probe analyses. Divided differences of programs:
+    Reps & Rall, "Computational divided differencing and divided-difference arithmetics" (2003).
     """
     steps = checked_radii(radii)
-    name = precision or "float64"
-    dtype = checked_dtype(name)
+    chosen = _chosen(objective, directions, steps, checked_precision(precision), path, memory)
     start = time.perf_counter()
-    points = signed_radii(steps)
     columns: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
-    with Evaluator(objective, dtype, path=path, memory=memory) as evaluator:
-        choice = evaluator.prepare(directions, points)
+    with responder(objective, chosen.name, chosen.path or path, memory) as evaluator:
+        choice = evaluator.choose(directions, steps.tolist())
         for indices in blocks(len(directions), choice.chunk):
-            columns.append(second_difference(evaluator.losses(directions, indices, points)))
+            columns.append(evaluator.responses(directions, indices, steps.tolist()))
             if progress is not None:
                 progress(indices[-1] + 1, len(directions))
         noise = measure_noise(evaluator, directions, steps)
         evaluations = evaluator.evaluations + noise.evaluations
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
+        handled = evaluator.handling if isinstance(evaluator, DifferenceEvaluator) else None
     even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
     trusted = noise.trusted(even)
-    warn_if_noise(name, steps, trusted)
+    warn_if_noise(chosen.name, steps, trusted)
     length = float(np.mean(norms)) if norms else {"unit": 1.0, "relative": directions.weight_norm}[directions.scale]
     eps_abs, weight_norm = steps * length, objective.norm
     return Responses(
@@ -186,13 +162,30 @@ def responses(
         eps_rel=relative(eps_abs, weight_norm),
         weight_norm=weight_norm,
         noise=noise.sigma,
-        trusted=trusted,
-        precision=name,
+        trusted=trusted & (not (handled is not None and handled.frozen)),
+        precision=chosen.name,
+        reason=chosen.reason,
+        fallbacks=handled.fallbacks if handled is not None else {},
+        frozen=handled.frozen if handled is not None else {},
         narrow=noise.narrow,
         path=choice,
         evaluations=evaluations,
         seconds=time.perf_counter() - start,
     )
+
+
+def _chosen(
+    objective: Objective,
+    directions: Directions,
+    radii: NDArray[np.float64],
+    precision: Precision | None,
+    path: AnyPath | None,
+    memory: int | None,
+) -> PrecisionChoice:
+    """The precision asked for, or the one that measures best."""
+    if precision is not None:
+        return PrecisionChoice(precision, "asked for")
+    return choose_precision(objective, directions, radii, path=path, memory=memory)
 
 
 def relative(eps_abs: NDArray[np.float64], weight_norm: float) -> NDArray[np.float64]:

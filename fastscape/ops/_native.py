@@ -21,14 +21,28 @@ from torch import Tensor
 
 from fastscape.ops._registry import Kernel
 
-ABI = 1  # of csrc/cpu/api.h
+ABI = 2  # of csrc/cpu/api.h
 ISAS = ("baseline", "avx2", "avx512")
 STREAM_BYTES = 1 << 25  # results above this leave the caches anyway: write around them
 BLOCK, SUM_BLOCK = 2048, 16384  # elements, as in csrc/cpu/api.h
+ROW_ELEMENTS = 4096  # of a block of rows, as in csrc/cpu/api.h
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 DISTRIBUTIONS = {"gaussian": 0, "rademacher": 1}
 _PATH = Path(__file__).parents[1] / "_native.so"
-_ENTRIES = ("fastscape_perturb", "fastscape_dot", "fastscape_gram", "fastscape_update", "fastscape_isa", "fastscape_set_isa")
+_ENTRIES = (
+    "fastscape_perturb",
+    "fastscape_dot",
+    "fastscape_gram",
+    "fastscape_update",
+    "fastscape_pointwise",
+    "fastscape_affine",
+    "fastscape_softmax_difference",
+    "fastscape_layer_norm_difference",
+    "fastscape_cross_entropy_difference",
+    "fastscape_max_pool_difference",
+    "fastscape_isa",
+    "fastscape_set_isa",
+)
 
 _pointer, _int64 = ctypes.c_void_p, ctypes.c_int64
 
@@ -115,6 +129,72 @@ class UpdateTask(ctypes.Structure):
         ("type", ctypes.c_int8),
         ("coefficients", _pointer),
         ("squares", _pointer),
+    )
+
+
+class LaneTask(ctypes.Structure):
+    """Mirror of LaneTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        ("x", _pointer),
+        ("lanes", _pointer),
+        ("out", _pointer),
+        ("radii", _pointer),
+        ("size", _int64),
+        ("directions", _int64),
+        ("radii_count", _int64),
+        ("parts", _int64),
+        ("lane_radii", _int64),
+        ("base_type", ctypes.c_int8),
+        ("lane_type", ctypes.c_int8),
+    )
+
+
+class PointwiseTask(ctypes.Structure):
+    """Mirror of PointwiseTask in csrc/cpu/api.h."""
+
+    _fields_ = (("lanes", LaneTask), ("kind", ctypes.c_int32), ("options", ctypes.c_double * 3))
+
+
+class AffineTask(ctypes.Structure):
+    """Mirror of AffineTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        ("lanes", LaneTask),
+        ("channels", _int64),
+        ("inner", _int64),
+        ("scale", _pointer),
+        ("scale_direction", _pointer),
+        ("shift_direction", _pointer),
+    )
+
+
+class RowTask(ctypes.Structure):
+    """Mirror of RowTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("x", "lanes", "out", "scratch", "radii")),
+        *((name, _int64) for name in ("directions", "lane_radii", "radii_count", "rows", "length")),
+        *((name, _pointer) for name in ("weight", "weight_direction", "bias_direction")),
+        ("eps", ctypes.c_double),
+        ("target", _pointer),
+        ("x_type", ctypes.c_int8),
+        ("lane_type", ctypes.c_int8),
+        ("second", ctypes.c_bool),
+        ("centred", ctypes.c_bool),
+    )
+
+
+class PoolTask(ctypes.Structure):
+    """Mirror of PoolTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("x", "lanes", "out", "radii")),
+        *((name, _int64) for name in ("directions", "lane_radii", "radii_count", "planes", "height", "width")),
+        *((name, _int64 * 2) for name in ("kernel", "stride", "padding", "dilation", "output")),
+        ("x_type", ctypes.c_int8),
+        ("lane_type", ctypes.c_int8),
+        ("second", ctypes.c_bool),
     )
 
 
@@ -260,6 +340,23 @@ class Layout:
         """Take the directions from these tensors instead of generating them."""
         self._kept.append(self.pieces(tensors))
         self.segments.raw = address(self._kept[-1])
+
+
+def lane_task(x: Tensor, lanes: Tensor, radii: Tensor, out: Tensor) -> LaneTask:
+    """The fields that contiguous tensors fill, whatever is done with them; the tensors must outlive the task."""
+    return LaneTask(
+        x=x.data_ptr(),
+        lanes=lanes.data_ptr(),
+        out=out.data_ptr(),
+        radii=radii.data_ptr(),
+        size=x.numel(),
+        directions=lanes.shape[0],
+        radii_count=len(radii),
+        parts=lanes.shape[1],
+        lane_radii=lanes.shape[2],
+        base_type=TYPES[x.dtype],
+        lane_type=TYPES[lanes.dtype],
+    )
 
 
 @dataclass

@@ -14,6 +14,7 @@ from fastscape.ops import _native
 
 REAL = (torch.float32, torch.float64)
 PLAIN = 4.0  # sums of exponentials that grow further than this are subtracted plainly: nothing cancels there
+FAR = 1.0  # exponents beyond which differences of exponentials are taken plainly
 CONFIDENT = 0.5  # a share above which an entry serves as the origin of its row
 
 
@@ -54,9 +55,21 @@ def divided(values: Tensor, arguments: Tensor) -> Tensor:
     return torch.where(zero, 1.0, values / torch.where(zero, 1.0, arguments))
 
 
-def native_lanes(x: Tensor, lanes: Tensor) -> bool:
-    """Whether the C++ kernels take these dtypes; float32 x with float64 lanes is left to the reference."""
-    return x.dtype == torch.float64 or lanes.dtype == x.dtype
+def plain(plus: Tensor, minus: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """The lanes of a result from its differences y+ - y and y- - y; any numbers at radius 0."""
+    safe = torch.where(radius == 0, 1.0, radius)
+    return (plus - minus) / (2 * safe), (plus + minus) / safe.square()
+
+
+def _rises(a: Tensor, b: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Lanes of exp(x - base x): closed forms, and plain differences where the exponents are large and nothing cancels in them."""
+    step, middle = radius * a, radius.square() / 2 * b
+    half = step / 2
+    rise_a = middle.exp() * a * divided(step.sinh(), step)
+    rise_b = b * divided(middle.expm1(), middle) * step.cosh() + a.square() * divided(half.sinh(), half).square()
+    far_a, far_b = plain((middle + step).expm1(), (middle - step).expm1(), radius)
+    far = (step.abs() + middle.abs() > FAR) & (radius != 0)
+    return torch.where(far, far_a, rise_a), torch.where(far, far_b, rise_b)
 
 
 @dataclass(frozen=True)
@@ -97,34 +110,22 @@ def exponentials(x: Tensor, lanes: Tensor, radii: Tensor) -> Exponentials:
 
     A number per row cancels in softmax: the lanes are taken relative to their mean weighted with y, or to the entry whose y
     exceeds one half, whose own derivative 1 - y would cancel otherwise. With A = ε a, H = ε² b / 2 the closed forms
-    e^H a sinh(A)/A and b expm1(H)/H cosh(A) + a² (sinh(A/2)/(A/2))² are exact at every ε.
+    e^H a sinh(A)/A and b expm1(H)/H cosh(A) + a² (sinh(A/2)/(A/2))² are exact at every ε, and stable for small A and H.
     """
     a, b, radius = split(lanes, radii)
     masked = x == -torch.inf
-    share = torch.softmax(x.double(), -1).masked_fill(masked, 0.0)
+    share = (x.double() - x.double().amax(-1, keepdim=True)).exp()  # to the last place, which torch.softmax does not promise
+    share = share.masked_fill(masked, 0.0) / share.sum(-1, keepdim=True)
+    share = share.masked_fill(masked, 0.0)
     a, b = a.masked_fill(masked, 0.0), b.masked_fill(masked, 0.0)
     top = share.argmax(-1, keepdim=True)
     confident = share.gather(-1, top) > CONFIDENT
     weights = torch.where(confident, torch.zeros_like(share).scatter(-1, top, 1.0), share)
     a = (a - (weights * a).sum(-1, keepdim=True)).masked_fill(masked, 0.0)
     b = (b - (weights * b).sum(-1, keepdim=True)).masked_fill(masked, 0.0)
-    step, middle = radius * a, radius.square() / 2 * b
-    half = step / 2
-    rise_a = middle.exp() * a * divided(step.sinh(), step)
-    rise_b = b * divided(middle.expm1(), middle) * step.cosh() + a.square() * divided(half.sinh(), half).square()
+    rise_a, rise_b = _rises(a, b, radius)
     sum_a, sum_b = ((share * rise).sum(-1, keepdim=True) for rise in (rise_a, rise_b))
     return Exponentials(share, a, b, rise_a, rise_b, sum_a, sum_b, radius)
-
-
-def plain(plus: Tensor, minus: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """The lanes of a result from its differences y+ - y and y- - y; any numbers at radius 0."""
-    safe = torch.where(radius == 0, 1.0, radius)
-    return (plus - minus) / (2 * safe), (plus + minus) / safe.square()
-
-
-def aligned(lanes: Tensor, radii: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three tensors contiguous, as the C++ kernels read them."""
-    return lanes.contiguous(), radii.contiguous(), x.contiguous()
 
 
 def result(lanes: Tensor, radii: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -132,5 +133,51 @@ def result(lanes: Tensor, radii: Tensor, shape: tuple[int, ...]) -> Tensor:
     return lanes.new_empty((lanes.shape[0], 2, len(radii), *shape))
 
 
-LIMITS = "float64 x, or lanes of x's dtype; else the reference"
-TYPES = _native.TYPES
+LIMITS = "float32 x with float64 lanes: the reference"
+
+
+def native(x: Tensor, lanes: Tensor) -> bool:
+    """Whether the C++ kernels take these dtypes."""
+    return x.dtype == torch.float64 or lanes.dtype == x.dtype
+
+
+def fields(x: Tensor, lanes: Tensor, radii: Tensor, out: Tensor) -> dict[str, int]:
+    """The fields that every native task has, from contiguous tensors."""
+    return {
+        "x": x.data_ptr(),
+        "lanes": lanes.data_ptr(),
+        "out": out.data_ptr(),
+        "radii": radii.data_ptr(),
+        "directions": lanes.shape[0],
+        "lane_radii": lanes.shape[2],
+        "radii_count": len(radii),
+        "x_type": _native.TYPES[x.dtype],
+        "lane_type": _native.TYPES[lanes.dtype],
+        "second": lanes.shape[1] == 2,
+    }
+
+
+def run_rows(entry: str, x: Tensor, lanes: Tensor, radii: Tensor, shape: tuple[int, ...], **own: float) -> Tensor:
+    """Run a native op on rows.
+
+    Args:
+        entry: its name in the library.
+        x, lanes, radii: the op's arguments.
+        shape: of the result of a base value.
+        own: further fields of the task, as numbers and addresses.
+    """
+    out = result(lanes, radii, shape)
+    if not out.numel():
+        return out
+    x, lanes, radii = x.contiguous(), lanes.contiguous(), radii.contiguous()
+    rows, length = x.shape
+    scratch = lanes.new_empty(x.shape) if length > _native.ROW_ELEMENTS else None
+    task = _native.RowTask(
+        **fields(x, lanes, radii, out),
+        scratch=None if scratch is None else scratch.data_ptr(),
+        rows=rows,
+        length=length,
+        **own,
+    )
+    _native.library.call(entry, task)
+    return out

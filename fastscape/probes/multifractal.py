@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from fastscape.estimators import AnalysisSettings
-from fastscape.evaluation.evaluator import PathName
+from fastscape.evaluation.precision import AnyPath
 from fastscape.objective import Objective, checked_objective
 from fastscape.probes.session import Point, ProbeError, Progress, Session
 from fastscape.reports.result import MultifractalResult, TrajectoryResult
@@ -25,7 +25,7 @@ def multifractal(
     *,
     budget: str | float | Budget | None = None,
     target: float | None = None,
-    path: PathName | None = None,
+    path: AnyPath | None = None,
     memory: int | None = None,
     extend: MultifractalResult | None = None,
     name: str = "model",
@@ -41,13 +41,14 @@ def multifractal(
 
     Args:
         objective: the loss; its model, buffers, gradients, mode and the random generators are left untouched.
-        probe: directions, radii and precision; default 12 radii from 1e-5 to 1e-1 of ||w||, 4 banks, float64.
+        probe: directions, radii and precision; default 12 radii from 1e-5 to 1e-1 of ||w||, 4 banks, and the
+            cheapest arithmetic that resolves them (see :func:`fastscape.responses`).
         analysis: orders q, windows, bootstrap.
         budget: seconds, or ``"60s"``, ``"5m"``. Directions come in doubling rounds until the target or the deadline;
             overrun is at most one unit (one block of directions at all radii). The same seed with a longer budget extends
             the same directions.
         target: stop when the 95 % interval of M_tau is narrower than plus or minus this.
-        path: ``"loop"``, ``"vmap"``, or ``None`` to measure both on this model.
+        path: as for :func:`fastscape.responses`.
         memory: bytes that batched evaluation may take.
         extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.
         name: of the checkpoint, for tables.
@@ -81,7 +82,7 @@ def trajectory(
     *,
     budget: str | float | Budget | None = None,
     target: float | None = None,
-    path: PathName | None = None,
+    path: AnyPath | None = None,
     memory: int | None = None,
     extend: TrajectoryResult | None = None,
     progress: ProgressCallback | None = None,

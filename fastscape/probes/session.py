@@ -20,10 +20,10 @@ from fastscape.directions import Directions
 from fastscape.estimators import AnalysisSettings, Estimate
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trust import checked_windows
-from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName
-from fastscape.evaluation.losses import checked_dtype
-from fastscape.evaluation.noise import signed_radii
-from fastscape.evaluation.responses import blocks, measure_noise
+from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
+from fastscape.evaluation.evaluator import Evaluator, PathChoice
+from fastscape.evaluation.precision import AnyPath, PrecisionChoice, choose_precision, measure_noise, responder
+from fastscape.evaluation.responses import blocks
 from fastscape.objective import Objective
 from fastscape.probes.track import Track
 from fastscape.reports.result import MultifractalResult, TrajectoryResult
@@ -37,6 +37,7 @@ USEFUL = 100  # directions that a run should have
 _MARGIN = 1.25  # how much longer than one evaluation, timed once, foretells
 _RESERVE = 1.5  # how much longer than foreseen an analysis may take
 _SHARE = 0.05  # of the budget, for each of the trial of paths and analyses on the way
+_CHOICE = 0.2  # of the budget, for trying arithmetics
 _OPENING = 18  # evaluations on a first visit: gate, trial of the path, noise, loss and accuracy
 
 
@@ -92,7 +93,7 @@ class Session:
         analysis: AnalysisSettings | None,
         budget: str | float | Budget | None,
         target: float | None,
-        path: PathName | None,
+        path: AnyPath | None,
         memory: int | None,
         progress: Callable[[Progress], None] | None,
     ) -> None:
@@ -103,10 +104,10 @@ class Session:
             raise ValueError(f"target must be a positive half-width of the M_tau interval, got {target!r}")
         if self.analysis.windows is not None:
             checked_windows(self.analysis.windows, len(self.probe.grid(1.0)))
-        self.precision = self.probe.precision or "float64"
-        self.dtype = checked_dtype(self.precision)
+        asked = self.probe.precision
+        self.chosen = None if asked is None else PrecisionChoice(asked, "asked for")
         self.target, self.memory, self.progress = target, memory, progress
-        self.path: PathName | PathChoice | None = path
+        self.path: AnyPath | PathChoice | None = path
         self.limit = self.probe.count or (None if self.budget.limited else DEFAULT_COUNT)
         self.estimate: Estimate | None = None
         self.unit = 0.0  # seconds of the slowest block so far
@@ -124,10 +125,11 @@ class Session:
             raise TypeError(f"extend must be an earlier result (fs.load reads one from a file), got {type(extend[0]).__name__}")
         if extend is not None and len(extend) != len(points):
             raise ValueError(f"extend must hold one result per checkpoint, got {len(extend)} for {len(points)}")
-        self.tracks = [Track(point.name, point.step, self.probe, self.precision) for point in points]
+        self.tracks = [Track(point.name, point.step, self.probe) for point in points]
         self._points = points
         for point, track, earlier in zip(points, self.tracks, extend or (), strict=False):
             if earlier.directions:
+                self._settle(self.chosen or PrecisionChoice(earlier.meta["precision"], "that of the result to extend"))
                 track.restore(earlier, point.objective())
                 self.path = self.path or PathChoice(**earlier.meta["path"])
         try:
@@ -226,6 +228,8 @@ class Session:
             if self._directions() and not self.budget.admits(visit, self._reserve()):
                 raise _Deadline
             start = self.budget.elapsed
+            if self.chosen is None:
+                self._choose(track, objective, directions, radii)
             with self._evaluator(objective, gate=batch not in track.opened) as evaluator, track.timed():
                 try:
                     self._open(track, whole, evaluator, directions, radii, batch, start)
@@ -233,12 +237,29 @@ class Session:
                         self._bank(track, evaluator, directions.with_seed(self.probe.bank_seed(bank)), bank, goals[bank])
                 finally:
                     track.evaluations += evaluator.evaluations
+                    if isinstance(evaluator, DifferenceEvaluator):
+                        track.handle(evaluator.handling)
+
+    def _choose(self, track: Track, objective: Objective, directions: Directions, radii: Array) -> None:
+        """Try the arithmetics on the first objective of the run."""
+        path = None if isinstance(self.path, PathChoice) else self.path
+        with track.timed():
+            trial = _CHOICE * self.budget.seconds
+            chosen = choose_precision(objective, directions, radii, path=path, memory=self.memory, trial=trial)
+        self.path = chosen.path or self.path
+        self._settle(chosen)
+
+    def _settle(self, chosen: PrecisionChoice) -> None:
+        """Use one arithmetic for all checkpoints."""
+        self.chosen = chosen
+        for track in self.tracks:
+            track.chosen = chosen
 
     def _open(
         self,
         track: Track,
         whole: Objective,
-        evaluator: Evaluator,
+        evaluator: Evaluator | DifferenceEvaluator,
         directions: Directions,
         radii: Array,
         batch: int,
@@ -247,16 +268,17 @@ class Session:
         """On the first visit: check the budget, choose the path, measure the noise."""
         if not self._directions():
             self._check_budget((self.budget.elapsed - start) / 2)  # the gate evaluated the loss twice
-        self.path = evaluator.prepare(directions, signed_radii(radii))
+        self.path = evaluator.choose(directions, radii.tolist())
         if batch not in track.opened:
             noise = measure_noise(evaluator, directions, radii)
             track.evaluations += noise.evaluations
             track.open(batch, whole, directions, radii, noise, self.path)
             self.opening = max(self.opening, self.budget.elapsed - start)
 
-    def _evaluator(self, objective: Objective, *, gate: bool) -> Evaluator:
+    def _evaluator(self, objective: Objective, *, gate: bool) -> Evaluator | DifferenceEvaluator:
+        assert self.chosen is not None
         trial = _SHARE * self.budget.seconds
-        return Evaluator(objective, self.dtype, path=self.path, memory=self.memory, gate=gate, trial=trial)
+        return responder(objective, self.chosen.name, self.path, self.memory, gate=gate, trial=trial)
 
     def _check_budget(self, forward: float) -> None:
         """Refuse a budget that cannot hold one direction at every checkpoint, given the seconds of one evaluation."""
@@ -272,16 +294,18 @@ class Session:
                 f"{unit:.2g} s; a budget of {first} is enough to begin, and {run} for {USEFUL} directions{each}"
             )
 
-    def _bank(self, track: Track, evaluator: Evaluator, directions: Directions, bank: int, goal: int) -> None:
+    def _bank(
+        self, track: Track, evaluator: Evaluator | DifferenceEvaluator, directions: Directions, bank: int, goal: int
+    ) -> None:
         assert isinstance(self.path, PathChoice)
-        points = signed_radii(track.radii)
+        radii = track.radii.tolist()
         first = track.counts[bank]
         for block in blocks(goal - first, self.path.chunk):
             indices = range(first + block[0], first + block[-1] + 1)
             if self._directions() and not self.budget.admits(self.unit, self._reserve()):
                 raise _Deadline
             start = self.budget.elapsed
-            track.add(bank, evaluator.losses(directions, indices, points))
+            track.add(bank, *evaluator.responses(directions, indices, radii))
             seconds = self.budget.elapsed - start
             self.unit = max(self.unit, seconds)
             self.evaluating, self.fresh = self.evaluating + seconds, self.fresh + len(indices)

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastscape.directions import Directions
 from fastscape.estimators import AnalysisSettings
 from fastscape.estimators.scaling import Array
+from fastscape.evaluation.differences.evaluator import Handling
 from fastscape.evaluation.evaluator import PathChoice
-from fastscape.evaluation.noise import second_difference
-from fastscape.evaluation.responses import Noise, relative, warn_if_noise
+from fastscape.evaluation.precision import Noise, PrecisionChoice
+from fastscape.evaluation.responses import relative, warn_if_noise
 from fastscape.objective import Objective
 from fastscape.reports.result import STOPPED, Measured, MultifractalResult
 from fastscape.runs.settings import ProbeSettings
@@ -27,8 +27,9 @@ from fastscape.runs.settings import ProbeSettings
 class Track:
     """Responses, noise and provenance of one checkpoint, growing block by block."""
 
-    def __init__(self, name: str, step: int | None, probe: ProbeSettings, precision: str) -> None:
-        self.name, self.step, self.probe, self.precision = name, step, probe, precision
+    def __init__(self, name: str, step: int | None, probe: ProbeSettings) -> None:
+        self.name, self.step, self.probe = name, step, probe
+        self.chosen: PrecisionChoice | None = None
         self.opened: set[int] = set()
         self.evaluations, self.seconds = 0, 0.0
         self.loss = float("nan")
@@ -43,6 +44,11 @@ class Track:
         self._columns: list[list[tuple[Array, Array]]] = [[] for _ in range(probe.banks)]
         self._base = np.full(probe.banks, np.nan)
         self._batches = 1
+
+    @property
+    def precision(self) -> str | None:
+        """The arithmetic, once it is chosen."""
+        return self.probe.precision if self.chosen is None else self.chosen.name
 
     @property
     def counts(self) -> list[int]:
@@ -70,12 +76,13 @@ class Track:
         self.opened.add(batch)
         self.noise = np.fmax(self.noise, noise.sigma)
         if noise.calibrated is not None:
-            warn_if_noise(self.precision, radii, noise.calibrated[0])
+            warn_if_noise(str(self.precision), radii, noise.calibrated[0])
             self.calibrated = noise.calibrated if self.calibrated is None else self.calibrated & noise.calibrated
         if self.meta:
             return
         self.describe(objective)
         self.meta |= {"path": dataclasses.asdict(path), "skipped_fraction": directions.skipped_fraction}
+        self.meta["precision_reason"] = self.chosen.reason if self.chosen is not None else ""
         self.radii, self.weight_norm = radii, directions.weight_norm
         self.eps_abs = radii * (1.0 if directions.scale == "unit" else directions.weight_norm)
         self.loss, self.accuracy = objective.evaluate_once()
@@ -97,9 +104,19 @@ class Track:
             "path": {"name": "none", "chunk": 0, "seconds": {}, "reason": "not evaluated before the run ended"},
         }
 
-    def add(self, bank: int, losses: Tensor) -> None:
-        """Append the losses ``[n, 1 + 2 K]`` of a block of directions."""
-        even, odd, base = second_difference(losses)
+    def handle(self, handling: Handling) -> None:
+        """Note what difference propagation could not follow by its rules."""
+        if handling.fallbacks:
+            self._note(f"operations without a difference rule were evaluated in float64: {', '.join(handling.fallbacks)}")
+        if handling.frozen:
+            self._note(f"the forward decides by values that depend on the weights; taken as at w: {', '.join(handling.frozen)}")
+
+    def _note(self, words: str) -> None:
+        if words not in self.notes:
+            self.notes.append(words)
+
+    def add(self, bank: int, even: Array, odd: Array, base: Array) -> None:
+        """Append the responses ``[K, n]`` of a block of directions."""
         self._columns[bank].append((even, odd))
         if math.isnan(self._base[bank]):
             self._base[bank] = base[0]
@@ -197,7 +214,7 @@ _WORDS = {
 }
 
 
-def _identity(objective: Objective, precision: str) -> dict[str, Any]:
+def _identity(objective: Objective, precision: str | None) -> dict[str, Any]:
     """What makes two measurements the same: everything that ``extend`` compares."""
     return {
         "weight_fingerprint": objective.weight_fingerprint(),

@@ -14,7 +14,8 @@ from fastscape.directions.directions import Scale
 from fastscape.directions.normalise import RULES, OneD, Rule, ZeroNorm
 from fastscape.estimators import AnalysisSettings
 from fastscape.estimators.trust import MIN_SCALES
-from fastscape.evaluation.losses import Precision, checked_dtype, checked_radii
+from fastscape.evaluation.losses import checked_radii
+from fastscape.evaluation.precision import Precision, checked_precision
 from fastscape.ops import Distribution
 
 BankBatches = Literal["all", "rotate"]
@@ -32,7 +33,8 @@ class ProbeSettings:
         banks: blocks of directions with seeds of their own: seed + stride (b + 1), modulo 2^64.
         seed, stride: of the generator.
         distribution, normalize, scale, one_d, zero_norm: see :class:`fastscape.Directions`.
-        precision: ``"float64"``, ``"float32"``, or ``None`` for the cheapest that resolves the scales (float64).
+        precision: ``"difference"``, ``"float64"``, ``"float32"`` (see :func:`fastscape.responses`), or ``None`` for the cheapest
+            that resolves the scales, measured on the first checkpoint.
         bank_batches: ``"all"``: every bank evaluates all batches of the data, and the banks are pooled; ``"rotate"``: bank b
             evaluates batch b mod n alone, and only banks of one batch are pooled.
     """
@@ -69,8 +71,7 @@ class ProbeSettings:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
-        if self.precision is not None:
-            checked_dtype(self.precision)
+        checked_precision(self.precision)
 
     def grid(self, weight_norm: float) -> NDArray[np.float64]:
         """The radii in units of ||d||, for weights of the given norm."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastscape._checks import first_line
+from fastscape.evaluation.differences import collapsed
+from fastscape.evaluation.differences.layout import dense
 from fastscape.evaluation.differences.program import HOST, Program, Step
-from fastscape.evaluation.differences.rules import RULES, STRUCTURE, fallback, moves
+from fastscape.evaluation.differences.rules import COLLAPSED, DECISIVE, RULES, STRUCTURE, fallback, moves
 from fastscape.evaluation.differences.rules.fallback import decided
-from fastscape.evaluation.differences.rules.table import DECISIVE, aten
+from fastscape.evaluation.differences.rules.table import aten
 from fastscape.evaluation.differences.triple import Base, Decision, Frame, Triple
 
 
@@ -41,20 +44,25 @@ class Propagation:
         self._constants = {name: _value(tensor) for name, tensor in program.constants.items()}
         self._kept: dict[str, Any] = {}
         self._room = keep
-        self.handled: dict[str, str] = {}
+        self.peak = 0
 
     def loss(self) -> Tensor:
-        """The loss at w, as the program computes it."""
+        """The loss at w, as the program computes it; notes the most elements that move and are alive at a time in ``peak``."""
         values: dict[str, Any] = self._sources()
+        alive: dict[str, int] = {}
         for step in self.program.steps:
             values[step.name] = self._at_w(step, values)
+            if step.moves:
+                alive[step.name] = _elements(values[step.name])
+                self.peak = max(self.peak, sum(alive.values()))
             for name in step.last:
                 values.pop(name, None)
+                alive.pop(name, None)
         return _plain(values[self.program.loss])  # type: ignore[no-any-return]
 
     def lanes(self, frame: Frame, directions: Mapping[str, Tensor]) -> Tensor | None:
         """Lanes of the loss, ``[K, c, S']``, along directions ``[K, *shape]`` by input name; ``None`` if it does not move."""
-        values = self._sources(directions)
+        values = self._sources(directions, collapsed.seeded if frame.collapsed else _seeded)
         for step in self.program.steps:
             base = self._at_w(step, values)
             values[step.name] = self._moved(frame, step, base, values) if step.moves else base
@@ -63,13 +71,15 @@ class Propagation:
         result = values[self.program.loss]
         return result.lanes if isinstance(result, Triple) else None
 
-    def _sources(self, directions: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    def _sources(
+        self, directions: Mapping[str, Tensor] | None = None, seed: Callable[[Tensor], Tensor] | None = None
+    ) -> dict[str, Any]:
         """Inputs by the names of their nodes; those that move with lanes ``[K, 1, 1, *shape]``."""
         values: dict[str, Any] = dict(self._constants)
         for node, name in zip(self.program.nodes, self.program.inputs, strict=True):
             value = self._inputs[name]
-            if directions is not None and name in directions:
-                value = Triple(value.base, directions[name][:, None, None])
+            if directions is not None and seed is not None and name in directions:
+                value = Triple(value.base, seed(directions[name]), straight=True)
             values[node] = value
         return values
 
@@ -77,8 +87,11 @@ class Propagation:
         """The result of a step at w."""
         if step.name in self._kept:
             return self._kept[step.name]
-        arguments, keywords = (map_arg(part, lambda node: _plain(values[node.name])) for part in (step.arguments, step.keywords))
-        result = _value(step.target(*arguments, **keywords))
+        arguments, keywords = _filled(step, lambda node: _plain(values[node.name]))
+        result = step.target(*arguments, **keywords)
+        if "conv" in step.name and isinstance(result, Tensor):
+            result = dense(result)
+        result = _value(result)
         size = _bytes(result)
         if size <= self._room:
             self._kept[step.name] = result
@@ -87,12 +100,22 @@ class Propagation:
 
     def _moved(self, frame: Frame, step: Step, base: Any, values: Mapping[str, Any]) -> Any:
         """The result of a step with its lanes."""
-        arguments, keywords = (map_arg(part, lambda node: values[node.name]) for part in (step.arguments, step.keywords))
+        arguments, keywords = _filled(step, lambda node: values[node.name])
         if step.target is operator.getitem:
             return arguments[0][arguments[1]]
         if not any(_moves_within(argument) for argument in (*arguments, *keywords.values())):
             return base
         return propagated(frame, step.target, base, arguments, keywords, step.module)
+
+
+def _seeded(direction: Tensor) -> Tensor:
+    """Lanes ``[K, 1, 1, *shape]`` of a parameter that moves along ``[K, *shape]``."""
+    return direction[:, None, None]
+
+
+def _filled(step: Step, find: Callable[[fx.Node], Any]) -> tuple[Any, Any]:
+    """A step's arguments with values in place of nodes."""
+    return map_arg(step.arguments, find), map_arg(step.keywords, find)
 
 
 def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: Any, module: str = "") -> Any:
@@ -107,9 +130,14 @@ def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: A
     rule = RULES.get(target)
     if rule is not None and target not in STRUCTURE and any(_complex(leaf) for leaf in _leaves((y, arguments, keywords))):
         rule = None  # of real functions
-    lanes = NotImplemented if rule is None else rule(frame, y, *arguments, **keywords)
+    lanes = NotImplemented
+    if rule is not None:
+        if frame.collapsed and target not in COLLAPSED and target not in STRUCTURE:
+            lanes = collapsed.apply(partial(rule, frame, y), arguments, keywords)
+        else:
+            lanes = rule(frame, y, *arguments, **keywords)
     if lanes is NotImplemented:
-        lanes = _evaluated(fallback, name, module, frame, y, target, arguments, keywords)
+        lanes = _evaluated(_local, name, module, frame, y, target, arguments, keywords)
         frame.fallbacks[name] = frame.fallbacks.get(name, 0) + 1
     if isinstance(base, (tuple, list)):
         return [_joined(part, lane) for part, lane in zip(base, lanes, strict=True)]
@@ -117,6 +145,12 @@ def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: A
     if target in LOG_SOFTMAX and isinstance(result, Triple) and isinstance(arguments[0], Triple):
         result.origin = (arguments[0], arguments[1])
     return result
+
+
+def _local(frame: Frame, y: Any, target: Any, arguments: Any, keywords: Any) -> Any:
+    if not frame.collapsed:
+        return fallback(frame, y, target, arguments, keywords)
+    return collapsed.gathered(fallback(frame, y, target, *collapsed.expanded((arguments, keywords.copy()))))
 
 
 def _evaluated(function: Callable[..., Any], name: str, module: str, *arguments: Any) -> Any:
@@ -197,9 +231,15 @@ def _moves_within(value: Any) -> bool:
     return moves(value)
 
 
+def _elements(result: Any) -> int:
+    if isinstance(result, (tuple, list)):
+        return sum(_elements(part) for part in result)
+    plain = _plain(result)
+    return plain.numel() if isinstance(plain, Tensor) else 0
+
+
 def _bytes(result: Any) -> int:
     if isinstance(result, (tuple, list)):
         return sum(_bytes(part) for part in result)
-    if isinstance(result, Triple):
-        return result.x.nbytes
-    return result.nbytes if isinstance(result, Tensor) else 0
+    plain = _plain(result)
+    return plain.nbytes if isinstance(plain, Tensor) else 0

@@ -9,6 +9,7 @@ or S' = 1 where the lanes are the same for every radius.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,11 +23,19 @@ LEAD = 3  # axes of the lanes in front of the tensor's own: directions, parts, r
 class Base:
     """A value at w, in its own dtype, and its copy in the dtype of the lanes, made once."""
 
-    __slots__ = ("_narrow", "x")
+    __slots__ = ("_narrow", "_norm", "x")
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
         self._narrow: Tensor | None = None
+        self._norm: float | None = None
+
+    @property
+    def norm(self) -> float:
+        """||x||, computed once."""
+        if self._norm is None:
+            self._norm = float(self.x.norm())
+        return self._norm
 
     def narrow(self, dtype: torch.dtype) -> Tensor:
         """x in the dtype of the lanes."""
@@ -38,16 +47,20 @@ class Base:
 
 
 class Triple:
-    """A tensor at w and its lanes; ``lanes`` is ``None`` where it does not depend on the probed parameters.
+    """A tensor at w and its lanes.
 
-    ``origin`` of the logarithm of a softmax is (logits, axis): a loss of it is taken from the logits, where nothing cancels.
+    Attributes:
+        base: the value at w.
+        lanes: ``None`` where it does not depend on the probed parameters.
+        straight: whether it is a parameter itself, whose b is zero.
+        origin: of the logarithm of a softmax, (logits, axis): a loss of it is taken from the logits, where nothing cancels.
     """
 
-    __slots__ = ("base", "lanes", "origin")
+    __slots__ = ("base", "lanes", "origin", "straight")
 
-    def __init__(self, base: Base | Tensor, lanes: Tensor | None = None) -> None:
+    def __init__(self, base: Base | Tensor, lanes: Tensor | None = None, *, straight: bool = False) -> None:
         self.base = base if isinstance(base, Base) else Base(base)
-        self.lanes = lanes
+        self.lanes, self.straight = lanes, straight
         self.origin: tuple[Triple, int] | None = None
 
     @property
@@ -94,6 +107,7 @@ class Frame:
         radii: e, float64 ``[S]``, zeros allowed.
         dtype: of the lanes.
         products: what the operands of matrix products are rounded to.
+        collapsed: the lanes are a of every direction and the mean of b over them, ``[K + 1, 1, 1, *shape]`` (radius zero).
         operations: multiplications and additions of matrix products on the lanes, counted.
         module: of the operation at hand, for messages.
         fallbacks: operations without a rule, which took local float64 evaluations: name -> calls.
@@ -103,6 +117,7 @@ class Frame:
     radii: Tensor
     dtype: torch.dtype
     products: Products = "float32"
+    collapsed: bool = False
     operations: int = 0
     module: str = ""
     fallbacks: dict[str, int] = field(default_factory=dict)
@@ -138,6 +153,20 @@ class Frame:
         if b is None or self.jet:
             return x
         return torch.addcmul(x, self.power(value.ndim, 2, b.dtype), b, value=0.5)
+
+    def displaced(self, value: Triple) -> list[int]:
+        """The radii at which x~ differs from x by more than rounding, in the norm of any direction's lane."""
+        b = value.parts[1]
+        if b is None or self.jet:
+            return []
+        size = (
+            b.flatten(2).float().norm(dim=2).amax(0).double()
+            if b.shape[1] > 1
+            else b.flatten(1).float().norm(dim=1).amax().double()
+        )
+        shift = 0.5 * self.radii**2 * size
+        small = 2 * torch.finfo(b.dtype).eps * value.base.norm
+        return [place for place, moves in enumerate((shift > small).tolist()) if moves or math.isnan(shift[place])]
 
     def steps(self, value: Triple, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """p = x+ - x and m = x - x-, ``[K, S, *shape]``, in ``dtype`` (default: that of the lanes)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastscape.ops import _checks
+from fastscape.ops import _checks, _native, _triton
 from fastscape.ops._registry import define
 from fastscape.ops.affine_difference.reference import affine_difference as _reference
 
@@ -45,6 +45,29 @@ def _fake(
     return lanes.new_empty((lanes.shape[0], 2, len(radii), *x.shape))
 
 
+def _native_kernel(
+    x: Tensor,
+    lanes: Tensor,
+    radii: Tensor,
+    scale: Tensor,
+    scale_direction: Tensor | None,
+    shift_direction: Tensor | None,
+) -> Tensor:
+    x, lanes, radii, scale = x.contiguous(), lanes.contiguous(), radii.contiguous(), scale.to(lanes.dtype).contiguous()
+    directions = [value if value is None else value.contiguous() for value in (scale_direction, shift_direction)]
+    out = _fake(x, lanes, radii, scale, scale_direction, shift_direction)
+    task = _native.AffineTask(
+        lanes=_native.lane_task(x, lanes, radii, out),
+        channels=x.shape[1],
+        inner=x.shape[2],
+        scale=scale.data_ptr(),
+        scale_direction=0 if directions[0] is None else directions[0].data_ptr(),
+        shift_direction=0 if directions[1] is None else directions[1].data_ptr(),
+    )
+    _native.library.call("affine", task)
+    return out
+
+
 _OPERATOR = define(
     "affine_difference(Tensor x, Tensor lanes, Tensor radii, Tensor scale, Tensor? scale_direction, Tensor? shift_direction) "
     "-> Tensor",
@@ -52,6 +75,10 @@ _OPERATOR = define(
     reference=_reference,
     fake=_fake,
     check=_check,
+    kernels={
+        "CPU": _native.kernel(_native_kernel),
+        "CUDA": _triton.kernel("fastscape.ops.affine_difference.triton", "affine_difference"),
+    },
 )
 
 

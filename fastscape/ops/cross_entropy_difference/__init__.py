@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastscape.ops import _triton
+from fastscape.ops import _native, _triton
 from fastscape.ops._registry import define
-from fastscape.ops._row_lanes import check_lanes, result
+from fastscape.ops._row_lanes import LIMITS, check_lanes, native, result, run_rows
+from fastscape.ops.cross_entropy_difference.reference import check_target
 from fastscape.ops.cross_entropy_difference.reference import cross_entropy_difference as _reference
 
 
@@ -24,6 +25,14 @@ def _fake(x: Tensor, lanes: Tensor, radii: Tensor, target: Tensor) -> Tensor:
     return result(lanes, radii, (x.shape[0],))
 
 
+def _native_kernel(x: Tensor, lanes: Tensor, radii: Tensor, target: Tensor) -> Tensor:
+    if not native(x, lanes):
+        return _reference(x, lanes, radii, target)
+    check_target(target, x.shape[1])
+    classes = target.contiguous()
+    return run_rows("cross_entropy_difference", x, lanes, radii, tuple(target.shape), target=classes.data_ptr())
+
+
 _OPERATOR = define(
     "cross_entropy_difference(Tensor x, Tensor lanes, Tensor radii, Tensor target) -> Tensor",
     summary="cross-entropy in difference lanes",
@@ -31,6 +40,7 @@ _OPERATOR = define(
     fake=_fake,
     check=_check,
     kernels={
+        "CPU": _native.kernel(_native_kernel, LIMITS),
         "CUDA": _triton.kernel("fastscape.ops.cross_entropy_difference.triton", "cross_entropy_difference"),
     },
 )

@@ -6,9 +6,9 @@ import math
 
 from torch import Tensor
 
-from fastscape.ops import _triton
+from fastscape.ops import _native, _triton
 from fastscape.ops._registry import define
-from fastscape.ops._row_lanes import REAL, check_lanes, result
+from fastscape.ops._row_lanes import LIMITS, REAL, check_lanes, native, result, run_rows
 from fastscape.ops.layer_norm_difference.reference import layer_norm_difference as _reference
 
 
@@ -51,6 +51,24 @@ def _fake(
     return result(lanes, radii, tuple(x.shape))
 
 
+def _native_kernel(
+    x: Tensor,
+    lanes: Tensor,
+    radii: Tensor,
+    weight: Tensor | None,
+    weight_direction: Tensor | None,
+    bias_direction: Tensor | None,
+    eps: float,
+    centred: bool,
+) -> Tensor:
+    if not native(x, lanes):
+        return _reference(x, lanes, radii, weight, weight_direction, bias_direction, eps, centred)
+    given = {"weight": weight, "weight_direction": weight_direction, "bias_direction": bias_direction}
+    kept = {name: tensor.to(lanes.dtype).contiguous() for name, tensor in given.items() if tensor is not None}
+    addresses = {name: tensor.data_ptr() for name, tensor in kept.items()}
+    return run_rows("layer_norm_difference", x, lanes, radii, tuple(x.shape), eps=eps, centred=centred, **addresses)
+
+
 _OPERATOR = define(
     "layer_norm_difference(Tensor x, Tensor lanes, Tensor radii, Tensor? weight, Tensor? weight_direction, "
     "Tensor? bias_direction, float eps, bool centred) -> Tensor",
@@ -59,6 +77,7 @@ _OPERATOR = define(
     fake=_fake,
     check=_check,
     kernels={
+        "CPU": _native.kernel(_native_kernel, LIMITS),
         "CUDA": _triton.kernel("fastscape.ops.layer_norm_difference.triton", "layer_norm_difference"),
     },
 )

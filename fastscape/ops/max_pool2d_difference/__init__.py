@@ -2,14 +2,15 @@ r"""Max-pooling of planes in difference lanes, exact across changes of the large
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from fastscape._checks import integer
-from fastscape.ops import _triton
+from fastscape.ops import _native, _triton
 from fastscape.ops._registry import define
-from fastscape.ops._row_lanes import check_lanes, result
+from fastscape.ops._row_lanes import LIMITS, check_lanes, fields, native, result
 from fastscape.ops.max_pool2d_difference.reference import max_pool2d_difference as _reference
 
 
@@ -52,6 +53,30 @@ def _fake(
     return result(lanes, radii, (x.shape[0], *output))
 
 
+def _native_kernel(
+    x: Tensor,
+    lanes: Tensor,
+    radii: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output: Sequence[int],
+) -> Tensor:
+    if not native(x, lanes):
+        return _reference(x, lanes, radii, kernel, stride, padding, dilation, output)
+    out = result(lanes, radii, (x.shape[0], *output))
+    if not out.numel():
+        return out
+    x, lanes, radii = x.contiguous(), lanes.contiguous(), radii.contiguous()
+    planes, height, width = x.shape
+    lists = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "output": output}
+    pairs = {name: (ctypes.c_int64 * 2)(*values) for name, values in lists.items()}
+    task = _native.PoolTask(**fields(x, lanes, radii, out), planes=planes, height=height, width=width, **pairs)
+    _native.library.call("max_pool_difference", task)
+    return out
+
+
 _OPERATOR = define(
     "max_pool2d_difference(Tensor x, Tensor lanes, Tensor radii, int[2] kernel, int[2] stride, int[2] padding, "
     "int[2] dilation, int[2] output) -> Tensor",
@@ -60,6 +85,7 @@ _OPERATOR = define(
     fake=_fake,
     check=_check,
     kernels={
+        "CPU": _native.kernel(_native_kernel, LIMITS),
         "CUDA": _triton.kernel("fastscape.ops.max_pool2d_difference.triton", "max_pool2d_difference"),
     },
 )

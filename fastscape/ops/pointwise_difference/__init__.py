@@ -2,12 +2,13 @@ r"""First and second differences through pointwise functions: activations at :ma
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastscape.ops import _checks
+from fastscape.ops import _checks, _native, _triton
 from fastscape.ops._registry import define
 from fastscape.ops.pointwise_difference.reference import pointwise_difference as _reference
 from fastscape.ops.pointwise_difference.rules import Kind
@@ -40,12 +41,25 @@ def _fake(x: Tensor, lanes: Tensor, radii: Tensor, kind: str, options: Sequence[
     return lanes.new_empty((lanes.shape[0], 2, len(radii), *x.shape))
 
 
+def _native_kernel(x: Tensor, lanes: Tensor, radii: Tensor, kind: str, options: Sequence[float]) -> Tensor:
+    x, lanes, radii = x.contiguous(), lanes.contiguous(), radii.contiguous()
+    out = _fake(x, lanes, radii, kind, options)
+    numbers = (ctypes.c_double * 3)(*options)
+    task = _native.PointwiseTask(lanes=_native.lane_task(x, lanes, radii, out), kind=KINDS.index(kind), options=numbers)
+    _native.library.call("pointwise", task)
+    return out
+
+
 _OPERATOR = define(
     "pointwise_difference(Tensor x, Tensor lanes, Tensor radii, str kind, float[] options) -> Tensor",
     summary="second differences through an activation",
     reference=_reference,
     fake=_fake,
     check=_check,
+    kernels={
+        "CPU": _native.kernel(_native_kernel),
+        "CUDA": _triton.kernel("fastscape.ops.pointwise_difference.triton", "pointwise_difference"),
+    },
 )
 
 

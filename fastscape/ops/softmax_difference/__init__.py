@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastscape.ops import _triton
+from fastscape.ops import _native, _triton
 from fastscape.ops._registry import define
-from fastscape.ops._row_lanes import check_lanes, result
+from fastscape.ops._row_lanes import LIMITS, check_lanes, native, result, run_rows
 from fastscape.ops.softmax_difference.reference import softmax_difference as _reference
 
 
@@ -18,6 +18,12 @@ def _fake(x: Tensor, lanes: Tensor, radii: Tensor) -> Tensor:
     return result(lanes, radii, tuple(x.shape))
 
 
+def _native_kernel(x: Tensor, lanes: Tensor, radii: Tensor) -> Tensor:
+    if not native(x, lanes):
+        return _reference(x, lanes, radii)
+    return run_rows("softmax_difference", x, lanes, radii, tuple(x.shape))
+
+
 _OPERATOR = define(
     "softmax_difference(Tensor x, Tensor lanes, Tensor radii) -> Tensor",
     summary="softmax in difference lanes",
@@ -25,6 +31,7 @@ _OPERATOR = define(
     fake=_fake,
     check=_check,
     kernels={
+        "CPU": _native.kernel(_native_kernel, LIMITS),
         "CUDA": _triton.kernel("fastscape.ops.softmax_difference.triton", "softmax_difference"),
     },
 )

@@ -2,9 +2,11 @@
 
 from fastscape.evaluation.differences.rules import arithmetic, functions, indexing, losses, norms, products, selection, structure
 from fastscape.evaluation.differences.rules.fallback import fallback
-from fastscape.evaluation.differences.rules.table import PIECEWISE, RULES, STRUCTURE, moves
+from fastscape.evaluation.differences.rules.table import COLLAPSED, DECISIVE, PIECEWISE, RULES, STRUCTURE, moves
 
 __all__ = [
+    "COLLAPSED",
+    "DECISIVE",
     "PIECEWISE",
     "RULES",
     "STRUCTURE",

@@ -33,7 +33,7 @@ def _undecided(*values: Any) -> bool:
     return not any(isinstance(value, Decision) for value in values)
 
 
-@rule(aten.add.Tensor, aten.add.Scalar)
+@rule(aten.add.Tensor, aten.add.Scalar, structure=True)
 def _add(frame: Frame, y: Tensor, x: Any, u: Any, alpha: Number = 1) -> Any:
     if not _undecided(x, u):
         return NotImplemented
@@ -44,12 +44,12 @@ def _add(frame: Frame, y: Tensor, x: Any, u: Any, alpha: Number = 1) -> Any:
     return plus(triple(x, y), triple(u, y), alpha)
 
 
-@rule(aten.sub.Tensor, aten.sub.Scalar)
+@rule(aten.sub.Tensor, aten.sub.Scalar, structure=True)
 def _subtract(frame: Frame, y: Tensor, x: Any, u: Any, alpha: Number = 1) -> Any:
     return _add(frame, y, x, u, -alpha)
 
 
-@rule(aten.rsub.Tensor, aten.rsub.Scalar)
+@rule(aten.rsub.Tensor, aten.rsub.Scalar, structure=True)
 def _subtract_from(frame: Frame, y: Tensor, x: Any, u: Any, alpha: Number = 1) -> Any:
     if not _undecided(x, u):
         return NotImplemented

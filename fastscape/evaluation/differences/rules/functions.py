@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscape.evaluation.differences.algebra import each, exponential, fitted, logarithm, plus, product, scaled, smooth, total
+from fastscape.evaluation.differences.layout import flat, unflat
 from fastscape.evaluation.differences.rules.table import aten, negative, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
 from fastscape.ops import pointwise_difference, softmax_difference
@@ -20,7 +21,10 @@ Lanes = Tensor | None
 # ---------------------------------------------------------------- pointwise
 def pointwise(frame: Frame, x: Triple, kind: str, *options: float) -> Lanes:
     """Lanes of a pointwise function by the fused kernel."""
-    return None if x.lanes is None else pointwise_difference(x.x, x.lanes, frame.radii, kind, list(options))
+    if x.lanes is None:
+        return None
+    base, lanes, last = flat(x)
+    return unflat(pointwise_difference(base, lanes, frame.radii, kind, list(options)), last)  # type: ignore[arg-type]
 
 
 def _simple(kind: str, *names: str, piecewise: bool = False) -> None:
@@ -156,7 +160,7 @@ def _log10(frame: Frame, y: Tensor, x: Triple) -> Lanes:
     return scaled(logarithm(frame, x), 1 / math.log(10))
 
 
-@rule(aten.logit.default)
+@rule(aten.logit.default, piecewise=True)
 def _logit(frame: Frame, y: Tensor, x: Triple, eps: float | None = None) -> Lanes:
     """log(x / (1 - x)), with x clamped to [eps, 1 - eps] if asked."""
     if eps is not None:

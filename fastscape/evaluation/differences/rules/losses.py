@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fastscape.evaluation.differences.algebra import each, logarithm, plus, product, scaled, square, total
 from fastscape.evaluation.differences.rules.functions import Lanes, last, log_softmax_lanes, pointwise
-from fastscape.evaluation.differences.rules.table import aten, moves, negative, rule, triple
+from fastscape.evaluation.differences.rules.table import aten, first_of, negative, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
 from fastscape.ops import cross_entropy_difference
+
 
 def _weighted(rows: Tensor, weight: Tensor | None, kept: Tensor, reduction: int, dims: int) -> Tensor:
     """Reduce per-row lanes, in float64: 0 none, 1 mean over the weights, 2 sum."""
@@ -97,7 +98,7 @@ def _nll(frame: Frame, y: Tensor, x: Triple, target: Any, weight: Any = None, re
 
 @rule(aten.nll_loss_forward.default, aten.nll_loss2d_forward.default)
 def _nll_forward(frame: Frame, y: Any, x: Triple, target: Any, weight: Any, reduction: int, ignore: int) -> Any:
-    return _first(y, _nll(frame, y[0], x, target, weight, reduction, ignore))
+    return first_of(y, _nll(frame, y[0], x, target, weight, reduction, ignore))
 
 
 def _reduced(lanes: Lanes, reduction: int, count: int) -> Lanes:

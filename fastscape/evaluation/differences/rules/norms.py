@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from fastscape.evaluation.differences.algebra import aligned, each, fitted, product, reciprocal, root, scaled, square, total
+from fastscape.evaluation.differences.layout import flat, unflat
 from fastscape.evaluation.differences.rules.functions import Lanes, pointwise
-from fastscape.evaluation.differences.rules.table import aten, negatives, rule, triple
+from fastscape.evaluation.differences.rules.table import aten, first_of, negatives, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
 from fastscape.ops import affine_difference, layer_norm_difference
+
 
 def _rows(x: Triple, width: int) -> tuple[Tensor, Tensor]:
     """A value and its lanes as rows of ``width``."""
@@ -93,16 +95,17 @@ def _per_channel(frame: Frame, y: Tensor, centred: Triple, scale: Triple, shift:
         assert wide[0] is not None
         out = product(frame, centred, wide[0])
         return out if wide[1] is None else total(out, fitted(wide[1].lanes, y.shape))
-    shape = (y.shape[0], y.shape[1], math.prod(y.shape[2:]))
+    base, lanes, last = flat(centred)
+    shape = (y.numel() // y.shape[1], y.shape[1], 1) if last else (y.shape[0], y.shape[1], math.prod(y.shape[2:]))
     out = affine_difference(
-        centred.x.reshape(shape),
-        centred.lanes.reshape(*centred.lanes.shape[:LEAD], *shape),
+        base.reshape(shape),
+        lanes.reshape(*lanes.shape[:LEAD], *shape),
         frame.radii,
-        scale.base.narrow(centred.lanes.dtype),
+        scale.base.narrow(lanes.dtype),
         _direction(scale),
         _direction(shift),
     )
-    return out.reshape(*out.shape[:LEAD], *y.shape)
+    return unflat(out.reshape(*out.shape[:LEAD], *base.shape), last)
 
 
 def _batch_statistics(frame: Frame, y: Tensor, x: Triple, eps: float) -> Triple:
@@ -113,11 +116,11 @@ def _batch_statistics(frame: Frame, y: Tensor, x: Triple, eps: float) -> Triple:
         return Triple((x.x - mean) * (var + eps).rsqrt())
     swapped = x.x.transpose(0, 1)
     lanes = each(lambda rows: rows.transpose(1, 2).flatten(2), x.lanes)
-    flat = Triple(swapped.flatten(1), lanes)
-    out = _normalised(frame, flat, None, None, flat.shape[1], eps, True)
+    channels = Triple(swapped.flatten(1), lanes)
+    out = _normalised(frame, channels, None, None, channels.shape[1], eps, True)
     back = each(lambda rows: rows.reshape(len(rows), *swapped.shape).transpose(1, 2), out)
-    var, mean = torch.var_mean(flat.x, 1, unbiased=False, keepdim=True)
-    return Triple(((flat.x - mean) * (var + eps).rsqrt()).reshape(swapped.shape).transpose(0, 1), back)
+    var, mean = torch.var_mean(channels.x, 1, unbiased=False, keepdim=True)
+    return Triple(((channels.x - mean) * (var + eps).rsqrt()).reshape(swapped.shape).transpose(0, 1), back)
 
 
 def _batch_norm(frame: Frame, y: Tensor, x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, eps: float) -> Any:
@@ -163,24 +166,19 @@ def _batch_norm_whole(
 def _native_batch_norm(
     frame: Frame, y: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, _momentum: Any, eps: float
 ) -> Any:
-    return _first(y, _batch_norm(frame, y[0], x, weight, bias, mean, var, training, eps))
+    return first_of(y, _batch_norm(frame, y[0], x, weight, bias, mean, var, training, eps))
 
 
 @rule(aten._native_batch_norm_legit_no_training.default)
 def _native_batch_norm_running(
     frame: Frame, y: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any, _momentum: Any, eps: float
 ) -> Any:
-    return _first(y, _batch_norm(frame, y[0], x, weight, bias, mean, var, False, eps))
+    return first_of(y, _batch_norm(frame, y[0], x, weight, bias, mean, var, False, eps))
 
 
 @rule(aten._native_batch_norm_legit.no_stats)
 def _native_batch_norm_batch(frame: Frame, y: Any, x: Any, weight: Any, bias: Any, training: bool, _m: Any, eps: float) -> Any:
-    return _first(y, _batch_norm(frame, y[0], x, weight, bias, None, None, True, eps))
-
-
-def _first(y: Any, lanes: Any) -> Any:
-    """Lanes of the first of several results; the others do not move as far as the model uses them."""
-    return NotImplemented if lanes is NotImplemented else (lanes, *[None] * (len(y) - 1))
+    return first_of(y, _batch_norm(frame, y[0], x, weight, bias, None, None, True, eps))
 
 
 @rule(aten.group_norm.default)
@@ -201,7 +199,7 @@ def _group_norm(
 def _native_group_norm(
     frame: Frame, y: Any, x: Any, weight: Any, bias: Any, _n: int, _c: int, _size: int, groups: int, eps: float
 ) -> Any:
-    return _first(y, _group_norm(frame, y[0], x, groups, weight, bias, eps))
+    return first_of(y, _group_norm(frame, y[0], x, groups, weight, bias, eps))
 
 
 @rule(aten.instance_norm.default)
@@ -263,14 +261,14 @@ def _length(frame: Frame, x: Triple, dims: Any, keepdim: bool) -> Triple:
     return Triple(squared.x.sqrt(), root(frame, squared))
 
 
-@rule(aten.linalg_vector_norm.default)
+@rule(aten.linalg_vector_norm.default, piecewise=True)
 def _vector_norm(frame: Frame, y: Tensor, x: Triple, order: float = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
     if order == 1:
         return _summed(Triple(x.x.abs(), pointwise(frame, x, "abs")), negatives(dims, x.ndim), keepdim).lanes
     return _length(frame, x, dims, keepdim).lanes if order == 2 else NotImplemented
 
 
-@rule(aten.norm.Scalar, aten.norm.ScalarOpt_dim)
+@rule(aten.norm.Scalar, aten.norm.ScalarOpt_dim, piecewise=True)
 def _norm(frame: Frame, y: Tensor, x: Triple, order: Any = 2, dims: Any = None, keepdim: bool = False) -> Any:
     return _vector_norm(frame, y, x, 2 if order is None else order, dims, keepdim)
 

@@ -14,16 +14,19 @@ from torch import Tensor
 from fastscape.evaluation.differences.algebra import (
     count,
     fitted,
-    joined,
     matrix_product,
     plus,
     product,
     scaled,
     total,
 )
-from fastscape.evaluation.differences.rules.table import aten, moves, rule, triple
+from fastscape.evaluation.differences.layout import dense, stacked, widened
+from fastscape.evaluation.differences.rules.table import COLLAPSED, aten, moves, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
 from fastscape.ops import linear_difference
+
+
+COLLAPSED.add(aten.linear.default)
 
 
 @rule(aten.linear.default)
@@ -31,6 +34,8 @@ def _linear(frame: Frame, y: Tensor, x: Any, weight: Any, bias: Any = None) -> A
     x, weight = triple(x, y), triple(weight, y)
     if not weight_moves_along(weight) or (bias is not None and not weight_moves_along(triple(bias, y))):
         return _general(frame, y, x, weight, bias)
+    if frame.collapsed:
+        return _collapsed_linear(frame, y, x, weight, bias)
     known = x.lanes if x.lanes is not None else weight.lanes
     bias_lanes = None if bias is None else triple(bias, y).lanes
     if known is None:
@@ -48,6 +53,28 @@ def _linear(frame: Frame, y: Tensor, x: Any, weight: Any, bias: Any = None) -> A
     rows = y.numel() // y.shape[-1] if y.shape[-1] else 0
     frame.operations += linear_operations(x.lanes, weight.lanes, out.shape, rows, width)
     return out.reshape(*out.shape[:LEAD], *y.shape)
+
+
+def _collapsed_linear(frame: Frame, y: Tensor, x: Triple, weight: Triple, bias: Any) -> Tensor | None:
+    """a W^T + x D^T per direction, and the mean of b: b W^T + (2 / K) sum_k a_k D_k^T."""
+    known = x.lanes if x.lanes is not None else weight.lanes
+    bias_lanes = None if bias is None else fitted(triple(bias, y).lanes, y.shape)
+    if known is None:
+        return bias_lanes
+    count, width = len(known) - 1, x.shape[-1]
+    out = known.new_zeros(count + 1, y.numel() // y.shape[-1], y.shape[-1])
+    base = x.base.narrow(known.dtype).reshape(-1, width)
+    rows = None if x.lanes is None else x.lanes.reshape(count + 1, -1, width)
+    if rows is not None:
+        torch.mm(rows.flatten(0, 1), weight.base.narrow(known.dtype).T, out=out.flatten(0, 1))
+    if weight.lanes is not None:
+        for k, moved in enumerate(weight.lanes[:-1, 0, 0]):
+            out[k].addmm_(base, moved.T)
+            if rows is not None:
+                out[count].addmm_(rows[k], moved.T, alpha=2 / count)
+    products = (count + 1) * (rows is not None) + count * (weight.lanes is not None) * (1 + (rows is not None))
+    frame.operations += 2 * products * base.shape[0] * width * y.shape[-1]
+    return total(out.reshape(count + 1, 1, 1, *y.shape), bias_lanes)
 
 
 def linear_operations(lanes: Tensor | None, direction: Tensor | None, out: torch.Size, rows: int, width: int) -> int:
@@ -119,6 +146,7 @@ def _bilinear_layer(frame: Frame, y: Tensor, x: Any, u: Any, weight: Any, bias: 
 
 
 # ---------------------------------------------------------------- convolutions
+COLLAPSED.add(aten.convolution.default)
 _FLAT = {
     aten.conv1d.default: (False, 1),
     aten.conv2d.default: (False, 2),
@@ -144,6 +172,7 @@ def _convolution(
     groups: int,
 ) -> Any:
     x, weight = triple(x, y), triple(weight, y)
+
     def convolve(rows: Tensor, kernel: Tensor) -> Tensor:
         out = aten.convolution(rows, kernel, None, stride, padding, dilation, transposed, output_padding, groups)
         return count(frame, out, (kernel.numel() // kernel.shape[0]) if not transposed else kernel.numel() // kernel.shape[0])
@@ -156,29 +185,58 @@ def _convolution(
 
 
 def _convolved(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Tensor | None:
-    """Lanes of a convolution: rows of lanes are samples for W, and per direction for D."""
-    if weight.lanes is None and x.lanes is None:
-        return None
+    """Lanes of a convolution: rows of lanes are samples for W, and per direction for D, added in place."""
     if x.lanes is None:
-        assert weight.lanes is not None
-        still = x.base.narrow(weight.lanes.dtype)
-        return torch.stack([convolve(still, kernel) for kernel in weight.lanes[:, 0, 0]])[:, None, None]
-    kernel = weight.base.narrow(x.lanes.dtype)
-    out = convolve(x.lanes.flatten(0, LEAD), kernel)
-    lanes: Tensor = out.reshape(*x.lanes.shape[: LEAD + 1], *out.shape[1:])
+        if weight.lanes is None:
+            return None
+        still = dense(x.base.narrow(weight.lanes.dtype))
+        return stacked([convolve(still, dense(kernel)) for kernel in weight.lanes[:, 0, 0]])[:, None, None]
+    if frame.collapsed:
+        return _collapsed_convolution(x, weight, convolve)
+    lead, samples = x.lanes.shape[:LEAD], x.shape[0]
+    out = convolve(dense(x.lanes.flatten(0, LEAD)), dense(weight.base.narrow(x.lanes.dtype)))
+    lanes: Tensor = out.unflatten(0, (*lead, samples))
     if weight.lanes is None:
         return lanes
-    a, middle = x.parts[0], frame.middle(x)
-    samples = x.shape[0]
-    shared = middle.ndim == x.ndim  # x~ is x for every radius
-    firsts, seconds = [], []
-    for k, moved in enumerate(weight.lanes[:, 0, 0]):
-        rows = torch.cat(((middle if shared else middle[k].flatten(0, 1)), 2 * a[k].flatten(0, 1)))
-        both = convolve(rows, moved)
-        split = samples if shared else len(middle[k]) * samples
-        firsts.append(both[:split].reshape(-1, samples, *both.shape[1:]))
-        seconds.append(both[split:].reshape(-1, samples, *both.shape[1:]))
-    return total(lanes, joined(torch.stack(firsts), torch.stack(seconds)))
+    a, b = x.parts
+    still = dense(x.base.narrow(a.dtype))
+    displaced = frame.displaced(x)  # elsewhere x~ is x, and one product serves all radii
+    lanes = widened(lanes, max(lead[2], len(frame.radii) if displaced else 1))
+    half = 0.5 * frame.power(x.ndim, 2, a.dtype)
+    for k, kernel in enumerate(weight.lanes[:, 0, 0]):
+        moved = dense(kernel)
+        if len(displaced) < lanes.shape[2]:
+            shared = [place for place in range(lanes.shape[2]) if place not in displaced]
+            lanes[k, 0, _span(shared)] += convolve(still, moved)
+        if displaced:
+            assert b is not None
+            b_k = b[k].expand(lanes.shape[2], *x.shape)[_span(displaced)]
+            middle = torch.addcmul(still, half[_span(displaced)], b_k)
+            lanes[k, 0, _span(displaced)] += convolve(dense(middle.flatten(0, 1)), moved).unflatten(0, (-1, samples))
+        second = convolve(dense(a[k].flatten(0, 1)), moved)
+        lanes[k, 1].add_(second.unflatten(0, (-1, samples)), alpha=2)
+    return lanes
+
+
+def _collapsed_convolution(x: Triple, weight: Triple, convolve: Any) -> Tensor:
+    """As for linear layers."""
+    assert x.lanes is not None
+    count = len(x.lanes) - 1
+    out: Tensor = convolve(dense(x.lanes.flatten(0, LEAD)), dense(weight.base.narrow(x.lanes.dtype)))
+    lanes = out.unflatten(0, (count + 1, 1, 1, x.shape[0]))
+    if weight.lanes is not None:
+        still = dense(x.base.narrow(x.lanes.dtype))
+        for k, kernel in enumerate(weight.lanes[:-1, 0, 0]):
+            moved = dense(kernel)
+            lanes[k, 0, 0] += convolve(still, moved)
+            lanes[count, 0, 0].add_(convolve(dense(x.lanes[k, 0, 0]), moved), alpha=2 / count)
+    return lanes
+
+
+def _span(places: list[int]) -> slice | list[int]:
+    """Places as a slice if they are adjacent: a view instead of a copy."""
+    adjacent = places[-1] - places[0] == len(places) - 1
+    return slice(places[0], places[-1] + 1) if adjacent else places
 
 
 def _bilinear(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Tensor:
@@ -244,6 +302,7 @@ def _flat(transposed: bool, spatial: int) -> Any:
     return turned if transposed else normal
 
 
+COLLAPSED.update(_FLAT)
 for _target, _kind in _FLAT.items():
     rule(_target)(_flat(*_kind))
 
@@ -284,9 +343,7 @@ def _attention(
 
 def _repeated(heads: Triple, times: int) -> Triple:
     """Every head several times, for groups of queries."""
-    return Triple(
-        heads.x.repeat_interleave(times, -3), None if heads.lanes is None else heads.lanes.repeat_interleave(times, -3)
-    )
+    return Triple(heads.x.repeat_interleave(times, -3), None if heads.lanes is None else heads.lanes.repeat_interleave(times, -3))
 
 
 def _masked_scores(scores: Triple, mask: Any, causal: bool, like: Tensor) -> Triple:

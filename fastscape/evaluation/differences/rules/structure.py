@@ -197,7 +197,9 @@ def _per_sample(axes: int, *names: str) -> None:
         rule(overload, structure=True)(apply)
 
 
-_per_sample(3, "avg_pool1d", "adaptive_avg_pool1d", "upsample_nearest1d", "upsample_linear1d", "_upsample_nearest_exact1d", "col2im")
+_per_sample(
+    3, "avg_pool1d", "adaptive_avg_pool1d", "upsample_nearest1d", "upsample_linear1d", "_upsample_nearest_exact1d", "col2im"
+)
 _per_sample(4, "avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d")
 _per_sample(4, "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d")
 _per_sample(4, "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle")

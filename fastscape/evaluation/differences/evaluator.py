@@ -1,0 +1,338 @@
+"""Responses of an objective by difference propagation: blocks of directions under a memory cap, cross-checked with the model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastscape._batches import available_memory, map_tensors, tensors_of
+from fastscape._replica import Replica
+from fastscape._state import exact_arithmetic
+from fastscape.directions import Directions
+from fastscape.evaluation.determinism import unperturbed_loss
+from fastscape.evaluation.differences.program import Program, UntraceableError, trace
+from fastscape.evaluation.differences.propagation import Propagation
+from fastscape.evaluation.differences.sharing import bends, interpolated, shareable
+from fastscape.evaluation.differences.triple import Frame, Products
+from fastscape.evaluation.evaluator import PathChoice
+from fastscape.evaluation.noise import rounding_model
+from fastscape.evaluation.points import Array, Radii
+from fastscape.objective import Objective, checked_objective
+
+FrontEnd = Literal["graph", "dispatch"]
+BASE = torch.float64  # of the values at w: one forward, kept for all directions
+_CACHED = 48 << 20  # bytes of lanes alive at a time above which larger blocks of directions leave the caches
+_TRIED = 2  # directions that tell which radii of a smooth network can be shared
+_AGREEMENT = 1e-3  # relative difference of a response from float64 subtraction that is not rounding
+_SAME = 1e-9  # relative difference of the traced loss from the model's
+_PROGRAMS: WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Program]]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Handling:
+    """How the operations of a model were handled.
+
+    Attributes:
+        operations: name -> ``"rule"``, ``"structure"``, ``"not perturbed"``, ``"fallback"`` or ``"decision"``, with counts.
+        fallbacks: operations evaluated locally in float64: name -> calls.
+        frozen: decisions of the forward that depend on the weights and were taken at w: name -> calls.
+    """
+
+    fallbacks: dict[str, int] = field(default_factory=dict)
+    frozen: dict[str, int] = field(default_factory=dict)
+
+
+class DifferenceEvaluator:
+    """Even and odd responses of an objective, as a context manager that restores every global setting on exit.
+
+    Args:
+        objective: the function.
+        lanes: dtype of the differences.
+        products: what the operands of the lanes' matrix products are rounded to.
+        memory: bytes that lanes, directions and values at w may take; default half of what is available.
+        gate: evaluate the loss twice and refuse one that differs; compare one response with float64 subtraction.
+        front_end: ``"graph"``, ``"dispatch"`` or ``None`` for the first that follows the model.
+
+    Raises:
+        UntraceableError: the model cannot be followed, or disagrees with what was followed.
+        NondeterministicLossError: on entry, if gated.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        lanes: torch.dtype = torch.float32,
+        products: Products = "float32",
+        memory: int | None = None,
+        gate: bool = True,
+        front_end: FrontEnd | None = None,
+    ) -> None:
+        checked_objective(objective)
+        if front_end not in (None, *get_args(FrontEnd)):
+            raise ValueError(f"path must be 'graph', 'dispatch' or None with precision='difference', got {front_end!r}")
+        if memory is not None and memory <= 0:
+            raise ValueError(f"memory must be a positive number of bytes, got {memory!r}")
+        self.objective, self.dtype, self.products, self.gate = objective, lanes, products, gate
+        self.memory = memory or available_memory(objective.device) // 2
+        self.handling = Handling()
+        self.operations = 0
+        self.choice: PathChoice | None = None
+        self._front_end = front_end
+        self._responses = 0
+        self._shared: tuple[float, ...] = ()
+        self._base = math.nan
+        self.forward_seconds = 0.0
+        self._stack = ExitStack()
+        self._propagations: list[Propagation] = []
+
+    @property
+    def base(self) -> float:
+        """L(w), once the model has been followed."""
+        return self._base
+
+    @property
+    def evaluations(self) -> int:
+        """Loss values at displaced weights that the responses so far stand for, and evaluations at w."""
+        return self.replica.evaluations + 2 * self._responses
+
+    def __enter__(self) -> DifferenceEvaluator:
+        with ExitStack() as stack:
+            stack.enter_context(exact_arithmetic(BASE))
+            self.replica = self.objective.replica(BASE)
+            if self.gate:
+                start = time.perf_counter()
+                unperturbed_loss(self.replica)
+                self.forward_seconds = (time.perf_counter() - start) / 2
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._propagations = []
+        self._stack.close()
+
+    # ------------------------------------------------------------------ responses
+
+    def choose(self, directions: Directions, radii: Radii) -> PathChoice:
+        """Follow the model, once, and size the blocks of directions."""
+        if self.choice is None:
+            directions.check(self.objective)
+            self._propagations, base = self._bound()
+            self._base = base
+            size, parts = self._block(len(directions), len(radii))
+            self._parts = parts
+            start = time.perf_counter()
+            reason = f"{size} directions of {len(radii)} radii at a time"
+            if self.gate and max(radii) > 0:
+                self._cross_check(directions, max(radii))
+            if all(propagation.program.smooth for propagation in self._propagations) and min(radii) > 0:
+                reason += self._share(directions, np.asarray(radii))
+            self.choice = PathChoice("graph", size, {"check": time.perf_counter() - start}, reason)
+        return self.choice
+
+    def _share(self, directions: Directions, radii: Array) -> str:
+        """Find the small radii at which a smooth network's responses follow from two of them."""
+        moved = self._directions(directions, range(min(_TRIED, len(directions))))
+        count = shareable(self._all_lanes(moved, [0.0, *radii]), radii)
+        self._shared = tuple(radii[:count])
+        return f"; the {count} smallest follow from two of them, the network is smooth" if count else ""
+
+    def responses(
+        self, directions: Directions, indices: Sequence[int], radii: Radii, lanes: torch.dtype | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Even and odd responses ``[S, n]`` and the loss at w ``[n]``; ``lanes`` is another dtype for this call."""
+        slope, curvature = self.derivatives(directions, indices, radii, lanes)
+        e = np.asarray(radii, dtype=np.float64)[:, None]
+        with np.errstate(invalid="ignore", over="ignore"):
+            return e * e * curvature, e * slope, np.full(len(indices), self._base)
+
+    def derivatives(
+        self, directions: Directions, indices: Sequence[int], radii: Radii, lanes: torch.dtype | None = None
+    ) -> tuple[Array, Array]:
+        r"""Divided differences :math:`\Delta_1 / e` and :math:`\Delta_2 / e^2`, ``[S, n]``; at e = 0, :math:`g^T d` and :math:`d^T H d`."""
+        choice = self.choose(directions, radii)
+        out = np.zeros((2, len(radii), len(indices)))
+        for start in range(0, len(indices), choice.chunk):
+            block = indices[start : start + choice.chunk]
+            moved = self._directions(directions, block, lanes)
+            values = self._shared_lanes(moved, radii) if lanes is None else self._all_lanes(moved, radii)
+            out[:, :, start : start + len(block)] = values.transpose(1, 2, 0)
+        self._responses += len(indices) * len(radii)
+        return out[0], out[1]
+
+    def _shared_lanes(self, moved: dict[str, Tensor], radii: Radii) -> Array:
+        """Lanes at all radii; the small ones of a smooth network from zero and the largest of them."""
+        count = len(self._shared)
+        if not count or tuple(radii[:count]) != self._shared:
+            return self._all_lanes(moved, radii)
+        values = self._all_lanes(moved, [0.0, *radii[count - 1 :]])
+        if bends(values[:, :, :2]):  # for some direction of this block
+            return self._all_lanes(moved, radii)
+        small = interpolated(values[:, :, :1], values[:, :, 1:2], np.asarray(self._shared))
+        return np.concatenate((small[:, :, :-1], values[:, :, 1:]), axis=2)
+
+    def _all_lanes(self, moved: dict[str, Tensor], radii: Radii) -> Array:
+        """Lanes of the loss, ``[K, 2, S]``, as many radii at a time as fit in memory."""
+        return np.concatenate([self._lanes(moved, [radii[i] for i in part]) for part in _cut(len(radii), self._parts)], axis=2)
+
+    def mean_curvature(self, directions: Directions, indices: Sequence[int]) -> float:
+        r"""Mean of :math:`d^T H d` over some directions, whose second derivatives are carried as one."""
+        self.choose(directions, [0.0])
+        total = self._loss_lanes(self._directions(directions, indices), [0.0], len(indices) + 1, 1, collapsed=True)
+        return float(total[-1, 0, 0])
+
+    def _lanes(self, moved: dict[str, Tensor], radii: Radii) -> Array:
+        """Lanes of the loss over all batches, ``[K, 2, S]``."""
+        return self._loss_lanes(moved, radii, len(next(iter(moved.values()))), 2)
+
+    def _loss_lanes(self, moved: dict[str, Tensor], radii: Radii, rows: int, parts: int, *, collapsed: bool = False) -> Array:
+        objective = self.objective
+        steps = torch.tensor(radii, dtype=torch.float64, device=objective.device)
+        total = torch.zeros(rows, parts, len(radii), dtype=torch.float64, device=objective.device)
+        frame = Frame(steps, next(iter(moved.values())).dtype, self.products, collapsed)
+        with rounded_products(self.products):
+            for propagation, weight in zip(self._propagations, objective.batch_weights, strict=True):
+                lanes = propagation.lanes(frame, moved)
+                if lanes is not None:
+                    total[:, : lanes.shape[1]] += weight * lanes.double()
+        self.operations += frame.operations
+        for mine, found in ((self.handling.fallbacks, frame.fallbacks), (self.handling.frozen, frame.frozen)):
+            for name, calls in found.items():
+                mine[name] = mine.get(name, 0) + calls
+        return (total / objective.samples).cpu().numpy()
+
+    def _directions(self, directions: Directions, indices: Sequence[int], lanes: torch.dtype | None = None) -> dict[str, Tensor]:
+        """A block of directions, ``[K, *shape]`` by input name, in the dtype of the lanes."""
+        block = directions.block(indices, lanes or self.dtype)
+        return {_input(name): tensor for name, tensor in zip(self.objective.names, block, strict=True)}
+
+    # ------------------------------------------------------------------ following the model
+
+    def _bound(self) -> tuple[list[Propagation], float]:
+        """Every batch's program with the weights of this objective, and the loss at w."""
+        replica, objective = self.replica, self.objective
+        replica.reset()
+        probed = [_input(name) for name in objective.names]
+        room = self.memory // (2 * len(replica.batches))
+        propagations: list[Propagation] = []
+        total = 0.0
+        for index, weight in enumerate(objective.batch_weights):
+            expected = float(replica.batch_loss(index)[0])
+            propagation, found = self._checked(index, probed, room, expected)
+            propagations.append(propagation)
+            total += weight * found
+        return propagations, total / objective.samples
+
+    def _checked(self, index: int, probed: list[str], room: int, expected: float) -> tuple[Propagation, float]:
+        """A batch's propagation, traced anew if a program that was kept gives another loss than the model."""
+        for fresh in (False, True):
+            program = traced(self.replica, index, fresh=fresh)
+            propagation = Propagation(program, _inputs(self.replica, index), probed, room)
+            found = float(propagation.loss())
+            same = math.isclose(found, expected, rel_tol=_SAME, abs_tol=1e-12) or not math.isfinite(expected)
+            if same:
+                return propagation, found
+        raise UntraceableError(
+            f"model must give the same loss when its operations are replayed, got {found!r} instead of {expected!r} on "
+            f"batch {index}: does the forward reach tensors other than its parameters, buffers and inputs?"
+        )
+
+    def _block(self, count: int, radii: int) -> tuple[int, int]:
+        """Directions in a block, and radii at a time, that fit in memory and, as far as they can, in the caches."""
+        width = self.dtype.itemsize
+        lane = 4 * width * max(propagation.peak for propagation in self._propagations)  # a, b and their copies
+        direction = 2 * width * self.objective.size
+        room = self.memory // 2
+        parts = max(1, min(radii, int((room - direction) // max(lane, 1))))
+        wanted = min(room, _CACHED) // (lane * parts + direction)
+        return max(1, min(count, int(wanted))), parts
+
+    def _cross_check(self, directions: Directions, radius: float) -> None:
+        """Compare one response with float64 subtraction of the model's own losses."""
+        from fastscape.evaluation.paths import LoopPath
+
+        slope, curvature = self._lanes(self._directions(directions, (0,)), [radius])[0, :, 0]
+        points = LoopPath(self.replica).losses(directions, (0,), (0.0, radius, -radius))[0].numpy()
+        self.replica.reset()  # its parameters are the values at w
+        with np.errstate(invalid="ignore", over="ignore"):
+            even, odd = (points[1] - points[0]) + (points[2] - points[0]), (points[1] - points[2]) / 2
+        floor = 30 * rounding_model(self.replica)
+        for name, found, expected in (("even", curvature * radius**2, even), ("odd", slope * radius, odd)):
+            gap = abs(found - expected)
+            size = max(abs(even), abs(odd))
+            if math.isfinite(expected) and not gap <= _AGREEMENT * size + floor:
+                frozen = "; a branch of the forward depends on the weights" if self.handling.frozen else ""
+                raise UntraceableError(
+                    f"model must give the response that its operations give, got an {name} response of {expected:.6g} instead "
+                    f"of {found:.6g} at radius {radius:.1e}{frozen}; use precision='float64'"
+                )
+
+
+def _input(name: str) -> str:
+    return f"parameter:model.{name}"
+
+
+def _inputs(replica: Replica, index: int) -> dict[str, Tensor]:
+    """Parameters, buffers and batch of a replica by the names that programs use."""
+    held = {f"parameter:{name}": tensor.detach() for name, tensor in _held(replica).items()}
+    return held | {f"batch:{place}": tensor for place, tensor in enumerate(tensors_of(replica.batches[index]))}
+
+
+def _held(replica: Replica) -> dict[str, Tensor]:
+    return dict(replica.module.named_parameters()) | dict(replica.module.named_buffers())
+
+
+def traced(replica: Replica, index: int, *, fresh: bool = False) -> Program:
+    """The program of one batch's loss, kept per model for batches of the same shapes."""
+    objective = replica.objective
+    batch = replica.batches[index]
+    tensors = list(tensors_of(batch))
+    loss = objective.criterion if objective.criterion is not None else objective.user_loss
+    shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
+    key = (id(loss), replica.dtype, str(objective.device), objective.batch_norm, objective.names, shapes)
+    kept = _PROGRAMS.setdefault(objective.model, {})
+    if fresh or key not in kept:
+        replica.reset()
+
+        def call(inputs: Sequence[Tensor]) -> Tensor:
+            following: Iterator[Tensor] = iter(inputs)
+            value: Tensor = replica.module(map_tensors(batch, lambda _: next(following)))[0]
+            return value
+
+        probed = [f"model.{name}" for name in objective.names]
+        program = trace(replica.module, call, _held(replica), [tensor.clone() for tensor in tensors], probed)
+        kept[key] = (loss, program)  # keeps the loss, whose id is in the key
+    return kept[key][1]
+
+
+def _cut(count: int, size: int) -> Iterator[range]:
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))
+
+
+@contextmanager
+def rounded_products(products: Products) -> Iterator[None]:
+    """Matrix products of float32 operands in bfloat16 with float32 sums, where the device has them, inside the block."""
+    if products == "float32":
+        yield
+        return
+    backends: Any = torch.backends
+    leaves = (backends.mkldnn.matmul, backends.mkldnn.conv)
+    before = [leaf.fp32_precision for leaf in leaves]
+    try:
+        for leaf in leaves:
+            leaf.fp32_precision = "bf16"
+        yield
+    finally:
+        for leaf, value in zip(leaves, before, strict=True):
+            leaf.fp32_precision = value

@@ -1,0 +1,55 @@
+"""Where images and their lanes lie in memory: channels last, which convolutions on a CPU read without reordering."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastscape.evaluation.differences.triple import LEAD, Triple
+
+_LAST = torch.channels_last
+
+
+def is_last(x: Tensor) -> bool:
+    """Whether an image batch ``[N, C, H, W]`` lies channels last in memory."""
+    return x.ndim == 4 and x.is_contiguous(memory_format=_LAST) and not x.is_contiguous()
+
+
+def dense(x: Tensor) -> Tensor:
+    """An image batch, or a kernel, channels last on the CPU; anything else contiguous."""
+    if x.ndim == 4 and x.device.type == "cpu":
+        return x.contiguous(memory_format=_LAST)
+    return x.contiguous()
+
+
+def stacked(images: list[Tensor]) -> Tensor:
+    """Images of equal layout along a new first axis, in that layout."""
+    if not is_last(images[0]):
+        return torch.stack(images)
+    return torch.stack([image.permute(0, 2, 3, 1) for image in images]).permute(0, 1, 4, 2, 3)
+
+
+def widened(lanes: Tensor, radii: int) -> Tensor:
+    """Lanes to add to: with b, and for this many radii, in the same layout."""
+    if lanes.shape[1] == 2 and lanes.shape[2] == radii:
+        return lanes
+    order = (0, 1, 2, 3, 5, 6, 4) if lanes.ndim == LEAD + 4 and lanes.stride(4) == 1 else tuple(range(lanes.ndim))
+    plain = lanes.permute(order)
+    shape = (plain.shape[0], 2, radii, *plain.shape[LEAD:])
+    out = plain.new_zeros(shape)
+    out[:, : plain.shape[1]] = plain
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return out.permute(inverse)
+
+
+def flat(x: Triple) -> tuple[Tensor, Tensor, bool]:
+    """A value and its lanes, contiguous in one order of axes, and whether that is channels last: ``[N, H, W, C]``."""
+    assert x.lanes is not None
+    if not is_last(x.x):
+        return x.x, x.lanes, False
+    return x.x.permute(0, 2, 3, 1), x.lanes.permute(0, 1, 2, 3, 5, 6, 4), True
+
+
+def unflat(lanes: Tensor, last: bool) -> Tensor:
+    """Lanes in the order of axes that :func:`flat` changed."""
+    return lanes.permute(0, 1, 2, 3, 6, 4, 5) if last else lanes

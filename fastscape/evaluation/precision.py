@@ -1,0 +1,256 @@
+"""Which arithmetic gives the responses: float32 or float64 subtraction, or difference propagation; chosen by measuring."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastscape._checks import first_line
+from fastscape.directions import Directions
+from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd
+from fastscape.evaluation.differences.program import UntraceableError
+from fastscape.evaluation.differences.propagation import MissingRuleError
+from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName
+from fastscape.evaluation.noise import noise_float64, passes_gate
+from fastscape.evaluation.points import Array
+from fastscape.objective import Objective
+
+Precision = Literal["float64", "float32", "difference", "difference-bf16"]
+AnyPath = PathName | FrontEnd
+
+SUBTRACTED: dict[str, torch.dtype] = {"float64": torch.float64, "float32": torch.float32}
+CALIBRATION = 4  # directions evaluated in float64 as well, to measure the noise of float32 subtraction
+_DIRECTIONS = 2  # of the calibration of difference propagation
+_SLOW = 0.05  # seconds per forward above which one direction has to do
+_SAFETY = 2.0  # times the relative error of the lanes that was measured
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Rounding noise of a set of scales.
+
+    Attributes:
+        sigma: RMS error of the even responses ``[K]``.
+        calibrated: the gate's verdict on even and on odd responses ``[2, K]``, where measured against float64.
+        narrow: the operation inside a float64 model that is narrower; empty if none.
+        evaluations: done in float64 for the calibration.
+    """
+
+    sigma: Array
+    calibrated: NDArray[np.bool_] | None
+    narrow: str
+    evaluations: int
+
+    def trusted(self, even: Array) -> NDArray[np.bool_]:
+        """The gate's verdict per scale: from the calibration, or else from the even responses ``[K, N]`` themselves."""
+        return self.calibrated[0] if self.calibrated is not None else passes_gate(even, self.sigma)
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """Which arithmetic was chosen, and why.
+
+    Attributes:
+        name: of the arithmetic.
+        reason: in words.
+        seconds: measured seconds per response, by arithmetic that was tried.
+        path: that was measured for it, to go on with.
+    """
+
+    name: Precision
+    reason: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    path: PathChoice | None = None
+
+
+def checked_precision(precision: str | None) -> Precision | None:
+    """A precision by name, or a ValueError that lists the names."""
+    if precision is not None and precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))} or None, got {precision!r}")
+    return precision  # type: ignore[return-value]
+
+
+def responder(
+    objective: Objective,
+    precision: Precision,
+    path: AnyPath | PathChoice | None = None,
+    memory: int | None = None,
+    *,
+    gate: bool = True,
+    trial: float = math.inf,
+) -> Evaluator | DifferenceEvaluator:
+    """The evaluator of a precision."""
+    if precision in SUBTRACTED:
+        return Evaluator(objective, SUBTRACTED[precision], path=path, memory=memory, gate=gate, trial=trial)  # type: ignore[arg-type]
+    front_end = path.name if isinstance(path, PathChoice) else path
+    products: Literal["float32", "bfloat16"] = "bfloat16" if precision == "difference-bf16" else "float32"
+    return DifferenceEvaluator(objective, products=products, memory=memory, gate=gate, front_end=front_end)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- noise
+def measure_noise(evaluator: Evaluator | DifferenceEvaluator, directions: Directions, radii: Array) -> Noise:
+    """Noise of an evaluator at each radius.
+
+    float64 subtraction: a model and a measured floor, the same at every radius. float32: RMS difference from float64 over the
+    first four directions, evaluated in both. Difference propagation: its relative error does not depend on the radius; it is
+    measured against float64 lanes on two directions at the ends and the middle of the radii, doubled, and applied to the
+    responses of these directions.
+    """
+    if isinstance(evaluator, DifferenceEvaluator):
+        return _noise_of_differences(evaluator, directions, radii)
+    indices = range(min(CALIBRATION, len(directions)))
+    if evaluator.dtype == torch.float64:
+        sigma, narrow = noise_float64(evaluator, directions, indices)
+        return Noise(np.full(len(radii), sigma), None, narrow, 0)
+    measured = evaluator.responses(directions, indices, radii)
+    with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
+        reference = exact.responses(directions, indices, radii)
+        evaluations = exact.evaluations
+    with np.errstate(invalid="ignore", over="ignore"):
+        errors = [np.sqrt(np.mean((measured[part] - reference[part]) ** 2, axis=1)) for part in (0, 1)]
+    verdicts = np.stack([passes_gate(reference[part], errors[part]) for part in (0, 1)])
+    return Noise(errors[0], verdicts, "", evaluations)
+
+
+def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions, radii: Array) -> Noise:
+    count = 1 if evaluator.forward_seconds > _SLOW else _DIRECTIONS
+    indices = range(min(count, len(directions)))
+    sample = sorted({0, len(radii) // 2, len(radii) - 1})
+    narrow = evaluator.responses(directions, indices, radii)[0]
+    wide = evaluator.responses(directions, indices, radii[sample], lanes=torch.float64)[0]
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        relative = _rms(narrow[sample] - wide) / _rms(wide)
+        unit = torch.finfo(evaluator.dtype).eps
+        error = max(float(np.nanmax(relative, initial=0.0)), unit) if np.isfinite(relative).any() else unit
+        return Noise(_SAFETY * error * _rms(narrow), None, "", 0)
+
+
+def _rms(values: Array) -> Array:
+    result: Array = np.sqrt(np.mean(values**2, axis=1))
+    return result
+
+
+# ---------------------------------------------------------------- choice
+def choose_precision(
+    objective: Objective,
+    directions: Directions,
+    radii: Array,
+    *,
+    path: AnyPath | None = None,
+    memory: int | None = None,
+    trial: float = math.inf,
+) -> PrecisionChoice:
+    """The cheapest arithmetic whose noise gate passes at every radius, timed on this model; float64 where none does better.
+
+    Args:
+        objective: the function.
+        directions: whose first two are tried.
+        radii: the scales.
+        path: a path of subtraction rules difference propagation out, a front end of difference propagation rules it in.
+        memory: as for the evaluators.
+        trial: seconds that trying may take.
+    """
+    if path in get_args(FrontEnd):
+        return PrecisionChoice("difference", f"path={path!r} was asked for")
+    if path is not None:
+        return PrecisionChoice("float64", f"path={path!r} was asked for")
+    return _Trial(objective, directions, radii, memory, trial).choice()
+
+
+class _Trial:
+    """Tries each arithmetic on the first directions of a model."""
+
+    def __init__(self, objective: Objective, directions: Directions, radii: Array, memory: int | None, limit: float) -> None:
+        self.objective, self.directions, self.radii = objective, directions, radii
+        self.memory, self.limit = memory, limit
+        self.seconds: dict[str, float] = {}
+        self.refused: dict[str, str] = {}
+        self.truth: Array | None = None
+        self.sample = radii[sorted({0, len(radii) // 2, len(radii) - 1})]
+
+    def choice(self) -> PrecisionChoice:
+        paths: dict[str, PathChoice] = {"float64": self._float64()}
+        if self.forward * 40 > self.limit:
+            reason = f"the budget is too short to try others: a forward takes {self.forward:.2g} s"
+            return PrecisionChoice("float64", reason, self.seconds, paths["float64"])
+        for name, attempt in (("difference", self._difference), ("float32", self._float32)):
+            try:
+                paths[name] = attempt()
+            except (UntraceableError, MissingRuleError) as error:
+                self.refused[name] = first_line(error)[:160]
+        passed = {name for name in paths if name not in self.refused}
+        best = min(passed or {"float64"}, key=self.seconds.__getitem__)
+        return PrecisionChoice(best, self._reason(best), self.seconds, paths[best])  # type: ignore[arg-type]
+
+    def _reason(self, best: str) -> str:
+        words = []
+        for name in ("float32", "difference", "float64"):
+            if name == best:
+                continue
+            if name in self.refused:
+                words.append(f"{name}: {self.refused[name]}")
+            elif name in self.seconds:
+                words.append(f"{name} is {self.seconds[name] / self.seconds[best]:.1f}x slower")
+        return "; ".join(words)
+
+    def _timed(self, evaluator: Evaluator | DifferenceEvaluator, count: int) -> float:
+        """Seconds per response."""
+        start = time.perf_counter()
+        evaluator.responses(self.directions, range(count), self.radii)
+        return (time.perf_counter() - start) / (count * len(self.radii))
+
+    def _float64(self) -> PathChoice:
+        with Evaluator(self.objective, torch.float64, memory=self.memory, trial=self.limit) as evaluator:
+            path = evaluator.choose(self.directions, self.radii)
+            self.forward = evaluator.forward_seconds
+            quick = self.forward * 2 * len(self.radii) * 10 < self.limit
+            count = min(path.chunk, len(self.directions))
+            self.seconds["float64"] = (
+                self._timed(evaluator, count) if quick else 2 * min(path.seconds.values(), default=self.forward)
+            )
+            even = evaluator.responses(self.directions, (0,), self.sample)[0]
+            noise = noise_float64(evaluator, self.directions, (0,))[0]
+            if not passes_gate(even, np.full(len(self.sample), noise)).all():
+                self.refused["float64"] = f"rounding noise at {self._lost(even, noise)}"
+        return path
+
+    def _lost(self, even: Array, noise: float | Array) -> str:
+        failed = self.sample[~passes_gate(even, np.broadcast_to(noise, len(self.sample)))]
+        return f"radii from {failed.min():.1e} on" if len(failed) and failed.max() > failed.min() else f"radius {failed[0]:.1e}"
+
+    def _difference(self) -> PathChoice:
+        with DifferenceEvaluator(self.objective, memory=self.memory) as evaluator:
+            path = evaluator.choose(self.directions, self.radii)
+            count = min(path.chunk, len(self.directions))
+            even = evaluator.responses(self.directions, range(count), self.radii)[0]  # also warms up
+            self.seconds["difference"] = self._timed(evaluator, count)
+            noise = measure_noise(evaluator, self.directions, self.radii)
+            self.truth = evaluator.responses(self.directions, (0,), self.sample, lanes=torch.float64)[0]
+            if evaluator.handling.frozen:
+                self.refused["difference"] = f"decisions that depend on the weights: {', '.join(evaluator.handling.frozen)}"
+            elif not passes_gate(even, noise.sigma).all():
+                self.refused["difference"] = "its error is above a tenth of the responses"
+        return path
+
+    def _float32(self) -> PathChoice:
+        with Evaluator(self.objective, torch.float32, memory=self.memory, trial=self.limit) as evaluator:
+            path = evaluator.choose(self.directions, self.radii)
+            even = evaluator.responses(self.directions, (0,), self.sample)[0]
+            if self.truth is None:
+                with Evaluator(self.objective, torch.float64, path="loop", gate=False) as exact:
+                    self.truth = exact.responses(self.directions, (0,), self.sample)[0]
+            noise = np.abs(even - self.truth)[:, 0]
+            if not passes_gate(self.truth, noise).all():
+                self.refused["float32"] = f"rounding noise at {self._lost(self.truth, noise)}"
+                return path
+            self.seconds["float32"] = self._timed(evaluator, min(path.chunk, len(self.directions)))
+            full = measure_noise(evaluator, self.directions, self.radii)
+            if full.calibrated is not None and not full.calibrated[0].all():
+                self.refused["float32"] = "rounding noise at some radii"
+        return path
