@@ -136,7 +136,10 @@ def root(frame: Frame, value: Triple) -> Tensor | None:
     middle, step = frame.middle(value), one * a
     y, up, down = (v.sqrt() for v in (value.base.narrow(a.dtype), middle + step, middle - step))
     both = up + down
-    return joined(a / both, (b * (y + up) - 2 * a * (a + 0.5 * one * b) / both) / ((up + y) * (down + y)))
+    still = (both == 0) & (a == 0)  # a length that is zero all along
+    both = torch.where(still, torch.ones_like(both), both)
+    below = torch.where(still, both, (up + y) * (down + y))
+    return joined(a / both, (b * (y + up) - 2 * a * (a + 0.5 * one * b) / both) / below)
 
 
 def _over(function: Pointwise, z: Tensor) -> Tensor:
@@ -160,6 +163,9 @@ def exponential(frame: Frame, value: Triple) -> Tensor | None:
     return joined(slope, y * (b * _over(torch.expm1, half) * step.cosh() + (a * _over(torch.sinh, 0.5 * step)) ** 2))
 
 
+_FAR = 0.5  # growth beyond which logarithms are subtracted
+
+
 def logarithm(frame: Frame, value: Triple) -> Tensor | None:
     r"""log(x), :math:`r = a / \tilde x`, :math:`\rho = b/x + \tfrac{e^2}{4} (b/x)^2 - (a/x)^2`.
 
@@ -172,7 +178,15 @@ def logarithm(frame: Frame, value: Triple) -> Tensor | None:
     one, two = (frame.power(value.ndim, exponent, a.dtype) for exponent in (1, 2))
     ratio = a / frame.middle(value)
     rho = b / x + 0.25 * two * (b / x) ** 2 - (a / x) ** 2
-    return joined(ratio * _over(torch.atanh, one * ratio), rho * _over(torch.log1p, two * rho))
+    first, second = ratio * _over(torch.atanh, one * ratio), rho * _over(torch.log1p, two * rho)
+    far = ((one * ratio).abs() > _FAR) | ((two * rho).abs() > _FAR)
+    if bool(far.any()):  # atanh and log1p near their poles; logarithms of ratios far from 1 do not cancel
+        middle = frame.middle(value)
+        up, down = (((middle + sign * one * a) / x).log() for sign in (1, -1))
+        unit = frame.divisor(value.ndim, 1, a.dtype)
+        first = torch.where(far, (up - down) / (2 * unit), first)
+        second = torch.where(far, (up + down) / unit / unit, second)
+    return joined(first, second)
 
 
 # ---------------------------------------------------------------- any smooth function of which f, f', f'' are known

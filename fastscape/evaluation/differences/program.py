@@ -15,16 +15,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._decomp import core_aten_decompositions
+from torch._decomp import core_aten_decompositions, decomposition_table
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from fastscape._checks import first_line
 from fastscape.evaluation.differences.rules.table import PIECEWISE, RULES, aten
 
 HOST = {"_local_scalar_dense", "item", "is_nonzero", "equal"}  # operations that hand a value to Python
 _IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
-_ROUNDS = 6  # of taking composite operations apart, until every piece has a rule
+_RANDOM = {"bernoulli", "rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "normal", "normal_functional", "uniform",
+           "exponential", "multinomial", "poisson", "randperm", "cauchy", "geometric", "log_normal", "binomial"}  # fmt: skip
+_SIZED_BY_VALUES = {"nonzero", "nonzero_numpy", "argwhere", "masked_select", "unique", "_unique", "_unique2", "unique_dim",
+                    "unique_consecutive", "bincount", "repeat_interleave"}  # fmt: skip
+_APART = {"multi_margin_loss", "multilabel_margin_loss_forward", "embedding_bag"}  # torch takes these apart only if asked
+_ROUNDS = 8  # of taking composite operations apart, until every piece has a rule
 
 
 class UntraceableError(ValueError):
@@ -92,6 +98,7 @@ def trace(module: nn.Module, call: Callable[[Sequence[Tensor]], Any], tensors: M
     Raises:
         UntraceableError: a compiled or scripted module, an operation that cannot be recorded.
     """
+    _check_modules(module, tensors)
     names = list(tensors)
     holder = _Call(module, call)
 
@@ -103,8 +110,7 @@ def trace(module: nn.Module, call: Callable[[Sequence[Tensor]], Any], tensors: M
     arguments = ([tensors[name].detach() for name in names], list(batch))
     try:
         graph = _recorded(function, arguments, {}, modules=True)
-        graph = _functional(graph, arguments)
-        graph = _with_rules(graph, arguments)
+        graph = _with_rules(_functional(graph, arguments), arguments)
     except UntraceableError:
         raise
     except Exception as error:
@@ -112,7 +118,83 @@ def trace(module: nn.Module, call: Callable[[Sequence[Tensor]], Any], tensors: M
             f"model must run under torch.fx to be followed operation by operation, got {type(error).__name__}: "
             f"{first_line(error)[:200]}"
         ) from error
-    return _program(graph, names, set(probed))
+    program = _program(graph, names, set(probed))
+    _check_steps(graph, program)
+    return program
+
+
+def _check_modules(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what does not run operation by operation, before anything is run."""
+    for name, part in module.named_modules():
+        if isinstance(part, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+            raise UntraceableError(
+                f"module {name or type(part).__name__} must be an eager one, got TorchScript; pass the original"
+            )
+        if hasattr(part, "_orig_mod") and type(part).__module__.startswith("torch._dynamo"):
+            raise UntraceableError(f"module {name} must be an eager one, got torch.compile's; pass what was compiled")
+        if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")):
+            raise UntraceableError(
+                f"module {name} must have floating-point weights, got {type(part).__name__}; pass the original"
+            )
+    for name, tensor in tensors.items():
+        if tensor.is_quantized or tensor.layout != torch.strided:
+            kind = "a quantised tensor" if tensor.is_quantized else f"layout {tensor.layout}"
+            raise UntraceableError(f"parameter {name} must be a plain tensor, got {kind}; convert it")
+
+
+def _check_steps(graph: fx.GraphModule, program: Program) -> None:
+    """Refuse operations that cannot be followed, by name and module."""
+    nodes = {node.name: node for node in graph.graph.nodes}
+    for step in program.steps:
+        schema = getattr(step.target, "_schema", None)
+        if schema is None:
+            if step.moves and step.target is not operator.getitem:
+                raise UntraceableError(f"operation {step.target}{_in(step)} must be one of torch's own to be followed")
+            continue
+        space, name = schema.name.split("::")
+        if _is_random(name, nodes[step.name]):
+            raise UntraceableError(f"operation {name}{_in(step)} draws random numbers; the loss must be a fixed function")
+        if not step.moves:
+            continue
+        if schema.is_mutable:
+            raise UntraceableError(f"operation {name}{_in(step)} writes in place into memory that others look at; assign instead")
+        if name in _SIZED_BY_VALUES and step.target not in RULES and _moving_inputs(step, program):
+            raise UntraceableError(f"operation {name}{_in(step)} gives a shape that depends on the parameters; use a mask")
+        if space not in ("aten", "prims") and step.target not in RULES:
+            raise UntraceableError(
+                f"operation {schema.name}{_in(step)} has no difference rule; write it with torch's own operations"
+            )
+
+
+def _in(step: Step) -> str:
+    return f" in module {step.module}" if step.module else ""
+
+
+def _is_random(name: str, node: fx.Node) -> bool:
+    if name in _RANDOM:
+        return True
+    arguments = {argument.name: argument.default_value for argument in node.target._schema.arguments}  # type: ignore[union-attr]
+    arguments |= dict(zip(arguments, node.args, strict=False)) | dict(node.kwargs)
+    if name in _IDENTITY or name == "native_dropout":
+        return bool(arguments["train"]) and arguments["p"] != 0
+    return bool(arguments.get("dropout_p")) or (name.startswith("rrelu") and bool(arguments.get("training")))
+
+
+def _moving_inputs(step: Step, program: Program) -> bool:
+    """Whether a tensor whose values decide on a shape depends on the parameters (that of ``repeat_interleave``: the repeats)."""
+    moving = {other.name for other in program.steps if other.moves}
+    moving |= {node for node, name in zip(program.nodes, program.inputs, strict=True) if name.startswith("parameter:")}
+    arguments = step.arguments[1:2] if "repeat_interleave" in str(step.target) else step.arguments
+    return any(isinstance(argument, fx.Node) and argument.name in moving for argument in arguments)
+
+
+class _Handed(TorchFunctionMode):
+    """Puts a mark into the trace where values leave torch for NumPy or Python lists."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if function in (Tensor.numpy, Tensor.__array__, Tensor.tolist):
+            torch.equal(arguments[0], arguments[0])
+        return function(*arguments, **(keywords or {}))
 
 
 class _Call(nn.Module):
@@ -124,7 +206,8 @@ class _Call(nn.Module):
         self._loss = call
 
     def forward(self, inputs: Sequence[Tensor]) -> Any:
-        return self._loss(inputs)
+        with _Handed():
+            return self._loss(inputs)
 
 
 def _recorded(
@@ -138,8 +221,23 @@ def _recorded(
         record_module_stack=modules,
         _error_on_data_dependent_ops=False,
     )(*arguments)
-    graph.graph.eliminate_dead_code()
+    _without_dead_code(graph)
     return graph
+
+
+def _without_dead_code(graph: fx.GraphModule) -> None:
+    """Leave out what nobody uses, but for values handed to Python and writes."""
+    graph.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or _handed(node) or _writes(node))
+
+
+def _handed(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.name.split("::")[1] in HOST
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable and not isinstance(node.target, str)
 
 
 # ---------------------------------------------------------------- writing in place
@@ -154,7 +252,7 @@ def _functional(graph: fx.GraphModule, arguments: Any) -> fx.GraphModule:
         if not _replaced(graph, node, families, order):
             functional = torch.func.functionalize(graph, remove="mutations_and_views")
             return _recorded(functional, arguments, {}, composite=False)
-    graph.graph.eliminate_dead_code()
+    _without_dead_code(graph)
     graph.recompile()
     return graph
 
@@ -214,7 +312,7 @@ def _with_rules(graph: fx.GraphModule, arguments: Any) -> fx.GraphModule:
         table = {node.target: apart for node in graph.graph.nodes if (apart := _decomposition(node.target)) is not None}
         if not table:
             return graph
-        graph = _recorded(graph, arguments, table)
+        graph = _functional(_recorded(graph, arguments, table), arguments)
     return graph
 
 
@@ -229,6 +327,8 @@ def _decomposition(target: Any) -> Callable[..., Any] | None:
     if target._schema.name.split("::")[0] != "aten":
         return None
     known: Callable[..., Any] | None = core_aten_decompositions().get(target)
+    if known is None and target._schema.name.split("::")[1] in _APART:
+        known = decomposition_table.get(target)
     if known is not None:
         return known
     if torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd"):

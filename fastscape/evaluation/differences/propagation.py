@@ -9,12 +9,19 @@ from typing import Any
 
 from torch import Tensor, fx
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves, tree_map
 
+from fastscape._checks import first_line
 from fastscape.evaluation.differences import collapsed
 from fastscape.evaluation.differences.layout import dense
 from fastscape.evaluation.differences.program import HOST, Program, Step
-from fastscape.evaluation.differences.rules import COLLAPSED, RULES, STRUCTURE, fallback, moves
+from fastscape.evaluation.differences.rules import COLLAPSED, DECISIVE, RULES, STRUCTURE, fallback, moves
+from fastscape.evaluation.differences.rules.fallback import decided
+from fastscape.evaluation.differences.rules.table import aten
 from fastscape.evaluation.differences.triple import Base, Decision, Frame, Triple
+
+
+LOG_SOFTMAX = {aten.log_softmax.int, aten._log_softmax.default}
 
 
 class MissingRuleError(ValueError):
@@ -117,8 +124,12 @@ def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: A
     if target._schema.name.split("::")[1] in HOST:
         _count_frozen(frame, name, arguments)
         return base
-    rule = RULES.get(target)
     y = _plain(base)
+    if target not in DECISIVE and any(isinstance(leaf, Decision) for leaf in _leaves((arguments, keywords))):
+        return _with_decisions(frame, target, base, arguments, keywords, module)
+    rule = RULES.get(target)
+    if rule is not None and target not in STRUCTURE and any(_complex(leaf) for leaf in _leaves((y, arguments, keywords))):
+        rule = None  # of real functions
     lanes = NotImplemented
     if rule is not None:
         if frame.collapsed and target not in COLLAPSED and target not in STRUCTURE:
@@ -126,21 +137,60 @@ def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: A
         else:
             lanes = rule(frame, y, *arguments, **keywords)
     if lanes is NotImplemented:
-        try:
-            if frame.collapsed:
-                whole = collapsed.expanded((arguments, keywords.copy()))
-                lanes = collapsed.gathered(fallback(frame, y, target, *whole))
-            else:
-                lanes = fallback(frame, y, target, arguments, keywords)
-        except Exception as error:
-            where = f" in module {module}" if module else ""
-            raise MissingRuleError(
-                f"operation {name}{where} has no difference rule, and evaluating it in float64 failed: {type(error).__name__}: {error}"
-            ) from error
+        lanes = _evaluated(_local, name, module, frame, y, target, arguments, keywords)
         frame.fallbacks[name] = frame.fallbacks.get(name, 0) + 1
     if isinstance(base, (tuple, list)):
         return [_joined(part, lane) for part, lane in zip(base, lanes, strict=True)]
-    return _joined(base, lanes)
+    result = _joined(base, lanes)
+    if target in LOG_SOFTMAX and isinstance(result, Triple) and isinstance(arguments[0], Triple):
+        result.origin = (arguments[0], arguments[1])
+    return result
+
+
+def _local(frame: Frame, y: Any, target: Any, arguments: Any, keywords: Any) -> Any:
+    if not frame.collapsed:
+        return fallback(frame, y, target, arguments, keywords)
+    return collapsed.gathered(fallback(frame, y, target, *collapsed.expanded((arguments, keywords.copy()))))
+
+
+def _evaluated(function: Callable[..., Any], name: str, module: str, *arguments: Any) -> Any:
+    """Local evaluations, or an error that names operation and module."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        where = f" in module {module}" if module else ""
+        raise MissingRuleError(
+            f"operation {name}{where} has no difference rule, and evaluating it in float64 failed: "
+            f"{type(error).__name__}: {first_line(error)}; write it in terms of operations that have one"
+        ) from error
+
+
+def _with_decisions(frame: Frame, target: Any, base: Any, arguments: Any, keywords: Any, module: str) -> Any:
+    """The result with decisions as they fall at w, and what they change at w +- e d."""
+    still = tree_map(lambda leaf: leaf.x if isinstance(leaf, Decision) else leaf, (arguments, keywords), is_leaf=_leaf)
+    result = base
+    if any(moves(leaf) for leaf in _leaves(still)):
+        result = propagated(frame, target, base, *still, module)
+    if frame.jet:
+        return result
+    lanes = tree_map(lambda leaf: leaf.lanes if isinstance(leaf, Triple) else None, result, is_leaf=_leaf)
+    jumped = _evaluated(decided, str(target), module, frame, _plain(base), lanes, target, arguments, keywords)
+    if isinstance(base, (tuple, list)):
+        return [_joined(part, lane) for part, lane in zip(base, jumped, strict=True)]
+    return _joined(base, jumped)
+
+
+def _leaf(value: Any) -> bool:
+    return isinstance(value, (Triple, Decision))
+
+
+def _leaves(values: Any) -> list[Any]:
+    return tree_leaves(values, is_leaf=_leaf)
+
+
+def _complex(value: Any) -> bool:
+    tensor = value.x if isinstance(value, Triple) else value
+    return isinstance(tensor, Tensor) and tensor.is_complex()
 
 
 def _joined(base: Any, lanes: Any) -> Any:

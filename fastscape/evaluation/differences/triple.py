@@ -53,13 +53,15 @@ class Triple:
         base: the value at w.
         lanes: ``None`` where it does not depend on the probed parameters.
         straight: whether it is a parameter itself, whose b is zero.
+        origin: of the logarithm of a softmax, (logits, axis): a loss of it is taken from the logits, where nothing cancels.
     """
 
-    __slots__ = ("base", "lanes", "straight")
+    __slots__ = ("base", "lanes", "origin", "straight")
 
     def __init__(self, base: Base | Tensor, lanes: Tensor | None = None, *, straight: bool = False) -> None:
         self.base = base if isinstance(base, Base) else Base(base)
         self.lanes, self.straight = lanes, straight
+        self.origin: tuple[Triple, int] | None = None
 
     @property
     def x(self) -> Tensor:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastscape.evaluation.differences.algebra import (
+    exponential,
     fitted,
+    logarithm,
     plus,
     product,
     reciprocal,
     root,
     scaled,
-    smooth,
     square,
 )
-from fastscape.evaluation.differences.rules.table import aten, rule, triple
-from fastscape.evaluation.differences.triple import Decision, Frame, Triple
+from fastscape.evaluation.differences.rules.table import aten, negative, rule, triple
+from fastscape.evaluation.differences.triple import LEAD, Decision, Frame, Triple
 
 Number = int | float
 
@@ -128,13 +131,69 @@ def _power(frame: Frame, y: Tensor, x: Triple, exponent: Number) -> Any:
     if float(exponent).is_integer() and -16 <= exponent < 0:
         up = _whole_power(frame, x, int(-exponent))
         return reciprocal(frame, up)
-    return smooth(
-        frame,
-        x,
-        lambda t: t**exponent,
-        lambda t: exponent * t ** (exponent - 1),
-        lambda t: exponent * (exponent - 1) * t ** (exponent - 2),
-    )
+    return _by_logarithm(frame, x, Triple(torch.full_like(x.x, exponent)), y)
+
+
+@rule(aten.pow.Tensor_Tensor)
+def _power_of(frame: Frame, y: Tensor, x: Any, exponent: Any) -> Any:
+    x, power = triple(x, y), triple(exponent, y)
+    if power.lanes is None and power.x.numel() == 1:
+        return fitted(_power(frame, y, x, float(power.x)), y.shape)
+    return _by_logarithm(frame, x, power, y)
+
+
+@rule(aten.pow.Scalar)
+def _power_to(frame: Frame, y: Tensor, x: Number, exponent: Triple) -> Any:
+    rate = math.log(x)
+    return exponential(frame, Triple(exponent.x * rate, scaled(exponent.lanes, rate)))
+
+
+def _by_logarithm(frame: Frame, x: Triple, power: Triple, y: Tensor) -> Tensor | None:
+    """exp(p log x); where x is 0, and its logarithm no number, by plain differences."""
+    log = Triple(x.x.log(), logarithm(frame, x))
+    lanes = exponential(frame, Triple(log.x * power.x, product(frame, log, power)))
+    zero = x.x == 0
+    if lanes is None or not bool(zero.any()):
+        return lanes
+    (base, up, down), (p, p_up, p_down) = (_everywhere(frame, value) for value in (x, power))
+    points = torch.broadcast_tensors(base**p, up**p_up, down**p_down)  # type: ignore[no-untyped-call]
+    plain = frame.from_points(base**p, points[1], points[2], lanes.dtype)
+    return torch.where(zero, plain, lanes)
+
+
+def _everywhere(frame: Frame, value: Triple) -> tuple[Tensor, Tensor, Tensor]:
+    return (value.x.double(),) * 3 if value.lanes is None else frame.points(value)
+
+
+@rule(aten.hypot.default)
+def _hypot(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
+    """sqrt(x^2 + u^2)."""
+    squares = [Triple(value.x.square(), square(frame, value)) for value in (triple(x, y), triple(u, y))]
+    return root(frame, Triple(squares[0].x + squares[1].x, plus(*squares)))
+
+
+def _multiplied(frame: Frame, factors: list[Triple]) -> Triple:
+    """The product of several values, in pairs."""
+    while len(factors) > 1:
+        pairs = zip(factors[::2], factors[1::2], strict=False)
+        odd = factors[-1:] if len(factors) % 2 else []
+        factors = [Triple(x.x * u.x, product(frame, x, u)) for x, u in pairs] + odd
+    return factors[0]
+
+
+@rule(aten.prod.dim_int)
+def _prod(frame: Frame, y: Tensor, x: Triple, dim: int, keepdim: bool = False, **_: Any) -> Any:
+    if x.lanes is None:
+        return None
+    at = negative(dim, x.ndim)
+    lanes = _multiplied(frame, [Triple(*pair) for pair in zip(x.x.unbind(at), x.lanes.unbind(at), strict=True)]).lanes
+    assert lanes is not None
+    return lanes.unsqueeze(at) if keepdim else lanes
+
+
+@rule(aten.prod.default)
+def _prod_all(frame: Frame, y: Tensor, x: Triple, **_: Any) -> Any:
+    return None if x.lanes is None else _prod(frame, y, Triple(x.x.flatten(), x.lanes.flatten(LEAD)), -1)
 
 
 def _whole_power(frame: Frame, x: Triple, exponent: int) -> Triple:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fastscape.evaluation.differences.algebra import joined
+from fastscape.evaluation.differences.algebra import joined, total
 from fastscape.evaluation.differences.rules.table import moves
 from fastscape.evaluation.differences.triple import Decision, Frame, Triple
 
@@ -27,22 +27,51 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
+def _real(value: Any) -> bool:
+    """Whether a value is a tensor of floating-point or complex numbers."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
 def fallback(frame: Frame, y: Any, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """Lanes, or decisions, of every result of an operation."""
     leaves, structure = pytree.tree_flatten((arguments, keywords), is_leaf=_leaf)
     outputs = list(y) if isinstance(y, (tuple, list)) else [y]
     decided = any(isinstance(leaf, Decision) for leaf in leaves)
-    floating = [isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex()) for out in outputs]
+    floating = [_real(out) for out in outputs]
     if frame.jet and not any(floating):
         return _like(y, [None] * len(outputs))
     evaluate = _Local(frame, target, leaves, structure)
-    derive = not decided and all(floating) and bool((frame.radii < SMALLEST).any())
+    derive = not decided and any(floating) and bool((frame.radii < SMALLEST).any())
     columns = [evaluate.lane(k, s, derive) for k in range(evaluate.directions) for s in range(len(frame.radii))]
     dtype = evaluate.dtype or frame.dtype
     results = [
         _assembled(frame, out, [column[i] for column in columns], is_float, dtype, evaluate.directions)
         for i, (out, is_float) in enumerate(zip(outputs, floating, strict=True))
     ]
+    return _like(y, results)
+
+
+def decided(frame: Frame, y: Any, lanes: Any, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    r"""Lanes of an operation of decisions: those with the decisions as at w, and the jumps where they fall otherwise.
+
+    :math:`f(x_\pm, q_\pm) - f(x_\pm, q)` is exactly zero where the decision q does not matter, so nothing is lost there at any
+    radius. Results that are decisions themselves are evaluated at w, w + e d and w - e d.
+    """
+    leaves, structure = pytree.tree_flatten((arguments, keywords), is_leaf=_leaf)
+    outputs, still = (list(part) if isinstance(part, (tuple, list)) else [part] for part in (y, lanes))
+    evaluate = _Local(frame, target, leaves, structure)
+    dtype = evaluate.dtype or frame.dtype
+    results: list[Any] = []
+    columns = [evaluate.jumps(k, s) for k in range(evaluate.directions) for s in range(len(frame.radii))]
+    for i, (out, lane) in enumerate(zip(outputs, still, strict=True)):
+        sides = [torch.stack([column[side][i] for column in columns]) for side in (0, 1)]
+        up, down = (side.unflatten(0, (evaluate.directions, -1)) for side in sides)
+        if not _real(out):
+            same = bool((up == out).all()) and bool((down == out).all())
+            results.append(None if same else Decision(out, up, down))
+            continue
+        jumped = frame.from_points(torch.zeros_like(out, dtype=up.dtype), up, down, up.dtype)
+        results.append(total(lane, jumped.to(lane.dtype if lane is not None else dtype)))
     return _like(y, results)
 
 
@@ -55,7 +84,7 @@ def _assembled(frame: Frame, y: Any, lanes: list[Any], is_float: bool, dtype: to
         return None
     first, second = (torch.stack([lane[part] for lane in lanes]).unflatten(0, (directions, -1)) for part in (0, 1))
     if is_float:
-        return joined(first, second).to(dtype)
+        return joined(first, second).to(torch.promote_types(dtype, torch.complex32) if y.is_complex() else dtype)
     same = bool((first == y).all()) and bool((second == y).all())
     return None if same else Decision(y, first, second)
 
@@ -79,12 +108,25 @@ class _Local:
         """(a, b) of every floating result of one lane, (plus, minus) of every other."""
         radius = float(self.frame.radii[s])
         if derive and radius < SMALLEST:
-            return self._derivatives(k, s)
+            derivatives = iter(self._derivatives(k, s))
+            still = self(self._at(k, s, 0))
+            return [next(derivatives) if _real(value) else (value, value) for value in still]
         here, up, down = (self(self._at(k, s, sign)) for sign in (0, 1, -1))
         return [self._lane(*values, radius) for values in zip(here, up, down, strict=True)]
 
+    def jumps(self, k: int, s: int) -> list[list[Any]]:
+        """What the decisions of one lane change at w + e d and at w - e d; the values themselves where they are decisions."""
+        sides = []
+        for sign in (1, -1):
+            values = self._at(k, s, sign)
+            moved = self(values)
+            kept = [leaf.x if isinstance(leaf, Decision) else value for leaf, value in zip(self.leaves, values, strict=True)]
+            here = self(kept)
+            sides.append([up - was if _real(up) else up for up, was in zip(moved, here, strict=True)])
+        return sides
+
     def _lane(self, here: Any, up: Any, down: Any, radius: float) -> Any:
-        if not isinstance(here, Tensor) or not (here.is_floating_point() or here.is_complex()):
+        if not _real(here):
             return up, down
         if not radius:
             return torch.zeros_like(here), torch.zeros_like(here)  # a step function's derivatives
@@ -121,7 +163,7 @@ class _Local:
             values = list(still)
             for place, value in zip(places, inputs, strict=True):
                 values[place] = value
-            return tuple(self(values))
+            return tuple(value for value in self(values) if _real(value))
 
         primals = tuple(still[place] for place in places)
         parts = [self._parts(self.leaves[place], k, s) for place in places]

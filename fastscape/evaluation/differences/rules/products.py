@@ -16,6 +16,7 @@ from fastscape.evaluation.differences.algebra import (
     fitted,
     matrix_product,
     plus,
+    product,
     scaled,
     total,
 )
@@ -108,7 +109,7 @@ def _multiplied(frame: Frame, x: Triple, u: Triple) -> Tensor | None:
     return out.squeeze(-1) if u.ndim == 1 else out
 
 
-@rule(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default, aten.dot.default)
+@rule(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default, aten.dot.default, aten.vdot.default)
 def _matmul(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
     x, u = triple(x, y), triple(u, y)
     if x.ndim == 2 and u.ndim == 2 and u.lanes is not None and weight_moves_along(u):
@@ -120,6 +121,28 @@ def _matmul(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
 def _added(frame: Frame, y: Tensor, bias: Any, x: Any, u: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     out = scaled(_matmul(frame, y, x, u), alpha) if alpha != 1 else _matmul(frame, y, x, u)
     return total(out, fitted(scaled(triple(bias, y).lanes, beta), y.shape))
+
+
+@rule(aten.bilinear.default)
+def _bilinear_layer(frame: Frame, y: Tensor, x: Any, u: Any, weight: Any, bias: Any = None) -> Any:
+    """sum_ij x_i W_oij u_j + b_o as a product with W and one with u."""
+    x, u, weight = triple(x, y), triple(u, y), triple(weight, y)
+    outputs, left, right = weight.shape
+
+    def turned(rows: Tensor) -> Tensor:
+        return rows.transpose(-3, -2).reshape(*rows.shape[:-3], left, outputs * right)
+
+    inner = Triple(turned(weight.x), None if weight.lanes is None else turned(weight.lanes))
+    wide = Triple(x.x @ inner.x, _multiplied(frame, x, inner))
+
+    def split(value: Tensor) -> Tensor:
+        return value.unflatten(-1, (outputs, right))
+
+    parts = Triple(split(wide.x), None if wide.lanes is None else split(wide.lanes))
+    other = Triple(u.x.unsqueeze(-2), None if u.lanes is None else u.lanes.unsqueeze(-2))
+    lanes = product(frame, parts, other)
+    summed = None if lanes is None else lanes.sum(-1)
+    return summed if bias is None else total(summed, fitted(triple(bias, y).lanes, y.shape))
 
 
 # ---------------------------------------------------------------- convolutions
@@ -149,14 +172,12 @@ def _convolution(
     groups: int,
 ) -> Any:
     x, weight = triple(x, y), triple(weight, y)
-    if not weight_moves_along(weight):
-        return NotImplemented  # a weight that is itself computed nonlinearly
 
     def convolve(rows: Tensor, kernel: Tensor) -> Tensor:
         out = aten.convolution(rows, kernel, None, stride, padding, dilation, transposed, output_padding, groups)
         return count(frame, out, (kernel.numel() // kernel.shape[0]) if not transposed else kernel.numel() // kernel.shape[0])
 
-    out = _convolved(frame, x, weight, convolve)
+    out = _convolved(frame, x, weight, convolve) if weight_moves_along(weight) else _bilinear(frame, x, weight, convolve)
     if bias is not None and triple(bias, y).lanes is not None:
         lanes = triple(bias, y).lanes
         out = total(out, fitted(lanes.reshape(*lanes.shape, *[1] * (y.ndim - 2)), y.shape))  # type: ignore[union-attr]
@@ -218,6 +239,40 @@ def _span(places: list[int]) -> slice | list[int]:
     return slice(places[0], places[-1] + 1) if adjacent else places
 
 
+def _bilinear(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Tensor:
+    """A convolution with a weight that is itself computed: every lane has a kernel of its own."""
+    assert weight.lanes is not None
+    zeros = weight.lanes.new_zeros(())
+    (g, d), kernel = weight.parts, weight.base.narrow(weight.lanes.dtype)
+    moved = frame.middle(weight).expand(*g.shape[:1], -1, *weight.shape) if frame.middle(weight).ndim > weight.ndim else None
+    still = x.base.narrow(weight.lanes.dtype)
+    sizes = [g.shape[1]] if x.lanes is None else [g.shape[1], x.lanes.shape[2]]
+    count_ = max(*sizes, 1 if moved is None else moved.shape[1], 1)
+    columns = []
+    for k in range(len(g)):
+        for s in range(count_):
+            here, there = min(s, g.shape[1] - 1), 0 if x.lanes is None else min(s, x.lanes.shape[2] - 1)
+            first = convolve(still, g[k, here])
+            second = zeros if d is None else convolve(still, d[k, here])
+            if x.lanes is not None:
+                a, b = x.parts
+                kernel_middle = kernel if moved is None else moved[k, min(s, moved.shape[1] - 1)]
+                middle = frame.middle(x)
+                if middle.ndim > x.ndim:
+                    first = convolve(middle[k, min(s, middle.shape[1] - 1)], g[k, here])
+                first = first + convolve(a[k, there], kernel_middle)
+                second = second + 2 * convolve(a[k, there], g[k, here])
+                if b is not None:
+                    second = second + convolve(b[k, there], kernel_middle)
+            columns.append(torch.stack(torch.broadcast_tensors(first, second)))  # type: ignore[no-untyped-call]
+    stacked = torch.stack(columns)
+    return stacked.reshape(len(g), count_, *stacked.shape[1:]).transpose(1, 2)
+
+
+def _unbatched(value: Any) -> Triple:
+    return Triple(value.x.unsqueeze(0), None if value.lanes is None else value.lanes.unsqueeze(LEAD))
+
+
 def _flat(transposed: bool, spatial: int) -> Any:
     """The rule of ``conv{1,2,3}d`` and their transposes in terms of the general convolution."""
 
@@ -227,15 +282,19 @@ def _flat(transposed: bool, spatial: int) -> Any:
 
     def normal(frame: Frame, y: Tensor, x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
                groups: int = 1) -> Any:  # fmt: skip
-        if triple(x, y).ndim != spatial + 2 or isinstance(padding, str):
+        if isinstance(padding, str):
             return NotImplemented
+        if triple(x, y).ndim == spatial + 1:
+            out = normal(frame, y.unsqueeze(0), _unbatched(triple(x, y)), w, b, stride, padding, dilation, groups)
+            return None if out is None else out.squeeze(LEAD)
         zeros = [0] * spatial
         return _convolution(frame, y, x, w, b, several(stride), several(padding), several(dilation), False, zeros, groups)
 
     def turned(frame: Frame, y: Tensor, x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0,
                output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> Any:  # fmt: skip
-        if triple(x, y).ndim != spatial + 2:
-            return NotImplemented
+        if triple(x, y).ndim == spatial + 1:
+            out = turned(frame, y.unsqueeze(0), _unbatched(triple(x, y)), w, b, stride, padding, output_padding, groups, dilation)
+            return None if out is None else out.squeeze(LEAD)
         return _convolution(
             frame, y, x, w, b, several(stride), several(padding), several(dilation), True, several(output_padding), groups
         )
@@ -268,16 +327,23 @@ def _attention(
     several = isinstance(y, tuple)
     out = y[0] if several else y
     q, k, v = triple(query, out), triple(key, out), triple(value, out)
-    if dropout or enable_gqa or any(option is not None for option in further):
+    if dropout or any(option is not None for option in further):
         return NotImplemented
+    if enable_gqa:
+        k, v = _repeated(k, q.shape[-3] // k.shape[-3]), _repeated(v, q.shape[-3] // v.shape[-3])
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     q = Triple(q.x * factor, scaled(q.lanes, factor))
     turned = Triple(k.x.mT, None if k.lanes is None else k.lanes.mT)
     scores = Triple(q.x @ turned.x, matrix_product(frame, q, turned))
     scores = _masked_scores(scores, mask, causal, out)
-    weights = Triple(scores.x.softmax(-1), softmax_lanes(frame, scores))
+    weights = Triple(aten._safe_softmax(scores.x, -1), softmax_lanes(frame, scores))
     lanes = matrix_product(frame, weights, v)
     return (lanes, None) if several else lanes
+
+
+def _repeated(heads: Triple, times: int) -> Triple:
+    """Every head several times, for groups of queries."""
+    return Triple(heads.x.repeat_interleave(times, -3), None if heads.lanes is None else heads.lanes.repeat_interleave(times, -3))
 
 
 def _masked_scores(scores: Triple, mask: Any, causal: bool, like: Tensor) -> Triple:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastscape.evaluation.differences.algebra import fitted, plus, total
 from fastscape.evaluation.differences.rules.functions import pointwise
-from fastscape.evaluation.differences.rules.table import aten, moves, negative, rule, triple
+from fastscape.evaluation.differences.rules.table import DECISIVE, RULES, aten, moves, negative, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Decision, Frame, Triple
 from fastscape.ops import max_pool2d_difference
 
@@ -61,15 +61,6 @@ def _max_pool1d(
     return None if lanes is None else lanes.squeeze(-2)
 
 
-@rule(aten.adaptive_max_pool2d.default, piecewise=True)
-def _adaptive_max_pool2d(frame: Frame, y: Any, x: Triple, size: Any) -> Any:
-    outputs, inputs = list(y[0].shape[-2:]), list(x.shape[-2:])
-    if any(source % target for source, target in zip(inputs, outputs, strict=True)):
-        return NotImplemented
-    window = [source // target for source, target in zip(inputs, outputs, strict=True)]
-    return _max_pool2d(frame, y[0], x, window, window), None
-
-
 # ---------------------------------------------------------------- values by changing index
 def _values(frame: Frame, x: Triple, dim: int, index: Tensor, at_plus: Tensor, at_minus: Tensor) -> Tensor:
     """Lanes of x gathered along ``dim`` by an index that may differ between x, x+ and x-."""
@@ -102,6 +93,43 @@ def _indices(frame: Frame, x: Triple, find: Callable[[Tensor], Tensor]) -> tuple
     found = [find(side).expand(*lead, *index.shape) for side in (up, down)]
     still = (frame.radii == 0).reshape(-1, *[1] * index.ndim)
     return index, *(torch.where(still, index, side) for side in found)
+
+
+def _pooled(spatial: int, *names: str) -> None:
+    """Maximum pools that tell the places of the maxima, flat over the spatial axes."""
+    for name in names:
+        target = getattr(aten, name).default
+
+        def apply(frame: Frame, y: Any, x: Triple, *options: Any, _op: Any = target) -> Any:
+            if x.lanes is None:
+                return (None,) * len(y)
+            lead = x.shape[: x.ndim - spatial]
+
+            def places(values: Tensor) -> Tensor:
+                plain = values.reshape(-1, *(lead[-1:] or (1,)), *x.shape[x.ndim - spatial :])
+                found = _op(plain, *options)[1]
+                return found.reshape(*values.shape[: values.ndim - spatial], -1)
+
+            flat = Triple(x.x.flatten(x.ndim - spatial), x.lanes.flatten(LEAD + x.ndim - spatial))
+            index, up, down = _indices(frame, x, places)
+            lanes = _values(frame, flat, -1, index, up, down)
+            decision = _decided(index, up, down)
+            if decision is not None:
+                decision = Decision(*(part.unflatten(-1, y[1].shape[y[1].ndim - spatial :]) for part in (index, up, down)))
+            return lanes.reshape(*lanes.shape[:LEAD], *y[0].shape), decision
+
+        rule(target, piecewise=True)(apply)
+
+
+_pooled(3, "max_pool3d_with_indices", "adaptive_max_pool3d")
+_pooled(2, "adaptive_max_pool2d")
+_pooled(1, "adaptive_max_pool1d")
+
+
+@rule(aten.max_pool3d.default, piecewise=True)
+def _max_pool3d(frame: Frame, y: Tensor, x: Triple, *options: Any) -> Any:
+    indexed = aten.max_pool3d_with_indices.default
+    return RULES[indexed](frame, indexed(x.x, *options), x, *options)[0]
 
 
 def _extreme(name: str) -> None:
@@ -160,6 +188,89 @@ def _sort(frame: Frame, y: Any, x: Triple, dim: int = -1, descending: bool = Fal
     return _ordered(frame, x, dim, lambda t, at: t.sort(at, descending)[1])
 
 
+@rule(aten.sort.stable, piecewise=True)
+def _stable_sort(frame: Frame, y: Any, x: Triple, *, stable: Any = None, dim: int = -1, descending: bool = False) -> Any:
+    return _ordered(frame, x, dim, lambda t, at: t.sort(dim=at, descending=descending, stable=True)[1])
+
+
+def _chosen(target: Any, before: int = 0) -> None:
+    """Operations that give one value along an axis, and where it was: ``(x, ..., dim, keepdim)``."""
+
+    @rule(target, piecewise=True)
+    def apply(frame: Frame, y: Any, x: Triple, *arguments: Any, keepdim: bool = False) -> Any:
+        options, dim = arguments[:before], arguments[before] if len(arguments) > before else -1
+        kept = arguments[before + 1] if len(arguments) > before + 1 else keepdim
+        if x.lanes is None:
+            return None, None
+        at = negative(dim, x.ndim)
+        lanes, decision = _ordered(frame, x, at, lambda t, axis: target(t, *options, axis, True)[1])
+        if kept:
+            return lanes, decision
+        if decision is not None:
+            decision = Decision(*(part.squeeze(at) for part in (decision.x, decision.plus, decision.minus)))
+        return lanes.squeeze(at), decision
+
+
+_chosen(aten.median.dim)
+_chosen(aten.nanmedian.dim)
+_chosen(aten.mode.default)
+_chosen(aten.kthvalue.default, 1)
+
+
+@rule(aten.median.default, piecewise=True)
+def _median(frame: Frame, y: Tensor, x: Triple) -> Any:
+    if x.lanes is None:
+        return None
+    flat = Triple(x.x.flatten(), x.lanes.flatten(LEAD))
+    return _ordered(frame, flat, -1, lambda t, at: t.median(at, True)[1])[0].squeeze(-1)
+
+
+def _place(target: Any, find: Callable[..., Tensor]) -> None:
+    """An index along one axis, or of the flattened tensor."""
+
+    @rule(target, piecewise=True)
+    def apply(frame: Frame, y: Tensor, x: Any, *arguments: Any, **keywords: Any) -> Any:
+        if x.lanes is None:
+            return None
+        return _decided(*_indices(frame, x, lambda t: find(t, x.ndim, *arguments, **keywords)))
+
+
+def _extreme_place(name: str) -> Callable[..., Tensor]:
+    def find(values: Tensor, ndim: int, dim: int | None = None, keepdim: bool = False) -> Tensor:
+        if dim is None:
+            found: Tensor = getattr(values.flatten(values.ndim - ndim), name)(-1)
+            return found.reshape(*found.shape, *[1] * ndim) if keepdim else found
+        return getattr(values, name)(negative(dim, ndim), keepdim)  # type: ignore[no-any-return]
+
+    return find
+
+
+_place(aten.argmax.default, _extreme_place("argmax"))
+_place(aten.argmin.default, _extreme_place("argmin"))
+_place(
+    aten.argsort.default,
+    lambda values, ndim, dim=-1, descending=False: values.argsort(dim=negative(dim, ndim), descending=descending),
+)
+
+
+@rule(aten.hardshrink.default, piecewise=True)
+def _hardshrink(frame: Frame, y: Tensor, x: Triple, bound: float = 0.5) -> Any:
+    return _kept_where(frame, y, x, lambda t: t.abs() > bound, 0.0)
+
+
+@rule(aten.threshold.default, piecewise=True)
+def _threshold(frame: Frame, y: Tensor, x: Triple, bound: float, value: float) -> Any:
+    return _kept_where(frame, y, x, lambda t: t > bound, value)
+
+
+def _kept_where(frame: Frame, y: Tensor, x: Triple, keeps: Callable[[Tensor], Tensor], value: float) -> Any:
+    """x where a test holds, a number elsewhere."""
+    if x.lanes is None:
+        return None
+    kept, up, down = _indices(frame, x, keeps)
+    return _where(frame, y, _decided(kept, up, down) or kept, x, Triple(torch.full_like(x.x, value)))
+
+
 @rule(aten.maximum.default, aten.max.other, aten.fmax.default, piecewise=True)
 def _maximum(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
     """max(x, u) = u + relu(x - u)."""
@@ -204,18 +315,23 @@ def _comparison(name: str) -> None:
             return _decided(y, *(_op(left[side], right[side]) for side in (1, 2)))
 
         rule(target, piecewise=True)(apply)
+        DECISIVE.add(target)
 
 
+DECISIVE.update((aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf))
 for _name in ("gt", "ge", "lt", "le", "eq", "ne"):
     _comparison(_name)
 
 
-@rule(aten.where.self, piecewise=True)
+@rule(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, piecewise=True)
 def _where(frame: Frame, y: Tensor, condition: Any, x: Any, u: Any) -> Any:
-    left, right = triple(x, y), triple(u, y)
+    left, right = (triple(torch.full_like(y, value) if isinstance(value, (int, float)) else value, y) for value in (x, u))
     known = left.lanes if left.lanes is not None else right.lanes
     if known is None:
-        return NotImplemented if isinstance(condition, Decision) else None
+        if not isinstance(condition, Decision):
+            return None
+        picked = [torch.where(side, left.x, right.x).double() for side in (condition.plus, condition.minus)]
+        return frame.from_points(y.double(), *picked, frame.dtype)
     chosen = condition.x if isinstance(condition, Decision) else condition
     lead = [max(v.lanes.shape[axis] for v in (left, right) if v.lanes is not None) for axis in range(LEAD)]
     sides = [_whole(value, lead, y.shape, known) for value in (left, right)]

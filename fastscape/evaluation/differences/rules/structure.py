@@ -151,71 +151,59 @@ def _cumulated(rows: Tensor, dim: int, **keywords: Any) -> Tensor:
     return rows.cumsum(shifted(dim))
 
 
-@_linear("constant_pad_nd", "pad")
-def _padded(rows: Tensor, pad: Sequence[int], *options: Any) -> Tensor:
-    if options and isinstance(options[0], str) and options[0] != "constant":
-        return torch.nn.functional.pad(rows, list(pad), *options)
-    return torch.nn.functional.pad(rows, list(pad))  # with zeros, whatever the value at w
+@rule(*overloads("constant_pad_nd", "pad"), structure=True)
+def _padded(frame: Frame, y: Tensor, x: Triple, pad: Sequence[int], mode: Any = "constant", *_: Any, **__: Any) -> Tensor | None:
+    """With zeros, whatever the value at w, or with the lanes themselves."""
+    if not isinstance(mode, str) or mode == "constant":
+        return each(lambda rows: torch.nn.functional.pad(rows, list(pad)), x.lanes)
+    return _padded_by(mode, pad, x)
 
 
-@_linear("reflection_pad1d", "reflection_pad2d")
-def _reflected(rows: Tensor, pad: Sequence[int]) -> Tensor:
-    return torch.nn.functional.pad(rows.flatten(0, 1), list(pad), "reflect").unflatten(0, rows.shape[:2])
+def _padded_by(mode: str, pad: Sequence[int], x: Triple) -> Tensor | None:
+    """Padding that copies values takes tensors of a fixed number of axes: lanes are folded into samples and channels."""
+    spatial = len(pad) // 2
+
+    def padded(rows: Tensor) -> Tensor:
+        flat = rows.reshape(1, -1, *rows.shape[rows.ndim - spatial :])
+        out = torch.nn.functional.pad(flat, list(pad), mode)
+        return out.reshape(*rows.shape[: rows.ndim - spatial], *out.shape[2:])
+
+    return each(padded, x.lanes)
 
 
-@_linear("replication_pad1d", "replication_pad2d")
-def _replicated(rows: Tensor, pad: Sequence[int]) -> Tensor:
-    return torch.nn.functional.pad(rows.flatten(0, 1), list(pad), "replicate").unflatten(0, rows.shape[:2])
+def _copying(mode: str, *names: str) -> None:
+    @rule(*overloads(*names), structure=True)
+    def apply(frame: Frame, y: Tensor, x: Triple, pad: Sequence[int], *_: Any) -> Tensor | None:
+        return _padded_by(mode, pad, x)
 
 
-def _per_sample(*names: str) -> None:
-    """Linear operations over ``[N, ...]`` whose samples are independent: lanes are folded into samples."""
+_copying("reflect", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
+_copying("replicate", "replication_pad1d", "replication_pad2d", "replication_pad3d")
+_copying("circular", "_pad_circular")
+
+
+def _per_sample(axes: int, *names: str) -> None:
+    """Linear operations over ``[N, ...]`` of ``axes`` axes whose samples are independent: lanes are folded into samples."""
     for overload in overloads(*names):
 
         def apply(frame: Frame, y: Tensor, x: Triple, *options: Any, _op: Any = overload, **keywords: Any) -> Any:
-            batched = x.ndim == {"1d": 3, "2d": 4, "3d": 5}.get(_op._schema.name[-2:], x.ndim)
-            if not batched:
-                return NotImplemented
-            return each(lambda rows: _op(rows.flatten(0, 1), *options, **keywords).unflatten(0, rows.shape[:2]), x.lanes)
+            def folded(rows: Tensor) -> Tensor:
+                flat = rows.reshape(-1, *rows.shape[rows.ndim - axes + 1 :])
+                out = _op(flat, *options, **keywords)
+                return out.reshape(*rows.shape[: rows.ndim - axes + 1], *out.shape[1:])
+
+            return each(folded, x.lanes)
 
         rule(overload, structure=True)(apply)
 
 
-_per_sample("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d")
-_per_sample("adaptive_avg_pool3d", "_adaptive_avg_pool3d", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
-_per_sample("upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d")
-
-
-@rule(*overloads("index_select"), structure=True)
-def _index_selected(frame: Frame, y: Tensor, x: Triple, dim: int, index: Any) -> Any:
-    return each(lambda rows: rows.index_select(shifted(dim), index), x.lanes) if isinstance(index, Tensor) else NotImplemented
-
-
-@rule(*overloads("gather"), structure=True)
-def _gathered(frame: Frame, y: Tensor, x: Triple, dim: int, index: Any, **_: Any) -> Any:
-    if not isinstance(index, Tensor):
-        return NotImplemented
-    return each(lambda rows: rows.gather(shifted(dim), index.expand(len(rows), *index.shape)), x.lanes)
-
-
-@rule(*overloads("index"), structure=True)
-def _indexed(frame: Frame, y: Tensor, x: Triple, indices: Sequence[Any]) -> Any:
-    if not all(index is None or isinstance(index, Tensor) for index in indices):
-        return NotImplemented
-    return each(lambda rows: torch.stack([aten.index(row, indices) for row in rows]), x.lanes)
-
-
-@rule(*overloads("embedding"), structure=True)
-def _embedded(frame: Frame, y: Tensor, weight: Triple, index: Any, *_: Any, **__: Any) -> Any:
-    return each(lambda rows: rows[:, index], weight.lanes) if isinstance(index, Tensor) else NotImplemented
-
-
-@rule(*overloads("masked_fill"))
-def _masked(frame: Frame, y: Tensor, x: Triple, mask: Any, value: Any) -> Any:
-    if not isinstance(mask, Tensor) or (isinstance(value, Triple) and value.lanes is not None):
-        return NotImplemented
-    lanes = fitted(x.lanes, y.shape)
-    return None if lanes is None else lanes.masked_fill(mask, 0.0)
+_per_sample(
+    3, "avg_pool1d", "adaptive_avg_pool1d", "upsample_nearest1d", "upsample_linear1d", "_upsample_nearest_exact1d", "col2im"
+)
+_per_sample(4, "avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d")
+_per_sample(4, "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d")
+_per_sample(4, "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+_per_sample(5, "avg_pool3d", "adaptive_avg_pool3d", "_adaptive_avg_pool3d", "upsample_nearest3d", "upsample_trilinear3d")
 
 
 @rule(*overloads("copy"), structure=True)
@@ -249,11 +237,11 @@ def _concatenated(frame: Frame, y: Tensor, tensors: Sequence[Any], dim: int = 0)
     if not known:
         return None
     lead = [max(lanes.shape[axis] for lanes in known) for axis in range(LEAD)]
-    parts = [_filled(value, lead, known[0]) for value in triples]
+    parts = [filled(value, lead, known[0]) for value in triples]
     return torch.cat(parts, negative(dim, y.ndim))
 
 
-def _filled(value: Triple, lead: Sequence[int], like: Tensor) -> Tensor:
+def filled(value: Triple, lead: Sequence[int], like: Tensor) -> Tensor:
     """Lanes with the given leading axes, zeros where there are none."""
     if value.lanes is None:
         return like.new_zeros(()).expand(*lead, *value.shape)
@@ -297,20 +285,12 @@ _reduction("sum")
 _reduction("mean")
 
 
-def _scatter(name: str) -> None:
-    for overload in overloads(name):
-
-        def apply(frame: Frame, y: Tensor, x: Triple, source: Any, dim: int = 0, *options: Any, _op: Any = overload) -> Any:
-            from_, into = triple(source, y), x
-            known = from_.lanes if into.lanes is None else into.lanes
-            if known is None:
-                return None
-            lead = [max(v.lanes.shape[axis] for v in (into, from_) if v.lanes is not None) for axis in range(LEAD)]
-            target, values = _filled(into, lead, known), _filled(from_, lead, known)
-            return _op(target.contiguous(), values, negative(dim, y.ndim), *options)
-
-        rule(overload, structure=True)(apply)
+# ---------------------------------------------------------------- what does not depend on its argument's values
+@rule(*overloads("new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like", "zero"))
+def _constant(frame: Frame, y: Tensor, *_: Any, **__: Any) -> None:
+    return None
 
 
-_scatter("slice_scatter")
-_scatter("select_scatter")
+@rule(*overloads("fill"))
+def _filled_with(frame: Frame, y: Tensor, _x: Any, value: Any) -> Tensor | None:
+    return fitted(triple(value, y).lanes, y.shape)

@@ -16,6 +16,7 @@ RULES: dict[Any, Rule] = {}
 STRUCTURE: set[Any] = set()  # linear operations that only move, copy or add up values
 COLLAPSED: set[Any] = set()  # products with a rule of their own for the mean second derivative
 PIECEWISE: set[Any] = set()  # operations that decide by values: their base is float64
+DECISIVE: set[Any] = set()  # operations whose rules take decisions that differ between w and w +- e d
 
 
 def rule(*targets: Any, structure: bool = False, piecewise: bool = False) -> Callable[[Rule], Rule]:
@@ -76,14 +77,21 @@ def moves(value: Any) -> bool:
     return isinstance(value, Decision) or (isinstance(value, Triple) and value.lanes is not None)
 
 
+def first_of(y: Any, lanes: Any) -> Any:
+    """Lanes of the first of several results; the others do not move as far as the model uses them."""
+    return NotImplemented if lanes is NotImplemented else (lanes, *[None] * (len(y) - 1))
+
+
 __all__ = [
     "COLLAPSED",
+    "DECISIVE",
     "PIECEWISE",
     "RULES",
     "STRUCTURE",
     "Frame",
     "Rule",
     "aten",
+    "first_of",
     "moves",
     "negative",
     "negatives",
