@@ -100,7 +100,7 @@ def trace(module: nn.Module, call: Callable[[Sequence[Tensor]], Any], tensors: M
     """
     _check_modules(module, tensors)
     names = list(tensors)
-    holder = _Call(module, call)
+    holder = Called(module, call)
 
     def function(values: list[Tensor], inputs: list[Tensor]) -> Tensor:
         out: Tensor = functional_call(holder, {f"module.{n}": v for n, v in zip(names, values, strict=True)}, (inputs,))
@@ -197,7 +197,7 @@ class _Handed(TorchFunctionMode):
         return function(*arguments, **(keywords or {}))
 
 
-class _Call(nn.Module):
+class Called(nn.Module):
     """The loss of a batch's tensors as a module that holds the model, so that its parameters can be replaced."""
 
     def __init__(self, module: nn.Module, call: Callable[[Sequence[Tensor]], Any]) -> None:
@@ -257,6 +257,14 @@ def _functional(graph: fx.GraphModule, arguments: Any) -> fx.GraphModule:
     return graph
 
 
+def functional_form(overload: Any) -> Any:
+    """The operation that gives what another writes in place into its first argument; ``None`` if there is none."""
+    packet = getattr(aten, overload._schema.name.split("::")[1].removesuffix("_"), None)
+    if packet is None:
+        return None
+    return getattr(packet, overload._overloadname if overload._overloadname in packet.overloads() else packet.overloads()[0])
+
+
 def _families(nodes: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
     """Which tensors may share memory: every node's oldest ancestor through views."""
     family: dict[fx.Node, fx.Node] = {}
@@ -276,7 +284,6 @@ def _replaced(graph: fx.GraphModule, node: fx.Node, families: dict[fx.Node, fx.N
     """Put the functional form in place of a write, if nobody else looks at the memory; else False."""
     overload = node.target
     assert isinstance(overload, torch._ops.OpOverload)
-    name = overload._schema.name.split("::")[1]
     written = [argument.alias_info is not None and argument.alias_info.is_write for argument in overload._schema.arguments]
     if written.count(True) != 1 or not written[0]:
         return False
@@ -289,13 +296,11 @@ def _replaced(graph: fx.GraphModule, node: fx.Node, families: dict[fx.Node, fx.N
         for user in other.users
         if order.get(user, 0) > order[node]
     ]
-    base = name.removesuffix("_")
-    packet = getattr(aten, base, None)
-    if later or packet is None:
+    functional = functional_form(overload)
+    if later or functional is None:
         return False
-    chosen = overload._overloadname if overload._overloadname in packet.overloads() else packet.overloads()[0]
     with graph.graph.inserting_before(node):
-        fresh = graph.graph.call_function(getattr(packet, chosen), node.args, node.kwargs)
+        fresh = graph.graph.call_function(functional, node.args, node.kwargs)
         fresh.meta = dict(node.meta)
     order[fresh], families[fresh] = order[node], families[target]
     node.replace_all_uses_with(fresh)
@@ -309,14 +314,14 @@ def _replaced(graph: fx.GraphModule, node: fx.Node, families: dict[fx.Node, fx.N
 def _with_rules(graph: fx.GraphModule, arguments: Any) -> fx.GraphModule:
     """The graph with operations that lack a rule taken apart, as far as torch can."""
     for _ in range(_ROUNDS):
-        table = {node.target: apart for node in graph.graph.nodes if (apart := _decomposition(node.target)) is not None}
+        table = {node.target: apart for node in graph.graph.nodes if (apart := decomposition(node.target)) is not None}
         if not table:
             return graph
         graph = _functional(_recorded(graph, arguments, table), arguments)
     return graph
 
 
-def _decomposition(target: Any) -> Callable[..., Any] | None:
+def decomposition(target: Any) -> Callable[..., Any] | None:
     """How to take an operation apart; ``None`` where it has a rule, or nobody knows how."""
     if not isinstance(target, torch._ops.OpOverload) or target in RULES or target._schema.name.split("::")[1] in HOST:
         return None

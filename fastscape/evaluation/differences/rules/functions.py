@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscape.evaluation.differences.algebra import each, exponential, fitted, logarithm, plus, product, scaled, smooth, total
+from fastscape.evaluation.differences.algebra import each, exponential, fitted, logarithm, plus, product, root, scaled, smooth, square, total
 from fastscape.evaluation.differences.layout import flat, unflat
 from fastscape.evaluation.differences.rules.table import aten, negative, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
@@ -36,10 +36,22 @@ def _simple(kind: str, *names: str, piecewise: bool = False) -> None:
     rule(*targets, piecewise=piecewise)(apply)
 
 
-for _kind in ("relu", "abs", "hardsigmoid", "hardswish"):
+for _kind in ("relu", "hardsigmoid", "hardswish"):
     _simple(_kind, _kind, piecewise=True)
 for _kind in ("tanh", "sigmoid", "silu", "exp"):
     _simple(_kind, _kind)
+
+
+@rule(aten.abs.default, piecewise=True)
+def _absolute(frame: Frame, y: Tensor, x: Triple) -> Lanes:
+    """|x|; of complex numbers the root of the squares of both parts."""
+    if not x.x.is_complex():
+        return pointwise(frame, x, "abs")
+    if x.lanes is None:
+        return None
+    parts = [Triple(part(x.x), part(x.lanes)) for part in (torch.real, torch.imag)]
+    squares = [Triple(part.x.square(), square(frame, part)) for part in parts]
+    return root(frame, Triple(squares[0].x + squares[1].x, plus(*squares)))
 
 
 @rule(aten.gelu.default)
@@ -50,6 +62,27 @@ def _gelu(frame: Frame, y: Tensor, x: Triple, *, approximate: str = "none") -> L
 @rule(aten.leaky_relu.default, piecewise=True)
 def _leaky_relu(frame: Frame, y: Tensor, x: Triple, slope: float = 0.01) -> Lanes:
     return pointwise(frame, x, "leaky_relu", slope)
+
+
+@rule(aten.rrelu.default, piecewise=True)
+def _rrelu(frame: Frame, y: Tensor, x: Triple, low: float = 1 / 8, high: float = 1 / 3, train: bool = False, *_: Any) -> Any:
+    return NotImplemented if train else pointwise(frame, x, "leaky_relu", (low + high) / 2)
+
+
+def _stepwise(name: str) -> None:
+    """Functions that are constant between jumps: plain differences, of which nothing is lost."""
+    target = getattr(aten, name).default
+
+    @rule(target, piecewise=True)
+    def apply(frame: Frame, y: Tensor, x: Triple) -> Lanes:
+        if x.lanes is None or frame.jet:
+            return None
+        here, up, down = (target(side) for side in frame.points(x))
+        return frame.from_points(here, up, down, x.lanes.dtype)
+
+
+for _kind in ("sign", "sgn", "round", "floor", "ceil", "trunc"):
+    _stepwise(_kind)
 
 
 @rule(aten.clamp.default, aten.clip.default, piecewise=True)
