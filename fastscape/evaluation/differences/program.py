@@ -145,6 +145,7 @@ def _check_modules(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def _check_steps(graph: fx.GraphModule, program: Program) -> None:
     """Refuse operations that cannot be followed, by name and module."""
     nodes = {node.name: node for node in graph.graph.nodes}
+    moving = {step.name for step in program.steps if step.moves}
     for step in program.steps:
         schema = getattr(step.target, "_schema", None)
         if schema is None:
@@ -154,12 +155,16 @@ def _check_steps(graph: fx.GraphModule, program: Program) -> None:
         space, name = schema.name.split("::")
         if _is_random(name, nodes[step.name]):
             raise UntraceableError(f"operation {name}{_in(step)} draws random numbers; the loss must be a fixed function")
+        if "sparse" in name:
+            raise UntraceableError(f"operation {name}{_in(step)} works on a sparse tensor; use dense ones")
         if not step.moves:
             continue
         if schema.is_mutable:
             raise UntraceableError(f"operation {name}{_in(step)} writes in place into memory that others look at; assign instead")
-        if name in _SIZED_BY_VALUES and step.target not in RULES and _moving_inputs(step, program):
+        if name in _SIZED_BY_VALUES and step.target not in RULES and _moving_inputs(step, moving):
             raise UntraceableError(f"operation {name}{_in(step)} gives a shape that depends on the parameters; use a mask")
+        if name == "index" and any(_is_mask(argument) and argument.name in moving for argument in step.arguments[1]):
+            raise UntraceableError(f"operation {name}{_in(step)} picks elements by a condition on the parameters; use torch.where")
         if space not in ("aten", "prims") and step.target not in RULES:
             raise UntraceableError(
                 f"operation {schema.name}{_in(step)} has no difference rule; write it with torch's own operations"
@@ -180,18 +185,33 @@ def _is_random(name: str, node: fx.Node) -> bool:
     return bool(arguments.get("dropout_p")) or (name.startswith("rrelu") and bool(arguments.get("training")))
 
 
-def _moving_inputs(step: Step, program: Program) -> bool:
+def _moving_inputs(step: Step, moving: set[str]) -> bool:
     """Whether a tensor whose values decide on a shape depends on the parameters (that of ``repeat_interleave``: the repeats)."""
-    moving = {other.name for other in program.steps if other.moves}
-    moving |= {node for node, name in zip(program.nodes, program.inputs, strict=True) if name.startswith("parameter:")}
     arguments = step.arguments[1:2] if "repeat_interleave" in str(step.target) else step.arguments
     return any(isinstance(argument, fx.Node) and argument.name in moving for argument in arguments)
+
+
+def _is_mask(node: Any) -> bool:
+    meta = node.meta.get("val", node.meta.get("tensor_meta")) if isinstance(node, fx.Node) else None
+    return meta is not None and getattr(meta, "dtype", None) in (torch.bool, torch.uint8)
+
+
+def check_transform(function: Any) -> None:
+    """Refuse operations under ``torch.func`` transforms: their inner tensors hide what they depend on."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise UntraceableError(
+            f"model must not use torch.func transforms (vmap, grad, jvp) to be followed, got one around {getattr(function, '__name__', function)}; write "
+            "the batched or differentiated operations out"
+        )
 
 
 class _Handed(TorchFunctionMode):
     """Puts a mark into the trace where values leave torch for NumPy or Python lists."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        check_transform(function)
+        if function in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+            raise UntraceableError("model must not differentiate in its forward to be followed; write the derivative out")
         if function in (Tensor.numpy, Tensor.__array__, Tensor.tolist):
             torch.equal(arguments[0], arguments[0])
         return function(*arguments, **(keywords or {}))
@@ -232,7 +252,7 @@ def _without_dead_code(graph: fx.GraphModule) -> None:
 
 def _handed(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.name.split("::")[1] in HOST
+    return schema is not None and schema.name.split("::")[1] in HOST | _SIZED_BY_VALUES
 
 
 def _writes(node: fx.Node) -> bool:
@@ -262,7 +282,8 @@ def functional_form(overload: Any) -> Any:
     packet = getattr(aten, overload._schema.name.split("::")[1].removesuffix("_"), None)
     if packet is None:
         return None
-    return getattr(packet, overload._overloadname if overload._overloadname in packet.overloads() else packet.overloads()[0])
+    found = getattr(packet, overload._overloadname if overload._overloadname in packet.overloads() else packet.overloads()[0])
+    return None if found._schema.is_mutable else found
 
 
 def _families(nodes: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:

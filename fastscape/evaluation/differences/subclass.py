@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastscape.evaluation.differences import collapsed
-from fastscape.evaluation.differences.program import HOST, Called, decomposition, functional_form
+from fastscape.evaluation.differences.program import HOST, Called, check_transform, decomposition, functional_form
 from fastscape.evaluation.differences.propagation import as_values, plain, propagated
 from fastscape.evaluation.differences.rules import RULES, moves
 from fastscape.evaluation.differences.triple import Decision, Frame, Triple
@@ -61,9 +61,10 @@ class Carrier(Tensor):
     @classmethod
     def __torch_dispatch__(cls, target: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         """Apply the rule of an operation."""
+        check_transform(target)
         keywords = keywords or {}
         frame = next(leaf.frame for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Carrier))
-        if target._schema.is_mutable:
+        if target._schema.is_mutable and target not in RULES:
             return _written(frame, target, arguments, keywords)
         name = target._schema.name.split("::")[1]
         if target not in RULES and name not in HOST:

@@ -69,6 +69,13 @@ def _rrelu(frame: Frame, y: Tensor, x: Triple, low: float = 1 / 8, high: float =
     return NotImplemented if train else pointwise(frame, x, "leaky_relu", (low + high) / 2)
 
 
+@rule(aten.rrelu_with_noise.default, piecewise=True)
+def _rrelu_in_pieces(
+    frame: Frame, y: Tensor, x: Triple, _noise: Any, low: float = 1 / 8, high: float = 1 / 3, train: bool = False, *_: Any
+) -> Any:
+    return _rrelu(frame, y, x, low, high, train)
+
+
 def _stepwise(name: str) -> None:
     """Functions that are constant between jumps: plain differences, of which nothing is lost."""
     target = getattr(aten, name).default
@@ -134,7 +141,7 @@ def _softplus(frame: Frame, y: Tensor, x: Triple, beta: float = 1.0, threshold: 
 def _log_sigmoid(frame: Frame, y: Any, x: Triple) -> Any:
     turned = Triple(-x.x, None if x.lanes is None else -x.lanes)
     lanes = scaled(pointwise(frame, turned, "softplus", 1.0), -1.0)
-    return (lanes, None) if isinstance(y, tuple) else lanes
+    return (lanes, None) if isinstance(y, (tuple, list)) else lanes
 
 
 @rule(aten.mish.default)
@@ -142,10 +149,10 @@ def _mish(frame: Frame, y: Tensor, x: Triple) -> Lanes:
     return pointwise(frame, x, "mish")
 
 
-@rule(aten.prelu.default, piecewise=True)
+@rule(aten.prelu.default, aten._prelu_kernel.default, piecewise=True)
 def _prelu(frame: Frame, y: Tensor, x: Triple, slope: Any) -> Lanes:
     slope = triple(slope, y)
-    if slope.x.numel() > 1 and x.ndim > 2:
+    if slope.ndim == 1 and slope.x.numel() > 1 and x.ndim > 2:
         tail = [1] * (x.ndim - 2)
         slope = Triple(slope.x.reshape(-1, *tail), each(lambda rows: rows.reshape(*rows.shape, *tail), slope.lanes))
     rising = pointwise(frame, x, "relu")
