@@ -128,7 +128,7 @@ def relative(value, truth):
     return float((value - truth).abs().max() / scale) if scale > 0 else float(value.abs().max())
 
 
-def measured(case, radii=RADII):
+def measured(case, radii=RADII, *, derive=True):
     """Errors of a problem: ``{what: relative error}`` and the frames of both dtypes."""
     first, second, frame = case.lanes(radii)
     found = {"base": relative(case.propagation.loss(), case.loss_at([w.double() for w in case.objective.base.values()]))}
@@ -136,7 +136,8 @@ def measured(case, radii=RADII):
         if radius >= 1e-3:
             slope, curve = case.points(radius)
             found[f"a {radius:g}"], found[f"b {radius:g}"] = relative(first[:, j], slope), relative(second[:, j], curve)
-    if 0.0 in radii:
+    curve = None
+    if 0.0 in radii and derive:
         try:
             slope, curve = case.derivatives()
         except (NotImplementedError, RuntimeError) as error:
@@ -144,7 +145,7 @@ def measured(case, radii=RADII):
                 raise
             slope = curve = None  # torch has no second derivative
         j = radii.index(0.0)
-    if 0.0 in radii and curve is not None:
+    if 0.0 in radii and derive and curve is not None:
         found["a 0"], found["b 0"] = relative(first[:1, j], slope[None]), relative(second[:1, j], curve[None])
     narrow_first, narrow_second, narrow = case.lanes(radii, torch.float32)
     found["a float32"] = max(relative(narrow_first[:, j], first[:, j]) for j in range(len(radii)))
