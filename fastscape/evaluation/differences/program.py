@@ -27,6 +27,9 @@ HOST = {"_local_scalar_dense", "item", "is_nonzero", "equal"}  # operations that
 _IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 _RANDOM = {"bernoulli", "rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "normal", "normal_functional", "uniform",
            "exponential", "multinomial", "poisson", "randperm", "cauchy", "geometric", "log_normal", "binomial"}  # fmt: skip
+_CONSTANT = {f"new_{kind}" for kind in ("zeros", "ones", "full", "empty")} | {
+    f"{kind}_like" for kind in ("zeros", "ones", "full", "empty")
+}
 _SIZED_BY_VALUES = {"nonzero", "nonzero_numpy", "argwhere", "masked_select", "unique", "_unique", "_unique2", "unique_dim",
                     "unique_consecutive", "bincount", "repeat_interleave"}  # fmt: skip
 _APART = {"multi_margin_loss", "multilabel_margin_loss_forward", "embedding_bag"}  # torch takes these apart only if asked
@@ -379,12 +382,18 @@ def _program(graph: fx.GraphModule, names: Sequence[str], probed: set[str]) -> P
         if node.op == "get_attr":
             constants[node.name] = _attribute(graph, str(node.target))
         elif node.op == "call_function":
-            if any(source in moving for source in node.all_input_nodes):
+            if any(source in moving for source in node.all_input_nodes) and not _is_constant(node.target):
                 moving.add(node)
             steps.append(Step(node.name, node.target, node.args, node.kwargs, _module(node), node in moving, last.get(node, ())))
     if not isinstance(result, fx.Node):
         raise UntraceableError("model must give a loss that is computed from tensors, got a constant")
     return Program(tuple(steps), tuple(inputs), tuple(node.name for node in placeholders), constants, result.name)
+
+
+def _is_constant(target: Any) -> bool:
+    """Whether an operation looks at the shape and the kind of its argument only."""
+    schema = getattr(target, "_schema", None)
+    return schema is not None and schema.name.split("::")[1] in _CONSTANT
 
 
 def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, tuple[str, ...]]:

@@ -131,7 +131,9 @@ def relative(value, truth):
 def measured(case, radii=RADII, *, derive=True):
     """Errors of a problem: ``{what: relative error}`` and the frames of both dtypes."""
     first, second, frame = case.lanes(radii)
-    found = {"base": relative(case.propagation.loss(), case.loss_at([w.double() for w in case.objective.base.values()]))}
+    with torch.no_grad():
+        direct = case.loss_at([tensor.double() for tensor in case.objective.base.values()])
+    found = {"base": relative(case.propagation.loss(), direct)}
     for j, radius in enumerate(radii):
         if radius >= 1e-3:
             slope, curve = case.points(radius)

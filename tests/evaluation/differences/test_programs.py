@@ -181,7 +181,7 @@ def differentiated(s, x):
         (lambda s, x: torch.func.vmap(lambda z: s.o(s.l(z).tanh()))(x), "torch.func transforms"),
         (lambda s, x: s.o(torch.func.grad(lambda z: s.l(z).tanh().sum())(x)), "torch.func transforms"),
         (differentiated, "must not differentiate"),
-        (lambda s, x: torch.cond(s.l(x).sum() > 0, lambda z: s.o(z.tanh()), lambda z: s.o(z.cos()), (s.l(x),)), "cond"),
+        (lambda s, x: torch.cond(s.l(x).sum() > 0, lambda z: s.o(z.tanh()), lambda z: s.o(z.cos()), (s.l(x),)), "higher order"),
     ],
     ids=["custom", "mask", "nonzero", "dropout", "noise", "sparse", "vmap", "grad", "autograd", "cond"],
 )

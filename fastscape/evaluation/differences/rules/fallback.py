@@ -7,6 +7,7 @@ and are replaced by extrapolated differences where those have converged to somet
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -221,7 +222,8 @@ class _Local:
         primals = tuple(still[place] for place in places)
         parts = [self._parts(self.leaves[place], k, s) for place in places]
         a, b = (tuple(part[i] for part in parts) for i in (0, 1))
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch scripts its own forward derivatives at the first use
             first, second = torch.func.jvp(lambda *z: torch.func.jvp(function, z, a)[1], primals, a)
             drift = torch.func.jvp(function, primals, b)[1]
         return [(one, two + three) for one, two, three in zip(first, second, drift, strict=True)]
