@@ -27,6 +27,9 @@ HOST = {"_local_scalar_dense", "item", "is_nonzero", "equal"}  # operations that
 _IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 _RANDOM = {"bernoulli", "rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "normal", "normal_functional", "uniform",
            "exponential", "multinomial", "poisson", "randperm", "cauchy", "geometric", "log_normal", "binomial"}  # fmt: skip
+_CONSTANT = {f"new_{kind}" for kind in ("zeros", "ones", "full", "empty")} | {
+    f"{kind}_like" for kind in ("zeros", "ones", "full", "empty")
+}
 _SIZED_BY_VALUES = {"nonzero", "nonzero_numpy", "argwhere", "masked_select", "unique", "_unique", "_unique2", "unique_dim",
                     "unique_consecutive", "bincount", "repeat_interleave"}  # fmt: skip
 _APART = {"multi_margin_loss", "multilabel_margin_loss_forward", "embedding_bag"}  # torch takes these apart only if asked
@@ -100,7 +103,7 @@ def trace(module: nn.Module, call: Callable[[Sequence[Tensor]], Any], tensors: M
     """
     _check_modules(module, tensors)
     names = list(tensors)
-    holder = _Call(module, call)
+    holder = Called(module, call)
 
     def function(values: list[Tensor], inputs: list[Tensor]) -> Tensor:
         out: Tensor = functional_call(holder, {f"module.{n}": v for n, v in zip(names, values, strict=True)}, (inputs,))
@@ -145,6 +148,7 @@ def _check_modules(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def _check_steps(graph: fx.GraphModule, program: Program) -> None:
     """Refuse operations that cannot be followed, by name and module."""
     nodes = {node.name: node for node in graph.graph.nodes}
+    moving = {step.name for step in program.steps if step.moves}
     for step in program.steps:
         schema = getattr(step.target, "_schema", None)
         if schema is None:
@@ -154,12 +158,16 @@ def _check_steps(graph: fx.GraphModule, program: Program) -> None:
         space, name = schema.name.split("::")
         if _is_random(name, nodes[step.name]):
             raise UntraceableError(f"operation {name}{_in(step)} draws random numbers; the loss must be a fixed function")
+        if "sparse" in name:
+            raise UntraceableError(f"operation {name}{_in(step)} works on a sparse tensor; use dense ones")
         if not step.moves:
             continue
         if schema.is_mutable:
             raise UntraceableError(f"operation {name}{_in(step)} writes in place into memory that others look at; assign instead")
-        if name in _SIZED_BY_VALUES and step.target not in RULES and _moving_inputs(step, program):
+        if name in _SIZED_BY_VALUES and step.target not in RULES and _moving_inputs(step, moving):
             raise UntraceableError(f"operation {name}{_in(step)} gives a shape that depends on the parameters; use a mask")
+        if name == "index" and any(_is_mask(argument) and argument.name in moving for argument in step.arguments[1]):
+            raise UntraceableError(f"operation {name}{_in(step)} picks elements by a condition on the parameters; use torch.where")
         if space not in ("aten", "prims") and step.target not in RULES:
             raise UntraceableError(
                 f"operation {schema.name}{_in(step)} has no difference rule; write it with torch's own operations"
@@ -180,24 +188,39 @@ def _is_random(name: str, node: fx.Node) -> bool:
     return bool(arguments.get("dropout_p")) or (name.startswith("rrelu") and bool(arguments.get("training")))
 
 
-def _moving_inputs(step: Step, program: Program) -> bool:
+def _moving_inputs(step: Step, moving: set[str]) -> bool:
     """Whether a tensor whose values decide on a shape depends on the parameters (that of ``repeat_interleave``: the repeats)."""
-    moving = {other.name for other in program.steps if other.moves}
-    moving |= {node for node, name in zip(program.nodes, program.inputs, strict=True) if name.startswith("parameter:")}
     arguments = step.arguments[1:2] if "repeat_interleave" in str(step.target) else step.arguments
     return any(isinstance(argument, fx.Node) and argument.name in moving for argument in arguments)
+
+
+def _is_mask(node: Any) -> bool:
+    meta = node.meta.get("val", node.meta.get("tensor_meta")) if isinstance(node, fx.Node) else None
+    return meta is not None and getattr(meta, "dtype", None) in (torch.bool, torch.uint8)
+
+
+def check_transform(function: Any) -> None:
+    """Refuse operations under ``torch.func`` transforms: their inner tensors hide what they depend on."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise UntraceableError(
+            f"model must not use torch.func transforms (vmap, grad, jvp) to be followed, got one around {getattr(function, '__name__', function)}; write "
+            "the batched or differentiated operations out"
+        )
 
 
 class _Handed(TorchFunctionMode):
     """Puts a mark into the trace where values leave torch for NumPy or Python lists."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        check_transform(function)
+        if function in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+            raise UntraceableError("model must not differentiate in its forward to be followed; write the derivative out")
         if function in (Tensor.numpy, Tensor.__array__, Tensor.tolist):
             torch.equal(arguments[0], arguments[0])
         return function(*arguments, **(keywords or {}))
 
 
-class _Call(nn.Module):
+class Called(nn.Module):
     """The loss of a batch's tensors as a module that holds the model, so that its parameters can be replaced."""
 
     def __init__(self, module: nn.Module, call: Callable[[Sequence[Tensor]], Any]) -> None:
@@ -232,7 +255,7 @@ def _without_dead_code(graph: fx.GraphModule) -> None:
 
 def _handed(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.name.split("::")[1] in HOST
+    return schema is not None and schema.name.split("::")[1] in HOST | _SIZED_BY_VALUES
 
 
 def _writes(node: fx.Node) -> bool:
@@ -257,6 +280,15 @@ def _functional(graph: fx.GraphModule, arguments: Any) -> fx.GraphModule:
     return graph
 
 
+def functional_form(overload: Any) -> Any:
+    """The operation that gives what another writes in place into its first argument; ``None`` if there is none."""
+    packet = getattr(aten, overload._schema.name.split("::")[1].removesuffix("_"), None)
+    if packet is None:
+        return None
+    found = getattr(packet, overload._overloadname if overload._overloadname in packet.overloads() else packet.overloads()[0])
+    return None if found._schema.is_mutable else found
+
+
 def _families(nodes: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
     """Which tensors may share memory: every node's oldest ancestor through views."""
     family: dict[fx.Node, fx.Node] = {}
@@ -276,7 +308,6 @@ def _replaced(graph: fx.GraphModule, node: fx.Node, families: dict[fx.Node, fx.N
     """Put the functional form in place of a write, if nobody else looks at the memory; else False."""
     overload = node.target
     assert isinstance(overload, torch._ops.OpOverload)
-    name = overload._schema.name.split("::")[1]
     written = [argument.alias_info is not None and argument.alias_info.is_write for argument in overload._schema.arguments]
     if written.count(True) != 1 or not written[0]:
         return False
@@ -289,13 +320,11 @@ def _replaced(graph: fx.GraphModule, node: fx.Node, families: dict[fx.Node, fx.N
         for user in other.users
         if order.get(user, 0) > order[node]
     ]
-    base = name.removesuffix("_")
-    packet = getattr(aten, base, None)
-    if later or packet is None:
+    functional = functional_form(overload)
+    if later or functional is None:
         return False
-    chosen = overload._overloadname if overload._overloadname in packet.overloads() else packet.overloads()[0]
     with graph.graph.inserting_before(node):
-        fresh = graph.graph.call_function(getattr(packet, chosen), node.args, node.kwargs)
+        fresh = graph.graph.call_function(functional, node.args, node.kwargs)
         fresh.meta = dict(node.meta)
     order[fresh], families[fresh] = order[node], families[target]
     node.replace_all_uses_with(fresh)
@@ -309,14 +338,14 @@ def _replaced(graph: fx.GraphModule, node: fx.Node, families: dict[fx.Node, fx.N
 def _with_rules(graph: fx.GraphModule, arguments: Any) -> fx.GraphModule:
     """The graph with operations that lack a rule taken apart, as far as torch can."""
     for _ in range(_ROUNDS):
-        table = {node.target: apart for node in graph.graph.nodes if (apart := _decomposition(node.target)) is not None}
+        table = {node.target: apart for node in graph.graph.nodes if (apart := decomposition(node.target)) is not None}
         if not table:
             return graph
         graph = _functional(_recorded(graph, arguments, table), arguments)
     return graph
 
 
-def _decomposition(target: Any) -> Callable[..., Any] | None:
+def decomposition(target: Any) -> Callable[..., Any] | None:
     """How to take an operation apart; ``None`` where it has a rule, or nobody knows how."""
     if not isinstance(target, torch._ops.OpOverload) or target in RULES or target._schema.name.split("::")[1] in HOST:
         return None
@@ -353,12 +382,18 @@ def _program(graph: fx.GraphModule, names: Sequence[str], probed: set[str]) -> P
         if node.op == "get_attr":
             constants[node.name] = _attribute(graph, str(node.target))
         elif node.op == "call_function":
-            if any(source in moving for source in node.all_input_nodes):
+            if any(source in moving for source in node.all_input_nodes) and not _is_constant(node.target):
                 moving.add(node)
             steps.append(Step(node.name, node.target, node.args, node.kwargs, _module(node), node in moving, last.get(node, ())))
     if not isinstance(result, fx.Node):
         raise UntraceableError("model must give a loss that is computed from tensors, got a constant")
     return Program(tuple(steps), tuple(inputs), tuple(node.name for node in placeholders), constants, result.name)
+
+
+def _is_constant(target: Any) -> bool:
+    """Whether an operation looks at the shape and the kind of its argument only."""
+    schema = getattr(target, "_schema", None)
+    return schema is not None and schema.name.split("::")[1] in _CONSTANT
 
 
 def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, tuple[str, ...]]:

@@ -21,6 +21,7 @@ from fastscape.evaluation.differences.rules.table import aten
 from fastscape.evaluation.differences.triple import Base, Decision, Frame, Triple
 
 
+COMPLEX = STRUCTURE | {aten.abs.default}  # rules that take complex numbers
 LOG_SOFTMAX = {aten.log_softmax.int, aten._log_softmax.default}
 
 
@@ -40,8 +41,8 @@ class Propagation:
 
     def __init__(self, program: Program, inputs: Mapping[str, Tensor], probed: Sequence[str], keep: int) -> None:
         self.program, self._probed = program, set(probed)
-        self._inputs = {name: _value(inputs[name]) for name in program.inputs}
-        self._constants = {name: _value(tensor) for name, tensor in program.constants.items()}
+        self._inputs = {name: as_values(inputs[name]) for name in program.inputs}
+        self._constants = {name: as_values(tensor) for name, tensor in program.constants.items()}
         self._kept: dict[str, Any] = {}
         self._room = keep
         self.peak = 0
@@ -58,7 +59,7 @@ class Propagation:
             for name in step.last:
                 values.pop(name, None)
                 alive.pop(name, None)
-        return _plain(values[self.program.loss])  # type: ignore[no-any-return]
+        return plain(values[self.program.loss])  # type: ignore[no-any-return]
 
     def lanes(self, frame: Frame, directions: Mapping[str, Tensor]) -> Tensor | None:
         """Lanes of the loss, ``[K, c, S']``, along directions ``[K, *shape]`` by input name; ``None`` if it does not move."""
@@ -87,11 +88,11 @@ class Propagation:
         """The result of a step at w."""
         if step.name in self._kept:
             return self._kept[step.name]
-        arguments, keywords = _filled(step, lambda node: _plain(values[node.name]))
+        arguments, keywords = _filled(step, lambda node: plain(values[node.name]))
         result = step.target(*arguments, **keywords)
         if "conv" in step.name and isinstance(result, Tensor):
             result = result.contiguous(memory_format=image_format(result))
-        result = _value(result)
+        result = as_values(result)
         size = _bytes(result)
         if size <= self._room:
             self._kept[step.name] = result
@@ -124,11 +125,11 @@ def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: A
     if target._schema.name.split("::")[1] in HOST:
         _count_frozen(frame, name, arguments)
         return base
-    y = _plain(base)
+    y = plain(base)
     if target not in DECISIVE and any(isinstance(leaf, Decision) for leaf in _leaves((arguments, keywords))):
         return _with_decisions(frame, target, base, arguments, keywords, module)
     rule = RULES.get(target)
-    if rule is not None and target not in STRUCTURE and any(_complex(leaf) for leaf in _leaves((y, arguments, keywords))):
+    if rule is not None and target not in COMPLEX and any(_complex(leaf) for leaf in _leaves((y, arguments, keywords))):
         rule = None  # of real functions
     lanes = NotImplemented
     if rule is not None:
@@ -174,7 +175,7 @@ def _with_decisions(frame: Frame, target: Any, base: Any, arguments: Any, keywor
     if frame.jet:
         return result
     lanes = tree_map(lambda leaf: leaf.lanes if isinstance(leaf, Triple) else None, result, is_leaf=_leaf)
-    jumped = _evaluated(decided, str(target), module, frame, _plain(base), lanes, target, arguments, keywords)
+    jumped = _evaluated(decided, str(target), module, frame, plain(base), lanes, target, arguments, keywords)
     if isinstance(base, (tuple, list)):
         return [_joined(part, lane) for part, lane in zip(base, jumped, strict=True)]
     return _joined(base, jumped)
@@ -207,21 +208,21 @@ def _count_frozen(frame: Frame, name: str, arguments: Any) -> None:
     frame.frozen[name] = frame.frozen.get(name, 0) + int(differs)
 
 
-def _value(result: Any) -> Any:
+def as_values(result: Any) -> Any:
     """Floating-point tensors as triples, several results as lists, anything else as it is."""
     if isinstance(result, (tuple, list)):
-        return [_value(part) for part in result]
+        return [as_values(part) for part in result]
     if isinstance(result, Tensor) and (result.is_floating_point() or result.is_complex()):
         return Triple(Base(result))
     return result
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The tensors at w behind a value."""
     if isinstance(value, (Triple, Decision)):
         return value.x
     if isinstance(value, (tuple, list)):
-        return type(value)(_plain(part) for part in value)
+        return type(value)(plain(part) for part in value)
     return value
 
 
@@ -234,12 +235,12 @@ def _moves_within(value: Any) -> bool:
 def _elements(result: Any) -> int:
     if isinstance(result, (tuple, list)):
         return sum(_elements(part) for part in result)
-    plain = _plain(result)
-    return plain.numel() if isinstance(plain, Tensor) else 0
+    tensor = plain(result)
+    return tensor.numel() if isinstance(tensor, Tensor) else 0
 
 
 def _bytes(result: Any) -> int:
     if isinstance(result, (tuple, list)):
         return sum(_bytes(part) for part in result)
-    plain = _plain(result)
-    return plain.nbytes if isinstance(plain, Tensor) else 0
+    tensor = plain(result)
+    return tensor.nbytes if isinstance(tensor, Tensor) else 0

@@ -1,11 +1,13 @@
 r"""Operations without a rule: local evaluation in float64, one lane at a time.
 
 From 1e-5 on by plain differences of f(x), f(x+), f(x-), whose relative error is about 1e-16 / e^2; below, and at e = 0, by nested
-forward derivatives of the one operation, which are what the differences tend to where it is smooth.
+forward derivatives of the one operation, which are what the differences tend to where it is smooth; torch's are known to be wrong for some operations that are several in one,
+and are replaced by extrapolated differences where those have converged to something else.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -16,11 +18,32 @@ from fastscape.evaluation.differences.algebra import joined, total
 from fastscape.evaluation.differences.rules.table import moves
 from fastscape.evaluation.differences.triple import Decision, Frame, Triple
 
+_STEP = 1e-3  # of the arguments, in their own units, to check derivatives by differences
+_AGREE = 1e-4
+_ROUNDING = 1e-11  # of differences of values, such that a ten-thousandth of it is what float64 may leave
 SMALLEST = 1e-5  # radius below which derivatives take the place of differences
 
 
 def _leaf(value: Any) -> bool:
     return isinstance(value, (Triple, Decision, Tensor))
+
+
+def _apart(one: Tensor, two: Tensor, floor: float) -> float:
+    """Largest distance, relative to the largest value or to a number that rounding alone may reach."""
+    if not one.numel():
+        return 0.0
+    scale = max(float(one.abs().max()), float(two.abs().max()), floor)
+    return float((one - two).abs().max()) / scale if scale else 0.0
+
+
+def _alike(one: Any, two: Any, floors: Any) -> bool:
+    """Whether first and second derivatives agree."""
+    return all(_apart(*parts) < _AGREE for parts in zip(one, two, floors, strict=True))
+
+
+def _kind(y: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Of the lanes of a result: as wide as given, complex where it is."""
+    return torch.promote_types(dtype, torch.complex64) if y.is_complex() else dtype.to_real()
 
 
 def _widened(tensor: Tensor) -> Tensor:
@@ -71,7 +94,7 @@ def decided(frame: Frame, y: Any, lanes: Any, target: Any, arguments: tuple[Any,
             results.append(None if same else Decision(out, up, down))
             continue
         jumped = frame.from_points(torch.zeros_like(out, dtype=up.dtype), up, down, up.dtype)
-        results.append(total(lane, jumped.to(lane.dtype if lane is not None else dtype)))
+        results.append(total(lane, jumped.to(lane.dtype if lane is not None else _kind(out, dtype))))
     return _like(y, results)
 
 
@@ -84,7 +107,7 @@ def _assembled(frame: Frame, y: Any, lanes: list[Any], is_float: bool, dtype: to
         return None
     first, second = (torch.stack([lane[part] for lane in lanes]).unflatten(0, (directions, -1)) for part in (0, 1))
     if is_float:
-        return joined(first, second).to(torch.promote_types(dtype, torch.complex32) if y.is_complex() else dtype)
+        return joined(first, second).to(_kind(y, dtype))
     same = bool((first == y).all()) and bool((second == y).all())
     return None if same else Decision(y, first, second)
 
@@ -138,10 +161,10 @@ class _Local:
         first = _widened(a[k, min(s, a.shape[1] - 1)])
         return first, torch.zeros_like(first) if b is None else _widened(b[k, min(s, b.shape[1] - 1)])
 
-    def _at(self, k: int, s: int, sign: int) -> list[Any]:
-        """The arguments at w + sign e d."""
+    def _at(self, k: int, s: int, sign: int, step: float | None = None) -> list[Any]:
+        """The arguments at w + sign e d, with another radius if one is given."""
         values = []
-        radius = float(self.frame.radii[s])
+        radius = float(self.frame.radii[s]) if step is None else step
         for leaf in self.leaves:
             if isinstance(leaf, Decision):
                 values.append(leaf.x if not sign else (leaf.plus if sign > 0 else leaf.minus)[k, s])
@@ -156,6 +179,37 @@ class _Local:
         return values
 
     def _derivatives(self, k: int, s: int) -> list[Any]:
+        """First and second derivative: nested forward mode, unless it lacks or differs from differences that have converged."""
+        points, settled, floors = self._converged(k, s)
+        try:
+            nested = self._nested(k, s)
+        except (NotImplementedError, RuntimeError):
+            if not any(settled):
+                raise
+            lost = [tuple(torch.full_like(part, torch.nan) for part in parts) for parts in points]
+            return [parts if reliable else none for parts, none, reliable in zip(points, lost, settled, strict=True)]
+        chosen = []
+        for exact, near, reliable, floor in zip(nested, points, settled, floors, strict=True):
+            chosen.append(near if reliable and not _alike(exact, near, floor) else exact)
+        return chosen
+
+    def _converged(self, k: int, s: int) -> tuple[list[Any], list[bool], list[Any]]:
+        """Differences at two steps along the line, extrapolated to zero, whether both agree, and their rounding."""
+        moving = [leaf for leaf in self.leaves if isinstance(leaf, Triple) and leaf.lanes is not None]
+        reach = max(float(self._parts(leaf, k, s)[0].abs().max()) if leaf.x.numel() else 0.0 for leaf in moving)
+        step = _STEP / reach if reach else _STEP
+        here = [value for value in self(self._at(k, s, 0)) if _real(value)]
+        columns = []
+        for radius in (step, step / 2):
+            sides = ([value for value in self(self._at(k, s, sign, radius)) if _real(value)] for sign in (1, -1))
+            columns.append([self._lane(*values, radius) for values in zip(here, *sides, strict=True)])
+        points = [tuple((4 * two - one) / 3 for one, two in zip(*pair, strict=True)) for pair in zip(*columns, strict=True)]
+        sizes = [float(value.abs().max()) if value.numel() else 0.0 for value in here]
+        floors = [(_ROUNDING * size / step, _ROUNDING * size / step**2) for size in sizes]
+        settled = [_alike(*pair, floor) for *pair, floor in zip(*columns, floors, strict=True)]
+        return points, settled, floors
+
+    def _nested(self, k: int, s: int) -> list[Any]:
         places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Triple) and leaf.lanes is not None]
         still = self._at(k, s, 0)
 
@@ -168,7 +222,8 @@ class _Local:
         primals = tuple(still[place] for place in places)
         parts = [self._parts(self.leaves[place], k, s) for place in places]
         a, b = (tuple(part[i] for part in parts) for i in (0, 1))
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch scripts its own forward derivatives at the first use
             first, second = torch.func.jvp(lambda *z: torch.func.jvp(function, z, a)[1], primals, a)
             drift = torch.func.jvp(function, primals, b)[1]
         return [(one, two + three) for one, two, three in zip(first, second, drift, strict=True)]

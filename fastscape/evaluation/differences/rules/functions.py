@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscape.evaluation.differences.algebra import each, exponential, fitted, logarithm, plus, product, scaled, smooth, total
+from fastscape.evaluation.differences.algebra import each, exponential, fitted, logarithm, plus, product, root, scaled, smooth, square, total
 from fastscape.evaluation.differences.layout import flat, unflat
 from fastscape.evaluation.differences.rules.table import aten, negative, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
@@ -36,10 +36,22 @@ def _simple(kind: str, *names: str, piecewise: bool = False) -> None:
     rule(*targets, piecewise=piecewise)(apply)
 
 
-for _kind in ("relu", "abs", "hardsigmoid", "hardswish"):
+for _kind in ("relu", "hardsigmoid", "hardswish"):
     _simple(_kind, _kind, piecewise=True)
 for _kind in ("tanh", "sigmoid", "silu", "exp"):
     _simple(_kind, _kind)
+
+
+@rule(aten.abs.default, piecewise=True)
+def _absolute(frame: Frame, y: Tensor, x: Triple) -> Lanes:
+    """|x|; of complex numbers the root of the squares of both parts."""
+    if not x.x.is_complex():
+        return pointwise(frame, x, "abs")
+    if x.lanes is None:
+        return None
+    parts = [Triple(part(x.x), part(x.lanes)) for part in (torch.real, torch.imag)]
+    squares = [Triple(part.x.square(), square(frame, part)) for part in parts]
+    return root(frame, Triple(squares[0].x + squares[1].x, plus(*squares)))
 
 
 @rule(aten.gelu.default)
@@ -50,6 +62,34 @@ def _gelu(frame: Frame, y: Tensor, x: Triple, *, approximate: str = "none") -> L
 @rule(aten.leaky_relu.default, piecewise=True)
 def _leaky_relu(frame: Frame, y: Tensor, x: Triple, slope: float = 0.01) -> Lanes:
     return pointwise(frame, x, "leaky_relu", slope)
+
+
+@rule(aten.rrelu.default, piecewise=True)
+def _rrelu(frame: Frame, y: Tensor, x: Triple, low: float = 1 / 8, high: float = 1 / 3, train: bool = False, *_: Any) -> Any:
+    return NotImplemented if train else pointwise(frame, x, "leaky_relu", (low + high) / 2)
+
+
+@rule(aten.rrelu_with_noise.default, piecewise=True)
+def _rrelu_in_pieces(
+    frame: Frame, y: Tensor, x: Triple, _noise: Any, low: float = 1 / 8, high: float = 1 / 3, train: bool = False, *_: Any
+) -> Any:
+    return _rrelu(frame, y, x, low, high, train)
+
+
+def _stepwise(name: str) -> None:
+    """Functions that are constant between jumps: plain differences, of which nothing is lost."""
+    target = getattr(aten, name).default
+
+    @rule(target, piecewise=True)
+    def apply(frame: Frame, y: Tensor, x: Triple) -> Lanes:
+        if x.lanes is None or frame.jet:
+            return None
+        here, up, down = (target(side) for side in frame.points(x))
+        return frame.from_points(here, up, down, x.lanes.dtype)
+
+
+for _kind in ("sign", "sgn", "round", "floor", "ceil", "trunc"):
+    _stepwise(_kind)
 
 
 @rule(aten.clamp.default, aten.clip.default, piecewise=True)
@@ -101,7 +141,7 @@ def _softplus(frame: Frame, y: Tensor, x: Triple, beta: float = 1.0, threshold: 
 def _log_sigmoid(frame: Frame, y: Any, x: Triple) -> Any:
     turned = Triple(-x.x, None if x.lanes is None else -x.lanes)
     lanes = scaled(pointwise(frame, turned, "softplus", 1.0), -1.0)
-    return (lanes, None) if isinstance(y, tuple) else lanes
+    return (lanes, None) if isinstance(y, (tuple, list)) else lanes
 
 
 @rule(aten.mish.default)
@@ -109,10 +149,10 @@ def _mish(frame: Frame, y: Tensor, x: Triple) -> Lanes:
     return pointwise(frame, x, "mish")
 
 
-@rule(aten.prelu.default, piecewise=True)
+@rule(aten.prelu.default, aten._prelu_kernel.default, piecewise=True)
 def _prelu(frame: Frame, y: Tensor, x: Triple, slope: Any) -> Lanes:
     slope = triple(slope, y)
-    if slope.x.numel() > 1 and x.ndim > 2:
+    if slope.ndim == 1 and slope.x.numel() > 1 and x.ndim > 2:
         tail = [1] * (x.ndim - 2)
         slope = Triple(slope.x.reshape(-1, *tail), each(lambda rows: rows.reshape(*rows.shape, *tail), slope.lanes))
     rising = pointwise(frame, x, "relu")

@@ -6,6 +6,7 @@ move, takes one product per direction for any number of radii.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -143,6 +144,25 @@ def _bilinear_layer(frame: Frame, y: Tensor, x: Any, u: Any, weight: Any, bias: 
     lanes = product(frame, parts, other)
     summed = None if lanes is None else lanes.sum(-1)
     return summed if bias is None else total(summed, fitted(triple(bias, y).lanes, y.shape))
+
+
+@rule(aten._trilinear.default)
+def _trilinear(
+    frame: Frame, y: Tensor, x: Any, u: Any, v: Any, x_axes: Any, u_axes: Any, v_axes: Any, summed: Any, *_: Any
+) -> Any:
+    """A product of three, with axes of length one put in, summed over some axes: a bilinear layer in pieces."""
+
+    def lifted(value: Triple, axes: Sequence[int]) -> Triple:
+        tensor, lanes = value.x, value.lanes
+        for axis in sorted(axes):
+            tensor = tensor.unsqueeze(axis)
+            lanes = None if lanes is None else lanes.unsqueeze(axis + LEAD)
+        return Triple(tensor, lanes)
+
+    x, u, v = (lifted(triple(value, y), axes) for value, axes in ((x, x_axes), (u, u_axes), (v, v_axes)))
+    both = Triple(x.x * u.x, product(frame, x, u))
+    lanes = product(frame, both, v)
+    return None if lanes is None else lanes.sum([axis + LEAD for axis in summed])
 
 
 # ---------------------------------------------------------------- convolutions
@@ -325,7 +345,7 @@ def _attention(
 ) -> Any:
     from fastscape.evaluation.differences.rules.functions import softmax_lanes
 
-    several = isinstance(y, tuple)
+    several = isinstance(y, (tuple, list))
     out = y[0] if several else y
     q, k, v = triple(query, out), triple(key, out), triple(value, out)
     if dropout or any(option is not None for option in further):

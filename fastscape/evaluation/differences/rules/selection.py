@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastscape.evaluation.differences.algebra import fitted, plus, total
 from fastscape.evaluation.differences.rules.functions import pointwise
-from fastscape.evaluation.differences.rules.table import DECISIVE, RULES, aten, moves, negative, rule, triple
+from fastscape.evaluation.differences.rules.table import DECISIVE, RULES, aten, moves, negative, negatives, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Decision, Frame, Triple
 from fastscape.ops import max_pool2d_difference
 
@@ -41,11 +41,6 @@ def _max_pool2d(
         list(y.shape[-2:]),
     )
     return out.reshape(*out.shape[:LEAD], *y.shape)
-
-
-@rule(aten.max_pool2d_with_indices.default, piecewise=True)
-def _max_pool2d_indexed(frame: Frame, y: Any, x: Triple, *options: Any) -> Any:
-    return _max_pool2d(frame, y[0], x, *options), None
 
 
 @rule(aten.max_pool1d.default, piecewise=True)
@@ -122,7 +117,7 @@ def _pooled(spatial: int, *names: str) -> None:
 
 
 _pooled(3, "max_pool3d_with_indices", "adaptive_max_pool3d")
-_pooled(2, "adaptive_max_pool2d")
+_pooled(2, "max_pool2d_with_indices", "adaptive_max_pool2d")
 _pooled(1, "adaptive_max_pool1d")
 
 
@@ -151,9 +146,15 @@ def _extreme(name: str) -> None:
 
     def over_dims(frame: Frame, y: Tensor, x: Triple, dims: Any = (), keepdim: bool = False) -> Any:
         dims = [dims] if isinstance(dims, int) else list(dims)
-        if len(dims) != 1:
-            return over_all(frame, y, x) if not dims and not keepdim else NotImplemented
-        return None if x.lanes is None else lanes_and_index(frame, x, dims[0], keepdim)[0]
+        if x.lanes is None:
+            return None
+        if len(dims) == 1:
+            return lanes_and_index(frame, x, dims[0], keepdim)[0]
+        axes = sorted(negatives(dims, x.ndim))
+        ends = tuple(range(-len(axes), 0))
+        flat = Triple(x.x.movedim(axes, ends).flatten(-len(axes)), x.lanes.movedim(axes, ends).flatten(-len(axes)))
+        lanes = lanes_and_index(frame, flat, -1, False)[0]
+        return lanes.reshape(*lanes.shape[:LEAD], *y.shape)
 
     def over_all(frame: Frame, y: Tensor, x: Triple) -> Any:
         if x.lanes is None:
@@ -286,6 +287,25 @@ def _minimum(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
     gap = Triple(left.x - right.x, plus(left, right, -1))
     relu = pointwise(frame, gap, "relu")
     return total(fitted(left.lanes, y.shape), None if relu is None else -relu)
+
+
+@rule(aten.clamp.Tensor, aten.clip.Tensor, piecewise=True)
+def _clamp(frame: Frame, y: Tensor, x: Any, low: Any = None, high: Any = None) -> Any:
+    value = triple(x, y)
+    if low is not None:
+        least = torch.maximum(value.x, triple(low, y).x)
+        value = Triple(least, _maximum(frame, least, value, low))
+    return value.lanes if high is None else _minimum(frame, y, value, high)
+
+
+@rule(aten.clamp_min.Tensor, piecewise=True)
+def _clamp_min(frame: Frame, y: Tensor, x: Any, low: Any) -> Any:
+    return _maximum(frame, y, x, low)
+
+
+@rule(aten.clamp_max.Tensor, piecewise=True)
+def _clamp_max(frame: Frame, y: Tensor, x: Any, high: Any) -> Any:
+    return _minimum(frame, y, x, high)
 
 
 # ---------------------------------------------------------------- decisions

@@ -281,8 +281,53 @@ def _several(*names: str) -> None:
 
 
 _several("split", "split_with_sizes", "chunk", "unbind", "tensor_split", "split_copy", "split_with_sizes_copy", "unbind_copy")
+_several("unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk")
 _reduction("sum")
 _reduction("mean")
+
+
+def _copy(row: Tensor) -> Tensor:
+    """A row with a memory of its own."""
+    return row.clone(memory_format=torch.contiguous_format)
+
+
+@rule(*overloads("as_strided", "as_strided_copy"), structure=True)
+def _strided(frame: Frame, y: Tensor, x: Triple, size: Any, stride: Any, offset: int | None = None) -> Any:
+    if not x.x.is_contiguous():
+        return NotImplemented
+    return each(lambda rows: torch.stack([_copy(row).as_strided(size, stride, offset or 0) for row in rows]), x.lanes)
+
+
+# ---------------------------------------------------------------- Fourier transforms and complex numbers
+def _transform(target: Any) -> None:
+    @rule(target, structure=True)
+    def apply(frame: Frame, y: Tensor, x: Triple, dims: Sequence[int], *options: Any) -> Tensor | None:
+        return each(lambda rows: target(rows, [shifted(dim) for dim in dims], *options), x.lanes)
+
+
+_transform(aten._fft_r2c.default)
+_transform(aten._fft_c2c.default)
+_transform(aten._fft_c2r.default)
+
+
+@_linear("real")
+def _real(rows: Tensor) -> Tensor:
+    return rows.real if rows.is_complex() else rows
+
+
+@_linear("imag")
+def _imaginary(rows: Tensor) -> Tensor:
+    return rows.imag
+
+
+@_linear("view_as_real", "view_as_real_copy")
+def _parted(rows: Tensor) -> Tensor:
+    return torch.view_as_real(rows.contiguous())
+
+
+@_linear("view_as_complex", "view_as_complex_copy")
+def _paired(rows: Tensor) -> Tensor:
+    return torch.view_as_complex(rows.contiguous())
 
 
 # ---------------------------------------------------------------- what does not depend on its argument's values
