@@ -171,7 +171,7 @@ def pointwise_difference_kernel(
         gap = tl.minimum(gap, tl.abs(wide - POINT1).to(tl.float32))
     if SMOOTH:
         t1, t2, t3, t4, t5, t6 = series(narrow, KIND, O0, O1, O2)
-        lost = (wide - narrow.to(tl.float64)).to(tl.float32)  # shows where f' or f'' vanishes
+        lost = tl.where(wide == narrow, 0.0, wide - narrow).to(tl.float32)  # shows where f' or f'' vanishes
         t1, t2, t3 = t1 + 2.0 * t2 * lost, t2 + 3.0 * t3 * lost, t3 + 4.0 * t4 * lost
         sharp, here = sharpness(narrow, KIND, O0, O2), rest(narrow, KIND, O0, O1, O2)
     elif KIND == "hardswish":
