@@ -167,7 +167,9 @@ def _check_steps(graph: fx.GraphModule, program: Program) -> None:
         if name in _SIZED_BY_VALUES and step.target not in RULES and _moving_inputs(step, moving):
             raise UntraceableError(f"operation {name}{_in(step)} gives a shape that depends on the parameters; use a mask")
         if name == "index" and any(_is_mask(argument) and argument.name in moving for argument in step.arguments[1]):
-            raise UntraceableError(f"operation {name}{_in(step)} picks elements by a condition on the parameters; use torch.where")
+            raise UntraceableError(
+                f"operation {name}{_in(step)} picks elements by a condition on the parameters; use torch.where"
+            )
         if space not in ("aten", "prims") and step.target not in RULES:
             raise UntraceableError(
                 f"operation {schema.name}{_in(step)} has no difference rule; write it with torch's own operations"

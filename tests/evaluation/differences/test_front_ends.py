@@ -82,7 +82,12 @@ def test_the_subclass_follows_shapes_that_depend_on_the_parameters():
         problem(model, vectors())
     case = problem(Forward(lambda s, x: s.o(s.l(x).tanh()), l=model.l, o=model.o), data := vectors())
     first, second, _ = case.lanes((1e-2,))
-    other = problem(model.train(False), data, trace_it=False, directions={n: case.directions[f"parameter:model.{n}"] for n in case.objective.names})
+    other = problem(
+        model.train(False),
+        data,
+        trace_it=False,
+        directions={n: case.directions[f"parameter:model.{n}"] for n in case.objective.names},
+    )
     other_first, other_second, _ = other.lanes((1e-2,), propagate=other.dispatched.lanes)
     torch.testing.assert_close(other_second, second, rtol=1e-9, atol=0)
     torch.testing.assert_close(other_first, first, rtol=1e-9, atol=0)

@@ -9,7 +9,15 @@ from evaluation.differences.harness import problem, relative
 from torch import nn
 from torch.nn import functional as F
 
-NAMES = ("vision_transformer", "small_resnet", "rotary_decoder", "lstm", "batch_norm_batch", "mixture_dense", "kinked_activations")
+NAMES = (
+    "vision_transformer",
+    "small_resnet",
+    "rotary_decoder",
+    "lstm",
+    "batch_norm_batch",
+    "mixture_dense",
+    "kinked_activations",
+)
 F64 = torch.float64
 
 

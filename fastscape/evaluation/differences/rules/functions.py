@@ -9,7 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscape.evaluation.differences.algebra import each, exponential, fitted, logarithm, plus, product, root, scaled, smooth, square, total
+from fastscape.evaluation.differences.algebra import (
+    each,
+    exponential,
+    fitted,
+    logarithm,
+    plus,
+    product,
+    root,
+    scaled,
+    smooth,
+    square,
+    total,
+)
 from fastscape.evaluation.differences.layout import flat, unflat
 from fastscape.evaluation.differences.rules.table import aten, negative, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
