@@ -26,7 +26,7 @@ from fastscape._interrupts import EXIT_INTERRUPTED, Interrupts
 from fastscape._replica import MODEL_NOTE
 from fastscape._version import __version__
 from fastscape.estimators import AnalysisSettings
-from fastscape.evaluation import NondeterministicLossError, PrecisionWarning
+from fastscape.evaluation import MissingRuleError, NondeterministicLossError, PrecisionWarning, UntraceableError, operators
 from fastscape.objective import Objective
 from fastscape.ops import status
 from fastscape.probes import ProbeError, multifractal, trajectory
@@ -56,11 +56,33 @@ def main() -> None:
     """Measure the geometry of a neural network's loss."""
 
 
+def _objective_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that make an objective of a model, in the order of the help page."""
+    options = (
+        click.option("--data", help="zoo:digits, zoo:pydoc-text, module:factory, file.py:factory: an iterable of batches."),
+        click.option(
+            "--criterion",
+            default="cross_entropy",
+            show_default=True,
+            help=f"{', '.join(CRITERIA)}, or module:function(outputs, targets).",
+        ),
+        click.option("--loss", help="module:function(model, batch) -> mean, for batches that are not (inputs, targets)."),
+        click.option("--params", multiple=True, help="Glob on the names of parameters to move; repeatable."),
+        click.option("--batch-norm", type=click.Choice(["running", "batch"]), default="running", show_default=True),
+        click.option("--device", help="Where to evaluate; default the CPU."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command("status")
+@click.option("--model", help="Tell how difference propagation handles the operations of this MODEL (see probe) on --data.")
+@_objective_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def show_status(as_json: bool) -> None:
-    """Tell which kernels answer on this machine, and why not others."""
-    found = status()
+def show_status(model: str | None, as_json: bool, **options: Any) -> None:
+    """Tell which kernels answer on this machine, and why not others; with --model, how its operations are handled."""
+    found = status() if model is None else _exit_codes(lambda: operators(_objective(model, options)))
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
 
 
@@ -117,7 +139,7 @@ def _analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @main.command()
 @click.argument("model")
-@click.option("--data", help="zoo:digits, zoo:pydoc-text, module:factory, file.py:factory: an iterable of batches.")
+@_objective_options
 @click.option(
     "--checkpoint",
     "checkpoints",
@@ -125,16 +147,6 @@ def _analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(path_type=Path),
     help="Weights; repeatable, or a directory of them.",
 )
-@click.option(
-    "--criterion",
-    default="cross_entropy",
-    show_default=True,
-    help=f"{', '.join(CRITERIA)}, or module:function(outputs, targets).",
-)
-@click.option("--loss", help="module:function(model, batch) -> mean, for batches that are not (inputs, targets).")
-@click.option("--params", multiple=True, help="Glob on the names of parameters to move; repeatable.")
-@click.option("--batch-norm", type=click.Choice(["running", "batch"]), default="running", show_default=True)
-@click.option("--device", help="Where to evaluate; default the CPU.")
 @click.option("--budget", help="Time for everything, such as 60s or 5m; directions come until it ends.")
 @click.option("--target", type=float, help="Stop when the 95 % interval of M_tau is this narrow (half-width).")
 @click.option("--count", type=int, help="Directions per bank.")
@@ -145,10 +157,10 @@ def _analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--normalize", help="tensor, filter, module, global, element or none.")
 @click.option("--scale", help="relative (radii are relative to ||w||) or unit (absolute).")
 @click.option("--one-d", help="same or zero: whether biases and norm parameters move.")
-@click.option("--precision", help="float64 or float32.")
+@click.option("--precision", help="difference, float64 or float32; default: measured.")
 @click.option("--bank-batches", help="all or rotate: data of each bank.")
 @click.option("--preset", "preset_name", help="torok2026: the settings of a published protocol.")
-@click.option("--path", type=click.Choice(["loop", "vmap"]), help="Evaluation path; default: measured.")
+@click.option("--path", type=click.Choice(["loop", "vmap", "graph", "dispatch"]), help="Evaluation path; default: measured.")
 @click.option("--memory", type=float, callback=_bytes, help="GiB that batched evaluation may take.")
 @click.option("--extend", type=click.Path(path_type=Path), help="An earlier result.npz of the same run to continue.")
 @click.option(
@@ -403,7 +415,7 @@ def _exit_codes(work: Callable[[], Any]) -> Any:
     except ProbeError as error:
         _rescue(error.partial)
         _fail(str(error), EXIT_MODEL)
-    except NondeterministicLossError as error:
+    except (MissingRuleError, NondeterministicLossError, UntraceableError) as error:
         _fail(str(error), EXIT_MODEL)
     except BrokenPipeError:
         sys.stdout = None  # or Python flushes the closed pipe again at exit

@@ -200,7 +200,7 @@ def test_a_float32_step_inside_a_float64_model_is_found_measured_and_flagged(dig
     narrow.load_state_dict(honest.state_dict())
     objectives = [fs.Objective(model, digits, criterion=F.cross_entropy) for model in (honest, narrow)]
     radii = np.logspace(-6, -1, 11)
-    exact, found = (fs.responses(o, fs.Directions(o, 8), radii) for o in objectives)
+    exact, found = (fs.responses(o, fs.Directions(o, 8), radii, precision="float64") for o in objectives)
     assert exact.narrow == ""
     assert found.narrow.startswith("float32 in aten")
     error = np.abs(found.even - exact.even)
@@ -209,7 +209,7 @@ def test_a_float32_step_inside_a_float64_model_is_found_measured_and_flagged(dig
     assert wrong.any()
     assert not found.trusted[wrong].any()
     assert found.trusted[-1]
-    result = fs.multifractal(objectives[1], fs.ProbeSettings(count=2), fs.AnalysisSettings(bootstrap=2, permutations=1))
+    result = fs.multifractal(objectives[1], fs.ProbeSettings(count=2, precision="float64"), fs.AnalysisSettings(bootstrap=2, permutations=1))
     assert any("computes in lower precision inside (float32 in aten" in flag for flag in result.flags)
 
 

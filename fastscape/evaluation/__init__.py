@@ -4,17 +4,20 @@ from fastscape.evaluation.determinism import NondeterministicLossError
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
 from fastscape.evaluation.losses import losses
+from fastscape.evaluation.operators import Operators, operators
 from fastscape.evaluation.quadratic import QuadraticForms, quadratic_forms
 from fastscape.evaluation.responses import PrecisionWarning, Responses, responses
 
 __all__ = [
     "MissingRuleError",
     "NondeterministicLossError",
+    "Operators",
     "PrecisionWarning",
     "QuadraticForms",
     "Responses",
     "UntraceableError",
     "losses",
+    "operators",
     "quadratic_forms",
     "responses",
 ]

@@ -201,11 +201,11 @@ class Evaluator:
         """Directions whose ``points`` perturbed copies, with parameters and activations, fit in memory."""
         limit = self._memory or available_memory(self.objective.device) // 2
         width = torch.finfo(self.dtype).bits // 8
-        per_point = 3 * self.objective.size * width + _activation_bytes(self.replica)
+        per_point = 3 * self.objective.size * width + activation_bytes(self.replica)
         return int(limit // (per_point * points))
 
 
-def _activation_bytes(replica: Replica) -> int:
+def activation_bytes(replica: Replica) -> int:
     """Bytes of all module outputs in one forward of the largest batch: an upper bound on what is alive at once."""
     sizes: list[int] = []
     hooks = [

@@ -156,6 +156,8 @@ def choose_precision(
         memory: as for the evaluators.
         trial: seconds that trying may take.
     """
+    if path not in (None, *get_args(PathName), *get_args(FrontEnd)):
+        raise ValueError(f"path must be 'loop', 'vmap', 'graph', 'dispatch' or None to measure, got {path!r}")
     if path in get_args(FrontEnd):
         return PrecisionChoice("difference", f"path={path!r} was asked for")
     if path is not None:

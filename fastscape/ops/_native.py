@@ -42,6 +42,10 @@ _ENTRIES = (
     "fastscape_max_pool_difference",
     "fastscape_isa",
     "fastscape_set_isa",
+    "fastscape_softmax_difference",
+    "fastscape_layer_norm_difference",
+    "fastscape_cross_entropy_difference",
+    "fastscape_max_pool_difference",
 )
 
 _pointer, _int64 = ctypes.c_void_p, ctypes.c_int64

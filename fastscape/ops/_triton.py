@@ -25,11 +25,11 @@ Key = TypeVar("Key", bound=Hashable)
 LAYOUTS = 64  # kept: one per set of parameters, normalisation and block size in use
 
 
-def kernel(module: str, function: str) -> Kernel:
+def kernel(module: str, function: str, limits: str = "") -> Kernel:
     """The launcher ``function`` of ``module``, imported at its first call; without Triton the reason why there is none."""
     if not AVAILABLE:
         return Kernel(None, "Triton", "triton is not installed")
-    return Kernel(imported_later(module, function), "Triton")
+    return Kernel(imported_later(module, function), "Triton", limits=limits)
 
 
 def ceil_div(numerator: int, denominator: int) -> int:

@@ -139,7 +139,7 @@ def test_paths_agree_to_rounding_and_any_chunk_gives_the_same_bits(tanh_objectiv
 
 
 def test_the_chosen_path_is_the_one_measured_faster(tanh_objective):
-    found = fs.responses(tanh_objective, fs.Directions(tanh_objective, 8), [1e-2, 1e-1])
+    found = fs.responses(tanh_objective, fs.Directions(tanh_objective, 8), [1e-2, 1e-1], precision="float64")
     assert set(found.path.seconds) == {"loop", "vmap"}
     assert found.path.name == min(found.path.seconds, key=found.path.seconds.get)
     assert "faster" in found.path.reason
@@ -177,7 +177,7 @@ def test_float32_is_rejected_where_it_is_noise_and_float64_is_not(trained_mlp, d
     objective = fs.Objective(trained_mlp, digits, criterion=F.cross_entropy)
     directions = fs.Directions(objective, 8, scale="unit")
     radii = np.logspace(-5, 1, 13)
-    with pytest.warns(fs.PrecisionWarning, match="rounding noise on this model; use precision='float64'"):
+    with pytest.warns(fs.PrecisionWarning, match="rounding noise on this model; use precision='difference', or 'float64'"):
         single = fs.responses(objective, directions, radii, precision="float32")
     double = fs.responses(objective, directions, radii, precision="float64")
     assert not single.trusted[radii < 1e-2].any()
@@ -220,7 +220,7 @@ def test_a_hidden_float32_step_raises_the_floor(trained_mlp, digits):
     objective = fs.Objective(trained_mlp, digits, loss=loss)
     clean = fs.Objective(trained_mlp, digits, criterion=F.cross_entropy)
     directions = fs.Directions(objective, 4)
-    hidden, honest = (fs.responses(o, directions, [1e-2]).noise[0] for o in (objective, clean))
+    hidden, honest = (fs.responses(o, directions, [1e-2], precision="float64").noise[0] for o in (objective, clean))
     assert hidden > 1e4 * honest
 
 
@@ -277,8 +277,10 @@ def test_bad_radii_are_named(tanh_objective, radii, message):
 def test_bad_options_are_named(tanh_objective):
     directions = fs.Directions(tanh_objective, 1)
     for arguments, message in (
-        ({"precision": "bf16"}, "precision must be one of float64, float32 or None, got 'bf16'"),
-        ({"path": "jit"}, "path must be 'loop', 'vmap' or None to measure both, got 'jit'"),
+        ({"precision": "bf16"}, "precision must be one of float64, float32, difference, difference-bf16 or None, got 'bf16'"),
+        ({"path": "jit"}, "path must be 'loop', 'vmap', 'graph', 'dispatch' or None to measure, got 'jit'"),
+        ({"path": "graph", "precision": "float64"}, "path must be 'loop', 'vmap' or None to measure both, got 'graph'"),
+        ({"path": "loop", "precision": "difference"}, "path must be 'graph', 'dispatch' or None with precision='difference', got 'loop'"),
         ({"memory": 0}, "memory must be a positive number of bytes, got 0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -84,6 +84,21 @@ def perturbed_linear():
     yield _rows(5, 9, torch.float32).reshape(1, 5, 9), _rows(6, 9, torch.float32), 7, 3, [1], scales[:1], eps[:1], "gaussian"
 
 
+def linear_difference():
+    """Lanes absent, of one order and of two, the same for all radii or not; weight, bias, both or neither moving."""
+    radii = torch.tensor([0.0, 1e-3, 0.3], dtype=torch.float64)
+    for dtype, wide in ((torch.float32, torch.float32), (torch.float32, torch.float64), (torch.float64, torch.float64)):
+        x, weight = _rows(5, 9, wide), _rows(6, 9, dtype)
+        lanes = _rows(60, 9, dtype).reshape(2, 2, 3, 5, 9)
+        direction, bias = _rows(12, 9, dtype).reshape(2, 6, 9), _rows(2, 6, dtype)
+        yield x, lanes, radii, weight, direction, bias
+        yield x, lanes[:, :, :1], radii, weight, direction, None
+        yield x, lanes[:, :1], radii, weight, direction, None
+        yield x, lanes[:, :1, :1], radii, weight, None, bias
+        yield x, None, radii, weight, direction, bias
+    yield x[:0], lanes[:, :, :, :0], radii, weight, direction, bias
+
+
 def _radii():
     return torch.tensor([0.0, 1e-3, 0.3], dtype=torch.float64)
 
@@ -138,21 +153,6 @@ def affine_difference():
     yield *lanes((0, 3, 4)), _radii(), scale, None, None
 
 
-def linear_difference():
-    """Lanes absent, of one order and of two, the same for all radii or not; weight, bias, both or neither moving."""
-    radii = torch.tensor([0.0, 1e-3, 0.3], dtype=torch.float64)
-    for dtype, wide in ((torch.float32, torch.float32), (torch.float32, torch.float64), (torch.float64, torch.float64)):
-        x, weight = _rows(5, 9, wide), _rows(6, 9, dtype)
-        lanes = _rows(60, 9, dtype).reshape(2, 2, 3, 5, 9)
-        direction, bias = _rows(12, 9, dtype).reshape(2, 6, 9), _rows(2, 6, dtype)
-        yield x, lanes, radii, weight, direction, bias
-        yield x, lanes[:, :, :1], radii, weight, direction, None
-        yield x, lanes[:, :1], radii, weight, direction, None
-        yield x, lanes[:, :1, :1], radii, weight, None, bias
-        yield x, None, radii, weight, direction, bias
-    yield x[:0], lanes[:, :, :, :0], radii, weight, direction, bias
-
-
 def _lanes(x, directions, dtype, *, both=True, radii=2):
     generator = torch.Generator().manual_seed(directions)
     return torch.randn(directions, 1 + both, radii, *x.shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -161,7 +161,7 @@ def _lanes(x, directions, dtype, *, both=True, radii=2):
 PAIRS = [(torch.float64, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
 
 
-def _two_radii():
+def _pair():
     return torch.tensor([0.0, 1e-3], dtype=torch.float64)
 
 
@@ -170,26 +170,26 @@ def softmax_difference():
     for base, dtype in PAIRS:
         x = 3 * _rows(5, 67, base)
         x[1, ::3] = -torch.inf
-        yield x, _lanes(x, 2, dtype), _two_radii()
+        yield x, _lanes(x, 2, dtype), _pair()
         yield x, _lanes(x, 3, dtype, both=False, radii=1), torch.tensor([1e-7, 0.2, 1.0]).double()
     x = _rows(2, 5000, torch.float32)
-    yield x, _lanes(x, 1, torch.float32, radii=1), _two_radii()[1:]
+    yield x, _lanes(x, 1, torch.float32, radii=1), _pair()[1:]
     for rows, length in ((3, 1), (0, 4)):
         x = _rows(rows, length, torch.float64)
-        yield x, _lanes(x, 2, torch.float32), _two_radii()
+        yield x, _lanes(x, 2, torch.float32), _pair()
 
 
 def layer_norm_difference():
     """Every pair of dtypes, with and without weights and directions, centred or not."""
     for base, dtype in PAIRS:
         x, weights = 3 * _rows(5, 67, base) + 1, _rows(5, 67, dtype)
-        yield x, _lanes(x, 2, dtype), _two_radii(), weights[0], weights[1:3], weights[3:], 1e-5, True
-        yield x, _lanes(x, 3, dtype, both=False, radii=1), _two_radii(), None, None, None, 1e-5, False
-        yield x, _lanes(x, 2, dtype, radii=1), _two_radii().add(0.5), weights[0].to(base), None, weights[3:], 1e-5, True
+        yield x, _lanes(x, 2, dtype), _pair(), weights[0], weights[1:3], weights[3:], 1e-5, True
+        yield x, _lanes(x, 3, dtype, both=False, radii=1), _pair(), None, None, None, 1e-5, False
+        yield x, _lanes(x, 2, dtype, radii=1), _pair().add(0.5), weights[0].to(base), None, weights[3:], 1e-5, True
     x = _rows(2, 5000, torch.float32)
-    yield x, _lanes(x, 1, torch.float32, radii=1), _two_radii()[1:], None, torch.ones(1, 5000), None, 1e-5, True
+    yield x, _lanes(x, 1, torch.float32, radii=1), _pair()[1:], None, torch.ones(1, 5000), None, 1e-5, True
     x = _rows(0, 4, torch.float64)
-    yield x, _lanes(x, 2, torch.float32), _two_radii(), None, None, None, 1e-5, True
+    yield x, _lanes(x, 2, torch.float32), _pair(), None, None, None, 1e-5, True
 
 
 def cross_entropy_difference():
@@ -198,12 +198,12 @@ def cross_entropy_difference():
         x = 3 * _rows(5, 67, base)
         target = torch.tensor([int(x[0].argmax()) % 66, 2, 4, 7, 65])
         x[1, ::3] = -torch.inf
-        yield x, _lanes(x, 2, dtype), _two_radii(), target
+        yield x, _lanes(x, 2, dtype), _pair(), target
         yield x, _lanes(x, 3, dtype, both=False, radii=1), torch.tensor([1e-7, 0.2, 1.0]).double(), target
     x = _rows(2, 5000, torch.float32)
-    yield x, _lanes(x, 1, torch.float32, radii=1), _two_radii()[1:], torch.tensor([0, 4999])
+    yield x, _lanes(x, 1, torch.float32, radii=1), _pair()[1:], torch.tensor([0, 4999])
     x = _rows(0, 4, torch.float64)
-    yield x, _lanes(x, 2, torch.float32), _two_radii(), torch.zeros(0, dtype=torch.int64)
+    yield x, _lanes(x, 2, torch.float32), _pair(), torch.zeros(0, dtype=torch.int64)
 
 
 def max_pool2d_difference():
@@ -217,10 +217,10 @@ def max_pool2d_difference():
     for base, dtype in PAIRS:
         x = _rows(3, 9 * 37, base).reshape(3, 9, 37).mul(2).round().div(2)
         for shape in shapes:
-            yield x, _lanes(x, 2, dtype), _two_radii(), *shape
+            yield x, _lanes(x, 2, dtype), _pair(), *shape
         yield x, _lanes(x, 3, dtype, both=False, radii=1), torch.tensor([1e-7, 0.2, 1.0]).double(), *shapes[0]
     x = _rows(0, 12, torch.float64).reshape(0, 3, 4)
-    yield x, _lanes(x, 2, torch.float32), _two_radii(), [2, 2], [2, 2], [0, 0], [1, 1], [1, 2]
+    yield x, _lanes(x, 2, torch.float32), _pair(), [2, 2], [2, 2], [0, 0], [1, 1], [1, 2]
 
 
 SAMPLES = {
@@ -231,12 +231,12 @@ SAMPLES = {
     "direction": direction,
     "direction_dot": direction_dot,
     "direction_norms": direction_norms,
+    "layer_norm_difference": layer_norm_difference,
     "linear_difference": linear_difference,
+    "max_pool2d_difference": max_pool2d_difference,
     "perturb": perturb,
     "perturbed_linear": perturbed_linear,
     "pointwise_difference": pointwise_difference,
-    "layer_norm_difference": layer_norm_difference,
-    "max_pool2d_difference": max_pool2d_difference,
     "softmax_difference": softmax_difference,
 }
 
@@ -252,10 +252,10 @@ def large(name):
     pool = ([2, 2], [2, 2], [0, 0], [1, 1], [10, 10])
     return {
         "affine_difference": (*lanes((5, 3, 7001)), _radii(), torch.ones(3), _rows(2, 3, torch.float32), None),
-        "cross_entropy_difference": (logits, step, _two_radii(), torch.arange(3000) % 16),
-        "layer_norm_difference": (logits, step, _two_radii(), None, None, None, 1e-5, True),
-        "max_pool2d_difference": (planes, step.reshape(2, 2, 1, *planes.shape), _two_radii(), *pool),
-        "softmax_difference": (logits, step, _two_radii()),
+        "cross_entropy_difference": (logits, step, _pair(), torch.arange(3000) % 16),
+        "layer_norm_difference": (logits, step, _pair(), None, None, None, 1e-5, True),
+        "max_pool2d_difference": (planes, step.reshape(2, 2, 1, *planes.shape), _pair(), *pool),
+        "softmax_difference": (logits, step, _pair()),
         "block_gram": (_rows(3, 200_003, torch.float32), _rows(2, 200_003, torch.float32)),
         "block_update": (_rows(2, 200_003, torch.float32), _rows(3, 200_003, torch.float32), _rows(3, 2, torch.float64)),
         "direction": (ids, 3, [1, 2], sizes, "gaussian"),

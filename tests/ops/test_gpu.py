@@ -26,8 +26,16 @@ def test_the_device_gives_the_results_of_the_cpu(name, index):
     expected = flat(OPERATORS[name](*arguments))
     found = flat(moved(OPERATORS[name](*moved(arguments, "cuda")), "cpu"))
     for one, other in zip(found, expected, strict=True):
-        exact = {"rtol": 0.0, "atol": 0.0} if name in BITWISE else {}
-        torch.testing.assert_close(one, other, equal_nan=True, **exact)
+        torch.testing.assert_close(one, other, equal_nan=True, **tolerance(name, other))
+
+
+def tolerance(name, expected):
+    """None for bits; plain differences of float32, at large radii, lose digits relative to the largest."""
+    if name in BITWISE:
+        return {"rtol": 0.0, "atol": 0.0}
+    if name.endswith("_difference") and expected.numel():
+        return {"rtol": 0.0, "atol": 32 * torch.finfo(expected.dtype).eps * float(expected.nan_to_num().abs().max())}
+    return {}
 
 
 @pytest.mark.parametrize("path", ["loop", "vmap"])

@@ -199,7 +199,7 @@ def test_autocast_does_not_round_the_operands(name):
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("stacked", [1, 17, 100, 4096])
 def test_tiles_are_no_larger_than_the_rows_need(dtype, precision, stacked):
-    sizes = fused.tile(stacked, dtype, precision)
+    sizes = fused.tile(stacked, dtype, precision, aligned=True)
     assert 16 <= sizes.BM <= max(16, 2 * stacked - 1)
 
 

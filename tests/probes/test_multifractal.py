@@ -48,7 +48,7 @@ def test_power_law_losses_have_their_exponent():
     """T4: L = sum |w_i|^a at w = 0, absolute radii, has h_i = a and tau = 0."""
     for power in (0.5, 1.0, 1.5, 3.0):
         objective = function_of([0.0] * 12, lambda w, a=power: w.abs().pow(a).sum())
-        probe = fs.ProbeSettings(radii=RADII, count=16, banks=1, normalize="none", scale="unit")
+        probe = fs.ProbeSettings(radii=RADII, count=16, banks=1, normalize="none", scale="unit", precision="float64")
         result = fs.multifractal(objective, probe, QUICK)
         np.testing.assert_allclose(result.analysis.pooled[0][0].holder.h, power, atol=1e-12)
         assert result.analysis.estimates["m_tau"].value < 1e-11
@@ -141,7 +141,7 @@ def test_a_narrow_step_in_the_loss_is_flagged(trained_mlp, digits):
     objective = fs.Objective(
         trained_mlp, digits, loss=lambda model, batch: F.cross_entropy(model(batch[0]).float(), batch[1]), weight=lambda _: 1
     )
-    result = fs.multifractal(objective, fs.ProbeSettings(count=2), QUICK)
+    result = fs.multifractal(objective, fs.ProbeSettings(count=2, precision="float64"), QUICK)
     assert any("computes in lower precision" in flag for flag in result.flags)
 
 
@@ -296,7 +296,7 @@ def test_the_preset_is_the_published_protocol():
         ({"seed": -3}, r"seed must be an integer in \[0, 2\^63\), got -3"),
         ({"normalize": "layer"}, "normalize must be one of tensor, filter.*got 'layer'"),
         ({"scale": "none"}, "scale must be one of unit, relative, got 'none'"),
-        ({"precision": "half"}, "precision must be one of float64, float32 or None, got 'half'"),
+        ({"precision": "half"}, "precision must be one of float64, float32, difference, difference-bf16 or None, got 'half'"),
         ({"bank_batches": "each"}, "bank_batches must be one of all, rotate, got 'each'"),
     ],
 )

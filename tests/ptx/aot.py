@@ -140,7 +140,8 @@ def compile_triton(
     flags = [] if metadata.enable_fp_fusion else ["--fmad=false"]
     resources = _resources(_assembler_log(ptx, arch, flags), metadata.name)
     counted = _sass_instructions(cubin, metadata.name)
-    hidden = len(re.findall(r"\.param\b", ptx[: ptx.index("{")])) - len(signature)
+    head = ptx[ptx.index(".entry") :].partition("{")[0]  # constants of functions of libdevice come before, in braces too
+    hidden = len(re.findall(r"\.param\b", head)) - len(signature)
     return Compiled(metadata.name, arch, ptx, cubin, metadata.num_warps, metadata.shared, *resources, counted, hidden)
 
 

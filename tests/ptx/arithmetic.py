@@ -256,7 +256,11 @@ def _float_extreme(m: Machine, i: Instruction, mask: np.ndarray) -> None:
 
 @executes("add", "sub", "fma", kinds="half", accepts="rn")
 def _mixed(m: Machine, i: Instruction, mask: np.ndarray) -> None:
-    """``add.f32.bf16``: narrow arguments, float32 accumulator (sm_100)."""
+    """``add.f32.bf16``: narrow arguments, float32 accumulator (sm_100); ``fma.bf16``: all narrow, rounded once."""
+    if i.opcode == "fma" and i.type == "bf16" and "f32" not in i.modifiers:
+        a, b, c = (m.floats(operand, i.type).astype(np.float64) for operand in i.operands[1:])
+        m.write(i.operands[0], formats.to_bfloat16(formats.to_odd(formats.add_to_odd(a * b, c))), mask)
+        return
     if "f32" not in i.modifiers:
         raise NotImplementedError(f"PTX instruction {i}")
     *narrow, accumulator = i.operands[1:]

@@ -86,6 +86,12 @@ def directed(exact: np.ndarray, mode: str) -> np.ndarray:
     return np.where(beyond, np.nextafter(nearest, limit), nearest)
 
 
+def to_odd(exact: np.ndarray) -> np.ndarray:
+    """float32 of a float64 that is exact or rounded to odd, itself rounded to odd: rounding it again rounds once."""
+    nearer = directed(exact, "rz")
+    return (nearer.view(np.uint32) | (nearer != exact)).view(np.float32)
+
+
 def _split(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Veltkamp: two halves of 26 bits."""
     scaled = 134217729.0 * x

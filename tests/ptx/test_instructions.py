@@ -222,3 +222,22 @@ def test_special_values(body):
     a, b, expected = (np.array(each, np.uint32) for each in TWO[body])
     text = f"ld.global.b32 %r0, [%d10]; ld.global.b32 %r1, [%d11]; {body} st.global.b32 [%d12], %r2;"
     assert execute(text, a, b, 0 * a)[2].tolist() == expected.tolist()
+
+
+def nearest_bfloat16(exact):
+    """Bits of the bfloat16 nearest to a fraction, ties to even."""
+    start = int(np.float32(float(exact)).view(np.uint32)) >> 16
+    value = lambda word: Fraction(float(np.uint32(word << 16).view(np.float32)))  # noqa: E731
+    return min((start - 1, start, start + 1), key=lambda word: (abs(value(word) - exact), word % 2))
+
+
+def test_narrow_fused_product_is_rounded_once():
+    """Terms of all distances, ties among them."""
+    generator = np.random.default_rng(3)
+    scales = 2.0 ** generator.integers(-12, 12, (3, 256))
+    a, b, c = formats.to_bfloat16((generator.standard_normal((3, 256)) * scales).astype(np.float32))
+    c[:64] = formats.to_bfloat16((2.0**-16 * generator.choice([-1, 1], 64)).astype(np.float32))
+    loads = "".join(f"ld.global.b16 %h{k}, [%d1{k}];" for k in range(3))
+    found = execute(f"{loads} fma.rn.bf16 %h3, %h0, %h1, %h2; st.global.b16 [%d13], %h3;", a, b, c, 0 * a)[3]
+    terms = [[Fraction(float(value)) for value in formats.from_bfloat16(words)] for words in (a, b, c)]
+    assert found.tolist() == [nearest_bfloat16(x * y + z) for x, y, z in zip(*terms, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -23,8 +23,9 @@ from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.differences.program import Program, UntraceableError, trace
 from fastscape.evaluation.differences.propagation import Propagation
 from fastscape.evaluation.differences.sharing import bends, interpolated, shareable
+from fastscape.evaluation.differences.subclass import Dispatched
 from fastscape.evaluation.differences.triple import Frame, Products
-from fastscape.evaluation.evaluator import PathChoice
+from fastscape.evaluation.evaluator import PathChoice, activation_bytes
 from fastscape.evaluation.noise import rounding_model
 from fastscape.evaluation.points import Array, Radii
 from fastscape.objective import Objective, checked_objective
@@ -40,10 +41,9 @@ _PROGRAMS: WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Program]]] = WeakKe
 
 @dataclass(frozen=True)
 class Handling:
-    """How the operations of a model were handled.
+    """What difference propagation could not follow by its rules.
 
     Attributes:
-        operations: name -> ``"rule"``, ``"structure"``, ``"not perturbed"``, ``"fallback"`` or ``"decision"``, with counts.
         fallbacks: operations evaluated locally in float64: name -> calls.
         frozen: decisions of the forward that depend on the weights and were taken at w: name -> calls.
     """
@@ -94,7 +94,13 @@ class DifferenceEvaluator:
         self._base = math.nan
         self.forward_seconds = 0.0
         self._stack = ExitStack()
-        self._propagations: list[Propagation] = []
+        self._propagations: list[Propagation | Dispatched] = []
+
+    @property
+    def program(self) -> Program | None:
+        """The first batch's operations, once the model has been followed as a graph."""
+        first = next(iter(self._propagations), None)
+        return first.program if isinstance(first, Propagation) else None
 
     @property
     def base(self) -> float:
@@ -135,9 +141,10 @@ class DifferenceEvaluator:
             reason = f"{size} directions of {len(radii)} radii at a time"
             if self.gate and max(radii) > 0:
                 self._cross_check(directions, max(radii))
-            if all(propagation.program.smooth for propagation in self._propagations) and min(radii) > 0:
+            if self.program is not None and self.program.smooth and min(radii) > 0:
                 reason += self._share(directions, np.asarray(radii))
-            self.choice = PathChoice("graph", size, {"check": time.perf_counter() - start}, reason)
+            name = "dispatch" if self.program is None else "graph"
+            self.choice = PathChoice(name, size, {"check": time.perf_counter() - start}, reason)
         return self.choice
 
     def _share(self, directions: Directions, radii: Array) -> str:
@@ -218,13 +225,13 @@ class DifferenceEvaluator:
 
     # ------------------------------------------------------------------ following the model
 
-    def _bound(self) -> tuple[list[Propagation], float]:
+    def _bound(self) -> tuple[list[Propagation | Dispatched], float]:
         """Every batch's program with the weights of this objective, and the loss at w."""
         replica, objective = self.replica, self.objective
         replica.reset()
         probed = [_input(name) for name in objective.names]
         room = self.memory // (2 * len(replica.batches))
-        propagations: list[Propagation] = []
+        propagations: list[Propagation | Dispatched] = []
         total = 0.0
         for index, weight in enumerate(objective.batch_weights):
             expected = float(replica.batch_loss(index)[0])
@@ -233,29 +240,47 @@ class DifferenceEvaluator:
             total += weight * found
         return propagations, total / objective.samples
 
-    def _checked(self, index: int, probed: list[str], room: int, expected: float) -> tuple[Propagation, float]:
-        """A batch's propagation, traced anew if a program that was kept gives another loss than the model."""
-        for fresh in (False, True):
-            program = traced(self.replica, index, fresh=fresh)
-            propagation = Propagation(program, _inputs(self.replica, index), probed, room)
-            found = float(propagation.loss())
-            same = math.isclose(found, expected, rel_tol=_SAME, abs_tol=1e-12) or not math.isfinite(expected)
-            if same:
+    def _checked(self, index: int, probed: list[str], room: int, expected: float) -> tuple[Propagation | Dispatched, float]:
+        """A batch's propagation: of a kept program, of one traced anew if that gives another loss than the model, by dispatch."""
+        refusal: UntraceableError | None = None
+        for attempt in self._attempts(index, probed, room):
+            try:
+                propagation = attempt()
+                found = float(propagation.loss())
+            except UntraceableError as error:
+                refusal = refusal or error
+                continue
+            if math.isclose(found, expected, rel_tol=_SAME, abs_tol=1e-12) or not math.isfinite(expected):
                 return propagation, found
-        raise UntraceableError(
+        raise refusal or UntraceableError(
             f"model must give the same loss when its operations are replayed, got {found!r} instead of {expected!r} on "
             f"batch {index}: does the forward reach tensors other than its parameters, buffers and inputs?"
         )
 
+    def _attempts(self, index: int, probed: list[str], room: int) -> Iterator[Callable[[], Propagation | Dispatched]]:
+        """Ways to follow one batch's loss, in order."""
+        replica = self.replica
+        if self._front_end != "dispatch":
+            for fresh in (False, True):
+                yield lambda fresh=fresh: Propagation(traced(replica, index, fresh=fresh), _inputs(replica, index), probed, room)
+        if self._front_end != "graph":
+            yield lambda: Dispatched(replica.module, _call(replica, index), _inputs(replica, index))
+
     def _block(self, count: int, radii: int) -> tuple[int, int]:
         """Directions in a block, and radii at a time, that fit in memory and, as far as they can, in the caches."""
         width = self.dtype.itemsize
-        lane = 4 * width * max(propagation.peak for propagation in self._propagations)  # a, b and their copies
+        lane = 4 * width * max(self._peak(propagation) for propagation in self._propagations)  # a, b and their copies
         direction = 2 * width * self.objective.size
         room = self.memory // 2
         parts = max(1, min(radii, int((room - direction) // max(lane, 1))))
         wanted = min(room, _CACHED) // (lane * parts + direction)
         return max(1, min(count, int(wanted))), parts
+
+    def _peak(self, propagation: Propagation | Dispatched) -> int:
+        """Elements that move and are alive at a time; by dispatch, all outputs of modules."""
+        if isinstance(propagation, Propagation):
+            return propagation.peak
+        return activation_bytes(self.replica) // BASE.itemsize
 
     def _cross_check(self, directions: Directions, radius: float) -> None:
         """Compare one response with float64 subtraction of the model's own losses."""
@@ -292,25 +317,29 @@ def _held(replica: Replica) -> dict[str, Tensor]:
     return dict(replica.module.named_parameters()) | dict(replica.module.named_buffers())
 
 
+def _call(replica: Replica, index: int) -> Callable[[Sequence[Tensor]], Tensor]:
+    """The loss of one batch as a function of its tensors."""
+
+    def call(inputs: Sequence[Tensor]) -> Tensor:
+        following: Iterator[Tensor] = iter(inputs)
+        value: Tensor = replica.module(map_tensors(replica.batches[index], lambda _: next(following)))[0]
+        return value
+
+    return call
+
+
 def traced(replica: Replica, index: int, *, fresh: bool = False) -> Program:
     """The program of one batch's loss, kept per model for batches of the same shapes."""
     objective = replica.objective
-    batch = replica.batches[index]
-    tensors = list(tensors_of(batch))
+    tensors = list(tensors_of(replica.batches[index]))
     loss = objective.criterion if objective.criterion is not None else objective.user_loss
     shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
     key = (id(loss), replica.dtype, str(objective.device), objective.batch_norm, objective.names, shapes)
     kept = _PROGRAMS.setdefault(objective.model, {})
     if fresh or key not in kept:
         replica.reset()
-
-        def call(inputs: Sequence[Tensor]) -> Tensor:
-            following: Iterator[Tensor] = iter(inputs)
-            value: Tensor = replica.module(map_tensors(batch, lambda _: next(following)))[0]
-            return value
-
         probed = [f"model.{name}" for name in objective.names]
-        program = trace(replica.module, call, _held(replica), [tensor.clone() for tensor in tensors], probed)
+        program = trace(replica.module, _call(replica, index), _held(replica), [tensor.clone() for tensor in tensors], probed)
         kept[key] = (loss, program)  # keeps the loss, whose id is in the key
     return kept[key][1]
 

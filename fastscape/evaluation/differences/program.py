@@ -114,6 +114,7 @@ def trace(module: nn.Module, call: Callable[[Sequence[Tensor]], Any], tensors: M
     try:
         graph = _recorded(function, arguments, {}, modules=True)
         graph = _with_rules(_functional(graph, arguments), arguments)
+        _plain_pools(graph)
     except UntraceableError:
         raise
     except Exception as error:
@@ -365,6 +366,40 @@ def decomposition(target: Any) -> Callable[..., Any] | None:
     if torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd"):
         return target.decompose
     return None
+
+
+def _plain_pools(graph: fx.GraphModule) -> None:
+    """Pools of which nobody wants the places of the maxima, as the pool that has a kernel."""
+    for node in list(graph.graph.nodes):
+        if node.target not in (aten.adaptive_max_pool2d.default, aten.max_pool2d_with_indices.default):
+            continue
+        values = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
+        window = _window(node)
+        if len(values) < len(node.users) or window is None:
+            continue
+        with graph.graph.inserting_before(node):
+            plain = graph.graph.call_function(aten.max_pool2d.default, (node.args[0], *window))
+            plain.meta = dict(node.meta)
+        for user in values:
+            user.replace_all_uses_with(plain)
+            graph.graph.erase_node(user)
+        graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _window(node: fx.Node) -> tuple[Any, ...] | None:
+    """Arguments of the pool of fixed windows that a pool is; ``None`` if it is none."""
+    if node.target is aten.max_pool2d_with_indices.default:
+        return node.args[1:]
+    source = node.args[0]
+    meta = source.meta.get("val", source.meta.get("tensor_meta")) if isinstance(source, fx.Node) else None
+    if meta is None or not isinstance(node.args[1], (list, tuple)):
+        return None
+    sizes = list(zip(meta.shape[-2:], node.args[1], strict=True))
+    if any(not isinstance(output, int) or not output or size % output for size, output in sizes):
+        return None
+    window = [size // output for size, output in sizes]
+    return window, window
 
 
 # ---------------------------------------------------------------- steps

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fastscape._checks import first_line
 from fastscape.evaluation.differences import collapsed
-from fastscape.evaluation.differences.layout import dense
+from fastscape.evaluation.differences.layout import image_format
 from fastscape.evaluation.differences.program import HOST, Program, Step
 from fastscape.evaluation.differences.rules import COLLAPSED, DECISIVE, RULES, STRUCTURE, fallback, moves
 from fastscape.evaluation.differences.rules.fallback import decided
@@ -91,7 +91,7 @@ class Propagation:
         arguments, keywords = _filled(step, lambda node: plain(values[node.name]))
         result = step.target(*arguments, **keywords)
         if "conv" in step.name and isinstance(result, Tensor):
-            result = dense(result)
+            result = result.contiguous(memory_format=image_format(result))
         result = as_values(result)
         size = _bytes(result)
         if size <= self._room:

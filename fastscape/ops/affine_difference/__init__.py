@@ -77,7 +77,9 @@ _OPERATOR = define(
     check=_check,
     kernels={
         "CPU": _native.kernel(_native_kernel),
-        "CUDA": _triton.kernel("fastscape.ops.affine_difference.triton", "affine_difference"),
+        "CUDA": _triton.kernel(
+            "fastscape.ops.affine_difference.triton", "affine_difference", "float32 lanes; else the reference"
+        ),
     },
 )
 

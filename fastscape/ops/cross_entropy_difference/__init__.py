@@ -41,7 +41,9 @@ _OPERATOR = define(
     check=_check,
     kernels={
         "CPU": _native.kernel(_native_kernel, LIMITS),
-        "CUDA": _triton.kernel("fastscape.ops.cross_entropy_difference.triton", "cross_entropy_difference"),
+        "CUDA": _triton.kernel(
+            "fastscape.ops.cross_entropy_difference.triton", "cross_entropy_difference", "float32 lanes; else the reference"
+        ),
     },
 )
 
@@ -66,7 +68,8 @@ def cross_entropy_difference(x: Tensor, lanes: Tensor, radii: Tensor, target: Te
         target: int64 ``[R]``, classes in [0, C).
 
     Returns:
-        ``[K, 2, S, R]`` in the dtype of ``lanes``; NaN where the target's logit is -inf or a lane of the row is not finite.
+        ``[K, 2, S, R]`` in the dtype of ``lanes``; NaN where the target's logit is -inf or a lane of the row is not finite, and
+        on a GPU where the target is outside: the host does not wait for it there.
 
     Raises:
         ValueError: naming the argument.

@@ -78,7 +78,11 @@ _OPERATOR = define(
     check=_check,
     kernels={
         "CPU": _native.kernel(_native_kernel, LIMITS),
-        "CUDA": _triton.kernel("fastscape.ops.layer_norm_difference.triton", "layer_norm_difference"),
+        "CUDA": _triton.kernel(
+            "fastscape.ops.layer_norm_difference.triton",
+            "layer_norm_difference",
+            "float32 lanes and rows of up to 4096; else the reference",
+        ),
     },
 )
 

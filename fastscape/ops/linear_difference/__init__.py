@@ -2,8 +2,6 @@ r"""Differences of a linear map with perturbed weights: lanes of the input, and 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -70,7 +68,7 @@ _OPERATOR = define(
     reference=_reference,
     fake=_fake,
     check=_check,
-    kernels={"CUDA": replace(_triton.kernel("fastscape.ops.linear_difference.triton", "linear_difference"), limits=LIMITS)},
+    kernels={"CUDA": _triton.kernel("fastscape.ops.linear_difference.triton", "linear_difference", LIMITS)},
 )
 
 

@@ -102,14 +102,17 @@ class Tile:
     stages: int
 
 
-def tile(stacked: int, dtype: torch.dtype, precision: str) -> Tile:
-    """The tile for the rows of a direction: two float32 sums an output, as many as registers hold without spilling."""
+def tile(stacked: int, dtype: torch.dtype, precision: str, aligned: bool) -> Tile:
+    """The tile for the rows of a direction: two float32 sums an output, as many as registers hold without spilling.
+
+    Rows that do not begin at multiples of 16 bytes are read element by element, which takes registers too.
+    """
     most = max(16, triton.next_power_of_2(stacked))
     if dtype == torch.bfloat16:  # 64 inputs spill on sm_90; twice the outputs spill or fit no chip
-        return Tile(min(most, 128), 64, 32, 8, 2)
+        return Tile(min(most, 128), 64, 32 if aligned else 16, 8, 2)
     if precision == "tf32":  # 32 inputs spill on sm_80
-        return Tile(min(most, 128), 64, 16, 8, 2)
-    return Tile(min(most, 64), 64, 16, 8, 2)  # without matrix units: 32 inputs take every register
+        return Tile(min(most, 128 if aligned else 64), 64, 16, 8, 2)
+    return Tile(min(most, 64), 64 if aligned else 32, 16, 8, 2)  # without matrix units: 32 inputs take every register
 
 
 def linear_difference(
@@ -126,7 +129,7 @@ def linear_difference(
     count, _, times, rows, outputs = shape
     how = precision(dtype)
     stacked = times * rows
-    sizes = tile(stacked, dtype, how)
+    sizes = tile(stacked, dtype, how, x.shape[1] % 16 == 0)
     grid = (count * _triton.ceil_div(stacked, sizes.BM) * _triton.ceil_div(outputs, sizes.BN),)
     x = x.to(torch.float32).contiguous()  # a copy of one lane at most
     lanes = y if lanes is None else lanes.contiguous()

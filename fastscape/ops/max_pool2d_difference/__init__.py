@@ -86,7 +86,9 @@ _OPERATOR = define(
     check=_check,
     kernels={
         "CPU": _native.kernel(_native_kernel, LIMITS),
-        "CUDA": _triton.kernel("fastscape.ops.max_pool2d_difference.triton", "max_pool2d_difference"),
+        "CUDA": _triton.kernel(
+            "fastscape.ops.max_pool2d_difference.triton", "max_pool2d_difference", "float32 lanes; else the reference"
+        ),
     },
 )
 

@@ -58,7 +58,9 @@ _OPERATOR = define(
     check=_check,
     kernels={
         "CPU": _native.kernel(_native_kernel),
-        "CUDA": _triton.kernel("fastscape.ops.pointwise_difference.triton", "pointwise_difference"),
+        "CUDA": _triton.kernel(
+            "fastscape.ops.pointwise_difference.triton", "pointwise_difference", "float32 lanes; else the reference"
+        ),
     },
 )
 

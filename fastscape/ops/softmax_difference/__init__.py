@@ -32,7 +32,11 @@ _OPERATOR = define(
     check=_check,
     kernels={
         "CPU": _native.kernel(_native_kernel, LIMITS),
-        "CUDA": _triton.kernel("fastscape.ops.softmax_difference.triton", "softmax_difference"),
+        "CUDA": _triton.kernel(
+            "fastscape.ops.softmax_difference.triton",
+            "softmax_difference",
+            "float32 lanes and rows of up to 2048; else the reference",
+        ),
     },
 )
 

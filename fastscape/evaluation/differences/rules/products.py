@@ -21,7 +21,7 @@ from fastscape.evaluation.differences.algebra import (
     scaled,
     total,
 )
-from fastscape.evaluation.differences.layout import dense, stacked, widened
+from fastscape.evaluation.differences.layout import image_format, stacked, widened
 from fastscape.evaluation.differences.rules.table import COLLAPSED, aten, moves, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
 from fastscape.ops import linear_difference
@@ -193,8 +193,11 @@ def _convolution(
 ) -> Any:
     x, weight = triple(x, y), triple(weight, y)
 
+    layout = image_format(y)
+
     def convolve(rows: Tensor, kernel: Tensor) -> Tensor:
-        out = aten.convolution(rows, kernel, None, stride, padding, dilation, transposed, output_padding, groups)
+        operands = (operand.contiguous(memory_format=layout) for operand in (rows, kernel))
+        out = aten.convolution(*operands, None, stride, padding, dilation, transposed, output_padding, groups)
         return count(frame, out, (kernel.numel() // kernel.shape[0]) if not transposed else kernel.numel() // kernel.shape[0])
 
     out = _convolved(frame, x, weight, convolve) if weight_moves_along(weight) else _bilinear(frame, x, weight, convolve)
@@ -209,22 +212,21 @@ def _convolved(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Tensor
     if x.lanes is None:
         if weight.lanes is None:
             return None
-        still = dense(x.base.narrow(weight.lanes.dtype))
-        return stacked([convolve(still, dense(kernel)) for kernel in weight.lanes[:, 0, 0]])[:, None, None]
+        still = x.base.narrow(weight.lanes.dtype)
+        return stacked([convolve(still, kernel) for kernel in weight.lanes[:, 0, 0]])[:, None, None]
     if frame.collapsed:
         return _collapsed_convolution(x, weight, convolve)
     lead, samples = x.lanes.shape[:LEAD], x.shape[0]
-    out = convolve(dense(x.lanes.flatten(0, LEAD)), dense(weight.base.narrow(x.lanes.dtype)))
+    out = convolve(x.lanes.flatten(0, LEAD), weight.base.narrow(x.lanes.dtype))
     lanes: Tensor = out.unflatten(0, (*lead, samples))
     if weight.lanes is None:
         return lanes
     a, b = x.parts
-    still = dense(x.base.narrow(a.dtype))
+    still = x.base.narrow(a.dtype)
     displaced = frame.displaced(x)  # elsewhere x~ is x, and one product serves all radii
     lanes = widened(lanes, max(lead[2], len(frame.radii) if displaced else 1))
     half = 0.5 * frame.power(x.ndim, 2, a.dtype)
-    for k, kernel in enumerate(weight.lanes[:, 0, 0]):
-        moved = dense(kernel)
+    for k, moved in enumerate(weight.lanes[:, 0, 0]):
         if len(displaced) < lanes.shape[2]:
             shared = [place for place in range(lanes.shape[2]) if place not in displaced]
             lanes[k, 0, _span(shared)] += convolve(still, moved)
@@ -232,8 +234,8 @@ def _convolved(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Tensor
             assert b is not None
             b_k = b[k].expand(lanes.shape[2], *x.shape)[_span(displaced)]
             middle = torch.addcmul(still, half[_span(displaced)], b_k)
-            lanes[k, 0, _span(displaced)] += convolve(dense(middle.flatten(0, 1)), moved).unflatten(0, (-1, samples))
-        second = convolve(dense(a[k].flatten(0, 1)), moved)
+            lanes[k, 0, _span(displaced)] += convolve(middle.flatten(0, 1), moved).unflatten(0, (-1, samples))
+        second = convolve(a[k].flatten(0, 1), moved)
         lanes[k, 1].add_(second.unflatten(0, (-1, samples)), alpha=2)
     return lanes
 
@@ -242,14 +244,13 @@ def _collapsed_convolution(x: Triple, weight: Triple, convolve: Any) -> Tensor:
     """As for linear layers."""
     assert x.lanes is not None
     count = len(x.lanes) - 1
-    out: Tensor = convolve(dense(x.lanes.flatten(0, LEAD)), dense(weight.base.narrow(x.lanes.dtype)))
+    out: Tensor = convolve(x.lanes.flatten(0, LEAD), weight.base.narrow(x.lanes.dtype))
     lanes = out.unflatten(0, (count + 1, 1, 1, x.shape[0]))
     if weight.lanes is not None:
-        still = dense(x.base.narrow(x.lanes.dtype))
-        for k, kernel in enumerate(weight.lanes[:-1, 0, 0]):
-            moved = dense(kernel)
+        still = x.base.narrow(x.lanes.dtype)
+        for k, moved in enumerate(weight.lanes[:-1, 0, 0]):
             lanes[k, 0, 0] += convolve(still, moved)
-            lanes[count, 0, 0].add_(convolve(dense(x.lanes[k, 0, 0]), moved), alpha=2 / count)
+            lanes[count, 0, 0].add_(convolve(x.lanes[k, 0, 0], moved), alpha=2 / count)
     return lanes
 
 

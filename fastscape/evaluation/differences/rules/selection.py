@@ -43,11 +43,6 @@ def _max_pool2d(
     return out.reshape(*out.shape[:LEAD], *y.shape)
 
 
-@rule(aten.max_pool2d_with_indices.default, piecewise=True)
-def _max_pool2d_indexed(frame: Frame, y: Any, x: Triple, *options: Any) -> Any:
-    return _max_pool2d(frame, y[0], x, *options), None
-
-
 @rule(aten.max_pool1d.default, piecewise=True)
 def _max_pool1d(
     frame: Frame, y: Tensor, x: Triple, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *_: Any
@@ -122,7 +117,7 @@ def _pooled(spatial: int, *names: str) -> None:
 
 
 _pooled(3, "max_pool3d_with_indices", "adaptive_max_pool3d")
-_pooled(2, "adaptive_max_pool2d")
+_pooled(2, "max_pool2d_with_indices", "adaptive_max_pool2d")
 _pooled(1, "adaptive_max_pool1d")
 
 
