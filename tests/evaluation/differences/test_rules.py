@@ -148,6 +148,8 @@ OPERATIONS = {
     ),
     "layer_norm": (aten.layer_norm.default, call(M(3, 6), [6], M(6, parameter=True), M(6, parameter=True))),
     "layer_norm over two": (aten.layer_norm.default, call(M(2, 3, 4), [3, 4], M(3, 4, parameter=True))),
+    "layer_norm with computed scales": (aten.layer_norm.default, call(M(3, 6), [6], M(6), M(6))),
+    "rms_norm with computed scales": (aten.rms_norm.default, call(M(3, 6), [6], M(6))),
     "rms_norm": (aten.rms_norm.default, call(M(3, 6), [6], M(6, parameter=True), 1e-5)),
     "group_norm": (aten.group_norm.default, call(M(2, 4, 3), 2, M(4, parameter=True), M(4, parameter=True))),
     "batch_norm": (
