@@ -62,7 +62,7 @@ def joined(a: Tensor, b: Tensor | None) -> Tensor:
 
 # ---------------------------------------------------------------- linear
 def plus(left: Triple, right: Triple, alpha: float = 1.0) -> Tensor | None:
-    r"""x + alpha u: :math:`a_x + \alpha a_u,\ b_x + \alpha b_u`."""
+    r"""X + alpha u: :math:`a_x + \alpha a_u,\ b_x + \alpha b_u`."""
     shape = torch.broadcast_shapes(left.shape, right.shape)  # type: ignore[no-untyped-call]
     other = right.lanes if right.lanes is None or alpha == 1 else right.lanes * alpha
     return total(fitted(left.lanes, shape), fitted(other, shape))
@@ -75,7 +75,7 @@ def scaled(lanes: Tensor | None, factor: float | Tensor) -> Tensor | None:
 
 # ---------------------------------------------------------------- products
 def product(frame: Frame, left: Triple, right: Triple) -> Tensor | None:
-    r"""x u: :math:`a = a_x \tilde u + \tilde x\, a_u`, :math:`b = b_x \tilde u + x\, b_u + 2 a_x a_u`."""
+    r"""X u: :math:`a = a_x \tilde u + \tilde x\, a_u`, :math:`b = b_x \tilde u + x\, b_u + 2 a_x a_u`."""
     shape = torch.broadcast_shapes(left.shape, right.shape)  # type: ignore[no-untyped-call]
     if left.lanes is None or right.lanes is None:
         moving, still = (right, left) if left.lanes is None else (left, right)
@@ -242,7 +242,7 @@ def _integral(function: Callable[[float], Tensor], nodes: Sequence[float], weigh
 
 # ---------------------------------------------------------------- matrix products of two moving operands
 def matrix_product(frame: Frame, left: Triple, right: Triple) -> Tensor | None:
-    r"""x u over the last two axes, with as few calls as operands: the terms of a rule are one product with stacked inner axes.
+    r"""X u over the last two axes, with as few calls as operands: the terms of a rule are one product with stacked inner axes.
 
     .. math:: a = [a_x, \tilde x]\,[\tilde u; a_u], \qquad b = [b_x,\ x,\ 2 a_x]\,[\tilde u;\ b_u;\ a_u]
     """
@@ -256,7 +256,7 @@ def matrix_product(frame: Frame, left: Triple, right: Triple) -> Tensor | None:
     (a, b), (g, d) = left.parts, right.parts
     ndim = max(left.ndim, right.ndim)
     a, g = _batched(a, ndim), _batched(g, ndim)
-    x, u = left.base.narrow(a.dtype), right.base.narrow(a.dtype)
+    x = left.base.narrow(a.dtype)
     x_middle, u_middle = _batched_or_plain(frame.middle(left), left, ndim), _batched_or_plain(frame.middle(right), right, ndim)
     first = _stacked([(a, u_middle), (x_middle, g)])
     terms = [(2 * a, g)]

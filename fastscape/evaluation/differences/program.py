@@ -1,9 +1,9 @@
 """A model and its loss as a list of operations, traced once on real tensors.
 
-``torch.fx``'s ``make_fx`` records the operations before autograd takes composite ones apart, so that linear layers, norms, attention
-and the loss stay whole. Decisions that the forward takes on constants (is this mask causal?) are taken as they fall, where
-``torch.export`` refuses; those on values that depend on the weights are recorded, and counted where they would fall otherwise at
-w +- e d. Writing in place is replaced by its functional form; through views, by torch's functionalisation.
+``torch.fx``'s ``make_fx`` records the operations before autograd takes composite ones apart, so that linear layers, norms,
+attention and the loss stay whole. Decisions that the forward takes on constants (is this mask causal?) are taken as they fall,
+where ``torch.export`` refuses; those on values that depend on the weights are recorded, and counted where they would fall
+otherwise at w +- e d. Writing in place is replaced by its functional form; through views, by torch's functionalisation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from fastscape.evaluation.differences.rules.table import PIECEWISE, RULES, aten
 
 HOST = {"_local_scalar_dense", "item", "is_nonzero", "equal"}  # operations that hand a value to Python
 _IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
-_RANDOM = {"bernoulli", "rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "normal", "normal_functional", "uniform",
+_RANDOM = {"bernoulli", "rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "normal", "normal_functional",
+           "uniform",
            "exponential", "multinomial", "poisson", "randperm", "cauchy", "geometric", "log_normal", "binomial"}  # fmt: skip
 _CONSTANT = {f"new_{kind}" for kind in ("zeros", "ones", "full", "empty")} | {
     f"{kind}_like" for kind in ("zeros", "ones", "full", "empty")
@@ -206,8 +207,8 @@ def check_transform(function: Any) -> None:
     """Refuse operations under ``torch.func`` transforms: their inner tensors hide what they depend on."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise UntraceableError(
-            f"model must not use torch.func transforms (vmap, grad, jvp) to be followed, got one around {getattr(function, '__name__', function)}; write "
-            "the batched or differentiated operations out"
+            "model must not use torch.func transforms (vmap, grad, jvp) to be followed, got one around "
+            f"{getattr(function, '__name__', function)}; write the batched or differentiated operations out"
         )
 
 
@@ -232,6 +233,7 @@ class Called(nn.Module):
         self._loss = call
 
     def forward(self, inputs: Sequence[Tensor]) -> Any:
+        """The loss."""
         with _Handed():
             return self._loss(inputs)
 
@@ -363,7 +365,7 @@ def decomposition(target: Any) -> Callable[..., Any] | None:
         known = decomposition_table.get(target)
     if known is not None:
         return known
-    if torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd"):
+    if torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd"):  # type: ignore[no-untyped-call]
         return target.decompose
     return None
 
@@ -407,7 +409,7 @@ def _program(graph: fx.GraphModule, names: Sequence[str], probed: set[str]) -> P
     nodes = list(graph.graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
     inputs = [f"parameter:{name}" for name in names] + [f"batch:{i}" for i in range(len(placeholders) - len(names))]
-    called = {node: label for node, label in zip(placeholders, inputs, strict=True)}
+    called = dict(zip(placeholders, inputs, strict=True))
     moving = {node for node, label in called.items() if label.removeprefix("parameter:") in probed}
     constants: dict[str, Tensor] = {}
     steps: list[Step] = []

@@ -20,7 +20,6 @@ from fastscape.evaluation.differences.rules.fallback import decided
 from fastscape.evaluation.differences.rules.table import aten
 from fastscape.evaluation.differences.triple import Base, Decision, Frame, Triple
 
-
 COMPLEX = STRUCTURE | {aten.abs.default}  # rules that take complex numbers
 LOG_SOFTMAX = {aten.log_softmax.int, aten._log_softmax.default}
 
@@ -171,7 +170,7 @@ def _with_decisions(frame: Frame, target: Any, base: Any, arguments: Any, keywor
     still = tree_map(lambda leaf: leaf.x if isinstance(leaf, Decision) else leaf, (arguments, keywords), is_leaf=_leaf)
     result = base
     if any(moves(leaf) for leaf in _leaves(still)):
-        result = propagated(frame, target, base, *still, module)
+        result = propagated(frame, target, base, still[0], still[1], module)
     if frame.jet:
         return result
     lanes = tree_map(lambda leaf: leaf.lanes if isinstance(leaf, Triple) else None, result, is_leaf=_leaf)

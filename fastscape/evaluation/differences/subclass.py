@@ -1,9 +1,10 @@
 """Second front end: tensors that carry their lanes through a model that is simply called.
 
-``__torch_dispatch__`` sees every operation below autograd and hands it to the same rules as a traced program. Nothing is recorded,
-so a model may branch, and use shapes, as it likes; decisions of the host are taken at w and counted. Composite operations arrive in
-pieces (a linear layer as a transposed product, cross-entropy as log_softmax and nll_loss), which costs time, and writing in place
-through views cannot be followed. It serves models that cannot be traced, and as an independent check of those that can.
+``__torch_dispatch__`` sees every operation below autograd and hands it to the same rules as a traced program. Nothing is
+recorded, so a model may branch, and use shapes, as it likes; decisions of the host are taken at w and counted. Composite
+operations arrive in pieces (a linear layer as a transposed product, cross-entropy as log_softmax and nll_loss), which costs time,
+and writing in place through views cannot be followed. It serves models that cannot be traced, and as an independent check of
+those that can.
 """
 
 from __future__ import annotations
@@ -44,10 +45,12 @@ class Carrier(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, value: Triple | Decision, frame: Frame, family: list[weakref.ref[Carrier]] | None = None) -> Carrier:
+    def __new__(
+        cls: type[Carrier], value: Triple | Decision, frame: Frame, family: list[weakref.ref[Carrier]] | None = None
+    ) -> Carrier:
         """Wrap a value; ``family`` is that of the tensor it is a view of."""
         x = value.x
-        carrier: Carrier = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        carrier: Carrier = torch.Tensor._make_wrapper_subclass(
             cls, x.shape, strides=x.stride(), dtype=x.dtype, device=x.device, requires_grad=False
         )
         carrier.value, carrier.frame = value, frame
@@ -55,17 +58,17 @@ class Carrier(Tensor):
         carrier.family.append(weakref.ref(carrier))
         return carrier
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Carrier({self.value.x})"
 
     @classmethod
-    def __torch_dispatch__(cls, target: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+    def __torch_dispatch__(cls, target: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:  # type: ignore[override]
         """Apply the rule of an operation."""
         check_transform(target)
         keywords = keywords or {}
         frame = next(leaf.frame for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Carrier))
         if target._schema.is_mutable and target not in RULES:
-            return _written(frame, target, arguments, keywords)
+            return _written(target, arguments, keywords)
         name = target._schema.name.split("::")[1]
         if target not in RULES and name not in HOST:
             apart = decomposition(target)
@@ -103,7 +106,7 @@ def _wrapped(frame: Frame, target: Any, result: Any, arguments: Any) -> Any:
     return tuple(wrapped) if len(target._schema.returns) > 1 else wrapped
 
 
-def _written(frame: Frame, target: Any, arguments: Any, keywords: Any) -> Any:
+def _written(target: Any, arguments: Any, keywords: Any) -> Any:
     """Writing in place: the functional form, whose result the written tensor carries from then on."""
     name = target._schema.name.split("::")[1]
     into, functional = arguments[0] if arguments else None, functional_form(target)

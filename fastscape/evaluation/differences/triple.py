@@ -38,7 +38,7 @@ class Base:
         return self._norm
 
     def narrow(self, dtype: torch.dtype) -> Tensor:
-        """x in the dtype of the lanes."""
+        """X in the dtype of the lanes."""
         if self.x.dtype == dtype:
             return self.x
         if self._narrow is None or self._narrow.dtype != dtype:
@@ -80,7 +80,7 @@ class Triple:
 
     @property
     def parts(self) -> tuple[Tensor, Tensor | None]:
-        """a and b, ``[K, S', *shape]`` each; b is ``None`` where it is zero."""
+        """A and b, ``[K, S', *shape]`` each; b is ``None`` where it is zero."""
         assert self.lanes is not None
         return self.lanes[:, 0], self.lanes[:, 1] if self.lanes.shape[1] == 2 else None
 
@@ -133,7 +133,7 @@ class Frame:
         return self._jet
 
     def power(self, ndim: int, exponent: int, dtype: torch.dtype) -> Tensor:
-        """e ** exponent as ``[S, 1, ...]`` with ``ndim`` ones, to multiply lanes ``[K, S, *shape]``."""
+        """E ** exponent as ``[S, 1, ...]`` with ``ndim`` ones, to multiply lanes ``[K, S, *shape]``."""
         key = (ndim, exponent, dtype)
         found = self._powers.get(key)
         if found is None:
@@ -169,7 +169,7 @@ class Frame:
         return [place for place, moves in enumerate((shift > small).tolist()) if moves or math.isnan(shift[place])]
 
     def steps(self, value: Triple, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """p = x+ - x and m = x - x-, ``[K, S, *shape]``, in ``dtype`` (default: that of the lanes)."""
+        """P = x+ - x and m = x - x-, ``[K, S, *shape]``, in ``dtype`` (default: that of the lanes)."""
         assert value.lanes is not None
         a, b = value.parts
         wide = dtype or value.lanes.dtype

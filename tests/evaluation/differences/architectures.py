@@ -111,13 +111,13 @@ def mobilenet_v2():
 
 @architecture
 def efficientnet():
-    from functools import partial as p
-
     models = vision()
     config = models.efficientnet.MBConvConfig
     blocks = [config(1, 3, 1, 16, 8, 1), config(4, 3, 2, 8, 16, 2), config(4, 5, 2, 16, 24, 1)]
     data = images(2, 32)
-    model = models.EfficientNet(blocks, 0.2, stochastic_depth_prob=0.2, num_classes=10, norm_layer=p(nn.BatchNorm2d, eps=1e-3))
+    model = models.EfficientNet(
+        blocks, 0.2, stochastic_depth_prob=0.2, num_classes=10, norm_layer=partial(nn.BatchNorm2d, eps=1e-3)
+    )
     return settled(model, data), data
 
 
@@ -164,9 +164,16 @@ def swin_v2():
 
     vision()
     model = vision().SwinTransformer(
-        [4, 4], 16, [2], [2], [4, 4], stochastic_depth_prob=0.0, num_classes=10, block=SwinTransformerBlockV2,
+        [4, 4],
+        16,
+        [2],
+        [2],
+        [4, 4],
+        stochastic_depth_prob=0.0,
+        num_classes=10,
+        block=SwinTransformerBlockV2,
         downsample_layer=PatchMergingV2,
-    )  # fmt: skip
+    )
     return model, images(2, 32)
 
 
@@ -231,18 +238,30 @@ def batch_norm_first_running():
 @architecture
 def group_norm():
     body = nn.Sequential(
-        nn.GroupNorm(1, 3), nn.Conv2d(3, 6, 3, groups=3), nn.GroupNorm(2, 6), nn.SiLU(), nn.GroupNorm(3, 6, affine=False),
-        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(150, 3),
-    )  # fmt: skip
+        nn.GroupNorm(1, 3),
+        nn.Conv2d(3, 6, 3, groups=3),
+        nn.GroupNorm(2, 6),
+        nn.SiLU(),
+        nn.GroupNorm(3, 6, affine=False),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(150, 3),
+    )
     return body, images(4, 12, bound=3)
 
 
 @architecture
 def instance_norm():
     body = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.InstanceNorm2d(6, affine=True), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.InstanceNorm2d(4), nn.Tanh(),
-        nn.Flatten(), nn.Linear(256, 3),
-    )  # fmt: skip
+        nn.Conv2d(3, 6, 3),
+        nn.InstanceNorm2d(6, affine=True),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3),
+        nn.InstanceNorm2d(4),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(256, 3),
+    )
     return body, images(4, 12, bound=3)
 
 
@@ -440,9 +459,15 @@ def rotary_decoder():
 def _bert(attention):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16,
-        num_labels=3, attn_implementation=attention,
-    )  # fmt: skip
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        num_labels=3,
+        attn_implementation=attention,
+    )
     mask = torch.ones(3, 8, dtype=torch.long)
     mask[0, 5:] = 0
     data = [({"input_ids": classes(3, 8, bound=30), "attention_mask": mask}, classes(3))]
@@ -467,8 +492,16 @@ def next_token(model, tokens):
 
 def _gpt2(attention):
     transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(vocab_size=30, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
-                                     attn_implementation=attention)  # fmt: skip
+    config = transformers.GPT2Config(
+        vocab_size=30,
+        n_positions=16,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation=attention,
+    )
     return transformers.GPT2LMHeadModel(config), [classes(3, 8, bound=30)], {"loss": next_token}
 
 
@@ -571,17 +604,28 @@ def convolutions():
         z = self.c(z).tanh()
         return self.o(z.mean(-1))
 
-    model = Forward(forward, a=nn.Conv1d(3, 6, 3, padding="same"), b=nn.Conv1d(6, 6, 3, groups=6, padding_mode="circular", padding=1),
-                    c=nn.ConvTranspose1d(6, 4, 3, stride=2, groups=2), o=lin(4, 3))  # fmt: skip
+    model = Forward(
+        forward,
+        a=nn.Conv1d(3, 6, 3, padding="same"),
+        b=nn.Conv1d(6, 6, 3, groups=6, padding_mode="circular", padding=1),
+        c=nn.ConvTranspose1d(6, 4, 3, stride=2, groups=2),
+        o=lin(4, 3),
+    )
     return model, [(torch.randn(3, 3, 8), classes(3))]
 
 
 @architecture
 def convolutions_3d():
     model = nn.Sequential(
-        nn.Conv3d(2, 4, 2, padding=1, padding_mode="replicate"), nn.BatchNorm3d(4), nn.SiLU(), nn.ConvTranspose3d(4, 2, 2, stride=2), nn.MaxPool3d(2),
-        nn.AvgPool3d(2), nn.Flatten(), nn.LazyLinear(3),
-    )  # fmt: skip
+        nn.Conv3d(2, 4, 2, padding=1, padding_mode="replicate"),
+        nn.BatchNorm3d(4),
+        nn.SiLU(),
+        nn.ConvTranspose3d(4, 2, 2, stride=2),
+        nn.MaxPool3d(2),
+        nn.AvgPool3d(2),
+        nn.Flatten(),
+        nn.LazyLinear(3),
+    )
     data = [(torch.randn(2, 2, 4, 4, 4), classes(2))]
     model(data[0][0])
     return model, data
@@ -590,10 +634,16 @@ def convolutions_3d():
 @architecture
 def padded_dilated_strided():
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, dilation=2, padding=2, padding_mode="reflect", groups=1, bias=False), nn.LeakyReLU(),
-        nn.Conv2d(8, 8, 3, groups=8, padding=1), nn.PixelShuffle(2), nn.ZeroPad2d(1), nn.MaxPool2d(3, 2, ceil_mode=True, padding=1),
-        nn.Unfold(2), nn.Flatten(), nn.LazyLinear(3),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, stride=2, dilation=2, padding=2, padding_mode="reflect", groups=1, bias=False),
+        nn.LeakyReLU(),
+        nn.Conv2d(8, 8, 3, groups=8, padding=1),
+        nn.PixelShuffle(2),
+        nn.ZeroPad2d(1),
+        nn.MaxPool2d(3, 2, ceil_mode=True, padding=1),
+        nn.Unfold(2),
+        nn.Flatten(),
+        nn.LazyLinear(3),
+    )
     data = images(2, 12, bound=3)
     model(data[0][0])
     return model, data
@@ -620,8 +670,21 @@ def single_samples():
 
 # ---------------------------------------------------------------- functions
 _SMOOTH = ("tanh", "sigmoid", "silu", "gelu", "softplus", "mish", "softsign", "logsigmoid", "tanhshrink", "softmin")
-_KINKED = ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "hardtanh", "hardsigmoid", "hardswish", "hardshrink", "softshrink",
-           "threshold", "rrelu")  # fmt: skip
+_KINKED = (
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "hardtanh",
+    "hardsigmoid",
+    "hardswish",
+    "hardshrink",
+    "softshrink",
+    "threshold",
+    "rrelu",
+)
 _CALLED = {"threshold": lambda z: F.threshold(z, 0.1, 0.1), "softmin": lambda z: F.softmin(z, -1)}
 
 
@@ -653,12 +716,51 @@ def mathematics():
         z = self.l(x)
         y = z.square() + 1
         parts = [
-            y.log(), y.log1p(), y.log2(), y.log10(), z.exp(), z.expm1(), y.sqrt(), y.rsqrt(), y.reciprocal(), z.sin(), z.cos(), z.erf(), z.atan(),
-            z.sinh(), z.cosh(), z**3, y**1.5, y**-0.5, y**-2, z / y, 1 / y, 2.0 - z, z.exp2(), torch.addcmul(z, y, z, value=0.3),
-            torch.addcdiv(z, z, y), z.lerp(y, 0.3), torch.hypot(z, y), z.sign() * z, torch.atan2(z, y), y ** (z * 0.1), 2.0 ** z,
-            z.asinh(), torch.special.ndtr(z), z.sigmoid().logit(), z.log_softmax(-1), z.logsumexp(-1, keepdim=True), z.tan(), z.erfc(),
-            z.cumsum(-1), z.sub(y, alpha=0.5), z.add(y, alpha=2), torch.logaddexp(z, y), z.var(-1, keepdim=True), z.prod(-1, keepdim=True),
-        ]  # fmt: skip
+            y.log(),
+            y.log1p(),
+            y.log2(),
+            y.log10(),
+            z.exp(),
+            z.expm1(),
+            y.sqrt(),
+            y.rsqrt(),
+            y.reciprocal(),
+            z.sin(),
+            z.cos(),
+            z.erf(),
+            z.atan(),
+            z.sinh(),
+            z.cosh(),
+            z**3,
+            y**1.5,
+            y**-0.5,
+            y**-2,
+            z / y,
+            1 / y,
+            2.0 - z,
+            z.exp2(),
+            torch.addcmul(z, y, z, value=0.3),
+            torch.addcdiv(z, z, y),
+            z.lerp(y, 0.3),
+            torch.hypot(z, y),
+            z.sign() * z,
+            torch.atan2(z, y),
+            y ** (z * 0.1),
+            2.0**z,
+            z.asinh(),
+            torch.special.ndtr(z),
+            z.sigmoid().logit(),
+            z.log_softmax(-1),
+            z.logsumexp(-1, keepdim=True),
+            z.tan(),
+            z.erfc(),
+            z.cumsum(-1),
+            z.sub(y, alpha=0.5),
+            z.add(y, alpha=2),
+            torch.logaddexp(z, y),
+            z.var(-1, keepdim=True),
+            z.prod(-1, keepdim=True),
+        ]
         return self.o(sum(parts) * 0.1)
 
     return Forward(forward, l=lin(), o=lin(8, 3)), vectors()
@@ -670,11 +772,25 @@ def choices():
         z, y = self.l(x), self.k(x)
         values, index = z.topk(3, -1)
         parts = [
-            torch.sort(z, -1)[0], torch.where(z > 0, z, z.exp() - 1), torch.maximum(z, y), torch.minimum(z, y), z.max(-1, keepdim=True)[0],
-            y.amin(-1, keepdim=True), values.sum(-1, keepdim=True), y.gather(-1, index).sum(-1, keepdim=True), z.clamp(min=y), z.median(-1, keepdim=True)[0],
-            z.argsort(-1) * y, (z > y) * z, torch.where((z > 0) & ~(y > 0.2), z, y), z.masked_fill(y > 0, 0.3), F.one_hot(z.argmax(-1), 8) * y,
-            z.max(), z.amax((0, 1)), z.relu().sum().clamp(max=100.0),
-        ]  # fmt: skip
+            torch.sort(z, -1)[0],
+            torch.where(z > 0, z, z.exp() - 1),
+            torch.maximum(z, y),
+            torch.minimum(z, y),
+            z.max(-1, keepdim=True)[0],
+            y.amin(-1, keepdim=True),
+            values.sum(-1, keepdim=True),
+            y.gather(-1, index).sum(-1, keepdim=True),
+            z.clamp(min=y),
+            z.median(-1, keepdim=True)[0],
+            z.argsort(-1) * y,
+            (z > y) * z,
+            torch.where((z > 0) & ~(y > 0.2), z, y),
+            z.masked_fill(y > 0, 0.3),
+            F.one_hot(z.argmax(-1), 8) * y,
+            z.max(),
+            z.amax((0, 1)),
+            z.relu().sum().clamp(max=100.0),
+        ]
         return self.o(sum(parts).tanh())
 
     return Forward(forward, l=lin(), k=lin(), o=lin(8, 3)), vectors()
@@ -932,5 +1048,10 @@ _loss("loss_soft_margin", F.soft_margin_loss, lambda: torch.randint(0, 2, (6, 3)
 _loss("loss_multilabel_soft_margin", F.multilabel_soft_margin_loss, lambda: torch.randint(0, 2, (6, 3)).double())
 _loss("loss_margin", lambda o, t: F.margin_ranking_loss(o[:, 0], o[:, 1], t[:, 0].sign()), lambda: torch.randn(6, 3))
 _loss("loss_triplet", lambda o, t: F.triplet_margin_loss(o[:2], o[2:4], o[4:], swap=True), lambda: torch.randn(6, 3))
-_loss("loss_ctc", lambda o, t: F.ctc_loss(o.log_softmax(-1).transpose(0, 1), t, torch.full((3,), 7), torch.full((3,), 2)), lambda: classes(3, 2, bound=2) + 1,
-      lambda: lin(8, 3), lambda: torch.randn(3, 7, 8))  # fmt: skip
+_loss(
+    "loss_ctc",
+    lambda o, t: F.ctc_loss(o.log_softmax(-1).transpose(0, 1), t, torch.full((3,), 7), torch.full((3,), 2)),
+    lambda: classes(3, 2, bound=2) + 1,
+    lambda: lin(8, 3),
+    lambda: torch.randn(3, 7, 8),
+)

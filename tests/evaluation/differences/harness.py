@@ -94,7 +94,7 @@ class Problem:
         return slope.detach(), torch.as_tensor(second, dtype=F64).detach()
 
 
-def problem(model, data, *, count=3, criterion=F.cross_entropy, directions=None, seed=0, **options):
+def problem(model, data, *, count=3, criterion=F.cross_entropy, directions=None, seed=0, trace_it=True, **options):
     """Trace the loss of a model; ``directions`` replaces random ones by ``{name: [K, *shape]}``."""
     if "loss" in options:
         criterion = None
@@ -109,11 +109,13 @@ def problem(model, data, *, count=3, criterion=F.cross_entropy, directions=None,
             following = iter(inputs)
             return replica.module(map_tensors(replica.batches[0], lambda _: next(following)))[0]
 
-        program = trace(replica.module, call, tensors, batch, ["model." + name for name in objective.names])
-        inputs = {f"parameter:{name}": tensor.detach() for name, tensor in tensors.items()}
-        inputs |= {f"batch:{i}": tensor for i, tensor in enumerate(tensors_of(replica.batches[0]))}
-        probed = [f"parameter:model.{name}" for name in objective.names]
-        propagation = Propagation(program, inputs, probed, 1 << 28)
+        propagation = None
+        if trace_it:
+            program = trace(replica.module, call, tensors, batch, ["model." + name for name in objective.names])
+            inputs = {f"parameter:{name}": tensor.detach() for name, tensor in tensors.items()}
+            inputs |= {f"batch:{i}": tensor for i, tensor in enumerate(tensors_of(replica.batches[0]))}
+            probed = [f"parameter:model.{name}" for name in objective.names]
+            propagation = Propagation(program, inputs, probed, 1 << 28)
         if directions is None:
             drawn = fs.Directions(objective, count=count, seed=seed)
             columns = [drawn.tensors(k, F64)[0] for k in range(count)]

@@ -116,7 +116,7 @@ def test_decisions_that_change_are_followed_at_every_radius(function):
     assert found["b 0.001"] < 1e-6
     assert found["b 0"] < 1e-9
     assert not frame.fallbacks
-    first, second, _ = case.lanes(radii)
+    _, second, _ = case.lanes(radii)
     torch.testing.assert_close(second[:, 1], second[:, 0], rtol=1e-6, atol=1e-9)  # nothing changes within 1e-9
 
 

@@ -169,7 +169,7 @@ def _everywhere(frame: Frame, value: Triple) -> tuple[Tensor, Tensor, Tensor]:
 def _hypot(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
     """sqrt(x^2 + u^2)."""
     squares = [Triple(value.x.square(), square(frame, value)) for value in (triple(x, y), triple(u, y))]
-    return root(frame, Triple(squares[0].x + squares[1].x, plus(*squares)))
+    return root(frame, Triple(squares[0].x + squares[1].x, plus(squares[0], squares[1])))
 
 
 def _multiplied(frame: Frame, factors: list[Triple]) -> Triple:

@@ -1,8 +1,8 @@
 r"""Operations without a rule: local evaluation in float64, one lane at a time.
 
 From 1e-5 on by plain differences of f(x), f(x+), f(x-), whose relative error is about 1e-16 / e^2; below, and at e = 0, by nested
-forward derivatives of the one operation, which are what the differences tend to where it is smooth; torch's are known to be wrong for some operations that are several in one,
-and are replaced by extrapolated differences where those have converged to something else.
+forward derivatives of the one operation, which are what the differences tend to where it is smooth. Torch's are wrong for some
+operations that are several in one; they are replaced by extrapolated differences where those have converged to something else.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def decided(frame: Frame, y: Any, lanes: Any, target: Any, arguments: tuple[Any,
     columns = [evaluate.jumps(k, s) for k in range(evaluate.directions) for s in range(len(frame.radii))]
     for i, (out, lane) in enumerate(zip(outputs, still, strict=True)):
         sides = [torch.stack([column[side][i] for column in columns]) for side in (0, 1)]
-        up, down = (side.unflatten(0, (evaluate.directions, -1)) for side in sides)
+        up, down = (side.reshape(evaluate.directions, -1, *side.shape[1:]) for side in sides)
         if not _real(out):
             same = bool((up == out).all()) and bool((down == out).all())
             results.append(None if same else Decision(out, up, down))
@@ -105,7 +105,8 @@ def _like(y: Any, results: list[Any]) -> Any:
 def _assembled(frame: Frame, y: Any, lanes: list[Any], is_float: bool, dtype: torch.dtype, directions: int) -> Any:
     if not isinstance(y, Tensor):
         return None
-    first, second = (torch.stack([lane[part] for lane in lanes]).unflatten(0, (directions, -1)) for part in (0, 1))
+    stacks = (torch.stack([lane[part] for lane in lanes]) for part in (0, 1))
+    first, second = (stack.reshape(directions, -1, *stack.shape[1:]) for stack in stacks)
     if is_float:
         return joined(first, second).to(_kind(y, dtype))
     same = bool((first == y).all()) and bool((second == y).all())
@@ -118,7 +119,7 @@ class _Local:
     def __init__(self, frame: Frame, target: Any, leaves: list[Any], structure: Any) -> None:
         self.frame, self.target, self.leaves, self.structure = frame, target, leaves, structure
         moving = [leaf for leaf in leaves if moves(leaf)]
-        self.dtype = next((leaf.lanes.dtype for leaf in moving if isinstance(leaf, Triple)), None)
+        self.dtype = next((leaf.lanes.dtype for leaf in moving if isinstance(leaf, Triple) and leaf.lanes is not None), None)
         sizes = [len(leaf.plus) if isinstance(leaf, Decision) else len(leaf.lanes) for leaf in moving]
         self.directions = max(sizes, default=1)
 
@@ -202,11 +203,12 @@ class _Local:
         columns = []
         for radius in (step, step / 2):
             sides = ([value for value in self(self._at(k, s, sign, radius)) if _real(value)] for sign in (1, -1))
-            columns.append([self._lane(*values, radius) for values in zip(here, *sides, strict=True)])
+            up, down = sides
+            columns.append([self._lane(*values, radius) for values in zip(here, up, down, strict=True)])
         points = [tuple((4 * two - one) / 3 for one, two in zip(*pair, strict=True)) for pair in zip(*columns, strict=True)]
         sizes = [float(value.abs().max()) if value.numel() else 0.0 for value in here]
         floors = [(_ROUNDING * size / step, _ROUNDING * size / step**2) for size in sizes]
-        settled = [_alike(*pair, floor) for *pair, floor in zip(*columns, floors, strict=True)]
+        settled = [_alike(one, two, floor) for one, two, floor in zip(columns[0], columns[1], floors, strict=True)]
         return points, settled, floors
 
     def _nested(self, k: int, s: int) -> list[Any]:
@@ -224,6 +226,6 @@ class _Local:
         a, b = (tuple(part[i] for part in parts) for i in (0, 1))
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch scripts its own forward derivatives at the first use
-            first, second = torch.func.jvp(lambda *z: torch.func.jvp(function, z, a)[1], primals, a)
+            first, second = torch.func.jvp(lambda *z: torch.func.jvp(function, z, a)[1], primals, a)  # type: ignore[misc]
             drift = torch.func.jvp(function, primals, b)[1]
         return [(one, two + three) for one, two, three in zip(first, second, drift, strict=True)]

@@ -63,7 +63,7 @@ def _absolute(frame: Frame, y: Tensor, x: Triple) -> Lanes:
         return None
     parts = [Triple(part(x.x), part(x.lanes)) for part in (torch.real, torch.imag)]
     squares = [Triple(part.x.square(), square(frame, part)) for part in parts]
-    return root(frame, Triple(squares[0].x + squares[1].x, plus(*squares)))
+    return root(frame, Triple(squares[0].x + squares[1].x, plus(squares[0], squares[1])))
 
 
 @rule(aten.gelu.default)

@@ -142,7 +142,7 @@ def _huber(frame: Frame, y: Tensor, x: Any, target: Any, reduction: int = 1, del
 @rule(aten.smooth_l1_loss.default, piecewise=True)
 def _smooth_l1(frame: Frame, y: Tensor, x: Any, target: Any, reduction: int = 1, beta: float = 1.0) -> Lanes:
     if beta == 0:
-        return _l1(frame, y, x, target, reduction)
+        return _l1(frame, y, x, target, reduction)  # type: ignore[no-any-return]
     gap = _difference(x, target, y)
     return _reduced(scaled(_huber_lanes(frame, gap, beta), 1 / beta), reduction, gap.x.numel())
 

@@ -40,7 +40,7 @@ def _normalised(
     frame: Frame, x: Triple, weight: Triple | None, bias: Triple | None, width: int, eps: float, centred: bool
 ) -> Lanes:
     if x.lanes is None:
-        return NotImplemented
+        return None
     base, lanes = _rows(x, width)
     flat = None if weight is None else weight.base.narrow(lanes.dtype).flatten()
     out = layer_norm_difference(base, lanes, frame.radii, flat, _direction(weight), _direction(bias), eps, centred)
@@ -52,10 +52,15 @@ def _layer_norm(
     frame: Frame, y: Tensor, x: Any, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
 ) -> Any:
     x, weight, bias = triple(x, y), _parameter(weight, y), _parameter(bias, y)
-    if not (_is_parameter(weight) and _is_parameter(bias)):
-        return NotImplemented
+
+    def normal() -> Tensor:
+        return torch.nn.functional.layer_norm(x.x, list(shape), eps=eps)
+
     if x.lanes is None:
-        return _still_norm(y, x, weight, bias, lambda: torch.nn.functional.layer_norm(x.x, list(shape), eps=eps))
+        return _still_norm(y, weight, bias, normal)
+    if not (_is_parameter(weight) and _is_parameter(bias)):
+        whole = Triple(normal(), _normalised(frame, x, None, None, math.prod(shape), eps, True))
+        return _transformed(frame, y, whole, weight, bias)
     return _normalised(frame, x, weight, bias, math.prod(shape), eps, True)
 
 
@@ -68,15 +73,26 @@ def _native_layer_norm(frame: Frame, y: Any, x: Any, shape: Sequence[int], weigh
 @rule(aten.rms_norm.default)
 def _rms_norm(frame: Frame, y: Tensor, x: Any, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Any:
     x, weight = triple(x, y), _parameter(weight, y)
-    if not _is_parameter(weight):
-        return NotImplemented
     small = torch.finfo(y.dtype).eps if eps is None else eps
+
+    def normal() -> Tensor:
+        return torch.nn.functional.rms_norm(x.x, list(shape), eps=small)
+
     if x.lanes is None:
-        return _still_norm(y, x, weight, None, lambda: torch.nn.functional.rms_norm(x.x, list(shape), eps=small))
+        return _still_norm(y, weight, None, normal)
+    if not _is_parameter(weight):
+        whole = Triple(normal(), _normalised(frame, x, None, None, math.prod(shape), small, False))
+        return _transformed(frame, y, whole, weight, None)
     return _normalised(frame, x, weight, None, math.prod(shape), small, False)
 
 
-def _still_norm(y: Tensor, x: Triple, weight: Triple | None, bias: Triple | None, normal: Callable[[], Tensor]) -> Lanes:
+def _transformed(frame: Frame, y: Tensor, normal: Triple, weight: Triple | None, bias: Triple | None) -> Lanes:
+    """Scale and shift that are themselves computed."""
+    out = normal.lanes if weight is None else product(frame, normal, weight)
+    return total(out, None if bias is None else fitted(bias.lanes, y.shape))
+
+
+def _still_norm(y: Tensor, weight: Triple | None, bias: Triple | None, normal: Callable[[], Tensor]) -> Lanes:
     """Normalisation of an input that does not move: linear in weight and bias."""
     out = None
     if weight is not None and weight.lanes is not None:

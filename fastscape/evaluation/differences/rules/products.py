@@ -26,7 +26,6 @@ from fastscape.evaluation.differences.rules.table import COLLAPSED, aten, moves,
 from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
 from fastscape.ops import linear_difference
 
-
 COLLAPSED.add(aten.linear.default)
 
 
@@ -137,7 +136,7 @@ def _bilinear_layer(frame: Frame, y: Tensor, x: Any, u: Any, weight: Any, bias: 
     wide = Triple(x.x @ inner.x, _multiplied(frame, x, inner))
 
     def split(value: Tensor) -> Tensor:
-        return value.unflatten(-1, (outputs, right))
+        return value.reshape(*value.shape[:-1], outputs, right)
 
     parts = Triple(split(wide.x), None if wide.lanes is None else split(wide.lanes))
     other = Triple(u.x.unsqueeze(-2), None if u.lanes is None else u.lanes.unsqueeze(-2))
@@ -198,7 +197,8 @@ def _convolution(
     def convolve(rows: Tensor, kernel: Tensor) -> Tensor:
         operands = (operand.contiguous(memory_format=layout) for operand in (rows, kernel))
         out = aten.convolution(*operands, None, stride, padding, dilation, transposed, output_padding, groups)
-        return count(frame, out, (kernel.numel() // kernel.shape[0]) if not transposed else kernel.numel() // kernel.shape[0])
+        inner = kernel.numel() // kernel.shape[0]
+        return count(frame, out, inner * rows.numel() // max(1, out.numel()) if transposed else inner)
 
     out = _convolved(frame, x, weight, convolve) if weight_moves_along(weight) else _bilinear(frame, x, weight, convolve)
     if bias is not None and triple(bias, y).lanes is not None:

@@ -1,4 +1,4 @@
-"""Operations that choose: maxima, pools, sorted values, comparisons, ``where``. Exact at every radius, choices that change included."""
+"""Operations that choose: maxima, pools, sorted values, comparisons, ``where``. Exact, choices that change included."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def _indices(frame: Frame, x: Triple, find: Callable[[Tensor], Tensor]) -> tuple
     if frame.jet:
         return index, index.expand(*lead, *index.shape), index.expand(*lead, *index.shape)
     _, up, down = frame.points(x)
-    found = [find(side).expand(*lead, *index.shape) for side in (up, down)]
+    above, below = (find(side).expand(*lead, *index.shape) for side in (up, down))
     still = (frame.radii == 0).reshape(-1, *[1] * index.ndim)
-    return index, *(torch.where(still, index, side) for side in found)
+    return index, torch.where(still, index, above), torch.where(still, index, below)
 
 
 def _pooled(spatial: int, *names: str) -> None:
@@ -103,14 +103,16 @@ def _pooled(spatial: int, *names: str) -> None:
             def places(values: Tensor) -> Tensor:
                 plain = values.reshape(-1, *(lead[-1:] or (1,)), *x.shape[x.ndim - spatial :])
                 found = _op(plain, *options)[1]
-                return found.reshape(*values.shape[: values.ndim - spatial], -1)
+                flat_places: Tensor = found.reshape(*values.shape[: values.ndim - spatial], -1)
+                return flat_places
 
             flat = Triple(x.x.flatten(x.ndim - spatial), x.lanes.flatten(LEAD + x.ndim - spatial))
             index, up, down = _indices(frame, x, places)
             lanes = _values(frame, flat, -1, index, up, down)
             decision = _decided(index, up, down)
             if decision is not None:
-                decision = Decision(*(part.unflatten(-1, y[1].shape[y[1].ndim - spatial :]) for part in (index, up, down)))
+                size = y[1].shape[y[1].ndim - spatial :]
+                decision = Decision(*(part.reshape(*part.shape[:-1], *size) for part in (index, up, down)))
             return lanes.reshape(*lanes.shape[:LEAD], *y[0].shape), decision
 
         rule(target, piecewise=True)(apply)
@@ -351,17 +353,18 @@ def _where(frame: Frame, y: Tensor, condition: Any, x: Any, u: Any) -> Any:
         if not isinstance(condition, Decision):
             return None
         picked = [torch.where(side, left.x, right.x).double() for side in (condition.plus, condition.minus)]
-        return frame.from_points(y.double(), *picked, frame.dtype)
+        return frame.from_points(y.double(), picked[0], picked[1], frame.dtype)
     chosen = condition.x if isinstance(condition, Decision) else condition
     lead = [max(v.lanes.shape[axis] for v in (left, right) if v.lanes is not None) for axis in range(LEAD)]
     sides = [_whole(value, lead, y.shape, known) for value in (left, right)]
-    out = torch.where(chosen, *sides)
+    out = torch.where(chosen, sides[0], sides[1])
     if not isinstance(condition, Decision):
         return out
     changed = (condition.plus != chosen) | (condition.minus != chosen)
     near, far = _sides(frame, left), _sides(frame, right)
     picked = [torch.where(condition.plus, near[1], far[1]), torch.where(condition.minus, near[2], far[2])]
-    jumped = frame.from_points(y.double(), *(side.expand(*changed.shape[:2], *y.shape) for side in picked), known.dtype)
+    up, down = (side.expand(*changed.shape[:2], *y.shape) for side in picked)
+    jumped = frame.from_points(y.double(), up, down, known.dtype)
     if out.shape[1] == 1:
         out = torch.cat((out, torch.zeros_like(out)), 1)
     return torch.where(changed.unsqueeze(1), jumped, out)

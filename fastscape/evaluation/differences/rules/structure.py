@@ -190,7 +190,8 @@ def _per_sample(axes: int, *names: str) -> None:
             def folded(rows: Tensor) -> Tensor:
                 flat = rows.reshape(-1, *rows.shape[rows.ndim - axes + 1 :])
                 out = _op(flat, *options, **keywords)
-                return out.reshape(*rows.shape[: rows.ndim - axes + 1], *out.shape[1:])
+                result: Tensor = out.reshape(*rows.shape[: rows.ndim - axes + 1], *out.shape[1:])
+                return result
 
             return each(folded, x.lanes)
 
@@ -257,7 +258,7 @@ def _stacked(frame: Frame, y: Tensor, tensors: Sequence[Any], dim: int = 0) -> T
     at = negative(dim, y.ndim)
     triples = [triple(value, y) for value in tensors]
     lifted = [Triple(value.x.unsqueeze(at), None if value.lanes is None else value.lanes.unsqueeze(at)) for value in triples]
-    return _concatenated(frame, y, lifted, at)
+    return _concatenated(frame, y, lifted, at)  # type: ignore[no-any-return]
 
 
 def _several(*names: str) -> None:
