@@ -1,0 +1,5 @@
+"""The figure of errors by scale."""
+
+
+def draw(document, path):
+    pass
