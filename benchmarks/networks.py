@@ -109,6 +109,11 @@ def objective(name: str, criterion: Callable[[Tensor, Tensor], Tensor] = F.cross
     """The objective of a network by name; untrained where its speed alone is of interest."""
     if name in NETWORKS:
         return fs.Objective(copy.deepcopy(trained(name)), NETWORKS[name].probed(), criterion=criterion)
-    build, load = UNTRAINED[name]
+    return untrained(name)
+
+
+def untrained(name: str) -> fs.Objective:
+    """The objective of a network with its first weights."""
+    build, load = (NETWORKS[name].build, NETWORKS[name].probed) if name in NETWORKS else UNTRAINED[name]
     torch.manual_seed(0)
-    return fs.Objective(build(), load(), criterion=criterion)
+    return fs.Objective(build(), load(), criterion=F.cross_entropy)
