@@ -58,7 +58,7 @@ def colour_digits(samples: int) -> Batches:
 NETWORKS = {
     "mlp, relu": Network(zoo.mlp, zoo.digits, lambda: zoo.digits(samples=128), 200),
     "mlp, gelu": Network(lambda: zoo.mlp(activation="gelu"), zoo.digits, lambda: zoo.digits(samples=128), 200),
-    "gelu mlp, 167 k weights": Network(
+    "wide mlp, gelu": Network(
         lambda: zoo.mlp(hidden=(512, 256), activation="gelu"), zoo.digits, lambda: zoo.digits(samples=128), 100, 3e-3
     ),
     "tiny transformer": Network(

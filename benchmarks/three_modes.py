@@ -27,7 +27,7 @@ RADII = tuple(np.logspace(-7, -1, 13).tolist())  # relative to ||w||
 PRECISIONS = ("float32", "float64", "difference")
 STATISTICS = ("h_mean", "h_median", "m_tau", "m_tau_pos")
 FLOOR = 1e-10  # of the shares of a measure
-SHOWN = ("h_median", "m_tau", "m_tau_pos")
+SHOWN = ("h_median", "m_tau")
 
 
 def numbers(analysis: fs.Analysis) -> dict:
@@ -84,13 +84,13 @@ def probed(folder: Path, count: int, steps: int) -> list[dict]:
 
 def markdown(rows: list[dict]) -> str:
     """Median h, M_tau and trusted scales along training, each in three arithmetics."""
-    heads = ["h", "M_τ", "M_τ, q > 0", "trusted"]
-    lines = ["| step | loss | " + " | ".join(f"{head}: {' / '.join(PRECISIONS)}" for head in heads) + " |"]
-    lines.append("|---" * (2 + len(heads)) + "|")
+    heads = [f"{word} {precision}" for word in ("h", "M_τ") for precision in PRECISIONS]
+    heads += [f"trusted scales of {len(RADII)}"]
+    lines = ["| step | loss | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
     for entry in rows:
         modes = [entry["modes"][precision] for precision in PRECISIONS]
-        cells = [" / ".join(_number(mode["everything"][name]) for mode in modes) for name in SHOWN]
-        cells.append(" / ".join(f"{mode['trusted_scales']}" for mode in modes))
+        cells = [_number(mode["everything"][name]) for name in SHOWN for mode in modes]
+        cells.append(" / ".join(str(mode["trusted_scales"]) for mode in modes))
         lines.append(f"| {entry['step']} | {entry['loss']:.3g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
