@@ -129,7 +129,13 @@ def main() -> None:
     print(markdown(networks))
     if not arguments.only:
         versions = {"fastscape": fs.__version__, "torch": torch.__version__}
-        document = {"radii": RADII.tolist(), "usable": USABLE, "versions": versions, "networks": networks, "markdown": markdown(networks)}
+        document = {
+            "radii": RADII.tolist(),
+            "usable": USABLE,
+            "versions": versions,
+            "networks": networks,
+            "markdown": markdown(networks),
+        }
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(document, indent=1) + "\n")
         draw(document, FIGURE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,8 +13,6 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastscape as fs
-
-Block = Callable[[], list[Tensor]]
 
 
 @contextmanager
@@ -32,10 +30,9 @@ def differentiable() -> Iterator[None]:
 
 
 class Rivals:
-    """d'Hd of one batch's loss in float32, for the directions ``[K, *shape]`` that ``block`` makes afresh on every call."""
+    """d'Hd of one batch's loss in float32; directions are ``[K, *shape]`` by parameter, forms ``[K]``."""
 
-    def __init__(self, objective: fs.Objective, block: Block) -> None:
-        self.block = block
+    def __init__(self, objective: fs.Objective) -> None:
         self.model = objective.model.eval()
         self.parameters = {name: dict(self.model.named_parameters())[name].detach() for name in objective.names}
         self.inputs, self.targets = objective.batches[0]
@@ -48,23 +45,23 @@ class Rivals:
         product = jvp(grad(self._loss), (self.parameters,), (tangent,))[1]
         return sum((product[name] * tangent[name]).sum() for name in tangent)
 
-    def loop(self) -> Tensor:
+    def loop(self, directions: list[Tensor]) -> Tensor:
         """Forward over reverse, one direction after the other."""
         with differentiable():
-            return torch.stack([self._form(*rows) for rows in zip(*self.block(), strict=True)])
+            return torch.stack([self._form(*rows) for rows in zip(*directions, strict=True)])
 
-    def batched(self, chunk: int) -> Tensor:
-        """Forward over reverse, ``chunk`` directions at a time."""
+    def batched(self, directions: list[Tensor]) -> Tensor:
+        """Forward over reverse, all directions at a time."""
         with differentiable():
-            return vmap(self._form, chunk_size=chunk)(*self.block())
+            return vmap(self._form)(*directions)
 
-    def reverse(self) -> Tensor:
+    def reverse(self, directions: list[Tensor]) -> Tensor:
         """Reverse over reverse, the graph of the gradient built once and kept."""
         with differentiable(), torch.enable_grad():
             leaves = {name: tensor.clone().requires_grad_(True) for name, tensor in self.parameters.items()}
             gradient = torch.autograd.grad(self._loss(leaves), list(leaves.values()), create_graph=True)
             forms = []
-            for rows in zip(*self.block(), strict=True):
+            for rows in zip(*directions, strict=True):
                 product = torch.autograd.grad(gradient, list(leaves.values()), rows, retain_graph=True)
                 forms.append(sum((p * d).sum() for p, d in zip(product, rows, strict=True)))
             return torch.stack(forms)

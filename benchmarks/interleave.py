@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 
 
-def medians(rivals: dict[str, Callable[[], object]], repeats: int = 9) -> dict[str, float]:
-    """Median seconds of each rival over ``repeats`` rounds in which every rival runs once; one warm-up round."""
-    for run in rivals.values():
+def medians(rivals: dict[str, Callable[[], object]], repeats: int = 9, *, warm: bool = False) -> dict[str, float]:
+    """Median seconds of each rival over ``repeats`` rounds in which every rival runs once; one round before, unless ``warm``."""
+    for run in () if warm else rivals.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in rivals}
     names = list(rivals)

@@ -37,7 +37,7 @@ class _Rounded(TorchDispatchMode):
         super().__init__()
         self._rounding = rounding
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         places = PRODUCTS.get(func, ())
         rounded = [self._rounding(value) if place in places else value for place, value in enumerate(args)]
         return func(*rounded, **(kwargs or {}))

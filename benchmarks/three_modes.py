@@ -2,9 +2,9 @@
 
 Trains the zoo CNN on the digits, and probes its checkpoints along the same directions, with the same number of them, at 13 radii
 from 1e-7 to 1e-1 of ||w||, by float32 subtraction, float64 subtraction and difference propagation. Exponents are computed twice:
-over all radii with no mask, which is what a script without a noise gate reports (responses that are exactly zero left out of h, and
-shares of a measure floored at 1e-10, as in the published protocol, or float32 would have no M_tau at all), and as fastscape does,
-which leaves out the scales that it does not trust. Run it with ``make modes``; figures go to benchmarks/results/three_modes.json.
+over all radii with no mask, which is what a script without a noise gate reports (responses that are exactly zero left out of h,
+and shares of a measure floored at 1e-10, as in the published protocol, or float32 would have no M_tau at all), and as fastscape
+does, which leaves out scales that it does not trust. Run it with ``make modes``; figures go to benchmarks/results/three_modes.json.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def unmasked(point: fs.MultifractalResult) -> dict:
 
 
 def exponents(even: np.ndarray) -> np.ndarray:
-    """h of every direction: the slope of ln |response| against ln e over the radii where it is not zero."""
+    """Exponents h of every direction: the slope of ln |response| against ln e over the radii where it is not zero."""
     slopes = [np.polyfit(np.log(np.array(RADII)[one != 0]), np.log(np.abs(one[one != 0])), 1)[0] for one in even.T]
     return np.array(slopes)
 
