@@ -1,4 +1,4 @@
-"""Writes RESULTS.md and results/tables.json from the files of ``make bench``, ``make accuracy`` and ``make modes``.
+"""Writes RESULTS.md, results/tables.json and the README's numbers from what ``make bench``, ``accuracy`` and ``modes`` left.
 
 Ratios, not absolute times, are what to read: the rivals of one table ran interleaved in one process.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from compare import tables
+from readme import refresh
 
 from fastscape.ops import _native
 
@@ -58,14 +59,15 @@ def main() -> None:
     scripts = measured(
         "accuracy.json",
         "relative error of even responses by arithmetic",
-        "`make accuracy`: 13 radii from 1e-7 to 1e-1 of the weight norm; quantiles over directions. A decade is usable where its\n"
-        "radii, both ends included, have a median error below 5 %. bf16 and TF32 subtraction round the operands of matrix products.",
+        "`make accuracy`: 13 radii from 1e-7 to 1e-1 of the weight norm; quantiles over directions. A decade is usable where\n"
+        "its radii, both ends included, have a median error below 5 %. bf16 and TF32: operands of matrix products rounded.",
     ) + measured(
         "three_modes.json",
         "a training run in three arithmetics",
         "`make modes`: the zoo CNN on the digits, the same directions for all, every radius used.",
     )
     (HERE / "RESULTS.md").write_text(HEAD.format(machine=machine()) + scripts + "\n".join(map(markdown, found)) + "\n")
+    refresh()
 
 
 if __name__ == "__main__":

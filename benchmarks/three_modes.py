@@ -4,7 +4,8 @@ Trains the zoo CNN on the digits, and probes its checkpoints along the same dire
 from 1e-7 to 1e-1 of ||w||, by float32 subtraction, float64 subtraction and difference propagation. Exponents are computed twice:
 over all radii with no mask, which is what a script without a noise gate reports (responses that are exactly zero left out of h,
 and shares of a measure floored at 1e-10, as in the published protocol, or float32 would have no M_tau at all), and as fastscape
-does, which leaves out scales that it does not trust. Run it with ``make modes``; figures go to benchmarks/results/three_modes.json.
+does, which leaves out scales that it does not trust. Run it with ``make modes``; figures go to
+benchmarks/results/three_modes.json.
 """
 
 from __future__ import annotations
