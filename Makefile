@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(VENV)/.native
 
-.PHONY: demo test kernels gpu package native slow check bench noise format clean
+.PHONY: demo test kernels gpu package native slow check bench noise accuracy modes format clean
 
 demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
@@ -54,6 +54,14 @@ bench: $(NATIVE) ## benchmarks with one and two threads; writes benchmarks/RESUL
 
 noise: $(NATIVE) ## the README's table: what float32 subtraction gets wrong
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/float32_noise.py
+
+accuracy: $(NATIVE) ## errors of even responses by scale and arithmetic: the README's figure
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/difference_accuracy.py
+	$(BIN)/python benchmarks/report.py
+
+modes: $(NATIVE) ## the README's table: a training run in three arithmetics
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/three_modes.py
+	$(BIN)/python benchmarks/report.py
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-import torch
+from interleave import keep
 
 SCRIPT = """
 import json, re, sys, torch, fastscape as fs
@@ -47,15 +47,10 @@ def test_memory_does_not_grow_with_directions(benchmark, count):
     one, many = peak(1), peak(count)
     assert one["finite"]
     assert many["finite"]
-    benchmark.extra_info["table"] = {
-        "title": "peak extra memory, resnet18, one image, float32",
-        "unit": "MiB",
-        "baseline": "1 direction",
-        "threads": torch.get_num_threads(),
-        "rows": {
-            "1 direction": {"time": round(one["extra"], 2), "ratio": 1.0},
-            f"{count} directions": {"time": round(many["extra"], 2), "ratio": round(one["extra"] / many["extra"], 4)},
-            "one copy of the parameters": {"time": round(one["copy"], 2), "ratio": round(one["extra"] / one["copy"], 4)},
-        },
+    rows = {
+        "1 direction": {"time": round(one["extra"], 2), "ratio": 1.0},
+        f"{count} directions": {"time": round(many["extra"], 2), "ratio": round(one["extra"] / many["extra"], 4)},
+        "one copy of the parameters": {"time": round(one["copy"], 2), "ratio": round(one["extra"] / one["copy"], 4)},
     }
+    keep(benchmark, "peak extra memory, resnet18, one image, float32", rows, unit="MiB", baseline="1 direction")
     benchmark.pedantic(peak, (1,), rounds=1)

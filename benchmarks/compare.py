@@ -16,7 +16,7 @@ def tables(path: Path) -> list[dict]:
     content = json.loads(path.read_text())
     if isinstance(content, list):
         return content
-    return [entry["extra_info"]["table"] for entry in content["benchmarks"] if "table" in entry["extra_info"]]
+    return [table for entry in content["benchmarks"] for table in entry["extra_info"].get("tables", ())]
 
 
 def comparison(old: list[dict], new: list[dict]) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 
 
-def medians(rivals: dict[str, Callable[[], object]], repeats: int = 9) -> dict[str, float]:
-    """Median seconds of each rival over ``repeats`` rounds in which every rival runs once; one warm-up round."""
-    for run in rivals.values():
+def medians(rivals: dict[str, Callable[[], object]], repeats: int = 9, *, warm: bool = False) -> dict[str, float]:
+    """Median seconds of each rival over ``repeats`` rounds in which every rival runs once; one round before, unless ``warm``."""
+    for run in () if warm else rivals.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in rivals}
     names = list(rivals)
@@ -24,7 +24,7 @@ def medians(rivals: dict[str, Callable[[], object]], repeats: int = 9) -> dict[s
 
 
 def record(benchmark, title: str, times: dict[str, float], *, baseline: str, per: float = 1.0, unit: str = "s") -> None:
-    """Keep one table: what each rival took, and how many times less than the baseline.
+    """Keep a table: what each rival took, and how many times less than the baseline.
 
     Args:
         benchmark: pytest-benchmark's fixture.
@@ -35,13 +35,14 @@ def record(benchmark, title: str, times: dict[str, float], *, baseline: str, per
         unit: of seconds divided by ``per``: ``"s"``, ``"us"`` or ``"ns"`` each.
     """
     factor = {"s": 1.0, "us": 1e6, "ns": 1e9}[unit] / per
-    benchmark.extra_info["table"] = {
-        "title": title,
-        "unit": unit,
-        "baseline": baseline,
-        "threads": torch.get_num_threads(),
-        "rows": {
-            name: {"time": round(seconds * factor, 4), "ratio": round(times[baseline] / seconds, 3)}
-            for name, seconds in times.items()
-        },
+    rows = {
+        name: {"time": round(seconds * factor, 4), "ratio": round(times[baseline] / seconds, 3)}
+        for name, seconds in times.items()
     }
+    keep(benchmark, title, rows, unit=unit, baseline=baseline)
+
+
+def keep(benchmark, title: str, rows: dict[str, dict[str, float]], *, unit: str, baseline: str) -> None:
+    """Keep a table of ``{"time": ..., "ratio": ...}`` by rival; a benchmark may have several."""
+    table = {"title": title, "unit": unit, "baseline": baseline, "threads": torch.get_num_threads(), "rows": rows}
+    benchmark.extra_info.setdefault("tables", []).append(table)

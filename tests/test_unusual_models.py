@@ -209,7 +209,8 @@ def test_a_float32_step_inside_a_float64_model_is_found_measured_and_flagged(dig
     assert wrong.any()
     assert not found.trusted[wrong].any()
     assert found.trusted[-1]
-    result = fs.multifractal(objectives[1], fs.ProbeSettings(count=2, precision="float64"), fs.AnalysisSettings(bootstrap=2, permutations=1))
+    probe = fs.ProbeSettings(count=2, precision="float64")
+    result = fs.multifractal(objectives[1], probe, fs.AnalysisSettings(bootstrap=2, permutations=1))
     assert any("computes in lower precision inside (float32 in aten" in flag for flag in result.flags)
 
 

@@ -215,7 +215,7 @@ class Directions:
             assert self.seed is not None
             raw = direction(self._id_tensor, self.seed, list(indices), self._sizes, self._kind)
             scales = torch.from_numpy(np.stack([self.scales(index) for index in indices])).to(raw[0].device)
-            cut = scales.split(self.normaliser.pieces, dim=1)
+            cut = torch.split(scales, self.normaliser.pieces, dim=1)
             return [
                 (noise.to(dtype).reshape(*pieces.shape, -1) * pieces.to(dtype)[:, :, None]).reshape(-1, *shape)
                 if noise.numel()

@@ -84,8 +84,8 @@ def quadratic_forms(
     Cost: 4 N + 1 forwards' operations, less those of the first layer, and no graph for a backward pass; memory of a block of
     directions and twice the widest activations for each.
 
-    Source: Taylor mode, Griewank & Walther, "Evaluating derivatives" (2008), chapter 13. Nested forward mode of torch is not used:
-    it is silently wrong through layer and batch norm (pytorch issues 196700, 196699).
+    Source: Taylor mode, Griewank & Walther, "Evaluating derivatives" (2008), chapter 13. Nested forward mode of torch is not
+    used: it is silently wrong through layer and batch norm (pytorch issues 196700, 196699).
 
     Example:
         >>> import torch, fastscape as fs

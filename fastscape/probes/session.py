@@ -267,7 +267,7 @@ class Session:
     ) -> None:
         """On the first visit: check the budget, choose the path, measure the noise."""
         if not self._directions():
-            self._check_budget((self.budget.elapsed - start) / 2)  # the gate evaluated the loss twice
+            self._check_budget(evaluator.forward_seconds)
         self.path = evaluator.choose(directions, radii.tolist())
         if batch not in track.opened:
             noise = measure_noise(evaluator, directions, radii)
@@ -283,7 +283,8 @@ class Session:
     def _check_budget(self, forward: float) -> None:
         """Refuse a budget that cannot hold one direction at every checkpoint, given the seconds of one evaluation."""
         scales, points = len(self.probe.grid(1.0)), len(self.tracks)
-        unit = forward * (1 + 2 * scales)
+        assert self.chosen is not None
+        unit = self.chosen.seconds.get(self.chosen.name, 2 * forward) * scales
         needed = points * (unit + _OPENING * forward)
         useful = needed + points * USEFUL * (unit + _RESERVE * self.analysis_rate)
         if not self.budget.admits(needed):

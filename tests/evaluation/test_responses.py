@@ -280,7 +280,7 @@ def test_bad_options_are_named(tanh_objective):
         ({"precision": "bf16"}, "precision must be one of float64, float32, difference, difference-bf16 or None, got 'bf16'"),
         ({"path": "jit"}, "path must be 'loop', 'vmap', 'graph', 'dispatch' or None to measure, got 'jit'"),
         ({"path": "graph", "precision": "float64"}, "path must be 'loop', 'vmap' or None to measure both, got 'graph'"),
-        ({"path": "loop", "precision": "difference"}, "path must be 'graph', 'dispatch' or None with precision='difference', got 'loop'"),
+        ({"path": "loop", "precision": "difference"}, "path must be 'graph', 'dispatch' or None with precision='difference'"),
         ({"memory": 0}, "memory must be a positive number of bytes, got 0"),
     ):
         with pytest.raises(ValueError, match=message):

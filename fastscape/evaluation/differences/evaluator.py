@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
@@ -166,7 +167,7 @@ class DifferenceEvaluator:
     def derivatives(
         self, directions: Directions, indices: Sequence[int], radii: Radii, lanes: torch.dtype | None = None
     ) -> tuple[Array, Array]:
-        r"""Divided differences :math:`\Delta_1 / e` and :math:`\Delta_2 / e^2`, ``[S, n]``; at e = 0, :math:`g^T d` and :math:`d^T H d`."""
+        r"""Divided differences :math:`\Delta_1 / e` and :math:`\Delta_2 / e^2`, ``[S, n]``: :math:`g^T d, d^T H d` at e = 0."""
         choice = self.choose(directions, radii)
         out = np.zeros((2, len(radii), len(indices)))
         for start in range(0, len(indices), choice.chunk):
@@ -262,9 +263,9 @@ class DifferenceEvaluator:
         replica = self.replica
         if self._front_end != "dispatch":
             for fresh in (False, True):
-                yield lambda fresh=fresh: Propagation(traced(replica, index, fresh=fresh), _inputs(replica, index), probed, room)
+                yield partial(_by_graph, replica, index, probed, room, fresh)
         if self._front_end != "graph":
-            yield lambda: Dispatched(replica.module, _call(replica, index), _inputs(replica, index))
+            yield partial(_by_dispatch, replica, index)
 
     def _block(self, count: int, radii: int) -> tuple[int, int]:
         """Directions in a block, and radii at a time, that fit in memory and, as far as they can, in the caches."""
@@ -315,6 +316,14 @@ def _inputs(replica: Replica, index: int) -> dict[str, Tensor]:
 
 def _held(replica: Replica) -> dict[str, Tensor]:
     return dict(replica.module.named_parameters()) | dict(replica.module.named_buffers())
+
+
+def _by_graph(replica: Replica, index: int, probed: list[str], room: int, fresh: bool) -> Propagation:
+    return Propagation(traced(replica, index, fresh=fresh), _inputs(replica, index), probed, room)
+
+
+def _by_dispatch(replica: Replica, index: int) -> Dispatched:
+    return Dispatched(replica.module, _call(replica, index), _inputs(replica, index))
 
 
 def _call(replica: Replica, index: int) -> Callable[[Sequence[Tensor]], Tensor]:

@@ -92,7 +92,7 @@ class Propagation:
         if "conv" in step.name and isinstance(result, Tensor):
             result = result.contiguous(memory_format=image_format(result))
         result = as_values(result)
-        size = _bytes(result)
+        size = 3 * _bytes(result) // 2  # with the copy in the dtype of the lanes
         if size <= self._room:
             self._kept[step.name] = result
             self._room -= size

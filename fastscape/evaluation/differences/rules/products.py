@@ -250,7 +250,7 @@ def _collapsed_convolution(x: Triple, weight: Triple, convolve: Any) -> Tensor:
     assert x.lanes is not None
     count = len(x.lanes) - 1
     out: Tensor = convolve(x.lanes.flatten(0, LEAD), weight.base.narrow(x.lanes.dtype))
-    lanes: Tensor = out.unflatten(0, (count + 1, 1, 1, x.shape[0]))  # type: ignore[no-untyped-call]
+    lanes: Tensor = torch.unflatten(out, 0, (count + 1, 1, 1, x.shape[0]))
     if weight.lanes is not None:
         still = x.base.narrow(x.lanes.dtype)
         for k, moved in enumerate(weight.lanes[:-1, 0, 0]):
