@@ -21,24 +21,24 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from fastscape._checks import first_line
+from fastscape.evaluation.differences.refusals import (
+    IDENTITY,
+    SIZED_BY_VALUES,
+    check_modules,
+    check_steps,
+    check_transform,
+)
+from fastscape.evaluation.differences.refusals import (
+    UntraceableError as UntraceableError,
+)
 from fastscape.evaluation.differences.rules.table import PIECEWISE, RULES, aten
 
 HOST = {"_local_scalar_dense", "item", "is_nonzero", "equal"}  # operations that hand a value to Python
-_IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
-_RANDOM = {"bernoulli", "rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "normal", "normal_functional",
-           "uniform",
-           "exponential", "multinomial", "poisson", "randperm", "cauchy", "geometric", "log_normal", "binomial"}  # fmt: skip
 _CONSTANT = {f"new_{kind}" for kind in ("zeros", "ones", "full", "empty")} | {
     f"{kind}_like" for kind in ("zeros", "ones", "full", "empty")
 }
-_SIZED_BY_VALUES = {"nonzero", "nonzero_numpy", "argwhere", "masked_select", "unique", "_unique", "_unique2", "unique_dim",
-                    "unique_consecutive", "bincount", "repeat_interleave"}  # fmt: skip
 _APART = {"multi_margin_loss", "multilabel_margin_loss_forward", "embedding_bag"}  # torch takes these apart only if asked
 _ROUNDS = 8  # of taking composite operations apart, until every piece has a rule
-
-
-class UntraceableError(ValueError):
-    """The forward cannot be followed operation by operation; the message names the module and the operation."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def trace(module: nn.Module, call: Callable[[Sequence[Tensor]], Any], tensors: M
     Raises:
         UntraceableError: a compiled or scripted module, an operation that cannot be recorded.
     """
-    _check_modules(module, tensors)
+    check_modules(module, tensors)
     names = list(tensors)
     holder = Called(module, call)
 
@@ -124,92 +124,8 @@ def trace(module: nn.Module, call: Callable[[Sequence[Tensor]], Any], tensors: M
             f"{first_line(error)[:200]}"
         ) from error
     program = _program(graph, names, set(probed))
-    _check_steps(graph, program)
+    check_steps(graph, program)
     return program
-
-
-def _check_modules(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse what does not run operation by operation, before anything is run."""
-    for name, part in module.named_modules():
-        if isinstance(part, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-            raise UntraceableError(
-                f"module {name or type(part).__name__} must be an eager one, got TorchScript; pass the original"
-            )
-        if hasattr(part, "_orig_mod") and type(part).__module__.startswith("torch._dynamo"):
-            raise UntraceableError(f"module {name} must be an eager one, got torch.compile's; pass what was compiled")
-        if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")):
-            raise UntraceableError(
-                f"module {name} must have floating-point weights, got {type(part).__name__}; pass the original"
-            )
-    for name, tensor in tensors.items():
-        if tensor.is_quantized or tensor.layout != torch.strided:
-            kind = "a quantised tensor" if tensor.is_quantized else f"layout {tensor.layout}"
-            raise UntraceableError(f"parameter {name} must be a plain tensor, got {kind}; convert it")
-
-
-def _check_steps(graph: fx.GraphModule, program: Program) -> None:
-    """Refuse operations that cannot be followed, by name and module."""
-    nodes = {node.name: node for node in graph.graph.nodes}
-    moving = {step.name for step in program.steps if step.moves}
-    for step in program.steps:
-        schema = getattr(step.target, "_schema", None)
-        if schema is None:
-            if step.moves and step.target is not operator.getitem:
-                raise UntraceableError(f"operation {step.target}{_in(step)} must be one of torch's own to be followed")
-            continue
-        space, name = schema.name.split("::")
-        if _is_random(name, nodes[step.name]):
-            raise UntraceableError(f"operation {name}{_in(step)} draws random numbers; the loss must be a fixed function")
-        if "sparse" in name:
-            raise UntraceableError(f"operation {name}{_in(step)} works on a sparse tensor; use dense ones")
-        if not step.moves:
-            continue
-        if schema.is_mutable:
-            raise UntraceableError(f"operation {name}{_in(step)} writes in place into memory that others look at; assign instead")
-        if name in _SIZED_BY_VALUES and step.target not in RULES and _moving_inputs(step, moving):
-            raise UntraceableError(f"operation {name}{_in(step)} gives a shape that depends on the parameters; use a mask")
-        if name == "index" and any(_is_mask(argument) and argument.name in moving for argument in step.arguments[1]):
-            raise UntraceableError(
-                f"operation {name}{_in(step)} picks elements by a condition on the parameters; use torch.where"
-            )
-        if space not in ("aten", "prims") and step.target not in RULES:
-            raise UntraceableError(
-                f"operation {schema.name}{_in(step)} has no difference rule; write it with torch's own operations"
-            )
-
-
-def _in(step: Step) -> str:
-    return f" in module {step.module}" if step.module else ""
-
-
-def _is_random(name: str, node: fx.Node) -> bool:
-    if name in _RANDOM:
-        return True
-    arguments = {argument.name: argument.default_value for argument in node.target._schema.arguments}  # type: ignore[union-attr]
-    arguments |= dict(zip(arguments, node.args, strict=False)) | dict(node.kwargs)
-    if name in _IDENTITY or name == "native_dropout":
-        return bool(arguments["train"]) and arguments["p"] != 0
-    return bool(arguments.get("dropout_p")) or (name.startswith("rrelu") and bool(arguments.get("training")))
-
-
-def _moving_inputs(step: Step, moving: set[str]) -> bool:
-    """Whether a tensor whose values decide on a shape depends on the parameters (that of ``repeat_interleave``: the repeats)."""
-    arguments = step.arguments[1:2] if "repeat_interleave" in str(step.target) else step.arguments
-    return any(isinstance(argument, fx.Node) and argument.name in moving for argument in arguments)
-
-
-def _is_mask(node: Any) -> bool:
-    meta = node.meta.get("val", node.meta.get("tensor_meta")) if isinstance(node, fx.Node) else None
-    return meta is not None and getattr(meta, "dtype", None) in (torch.bool, torch.uint8)
-
-
-def check_transform(function: Any) -> None:
-    """Refuse operations under ``torch.func`` transforms: their inner tensors hide what they depend on."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise UntraceableError(
-            "model must not use torch.func transforms (vmap, grad, jvp) to be followed, got one around "
-            f"{getattr(function, '__name__', function)}; write the batched or differentiated operations out"
-        )
 
 
 class _Handed(TorchFunctionMode):
@@ -260,7 +176,7 @@ def _without_dead_code(graph: fx.GraphModule) -> None:
 
 def _handed(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.name.split("::")[1] in HOST | _SIZED_BY_VALUES
+    return schema is not None and schema.name.split("::")[1] in HOST | SIZED_BY_VALUES
 
 
 def _writes(node: fx.Node) -> bool:
@@ -302,7 +218,7 @@ def _families(nodes: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
         if node.op == "call_function" and node.all_input_nodes:
             schema = getattr(node.target, "_schema", None)
             views = schema is not None and any(out.alias_info is not None for out in schema.returns)
-            identity = schema is not None and schema.name.split("::")[1].rstrip("_") in _IDENTITY
+            identity = schema is not None and schema.name.split("::")[1].rstrip("_") in IDENTITY
             if views or identity or node.target is operator.getitem:
                 source = family.get(node.all_input_nodes[0], node.all_input_nodes[0])
         family[node] = source

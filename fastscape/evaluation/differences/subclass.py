@@ -20,8 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastscape.evaluation.differences import collapsed
-from fastscape.evaluation.differences.program import HOST, Called, check_transform, decomposition, functional_form
+from fastscape.evaluation.differences.program import HOST, Called, decomposition, functional_form
 from fastscape.evaluation.differences.propagation import as_values, plain, propagated
+from fastscape.evaluation.differences.refusals import check_transform
 from fastscape.evaluation.differences.rules import RULES, moves
 from fastscape.evaluation.differences.triple import Decision, Frame, Triple
 

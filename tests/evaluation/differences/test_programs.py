@@ -5,10 +5,11 @@ import operator
 import pytest
 import torch
 from evaluation.differences.architectures import ARCHITECTURES, Forward, lin, vectors
-from evaluation.differences.harness import measured, problem
+from evaluation.differences.harness import measured, problem, relative
 from torch import nn
 from torch.nn import functional as F
 
+from fastscape._state import exact_arithmetic
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.triple import Frame
 
@@ -26,6 +27,15 @@ FALLBACKS = {
     "linear_solve": {"aten._linalg_solve_ex.default"},
     "embedding_bag": {"aten._embedding_bag_forward_only.default"},
 }
+LARGE = {
+    "small_resnet",
+    "bottleneck_resnext",
+    "mobilenet_v3",
+    "mobilenet_v2",
+    "swin",
+    "t5",
+}  # for tests of what smaller ones show
+F64 = torch.float64
 EXACT = sorted(set(ARCHITECTURES) - SLOW - ROUNDED - REFUSED)
 
 
@@ -58,6 +68,17 @@ def test_float32_within_a_model_limits_subtraction_and_not_the_lanes(name):
     assert found["a 0"] < 1e-6
     assert found["b 0"] < 1e-6
     assert found["b 0.1"] < 1e-2
+
+
+@pytest.mark.parametrize("name", sorted(set(EXACT) - LARGE))
+def test_the_collapsed_second_derivative_is_the_mean_over_directions(name):
+    model, data, options = ARCHITECTURES[name]()
+    case = problem(model, data, count=3, **options)
+    first, second, _ = case.lanes((0.0,))
+    with exact_arithmetic(torch.float64), torch.no_grad():
+        lanes = case.propagation.lanes(Frame(torch.zeros(1, dtype=F64), F64, collapsed=True), case.directions)
+    assert relative(lanes[:-1, 0, 0], first[:, 0]) < 1e-9
+    assert abs(lanes[-1, 0, 0] - second[:, 0].mean()) < 1e-8 * second.abs().max()
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -34,8 +34,11 @@ def _linear(frame: Frame, y: Tensor, x: Any, weight: Any, bias: Any = None) -> A
     x, weight = triple(x, y), triple(weight, y)
     if not weight_moves_along(weight) or (bias is not None and not weight_moves_along(triple(bias, y))):
         return _general(frame, y, x, weight, bias)
-    if frame.collapsed:
-        return _collapsed_linear(frame, y, x, weight, bias)
+    return _collapsed_linear(frame, y, x, weight, bias) if frame.collapsed else _fused_linear(frame, y, x, weight, bias)
+
+
+def _fused_linear(frame: Frame, y: Tensor, x: Triple, weight: Triple, bias: Any) -> Tensor | None:
+    """A linear layer whose weight and bias are parameters."""
     known = x.lanes if x.lanes is not None else weight.lanes
     bias_lanes = None if bias is None else triple(bias, y).lanes
     if known is None:
@@ -56,7 +59,7 @@ def _linear(frame: Frame, y: Tensor, x: Any, weight: Any, bias: Any = None) -> A
 
 
 def _collapsed_linear(frame: Frame, y: Tensor, x: Triple, weight: Triple, bias: Any) -> Tensor | None:
-    """a W^T + x D^T per direction, and the mean of b: b W^T + (2 / K) sum_k a_k D_k^T."""
+    """a W^T + x D^T per direction, and the mean of b: b W^T + x W_b^T + (2 / K) sum_k a_k D_k^T, with W_b that of the weight."""
     known = x.lanes if x.lanes is not None else weight.lanes
     bias_lanes = None if bias is None else fitted(triple(bias, y).lanes, y.shape)
     if known is None:
@@ -72,6 +75,8 @@ def _collapsed_linear(frame: Frame, y: Tensor, x: Triple, weight: Triple, bias: 
             out[k].addmm_(base, moved.T)
             if rows is not None:
                 out[count].addmm_(rows[k], moved.T, alpha=2 / count)
+        if not weight.straight:
+            out[count].addmm_(base, weight.lanes[count, 0, 0].T)
     products = (count + 1) * (rows is not None) + count * (weight.lanes is not None) * (1 + (rows is not None))
     frame.operations += 2 * products * base.shape[0] * width * y.shape[-1]
     return total(out.reshape(count + 1, 1, 1, *y.shape), bias_lanes)
@@ -113,7 +118,7 @@ def _multiplied(frame: Frame, x: Triple, u: Triple) -> Tensor | None:
 def _matmul(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
     x, u = triple(x, y), triple(u, y)
     if x.ndim == 2 and u.ndim == 2 and u.lanes is not None and weight_moves_along(u):
-        return _linear(frame, y, x, Triple(u.x.mT, u.lanes.mT))
+        return _fused_linear(frame, y, x, Triple(u.x.mT, u.lanes.mT), None)
     return _multiplied(frame, x, u)
 
 
@@ -251,6 +256,8 @@ def _collapsed_convolution(x: Triple, weight: Triple, convolve: Any) -> Tensor:
         for k, moved in enumerate(weight.lanes[:-1, 0, 0]):
             lanes[k, 0, 0] += convolve(still, moved)
             lanes[count, 0, 0].add_(convolve(x.lanes[k, 0, 0], moved), alpha=2 / count)
+        if not weight.straight:
+            lanes[count, 0, 0] += convolve(still, weight.lanes[count, 0, 0])
     return lanes
 
 
