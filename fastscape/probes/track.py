@@ -110,6 +110,7 @@ class Track:
             self._note(f"operations without a difference rule were evaluated in float64: {', '.join(handling.fallbacks)}")
         if handling.frozen:
             self._note(f"the forward decides by values that depend on the weights; taken as at w: {', '.join(handling.frozen)}")
+            self.calibrated = np.zeros((2, len(self.radii)), dtype=np.bool_)  # nothing is trusted
 
     def _note(self, words: str) -> None:
         if words not in self.notes:
