@@ -17,6 +17,7 @@ from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, Fron
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
 from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName
+from fastscape.evaluation.losses import DTYPES
 from fastscape.evaluation.noise import noise_float64, passes_gate
 from fastscape.evaluation.points import Array
 from fastscape.objective import Objective
@@ -24,7 +25,6 @@ from fastscape.objective import Objective
 Precision = Literal["float64", "float32", "difference", "difference-bf16"]
 AnyPath = PathName | FrontEnd
 
-SUBTRACTED: dict[str, torch.dtype] = {"float64": torch.float64, "float32": torch.float32}
 CALIBRATION = 4  # directions evaluated in float64 as well, to measure the noise of float32 subtraction
 _DIRECTIONS = 2  # of the calibration of difference propagation
 _SLOW = 0.05  # seconds per forward above which one direction has to do
@@ -86,8 +86,8 @@ def responder(
     trial: float = math.inf,
 ) -> Evaluator | DifferenceEvaluator:
     """The evaluator of a precision."""
-    if precision in SUBTRACTED:
-        return Evaluator(objective, SUBTRACTED[precision], path=path, memory=memory, gate=gate, trial=trial)  # type: ignore[arg-type]
+    if precision in DTYPES:
+        return Evaluator(objective, DTYPES[precision], path=path, memory=memory, gate=gate, trial=trial)  # type: ignore[arg-type]
     front_end = path.name if isinstance(path, PathChoice) else path
     products: Literal["float32", "bfloat16"] = "bfloat16" if precision == "difference-bf16" else "float32"
     return DifferenceEvaluator(objective, products=products, memory=memory, gate=gate, front_end=front_end)  # type: ignore[arg-type]
