@@ -8,6 +8,7 @@ No compiler, or a failed compilation, still installs: the pure-PyTorch reference
 import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -39,9 +40,12 @@ class NativeLibrary(build_ext):
     def build_extension(self, ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        objects = []
-        for source, flags in SOURCES.items():
-            objects += self.compiler.compile([source], self.build_temp, extra_postargs=[*FLAGS, *flags], depends=HEADERS)
+
+        def compiled(source):
+            return self.compiler.compile([source], self.build_temp, extra_postargs=[*FLAGS, *SOURCES[source]], depends=HEADERS)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # an instruction set takes a minute of a slow processor
+            objects = [path for paths in pool.map(compiled, SOURCES) for path in paths]
         self.compiler.link_shared_object(objects, str(target), target_lang="c++")
 
     def run(self):

@@ -227,9 +227,9 @@ class Session:
             visit = self.unit if batch in track.opened else self.unit + self.opening
             if self._directions() and not self.budget.admits(visit, self._reserve()):
                 raise _Deadline
-            start = self.budget.elapsed
             if self.chosen is None:
                 self._choose(track, objective, directions, radii)
+            start = self.budget.elapsed
             with self._evaluator(objective, gate=batch not in track.opened) as evaluator, track.timed():
                 try:
                     self._open(track, whole, evaluator, directions, radii, batch, start)
@@ -267,7 +267,7 @@ class Session:
     ) -> None:
         """On the first visit: check the budget, choose the path, measure the noise."""
         if not self._directions():
-            self._check_budget(evaluator.forward_seconds)
+            self._check_budget((self.budget.elapsed - start) / 2)  # the gate evaluated the loss twice
         self.path = evaluator.choose(directions, radii.tolist())
         if batch not in track.opened:
             noise = measure_noise(evaluator, directions, radii)
@@ -284,7 +284,8 @@ class Session:
         """Refuse a budget that cannot hold one direction at every checkpoint, given the seconds of one evaluation."""
         scales, points = len(self.probe.grid(1.0)), len(self.tracks)
         assert self.chosen is not None
-        unit = self.chosen.seconds.get(self.chosen.name, 2 * forward) * scales
+        measured = self.chosen.seconds.get(self.chosen.name)
+        unit = forward * (1 + 2 * scales) if measured is None else measured * scales
         needed = points * (unit + _OPENING * forward)
         useful = needed + points * USEFUL * (unit + _RESERVE * self.analysis_rate)
         if not self.budget.admits(needed):

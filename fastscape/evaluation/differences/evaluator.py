@@ -199,9 +199,9 @@ class DifferenceEvaluator:
         total = self._loss_lanes(self._directions(directions, indices), [0.0], len(indices) + 1, 1, collapsed=True)
         return float(total[-1, 0, 0])
 
-    def _lanes(self, moved: dict[str, Tensor], radii: Radii) -> Array:
+    def _lanes(self, moved: dict[str, Tensor], radii: Radii, products: Products | None = None) -> Array:
         """Lanes of the loss over all batches, ``[K, 2, S]``."""
-        return self._loss_lanes(moved, radii, len(next(iter(moved.values()))), 2)
+        return self._loss_lanes(moved, radii, len(next(iter(moved.values()))), 2, products=products)
 
     def _loss_lanes(self, moved: dict[str, Tensor], radii: Radii, rows: int, parts: int, *, collapsed: bool = False) -> Array:
         objective = self.objective
@@ -287,7 +287,7 @@ class DifferenceEvaluator:
         """Compare one response with float64 subtraction of the model's own losses."""
         from fastscape.evaluation.paths import LoopPath
 
-        slope, curvature = self._lanes(self._directions(directions, (0,)), [radius])[0, :, 0]
+        slope, curvature = self._lanes(self._directions(directions, (0,)), [radius], "float32")[0, :, 0]
         points = LoopPath(self.replica).losses(directions, (0,), (0.0, radius, -radius))[0].numpy()
         self.replica.reset()  # its parameters are the values at w
         with np.errstate(invalid="ignore", over="ignore"):

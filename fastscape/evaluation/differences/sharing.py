@@ -13,6 +13,7 @@ import numpy as np
 from fastscape.evaluation.points import Array
 
 BEND = 3e-4  # largest D(e) - D(0), relative to D: what is left out is of the order of its square
+MARGIN = 0.2  # of it, when the radius is chosen from few directions: others bend more
 AGREE = 2e-6  # between what was computed and what is interpolated, where both are known
 LEAST = 3  # radii that are worth sharing: they cost two
 
@@ -37,7 +38,7 @@ def shareable(values: Array, radii: Array) -> int:
         return 0
     size = _size(values)
     for count in range(len(radii), LEAST - 1, -1):
-        if bends(values[:, :, : 1 + count], size):
+        if bends(values[:, :, : 1 + count], MARGIN, size):
             continue
         guess = interpolated(values[:, :, :1], values[:, :, count : count + 1], radii[:count])
         if (np.abs(guess - values[:, :, 1 : 1 + count]) <= AGREE * size).all():
@@ -45,7 +46,7 @@ def shareable(values: Array, radii: Array) -> int:
     return 0
 
 
-def bends(values: Array, size: Array | None = None) -> bool:
+def bends(values: Array, share: float = 1.0, size: Array | None = None) -> bool:
     """Whether D at the last radius of ``[K, 2, ...]`` is too far from D at the first, or not finite."""
     gap = np.abs(values[:, :, -1:] - values[:, :, :1])
-    return not bool((gap <= BEND * (_size(values) if size is None else size)).all())
+    return not bool((gap <= share * BEND * (_size(values) if size is None else size)).all())
