@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ class DifferenceEvaluator:
         front_end: ``"graph"``, ``"dispatch"`` or ``None`` for the first that follows the model.
 
     Raises:
+        ValueError: other dtypes of lanes, front ends or sizes of memory.
         UntraceableError: the model cannot be followed, or disagrees with what was followed.
         NondeterministicLossError: on entry, if gated.
     """
@@ -82,12 +84,15 @@ class DifferenceEvaluator:
         checked_objective(objective)
         if front_end not in (None, *get_args(FrontEnd)):
             raise ValueError(f"path must be 'graph', 'dispatch' or None with precision='difference', got {front_end!r}")
+        if lanes not in (torch.float32, torch.float64):
+            raise ValueError(f"lanes must be torch.float32 or torch.float64, got {lanes}")
         if memory is not None and memory <= 0:
             raise ValueError(f"memory must be a positive number of bytes, got {memory!r}")
         self.objective, self.dtype, self.products, self.gate = objective, lanes, products, gate
         self.memory = memory or available_memory(objective.device) // 2
         self.handling = Handling()
         self.operations = 0
+        self.seen: Counter[Any] = Counter()
         self.choice: PathChoice | None = None
         self._front_end = front_end
         self._responses = 0
@@ -228,6 +233,7 @@ class DifferenceEvaluator:
                 if lanes is not None:
                     total[:, : lanes.shape[1]] += weight * lanes.double()
         self.operations += frame.operations
+        self.seen.update(frame.seen)
         for mine, found in ((self.handling.fallbacks, frame.fallbacks), (self.handling.frozen, frame.frozen)):
             for name, calls in found.items():
                 mine[name] = mine.get(name, 0) + calls

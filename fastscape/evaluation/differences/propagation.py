@@ -123,6 +123,7 @@ def _filled(step: Step, find: Callable[[fx.Node], Any]) -> tuple[Any, Any]:
 def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: Any, module: str = "") -> Any:
     """What an operation makes of values of which some move: its results at w with their lanes."""
     name = str(target)
+    frame.seen[target] += 1
     if target._schema.name.split("::")[1] in HOST:
         _count_frozen(frame, name, arguments)
         return base
