@@ -414,3 +414,90 @@ def test_files_are_written_before_stdout_fails(tmp_path, sink):
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert fs.load(tmp_path / "out" / "result.npz").directions == 8
+
+
+# ---------------------------------------------------------------------- difference propagation
+
+SMALL = ("--radii", "1e-6:1e-1:6", "--count", "3", "--banks", "2")
+
+
+def test_status_of_a_model_is_a_table_of_its_operations():
+    done = fastscape("status", "--model", "zoo:cnn?width=2", *DIGITS)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith("followed by: graph; piecewise: kinks are followed exactly\n\noperation")
+    for words in ("aten.conv2d", "aten.relu.default", "exact rule, kinks included", "linear: lanes take the same way", "Conv2d"):
+        assert words in done.stdout
+    widths = {line.index("exact rule") for line in done.stdout.splitlines() if "exact rule" in line}
+    assert len(widths) == 1, "columns are aligned"
+    smooth = fastscape("status", "--model", "zoo:mlp?activation=tanh", *DIGITS)
+    assert "smooth: its small radii share their work" in smooth.stdout
+
+
+def test_status_of_a_model_as_json_is_that_of_the_python_call():
+    done = fastscape("status", "--model", "zoo:mlp?hidden=(8,)", *DIGITS, "--json")
+    objective = fs.Objective(zoo.mlp(hidden=(8,)), zoo.digits(samples=32), criterion=torch.nn.functional.cross_entropy)
+    assert json.loads(done.stdout) == json.loads(json.dumps(fs.operators(objective).to_dict()))
+    assert {row["operation"] for row in json.loads(done.stdout)["rows"]} >= {"aten.linear.default", "aten.relu.default"}
+
+
+def test_status_without_a_model_is_that_of_the_kernels():
+    assert "affine_difference" in fastscape("status").stdout
+    assert "difference" in json.dumps(json.loads(fastscape("status", "--json").stdout))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--model", "zoo:vgg", *DIGITS), 2, "MODEL must be one of zoo:mlp"),
+        (("--model", "zoo:mlp"), 2, "--data is missing"),
+        (("--model", "mlp", *DIGITS), 2, "MODEL must look like zoo:NAME"),
+        (("--model", "nowhere.py:make", *DIGITS), 2, "nowhere.py"),
+        (("--model", "zoo:mlp", *DIGITS, "--params", "nothing*"), 2, "params must select at least one"),
+        (("--model", "random.py:make", *DIGITS), 4, "torch.func transforms"),
+    ],
+)
+def test_status_of_a_bad_model_has_its_exit_code(tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "random.py").write_text(
+        "import torch\n\nclass Model(torch.nn.Linear):\n    def forward(self, x):\n"
+        "        return torch.func.vmap(torch.tanh)(super().forward(x.flatten(1)))\n\ndef make():\n    return Model(64, 10)\n"
+    )
+    done = fastscape("status", *arguments)
+    assert done.exit_code == code
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_probe_by_difference_propagation_end_to_end(tmp_path):
+    model = ("zoo:mlp?hidden=(8,)", *DIGITS, *SMALL)
+    done = fastscape("probe", *model, "--precision", "difference", "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.stderr
+    meta = json.loads(done.stdout)["meta"]
+    assert (meta["precision"], meta["precision_reason"], meta["path"]["name"]) == ("difference", "asked for", "graph")
+    result = fs.load(tmp_path / "out" / "result.npz")
+    assert result.meta["precision"] == "difference"
+    assert result.analysis.trust.mask.all()
+    even = fastscape("probe", *model, "--precision", "float64", "--out", tmp_path / "exact")
+    assert even.exit_code == 0, even.stderr
+    truth = fs.load(tmp_path / "exact" / "result.npz").measured
+    np.testing.assert_allclose(result.measured.even[:, -1], truth.even[:, -1], rtol=1e-4)
+    more = [*model[:3], *SMALL[:2], "--count", "5", *SMALL[4:]]
+    extended = fastscape("probe", *more, "--extend", tmp_path / "out" / "result.npz", "--json")
+    assert extended.exit_code == 0, extended.stderr
+    assert json.loads(extended.stdout)["meta"]["precision"] == "difference"
+
+
+def test_the_chosen_precision_and_why_are_in_the_json():
+    done = fastscape("probe", "zoo:mlp?hidden=(8,)", *DIGITS, "--radii", "1e-9:1e-7:4", "--count", "2", "--banks", "1", "--json")
+    meta = json.loads(done.stdout)["meta"]
+    assert meta["precision"] == "difference"
+    assert "float64: rounding noise at radii from 1.0e-09" in meta["precision_reason"]
+
+
+def test_a_precision_that_does_not_exist_or_cannot_be_is_bad_input(tmp_path, monkeypatch):
+    unknown = fastscape("probe", "zoo:mlp", *DIGITS, *SMALL, "--precision", "half")
+    assert unknown.exit_code == 2
+    assert "precision must be one of float64, float32, difference, difference-bf16 or None, got 'half'" in unknown.stderr
+    mixed = fastscape("probe", "zoo:mlp", *DIGITS, *SMALL, "--precision", "difference", "--path", "loop")
+    assert mixed.exit_code == 2
+    assert "path must be 'graph', 'dispatch' or None with precision='difference', got 'loop'" in mixed.stderr

@@ -38,8 +38,8 @@ class Operators:
 
     Attributes:
         front_end: what followed the model: ``"graph"`` or ``"dispatch"``.
-        smooth: whether everything that moves is analytic in the parameters.
-        rows: one per operation and handling.
+        smooth: whether everything that moves is analytic in the parameters; false by dispatch, which does not look ahead.
+        rows: one per operation and handling; by dispatch, of what moves, without modules.
     """
 
     front_end: str
@@ -58,6 +58,8 @@ class Operators:
     def __str__(self) -> str:
         """Aligned columns: operation, calls, how it is handled, where."""
         kind = "smooth: its small radii share their work" if self.smooth else "piecewise: kinks are followed exactly"
+        if self.front_end == "dispatch":
+            kind = "only what moves is listed; kinks are followed exactly"
         table = [("operation", "calls", "handled by", "in")]
         table += [(row.operation, str(row.calls), row.how, ", ".join(row.modules)) for row in self.rows]
         widths = [max(len(line[column]) for line in table) for column in range(3)]
@@ -99,9 +101,14 @@ def operators(objective: Objective, *, path: FrontEnd | None = None) -> Operator
         choice = evaluator.choose(directions, _TRIED)
         evaluator.derivatives(directions, [0], _TRIED)
         program, handling = evaluator.program, evaluator.handling
+        seen = evaluator.seen
+    if program is None:
+        handled = [(str(target), _how(target, str(target), True, handling.fallbacks, handling.frozen)) for target in seen]
+        rows = tuple(Handled(name, calls, (), how) for (name, how), calls in zip(handled, seen.values(), strict=True))
+        return Operators(choice.name, False, rows)
     counts: Counter[tuple[str, str]] = Counter()
     modules: dict[tuple[str, str], dict[str, None]] = {}
-    for step in program.steps if program is not None else ():
+    for step in program.steps:
         if not hasattr(step.target, "_schema"):
             continue
         name = str(step.target)
@@ -109,7 +116,7 @@ def operators(objective: Objective, *, path: FrontEnd | None = None) -> Operator
         counts[key] += 1
         modules.setdefault(key, {})[step.module.rpartition("(")[2].rstrip(")") if "(" in step.module else "loss"] = None
     rows = tuple(Handled(name, calls, tuple(modules[name, how]), how) for (name, how), calls in counts.items())
-    return Operators(choice.name, program is not None and program.smooth, rows)
+    return Operators(choice.name, program.smooth, rows)
 
 
 def _how(target: Any, name: str, moves: bool, fallbacks: dict[str, int], frozen: dict[str, int]) -> str:

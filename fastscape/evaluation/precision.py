@@ -193,11 +193,9 @@ class _Trial:
     def _reason(self, best: str) -> str:
         words = []
         for name in ("float32", "difference", "float64"):
-            if name == best:
-                continue
-            if name in self.refused:
+            if name in self.refused:  # float64 also where it is taken for want of a better one
                 words.append(f"{name}: {self.refused[name]}")
-            elif name in self.seconds:
+            elif name in self.seconds and name != best:
                 words.append(f"{name} is {self.seconds[name] / self.seconds[best]:.1f}x slower")
         return "; ".join(words)
 

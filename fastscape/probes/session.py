@@ -127,6 +127,8 @@ class Session:
             raise ValueError(f"extend must hold one result per checkpoint, got {len(extend)} for {len(points)}")
         self.tracks = [Track(point.name, point.step, self.probe) for point in points]
         self._points = points
+        if self.chosen is not None:
+            self._settle(self.chosen)
         for point, track, earlier in zip(points, self.tracks, extend or (), strict=False):
             if earlier.directions:
                 self._settle(self.chosen or PrecisionChoice(earlier.meta["precision"], "that of the result to extend"))

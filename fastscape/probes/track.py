@@ -174,8 +174,8 @@ class Track:
         Raises:
             ValueError: naming what differs.
         """
-        now = _identity(objective, self.precision) | {"settings": dataclasses.replace(self.probe, count=None)}
-        then = earlier.meta | {"settings": dataclasses.replace(earlier.probe, count=None)}
+        now = _identity(objective, self.precision) | {"settings": _comparable(self.probe)}
+        then = earlier.meta | {"settings": _comparable(earlier.probe)}
         different = [name for name, value in now.items() if then.get(name) != value]
         if not different and not math.isclose(objective.loss(), earlier.loss, rel_tol=1e-5) and not math.isnan(earlier.loss):
             different = ["loss function"]
@@ -196,6 +196,11 @@ class Track:
         self.loss, self.accuracy, self.meta = earlier.loss, earlier.accuracy, dict(earlier.meta)
         self.notes = [note for note in earlier.notes if not note.startswith("partial result")]
         self.evaluations, self.seconds = earlier.meta["evaluations"], earlier.meta["seconds"]
+
+
+def _comparable(probe: ProbeSettings) -> ProbeSettings:
+    """What two runs must share of their settings; of the precision, the one that was used is compared."""
+    return dataclasses.replace(probe, count=None, precision=None)
 
 
 def _weight_notes(objective: Objective) -> list[str]:

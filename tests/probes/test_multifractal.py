@@ -462,3 +462,95 @@ def test_replicates_of_different_batches_are_independent(tanh_net, digits):
         errors.append(fs.analyse(even, radii, batches=[0, 1], settings=settings).estimates["h_mean"].stderr)
     expected = 0.2 / np.sqrt(400)
     np.testing.assert_allclose(errors, expected, rtol=0.12)
+
+
+# ---------------------------------------------------------------------- one arithmetic for a run
+
+
+@pytest.fixture
+def choices(monkeypatch):
+    """Names of the arithmetics that runs go on to choose; ``choices.append`` sets the next ones."""
+    from fastscape.evaluation.precision import PrecisionChoice
+    from fastscape.probes import session
+
+    wanted, asked = [], []
+
+    def choose(*arguments, **options):
+        asked.append(options)
+        return PrecisionChoice(wanted[len(asked) - 1], f"choice number {len(asked)}")
+
+    monkeypatch.setattr(session, "choose_precision", choose)
+    return wanted, asked
+
+
+@pytest.mark.parametrize("first", ["difference", "float64"])
+def test_a_trajectory_uses_the_arithmetic_of_its_first_checkpoint(run, cnn_objective, choices, first):
+    wanted, asked = choices
+    wanted.extend([first, "float32", "float32", "float32", "float32"])
+    probe = fs.ProbeSettings(radii=RADII, count=2, banks=2)
+    result = fs.trajectory(cnn_objective, run, probe, QUICK)
+    assert len(asked) == 1
+    assert {point.meta["precision"] for point in result.points} == {first}
+    assert {point.meta["precision_reason"] for point in result.points} == {"choice number 1"}
+    assert {point.meta["path"]["name"] for point in result.points} <= ({"graph"} if first == "difference" else {"loop", "vmap"})
+
+
+@pytest.mark.parametrize("first", ["difference", "float64"])
+def test_an_extension_goes_on_in_the_arithmetic_of_what_it_extends(run, cnn_objective, choices, first, tmp_path):
+    """Whether it was asked for (as when another was the default), or chosen."""
+    wanted, asked = choices
+    wanted.extend([first, "float32", "float32"])
+    probe = fs.ProbeSettings(radii=RADII, count=2, banks=1)
+    for precision in (None, first):
+        short = fs.trajectory(cnn_objective, run[:2], dataclasses.replace(probe, precision=precision), QUICK)
+        saved = fs.load(short.save(tmp_path / f"{precision}"))
+        for earlier in (short, saved):
+            longer = fs.trajectory(cnn_objective, run[:2], dataclasses.replace(probe, count=4), QUICK, extend=earlier)
+            assert {point.meta["precision"] for point in longer.points} == {first}
+            for a, b in zip(longer.points, earlier.points, strict=True):
+                assert a.directions == 4
+                np.testing.assert_array_equal(a.measured.even[:, :, :2], b.measured.even)
+    assert len(asked) == 1
+
+
+def test_an_extension_in_another_arithmetic_is_refused(tanh_objective):
+    probe = fs.ProbeSettings(radii=RADII, count=2, precision="difference")
+    short = fs.multifractal(tanh_objective, probe, QUICK)
+    with pytest.raises(ValueError, match="got other precision; start a new result"):
+        fs.multifractal(tanh_objective, dataclasses.replace(probe, precision="float64"), QUICK, extend=short)
+    same = fs.multifractal(tanh_objective, dataclasses.replace(probe, precision=None, count=3), QUICK, extend=short)
+    assert same.meta["precision"] == "difference"
+
+
+def test_extension_by_difference_equals_one_run(tanh_objective):
+    probe = fs.ProbeSettings(radii=RADII, count=5, precision="difference")
+    short = fs.multifractal(tanh_objective, probe, QUICK)
+    extended = fs.multifractal(tanh_objective, dataclasses.replace(probe, count=11), QUICK, extend=short)
+    whole = fs.multifractal(tanh_objective, dataclasses.replace(probe, count=11), QUICK)
+    np.testing.assert_allclose(extended.measured.even, whole.measured.even, rtol=1e-5)
+    np.testing.assert_array_equal(extended.measured.even[:, :, :5], short.measured.even)
+
+
+def test_a_probe_notes_what_difference_propagation_could_not_follow(digits):
+    class Gamma(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x):
+            out = torch.lgamma(2 + self.linear(x.flatten(1)).square())
+            return out if float(out.detach().sum()) > -1e9 else -out
+
+    torch.manual_seed(0)
+    objective = fs.Objective(Gamma(), digits, criterion=F.cross_entropy)
+    result = fs.multifractal(objective, fs.ProbeSettings(radii=RADII, count=2, banks=1, precision="difference"), QUICK)
+    assert any("were evaluated in float64: aten.lgamma.default" in flag for flag in result.flags)
+    assert any(
+        "the forward decides by values that depend on the weights; taken as at w: aten.item" in flag for flag in result.flags
+    )
+
+
+@pytest.mark.parametrize("precision", ["difference", "difference-bf16", None])
+def test_a_probe_by_differences_leaves_no_trace(bn_net, bn_objective, untouched, precision):
+    with untouched(bn_net):
+        fs.multifractal(bn_objective, fs.ProbeSettings(count=2, banks=1, precision=precision), QUICK)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
 from typing import Any, Literal, get_args
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastscape._batches import available_memory, map_tensors, tensors_of
 from fastscape._replica import Replica
@@ -22,12 +21,13 @@ from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.differences.program import Program, UntraceableError, trace
+from fastscape.evaluation.differences.programs import Kept, held
 from fastscape.evaluation.differences.propagation import Propagation
 from fastscape.evaluation.differences.sharing import bends, interpolated, shareable
 from fastscape.evaluation.differences.subclass import Dispatched
 from fastscape.evaluation.differences.triple import Frame, Products
 from fastscape.evaluation.evaluator import PathChoice, activation_bytes
-from fastscape.evaluation.noise import rounding_model
+from fastscape.evaluation.noise import narrow_step, rounding_model
 from fastscape.evaluation.points import Array, Radii
 from fastscape.objective import Objective, checked_objective
 
@@ -35,9 +35,10 @@ FrontEnd = Literal["graph", "dispatch"]
 BASE = torch.float64  # of the values at w: one forward, kept for all directions
 _CACHED = 48 << 20  # bytes of lanes alive at a time above which larger blocks of directions leave the caches
 _TRIED = 2  # directions that tell which radii of a smooth network can be shared
-_AGREEMENT = 1e-3  # relative difference of a response from float64 subtraction that is not rounding
+_AGREEMENT = {"float32": 1e-3, "bfloat16": 5e-2}  # relative difference of a response from subtraction that is not rounding
+_BESIDE = 1e-2  # of that, relative to the larger of the even and the odd response
+_CHECKED = 1e-3  # radius relative to ||w|| at which derivatives are compared with subtraction
 _SAME = 1e-9  # relative difference of the traced loss from the model's
-_PROGRAMS: WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Program]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class DifferenceEvaluator:
         front_end: ``"graph"``, ``"dispatch"`` or ``None`` for the first that follows the model.
 
     Raises:
+        ValueError: other dtypes of lanes, front ends or sizes of memory.
         UntraceableError: the model cannot be followed, or disagrees with what was followed.
         NondeterministicLossError: on entry, if gated.
     """
@@ -82,12 +84,19 @@ class DifferenceEvaluator:
         checked_objective(objective)
         if front_end not in (None, *get_args(FrontEnd)):
             raise ValueError(f"path must be 'graph', 'dispatch' or None with precision='difference', got {front_end!r}")
+        if lanes not in (torch.float32, torch.float64):
+            raise ValueError(f"lanes must be torch.float32 or torch.float64, got {lanes}")
+        if products == "bfloat16" and not _multiplies_bfloat16(objective.device):
+            raise ValueError(
+                "precision must be 'difference' on this device, got 'difference-bf16': it has no bfloat16 matrix products"
+            )
         if memory is not None and memory <= 0:
             raise ValueError(f"memory must be a positive number of bytes, got {memory!r}")
         self.objective, self.dtype, self.products, self.gate = objective, lanes, products, gate
         self.memory = memory or available_memory(objective.device) // 2
         self.handling = Handling()
         self.operations = 0
+        self.seen: Counter[Any] = Counter()
         self.choice: PathChoice | None = None
         self._front_end = front_end
         self._responses = 0
@@ -134,23 +143,34 @@ class DifferenceEvaluator:
         """Follow the model, once, and size the blocks of directions."""
         if self.choice is None:
             directions.check(self.objective)
-            self._propagations, base = self._bound()
-            self._base = base
-            size, parts = self._block(len(directions), len(radii))
-            self._parts = parts
             start = time.perf_counter()
+            size = self._follow(directions, radii)
             reason = f"{size} directions of {len(radii)} radii at a time"
-            if self.gate and max(radii) > 0:
-                self._cross_check(directions, max(radii))
             if self.program is not None and self.program.smooth and min(radii) > 0:
-                reason += self._share(directions, np.asarray(radii))
+                reason += self._share(directions, np.asarray(radii), size)
             name = "dispatch" if self.program is None else "graph"
             self.choice = PathChoice(name, size, {"check": time.perf_counter() - start}, reason)
         return self.choice
 
-    def _share(self, directions: Directions, radii: Array) -> str:
+    def _follow(self, directions: Directions, radii: Radii) -> int:
+        """Follow the model, anew where kept programs respond otherwise than it does; how many directions fit in memory."""
+        kept = Kept(self.replica)
+        for anew in (False, True):
+            self._propagations, self._base = self._bound(kept, anew=anew)
+            size, self._parts = self._block(len(directions), len(radii))
+            if not self.gate:
+                break
+            try:
+                self._cross_check(directions, max(radii))
+                break
+            except UntraceableError:
+                if anew or not kept.used:
+                    raise
+        return size
+
+    def _share(self, directions: Directions, radii: Array, size: int) -> str:
         """Find the small radii at which a smooth network's responses follow from two of them."""
-        moved = self._directions(directions, range(min(_TRIED, len(directions))))
+        moved = self._directions(directions, range(min(_TRIED, size)))
         count = shareable(self._all_lanes(moved, [0.0, *radii]), radii)
         self._shared = tuple(radii[:count])
         return f"; the {count} smallest follow from two of them, the network is smooth" if count else ""
@@ -167,7 +187,7 @@ class DifferenceEvaluator:
     def derivatives(
         self, directions: Directions, indices: Sequence[int], radii: Radii, lanes: torch.dtype | None = None
     ) -> tuple[Array, Array]:
-        r"""Divided differences :math:`\Delta_1 / e` and :math:`\Delta_2 / e^2`, ``[S, n]``: :math:`g^T d, d^T H d` at e = 0."""
+        r"""Divided differences :math:`\Delta_1 / e` and :math:`\Delta_2 / e^2`, ``[S, n]``; at e = 0, the derivatives."""
         choice = self.choose(directions, radii)
         out = np.zeros((2, len(radii), len(indices)))
         for start in range(0, len(indices), choice.chunk):
@@ -195,25 +215,38 @@ class DifferenceEvaluator:
 
     def mean_curvature(self, directions: Directions, indices: Sequence[int]) -> float:
         r"""Mean of :math:`d^T H d` over some directions, whose second derivatives are carried as one."""
-        self.choose(directions, [0.0])
-        total = self._loss_lanes(self._directions(directions, indices), [0.0], len(indices) + 1, 1, collapsed=True)
-        return float(total[-1, 0, 0])
+        size, total = self.choose(directions, [0.0]).chunk, 0.0
+        for start in range(0, len(indices), size):
+            block = indices[start : start + size]
+            lanes = self._loss_lanes(self._directions(directions, block), [0.0], len(block) + 1, 1, collapsed=True)
+            total += len(block) * float(lanes[-1, 0, 0])
+        return total / len(indices)
 
     def _lanes(self, moved: dict[str, Tensor], radii: Radii, products: Products | None = None) -> Array:
         """Lanes of the loss over all batches, ``[K, 2, S]``."""
         return self._loss_lanes(moved, radii, len(next(iter(moved.values()))), 2, products=products)
 
-    def _loss_lanes(self, moved: dict[str, Tensor], radii: Radii, rows: int, parts: int, *, collapsed: bool = False) -> Array:
-        objective = self.objective
+    def _loss_lanes(
+        self,
+        moved: dict[str, Tensor],
+        radii: Radii,
+        rows: int,
+        parts: int,
+        *,
+        collapsed: bool = False,
+        products: Products | None = None,
+    ) -> Array:
+        objective, rounding = self.objective, products or self.products
         steps = torch.tensor(radii, dtype=torch.float64, device=objective.device)
         total = torch.zeros(rows, parts, len(radii), dtype=torch.float64, device=objective.device)
-        frame = Frame(steps, next(iter(moved.values())).dtype, self.products, collapsed)
-        with rounded_products(self.products):
+        frame = Frame(steps, next(iter(moved.values())).dtype, rounding, collapsed)
+        with rounded_products(rounding):
             for propagation, weight in zip(self._propagations, objective.batch_weights, strict=True):
                 lanes = propagation.lanes(frame, moved)
                 if lanes is not None:
                     total[:, : lanes.shape[1]] += weight * lanes.double()
         self.operations += frame.operations
+        self.seen.update(frame.seen)
         for mine, found in ((self.handling.fallbacks, frame.fallbacks), (self.handling.frozen, frame.frozen)):
             for name, calls in found.items():
                 mine[name] = mine.get(name, 0) + calls
@@ -226,25 +259,26 @@ class DifferenceEvaluator:
 
     # ------------------------------------------------------------------ following the model
 
-    def _bound(self) -> tuple[list[Propagation | Dispatched], float]:
+    def _bound(self, kept: Kept, *, anew: bool) -> tuple[list[Propagation | Dispatched], float]:
         """Every batch's program with the weights of this objective, and the loss at w."""
         replica, objective = self.replica, self.objective
         replica.reset()
-        probed = [_input(name) for name in objective.names]
         room = self.memory // (2 * len(replica.batches))
         propagations: list[Propagation | Dispatched] = []
         total = 0.0
         for index, weight in enumerate(objective.batch_weights):
             expected = float(replica.batch_loss(index)[0])
-            propagation, found = self._checked(index, probed, room, expected)
+            propagation, found = self._checked(index, self._attempts(index, room, kept, anew), expected)
             propagations.append(propagation)
             total += weight * found
         return propagations, total / objective.samples
 
-    def _checked(self, index: int, probed: list[str], room: int, expected: float) -> tuple[Propagation | Dispatched, float]:
-        """A batch's propagation: of a kept program, of one traced anew if that gives another loss than the model, by dispatch."""
+    def _checked(
+        self, index: int, attempts: Iterator[Callable[[], Propagation | Dispatched]], expected: float
+    ) -> tuple[Propagation | Dispatched, float]:
+        """The first attempt at following a batch that gives the model's loss, and that loss."""
         refusal: UntraceableError | None = None
-        for attempt in self._attempts(index, probed, room):
+        for attempt in attempts:
             try:
                 propagation = attempt()
                 found = float(propagation.loss())
@@ -258,14 +292,23 @@ class DifferenceEvaluator:
             f"batch {index}: does the forward reach tensors other than its parameters, buffers and inputs?"
         )
 
-    def _attempts(self, index: int, probed: list[str], room: int) -> Iterator[Callable[[], Propagation | Dispatched]]:
-        """Ways to follow one batch's loss, in order."""
+    def _attempts(self, index: int, room: int, kept: Kept, anew: bool) -> Iterator[Callable[[], Propagation | Dispatched]]:
+        """Ways to follow one batch's loss, in order: a kept program, a new one, dispatch."""
         replica = self.replica
+        inputs, probed = _inputs(replica, index), [_input(name) for name in replica.objective.names]
+
+        def of_new() -> Propagation:
+            program = traced(replica, index)
+            kept.keep(index, program)
+            return Propagation(program, inputs, probed, room)
+
         if self._front_end != "dispatch":
-            for fresh in (False, True):
-                yield partial(_by_graph, replica, index, probed, room, fresh)
+            program = None if anew else kept.find(index)
+            if program is not None:
+                yield lambda: Propagation(program, inputs, probed, room)
+            yield of_new
         if self._front_end != "graph":
-            yield partial(_by_dispatch, replica, index)
+            yield lambda: Dispatched(replica.module, _call(replica, index), inputs)
 
     def _block(self, count: int, radii: int) -> tuple[int, int]:
         """Directions in a block, and radii at a time, that fit in memory and, as far as they can, in the caches."""
@@ -283,25 +326,48 @@ class DifferenceEvaluator:
             return propagation.peak
         return activation_bytes(self.replica) // BASE.itemsize
 
-    def _cross_check(self, directions: Directions, radius: float) -> None:
+    def _cross_check(self, directions: Directions, largest: float) -> None:
         """Compare one response with float64 subtraction of the model's own losses."""
         from fastscape.evaluation.paths import LoopPath
 
+        radius = largest or _CHECKED * (directions.weight_norm or 1.0) / (directions.length(0) or 1.0)
+        before = self.handling
+        self.handling = Handling()
         slope, curvature = self._lanes(self._directions(directions, (0,)), [radius], "float32")[0, :, 0]
+        frozen, self.handling = any(self.handling.frozen.values()), before
         points = LoopPath(self.replica).losses(directions, (0,), (0.0, radius, -radius))[0].numpy()
         self.replica.reset()  # its parameters are the values at w
         with np.errstate(invalid="ignore", over="ignore"):
             even, odd = (points[1] - points[0]) + (points[2] - points[0]), (points[1] - points[2]) / 2
-        floor = 30 * rounding_model(self.replica)
-        for name, found, expected in (("even", curvature * radius**2, even), ("odd", slope * radius, odd)):
-            gap = abs(found - expected)
-            size = max(abs(even), abs(odd))
-            if math.isfinite(expected) and not gap <= _AGREEMENT * size + floor:
-                frozen = "; a branch of the forward depends on the weights" if self.handling.frozen else ""
-                raise UntraceableError(
-                    f"model must give the response that its operations give, got an {name} response of {expected:.6g} instead "
-                    f"of {found:.6g} at radius {radius:.1e}{frozen}; use precision='float64'"
-                )
+            pairs = {"even": (curvature * radius**2, even), "odd": (slope * radius, odd)}
+        if not largest and frozen:  # the jet at w holds, whatever the branch at this radius
+            return
+        differing = self._differing(pairs, 30 * rounding_model(self.replica))
+        if differing is not None:
+            found, expected = pairs[differing]
+            why = "; a branch of the forward depends on the weights" if frozen else ""
+            raise UntraceableError(
+                f"model must give the response that its operations give, got an {differing} response of {expected:.6g} instead "
+                f"of {found:.6g} at radius {radius:.1e}{why}; use fs.responses with precision='float64'"
+            )
+
+    def _differing(self, pairs: Mapping[str, tuple[float, float]], floor: float) -> str | None:
+        """The response that differs from subtraction by more than rounding, if any."""
+        part = _AGREEMENT[self.products]
+        larger = max(abs(expected) for _, expected in pairs.values())
+
+        def wrong(name: str, least: float) -> bool:
+            found, expected = pairs[name]
+            allowed = part * (abs(expected) + _BESIDE * larger) + least
+            return math.isfinite(expected) and not abs(found - expected) <= allowed
+
+        if not any(wrong(name, floor) for name in pairs):
+            return None
+        narrow = narrow_step(self.replica)  # rounds subtraction, and not the lanes
+        if narrow is not None:
+            floor *= torch.finfo(narrow[0]).eps / torch.finfo(BASE).eps
+            part = max(part, _AGREEMENT["bfloat16"])
+        return next((name for name in pairs if wrong(name, floor)), None)
 
 
 def _input(name: str) -> str:
@@ -310,20 +376,8 @@ def _input(name: str) -> str:
 
 def _inputs(replica: Replica, index: int) -> dict[str, Tensor]:
     """Parameters, buffers and batch of a replica by the names that programs use."""
-    held = {f"parameter:{name}": tensor.detach() for name, tensor in _held(replica).items()}
-    return held | {f"batch:{place}": tensor for place, tensor in enumerate(tensors_of(replica.batches[index]))}
-
-
-def _held(replica: Replica) -> dict[str, Tensor]:
-    return dict(replica.module.named_parameters()) | dict(replica.module.named_buffers())
-
-
-def _by_graph(replica: Replica, index: int, probed: list[str], room: int, fresh: bool) -> Propagation:
-    return Propagation(traced(replica, index, fresh=fresh), _inputs(replica, index), probed, room)
-
-
-def _by_dispatch(replica: Replica, index: int) -> Dispatched:
-    return Dispatched(replica.module, _call(replica, index), _inputs(replica, index))
+    named = {f"parameter:{name}": tensor.detach() for name, tensor in held(replica).items()}
+    return named | {f"batch:{place}": tensor for place, tensor in enumerate(tensors_of(replica.batches[index]))}
 
 
 def _call(replica: Replica, index: int) -> Callable[[Sequence[Tensor]], Tensor]:
@@ -337,25 +391,22 @@ def _call(replica: Replica, index: int) -> Callable[[Sequence[Tensor]], Tensor]:
     return call
 
 
-def traced(replica: Replica, index: int, *, fresh: bool = False) -> Program:
-    """The program of one batch's loss, kept per model for batches of the same shapes."""
-    objective = replica.objective
-    tensors = list(tensors_of(replica.batches[index]))
-    loss = objective.criterion if objective.criterion is not None else objective.user_loss
-    shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
-    key = (id(loss), replica.dtype, str(objective.device), objective.batch_norm, objective.names, shapes)
-    kept = _PROGRAMS.setdefault(objective.model, {})
-    if fresh or key not in kept:
-        replica.reset()
-        probed = [f"model.{name}" for name in objective.names]
-        program = trace(replica.module, _call(replica, index), _held(replica), [tensor.clone() for tensor in tensors], probed)
-        kept[key] = (loss, program)  # keeps the loss, whose id is in the key
-    return kept[key][1]
+def traced(replica: Replica, index: int) -> Program:
+    """The program of one batch's loss."""
+    replica.reset()
+    batch = [tensor.clone() for tensor in tensors_of(replica.batches[index])]
+    probed = [f"model.{name}" for name in replica.objective.names]
+    return trace(replica.module, _call(replica, index), held(replica), batch, probed)
 
 
 def _cut(count: int, size: int) -> Iterator[range]:
     for start in range(0, count, size):
         yield range(start, min(start + size, count))
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether float32 operands can be rounded to bfloat16 within the products of a device."""
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextmanager

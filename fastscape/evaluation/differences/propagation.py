@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
@@ -20,6 +21,7 @@ from fastscape.evaluation.differences.rules.fallback import decided
 from fastscape.evaluation.differences.rules.table import aten
 from fastscape.evaluation.differences.triple import Base, Decision, Frame, Triple
 
+HALVES = {torch.float16, torch.bfloat16}
 COMPLEX = STRUCTURE | {aten.abs.default}  # rules that take complex numbers
 LOG_SOFTMAX = {aten.log_softmax.int, aten._log_softmax.default}
 
@@ -121,6 +123,7 @@ def _filled(step: Step, find: Callable[[fx.Node], Any]) -> tuple[Any, Any]:
 def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: Any, module: str = "") -> Any:
     """What an operation makes of values of which some move: its results at w with their lanes."""
     name = str(target)
+    frame.seen[target] += 1
     if target._schema.name.split("::")[1] in HOST:
         _count_frozen(frame, name, arguments)
         return base
@@ -132,6 +135,8 @@ def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: A
         rule = None  # of real functions
     lanes = NotImplemented
     if rule is not None:
+        if target not in STRUCTURE and any(_is_half(leaf) for leaf in _leaves((y, arguments, keywords))):
+            y, arguments, keywords = tree_map(_widened, (y, arguments, keywords), is_leaf=_leaf)
         if frame.collapsed and target not in COLLAPSED and target not in STRUCTURE:
             lanes = collapsed.apply(partial(rule, frame, y), arguments, keywords)
         else:
@@ -191,6 +196,20 @@ def _leaves(values: Any) -> list[Any]:
 def _complex(value: Any) -> bool:
     tensor = value.x if isinstance(value, Triple) else value
     return isinstance(tensor, Tensor) and tensor.is_complex()
+
+
+def _is_half(value: Any) -> bool:
+    tensor = value.x if isinstance(value, Triple) else value
+    return isinstance(tensor, Tensor) and tensor.dtype in HALVES
+
+
+def _widened(value: Any) -> Any:
+    """Values at w in float32, where they are narrower: the rules know float32 and float64."""
+    if not _is_half(value):
+        return value
+    if isinstance(value, Tensor):
+        return value.float()
+    return Triple(value.x.float(), value.lanes, straight=value.straight)
 
 
 def _joined(base: Any, lanes: Any) -> Any:

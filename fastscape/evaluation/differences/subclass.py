@@ -19,15 +19,16 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fastscape._checks import first_line
 from fastscape.evaluation.differences import collapsed
-from fastscape.evaluation.differences.program import HOST, Called, decomposition, functional_form
-from fastscape.evaluation.differences.propagation import as_values, plain, propagated
+from fastscape.evaluation.differences.program import HOST, Called, UntraceableError, decomposition, functional_form
+from fastscape.evaluation.differences.propagation import MissingRuleError, as_values, plain, propagated
 from fastscape.evaluation.differences.refusals import check_transform
 from fastscape.evaluation.differences.rules import RULES, moves
 from fastscape.evaluation.differences.triple import Decision, Frame, Triple
 
 
-class AliasedWriteError(ValueError):
+class AliasedWriteError(UntraceableError):
     """A model writes in place into memory that another tensor looks at; the message names the operation."""
 
 
@@ -175,7 +176,15 @@ class Dispatched:
 
     def lanes(self, frame: Frame, directions: Mapping[str, Tensor]) -> Tensor | None:
         """Lanes of the loss, ``[K, c, S']``, along directions ``[K, *shape]`` by input name; ``None`` if it does not move."""
-        return lanes_by_dispatch(frame, directions, self._call, self._inputs)
+        try:
+            return lanes_by_dispatch(frame, directions, self._call, self._inputs)
+        except (UntraceableError, MissingRuleError):
+            raise
+        except Exception as error:  # the model ran on plain tensors just before
+            raise UntraceableError(
+                f"model must run on tensors that carry lanes with path='dispatch', got {type(error).__name__}: "
+                f"{first_line(error)[:200]}"
+            ) from error
 
     def _call(self, values: Mapping[str, Tensor]) -> Tensor:
         named = {f"module.{name.removeprefix('parameter:')}": value for name, value in values.items() if name.startswith("param")}

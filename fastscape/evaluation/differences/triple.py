@@ -10,8 +10,9 @@ or S' = 1 where the lanes are the same for every radius.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -112,6 +113,7 @@ class Frame:
         module: of the operation at hand, for messages.
         fallbacks: operations without a rule, which took local float64 evaluations: name -> calls.
         frozen: decisions of the host (branches, ``.item()``) that were taken at w: name -> how many differ at w +- e d.
+        seen: operations that were carried through: target -> calls.
     """
 
     radii: Tensor
@@ -122,6 +124,7 @@ class Frame:
     module: str = ""
     fallbacks: dict[str, int] = field(default_factory=dict)
     frozen: dict[str, int] = field(default_factory=dict)
+    seen: Counter[Any] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._powers: dict[tuple[int, int, torch.dtype], Tensor] = {}

@@ -256,7 +256,7 @@ def _lane_by_lane(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Ten
     half = 0.5 * frame.radii**2
     out: Tensor | None = None
     for k, moved in enumerate(weight.lanes[:, 0, 0]):
-        shared = convolve(still, moved) if len(displaced) < len(half) else None
+        shared = convolve(still, moved) if len(displaced) < len(half) else still  # not used where every x~ differs
         for s in range(len(half)):
             a, b = x.lanes[k, :, s]
             first, second = convolve(a, kernel), convolve(b, kernel)
