@@ -52,7 +52,7 @@ bench: $(NATIVE) ## benchmarks with one and two threads; writes benchmarks/RESUL
 	OMP_NUM_THREADS=2 $(BENCH) --benchmark-json=benchmarks/results/bench-2.json
 	$(BIN)/python benchmarks/report.py
 
-noise: $(NATIVE) ## the README's table: what float32 subtraction gets wrong
+noise: $(NATIVE) ## what float32 subtraction gets wrong, radius by radius
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/float32_noise.py
 
 accuracy: $(NATIVE) ## errors of even responses by scale and arithmetic: the README's figure

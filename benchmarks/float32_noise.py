@@ -1,4 +1,4 @@
-"""What float32 subtraction gets wrong: the README's table.
+"""What float32 subtraction gets wrong, radius by radius.
 
 Trains the zoo MLP on the digits, probes it in float64 and float32 along the same directions, and prints, per radius, the
 response, the error of float32, the share of wrong signs and whether the noise gate trusts the scale; then M_tau and the
