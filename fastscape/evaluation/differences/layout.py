@@ -6,8 +6,6 @@ to 4x4 pixels at 111 and 195, so that images of few pixels, or of few channels, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -33,14 +31,6 @@ def stacked(images: list[Tensor]) -> Tensor:
     if not is_last(images[0]):
         return torch.stack(images)
     return torch.stack([image.permute(0, 2, 3, 1) for image in images]).permute(0, 1, 4, 2, 3)
-
-
-def empty_like_image(image: Tensor, lead: Sequence[int]) -> Tensor:
-    """Room for lanes of images, ``[*lead, N, C, H, W]``, each in the layout of one."""
-    if not is_last(image):
-        return image.new_empty((*lead, *image.shape))
-    n, c, h, w = image.shape
-    return image.new_empty((*lead, n, h, w, c)).movedim(-1, -3)
 
 
 def widened(lanes: Tensor, radii: int) -> Tensor:

@@ -21,7 +21,7 @@ from fastscape.evaluation.differences.algebra import (
     scaled,
     total,
 )
-from fastscape.evaluation.differences.layout import empty_like_image, image_format, stacked, widened
+from fastscape.evaluation.differences.layout import image_format, stacked, widened
 from fastscape.evaluation.differences.rules.table import COLLAPSED, aten, moves, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Frame, Triple
 from fastscape.ops import linear_difference
@@ -222,8 +222,6 @@ def _convolved(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Tensor
     if frame.collapsed:
         return _collapsed_convolution(x, weight, convolve)
     lead, samples = x.lanes.shape[:LEAD], x.shape[0]
-    if weight.lanes is not None and x.lanes.shape[1:LEAD] == (2, len(frame.radii)) and x.x.numel() > 2 * weight.x.numel():
-        return _lane_by_lane(frame, x, weight, convolve)
     out = convolve(x.lanes.flatten(0, LEAD), weight.base.narrow(x.lanes.dtype))
     lanes: Tensor = out.unflatten(0, (*lead, samples))
     if weight.lanes is None:
@@ -245,28 +243,6 @@ def _convolved(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Tensor
         second = convolve(a[k].flatten(0, 1), moved)
         lanes[k, 1].add_(second.unflatten(0, (-1, samples)), alpha=2)
     return lanes
-
-
-def _lane_by_lane(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Tensor:
-    """The four products of one lane after the other: their results meet in the cache. For images that outweigh the kernel."""
-    assert x.lanes is not None
-    assert weight.lanes is not None
-    still, kernel = x.base.narrow(x.lanes.dtype), weight.base.narrow(x.lanes.dtype)
-    displaced = set(frame.displaced(x))  # elsewhere x~ is x
-    half = 0.5 * frame.radii**2
-    out: Tensor | None = None
-    for k, moved in enumerate(weight.lanes[:, 0, 0]):
-        shared = convolve(still, moved) if len(displaced) < len(half) else still  # not used where every x~ differs
-        for s in range(len(half)):
-            a, b = x.lanes[k, :, s]
-            first, second = convolve(a, kernel), convolve(b, kernel)
-            if out is None:
-                out = empty_like_image(first, x.lanes.shape[:LEAD])
-            d = convolve(torch.add(still, b, alpha=float(half[s])), moved) if s in displaced else shared
-            torch.add(first, d, out=out[k, 0, s])
-            torch.add(second, convolve(a, moved), alpha=2, out=out[k, 1, s])
-    assert out is not None
-    return out
 
 
 def _collapsed_convolution(x: Triple, weight: Triple, convolve: Any) -> Tensor:
