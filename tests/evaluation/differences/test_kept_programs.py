@@ -144,6 +144,17 @@ def smooth_cnn():
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(8, 10))
 
 
+@pytest.mark.parametrize("change", sorted(set(CHANGES) - {"global"}))
+def test_what_changed_is_seen_without_comparing_losses(change):
+    """The table of operations compares none; every visible change makes another signature."""
+    model = Model()
+    case = fs.Objective(model, [batch()], criterion=F.cross_entropy)
+    before = fs.operators(case)
+    assert "aten.square.default" not in {row.operation for row in before.rows}
+    CHANGES[change](model)
+    assert "aten.square.default" in {row.operation for row in fs.operators(case).rows}
+
+
 def test_weights_and_buffers_are_inputs_and_not_traced_again(traces):
     model = smooth_cnn()
     case = fs.Objective(model, zoo.digits(samples=16), criterion=F.cross_entropy)
