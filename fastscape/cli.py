@@ -82,6 +82,8 @@ def _objective_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def show_status(model: str | None, as_json: bool, **options: Any) -> None:
     """Tell which kernels answer on this machine, and why not others; with --model, how its operations are handled."""
+    if model is None and options["data"] is not None:
+        raise click.UsageError("--data is for the model of --model, which is missing")
     found = status() if model is None else _exit_codes(lambda: operators(_objective(model, options)))
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
 
@@ -157,7 +159,7 @@ def _analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--normalize", help="tensor, filter, module, global, element or none.")
 @click.option("--scale", help="relative (radii are relative to ||w||) or unit (absolute).")
 @click.option("--one-d", help="same or zero: whether biases and norm parameters move.")
-@click.option("--precision", help="difference, float64 or float32; default: measured.")
+@click.option("--precision", help="difference, difference-bf16, float64 or float32; default: measured.")
 @click.option("--bank-batches", help="all or rotate: data of each bank.")
 @click.option("--preset", "preset_name", help="torok2026: the settings of a published protocol.")
 @click.option("--path", type=click.Choice(["loop", "vmap", "graph", "dispatch"]), help="Evaluation path; default: measured.")

@@ -1,5 +1,5 @@
 """Directions in parameter space: counter-based random ones, normalisations, given ones."""
 
-from fastscape.directions.directions import Directions
+from fastscape.directions.directions import Directions, checked_directions
 
-__all__ = ["Directions"]
+__all__ = ["Directions", "checked_directions"]

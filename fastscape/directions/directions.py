@@ -270,3 +270,13 @@ class Directions:
     @property
     def _kind(self) -> Distribution:
         return cast(Distribution, self.distribution)
+
+
+def checked_directions(value: object) -> Directions:
+    """``value`` as directions, or a TypeError that says how to make some."""
+    if not isinstance(value, Directions):
+        raise TypeError(
+            f"directions must be fastscape.Directions, got {type(value).__name__}; make them of the objective: "
+            "fs.Directions(objective, count=8)"
+        )
+    return value

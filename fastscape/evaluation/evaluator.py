@@ -78,8 +78,7 @@ class Evaluator:
         checked_objective(objective)
         if not isinstance(path, PathChoice) and path not in (None, *get_args(PathName)):
             raise ValueError(f"path must be 'loop', 'vmap' or None to measure both, got {path!r}")
-        if memory is not None and memory <= 0:
-            raise ValueError(f"memory must be a positive number of bytes, got {memory!r}")
+        check_memory(memory)
         self.objective, self.dtype, self.gate = objective, dtype, gate
         self.choice: PathChoice | None = path if isinstance(path, PathChoice) else None
         self._wanted: PathName | None = None if isinstance(path, PathChoice) else path
@@ -203,6 +202,12 @@ class Evaluator:
         width = torch.finfo(self.dtype).bits // 8
         per_point = 3 * self.objective.size * width + activation_bytes(self.replica)
         return int(limit // (per_point * points))
+
+
+def check_memory(memory: object) -> None:
+    """Raise a ValueError unless ``memory`` is ``None`` or a positive number of bytes."""
+    if memory is not None and not (isinstance(memory, (int, float)) and memory > 0):
+        raise ValueError(f"memory must be a positive number of bytes, got {memory!r}")
 
 
 def activation_bytes(replica: Replica) -> int:

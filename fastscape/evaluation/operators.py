@@ -10,7 +10,7 @@ from typing import Any
 from fastscape.directions import Directions
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd
 from fastscape.evaluation.differences.rules import PIECEWISE, RULES, STRUCTURE
-from fastscape.objective import Objective
+from fastscape.objective import Objective, checked_objective
 
 _TRIED = [0.0, 1e-3]  # radii of one direction, to see which operations take local evaluations
 
@@ -95,7 +95,7 @@ def operators(objective: Objective, *, path: FrontEnd | None = None) -> Operator
         >>> [(row.operation, row.how) for row in found.rows][1]
         ('aten.relu.default', 'exact rule, kinks included')
     """
-    first = objective.on(0)
+    first = checked_objective(objective).on(0)
     with DifferenceEvaluator(first, front_end=path, gate=False) as evaluator:
         directions = Directions(first, 1)
         choice = evaluator.choose(directions, _TRIED)

@@ -28,6 +28,8 @@ AnyPath = PathName | FrontEnd
 CALIBRATION = 4  # directions evaluated in float64 as well, to measure the noise of float32 subtraction
 _DIRECTIONS = 2  # of the calibration of difference propagation
 _SLOW = 0.05  # seconds per forward above which one direction has to do
+_LEAST, _FORWARDS = 1.0, 40  # seconds, and forwards, below which trying other arithmetics does not fit
+_WARM = 0.1  # seconds of a block that need not be timed again
 _SAFETY = 2.0  # times the relative error of the lanes that was measured
 
 
@@ -61,12 +63,14 @@ class PrecisionChoice:
         reason: in words.
         seconds: measured seconds per response, by arithmetic that was tried.
         path: that was measured for it, to go on with.
+        evaluations: loss values that trying took.
     """
 
     name: Precision
     reason: str
     seconds: dict[str, float] = field(default_factory=dict)
     path: PathChoice | None = None
+    evaluations: int = 0
 
 
 def checked_precision(precision: str | None) -> Precision | None:
@@ -174,21 +178,23 @@ class _Trial:
         self.seconds: dict[str, float] = {}
         self.refused: dict[str, str] = {}
         self.truth: Array | None = None
+        self.evaluations = 0
         self.sample = radii[sorted({0, len(radii) // 2, len(radii) - 1})]
 
     def choice(self) -> PrecisionChoice:
         paths: dict[str, PathChoice] = {"float64": self._float64()}
-        if self.forward * 40 > self.limit:
+        if max(_LEAST, self.forward * _FORWARDS) > self.limit:
             reason = f"the budget is too short to try others: a forward takes {self.forward:.2g} s"
-            return PrecisionChoice("float64", reason, self.seconds, paths["float64"])
+            return PrecisionChoice("float64", reason, self.seconds, paths["float64"], self.evaluations)
         for name, attempt in (("difference", self._difference), ("float32", self._float32)):
             try:
                 paths[name] = attempt()
-            except (UntraceableError, MissingRuleError) as error:
-                self.refused[name] = first_line(error)[:160]
+            except Exception as error:  # whatever a model does on another path: float64 has just run it
+                known = isinstance(error, (UntraceableError, MissingRuleError))
+                self.refused[name] = ("" if known else f"{type(error).__name__}: ") + first_line(error)[:160]
         passed = {name for name in paths if name not in self.refused}
         best = min(passed or {"float64"}, key=self.seconds.__getitem__)
-        return PrecisionChoice(best, self._reason(best), self.seconds, paths[best])  # type: ignore[arg-type]
+        return PrecisionChoice(best, self._reason(best), self.seconds, paths[best], self.evaluations)  # type: ignore[arg-type]
 
     def _reason(self, best: str) -> str:
         words = []
@@ -214,8 +220,10 @@ class _Trial:
             self.seconds["float64"] = (
                 self._timed(evaluator, count) if quick else 2 * min(path.seconds.values(), default=self.forward)
             )
-            even = evaluator.responses(self.directions, (0,), self.sample)[0]
-            noise = noise_float64(evaluator, self.directions, (0,))[0]
+            few = range(min(CALIBRATION if quick else 1, len(self.directions)))
+            even = evaluator.responses(self.directions, few, self.sample)[0]
+            noise = noise_float64(evaluator, self.directions, few)[0]
+            self.evaluations += evaluator.evaluations
             if not passes_gate(even, np.full(len(self.sample), noise)).all():
                 self.refused["float64"] = f"rounding noise at {self._lost(even, noise)}"
         return path
@@ -228,10 +236,14 @@ class _Trial:
         with DifferenceEvaluator(self.objective, memory=self.memory) as evaluator:
             path = evaluator.choose(self.directions, self.radii)
             count = min(path.chunk, len(self.directions))
-            even = evaluator.responses(self.directions, range(count), self.radii)[0]  # also warms up
-            self.seconds["difference"] = self._timed(evaluator, count)
+            start = time.perf_counter()
+            even = evaluator.responses(self.directions, range(count), self.radii)[0]
+            seconds = time.perf_counter() - start
+            warm = seconds > _WARM
+            self.seconds["difference"] = seconds / even.size if warm else self._timed(evaluator, count)
             noise = measure_noise(evaluator, self.directions, self.radii)
             self.truth = evaluator.responses(self.directions, (0,), self.sample, lanes=torch.float64)[0]
+            self.evaluations += evaluator.evaluations
             if evaluator.handling.frozen:
                 self.refused["difference"] = f"decisions that depend on the weights: {', '.join(evaluator.handling.frozen)}"
             elif not passes_gate(even, noise.sigma).all():
@@ -245,6 +257,7 @@ class _Trial:
             if self.truth is None:
                 with Evaluator(self.objective, torch.float64, path="loop", gate=False) as exact:
                     self.truth = exact.responses(self.directions, (0,), self.sample)[0]
+            self.evaluations += evaluator.evaluations
             noise = np.abs(even - self.truth)[:, 0]
             if not passes_gate(self.truth, noise).all():
                 self.refused["float32"] = f"rounding noise at {self._lost(self.truth, noise)}"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastscape.directions import Directions
+from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.points import Array
@@ -95,6 +95,7 @@ def quadratic_forms(
         (8,)
     """
     start = time.perf_counter()
+    checked_directions(directions)
     columns: list[tuple[Array, Array]] = []
     with DifferenceEvaluator(objective, lanes=lanes, memory=memory, front_end=path) as evaluator:
         choice = evaluator.choose(directions, [0.0])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastscape.directions import Directions
+from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.losses import checked_radii
@@ -135,8 +135,8 @@ def responses(
     Reps & Rall, "Computational divided differencing and divided-difference arithmetics" (2003).
     """
     steps = checked_radii(radii)
-    chosen = _chosen(objective, directions, steps, checked_precision(precision), path, memory)
     start = time.perf_counter()
+    chosen = _chosen(objective, checked_directions(directions), steps, checked_precision(precision), path, memory)
     columns: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
     with responder(objective, chosen.name, chosen.path or path, memory) as evaluator:
         choice = evaluator.choose(directions, steps.tolist())
@@ -145,7 +145,7 @@ def responses(
             if progress is not None:
                 progress(indices[-1] + 1, len(directions))
         noise = measure_noise(evaluator, directions, steps)
-        evaluations = evaluator.evaluations + noise.evaluations
+        evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
         handled = evaluator.handling if isinstance(evaluator, DifferenceEvaluator) else None
     even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))

@@ -7,6 +7,7 @@ import math
 import torch
 from scipy import stats
 
+from fastscape._checks import integer
 from fastscape.directions import Directions
 from fastscape.estimators import Estimate
 from fastscape.evaluation.quadratic import group_means
@@ -43,8 +44,7 @@ def mean_quadratic_form(
 
     Source: Dangel et al., "Collapsing Taylor mode automatic differentiation" (2025).
     """
-    if groups < 2:
-        raise ValueError(f"groups must be at least 2 for a standard error, got {groups}")
+    groups = integer("groups", groups, 2)  # one has no standard error
     means = group_means(objective, directions, groups, lanes=lanes, memory=memory)
     value, stderr = float(means.mean()), float(means.std(ddof=1)) / math.sqrt(groups)
     half = float(stats.t.ppf(0.975, groups - 1)) * stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,13 +14,15 @@ import numpy as np
 import scipy
 import torch
 
-from fastscape._checks import checked_settings
+from fastscape._checks import checked_settings, first_line
 from fastscape._version import __version__
 from fastscape.directions import Directions
 from fastscape.estimators import AnalysisSettings, Estimate
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trust import checked_windows
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
+from fastscape.evaluation.differences.program import UntraceableError
+from fastscape.evaluation.differences.propagation import MissingRuleError
 from fastscape.evaluation.evaluator import Evaluator, PathChoice
 from fastscape.evaluation.precision import AnyPath, PrecisionChoice, choose_precision, measure_noise, responder
 from fastscape.evaluation.responses import blocks
@@ -129,11 +131,18 @@ class Session:
         self._points = points
         if self.chosen is not None:
             self._settle(self.chosen)
+        if self.chosen is not None:
+            self._settle(self.chosen)
         for point, track, earlier in zip(points, self.tracks, extend or (), strict=False):
             if earlier.directions:
-                self._settle(self.chosen or PrecisionChoice(earlier.meta["precision"], "that of the result to extend"))
+                before = PrecisionChoice(earlier.meta["precision"], "that of the result to extend")
+                if self.chosen is None:
+                    self._settle(before)
+                elif self.probe.precision is None and before.name != self.chosen.name:
+                    track.chosen = before  # a checkpoint that difference propagation refused
                 track.restore(earlier, point.objective())
-                self.path = self.path or PathChoice(**earlier.meta["path"])
+                if track.chosen is self.chosen:
+                    self.path = self.path or PathChoice(**earlier.meta["path"])
         try:
             reason = self._rounds()
         except _Deadline:
@@ -231,16 +240,37 @@ class Session:
                 raise _Deadline
             if self.chosen is None:
                 self._choose(track, objective, directions, radii)
-            start = self.budget.elapsed
-            with self._evaluator(objective, gate=batch not in track.opened) as evaluator, track.timed():
-                try:
-                    self._open(track, whole, evaluator, directions, radii, batch, start)
-                    for bank in banks:
-                        self._bank(track, evaluator, directions.with_seed(self.probe.bank_seed(bank)), bank, goals[bank])
-                finally:
-                    track.evaluations += evaluator.evaluations
-                    if isinstance(evaluator, DifferenceEvaluator):
-                        track.handle(evaluator.handling)
+            visit_banks = {bank: goals[bank] for bank in banks}
+            try:
+                self._visit(track, whole, objective, directions, radii, batch, visit_banks)
+            except (MissingRuleError, UntraceableError) as error:
+                if self.probe.precision is not None or track.directions:
+                    raise
+                words = f"difference propagation refused this checkpoint: {first_line(error)[:160]}"
+                track.chosen = PrecisionChoice("float64", words)
+                self._visit(track, whole, objective, directions, radii, batch, visit_banks)
+
+    def _visit(
+        self,
+        track: Track,
+        whole: Objective,
+        objective: Objective,
+        directions: Directions,
+        radii: Array,
+        batch: int,
+        goals: Mapping[int, int],
+    ) -> None:
+        """Evaluate what some banks of one batch of a checkpoint lack."""
+        start = self.budget.elapsed
+        with self._evaluator(track, objective, gate=batch not in track.opened) as evaluator, track.timed():
+            try:
+                self._open(track, whole, evaluator, directions, radii, batch, start)
+                for bank, goal in goals.items():
+                    self._bank(track, evaluator, directions.with_seed(self.probe.bank_seed(bank)), bank, goal)
+            finally:
+                track.evaluations += evaluator.evaluations
+                if isinstance(evaluator, DifferenceEvaluator):
+                    track.handle(evaluator.handling)
 
     def _choose(self, track: Track, objective: Objective, directions: Directions, radii: Array) -> None:
         """Try the arithmetics on the first objective of the run."""
@@ -248,6 +278,7 @@ class Session:
         with track.timed():
             trial = _CHOICE * self.budget.seconds
             chosen = choose_precision(objective, directions, radii, path=path, memory=self.memory, trial=trial)
+        track.evaluations += chosen.evaluations
         self.path = chosen.path or self.path
         self._settle(chosen)
 
@@ -270,17 +301,20 @@ class Session:
         """On the first visit: check the budget, choose the path, measure the noise."""
         if not self._directions():
             self._check_budget((self.budget.elapsed - start) / 2)  # the gate evaluated the loss twice
-        self.path = evaluator.choose(directions, radii.tolist())
+        choice = evaluator.choose(directions, radii.tolist())
+        if track.chosen is self.chosen:
+            self.path = choice
         if batch not in track.opened:
             noise = measure_noise(evaluator, directions, radii)
             track.evaluations += noise.evaluations
-            track.open(batch, whole, directions, radii, noise, self.path)
+            track.open(batch, whole, directions, radii, noise, choice)
             self.opening = max(self.opening, self.budget.elapsed - start)
 
-    def _evaluator(self, objective: Objective, *, gate: bool) -> Evaluator | DifferenceEvaluator:
-        assert self.chosen is not None
+    def _evaluator(self, track: Track, objective: Objective, *, gate: bool) -> Evaluator | DifferenceEvaluator:
+        assert track.chosen is not None
         trial = _SHARE * self.budget.seconds
-        return responder(objective, self.chosen.name, self.path, self.memory, gate=gate, trial=trial)
+        path = self.path if track.chosen is self.chosen else None  # measured for the arithmetic of the run
+        return responder(objective, track.chosen.name, path, self.memory, gate=gate, trial=trial)
 
     def _check_budget(self, forward: float) -> None:
         """Refuse a budget that cannot hold one direction at every checkpoint, given the seconds of one evaluation."""
@@ -301,10 +335,10 @@ class Session:
     def _bank(
         self, track: Track, evaluator: Evaluator | DifferenceEvaluator, directions: Directions, bank: int, goal: int
     ) -> None:
-        assert isinstance(self.path, PathChoice)
+        assert evaluator.choice is not None
         radii = track.radii.tolist()
         first = track.counts[bank]
-        for block in blocks(goal - first, self.path.chunk):
+        for block in blocks(goal - first, evaluator.choice.chunk):
             indices = range(first + block[0], first + block[-1] + 1)
             if self._directions() and not self.budget.admits(self.unit, self._reserve()):
                 raise _Deadline

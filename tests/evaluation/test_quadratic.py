@@ -264,7 +264,7 @@ def test_bad_arguments_are_named(small):
         (lambda: fs.quadratic_forms(objective, directions, lanes=torch.bfloat16), "lanes must be .*got torch.bfloat16"),
         (
             lambda: fs.mean_quadratic_form(objective, directions, groups=1),
-            "groups must be at least 2 for a standard error, got 1",
+            "groups must be at least 2, got 1",
         ),
         (lambda: fs.mean_quadratic_form(objective, directions, groups=4), "groups must divide the number of directions 6, got 4"),
         (lambda: group_means(objective, directions, 0), "groups must divide the number of directions 6, got 0"),

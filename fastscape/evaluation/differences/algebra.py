@@ -255,15 +255,15 @@ def matrix_product(frame: Frame, left: Triple, right: Triple) -> Tensor | None:
         return count(frame, torch.matmul(x, aligned(right.lanes, max(2, x.ndim))), x.shape[-1])
     (a, b), (g, d) = left.parts, right.parts
     ndim = max(left.ndim, right.ndim)
-    a, g = _batched(a, ndim), _batched(g, ndim)
+    a, g = batched(a, ndim), batched(g, ndim)
     x = left.base.narrow(a.dtype)
     x_middle, u_middle = _batched_or_plain(frame.middle(left), left, ndim), _batched_or_plain(frame.middle(right), right, ndim)
     first = _stacked([(a, u_middle), (x_middle, g)])
     terms = [(2 * a, g)]
     if b is not None:
-        terms.append((_batched(b, ndim), u_middle))
+        terms.append((batched(b, ndim), u_middle))
     if d is not None:
-        terms.append((x, _batched(d, ndim)))
+        terms.append((x, batched(d, ndim)))
     second = _stacked(terms)
     frame.operations += 2 * (2 + len(terms)) * x.shape[-1] * second.numel()
     return joined(first, second)
@@ -284,14 +284,14 @@ def _left_moves(frame: Frame, left: Triple, right: Triple) -> Tensor:
     return count(frame, torch.matmul(aligned(left.lanes, u.ndim), u), u.shape[-2])
 
 
-def _batched(part: Tensor, ndim: int) -> Tensor:
+def batched(part: Tensor, ndim: int) -> Tensor:
     """A part ``[K, S', *shape]`` with ones in front of the tensor's own axes."""
     missing = ndim - (part.ndim - 2)
     return part.reshape(*part.shape[:2], *[1] * missing, *part.shape[2:]) if missing else part
 
 
 def _batched_or_plain(middle: Tensor, value: Triple, ndim: int) -> Tensor:
-    return middle if middle.ndim == value.ndim else _batched(middle, ndim)
+    return middle if middle.ndim == value.ndim else batched(middle, ndim)
 
 
 def _stacked(terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -26,13 +26,14 @@ from fastscape.evaluation.differences.propagation import Propagation
 from fastscape.evaluation.differences.sharing import bends, interpolated, shareable
 from fastscape.evaluation.differences.subclass import Dispatched
 from fastscape.evaluation.differences.triple import Frame, Products
-from fastscape.evaluation.evaluator import PathChoice, activation_bytes
+from fastscape.evaluation.evaluator import PathChoice, activation_bytes, check_memory
 from fastscape.evaluation.noise import narrow_step, rounding_model
 from fastscape.evaluation.points import Array, Radii
 from fastscape.objective import Objective, checked_objective
 
 FrontEnd = Literal["graph", "dispatch"]
 BASE = torch.float64  # of the values at w: one forward, kept for all directions
+_COPIES = 6  # a and b of what is alive, and of what an operation makes of them on its way
 _CACHED = 48 << 20  # bytes of lanes alive at a time above which larger blocks of directions leave the caches
 _TRIED = 2  # directions that tell which radii of a smooth network can be shared
 _AGREEMENT = {"float32": 1e-3, "bfloat16": 5e-2}  # relative difference of a response from subtraction that is not rounding
@@ -90,8 +91,7 @@ class DifferenceEvaluator:
             raise ValueError(
                 "precision must be 'difference' on this device, got 'difference-bf16': it has no bfloat16 matrix products"
             )
-        if memory is not None and memory <= 0:
-            raise ValueError(f"memory must be a positive number of bytes, got {memory!r}")
+        check_memory(memory)
         self.objective, self.dtype, self.products, self.gate = objective, lanes, products, gate
         self.memory = memory or available_memory(objective.device) // 2
         self.handling = Handling()
@@ -313,7 +313,7 @@ class DifferenceEvaluator:
     def _block(self, count: int, radii: int) -> tuple[int, int]:
         """Directions in a block, and radii at a time, that fit in memory and, as far as they can, in the caches."""
         width = self.dtype.itemsize
-        lane = 4 * width * max(self._peak(propagation) for propagation in self._propagations)  # a, b and their copies
+        lane = _COPIES * width * max(self._peak(propagation) for propagation in self._propagations)
         direction = 2 * width * self.objective.size
         room = self.memory // 2
         parts = max(1, min(radii, int((room - direction) // max(lane, 1))))
@@ -327,19 +327,20 @@ class DifferenceEvaluator:
         return activation_bytes(self.replica) // BASE.itemsize
 
     def _cross_check(self, directions: Directions, largest: float) -> None:
-        """Compare one response with float64 subtraction of the model's own losses."""
+        """Compare a response with float64 subtraction of the model's own losses: one of two directions and two radii at once."""
         from fastscape.evaluation.paths import LoopPath
 
         radius = largest or _CHECKED * (directions.weight_norm or 1.0) / (directions.length(0) or 1.0)
         before = self.handling
         self.handling = Handling()
-        slope, curvature = self._lanes(self._directions(directions, (0,)), [radius], "float32")[0, :, 0]
+        last = min(1, len(directions) - 1)
+        slope, curvature = self._lanes(self._directions(directions, (0, last)), [radius / 2, radius], "float32")[1, :, 1]
         frozen, self.handling = any(self.handling.frozen.values()), before
-        points = LoopPath(self.replica).losses(directions, (0,), (0.0, radius, -radius))[0].numpy()
+        points = LoopPath(self.replica).losses(directions, (last,), (0.0, radius, -radius))[0].numpy()
         self.replica.reset()  # its parameters are the values at w
         with np.errstate(invalid="ignore", over="ignore"):
             even, odd = (points[1] - points[0]) + (points[2] - points[0]), (points[1] - points[2]) / 2
-            pairs = {"even": (curvature * radius**2, even), "odd": (slope * radius, odd)}
+            pairs = {"even": (curvature * np.float64(radius) ** 2, even), "odd": (slope * radius, odd)}
         if not largest and frozen:  # the jet at w holds, whatever the branch at this radius
             return
         differing = self._differing(pairs, 30 * rounding_model(self.replica))
@@ -353,7 +354,7 @@ class DifferenceEvaluator:
 
     def _differing(self, pairs: Mapping[str, tuple[float, float]], floor: float) -> str | None:
         """The response that differs from subtraction by more than rounding, if any."""
-        part = _AGREEMENT[self.products]
+        part = _AGREEMENT["float32"]
         larger = max(abs(expected) for _, expected in pairs.values())
 
         def wrong(name: str, least: float) -> bool:

@@ -18,7 +18,7 @@ from fastscape.evaluation.differences.layout import image_format
 from fastscape.evaluation.differences.program import HOST, Program, Step
 from fastscape.evaluation.differences.rules import COLLAPSED, DECISIVE, RULES, STRUCTURE, fallback, moves
 from fastscape.evaluation.differences.rules.fallback import decided
-from fastscape.evaluation.differences.rules.table import aten
+from fastscape.evaluation.differences.rules.table import Rule, aten
 from fastscape.evaluation.differences.triple import Base, Decision, Frame, Triple
 
 HALVES = {torch.float16, torch.bfloat16}
@@ -125,7 +125,7 @@ def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: A
     name = str(target)
     frame.seen[target] += 1
     if target._schema.name.split("::")[1] in HOST:
-        _count_frozen(frame, name, arguments)
+        frame.frozen[name] = frame.frozen.get(name, 0) + 1
         return base
     y = plain(base)
     if target not in DECISIVE and any(isinstance(leaf, Decision) for leaf in _leaves((arguments, keywords))):
@@ -137,19 +137,28 @@ def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: A
     if rule is not None:
         if target not in STRUCTURE and any(_is_half(leaf) for leaf in _leaves((y, arguments, keywords))):
             y, arguments, keywords = tree_map(_widened, (y, arguments, keywords), is_leaf=_leaf)
-        if frame.collapsed and target not in COLLAPSED and target not in STRUCTURE:
-            lanes = collapsed.apply(partial(rule, frame, y), arguments, keywords)
-        else:
-            lanes = rule(frame, y, *arguments, **keywords)
+        lanes = _ruled(frame, rule, target, y, arguments, keywords)
     if lanes is NotImplemented:
         lanes = _evaluated(_local, name, module, frame, y, target, arguments, keywords)
         frame.fallbacks[name] = frame.fallbacks.get(name, 0) + 1
     if isinstance(base, (tuple, list)):
-        return [_joined(part, lane) for part, lane in zip(base, lanes, strict=True)]
-    result = _joined(base, lanes)
+        return [_joined(frame, part, lane) for part, lane in zip(base, lanes, strict=True)]
+    result = _joined(frame, base, lanes)
     if target in LOG_SOFTMAX and isinstance(result, Triple) and isinstance(arguments[0], Triple):
         result.origin = (arguments[0], arguments[1])
     return result
+
+
+def _ruled(frame: Frame, rule: Rule, target: Any, y: Any, arguments: Any, keywords: Any) -> Any:
+    """What a rule gives; ``NotImplemented`` where it fails, so that the local evaluation stands in and is counted."""
+    try:
+        if frame.collapsed and target not in COLLAPSED and target not in STRUCTURE:
+            return collapsed.apply(partial(rule, frame, y), arguments, keywords)
+        return rule(frame, y, *arguments, **keywords)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # arguments of an operation that its rule did not foresee
+        return NotImplemented
 
 
 def _local(frame: Frame, y: Any, target: Any, arguments: Any, keywords: Any) -> Any:
@@ -181,8 +190,8 @@ def _with_decisions(frame: Frame, target: Any, base: Any, arguments: Any, keywor
     lanes = tree_map(lambda leaf: leaf.lanes if isinstance(leaf, Triple) else None, result, is_leaf=_leaf)
     jumped = _evaluated(decided, str(target), module, frame, plain(base), lanes, target, arguments, keywords)
     if isinstance(base, (tuple, list)):
-        return [_joined(part, lane) for part, lane in zip(base, jumped, strict=True)]
-    return _joined(base, jumped)
+        return [_joined(frame, part, lane) for part, lane in zip(base, jumped, strict=True)]
+    return _joined(frame, base, jumped)
 
 
 def _leaf(value: Any) -> bool:
@@ -212,18 +221,13 @@ def _widened(value: Any) -> Any:
     return Triple(value.x.float(), value.lanes, straight=value.straight)
 
 
-def _joined(base: Any, lanes: Any) -> Any:
-    """A value at w with its lanes, or the decision that takes its place."""
+def _joined(frame: Frame, base: Any, lanes: Any) -> Any:
+    """A value at w with its lanes, or the decision that takes its place; scalars may keep the float64 of their sums."""
     if isinstance(lanes, Decision) or lanes is None:
         return base if lanes is None else lanes
+    if base.ndim and lanes.is_floating_point():
+        lanes = lanes.to(frame.dtype)
     return Triple(base.base, lanes)
-
-
-def _count_frozen(frame: Frame, name: str, arguments: Any) -> None:
-    """Note a decision of the host, and whether it would fall otherwise at w + e d or w - e d."""
-    differs = any(isinstance(argument, Decision) for argument in arguments)
-    differs = differs or any(isinstance(argument, Triple) and argument.lanes is not None for argument in arguments)
-    frame.frozen[name] = frame.frozen.get(name, 0) + int(differs)
 
 
 def as_values(result: Any) -> Any:

@@ -155,7 +155,7 @@ class _Local:
         if not radius:
             return torch.zeros_like(here), torch.zeros_like(here)  # a step function's derivatives
         above, below = up - here, here - down
-        return (above + below) / (2 * radius), (above - below) / radius**2
+        return (above + below) / (2 * radius), (above - below) / (radius * radius)
 
     def _parts(self, leaf: Triple, k: int, s: int) -> tuple[Tensor, Tensor]:
         a, b = leaf.parts

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscape.evaluation.differences.algebra import fitted, plus, total
+from fastscape.evaluation.differences.algebra import batched, fitted, plus, total
 from fastscape.evaluation.differences.rules.functions import pointwise
 from fastscape.evaluation.differences.rules.table import DECISIVE, RULES, aten, moves, negative, negatives, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Decision, Frame, Triple
@@ -317,23 +317,29 @@ def _decided(x: Tensor, up: Tensor, down: Tensor) -> Decision | None:
     return None if same else Decision(x, up, down)
 
 
-def _sides(frame: Frame, value: Any) -> tuple[Any, Any, Any]:
-    """A value at w, w + e d and w - e d."""
+def _sides(frame: Frame, value: Any, ndim: int) -> tuple[Any, Any, Any]:
+    """A value at w, w + e d and w - e d, the latter with ``ndim`` axes behind those of the lanes."""
     if isinstance(value, Decision):
-        return value.x, value.plus, value.minus
+        return value.x, batched(value.plus, ndim), batched(value.minus, ndim)
     if isinstance(value, Triple):
-        return (value.x.double(),) * 3 if value.lanes is None else frame.points(value)
+        if value.lanes is None:
+            return (value.x.double(),) * 3
+        here, up, down = frame.points(value)
+        return here, batched(up, ndim), batched(down, ndim)
     return value, value, value
 
 
-def _comparison(name: str) -> None:
+def _comparison(name: str, *, exact: bool = False) -> None:
     for overload in ("Tensor", "Scalar"):
         target = getattr(getattr(aten, name), overload)
 
         def apply(frame: Frame, y: Tensor, x: Any, u: Any, _op: Any = target) -> Any:
             if frame.jet or not any(moves(value) for value in (x, u)):
                 return None
-            left, right = _sides(frame, x), _sides(frame, u)
+            if exact and all(isinstance(value, Triple) and moves(value) for value in (x, u)):
+                frame.frozen[str(_op)] = frame.frozen.get(str(_op), 0) + 1  # equal to the last bit: as at w
+                return None
+            left, right = _sides(frame, x, y.ndim), _sides(frame, u, y.ndim)
             return _decided(y, *(_op(left[side], right[side]) for side in (1, 2)))
 
         rule(target, piecewise=True)(apply)
@@ -342,7 +348,7 @@ def _comparison(name: str) -> None:
 
 DECISIVE.update((aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf))
 for _name in ("gt", "ge", "lt", "le", "eq", "ne"):
-    _comparison(_name)
+    _comparison(_name, exact=_name in ("eq", "ne"))
 
 
 @rule(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, piecewise=True)
@@ -352,7 +358,7 @@ def _where(frame: Frame, y: Tensor, condition: Any, x: Any, u: Any) -> Any:
     if known is None:
         if not isinstance(condition, Decision):
             return None
-        picked = [torch.where(side, left.x, right.x).double() for side in (condition.plus, condition.minus)]
+        picked = [torch.where(side, left.x, right.x).double() for side in _sides(frame, condition, y.ndim)[1:]]
         return frame.from_points(y.double(), picked[0], picked[1], frame.dtype)
     chosen = condition.x if isinstance(condition, Decision) else condition
     lead = [max(v.lanes.shape[axis] for v in (left, right) if v.lanes is not None) for axis in range(LEAD)]
@@ -360,9 +366,10 @@ def _where(frame: Frame, y: Tensor, condition: Any, x: Any, u: Any) -> Any:
     out = torch.where(chosen, sides[0], sides[1])
     if not isinstance(condition, Decision):
         return out
-    changed = (condition.plus != chosen) | (condition.minus != chosen)
-    near, far = _sides(frame, left), _sides(frame, right)
-    picked = [torch.where(condition.plus, near[1], far[1]), torch.where(condition.minus, near[2], far[2])]
+    _, above, below = _sides(frame, condition, y.ndim)
+    changed = (above != chosen) | (below != chosen)
+    near, far = _sides(frame, left, y.ndim), _sides(frame, right, y.ndim)
+    picked = [torch.where(above, near[1], far[1]), torch.where(below, near[2], far[2])]
     up, down = (side.expand(*changed.shape[:2], *y.shape) for side in picked)
     jumped = frame.from_points(y.double(), up, down, known.dtype)
     if out.shape[1] == 1:
