@@ -491,7 +491,7 @@ def test_the_chosen_precision_and_why_are_in_the_json():
     done = fastscape("probe", "zoo:mlp?hidden=(8,)", *DIGITS, "--radii", "1e-9:1e-7:4", "--count", "2", "--banks", "1", "--json")
     meta = json.loads(done.stdout)["meta"]
     assert meta["precision"] == "difference"
-    assert "float64: rounding noise at radii from 1.0e-09" in meta["precision_reason"]
+    assert "float64: rounding noise at radii up to" in meta["precision_reason"]
 
 
 def test_a_precision_that_does_not_exist_or_cannot_be_is_bad_input(tmp_path, monkeypatch):

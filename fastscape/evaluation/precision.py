@@ -191,7 +191,7 @@ class _Trial:
                 paths[name] = attempt()
             except Exception as error:  # whatever a model does on another path: float64 has just run it
                 known = isinstance(error, (UntraceableError, MissingRuleError))
-                self.refused[name] = ("" if known else f"{type(error).__name__}: ") + first_line(error)[:160]
+                self.refused[name] = ("" if known else f"{type(error).__name__}: ") + first_line(error)[:300]
         passed = {name for name in paths if name not in self.refused}
         best = min(passed or {"float64"}, key=self.seconds.__getitem__)
         return PrecisionChoice(best, self._reason(best), self.seconds, paths[best], self.evaluations)  # type: ignore[arg-type]
@@ -230,7 +230,7 @@ class _Trial:
 
     def _lost(self, even: Array, noise: float | Array) -> str:
         failed = self.sample[~passes_gate(even, np.broadcast_to(noise, len(self.sample)))]
-        return f"radii from {failed.min():.1e} on" if len(failed) and failed.max() > failed.min() else f"radius {failed[0]:.1e}"
+        return f"radii up to {failed.max():.1e}"
 
     def _difference(self) -> PathChoice:
         with DifferenceEvaluator(self.objective, memory=self.memory) as evaluator:

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from fastscape.directions import Directions, checked_directions
-from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd
+from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd, Handling
+from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.responses import blocks
@@ -29,7 +30,6 @@ class QuadraticForms:
         lengths: ||d||.
         path: how they were computed.
         fallbacks: operations without a rule, which were differentiated locally in float64: name -> calls.
-        frozen: decisions of the forward that depend on the weights and were taken as at w: name -> calls.
         seconds: wall time.
     """
 
@@ -39,7 +39,6 @@ class QuadraticForms:
     lengths: Array
     path: PathChoice
     fallbacks: dict[str, int]
-    frozen: dict[str, int]
     seconds: float
 
     def __array__(self, dtype: np.dtype[np.generic] | None = None, copy: bool | None = None) -> NDArray[np.generic]:
@@ -104,6 +103,7 @@ def quadratic_forms(
             if progress is not None:
                 progress(indices[-1] + 1, len(directions))
         handled, base = evaluator.handling, evaluator.base
+        _refuse_frozen(handled)
     slope, curvature = (np.concatenate([column[part][0] for column in columns]) for part in (0, 1))
     return QuadraticForms(
         curvature=curvature,
@@ -112,7 +112,6 @@ def quadratic_forms(
         lengths=np.array([directions.length(index) for index in range(len(directions))]),
         path=choice,
         fallbacks=handled.fallbacks,
-        frozen=handled.frozen,
         seconds=time.perf_counter() - start,
     )
 
@@ -129,6 +128,18 @@ def group_means(
     """
     size, rest = divmod(len(directions), max(groups, 1))
     if groups < 1 or rest or not size:
-        raise ValueError(f"groups must divide the number of directions {len(directions)}, got {groups}")
+        fitting = max(g for g in range(1, min(8, len(directions)) + 1) if len(directions) % g == 0)
+        raise ValueError(f"groups must divide the number of directions {len(directions)}, got {groups}; pass groups={fitting}")
     with DifferenceEvaluator(objective, lanes=lanes, memory=memory) as evaluator:
-        return np.array([evaluator.mean_curvature(directions, range(g * size, (g + 1) * size)) for g in range(groups)])
+        means = [evaluator.mean_curvature(directions, range(g * size, (g + 1) * size)) for g in range(groups)]
+        _refuse_frozen(evaluator.handling)
+    return np.array(means)
+
+
+def _refuse_frozen(handling: Handling) -> None:
+    """Refuse derivatives of a forward that takes numbers out of torch."""
+    if handling.frozen:
+        raise UntraceableError(
+            f"model must compute with tensors to be differentiated along a line, but its forward takes values that depend on the "
+            f"weights out of torch ({', '.join(handling.frozen)}); keep them tensors, without .item(), float() or NumPy"
+        )

@@ -246,7 +246,7 @@ class Session:
             except (MissingRuleError, UntraceableError) as error:
                 if self.probe.precision is not None or track.directions:
                     raise
-                words = f"difference propagation refused this checkpoint: {first_line(error)[:160]}"
+                words = f"difference propagation refused this checkpoint: {first_line(error)[:300]}"
                 track.chosen = PrecisionChoice("float64", words)
                 self._visit(track, whole, objective, directions, radii, batch, visit_banks)
 
