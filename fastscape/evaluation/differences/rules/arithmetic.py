@@ -164,7 +164,12 @@ def _power_of(frame: Frame, y: Tensor, x: Any, exponent: Any) -> Any:
 
 @rule(aten.pow.Scalar)
 def _power_to(frame: Frame, y: Tensor, x: Number, exponent: Triple) -> Any:
-    if not (_number(x) and 0 < x < math.inf):
+    if x == 0:  # a step
+        if exponent.lanes is None or frame.jet:
+            return None
+        here, up, down = (x**side for side in frame.points(exponent))
+        return frame.from_points(here, up, down, exponent.lanes.dtype)
+    if not 0 < x < math.inf:
         return NotImplemented
     rate = math.log(x)
     return exponential(frame, Triple(exponent.x * rate, scaled(exponent.lanes, rate)))
