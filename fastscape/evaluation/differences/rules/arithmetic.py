@@ -148,7 +148,7 @@ def _power_of(frame: Frame, y: Tensor, x: Any, exponent: Any) -> Any:
         return NotImplemented if bool((x.x < 0).any()) else _by_logarithm(frame, x, power, y)
     if x.lanes is None:
         return None
-    kinds = power.x.unique().tolist()
+    kinds = sorted(set(power.x.flatten().tolist()))
     if len(kinds) > _KINDS:
         whole = bool((power.x == power.x.round()).any())  # any base has whole powers, but only positive ones a logarithm
         return NotImplemented if whole else _by_logarithm(frame, x, power, y)
@@ -157,8 +157,9 @@ def _power_of(frame: Frame, y: Tensor, x: Any, exponent: Any) -> Any:
         one = _power(frame, y, x, kind)
         if one is NotImplemented:
             return NotImplemented
+        one = fitted(one, y.shape)
         if one is not None:
-            lanes = total(lanes, torch.where(power.x == kind, fitted(one, y.shape), 0.0))
+            lanes = total(lanes, torch.where(power.x == kind, one, 0.0))
     return lanes
 
 
