@@ -18,6 +18,7 @@ from fastscape.evaluation.differences.algebra import (
     root,
     scaled,
     square,
+    total,
 )
 from fastscape.evaluation.differences.rules.table import aten, negative, rule, triple
 from fastscape.evaluation.differences.triple import LEAD, Decision, Frame, Triple
@@ -88,7 +89,7 @@ def _divide(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
     return product(frame, left, Triple(right.x.reciprocal(), reciprocal(frame, right)))
 
 
-@rule(aten.sqrt.default)
+@rule(aten.sqrt.default, piecewise=True)  # of a square it has a kink
 def _sqrt(frame: Frame, y: Tensor, x: Triple) -> Tensor | None:
     return root(frame, x)
 
@@ -118,6 +119,10 @@ def _lerp(frame: Frame, y: Tensor, x: Triple, end: Any, weight: Any) -> Any:
     return fitted(plus(x, part), y.shape)
 
 
+_HUGE = 2.0**53  # exponents from which on every float64 is whole
+_KINDS = 16  # different exponents in one tensor that are taken one by one
+
+
 @rule(aten.pow.Tensor_Scalar)
 def _power(frame: Frame, y: Tensor, x: Triple, exponent: Number) -> Any:
     if exponent == 1:
@@ -126,24 +131,47 @@ def _power(frame: Frame, y: Tensor, x: Triple, exponent: Number) -> Any:
         return root(frame, x)
     if exponent == -0.5:
         return _rsqrt(frame, y, x)
-    if float(exponent).is_integer() and 2 <= exponent <= 16:
-        return _whole_power(frame, x, int(exponent)).lanes
-    if float(exponent).is_integer() and -16 <= exponent < 0:
-        up = _whole_power(frame, x, int(-exponent))
-        return reciprocal(frame, up)
+    if exponent == 0:
+        return None
+    if not abs(exponent) < _HUGE:
+        return NotImplemented
+    if float(exponent).is_integer():
+        up = _whole_power(frame, x, int(abs(exponent)))
+        return up.lanes if exponent > 0 else reciprocal(frame, up)
     return _by_logarithm(frame, x, Triple(torch.full_like(x.x, exponent)), y)
 
 
-@rule(aten.pow.Tensor_Tensor)
+@rule(aten.pow.Tensor_Tensor, piecewise=True)
 def _power_of(frame: Frame, y: Tensor, x: Any, exponent: Any) -> Any:
     x, power = triple(x, y), triple(exponent, y)
-    if power.lanes is None and power.x.numel() == 1:
-        return fitted(_power(frame, y, x, float(power.x)), y.shape)
-    return _by_logarithm(frame, x, power, y)
+    if power.lanes is not None:
+        return NotImplemented if bool((x.x < 0).any()) else _by_logarithm(frame, x, power, y)
+    if x.lanes is None:
+        return None
+    kinds = sorted(set(power.x.flatten().tolist()))
+    if len(kinds) > _KINDS:
+        whole = bool((power.x == power.x.round()).any())  # any base has whole powers, but only positive ones a logarithm
+        return NotImplemented if whole else _by_logarithm(frame, x, power, y)
+    lanes = None
+    for kind in kinds:
+        one = _power(frame, y, x, kind)
+        if one is NotImplemented:
+            return NotImplemented
+        one = fitted(one, y.shape)
+        if one is not None:
+            lanes = total(lanes, torch.where(power.x == kind, one, 0.0))
+    return lanes
 
 
 @rule(aten.pow.Scalar)
 def _power_to(frame: Frame, y: Tensor, x: Number, exponent: Triple) -> Any:
+    if x == 0:  # a step
+        if exponent.lanes is None or frame.jet:
+            return None
+        here, up, down = (x**side for side in frame.points(exponent))
+        return frame.from_points(here, up, down, exponent.lanes.dtype)
+    if not 0 < x < math.inf:
+        return NotImplemented
     rate = math.log(x)
     return exponential(frame, Triple(exponent.x * rate, scaled(exponent.lanes, rate)))
 
@@ -165,7 +193,7 @@ def _everywhere(frame: Frame, value: Triple) -> tuple[Tensor, Tensor, Tensor]:
     return (value.x.double(),) * 3 if value.lanes is None else frame.points(value)
 
 
-@rule(aten.hypot.default)
+@rule(aten.hypot.default, piecewise=True)
 def _hypot(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
     """sqrt(x^2 + u^2)."""
     squares = [Triple(value.x.square(), square(frame, value)) for value in (triple(x, y), triple(u, y))]

@@ -104,14 +104,19 @@ for _kind in ("sign", "sgn", "round", "floor", "ceil", "trunc"):
     _stepwise(_kind)
 
 
+def _clamped(frame: Frame, x: Triple, low: float, high: float) -> Lanes:
+    """x between two bounds; the upper one everywhere if the bounds are the wrong way round."""
+    return None if low > high else pointwise(frame, x, "clamp", low, high)
+
+
 @rule(aten.clamp.default, aten.clip.default, piecewise=True)
 def _clamp(frame: Frame, y: Tensor, x: Triple, low: float | None = None, high: float | None = None) -> Lanes:
-    return pointwise(frame, x, "clamp", -math.inf if low is None else low, math.inf if high is None else high)
+    return _clamped(frame, x, -math.inf if low is None else low, math.inf if high is None else high)
 
 
 @rule(aten.hardtanh.default, piecewise=True)
 def _hardtanh(frame: Frame, y: Tensor, x: Triple, low: float = -1.0, high: float = 1.0) -> Lanes:
-    return pointwise(frame, x, "clamp", low, high)
+    return _clamped(frame, x, low, high)
 
 
 @rule(aten.clamp_min.default, piecewise=True)
@@ -144,9 +149,13 @@ def _celu(frame: Frame, y: Tensor, x: Triple, alpha: float = 1.0) -> Lanes:
     return pointwise(frame, x, "elu", alpha, 1.0, 1.0 / alpha)
 
 
+_LINEAR = 20.0  # torch's default, where the difference is 2e-9
+
+
 @rule(aten.softplus.default)
-def _softplus(frame: Frame, y: Tensor, x: Triple, beta: float = 1.0, threshold: float = 20.0) -> Lanes:
-    return pointwise(frame, x, "softplus", beta)
+def _softplus(frame: Frame, y: Tensor, x: Triple, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    """log(1 + exp(beta x)) / beta, which torch's line beyond the threshold differs from by exp(-threshold) / beta."""
+    return pointwise(frame, x, "softplus", beta) if beta > 0 and threshold >= _LINEAR else NotImplemented
 
 
 @rule(aten.log_sigmoid.default, aten.log_sigmoid_forward.default)
@@ -216,7 +225,7 @@ def _log10(frame: Frame, y: Tensor, x: Triple) -> Lanes:
 def _logit(frame: Frame, y: Tensor, x: Triple, eps: float | None = None) -> Lanes:
     """log(x / (1 - x)), with x clamped to [eps, 1 - eps] if asked."""
     if eps is not None:
-        x = Triple(x.x.clamp(eps, 1 - eps), pointwise(frame, x, "clamp", eps, 1 - eps))
+        x = Triple(x.x.clamp(eps, 1 - eps), _clamped(frame, x, eps, 1 - eps))
     other = Triple(1 - x.x, scaled(x.lanes, -1.0))
     return total(logarithm(frame, x), scaled(logarithm(frame, other), -1.0))
 

@@ -73,6 +73,8 @@ def _joint(place: int, *names: str) -> None:
     for overload in overloads(*names):
 
         def apply(frame: Frame, y: Tensor, *arguments: Any, _op: Any = overload, **keywords: Any) -> Any:
+            if keywords.get("reduce", "add") != "add":
+                return NotImplemented
             into, source = triple(arguments[0], y), triple(arguments[place], y)
             known = into.lanes if into.lanes is not None else source.lanes
             if known is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ def _weighted(rows: Tensor, weight: Tensor | None, kept: Tensor, reduction: int,
     rows = torch.where(kept, rows, 0.0) if weight is None else torch.where(kept, rows * weight, 0.0)
     if reduction == 0:
         return rows
-    summed = rows.double().sum(tuple(range(-dims, 0)))
+    summed = rows.double().sum(tuple(range(-dims, 0))) if dims else rows.double()  # no axes would stand for all
     return summed / (kept.sum() if weight is None else (weight * kept).double().sum()) if reduction == 1 else summed
 
 
@@ -39,11 +40,12 @@ def _cross_entropy(
     if not isinstance(target, Tensor) or x.lanes is None:
         return _soft_cross_entropy(frame, y, x, triple(target, y), weight, reduction, smoothing)
     logits = last(x, 1 if x.ndim > 1 else 0)
-    kept, picked = target != ignore, target.clamp(min=0)
+    kept = target != ignore
+    picked = torch.where(kept, target, 0)
     width = logits.shape[-1]
     assert logits.lanes is not None
     base, lanes = logits.x.reshape(-1, width), logits.lanes.reshape(*logits.lanes.shape[:LEAD], -1, width)
-    out = cross_entropy_difference(base, lanes, frame.radii, torch.where(kept, picked, 0).flatten())
+    out = cross_entropy_difference(base, lanes, frame.radii, picked.flatten())
     rows = out.reshape(*out.shape[:LEAD], *target.shape)
     each_weight = None if weight is None else triple(weight, y).x.to(lanes.dtype)[picked]
     result = _weighted(rows, each_weight, kept, reduction, target.ndim)
@@ -75,7 +77,7 @@ def _soft_cross_entropy(frame: Frame, y: Tensor, x: Triple, target: Triple, weig
     rows = each(lambda r: -r.sum(-1), product(frame, mixed, logs))
     if rows is None or reduction == 0:
         return rows
-    summed = each(lambda r: r.double().flatten(1).sum(1), rows)
+    summed = each(lambda r: r.double().reshape(len(r), -1).sum(1), rows)
     assert summed is not None
     return summed / max(1, logits.x[..., 0].numel()) if reduction == 1 else summed
 
@@ -89,8 +91,9 @@ def _nll(frame: Frame, y: Tensor, x: Triple, target: Any, weight: Any = None, re
         return _cross_entropy(frame, y, x.origin[0], target, weight, reduction, ignore)
     logs = last(x, at)
     assert logs.lanes is not None
-    kept, picked = target != ignore, target.clamp(min=0)
-    index = torch.where(kept, picked, 0).unsqueeze(-1)
+    kept = target != ignore
+    picked = torch.where(kept, target, 0)
+    index = picked.unsqueeze(-1)
     rows = -logs.lanes.gather(-1, index.expand(*logs.lanes.shape[:LEAD], *index.shape)).squeeze(-1)
     each_weight = None if weight is None else triple(weight, y).x.to(rows.dtype)[picked]
     return _weighted(rows, each_weight, kept, reduction, target.ndim)
@@ -104,7 +107,7 @@ def _nll_forward(frame: Frame, y: Any, x: Triple, target: Any, weight: Any, redu
 def _reduced(lanes: Lanes, reduction: int, count: int) -> Lanes:
     if reduction == 0 or lanes is None:
         return lanes
-    summed = each(lambda rows: rows.double().flatten(1).sum(1), lanes)
+    summed = each(lambda rows: rows.double().reshape(len(rows), -1).sum(1), lanes)
     assert summed is not None
     return summed / count if reduction == 1 else summed
 
@@ -175,6 +178,9 @@ def _kl_div(frame: Frame, y: Tensor, x: Any, target: Any, reduction: int = 1, *,
     return _reduced(scaled(product(frame, x, Triple(chances)), -1.0), reduction, x.x.numel())
 
 
+_SATURATED = math.exp(-100)  # torch takes logarithms below -100 for -100
+
+
 @rule(aten.binary_cross_entropy.default)
 def _bce(frame: Frame, y: Tensor, x: Any, target: Any, weight: Any = None, reduction: int = 1) -> Any:
     """- t log x - (1 - t) log(1 - x)."""
@@ -185,6 +191,8 @@ def _bce(frame: Frame, y: Tensor, x: Any, target: Any, weight: Any = None, reduc
         return None
     other = Triple(1 - x.x, -x.lanes)
     sides = [(x, target.x), (other, 1 - target.x)]
+    if any(bool(((side.x <= _SATURATED) & (t != 0)).any()) for side, t in sides):
+        return NotImplemented
     parts = [torch.where(t == 0, 0.0, -logarithm(frame, side) * t.to(x.lanes.dtype)) for side, t in sides]  # type: ignore[operator]
     lanes = total(*parts)
     if weight is not None:

@@ -151,7 +151,9 @@ def _batch_norm(frame: Frame, y: Tensor, x: Any, weight: Any, bias: Any, mean: A
         rate = (var.x + eps).rsqrt()
         scale = Triple(rate) if weight is None else Triple(weight.x * rate, scaled(weight.lanes, _like(rate, weight)))
     if scale is None:
-        return centred.lanes
+        tail = [1] * (y.ndim - 2)
+        shift = None if bias is None else each(lambda rows: rows.reshape(*rows.shape, *tail), bias.lanes)
+        return total(centred.lanes, fitted(shift, y.shape))
     if centred.lanes is None and scale.lanes is None:
         return None if bias is None or bias.lanes is None else _per_channel(frame, y, centred, scale, bias)
     return _per_channel(frame, y, centred, scale, bias)
@@ -260,7 +262,7 @@ def _var(frame: Frame, y: Tensor, x: Triple, dims: Any = None, *, correction: An
     return _variance(frame, x, dims, _degrees(correction), keepdim).lanes
 
 
-@rule(aten.std.correction)
+@rule(aten.std.correction, piecewise=True)
 def _std(frame: Frame, y: Tensor, x: Triple, dims: Any = None, *, correction: Any = None, keepdim: bool = False) -> Lanes:
     return root(frame, _variance(frame, x, dims, _degrees(correction), keepdim))
 

@@ -55,9 +55,14 @@ def _linear(*names: str, **arguments: Any) -> Callable[[Callable[..., Tensor]], 
     return register
 
 
-@_linear("t", "t_copy", "numpy_T")
+@_linear("t", "t_copy")
 def _transposed(rows: Tensor) -> Tensor:
     return rows.transpose(1, 2) if rows.ndim == 3 else rows
+
+
+@_linear("numpy_T")
+def _reversed(rows: Tensor) -> Tensor:
+    return rows.permute(0, *range(rows.ndim - 1, 0, -1))
 
 
 @_linear("transpose", "transpose_copy", "swapaxes", "swapdims")
