@@ -75,7 +75,7 @@ class Responses:
 
 def warn_if_noise(precision: str, radii: NDArray[np.float64], trusted: NDArray[np.bool_]) -> None:
     """Warn about the radii that a precision below float64 cannot resolve."""
-    if precision in ("float32", "difference-bf16") and not trusted.all():
+    if precision == "float32" and not trusted.all():
         lost = radii[~trusted]
         warnings.warn(
             f"precision={precision!r}: {len(lost)} of {len(radii)} radii ({lost.min():.1e} .. {lost.max():.1e}) are rounding "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions, decomposition_table
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import preserve_node_meta
 from torch.overrides import TorchFunctionMode
 
 from fastscape._checks import first_line
@@ -157,14 +159,16 @@ class Called(nn.Module):
 def _recorded(
     function: Any, arguments: Any, table: Mapping[Any, Any], *, modules: bool = False, composite: bool = True
 ) -> fx.GraphModule:
-    graph = make_fx(
-        function,
-        decomposition_table=dict(table),
-        tracing_mode="real",
-        pre_dispatch=composite,
-        record_module_stack=modules,
-        _error_on_data_dependent_ops=False,
-    )(*arguments)
+    again = isinstance(function, fx.GraphModule)  # node by node, so that the new ones know their modules
+    with preserve_node_meta() if again else nullcontext():
+        graph = make_fx(
+            fx.Interpreter(function).run if again else function,
+            decomposition_table=dict(table),
+            tracing_mode="real",
+            pre_dispatch=composite,
+            record_module_stack=modules,
+            _error_on_data_dependent_ops=False,
+        )(*arguments)
     _without_dead_code(graph)
     return graph
 

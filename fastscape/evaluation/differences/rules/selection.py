@@ -14,6 +14,8 @@ from fastscape.evaluation.differences.rules.table import DECISIVE, RULES, aten, 
 from fastscape.evaluation.differences.triple import LEAD, Decision, Frame, Triple
 from fastscape.ops import max_pool2d_difference
 
+_FAR = 1e30  # stands for an infinite distance, at which nothing is chosen otherwise
+
 
 # ---------------------------------------------------------------- pools
 def _pair(value: Any) -> list[int]:
@@ -278,7 +280,7 @@ def _kept_where(frame: Frame, y: Tensor, x: Triple, keeps: Callable[[Tensor], Te
 def _maximum(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
     """max(x, u) = u + relu(x - u)."""
     left, right = triple(x, y), triple(u, y)
-    gap = Triple(left.x - right.x, plus(left, right, -1))
+    gap = Triple((left.x - right.x).clamp(-_FAR, _FAR), plus(left, right, -1))
     return total(fitted(right.lanes, y.shape), pointwise(frame, gap, "relu"))
 
 
@@ -286,7 +288,7 @@ def _maximum(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
 def _minimum(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
     """min(x, u) = x - relu(x - u)."""
     left, right = triple(x, y), triple(u, y)
-    gap = Triple(left.x - right.x, plus(left, right, -1))
+    gap = Triple((left.x - right.x).clamp(-_FAR, _FAR), plus(left, right, -1))
     relu = pointwise(frame, gap, "relu")
     return total(fitted(left.lanes, y.shape), None if relu is None else -relu)
 
