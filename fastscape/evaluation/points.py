@@ -25,3 +25,8 @@ def signed_radii(radii: Radii) -> list[float]:
     """(0, +radii, -radii): the row of points behind one direction's responses."""
     steps = np.asarray(radii, dtype=np.float64)
     return [0.0, *steps.tolist(), *(-steps).tolist()]
+
+
+def blocks(count: int, size: int) -> list[Sequence[int]]:
+    """Consecutive index ranges of at most ``size`` that cover ``count``."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -14,8 +14,7 @@ from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd, Handling
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.evaluator import PathChoice
-from fastscape.evaluation.points import Array
-from fastscape.evaluation.responses import blocks
+from fastscape.evaluation.points import Array, blocks
 from fastscape.objective import Objective
 
 

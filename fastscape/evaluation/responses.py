@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.losses import checked_radii
+from fastscape.evaluation.points import blocks
 from fastscape.evaluation.precision import (
     AnyPath,
     Precision,
@@ -192,8 +193,3 @@ def relative(eps_abs: NDArray[np.float64], weight_norm: float) -> NDArray[np.flo
     """Distances relative to ||w||; NaN where all weights are zero."""
     with np.errstate(invalid="ignore"):
         return eps_abs / weight_norm if weight_norm else np.full(len(eps_abs), np.nan)
-
-
-def blocks(count: int, size: int) -> list[Sequence[int]]:
-    """Consecutive index ranges of at most ``size`` that cover ``count``."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -24,8 +24,8 @@ from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
 from fastscape.evaluation.evaluator import Evaluator, PathChoice
+from fastscape.evaluation.points import blocks
 from fastscape.evaluation.precision import AnyPath, PrecisionChoice, choose_precision, measure_noise, responder
-from fastscape.evaluation.responses import blocks
 from fastscape.objective import Objective
 from fastscape.probes.track import Track
 from fastscape.reports.result import MultifractalResult, TrajectoryResult

@@ -28,7 +28,8 @@ from fastscape.evaluation.differences.subclass import Dispatched
 from fastscape.evaluation.differences.triple import Frame, Products
 from fastscape.evaluation.evaluator import PathChoice, activation_bytes, check_memory
 from fastscape.evaluation.noise import narrow_step, rounding_model
-from fastscape.evaluation.points import Array, Radii
+from fastscape.evaluation.paths import LoopPath
+from fastscape.evaluation.points import Array, Radii, blocks
 from fastscape.objective import Objective, checked_objective
 
 FrontEnd = Literal["graph", "dispatch"]
@@ -211,7 +212,7 @@ class DifferenceEvaluator:
 
     def _all_lanes(self, moved: dict[str, Tensor], radii: Radii) -> Array:
         """Lanes of the loss, ``[K, 2, S]``, as many radii at a time as fit in memory."""
-        return np.concatenate([self._lanes(moved, [radii[i] for i in part]) for part in _cut(len(radii), self._parts)], axis=2)
+        return np.concatenate([self._lanes(moved, [radii[i] for i in part]) for part in blocks(len(radii), self._parts)], axis=2)
 
     def mean_curvature(self, directions: Directions, indices: Sequence[int]) -> float:
         r"""Mean of :math:`d^T H d` over some directions, whose second derivatives are carried as one."""
@@ -328,8 +329,6 @@ class DifferenceEvaluator:
 
     def _cross_check(self, directions: Directions, largest: float) -> None:
         """Compare a response with float64 subtraction of the model's own losses: one of two directions and two radii at once."""
-        from fastscape.evaluation.paths import LoopPath
-
         radius = largest or _CHECKED * (directions.weight_norm or 1.0) / (directions.length(0) or 1.0)
         before = self.handling
         self.handling = Handling()
@@ -398,11 +397,6 @@ def traced(replica: Replica, index: int) -> Program:
     batch = [tensor.clone() for tensor in tensors_of(replica.batches[index])]
     probed = [f"model.{name}" for name in replica.objective.names]
     return trace(replica.module, _call(replica, index), held(replica), batch, probed)
-
-
-def _cut(count: int, size: int) -> Iterator[range]:
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

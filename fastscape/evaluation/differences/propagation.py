@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fastscape._batches import tensors_of
 from fastscape._checks import first_line
 from fastscape.evaluation.differences import collapsed
 from fastscape.evaluation.differences.layout import image_format
@@ -55,7 +56,7 @@ class Propagation:
         for step in self.program.steps:
             values[step.name] = self._at_w(step, values)
             if step.moves:
-                alive[step.name] = _elements(values[step.name])
+                alive[step.name] = sum(tensor.numel() for tensor in tensors_of(plain(values[step.name])))
                 self.peak = max(self.peak, sum(alive.values()))
             for name in step.last:
                 values.pop(name, None)
@@ -94,7 +95,7 @@ class Propagation:
         if "conv" in step.name and isinstance(result, Tensor):
             result = result.contiguous(memory_format=image_format(result))
         result = as_values(result)
-        size = 3 * _bytes(result) // 2  # with the copy in the dtype of the lanes
+        size = 3 * sum(tensor.nbytes for tensor in tensors_of(plain(result))) // 2  # with the copy in the dtype of the lanes
         if size <= self._room:
             self._kept[step.name] = result
             self._room -= size
@@ -252,17 +253,3 @@ def _moves_within(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return any(_moves_within(part) for part in value)
     return moves(value)
-
-
-def _elements(result: Any) -> int:
-    if isinstance(result, (tuple, list)):
-        return sum(_elements(part) for part in result)
-    tensor = plain(result)
-    return tensor.numel() if isinstance(tensor, Tensor) else 0
-
-
-def _bytes(result: Any) -> int:
-    if isinstance(result, (tuple, list)):
-        return sum(_bytes(part) for part in result)
-    tensor = plain(result)
-    return tensor.nbytes if isinstance(tensor, Tensor) else 0

@@ -110,7 +110,6 @@ class Frame:
         products: what the operands of matrix products are rounded to.
         collapsed: the lanes are a of every direction and the mean of b over them, ``[K + 1, 1, 1, *shape]`` (radius zero).
         operations: multiplications and additions of matrix products on the lanes, counted.
-        module: of the operation at hand, for messages.
         fallbacks: operations without a rule, which took local float64 evaluations: name -> calls.
         frozen: decisions of the host (branches, ``.item()``) that were taken at w: name -> how many differ at w +- e d.
         seen: operations that were carried through: target -> calls.
@@ -121,7 +120,6 @@ class Frame:
     products: Products = "float32"
     collapsed: bool = False
     operations: int = 0
-    module: str = ""
     fallbacks: dict[str, int] = field(default_factory=dict)
     frozen: dict[str, int] = field(default_factory=dict)
     seen: Counter[Any] = field(default_factory=Counter)
@@ -162,12 +160,7 @@ class Frame:
         b = value.parts[1]
         if b is None or self.jet:
             return []
-        size = (
-            b.flatten(2).float().norm(dim=2).amax(0).double()
-            if b.shape[1] > 1
-            else b.flatten(1).float().norm(dim=1).amax().double()
-        )
-        shift = 0.5 * self.radii**2 * size
+        shift = 0.5 * self.radii**2 * b.flatten(2).float().norm(dim=2).amax(0).double()
         small = 2 * torch.finfo(b.dtype).eps * value.base.norm
         return [place for place, moves in enumerate((shift > small).tolist()) if moves or math.isnan(shift[place])]
 
