@@ -88,9 +88,6 @@ class Products:
                 yield
         finally:
             self._depth = 0
-        with self.arithmetic():
-            self.program = Program(objective, self.dtype)
-        self._checked = False
 
     # ------------------------------------------------------------------ multiplying
 
