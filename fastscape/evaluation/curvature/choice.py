@@ -144,7 +144,9 @@ class Trial:
             candidate.slope = max(twice - peak, 0)
             del both
         del first
-        self._time(candidate, product, count)
+        last = self._time(candidate, product, count)
+        if last is not None and not self._agrees(path, [part[:1] for part in last]):  # state that the first run left behind
+            return None
         if path.held:
             candidate.built[self.batch] = product
         return candidate
@@ -188,22 +190,23 @@ class Trial:
             )
         self._reference = first
 
-    def _time(self, candidate: Candidate, product: Product, count: int) -> None:
-        """Seconds per product: one run where it is slow (the first counts), the fastest of three otherwise."""
+    def _time(self, candidate: Candidate, product: Product, count: int) -> Parts | None:
+        """Time a product: one run where it is slow (the first counts), the fastest of three otherwise; the last run's products."""
         batched = candidate.path.batched and count > 1
         slow = self.gradient_seconds > _SLOW
         size = (2 if slow else min(count, self.chunk(candidate))) if batched else 1
         if slow and not batched:
-            return
+            return None
         block = [part.repeat((-(-size // 2), *[1] * (part.ndim - 1)))[:size] for part in self._pair]
         times = []
         for _ in range(1 if slow else 3):
             start = time.perf_counter()
-            product(block)
+            last = product(block)
             synchronise(block[0])
             times.append(time.perf_counter() - start)
             self.products += size
         candidate.seconds = min(times) / size
+        return last
 
     def chunk(self, candidate: Candidate) -> int:
         """Vectors a computation of a candidate takes at a time under the limit."""

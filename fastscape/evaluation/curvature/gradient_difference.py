@@ -28,7 +28,7 @@ class DifferencePath:
     least, rounding (1 / h) and truncation (h^2) balance. ``error`` is that difference relative to the product, which Richardson's
     rule makes a bound: the truncation error of the smaller of two steps is a fifteenth of the difference of steps h and 4 h.
 
-    Cost: 2 gradients a product, and 10 on the first; memory of a gradient and one more. Runs wherever a gradient
+    Cost: 2 gradients a product, and 10 on the first; memory of a gradient, one more, and a copy of the parameters. Runs wherever a gradient
     does.
 
     Attributes:
@@ -46,6 +46,7 @@ class DifferencePath:
         self.error: float | None = None
         self.step: float | None = None
         self._weights = [leaf.data for leaf in program.leaves]
+        self._origin = [weight.clone() for weight in self._weights]
         self._scale = 1.0 + norm(self._weights)
 
     def build(self, batch: int) -> Product:
@@ -69,14 +70,14 @@ class DifferencePath:
         return [p.sub_(m).mul_(0.5 / step) for p, m in zip(plus, minus, strict=True)]
 
     def _gradient(self, batch: int, vector: Parts, step: float) -> Parts:
-        """Gradient at the displaced weights, which are written over the private copy's and back: no second copy."""
-        base = self._program.replica.base
+        """Gradient at the displaced weights, which are written over the private copy's and back."""
         try:
-            for weight, origin, direction in zip(self._weights, base, vector, strict=True):
-                torch.add(origin.to(weight.dtype), direction, alpha=step, out=weight)
+            for weight, origin, direction in zip(self._weights, self._origin, vector, strict=True):
+                torch.add(origin, direction, alpha=step, out=weight)
             return self._program.gradient(batch)
         finally:
-            self._program.replica.reset()
+            for weight, origin in zip(self._weights, self._origin, strict=True):
+                weight.copy_(origin)
 
     def _calibrate(self, batch: int, vector: Parts, length: float) -> None:
         unit = torch.finfo(self._weights[0].dtype).eps ** (1 / 3)

@@ -74,7 +74,7 @@ class Products:
         self._depth = 0
         with self.arithmetic():
             self.program = Program(objective, self.dtype)
-        self._checked = False
+            unperturbed_loss(self.program.replica)
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
@@ -208,10 +208,9 @@ class Products:
         }
 
     def _opened(self) -> Program:
-        """The program; on first use the loss is checked to be a function, and a gradient is timed."""
+        """The program; on first use a gradient is timed."""
         program = self.program
-        if not self._checked:
-            unperturbed_loss(program.replica)
+        if math.isnan(self.gradient_seconds):
             self._largest = max(range(len(program.weights)), key=lambda index: _input_bytes(program, index))
             self.gradient_peak = peak_bytes(lambda: program.gradient(self._largest))[1]
             times: list[float] = []
@@ -220,7 +219,6 @@ class Products:
                 synchronise(program.gradient(self._largest)[0])
                 times.append(time.perf_counter() - start)
             self.gradient_seconds = min(times)
-            self._checked = True
         return program
 
     def _record(self, trial: Trial, found: Sequence[Candidate]) -> ProductChoice:
