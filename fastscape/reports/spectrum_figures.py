@@ -144,14 +144,16 @@ def layer_traces(result: SpectrumResult, ax: Axes | None = None) -> Axes:
     bounds = np.array([interval for _, _, interval in bars])
     y = np.arange(len(bars))
     colours = [GREY if index >= _LAYERS else BLUE if value >= 0 else ORANGE for index, value in enumerate(values)]
-    ax.barh(y, values, color=colours, alpha=0.75, height=0.7)
+    ax.barh(y, values, color=colours, alpha=0.75, height=0.34)
     known = np.isfinite(bounds).all(axis=1)
     error = np.abs(bounds[known] - values[known, None]).T
     ax.errorbar(values[known], y[known], xerr=error, fmt="none", ecolor="k", elinewidth=1.0, capsize=2)
     ax.axvline(0, color=GREY, lw=0.8)
-    ax.set_yticks(y, [name if len(name) <= 28 else f"…{name[-27:]}" for name in names], fontsize=7)
-    pad = 0.6 + max(0, 5 - len(bars)) / 2  # so that a single bar does not fill the panel
-    ax.set_ylim(len(bars) - 1 + pad, -pad)
+    ax.set_yticks([])
+    for row, name in enumerate(names):  # above the bars: long names of parameters have no room beside the panel
+        ax.text(0.015, row - 0.23, name, transform=ax.get_yaxis_transform(), fontsize=7, va="bottom")
+    pad = 0.8 + max(0, 5 - len(bars)) / 2  # so that a single bar does not fill the panel
+    ax.set_ylim(len(bars) - 1.3 + pad, -pad)
     return _titled(ax, title, r"tr $H_{\ell\ell}$ (loss per squared parameter)", "")
 
 

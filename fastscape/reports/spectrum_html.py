@@ -50,7 +50,7 @@ def _section(point: SpectrumResult) -> dict[str, Any]:
     rows = (state_rows, eigenvalue_rows, average_rows, layer_rows, stability_rows)
     return {
         "verdict": point.verdict(),
-        "figure": svg(1, len(spectrum_figures.CHECKPOINT_FIGURES), lambda axes: _panels(point, axes), measured=True),
+        "figure": svg(1, len(spectrum_figures.CHECKPOINT_FIGURES), lambda axes: _panels(point, axes)),
         "rows": [row for part in rows for row in part(point)],
         "flags": point.flags,
     }
