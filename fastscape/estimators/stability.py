@@ -35,7 +35,7 @@ def critical_curvature(
         accumulation: c, the weight of a gradient in the momentum buffer.
         direct: p, the weight of the gradient in the step.
         through: q, the weight of the momentum buffer in the step.
-        decay: wd, the decoupled weight decay, at most 1 / eta.
+        decay: wd, the decoupled weight decay, below 2 / eta.
 
     Raises:
         ValueError: a value outside its range.
@@ -43,10 +43,8 @@ def critical_curvature(
     checked_learning_rate(learning_rate)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum}; with 1 or more no curvature is stable")
-    if not 0 <= learning_rate * decay <= 1:
-        raise ValueError(
-            f"decay must lie in [0, 1 / learning_rate = {1 / learning_rate if learning_rate else math.inf:.3g}], got {decay}"
-        )
+    if not 0 <= learning_rate * decay < 2:
+        raise ValueError(f"decay must lie in [0, 2 / learning_rate), got {decay} with learning_rate {learning_rate}")
     gain = direct * (1 + momentum) + through * accumulation
     if not gain > 0:
         raise ValueError(f"direct (1 + momentum) + through accumulation must be positive, got {gain}")

@@ -38,7 +38,7 @@ UPDATES = {
     "gradient descent": (gd, lambda r, b, x: stability.gradient_descent(r), (0.0,)),
     "polyak": (polyak, lambda r, b, x: stability.polyak(r, b, x), (0.0, 0.3, 0.9)),
     "nesterov": (nesterov, lambda r, b, x: stability.nesterov(r, b), (0.0,)),
-    "averaged": (averaged, lambda r, b, x: stability.averaged_momentum(r, b, x), (0.0, 0.01, 0.3)),
+    "averaged": (averaged, lambda r, b, x: stability.averaged_momentum(r, b, x), (0.0, 0.01, 0.5)),
     "nadam": (nadam, lambda r, b, x: stability.nadam(r, b, 0.7 * b, 0.8 * b, 0.3 * b), (0.0,)),
 }
 
