@@ -36,6 +36,7 @@ from fastscape.reports.html import write_html
 from fastscape.reports.live import LiveProgress
 from fastscape.runs import ProbeSettings, preset
 from fastscape.runs.budget import Budget
+from fastscape.runs.checkpoints import is_checkpoint
 from fastscape.zoo import specs
 
 Result = MultifractalResult | TrajectoryResult
@@ -47,7 +48,6 @@ CRITERIA: dict[str, Callable[..., Any]] = {
 }
 _REPORT_START, _REPORT_POINT = 2.5, 1.1  # seconds to load matplotlib, and to draw and save a checkpoint
 _START_UP = min(time.process_time(), 10.0)  # seconds to import torch, part of a budget; capped where a host imports this late
-_SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin"}
 
 
 @click.group()
@@ -276,7 +276,7 @@ def _files(given: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in given:
         if path.is_dir():
-            found = [file for file in path.iterdir() if file.suffix in _SUFFIXES]
+            found = [file for file in path.iterdir() if is_checkpoint(file)]
             if not found:
                 raise ValueError(f"--checkpoint must name a file or a directory of checkpoints, got {str(path)!r} without any")
             files += sorted(found, key=_natural)
