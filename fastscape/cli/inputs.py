@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastscape.objective import Objective
+from fastscape.runs.checkpoints import is_checkpoint
 from fastscape.zoo import specs
 
 CRITERIA: dict[str, Callable[..., Any]] = {
@@ -21,7 +22,6 @@ CRITERIA: dict[str, Callable[..., Any]] = {
     "mse": F.mse_loss,
     "bce": F.binary_cross_entropy_with_logits,
 }
-_SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin"}
 
 
 def objective_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,7 +141,7 @@ def checkpoint_files(given: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in given:
         if path.is_dir():
-            found = [file for file in path.iterdir() if file.suffix in _SUFFIXES]
+            found = [file for file in path.iterdir() if is_checkpoint(file)]
             if not found:
                 raise ValueError(f"--checkpoint must name a file or a directory of checkpoints, got {str(path)!r} without any")
             files += sorted(found, key=_natural)
