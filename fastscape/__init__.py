@@ -7,6 +7,7 @@ import fastscape._interrupts  # noqa: F401 - first, because what follows takes s
 from fastscape._version import __version__
 from fastscape.directions import Directions
 from fastscape.estimators import Analysis, AnalysisSettings, Estimate, analyse
+from fastscape.estimators.spectra import Stability
 from fastscape.evaluation import (
     AsymmetricProductError,
     CurvatureOperator,
@@ -28,7 +29,7 @@ from fastscape.evaluation import (
 )
 from fastscape.objective import Objective
 from fastscape.ops import Status, status
-from fastscape.probes import ProbeError, Progress, mean_quadratic_form, multifractal, trajectory
+from fastscape.probes import ProbeError, Progress, edge_of_stability, mean_quadratic_form, multifractal, trajectory
 from fastscape.reports import MultifractalResult, TrajectoryResult, load
 from fastscape.runs import ProbeSettings, preset
 
@@ -52,11 +53,13 @@ __all__ = [
     "Progress",
     "QuadraticForms",
     "Responses",
+    "Stability",
     "Status",
     "TrajectoryResult",
     "UntraceableError",
     "__version__",
     "analyse",
+    "edge_of_stability",
     "ggn",
     "hessian",
     "load",
