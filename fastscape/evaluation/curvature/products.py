@@ -160,7 +160,7 @@ class Products:
         finally:
             self.products += trial.products
         if not found:
-            raise self._no_path(trial.refused)
+            raise trial.asymmetric or self._no_path(trial.refused)
         self._chosen[key], self._spent[key] = best(found), 0.0
         if thorough or self.path is not None:
             self._thorough.add(key)
