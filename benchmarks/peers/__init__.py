@@ -5,4 +5,4 @@ reports events as lines of JSON, so that a peer that crashes or runs out of time
 """
 
 PROBLEMS = ("mlp", "wide-mlp", "gpt", "resnet18")
-PACKAGES = ("products",)
+PACKAGES = ("products", "forms", "memory", "orthogonalisation", "spectrum")

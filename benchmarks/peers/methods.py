@@ -1,7 +1,7 @@
 """Products with the Hessian, by the peers as their documentation says, by plain torch and by fastscape.
 
-Each maker takes a :class:`~peers.problems.Problem` and returns ``multiply(V)`` for columns ``[D, K]``. What can be prepared once for
-a fixed model and batch (operators, graphs) is prepared in the maker, outside the time of a product.
+Each maker takes a :class:`~peers.problems.Problem` and returns ``multiply(V)`` for columns ``[D, K]``. What can be prepared once
+for a fixed model and batch (operators, graphs) is prepared in the maker, outside the time of a product.
 """
 
 from __future__ import annotations

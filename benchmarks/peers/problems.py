@@ -135,7 +135,7 @@ def train(name: str, folder: Path) -> None:
 
 
 class Problem:
-    """A trained network in evaluation mode and its batch.
+    """A network in evaluation mode and one batch.
 
     Attributes:
         model: in float32.
@@ -144,16 +144,25 @@ class Problem:
         size: D, their number of elements.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name = name
-        self.model = RECIPES[name].build()
-        self.model.load_state_dict(torch.load(folder / f"{name}.pt"))
-        self.model.eval()
-        (self.batch,) = RECIPES[name].probed()
+    def __init__(self, model: nn.Module, batches: Batches) -> None:
+        self.model, (self.batch,) = model.eval(), batches
         self.criterion = nn.CrossEntropyLoss()
-        self.parameters = list(self.model.parameters())
+        self.parameters = list(model.parameters())
         self.sizes = [parameter.numel() for parameter in self.parameters]
         self.size = sum(self.sizes)
+
+    @classmethod
+    def load(cls, name: str, folder: str | Path) -> Problem:
+        """A network that :func:`train` left in ``folder``."""
+        model = RECIPES[name].build()
+        model.load_state_dict(torch.load(Path(folder) / f"{name}.pt"))
+        return cls(model, RECIPES[name].probed())
+
+    @classmethod
+    def tiny(cls) -> Problem:
+        """610 parameters, to have everything imported and called once before a clock runs."""
+        torch.manual_seed(0)
+        return cls(zoo.mlp(hidden=(8,), activation="tanh"), zoo.digits(samples=32))
 
     def loss(self) -> Tensor:
         return self.criterion(self.model(self.batch[0]), self.batch[1])
@@ -167,18 +176,21 @@ class Problem:
         assert found.names == tuple(name for name, _ in self.model.named_parameters())
         return found
 
+    def probes(self, count: int) -> tuple[fs.Directions, Tensor]:
+        """Rademacher vectors, as fastscape makes them and as columns ``[D, K]`` of ones and minus ones."""
+        directions = fs.Directions(self.objective(), count, distribution="rademacher", normalize="none", scale="none")
+        rows = directions.block(range(count), torch.float32)
+        return directions, torch.cat([row.reshape(count, -1) for row in rows], dim=1).T
+
     def tensors(self, vector: Tensor) -> list[Tensor]:
         """A flat vector ``[D]`` as views in the parameters' shapes."""
         return [part.view_as(p) for part, p in zip(vector.split(self.sizes), self.parameters, strict=True)]
 
     def in_double(self) -> Problem:
         """The same weights and data in float64."""
-        other = copy.copy(self)
-        other.model = copy.deepcopy(self.model).double()
         inputs, targets = self.batch
-        other.batch = (inputs.double() if inputs.is_floating_point() else inputs, targets)
-        other.parameters = list(other.model.parameters())
-        return other
+        model = copy.deepcopy(self.model).double()
+        return Problem(model, [(inputs.double() if inputs.is_floating_point() else inputs, targets)])
 
 
 class Truth:

@@ -10,12 +10,19 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 BENCHMARKS = Path(__file__).parents[1]
+Emit = Callable[..., None]
+Heard = Callable[[dict[str, Any]], None]
+
+
+def reason(error: BaseException) -> str:
+    """Type and first line of an error."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
 
 
 @dataclass
@@ -41,7 +48,7 @@ def run(
     *,
     limit: float,
     environment: dict[str, str] | None = None,
-    heard: Callable[[dict[str, Any]], None] = lambda _: None,
+    heard: Heard = lambda _: None,
 ) -> Outcome:
     """Run a job in its own process; ``limit`` is the most seconds between two of its events."""
     paths = os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent)])
@@ -69,9 +76,7 @@ def run(
     return outcome
 
 
-def _listen(
-    process: subprocess.Popen[str], outcome: Outcome, limit: float, heard: Callable[[dict[str, Any]], None]
-) -> str | None:
+def _listen(process: subprocess.Popen[str], outcome: Outcome, limit: float, heard: Heard) -> str | None:
     """Take events until the process closes its output; why it must be ended, or ``None``."""
     lines: queue.Queue[str | None] = queue.Queue()
 
@@ -94,3 +99,32 @@ def _listen(
         outcome.events.append(event)
         outcome.method = event.get("method", outcome.method)
         heard(event)
+
+
+def failures(outcome: Outcome) -> dict[str, dict[str, str]]:
+    """Rows of the methods that raised."""
+    return {event["method"]: {"failed": event["why"]} for event in outcome.of("failed")}
+
+
+def in_turns(
+    job: dict[str, Any],
+    names: Iterable[str],
+    *,
+    limit: float,
+    heard: Heard,
+    rounds: int,
+    first: int = 0,
+    environment: dict[str, str] | None = None,
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """Results of every method by round, each in its own process, and rows of those that failed, which are not tried again."""
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    failed: dict[str, Any] = {}
+    for turn in range(first, first + rounds):
+        for name in results:
+            if name not in failed:
+                outcome = run(job | {"method": name, "turn": turn}, limit=limit, environment=environment, heard=heard)
+                failed |= failures(outcome)
+                if outcome.died is not None:
+                    failed[name] = {"failed": outcome.died}
+                results[name] += outcome.of("result")
+    return results, failed

@@ -6,11 +6,46 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
+from peers.measure import seconds
 from peers.methods import methods
-from peers.processes import Outcome, run
-from peers.worker import WRONG
+from peers.problems import Problem, Truth, signs
+from peers.processes import Emit, Outcome, failures, reason, run
 
 COUNTS = (1, 8)
+WRONG = 1e-3  # relative error of a product in float32 above which it is no success
+LEAST_SECONDS = 0.01  # of gradients in one reading of the clock
+
+
+def work(job: dict[str, Any], emit: Emit) -> None:
+    """Seconds of a block of products by every method in turn, checked first, and of a gradient between them."""
+    problem = Problem.load(job["network"], job["folder"])
+    vectors = signs(problem.size, job["count"])
+    if job["count"] == 1:
+        vectors = vectors.contiguous()
+    checked = min(job["count"], 2)
+    expected = Truth(problem).products(vectors[:, :checked])
+    ready = {}
+    for name, make in methods(job["count"]).items():
+        if name in job["methods"]:
+            emit("begin", method=name)
+            try:
+                found: dict[str, Any] = {}
+                setup = seconds(lambda make=make, found=found: found.update(multiply=make(problem)))
+                result = found["multiply"](vectors)[:, :checked].double()
+            except Exception as error:
+                emit("failed", method=name, why=reason(error))
+                continue
+            emit("checked", method=name, error=float((result - expected).norm() / expected.norm()), setup=setup)
+            ready[name] = found["multiply"]
+    emit("begin", method="gradient")
+    calls = max(1, round(LEAST_SECONDS / min(seconds(problem.gradient) for _ in range(3))))
+    names = list(ready)
+    for turn in range(job["repeats"]):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            emit("begin", method=name)
+            gradient = seconds(lambda: [problem.gradient() for _ in range(calls)]) / calls
+            own = seconds(lambda name=name: [ready[name](vectors) for _ in range(calls)]) / calls
+            emit("time", method=name, seconds=own, gradient=gradient)
 
 
 def measure(network: str, settings: dict[str, Any], heard) -> dict[str, Any]:
@@ -29,10 +64,6 @@ def _measured(network: str, count: int, settings: dict[str, Any], heard) -> dict
         rows[outcome.method] = {"failed": outcome.died}
         wanted = [name for name in wanted if name not in rows]
     return rows
-
-
-def failures(outcome: Outcome) -> dict[str, Any]:
-    return {event["method"]: {"failed": event["why"]} for event in outcome.of("failed")}
 
 
 def _table(outcome: Outcome, count: int) -> dict[str, Any]:
