@@ -7,14 +7,21 @@ import fastscape._interrupts  # noqa: F401 - first, because what follows takes s
 from fastscape._version import __version__
 from fastscape.directions import Directions
 from fastscape.estimators import Analysis, AnalysisSettings, Estimate, analyse
+from fastscape.estimators.spectra import Stability
 from fastscape.evaluation import (
+    AsymmetricProductError,
+    CurvatureOperator,
     MissingRuleError,
     NondeterministicLossError,
+    NoPathError,
     Operators,
     PrecisionWarning,
+    ProductChoice,
     QuadraticForms,
     Responses,
     UntraceableError,
+    ggn,
+    hessian,
     losses,
     operators,
     quadratic_forms,
@@ -22,31 +29,39 @@ from fastscape.evaluation import (
 )
 from fastscape.objective import Objective
 from fastscape.ops import Status, status
-from fastscape.probes import ProbeError, Progress, mean_quadratic_form, multifractal, trajectory
+from fastscape.probes import ProbeError, Progress, edge_of_stability, mean_quadratic_form, multifractal, trajectory
 from fastscape.reports import MultifractalResult, TrajectoryResult, load
 from fastscape.runs import ProbeSettings, preset
 
 __all__ = [
     "Analysis",
     "AnalysisSettings",
+    "AsymmetricProductError",
+    "CurvatureOperator",
     "Directions",
     "Estimate",
     "MissingRuleError",
     "MultifractalResult",
+    "NoPathError",
     "NondeterministicLossError",
     "Objective",
     "Operators",
     "PrecisionWarning",
     "ProbeError",
     "ProbeSettings",
+    "ProductChoice",
     "Progress",
     "QuadraticForms",
     "Responses",
+    "Stability",
     "Status",
     "TrajectoryResult",
     "UntraceableError",
     "__version__",
     "analyse",
+    "edge_of_stability",
+    "ggn",
+    "hessian",
     "load",
     "losses",
     "mean_quadratic_form",

@@ -3,5 +3,6 @@
 from fastscape.probes.curvature import mean_quadratic_form
 from fastscape.probes.multifractal import multifractal, trajectory
 from fastscape.probes.session import ProbeError, Progress
+from fastscape.probes.stability import edge_of_stability
 
-__all__ = ["ProbeError", "Progress", "mean_quadratic_form", "multifractal", "trajectory"]
+__all__ = ["ProbeError", "Progress", "edge_of_stability", "mean_quadratic_form", "multifractal", "trajectory"]

@@ -14,10 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastscape._checks import first_line
+from fastscape.evaluation.optimizers import WRAPPERS, OptimizerState
 from fastscape.objective import Objective
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "net", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
+OPTIMIZER = ".optimizer.pt"  # ending of a checkpoint's optimizer state, beside it
+SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".ckpt", ".bin"})
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,43 @@ class Checkpoint:
             return objective.at(state)
         except ValueError as error:
             raise ValueError(f"checkpoint {self.path}: {error}") from error
+
+    def optimizer(self) -> OptimizerState | None:
+        """The optimizer's state in ``<stem>.optimizer.pt`` beside the file, or in the file itself; ``None`` without one.
+
+        Raises:
+            ValueError: a file that cannot be read, or whose state is of no known optimizer.
+        """
+        beside = self.path.with_name(self.path.stem + OPTIMIZER)
+        if beside.is_file():
+            return read_optimizer(beside)
+        if self.path.suffix == ".safetensors":
+            return None
+        content = _content(self.path)
+        held = isinstance(content, Mapping) and any(isinstance(content.get(key), (Mapping, list)) for key in WRAPPERS)
+        return OptimizerState.of(content) if held else None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file's name is that of weights: a known suffix, and no optimizer's state."""
+    return path.suffix in SUFFIXES and not path.name.endswith(OPTIMIZER)
+
+
+def read_optimizer(path: Path) -> OptimizerState:
+    """The optimizer's state in a torch file, alone or in a training checkpoint; code in it is never run.
+
+    Raises:
+        ValueError: a file that is missing, damaged or would run code, or without an optimizer's state.
+    """
+    if not path.is_file():
+        raise ValueError(f"optimizer must be a file, got {str(path)!r}")
+    content = _content(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"optimizer {path} must hold a state dict, got {type(content).__name__}; save optimizer.state_dict()")
+    try:
+        return OptimizerState.of(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def checkpoints(paths: Sequence[str | Path]) -> tuple[Checkpoint, ...]:
@@ -86,11 +126,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: corrupt file, one that would run code when unpickled, or one without a state dict.
     """
+    return _unwrapped(_content(path), path)
+
+
+def _content(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"checkpoint {path} must hold tensors only, got a pickle that could run code or is damaged; save "
@@ -98,7 +141,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # a damaged file fails in many ways, also with bare assertions
         raise ValueError(f"checkpoint {path} cannot be read (damaged?): {type(error).__name__}: {first_line(error)}") from error
-    return _unwrapped(content, path)
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastscape._state import preserved_rng
+from fastscape.evaluation.optimizers import OptimizerState
+from fastscape.runs.checkpoints import OPTIMIZER
 from fastscape.zoo.data import Batches
 
 
@@ -40,7 +42,8 @@ def train(
     Args:
         model: classifier whose outputs ``F.cross_entropy`` takes.
         data: batches ``(inputs, targets)``; minibatches are drawn from all of them.
-        out: directory for ``step<n>.safetensors`` (made where missing).
+        out: directory for ``step<n>.safetensors`` (made where missing), with the optimizer's state beside each in
+            ``step<n>.optimizer.pt``.
         steps: optimiser steps.
         checkpoints: how many state dicts: the initial one and log-spaced steps.
         learning_rate, batch_size, seed: of the optimisation; the global generators are left as they were.
@@ -53,8 +56,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     inputs, targets = (torch.cat([batch[part] for batch in data]) for part in (0, 1))
     wanted = checkpoint_steps(steps, checkpoints)
-    files = [_saved(model, folder, 0)]
     optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    files = [_saved(model, optimiser, folder, 0)]
     generator = torch.Generator().manual_seed(seed)
     model.train()
     with preserved_rng():
@@ -64,7 +67,7 @@ def train(
             if progress is not None:
                 progress(step, float(loss))
             if step in wanted:
-                files.append(_saved(model, folder, step))
+                files.append(_saved(model, optimiser, folder, step))
     return files
 
 
@@ -76,7 +79,8 @@ def _step(model: nn.Module, optimiser: torch.optim.Optimizer, inputs: Tensor, ta
     return loss.detach()
 
 
-def _saved(model: nn.Module, folder: Path, step: int) -> Path:
+def _saved(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path, step: int) -> Path:
     path = folder / f"step{step}.safetensors"
     save_file({name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}, path)
+    torch.save(OptimizerState.of(optimiser, model).to_dict(), folder / f"step{step}{OPTIMIZER}")
     return path

@@ -1,0 +1,172 @@
+"""What an optimizer knows of the parameters it moves, from a live optimizer or from its state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastscape._checks import counted
+
+WRAPPERS = ("optimizer_state_dict", "optimizer", "optim", "optimizer_states")  # the last is Lightning's, a list
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """Hyper-parameters and running averages of an optimizer; tensors are shared with it, not copied.
+
+    Attributes:
+        name: of its class, ``"SGD"``, ``"AdamW"`` ...; the nearest class of ``torch.optim`` for one derived from it.
+        groups: parameter groups as in ``state_dict()["param_groups"]``; ``params`` are numbers.
+        state: number of a parameter -> its state, as in ``state_dict()["state"]``.
+        names: names of the parameters in the order of the groups, where they are known.
+    """
+
+    name: str
+    groups: tuple[Mapping[str, Any], ...]
+    state: Mapping[int, Mapping[str, Any]]
+    names: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, value: object, model: nn.Module | None = None) -> OptimizerState:
+        """The state of an optimizer, of its ``state_dict()`` (also wrapped in a training checkpoint), or ``value`` itself.
+
+        Args:
+            value: a ``torch.optim.Optimizer``, a mapping, or an :class:`OptimizerState`.
+            model: whose parameters a live optimizer may hold; gives their names.
+
+        Raises:
+            TypeError: something else.
+            ValueError: a mapping that is no optimizer's state, or of an optimizer that its settings do not tell.
+        """
+        if isinstance(value, OptimizerState):
+            return value
+        if isinstance(value, torch.optim.Optimizer):
+            return _of_optimizer(value, model)
+        if isinstance(value, Mapping):
+            return _of_mapping(value)
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer or its state_dict(), got {type(value).__name__}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict that ``torch.load(weights_only=True)`` reads back and :meth:`of` takes."""
+        return {
+            "optimizer_class": self.name,
+            "names": None if self.names is None else list(self.names),
+            "optimizer": {"param_groups": [dict(group) for group in self.groups], "state": dict(self.state)},
+        }
+
+    def by_parameter(self, model: nn.Module) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+        """Group and state of every parameter of the optimizer, by its name in ``model``.
+
+        Parameters without known names are those of the model in order: all of them, or the trainable ones.
+
+        Raises:
+            ValueError: names, number or shapes that do not fit the model.
+        """
+        slots = [(group, self.state.get(number, {})) for group in self.groups for number in group["params"]]
+        order = self._order(model, [state for _, state in slots])
+        return dict(zip(order, slots, strict=True))
+
+    def _order(self, model: nn.Module, states: Sequence[Mapping[str, Any]]) -> list[str]:
+        parameters = dict(model.named_parameters())
+        if self.names is not None:
+            names = [_known(name, parameters) for name in self.names]
+            unknown = [name for name, known in zip(self.names, names, strict=True) if known is None]
+            if unknown:
+                raise ValueError(
+                    f"optimizer must hold parameters of {type(model).__name__}, got {unknown[0]!r}; pass this model's optimizer"
+                )
+            candidates = [[name for name in names if name is not None]]
+        else:
+            candidates = [list(parameters), [name for name, tensor in parameters.items() if tensor.requires_grad]]
+        for names_ in candidates:
+            if len(names_) == len(states) and all(_fits(parameters[n], s) for n, s in zip(names_, states, strict=True)):
+                return names_
+        raise ValueError(
+            f"optimizer must hold the parameters of {type(model).__name__} in order, got {counted(len(states), 'parameter')} "
+            f"where it has {len(parameters)}, or other shapes; build the optimizer from model.named_parameters(), whose state "
+            "dict carries names"
+        )
+
+
+def _known(name: str, parameters: Mapping[str, Tensor]) -> str | None:
+    for candidate in (name, *(name.removeprefix(prefix) for prefix in _PREFIXES)):
+        if candidate in parameters:
+            return candidate
+    return None
+
+
+def _fits(parameter: Tensor, state: Mapping[str, Any]) -> bool:
+    """Whether the running averages have the shape of the parameter (a step count has none)."""
+    tensors = [value for value in state.values() if isinstance(value, Tensor) and value.ndim]
+    return all(tensor.shape == parameter.shape for tensor in tensors)
+
+
+def _of_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> OptimizerState:
+    content = optimizer.state_dict()
+    classes = [kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch.optim.")]
+    found = next((kind.__name__ for kind in classes if kind is not torch.optim.Optimizer), type(optimizer).__name__)
+    names = None
+    if model is not None:
+        by_identity = {id(tensor): name for name, tensor in model.named_parameters()}
+        held = [by_identity.get(id(tensor)) for group in optimizer.param_groups for tensor in group["params"]]
+        if all(name is not None for name in held):
+            names = tuple(str(name) for name in held)
+    groups = tuple(content["param_groups"])
+    return OptimizerState(found, groups, content["state"], names or _names_in(groups))
+
+
+def _of_mapping(content: Mapping[str, Any]) -> OptimizerState:
+    inner: Any = content
+    for key in WRAPPERS:
+        if "param_groups" not in inner and key in content:
+            inner = content[key]
+            inner = inner[0] if isinstance(inner, (list, tuple)) and len(inner) == 1 else inner
+    if not (isinstance(inner, Mapping) and "param_groups" in inner and "state" in inner):
+        raise ValueError(
+            f"optimizer must be a state dict with param_groups and state, got keys {', '.join(map(str, list(content)[:5]))}; "
+            "save optimizer.state_dict()"
+        )
+    groups = tuple(inner["param_groups"])
+    name = content.get("optimizer_class") or _inferred(groups)
+    names = content.get("names")
+    return OptimizerState(str(name), groups, inner["state"], tuple(names) if names else _names_in(groups))
+
+
+def _names_in(groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
+    """Names that torch stores for an optimizer built from ``named_parameters()``."""
+    if all("param_names" in group for group in groups):
+        return tuple(name for group in groups for name in group["param_names"])
+    return None
+
+
+def _inferred(groups: Sequence[Mapping[str, Any]]) -> str:
+    """The class of ``torch.optim`` whose settings a group has; a state dict does not name it."""
+    keys = set(groups[0]) if groups else set()
+    if "betas" in keys:
+        if "momentum_decay" in keys:
+            return "NAdam"
+        if "amsgrad" in keys and "decoupled_weight_decay" in keys:
+            return "AdamW" if groups[0]["decoupled_weight_decay"] else "Adam"
+        if "amsgrad" not in keys:
+            return "RAdam" if "decoupled_weight_decay" in keys else "Adamax"
+        raise ValueError(
+            "optimizer must tell Adam from AdamW, got a state dict that does not (before torch 2.7): put it beside its class, "
+            "{'optimizer_class': 'AdamW', 'optimizer': state}"
+        )
+    for name, needed in (
+        ("SGD", {"momentum", "dampening", "nesterov"}),
+        ("RMSprop", {"alpha", "centered"}),
+        ("Adagrad", {"lr_decay", "initial_accumulator_value"}),
+        ("Adadelta", {"rho", "lr"}),
+    ):
+        if needed <= keys:
+            return name
+    raise ValueError(
+        f"optimizer must be one of torch.optim's whose settings tell its class, got {', '.join(sorted(keys))}; put the state "
+        "dict beside its class, {'optimizer_class': 'SGD', 'optimizer': state}"
+    )

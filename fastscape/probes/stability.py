@@ -1,0 +1,274 @@
+r"""Edge of stability: the sharpness beside the largest at which the optimizer's own step still contracts."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from scipy import stats
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from torch import Tensor
+
+from fastscape._checks import counted, integer
+from fastscape.estimators import Estimate
+from fastscape.estimators.spectra import Stability
+from fastscape.estimators.stability import relation
+from fastscape.evaluation.optimizers import OptimizerState
+from fastscape.objective import Objective, checked_objective
+from fastscape.probes.recursions import Recursion, recursion
+from fastscape.runs.checkpoints import read_optimizer
+
+Optimizer = torch.optim.Optimizer | OptimizerState | Mapping[str, Any]
+_INACCURATE = 1e-2  # residual over eigenvalue above which float32 products have not told the eigenvalue
+
+
+class Products(Protocol):
+    """What is needed of a curvature operator."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(D, D)."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its vectors."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Of its vectors."""
+        ...
+
+    def matmat(self, vectors: Tensor, /) -> Tensor:
+        """H V for V ``[D, K]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Top:
+    """Largest eigenvalue, with the norm of its residual ||H v - lambda v||."""
+
+    value: float
+    residual: float
+
+
+class Preconditioned:
+    r""":math:`P^{-1/2} (H + \mathrm{diag}(wd)) P^{-1/2}`, with the eigenvalues of :math:`P^{-1} (H + \mathrm{diag}(wd))`.
+
+    Args:
+        products: H.
+        preconditioner: P, positive ``[D]``; infinite for what does not move. ``None`` for the identity.
+        weight_decay: wd, a number or ``[D]``.
+    """
+
+    def __init__(self, products: Products, preconditioner: Tensor | None, weight_decay: Tensor | float) -> None:
+        self.products, self.shape, self.dtype, self.device = products, products.shape, products.dtype, products.device
+        self._scale = None if preconditioner is None else self._column(preconditioner.rsqrt())
+        self._decay = self._column(weight_decay) if isinstance(weight_decay, Tensor) else weight_decay
+
+    def _column(self, values: Tensor) -> Tensor:
+        return values.to(self.device, self.dtype)[:, None]
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """The product with V ``[D, K]``; one product of H."""
+        scaled = vectors if self._scale is None else self._scale * vectors
+        found = self.products.matmat(scaled) + self._decay * scaled
+        return found if self._scale is None else self._scale * found
+
+
+def edge_of_stability(
+    objective: Objective,
+    optimizer: Optimizer | str | Path,
+    *,
+    operator: Literal["hessian", "ggn"] = "hessian",
+    tolerance: float = 1e-3,
+    max_products: int = 300,
+    seed: int = 0,
+    memory: int | None = None,
+    path: str | None = None,
+) -> Stability:
+    r"""Sharpness relative to the critical value of an optimizer, read from its state.
+
+    .. math:: \text{ratio} = \lambda_1\bigl(P^{-1/2} (H + wd) P^{-1/2}\bigr) \big/ a^*, \qquad
+              \text{batch sharpness} = \mathrm{E}_B\left[\frac{g_B^T H_B g_B}{\|g_B\|^2}\right]
+
+    with P the preconditioner of Adam, RMSprop ... (1 for SGD), wd the weight decay that enters as a gradient, and a* the
+    curvature at which the optimizer's recursion stops contracting (:mod:`fastscape.estimators.stability`): 2 / eta for gradient
+    descent, 38 / eta for Adam with beta_1 = 0.9. A ratio near 1 is the edge of stability of *full-batch* training. Minibatch
+    training stays below it and is judged by the batch sharpness, for which the batches of the objective must have the size of
+    the training's.
+
+    Args:
+        objective: the loss at the weights that the optimizer has reached.
+        optimizer: a ``torch.optim`` optimizer (SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad, Adadelta), its
+            ``state_dict()``, or a torch file of it. A state without names holds the model's parameters in order.
+        operator: ``"hessian"`` or ``"ggn"``.
+        tolerance: residual of the eigenvalue relative to it.
+        max_products: products per eigenvalue at most; what is known then is returned with its residual.
+        seed: of the starting vector.
+        memory: bytes that products may take.
+        path: of the products.
+
+    Returns:
+        A :class:`Stability` in units of the loss over squared parameters (preconditioned: loss over squared steps). Without a
+        step of an adaptive optimizer, ``preconditioned`` is ``None`` and ``ratio`` NaN.
+
+    Raises:
+        TypeError, ValueError: an optimizer that is unknown, maximizes, or does not hold the probed parameters.
+
+    Cost: 20 to 100 products for each of the raw and the preconditioned eigenvalue; a gradient and a product per batch.
+
+    Source: Cohen et al. (2021, 2022); Andreyev & Beneventano, "Edge of stochastic stability" (2024), for the batch sharpness.
+    """
+    checked_objective(objective)
+    if operator not in ("hessian", "ggn"):
+        raise ValueError(f"operator must be 'hessian' or 'ggn', got {operator!r}")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
+    integer("max_products", max_products, 1)
+    state = read_optimizer(Path(optimizer)) if isinstance(optimizer, (str, Path)) else optimizer
+    moves = recursion(objective, state)
+    make = _operators()[operator]
+
+    def products(of: Objective) -> Products:
+        found: Products = make(of, memory=memory, path=path)
+        return found
+
+    def top(matrix: Products) -> Top:
+        return largest(matrix, tolerance=tolerance, max_products=max_products, seed=seed)
+
+    return stability(objective, moves, products, top)
+
+
+def stability(
+    objective: Objective,
+    moves: Recursion,
+    products: Callable[[Objective], Products],
+    top: Callable[[Products], Top],
+    *,
+    whole: Products | None = None,
+    raw: Top | None = None,
+) -> Stability:
+    """The stability of one recursion, from products with the Hessian of any objective and a solver for the largest eigenvalue.
+
+    Args:
+        objective: the loss.
+        moves: the optimizer's recursion.
+        products: makes the operator of an objective.
+        top: largest eigenvalue of a symmetric operator.
+        whole: the operator of ``objective`` where it is there already.
+        raw: largest eigenvalue of H without weight decay where it is known.
+    """
+    whole = products(objective) if whole is None else whole
+    decay = moves.weight_decay
+    if raw is not None and not isinstance(decay, Tensor):
+        sharpness = Top(raw.value + decay, raw.residual)
+    else:
+        sharpness = top(Preconditioned(whole, None, decay))
+    judged, preconditioned = sharpness, None
+    if moves.preconditioner is not None:
+        judged = top(Preconditioned(whole, moves.preconditioner, decay))
+        preconditioned = judged.value
+    ratio = judged.value / moves.critical if moves.known else math.nan
+    batch, words = batch_sharpness(objective, products, decay)
+    return Stability(
+        optimizer=moves.optimizer,
+        learning_rate=moves.learning_rate,
+        critical=moves.critical,
+        sharpness=sharpness.value,
+        preconditioned=preconditioned,
+        ratio=ratio,
+        eta_lambda=moves.learning_rate * sharpness.value,
+        residual=judged.residual,
+        batch_sharpness=batch,
+        notes=(*_verdict(ratio, judged), *words, *moves.notes),
+    )
+
+
+def batch_sharpness(
+    objective: Objective, products: Callable[[Objective], Products], weight_decay: Tensor | float = 0.0
+) -> tuple[Estimate | None, tuple[str, ...]]:
+    r"""Mean over batches of :math:`g_B^T H_B g_B / \|g_B\|^2` of the loss with weight decay, each batch counting once.
+
+    ``None`` for a single batch. Batches without a finite ratio (no gradient) are counted in the notes and left out.
+
+    Cost: one gradient and one product per batch.
+    """
+    count = len(objective.batches)
+    if count < 2:
+        return None, ("one batch: no batch sharpness",)
+    ratios = np.array([_along_gradient(objective.on(index), products, weight_decay) for index in range(count)])
+    kept = ratios[np.isfinite(ratios)]
+    words = (f"{counted(count - len(kept), 'batch')} without a finite batch sharpness left out",) if len(kept) < count else ()
+    if len(kept) < 2:
+        value = float(kept[0]) if len(kept) else math.nan
+        return Estimate(value, math.nan, (math.nan, math.nan), len(kept)), words
+    value, stderr = float(kept.mean()), float(kept.std(ddof=1)) / math.sqrt(len(kept))
+    half = float(stats.t.ppf(0.975, len(kept) - 1)) * stderr
+    return Estimate(value, stderr, (value - half, value + half), len(kept)), words
+
+
+def _along_gradient(objective: Objective, products: Callable[[Objective], Products], weight_decay: Tensor | float) -> float:
+    gradient = torch.cat([tensor.flatten() for tensor in objective.gradient().values()])
+    weights = torch.cat([tensor.flatten() for tensor in objective.base.values()])
+    decay = weight_decay.to(weights.dtype) if isinstance(weight_decay, Tensor) else weight_decay
+    matrix = products(objective)
+    along = (gradient + decay * weights).to(matrix.dtype)
+    length = float(torch.linalg.vector_norm(along.double()))
+    if not (math.isfinite(length) and length > 0):
+        return math.nan
+    unit = (along.double() / length).to(matrix.dtype)[:, None]  # a late gradient's square underflows in half precision
+    product = Preconditioned(matrix, None, weight_decay).matmat(unit)
+    return float((unit.double() * product.double()).sum() / unit.double().square().sum())
+
+
+def largest(matrix: Products, *, tolerance: float, max_products: int, seed: int) -> Top:
+    r"""Largest eigenvalue of a symmetric operator, its residual from one more product.
+
+    NaN where a product is not finite. Implicitly restarted Lanczos of ARPACK.
+    """
+    size = matrix.shape[0]
+
+    def product(vector: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        column = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1, 1))).to(matrix.device, matrix.dtype)
+        found = matrix.matmat(column).double().cpu().numpy()[:, 0]
+        if not np.isfinite(found).all():
+            raise FloatingPointError
+        return found
+
+    try:
+        if size <= 3:  # ARPACK wants more room
+            dense = np.stack([product(row) for row in np.eye(size)])
+            values, vectors = np.linalg.eigh((dense + dense.T) / 2)
+        else:
+            start = np.random.default_rng(seed).standard_normal(size)
+            basis = min(size, 20, max(max_products, 3))
+            restarts = max(1, max_products // basis)
+            linear = LinearOperator((size, size), matvec=product, dtype=np.float64)
+            values, vectors = eigsh(linear, 1, which="LA", tol=tolerance, v0=start, ncv=basis, maxiter=restarts)
+        value, vector = float(values[-1]), vectors[:, -1]
+        return Top(value, float(np.linalg.norm(product(vector) - value * vector)))
+    except (FloatingPointError, ArpackNoConvergence):
+        return Top(math.nan, math.nan)
+
+
+def _verdict(ratio: float, judged: Top) -> tuple[str, ...]:
+    words = [f"{relation(ratio)}; minibatch training is judged by its batch sharpness"]
+    if math.isnan(judged.value):
+        words.append("no largest eigenvalue: products are not finite, or did not converge; raise max_products")
+    elif judged.residual > _INACCURATE * abs(judged.value):
+        share = judged.residual / abs(judged.value) if judged.value else math.inf
+        words.append(f"the residual is {share:.1%} of the eigenvalue: raise max_products, or use dtype=torch.float64")
+    return tuple(words)
+
+
+def _operators() -> dict[str, Callable[..., Any]]:
+    curvature = importlib.import_module("fastscape.evaluation.curvature")
+    return {"hessian": curvature.hessian, "ggn": curvature.ggn}
