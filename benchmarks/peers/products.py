@@ -31,11 +31,17 @@ def work(job: dict[str, Any], emit: Emit) -> None:
             try:
                 found: dict[str, Any] = {}
                 setup = seconds(lambda make=make, found=found: found.update(multiply=make(problem)))
-                result = found["multiply"](vectors)[:, :checked].double()
+                first = seconds(lambda found=found: found.update(result=found["multiply"](vectors)[:, :checked].double()))
             except Exception as error:
                 emit("failed", method=name, why=reason(error))
                 continue
-            emit("checked", method=name, error=float((result - expected).norm() / expected.norm()), setup=setup)
+            emit(
+                "checked",
+                method=name,
+                error=float((found["result"] - expected).norm() / expected.norm()),
+                setup=setup,
+                first=first,
+            )
             ready[name] = found["multiply"]
     emit("begin", method="gradient")
     calls = max(1, round(LEAST_SECONDS / min(seconds(problem.gradient) for _ in range(3))))
@@ -79,7 +85,7 @@ def _table(outcome: Outcome, count: int) -> dict[str, Any]:
         name = event["method"]
         if times[name]:
             seconds = statistics.median(times[name]) / count
-            rows[name] = {"error": event["error"], "setup": event["setup"] / unit}
+            rows[name] = {"error": event["error"], "setup": event["setup"] / unit, "first": event["first"] / unit}
             # a time of a wrong product is kept under another name, so that no table takes it for a success
             rows[name] |= {"gradients" if event["error"] <= WRONG else "gradients_of_wrong": seconds / unit}
     return rows
