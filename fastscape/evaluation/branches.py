@@ -86,7 +86,9 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name, in_place = rule
         recorded, pieces = self._pieces[self._next] if self._next < len(self._pieces) else ("the end of the forward", None)
         if recorded != name:
-            raise BranchesChangedError(f"the forward must take the same operations at all weights, got {name} in place of {recorded}")
+            raise BranchesChangedError(
+                f"the forward must take the same operations at all weights, got {name} in place of {recorded}"
+            )
         self._next += 1
         out = RULES[name][1](args, kwargs or {}, pieces)
         return args[0].copy_(out) if in_place else out

@@ -189,7 +189,9 @@ def _together(line: _Line, count: int, progress: Callable[[int, int], None] | No
         error[index] = _MARGIN * relative * max(abs(curvature[index]), size) + _DEVIATIONS * line.rounding / distance**2
         if progress is not None:
             progress(index + 1, count)
-    words = f"two forwards at a distance of {distance / line.norm:.1e} ||w||, rounding {rounding:.1e} and truncation {relative:.1e}"
+    words = (
+        f"two forwards at a distance of {distance / line.norm:.1e} ||w||, rounding {rounding:.1e} and truncation {relative:.1e}"
+    )
     return *_of_lengths(line, curvature, slope, error), words
 
 
