@@ -12,7 +12,7 @@ from torch import Tensor
 from fastscape.estimators import Estimate
 from fastscape.estimators.krylov import BlockLanczos, Eigenpairs
 from fastscape.estimators.scaling import Array
-from fastscape.estimators.trace import hutchinson, layer_forms, layer_grams
+from fastscape.estimators.trace import hutchinson, layer_forms, layer_grams, probes_needed
 from fastscape.evaluation.curvature import AsymmetricProductError
 from fastscape.objective import Objective
 from fastscape.ops import direction, tensor_ids
@@ -127,37 +127,54 @@ class SpectralRun:
 
     def _grow(self, basis: BlockLanczos) -> str:
         """Extend the basis to the nodes and the eigenvalues wanted."""
-        while True:
-            if basis.dimension:
-                self._admit(2)  # this block, and one of fresh probes after it
-            if self.multiplied + basis.next_products > self.goals.products:
-                return "product limit"
-            first = not basis.dimension
-            began = self.budget.elapsed
-            going = basis.step()
-            self._unit = max(self._unit, self.budget.elapsed - began)
-            if basis.stop_reason == "nan":
-                return "nan products"
-            self._commit(first=first)
-            if basis.steps == 2 or not going:
-                self._check_symmetry(basis)
-            self._report("eigenvalues")
-            if not going:
-                return "complete" if basis.stop_reason == "complete" else "targets met"
-            if basis.dimension >= min(self.goals.nodes, self.size) and self._found(basis):
-                return "targets met"
+        while basis.dimension < min(self.goals.nodes, self.size) or not self._found(basis):
+            reason = self._step(basis)
+            if reason is not None:
+                return reason
+        return "targets met"
+
+    def _step(self, basis: BlockLanczos) -> str | None:
+        """One block more; a reason where none can follow."""
+        first = not basis.dimension
+        if not first:
+            self._admit(2)  # this block, and one of fresh probes after it
+        if self.multiplied + basis.next_products > self.goals.products:
+            return "product limit"
+        began = self.budget.elapsed
+        going = basis.step()
+        self._unit = max(self._unit, self.budget.elapsed - began)
+        if basis.stop_reason == "nan":
+            return "nan products"
+        self._commit(first=first)
+        if basis.steps == 2 or not going:
+            self._check_symmetry(basis)
+        self._report("eigenvalues")
+        if going:
+            return None
+        return "complete" if basis.stop_reason == "complete" else "targets met"
 
     def _found(self, basis: BlockLanczos) -> bool:
         pairs = basis.pairs(self.k, tolerance=self.goals.eigenvalues)
         return len(pairs.values) == self.k and bool(pairs.converged.all())
 
     def _refine(self, basis: BlockLanczos) -> str:
-        """Probe the complement of the basis until the trace is as narrow as wanted."""
-        count = max(2, self.block)
+        """Probe the complement of the basis until the trace is as narrow as wanted; deepen the basis where that is cheaper."""
+        count, foreseen = max(2, self.block), math.inf
         while True:
             estimate = self.trace_estimate()
-            if len(self.fresh) >= 2 and self._narrow(estimate):
+            if self.complete or (len(self.fresh) >= 2 and self._narrow(estimate)):
                 return "targets met"
+            needed = self._needed(estimate)
+            growth = min(basis.dimension, self.size - basis.dimension)
+            pays = needed + growth < foreseen or len(self.fresh) >= basis.dimension
+            if needed > max(growth, 2 * count) and pays and self._has_room(basis, growth):
+                foreseen, goal = needed, basis.dimension + growth
+                self.fresh.restart()
+                while basis.dimension < goal and not basis.done:
+                    reason = self._step(basis)
+                    if reason not in (None, "complete", "targets met"):
+                        return str(reason)
+                continue
             if self.multiplied + count > self.goals.products + (0 if len(self.fresh) else count):
                 return "product limit"
             self._admit(1)
@@ -166,6 +183,17 @@ class SpectralRun:
             self._unit = max(self._unit, self.budget.elapsed - began)
             self._report("trace")
 
+    def _needed(self, estimate: Estimate) -> int:
+        """Further probes to the target by the spread so far; 0 where it does not tell."""
+        half = (self.goals.trace or 0.0) * abs(estimate.value)
+        if len(self.fresh) < 3 or not (math.isfinite(estimate.stderr) and half > 0):
+            return 0
+        return probes_needed(np.array(self.fresh.forms), half) - len(self.fresh)
+
+    def _has_room(self, basis: BlockLanczos, growth: int) -> bool:
+        room = basis.capacity if basis.capacity == self.size else basis.capacity - 2 * basis.next_products
+        return not basis.done and basis.dimension + growth <= room
+
     def _narrow(self, estimate: Estimate) -> bool:
         if self.goals.trace is None:
             return True
@@ -173,7 +201,7 @@ class SpectralRun:
         return bool((high - low) / 2 <= self.goals.trace * abs(estimate.value)) or not math.isfinite(estimate.value)
 
     def _probe(self, basis: BlockLanczos, count: int) -> None:
-        signs = self._signs(FRESH + len(self.fresh), count)
+        signs = self._signs(FRESH + len(self.fresh.whole), count)
         left = basis.complement(signs)
         images, batches = self._product(left)
         forms = np.sum(layer_forms(left, images, self.operator.layers), axis=0)

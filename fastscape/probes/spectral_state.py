@@ -127,3 +127,8 @@ class Fresh:
 
     def __len__(self) -> int:
         return len(self.forms)
+
+    def restart(self) -> None:
+        """Forget what belonged to a smaller basis; whole probes remain."""
+        for part in (self.forms, self.squares, self.layers, self.batches):
+            part.clear()
