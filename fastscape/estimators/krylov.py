@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastscape._checks import one_line
-from fastscape.estimators.gram_schmidt import combine, gram, orthonormalise, random_rows
+from fastscape.estimators.gram_schmidt import NonFiniteRowsError, combine, gram, orthonormalise, random_rows
 from fastscape.estimators.scaling import Array
 from fastscape.ops import block_gram, block_update
 
@@ -178,14 +178,11 @@ class BlockLanczos:
         if image is None:
             image = self._matmat(rows.T.to(self._device)).T.to(self._home, rows.dtype)
             self.products += len(rows)
-        norms = torch.linalg.vector_norm(image, dim=1, dtype=torch.float64)
-        finite = torch.isfinite(norms)
-        if not bool(finite.all()):
-            self.nan_products += int((~finite).sum())
+        try:
+            self._extend(image.contiguous())
+        except NonFiniteRowsError as error:
+            self.nan_products += error.count
             self.stop_reason = "nan"
-            return False
-        self._scale = max(self._scale, float(norms.max()))
-        self._extend(image.contiguous())
         return not self.done
 
     def _extend(self, image: Tensor) -> None:
@@ -205,7 +202,7 @@ class BlockLanczos:
         if not fresh:
             self._matrix[size : size + width, old:size] = within
         self._lost[old:size] = split.lost
-        self._near = old
+        self._near, self._scale = old, split.scale
         self._done, self._pending, self._ritz = size, width, None
         self.steps += 1
         if not width:
