@@ -118,17 +118,18 @@ def loss_hessian(program: Program, batch: int, outputs: Tensor) -> _Curve:
     """The Hessian of a batch's loss in its outputs, as a function of blocks ``[K, *outputs]``; never materialised.
 
     In closed form for cross-entropy with class targets: w (diag p - p p') / sum of w, p the softmax; any other criterion by
-    forward mode over its gradient.
+    reverse mode over its gradient (forward mode fails for squared errors: "ZeroTensors are immutable").
     """
     criterion = program.replica.objective.criterion
     targets = program.replica.batches[batch][1]
     if _is_plain_cross_entropy(criterion) and isinstance(targets, Tensor) and not targets.is_floating_point():
         return _cross_entropy_hessian(criterion, outputs, targets)
-    slope = grad(program.criterion(batch))
+    with quiet(), torch.enable_grad():
+        pull = vjp(grad(program.criterion(batch)), outputs)[1]
 
     def curve(block: Tensor) -> Tensor:
         with quiet(), torch.enable_grad():
-            found: Tensor = vmap(lambda tangent: jvp(slope, (outputs,), (tangent,))[1])(block)
+            found: Tensor = vmap(pull)(block)[0]
             return found.detach()
 
     return curve
