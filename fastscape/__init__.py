@@ -29,7 +29,16 @@ from fastscape.evaluation import (
 )
 from fastscape.objective import Objective
 from fastscape.ops import Status, status
-from fastscape.probes import ProbeError, Progress, edge_of_stability, mean_quadratic_form, multifractal, trajectory
+from fastscape.probes import (
+    ProbeError,
+    Progress,
+    SpectrumError,
+    edge_of_stability,
+    mean_quadratic_form,
+    multifractal,
+    spectrum,
+    trajectory,
+)
 from fastscape.reports import MultifractalResult, TrajectoryResult, load
 from fastscape.runs import ProbeSettings, preset
 
@@ -53,6 +62,7 @@ __all__ = [
     "Progress",
     "QuadraticForms",
     "Responses",
+    "SpectrumError",
     "Stability",
     "Status",
     "TrajectoryResult",
@@ -70,6 +80,7 @@ __all__ = [
     "preset",
     "quadratic_forms",
     "responses",
+    "spectrum",
     "status",
     "trajectory",
 ]
