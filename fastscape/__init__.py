@@ -36,10 +36,11 @@ from fastscape.probes import (
     edge_of_stability,
     mean_quadratic_form,
     multifractal,
+    spectra,
     spectrum,
     trajectory,
 )
-from fastscape.reports import MultifractalResult, TrajectoryResult, load
+from fastscape.reports import MultifractalResult, SpectrumResult, SpectrumTrajectory, TrajectoryResult, load
 from fastscape.runs import ProbeSettings, preset
 
 __all__ = [
@@ -63,6 +64,8 @@ __all__ = [
     "QuadraticForms",
     "Responses",
     "SpectrumError",
+    "SpectrumResult",
+    "SpectrumTrajectory",
     "Stability",
     "Status",
     "TrajectoryResult",
@@ -80,6 +83,7 @@ __all__ = [
     "preset",
     "quadratic_forms",
     "responses",
+    "spectra",
     "spectrum",
     "status",
     "trajectory",

@@ -24,7 +24,7 @@ from fastscape.probes.spectral import SpectralRun
 from fastscape.probes.spectral_result import spectrum_result, with_note
 from fastscape.probes.spectral_state import Curvature, Deadline, Goals, SpectrumProgress
 from fastscape.probes.stability import Optimizer, Products, Top, stability
-from fastscape.reports.spectrum import SpectrumResult
+from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 from fastscape.runs.budget import Budget
 from fastscape.runs.checkpoints import read_optimizer
 
@@ -37,9 +37,9 @@ _PRODUCTS = 5  # times the nodes, and 100 blocks: the most products without a bu
 
 
 class SpectrumError(RuntimeError):
-    """The model raised midway. ``partial`` is the :class:`SpectrumResult` of what had been multiplied."""
+    """The model raised midway. ``partial`` is the result of what had been multiplied, and of the checkpoints before."""
 
-    def __init__(self, message: str, partial: SpectrumResult) -> None:
+    def __init__(self, message: str, partial: SpectrumResult | SpectrumTrajectory) -> None:
         super().__init__(message)
         self.partial = partial
 
