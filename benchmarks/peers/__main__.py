@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from peers import PACKAGES, PROBLEMS, forms, memory, orthogonalisation, products, spectrum
+from peers import PACKAGES, PROBLEMS, forms, memory, orthogonalisation, products, spectrum, tables
 from peers.processes import Heard, run
 
 HERE = Path(__file__).parents[1]
@@ -65,6 +65,7 @@ def main(networks, packages, repeats: int, limit: float, threads: int, out: Path
                 document = json.loads(out.read_text()) if out.exists() else {}
                 entry = {"machine": machine(threads), "repeats": repeats, "minutes": minutes, "rows": rows}
                 document.setdefault(package, {})[name] = entry
+                document["markdown"] = tables.markdown(document)
                 out.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -12,7 +12,7 @@ from peers.methods import cached_graph, curvlinops_operator, eigenthings_operato
 from peers.problems import Problem, signs
 from peers.processes import Emit, Heard, in_turns, reason
 
-PROBES, ROUNDS = 32, 3
+PROBES = 32
 
 
 def gradient(problem: Problem, probes: int, cap: int) -> float:
@@ -88,7 +88,7 @@ def work(job: dict[str, Any], emit: Emit) -> None:
 def measure(network: str, settings: dict[str, Any], heard: Heard) -> dict[str, Any]:
     """Rows by way; the cap is twice what a gradient was found to take."""
     job = {"package": "memory", "network": network, "cap": 0} | settings["job"]
-    options = {"limit": settings["limit"], "heard": heard, "rounds": ROUNDS, "environment": ALLOCATOR}
+    options = {"limit": settings["limit"], "heard": heard, "rounds": min(settings["repeats"], 3), "environment": ALLOCATOR}
     results, rows = in_turns(job, ["gradient"], **options)
     if rows:
         return rows
