@@ -60,8 +60,9 @@ def main() -> None:
         measured(
             "accuracy.json",
             "relative error of even responses by arithmetic",
-            "`make accuracy`: 13 radii from 1e-7 to 1e-1 of the weight norm; quantiles over directions. A decade is usable where\n"
-            "its radii, both ends included, have a median error below 5 %. bf16 and TF32: operands of matrix products rounded.",
+            "`make accuracy`: 13 radii from 1e-7 to 1e-1 of the weight norm; quantiles over directions. A decade is usable\n"
+            "where its radii, both ends included, have a median error below 5 %. bf16 and TF32: operands of matrix products are\n"
+            "rounded.",
         )
         + measured(
             "three_modes.json",

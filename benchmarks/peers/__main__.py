@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,6 +40,7 @@ VERSIONS = ("torch", "numpy", "scipy", "curvlinops-for-pytorch", "hessian-eigent
 @click.option("--out", default=RESULTS, show_default="benchmarks/results/peers.json", type=click.Path(path_type=Path))
 def main(networks, packages, repeats: int, limit: float, threads: int, out: Path) -> None:
     """Measure fastscape, its peers and plain torch."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worker is ended too
     folder = HERE.parent / "build" / "peers"
     settings = {"limit": limit, "repeats": repeats, "job": {"folder": str(folder), "repeats": repeats, "threads": threads}}
     with Progress(

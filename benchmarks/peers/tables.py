@@ -68,7 +68,8 @@ def spectrum(found: Row) -> str:
     words = (
         "Five largest eigenvalues to a relative residual of 1e-3, trace to 5 %, density of 80 nodes. Peers run with the\n"
         "loosest setting that reaches this, found with the truth in hand. Residuals are of float64 products, relative to the\n"
-        "largest eigenvalue; density: Wasserstein distance to a long reference over the largest eigenvalue. Accuracy is the worst of the runs.\n\n"
+        "largest eigenvalue; density: Wasserstein distance to a long reference over the largest eigenvalue. Accuracy is that of\n"
+        "the worst run.\n\n"
     )
     head = ("", "s", "gradients", "extra MiB", "residual", "eigenvalues", "trace", "density", "reached", "setting, trace by")
     blocks = [words + uses]
