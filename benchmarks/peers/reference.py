@@ -17,7 +17,7 @@ from peers.processes import Emit, Heard, run
 
 REFERENCES = Path(__file__).parents[1] / "results" / "peers-reference.json"
 EXACT = 20_000  # parameters up to which the trace is summed over the whole basis
-PROBES = {"mlp": (64, 4), "wide-mlp": (400, 200), "gpt": (160, 120), "resnet18": (60, 40)}  # of the trace, and rank of its basis
+PROBES = {"mlp": (64, 4), "wide-mlp": (800, 200), "gpt": (800, 200), "resnet18": (120, 60)}  # of the trace, and rank of its basis
 RUNS = {"mlp": 16, "wide-mlp": 12, "gpt": 4, "resnet18": 2}
 STEPS = 100
 IN_DOUBLE = 2_000_000  # parameters up to which eigenvalues are those of float64 products
