@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 import time
@@ -138,18 +139,36 @@ class Trial:
             for shape in program.layout.shapes
         ]
 
-    def attempt(self, path: ProductPath, count: int) -> Candidate | None:
+    def attempt(self, make: Callable[[], ProductPath], count: int, others: Sequence[Candidate]) -> Candidate | None:
         """Try a path for blocks of ``count`` vectors; ``None`` where it fails, and ``refused`` says why.
+
+        What others keep is freed where the path needs the memory.
 
         Raises:
             NondeterministicLossError: two products of the same vector differ.
         """
+        blocks = sum(part.nbytes for block in self._blocks.values() for part in block)
+        kept = sum(other.held for other in others if other.built) + blocks
+        if kept:
+            refused, capped, self.over_cap = dict(self.refused), self.over_cap, False
+            found = self._tried(make(), count, self.limit - kept)
+            if found is not None or not self.over_cap:
+                self.over_cap |= capped
+                return found
+            self.refused, self.over_cap = refused, capped
+            self._blocks.clear()
+            for other in others:
+                other.built.clear()
+                other.rerun = None
+        return self._tried(make(), count, self.limit)
+
+    def _tried(self, path: ProductPath, count: int, limit: float) -> Candidate | None:
         try:
-            return self._attempt(Candidate(path), count)
+            return self._attempt(Candidate(path), count, limit)
         except NondeterministicLossError:
             raise
         except AsymmetricProductError as error:
-            self.asymmetric = error
+            self.asymmetric = error.with_traceback(None)  # whose frames hold tensors
             self.refused[path.name] = first_line(error).split(";")[0]
         except MemoryCapError:
             self.over_cap = True
@@ -158,15 +177,19 @@ class Trial:
             self.refused[path.name] = str(error)
         except Exception as error:  # whatever a model does on another path
             self.refused[path.name] = missing_derivative(error) or f"{type(error).__name__}: {first_line(error)[:200]}"
+        gc.collect()  # frames of torch.func that hold one another, and tensors
         return None
 
-    def _attempt(self, candidate: Candidate, count: int) -> Candidate | None:
+    def _attempt(self, candidate: Candidate, count: int, limit: float) -> Candidate | None:
         path, program = candidate.path, self.program
-        product, built = peak_bytes(lambda: path.build(self.batch), self.limit)
+        size = 2 if path.batched and count > 1 else 1
+        limit -= (
+            (2 * size - 2) * program.layout.size * program.leaves[0].element_size()
+        )  # vectors, beside the one that is counted
+        product, built = peak_bytes(lambda: path.build(self.batch), limit)
         if path.name.startswith("graph"):
             built = self._graph = max(built, self._graph)
-        size = 2 if path.batched and count > 1 else 1
-        found, peak, candidate.seconds = self._measured(product, (0, 1)[:size], self.limit - built)
+        found, peak, candidate.seconds = self._measured(product, (0, 1)[:size], limit - built)
         vector = program.layout.size * program.leaves[0].element_size()
         candidate.held, candidate.slope = built, peak // size + vector  # a block of them is copied for the trial
         candidate.peak = built + peak - (size - 1) * (peak // size)

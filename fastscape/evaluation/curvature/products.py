@@ -172,7 +172,7 @@ class Products:
         found: list[Candidate] = []
         try:
             for make in self._makers(program, key, found, thorough=thorough):
-                candidate = trial.attempt(make(), key)
+                candidate = trial.attempt(make, key, found)
                 if candidate is not None:
                     found.append(candidate)
                     if trial.slow:  # what is not near the fastest goes at once
@@ -288,7 +288,7 @@ class Products:
         key = _key(count)
         self._spent[key] += seconds
         patient = key in self._thorough or self.gradient_seconds > _SLOW
-        if not patient and self._spent[key] > _REPLAY_AFTER * self.gradient_seconds:
+        if not patient and self._spent[key] > _REPLAY_AFTER * len(self.program.weights) * self.gradient_seconds:
             self._choose(key, thorough=True)
 
 
