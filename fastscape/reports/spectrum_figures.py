@@ -178,15 +178,14 @@ def _line(result: SpectrumTrajectory, ax: Axes, name: str, colour: str, label: s
     ax.plot(x, value, style, color=colour, ms=4, lw=1.4)
     known = np.flatnonzero(np.isfinite(value))
     if label and len(known):
-        _at(ax, float(x[known[-1]]), float(value[known[-1]]), label, colour)
+        _at(ax, float(x[known[-1]]), float(value[known[-1]]), label, colour, 4 if colour == BLUE else -4)
     return value
 
 
-def _at(ax: Axes, x: float, y: float, text: str, colour: str) -> None:
-    """A word at the right of the last point."""
-    ax.annotate(
-        text, (x, y), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8, color=colour, annotation_clip=False
-    )
+def _at(ax: Axes, x: float, y: float, text: str, colour: str, rise: float) -> None:
+    """A word at the right of the last point, ``rise`` points above it so that two near to each other can be read."""
+    place: dict[str, Any] = {"xytext": (7, rise), "textcoords": "offset points"}
+    ax.annotate(text, (x, y), **place, va="center", fontsize=8, color=colour, annotation_clip=False)
 
 
 def sharpness(result: SpectrumTrajectory, ax: Axes | None = None) -> Axes:
