@@ -116,12 +116,13 @@ class SpectralRun:
         prepare = getattr(self.operator, "prepare", None)
         if not self.budget.limited or prepare is None:
             return
-        choice = prepare(self.block)
-        unit = choice.gradients * choice.gradient_seconds * self.block * len(self.operator.batch_weights)
+        count = self.block if self.basis is None else self.basis.next_products  # with warm vectors more than the block
+        choice = prepare(count)
+        unit = choice.gradients * choice.gradient_seconds * count * len(self.operator.batch_weights)
         if not self.budget.admits(unit):
             enough = time_text(_MARGIN * self.budget.least(unit))
             raise BudgetError(
-                f"budget must fit one block of {self.block} products, got {self.budget.seconds:g} s; it takes about {unit:.2g} s "
+                f"budget must fit one block of {count} products, got {self.budget.seconds:g} s; it takes about {unit:.2g} s "
                 f"after {self.budget.elapsed:.2g} s of preparation; a budget of {enough} is enough to begin"
             )
 

@@ -14,6 +14,7 @@ import torch
 from scipy import stats
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastscape._checks import counted, integer
 from fastscape.estimators import Estimate
@@ -188,7 +189,20 @@ def stability(
         eta_lambda=moves.learning_rate * sharpness.value,
         residual=judged.residual,
         batch_sharpness=batch,
-        notes=(*_verdict(ratio, judged), *words, *moves.notes),
+        notes=(*_verdict(ratio, judged), *_batch_norm_words(objective), *words, *moves.notes),
+    )
+
+
+def _batch_norm_words(objective: Objective) -> tuple[str, ...]:
+    """A flag where the loss is not the one that was trained: normalisation by running statistics.
+
+    Biases before a batch norm have no gradient in training, so that Adam's P is eps there: with running statistics, which let
+    them have curvature, P^-1 H has eigenvalues of 1e4 times the edge in a small CNN that is below the edge in training.
+    """
+    if objective.batch_norm != "running" or not any(isinstance(module, _BatchNorm) for module in objective.model.modules()):
+        return ()
+    return (
+        "batch norm takes its running statistics, training the batch's: pass batch_norm='batch' for the loss that was trained",
     )
 
 

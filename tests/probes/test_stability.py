@@ -238,3 +238,10 @@ def test_optimizers_inside_a_training_checkpoint_are_found_and_absent_ones_are_n
         read_optimizer(tmp_path / "bare.pt")
     with pytest.raises(ValueError, match="optimizer must be a file"):
         read_optimizer(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(("mode", "flagged"), [("running", True), ("batch", False)])
+def test_running_statistics_are_flagged(bn_net, digits, mode, flagged):
+    objective = fs.Objective(bn_net, [(digits[0][0][:20], digits[0][1][:20])], criterion=F.cross_entropy, batch_norm=mode)
+    found = fs.edge_of_stability(objective, torch.optim.SGD(bn_net.parameters(), lr=0.1))
+    assert any("pass batch_norm='batch' for the loss that was trained" in note for note in found.notes) is flagged
