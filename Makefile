@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(VENV)/.native
 
-.PHONY: demo test kernels gpu package native slow check bench noise accuracy modes format clean
+.PHONY: demo test kernels gpu package native slow check bench noise accuracy modes peers format clean
 
 demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
@@ -62,6 +62,15 @@ accuracy: $(NATIVE) ## errors of even responses by scale and arithmetic: the REA
 modes: $(NATIVE) ## the README's table: a training run in three arithmetics
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/three_modes.py
 	$(BIN)/python benchmarks/report.py
+
+PEERS ?= # options, e.g. make peers PEERS='--network gpt --package products --repeats 3'
+peers: $(VENV)/.bench $(NATIVE) ## fastscape, its peers and plain torch: about an hour alone on a machine; results/peers.json, RESULTS.md
+	OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks $(BIN)/python -m peers $(PEERS)
+	$(BIN)/python benchmarks/report.py
+
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	touch $@
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

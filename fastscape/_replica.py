@@ -100,6 +100,11 @@ class Replica:
         for slot, base in zip(self.scratch, self.base, strict=True):
             slot.copy_(base)
 
+    def batch(self, index: int) -> Batch:
+        """A batch that the model may have for one evaluation: a copy unless it is known to leave its inputs alone."""
+        kept = self._overwritten.get(index) is False
+        return self.batches[index] if kept else map_tensors(self.batches[index], Tensor.clone)
+
     def batch_loss(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Mean loss of one batch at the scratch parameters, and the model's outputs.
 
@@ -108,7 +113,7 @@ class Replica:
         :data:`MODEL_NOTE`.
         """
         overwritten = self._overwritten.get(index)
-        batch = self.batches[index] if overwritten is False else map_tensors(self.batches[index], Tensor.clone)
+        batch = self.batch(index)
         versions = [tensor._version for tensor in tensors_of(batch)] if overwritten is None else []
         try:
             value, outputs = self.module.forward(batch)  # our own wrapper has no hooks; the model's are called

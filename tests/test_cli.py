@@ -173,8 +173,8 @@ def test_an_unwritable_directory_is_found_before_the_work(tmp_path, monkeypatch)
     def refuse(**_arguments):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("fastscape.cli.tempfile.TemporaryFile", refuse)
-    monkeypatch.setattr("fastscape.cli.multifractal", lambda *_args, **_kwargs: pytest.fail("the work was started"))
+    monkeypatch.setattr("fastscape.cli.output.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("fastscape.cli.probe.multifractal", lambda *_args, **_kwargs: pytest.fail("the work was started"))
     done = fastscape("probe", "zoo:mlp", *DIGITS, "--out", tmp_path / "out")
     assert done.exit_code == 2
     assert "--out must be a writable directory" in done.stderr
@@ -281,7 +281,7 @@ STUCK = """
 import itertools, pathlib, pkgutil, time, torch
 calls = itertools.count(1)
 
-def stuck(*_):
+def stuck(*_, **_named):
     pathlib.Path(f"stuck{next(calls)}").touch()
     while True:
         time.sleep(0.01)
@@ -295,7 +295,9 @@ def make():
 @pytest.mark.parametrize("stage", ["analysis", "page"])
 def test_a_second_ctrl_c_exits_130_with_the_raw_result_saved(tmp_path, started, stage):
     """The analysis of a run, or the drawing of its page, does not end; the first one is that of the live progress."""
-    where, name = {"analysis": ("fastscape.reports.result.Measured", "analyse"), "page": ("fastscape.cli", "write_html")}[stage]
+    where, name = {"analysis": ("fastscape.reports.result.Measured", "analyse"), "page": ("fastscape.cli.output", "write_html")}[
+        stage
+    ]
     (tmp_path / "stuck.py").write_text(STUCK.replace("WHERE", where).replace("NAME", name))
     process = started("probe", "stuck.py:make", *DIGITS, *FAST, "--out", "out")
     until((tmp_path / "stuck1").exists)

@@ -1,5 +1,13 @@
 """Evaluate losses, responses and curvature along directions: numerically careful, on the fastest path that runs the model."""
 
+from fastscape.evaluation.curvature import (
+    AsymmetricProductError,
+    CurvatureOperator,
+    NoPathError,
+    ProductChoice,
+    ggn,
+    hessian,
+)
 from fastscape.evaluation.determinism import NondeterministicLossError
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
@@ -9,13 +17,19 @@ from fastscape.evaluation.quadratic import QuadraticForms, quadratic_forms
 from fastscape.evaluation.responses import PrecisionWarning, Responses, responses
 
 __all__ = [
+    "AsymmetricProductError",
+    "CurvatureOperator",
     "MissingRuleError",
+    "NoPathError",
     "NondeterministicLossError",
     "Operators",
     "PrecisionWarning",
+    "ProductChoice",
     "QuadraticForms",
     "Responses",
     "UntraceableError",
+    "ggn",
+    "hessian",
     "losses",
     "operators",
     "quadratic_forms",

@@ -1,5 +1,6 @@
 """Results: frozen dataclasses, files, tables, figures and pages."""
 
 from fastscape.reports.result import Measured, MultifractalResult, TrajectoryResult, load
+from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 
-__all__ = ["Measured", "MultifractalResult", "TrajectoryResult", "load"]
+__all__ = ["Measured", "MultifractalResult", "SpectrumResult", "SpectrumTrajectory", "TrajectoryResult", "load"]

@@ -8,24 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastscape.estimators.scaling import Array
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, grid, nothing, single, step_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from fastscape.reports.result import MultifractalResult, TrajectoryResult
 
-_BLUE, _ORANGE, _GREY, _RED = "#2f6fab", "#d9822b", "#8a8f98", "#b5403a"
 _EPS = r"radius $\epsilon\,/\,\|w\|$"
-
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is not None:
-        return ax
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'fastscape-probes[plot]'") from error
-    return plt.subplots(figsize=(5.2, 3.8), layout="constrained")[1]
 
 
 def _shade(result: MultifractalResult, ax: Axes) -> None:
@@ -36,21 +26,13 @@ def _shade(result: MultifractalResult, ax: Axes) -> None:
     for k in np.flatnonzero(~mask):
         ax.axvspan(edges[k], edges[k + 1], color="#e3e5e8", lw=0, zorder=0)
     for start, stop in result.analysis.windows:
-        ax.axvspan(edges[start], edges[stop], color=_BLUE, alpha=0.07, lw=0, zorder=0)
+        ax.axvspan(edges[start], edges[stop], color=BLUE, alpha=0.07, lw=0, zorder=0)
     ax.set_xlim(edges[0], edges[-1])
 
 
 def _log_scale_axis(ax: Axes, title: str, ylabel: str) -> Axes:
     ax.set(xscale="log", xlabel=_EPS, ylabel=ylabel)
     ax.set_title(title, fontsize=10)
-    return ax
-
-
-def _nothing(ax: Axes, title: str, reason: str) -> Axes:
-    ax.set_title(title, fontsize=10)
-    ax.text(0.5, 0.5, reason, ha="center", va="center", wrap=True, transform=ax.transAxes, color=_GREY, fontsize=8)
-    ax.set_xticks([])
-    ax.set_yticks([])
     return ax
 
 
@@ -61,18 +43,18 @@ def _all_directions(result: MultifractalResult) -> Array | None:
 
 def log_response(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     """|response| of every direction against the radius, median, noise floor; untrusted scales grey."""
-    ax = _axes(ax)
+    ax = single(ax)
     title = "Response magnitude (grey: untrusted, blue: analysed)"
     signed = _all_directions(result)
     if signed is None or not np.isfinite(signed).any():
-        return _nothing(ax, title, "no finite response")
+        return nothing(ax, title, "no finite response")
     with np.errstate(invalid="ignore"):
         r = np.where(np.isfinite(signed) & (signed != 0), np.abs(signed), np.nan)
     eps = result.measured.eps_rel
     shown = r[:, : min(64, r.shape[1])]
-    ax.plot(eps, shown, color=_BLUE, alpha=0.25, lw=0.7)
+    ax.plot(eps, shown, color=BLUE, alpha=0.25, lw=0.7)
     negative = np.where(signed[:, : shown.shape[1]] < 0, shown, np.nan)
-    ax.plot(eps, negative, ".", color=_RED, ms=3, alpha=0.5)
+    ax.plot(eps, negative, ".", color=RED, ms=3, alpha=0.5)
     ax.plot(
         eps,
         np.nanmedian(np.where(np.isnan(r).all(axis=1, keepdims=True), 0, r), axis=1),
@@ -81,8 +63,8 @@ def log_response(result: MultifractalResult, ax: Axes | None = None) -> Axes:
         label="median",
     )
     if (result.measured.noise > 0).all():
-        ax.plot(eps, result.measured.noise, "--", color=_ORANGE, lw=1.3, label="rounding noise (RMS)")
-    ax.plot([], [], ".", color=_RED, label="negative")
+        ax.plot(eps, result.measured.noise, "--", color=ORANGE, lw=1.3, label="rounding noise (RMS)")
+    ax.plot([], [], ".", color=RED, label="negative")
     ax.set_yscale("log")
     _shade(result, ax)
     ax.legend(fontsize=7, loc="lower right")
@@ -92,24 +74,24 @@ def log_response(result: MultifractalResult, ax: Axes | None = None) -> Axes:
 
 def curvature(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     """Even response over eps^2 against the radius: flat where the loss is quadratic."""
-    ax = _axes(ax)
+    ax = single(ax)
     title = r"Finite-scale curvature $\Delta_2 L/\epsilon^2$ (flat: quadratic)"
     response = result.measured.response("even")
     if not response or not np.isfinite(response[0]).any():
-        return _nothing(ax, title, "no finite response")
+        return nothing(ax, title, "no finite response")
     eps = result.measured.eps_rel
     curve = np.concatenate(response, axis=1) / eps[:, None] ** 2
-    ax.plot(eps, curve[:, :64], color=_BLUE, alpha=0.25, lw=0.7)
+    ax.plot(eps, curve[:, :64], color=BLUE, alpha=0.25, lw=0.7)
     ax.plot(eps, np.median(curve, axis=1), color="k", lw=1.6, label="median")
     floor = result.measured.noise / eps**2
-    ax.plot(eps, floor, "--", color=_ORANGE, lw=1.2, label="rounding noise")
-    ax.plot(eps, -floor, "--", color=_ORANGE, lw=1.2)
+    ax.plot(eps, floor, "--", color=ORANGE, lw=1.2, label="rounding noise")
+    ax.plot(eps, -floor, "--", color=ORANGE, lw=1.2)
     trusted = curve[result.analysis.trust.mask]
     if trusted.size:
         reach = 1.3 * float(np.nanmax(np.abs(trusted)))
         if np.isfinite(reach) and reach > 0:
             ax.set_ylim(-reach if (trusted < 0).any() else -0.1 * reach, reach)
-    ax.axhline(0, color=_GREY, lw=0.6)
+    ax.axhline(0, color=GREY, lw=0.6)
     _shade(result, ax)
     ax.legend(fontsize=7)
     return _log_scale_axis(ax, title, r"$\Delta_2 L/\epsilon_{\rm rel}^2$ (loss units)")
@@ -117,10 +99,10 @@ def curvature(result: MultifractalResult, ax: Axes | None = None) -> Axes:
 
 def partition_function(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     """Ln Z_q - ln Z_q(first) against the radius for several q, with fitted lines over the window."""
-    ax = _axes(ax)
+    ax = single(ax)
     title = r"Partition function $\ln Z_q(\epsilon)$ and fits"
     if not result.analysis.valid:
-        return _nothing(ax, title, result.analysis.reason)
+        return nothing(ax, title, result.analysis.reason)
     q, eps = np.array(result.analysis.settings.q), result.measured.eps_rel
     profile, window = result.analysis.profiles[0], result.analysis.pooled[0][0]
     start, stop = window.window
@@ -143,15 +125,15 @@ def partition_function(result: MultifractalResult, ax: Axes | None = None) -> Ax
 
 def tau_curve(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     """tau(q) with its 95 % bootstrap band; a straight line means one scaling for all directions."""
-    ax = _axes(ax)
+    ax = single(ax)
     title = r"Mass exponent $\tau(q)$, 95 % band"
     curve = result.analysis.tau
     if curve is None:
-        return _nothing(ax, title, result.analysis.reason)
+        return nothing(ax, title, result.analysis.reason)
     q = np.array(result.analysis.settings.q)
-    ax.fill_between(q, curve.lower, curve.upper, color=_BLUE, alpha=0.2, lw=0)
-    ax.plot(q, curve.value, "o-", color=_BLUE, ms=3, lw=1.3)
-    ax.axhline(0, color=_GREY, lw=0.6)
+    ax.fill_between(q, curve.lower, curve.upper, color=BLUE, alpha=0.2, lw=0)
+    ax.plot(q, curve.value, "o-", color=BLUE, ms=3, lw=1.3)
+    ax.axhline(0, color=GREY, lw=0.6)
     ax.plot([0, 1], [0, 0], "s", color="k", ms=4, label=r"$\tau(0)=\tau(1)=0$")
     ax.legend(fontsize=7)
     ax.set(xlabel="order q", ylabel=r"$\tau(q)$")
@@ -161,14 +143,14 @@ def tau_curve(result: MultifractalResult, ax: Axes | None = None) -> Axes:
 
 def spectrum(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     """F against alpha (Chhabra-Jensen slopes), with q = 0 and q = 1 marked."""
-    ax = _axes(ax)
+    ax = single(ax)
     title = r"Singularity spectrum $f(\alpha)$"
     alpha, f = result.analysis.alpha, result.analysis.f
     if alpha is None or f is None:
-        return _nothing(ax, title, result.analysis.reason)
+        return nothing(ax, title, result.analysis.reason)
     q = np.array(result.analysis.settings.q)
     error = [np.abs(alpha.value - alpha.lower), np.abs(alpha.upper - alpha.value)]
-    ax.errorbar(alpha.value, f.value, xerr=error, fmt="o-", color=_BLUE, ecolor="#a9c6e2", ms=3, lw=1.1, elinewidth=0.8)
+    ax.errorbar(alpha.value, f.value, xerr=error, fmt="o-", color=BLUE, ecolor="#a9c6e2", ms=3, lw=1.1, elinewidth=0.8)
     for order, marker in ((0.0, "s"), (1.0, "D")):
         at = q == order
         ax.plot(alpha.value[at], f.value[at], marker, color="k", ms=6, mfc="none", label=f"q = {order:g}")
@@ -180,25 +162,25 @@ def spectrum(result: MultifractalResult, ax: Axes | None = None) -> Axes:
 
 def exponent_histogram(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     """Histogram of the per-direction exponents h."""
-    ax = _axes(ax)
+    ax = single(ax)
     title = "Per-direction exponents h"
     if not result.analysis.valid:
-        return _nothing(ax, title, result.analysis.reason)
+        return nothing(ax, title, result.analysis.reason)
     h = np.concatenate([group[0].holder.h for group in result.analysis.pooled])
     h = h[np.isfinite(h)]
     if not len(h):
-        return _nothing(ax, title, "no direction has a finite exponent")
+        return nothing(ax, title, "no direction has a finite exponent")
     centre, spread = float(np.median(h)), max(float(np.ptp(h)), 1e-6)
     ax.hist(
         h,
         bins=min(40, max(8, len(h) // 12)),
         range=(centre - spread, centre + spread) if spread < 1e-5 else None,
-        color=_BLUE,
+        color=BLUE,
         alpha=0.75,
     )
     ax.axvline(centre, color="k", lw=1.3, label=f"median {centre:.3f}")
     if ax.get_xlim()[0] < 2 < ax.get_xlim()[1]:
-        ax.axvline(2, color=_ORANGE, ls="--", lw=1.2, label="2 (quadratic)")
+        ax.axvline(2, color=ORANGE, ls="--", lw=1.2, label="2 (quadratic)")
     ax.legend(fontsize=7)
     ax.ticklabel_format(axis="x", useOffset=False)
     ax.set(xlabel="h  (|response| ~ ε^h)", ylabel="directions")
@@ -208,20 +190,20 @@ def exponent_histogram(result: MultifractalResult, ax: Axes | None = None) -> Ax
 
 def slopes(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     """Local slopes of ln r (median over directions) between neighbouring scales."""
-    ax = _axes(ax)
+    ax = single(ax)
     title = "Local slope of |response| (2: quadratic)"
     signed = _all_directions(result)
     if signed is None or not np.isfinite(signed).any():
-        return _nothing(ax, title, "no finite response")
+        return nothing(ax, title, "no finite response")
     eps = result.measured.eps_rel
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.diff(np.log(np.abs(signed)), axis=0) / np.diff(np.log(eps))[:, None]
     rows = [row[np.isfinite(row)] for row in steps]
     quartiles = np.array([np.percentile(row, [25, 50, 75]) if len(row) else [np.nan] * 3 for row in rows])
     middle = np.sqrt(eps[1:] * eps[:-1])
-    ax.fill_between(middle, quartiles[:, 0], quartiles[:, 2], color=_BLUE, alpha=0.2, lw=0, label="quartiles")
-    ax.plot(middle, quartiles[:, 1], "o-", color=_BLUE, ms=3, lw=1.3, label="median")
-    ax.axhline(2, color=_ORANGE, ls="--", lw=1)
+    ax.fill_between(middle, quartiles[:, 0], quartiles[:, 2], color=BLUE, alpha=0.2, lw=0, label="quartiles")
+    ax.plot(middle, quartiles[:, 1], "o-", color=BLUE, ms=3, lw=1.3, label="median")
+    ax.axhline(2, color=ORANGE, ls="--", lw=1)
     trusted = result.analysis.trust.mask
     inside = quartiles[trusted[1:] & trusted[:-1]]
     if inside.size and np.isfinite(inside).all():
@@ -234,16 +216,16 @@ def slopes(result: MultifractalResult, ax: Axes | None = None) -> Axes:
 
 def heterogeneity(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     """Variance of ln r over directions, C2, against the radius; its slope is c2."""
-    ax = _axes(ax)
+    ax = single(ax)
     title = r"Log-cumulant $C_2(\epsilon)$ = var ln r, slope $c_2$"
     if not result.analysis.valid:
-        return _nothing(ax, title, result.analysis.reason)
+        return nothing(ax, title, result.analysis.reason)
     eps, x = result.measured.eps_rel, np.log(result.measured.radii)
     profile, window = result.analysis.profiles[0], result.analysis.pooled[0][0]
     part = slice(*window.window)
-    ax.plot(eps, profile.C2, "o", ms=3, color=_BLUE)
+    ax.plot(eps, profile.C2, "o", ms=3, color=BLUE)
     fit = window.cumulants.c2 * (x[part] - x[part].mean()) + window.cumulants.C2.mean()
-    ax.plot(eps[part], fit, color=_BLUE, lw=1.2, label=f"c2 = {window.cumulants.c2:.3g}")
+    ax.plot(eps[part], fit, color=BLUE, lw=1.2, label=f"c2 = {window.cumulants.c2:.3g}")
     _shade(result, ax)
     ax.legend(fontsize=7)
     return _log_scale_axis(ax, title, r"$C_2$ (nats$^2$)")
@@ -251,13 +233,13 @@ def heterogeneity(result: MultifractalResult, ax: Axes | None = None) -> Axes:
 
 def participation(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     """Share of the directions that carry the response, 1 / (N Z_2), and share of negative responses."""
-    ax = _axes(ax)
+    ax = single(ax)
     title = "Anisotropy at each scale"
     if not result.analysis.profiles:
-        return _nothing(ax, title, result.analysis.reason)
+        return nothing(ax, title, result.analysis.reason)
     profile, eps = result.analysis.profiles[0], result.measured.eps_rel
-    ax.plot(eps, profile.participation, "o-", ms=3, lw=1.3, color=_BLUE, label=r"participation $1/(N Z_2)$")
-    ax.plot(eps, profile.neg_frac, "o-", ms=3, lw=1.0, color=_RED, label="share of negative responses")
+    ax.plot(eps, profile.participation, "o-", ms=3, lw=1.3, color=BLUE, label=r"participation $1/(N Z_2)$")
+    ax.plot(eps, profile.neg_frac, "o-", ms=3, lw=1.0, color=RED, label="share of negative responses")
     ax.set_ylim(-0.03, 1.03)
     _shade(result, ax)
     ax.legend(fontsize=7)
@@ -277,18 +259,6 @@ CHECKPOINT_FIGURES: tuple[Callable[[MultifractalResult, Axes | None], Axes], ...
 )
 
 
-def _step_axis(result: TrajectoryResult, ax: Axes) -> None:
-    steps = result.steps
-    if len(steps) > 1 and steps.max() > 20 * max(1.0, np.min(steps[steps > 0], initial=steps.max())):
-        ax.set_xscale("symlog", linthresh=max(1.0, float(np.min(steps[steps > 0]))))
-    width = ax.get_xaxis().get_transform()
-    low, high = width.transform(np.array([steps.min(), steps.max()]))
-    pad = 0.04 * max(high - low, 1e-9)
-    ax.set_xlim(*width.inverted().transform(np.array([low - pad, high + pad])))
-    numbered = all(point.step is not None for point in result.points)
-    ax.set_xlabel("training step" if numbered else "checkpoint")
-
-
 def _series(result: TrajectoryResult, ax: Axes, name: str, colour: str, label: str) -> None:
     value, low, high = result.series(name)
     order = np.argsort(result.steps, kind="stable")
@@ -301,11 +271,7 @@ def _series(result: TrajectoryResult, ax: Axes, name: str, colour: str, label: s
 def trajectory_panels(result: TrajectoryResult, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
     """Six panels along training: M_tau, c2, exponents, loss and accuracy, ||w||, tau(q) early to late."""
     if axes is None:
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError as error:
-            raise ImportError("plots need matplotlib: pip install 'fastscape-probes[plot]'") from error
-        axes = list(plt.subplots(2, 3, figsize=(13, 7), layout="constrained")[1].flat)
+        axes = grid(2, 3, (13, 7))
     if len(axes) != 6:
         raise ValueError(f"axes must be six, got {len(axes)}")
     import matplotlib as mpl
@@ -315,40 +281,40 @@ def trajectory_panels(result: TrajectoryResult, axes: Sequence[Axes] | None = No
         ("c2", r"$c_2$ (95 % interval)", r"$c_2$"),
     )
     for ax, (name, title, label) in zip(axes, panels, strict=False):
-        _series(result, ax, name, _BLUE, label)
-        ax.axhline(0, color=_GREY, lw=0.6)
+        _series(result, ax, name, BLUE, label)
+        ax.axhline(0, color=GREY, lw=0.6)
         ax.set_title(title, fontsize=10)
         ax.set_ylabel(label)
     p_value = result.series("p_value")[0]
     quiet = p_value > 0.05
-    axes[0].plot(result.steps[quiet], result.series("m_tau")[0][quiet], "o", mfc="white", mec=_BLUE, ms=5, label="p > 0.05")
+    axes[0].plot(result.steps[quiet], result.series("m_tau")[0][quiet], "o", mfc="white", mec=BLUE, ms=5, label="p > 0.05")
     axes[0].set_ylim(bottom=0)
     if quiet.any():
         axes[0].legend(fontsize=7)
-    _series(result, axes[2], "h_mean", _BLUE, "mean h")
-    axes[2].axhline(2, color=_GREY, ls="--", lw=0.8)
-    axes[2].set_ylabel("mean h", color=_BLUE)
+    _series(result, axes[2], "h_mean", BLUE, "mean h")
+    axes[2].axhline(2, color=GREY, ls="--", lw=0.8)
+    axes[2].set_ylabel("mean h", color=BLUE)
     spread = axes[2].twinx()
-    _series(result, spread, "h_std", _ORANGE, "std h")
-    spread.set_ylabel("std h over directions", color=_ORANGE)
+    _series(result, spread, "h_std", ORANGE, "std h")
+    spread.set_ylabel("std h over directions", color=ORANGE)
     axes[2].set_title("Per-direction exponents", fontsize=10)
-    _series(result, axes[3], "loss", _RED, "loss")
-    axes[3].set_ylabel("loss", color=_RED)
+    _series(result, axes[3], "loss", RED, "loss")
+    axes[3].set_ylabel("loss", color=RED)
     axes[3].set_title("Loss and accuracy on the probed data", fontsize=10)
     if np.isfinite(result.series("accuracy")[0]).any():
         share = axes[3].twinx()
-        _series(result, share, "accuracy", _BLUE, "accuracy")
-        share.set_ylabel("accuracy", color=_BLUE)
+        _series(result, share, "accuracy", BLUE, "accuracy")
+        share.set_ylabel("accuracy", color=BLUE)
     _series(result, axes[4], "weight_norm", "k", "||w||")
     axes[4].set_ylabel(r"$\|w\|$")
     axes[4].set_title("Weight norm", fontsize=10)
     for ax in axes[:5]:
-        _step_axis(result, ax)
+        step_axis(result.points, result.steps, ax)
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, max(1, len(result.points))))
     for colour, point in zip(colours, result.points, strict=True):
         if point.analysis.tau is not None:
             axes[5].plot(point.analysis.settings.q, point.analysis.tau.value, color=colour, lw=1.3, label=point.name)
-    axes[5].axhline(0, color=_GREY, lw=0.6)
+    axes[5].axhline(0, color=GREY, lw=0.6)
     axes[5].set(xlabel="order q", ylabel=r"$\tau(q)$")
     axes[5].set_title(r"$\tau(q)$, first to last checkpoint", fontsize=10)
     if axes[5].get_legend_handles_labels()[0]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastscape._checks import counted
 from fastscape.reports import figures, tables
-from fastscape.reports.result import MultifractalResult, TrajectoryResult
+from fastscape.reports.result import AnyResult, MultifractalResult, TrajectoryResult
+from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
+from fastscape.reports.spectrum_html import PROVENANCE, setting_rows, spectrum_context, spectrum_points
+from fastscape.reports.spectrum_tables import WORDS
+from fastscape.reports.svg import svg
+
+Spectrum = SpectrumResult | SpectrumTrajectory
 
 _PROVENANCE = (
     ("model", "model"),
@@ -28,66 +32,77 @@ _PROVENANCE = (
 )
 
 
-def write_html(result: MultifractalResult | TrajectoryResult, path: str | Path) -> Path:
+def write_html(result: AnyResult, path: str | Path, *, spectrum: Spectrum | None = None) -> Path:
     """Write the report page of a result and return its path (needs matplotlib and jinja2).
+
+    Args:
+        result: what the page is about.
+        path: of the page.
+        spectrum: spectra of the same checkpoints, to show beside a multifractal result.
 
     Raises:
         ImportError: naming the extra to install.
+        TypeError: a spectrum beside a spectrum.
     """
     try:
         import matplotlib as mpl
         from jinja2 import Environment, PackageLoader, select_autoescape
     except ImportError as error:
         raise ImportError("reports need matplotlib and jinja2: pip install 'fastscape-probes[report]'") from error
-    points = result.points if isinstance(result, TrajectoryResult) else (result,)
+    if spectrum is not None and isinstance(result, Spectrum):
+        raise TypeError(f"spectrum belongs beside a multifractal result, got a {type(result).__name__} to show with it")
     environment = Environment(loader=PackageLoader("fastscape.reports"), autoescape=select_autoescape(["j2"]))
     with mpl.rc_context({"svg.hashsalt": "fastscape", "font.size": 9, "svg.fonttype": "none"}):
-        along = result if isinstance(result, TrajectoryResult) and len(points) > 1 else None
-        trajectory = _svg(2, 3, partial(figures.trajectory_panels, along), twins=True) if along else None
-        sections = [
+        if isinstance(result, Spectrum):
+            template, content = "spectrum.html.j2", _spectrum_page(result)
+        else:
+            template, content = "report.html.j2", _multifractal_page(result)
+            content["spectrum"] = spectrum_context(spectrum) if spectrum is not None else None
+    target = Path(path)
+    target.write_text(environment.get_template(template).render(content), encoding="utf-8")
+    return target
+
+
+def _multifractal_page(result: MultifractalResult | TrajectoryResult) -> dict[str, Any]:
+    points = result.points if isinstance(result, TrajectoryResult) else (result,)
+    along = result if isinstance(result, TrajectoryResult) and len(points) > 1 else None
+    return {
+        "title": "Multifractal probe" + (" along training" if along else f": {points[0].name}"),
+        "verdict": result.verdict(),
+        "trajectory": svg(2, 3, partial(figures.trajectory_panels, along), measured=True) if along else None,
+        "series": _trajectory_rows(points),
+        "flags": tables.shared_flags(points) if along else [],
+        "sections": [
             {
                 "name": point.name,
                 "verdict": point.verdict(),
                 "rows": _rows(point),
                 "flags": point.flags,
-                "figure": _svg(3, 3, partial(_panels, point)),
+                "figure": svg(3, 3, partial(_panels, point)),
             }
             for point in points
-        ]
-    page = environment.get_template("report.html.j2").render(
-        title="Multifractal probe" + (" along training" if along else f": {points[0].name}"),
-        verdict=result.verdict(),
-        trajectory=trajectory,
-        series=_trajectory_rows(points),
-        flags=tables.shared_flags(along) if along else [],
-        sections=sections,
-        settings=_settings(points[0]),
-        cost=_cost(points),
-        run=_run(result.meta),
-        provenance=_provenance(points),
-    )
-    target = Path(path)
-    target.write_text(page, encoding="utf-8")
-    return target
+        ],
+        "settings": _settings(points[0]),
+        "cost": _cost(points),
+        "run": _run(result.meta),
+        "provenance": _provenance(points, _PROVENANCE),
+    }
 
 
-def _svg(rows: int, columns: int, draw: Callable[[list[Any]], object], *, twins: bool = False) -> str:
-    """A grid of panels as SVG; ``twins`` makes room for second axes at the right."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.3 * columns, 3.5 * rows), layout="constrained" if twins else None)
-    draw(list(figure.subplots(rows, columns).flat))
-    if not twins:  # a fixed layout draws in half the time
-        figure.subplots_adjust(left=0.06, right=0.985, bottom=0.16 / rows, top=1 - 0.08 / rows, wspace=0.24, hspace=0.34)
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    return re.sub(
-        r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg [^>]*?)height="[^"]*" ([^>]*?)width="[^"]*"',
-        lambda m: m[1] or f"{m[2]}{m[3]}",
-        text[text.index("<svg") :],
-        count=1,
-    )
+def _spectrum_page(result: Spectrum) -> dict[str, Any]:
+    points = spectrum_points(result)
+    context = spectrum_context(result)
+    known = [(label, key) for label, key in PROVENANCE if any(key in point.meta for point in points)]
+    return {
+        "title": f"Spectrum of the {WORDS[points[0].operator]}"
+        + (" along training" if len(points) > 1 else f": {points[0].name}"),
+        "verdict": context["verdict"],
+        "spectrum": context,
+        "settings": setting_rows(points[0]),
+        "cost": context["cost"],
+        "run": context["run"],
+        "provenance": _provenance(points, known),
+    }
 
 
 def _panels(point: MultifractalResult, axes: Sequence[Any]) -> None:
@@ -180,9 +195,9 @@ def _run(meta: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _provenance(points: Sequence[MultifractalResult]) -> list[tuple[str, str]]:
+def _provenance(points: Sequence[MultifractalResult | SpectrumResult], shown: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     rows = []
-    for label, key in _PROVENANCE:
+    for label, key in shown:
         values = [point.meta.get(key) for point in points]
         if key == "weight_fingerprint" and len(points) > 1:
             rows += [(f"weights of {p.name} (SHA-256)", str(value)) for p, value in zip(points, values, strict=True)]

@@ -19,6 +19,7 @@ from fastscape.estimators.scaling import Array
 from fastscape.estimators.trust import Trust
 from fastscape.evaluation.noise import passes_gate
 from fastscape.reports import figures, storage, tables
+from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 from fastscape.runs.settings import ProbeSettings
 
 if TYPE_CHECKING:
@@ -259,13 +260,21 @@ class TrajectoryResult:
         return figures.trajectory_panels(self, axes)
 
 
-def load(path: str | Path) -> MultifractalResult | TrajectoryResult:
+AnyResult = MultifractalResult | TrajectoryResult | SpectrumResult | SpectrumTrajectory
+
+
+def load(path: str | Path) -> AnyResult:
     """Read a result written by ``.save``; no pickled objects are read.
 
     Raises:
         ValueError: not a result file, or a damaged one.
         FileNotFoundError: no such file.
     """
-    kinds = {"multifractal": MultifractalResult, "trajectory": TrajectoryResult}
-    result: MultifractalResult | TrajectoryResult = storage.read(path, kinds)
+    kinds = {
+        "multifractal": MultifractalResult,
+        "trajectory": TrajectoryResult,
+        "spectrum": SpectrumResult,
+        "spectra": SpectrumTrajectory,
+    }
+    result: AnyResult = storage.read(path, kinds)
     return result

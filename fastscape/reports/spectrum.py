@@ -8,16 +8,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fastscape._checks import counted
 from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Density, Gap, Stability
-from fastscape.reports import storage
+from fastscape.reports import spectrum_figures, spectrum_tables, storage, tables
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Bools = NDArray[np.bool_]
 
@@ -80,7 +84,10 @@ class SpectrumResult:
     products: int
     meta: dict[str, Any]
     notes: tuple[str, ...] = ()
-    vectors: Any = None
+    vectors: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"<SpectrumResult {self.name!r}: {spectrum_tables.brief(self)}>"
 
     @property
     def lambda_max(self) -> float:
@@ -104,8 +111,8 @@ class SpectrumResult:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Every flag raised, in words."""
-        return self.notes
+        """Every flag raised, of the evaluation and of the numbers, in words."""
+        return (*self.notes, *spectrum_tables.raised(self))
 
     def save(self, path: str | Path) -> Path:
         """Write one npz file (plain arrays and a JSON string, without ``vectors``) and return its path."""
@@ -115,11 +122,28 @@ class SpectrumResult:
         """Everything but the vectors as JSON data, NaN and inf as ``None``."""
         content: dict[str, Any] = storage.plain(dataclasses.replace(self, vectors=None))
         del content["vectors"]
+        derived = {"lambda_max": self.lambda_max, "lambda_min": self.lambda_min, "spectral_norm": self.spectral_norm}
+        content.update(storage.plain(derived | {"gap": self.gap, "flags": self.flags, "verdict": self.verdict()}))
         return content
 
     def to_json(self) -> str:
         """:meth:`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def verdict(self) -> str:
+        """What was found, in one sentence."""
+        return spectrum_tables.verdict(self)
+
+    def summary(self) -> str:
+        """The table a person wants, as text."""
+        return tables.as_text(spectrum_tables.spectrum_table(self))
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Spectral density with nodes and Ritz values (needs matplotlib)."""
+        return spectrum_figures.density(self, ax)
 
 
 @dataclass(frozen=True)
@@ -145,7 +169,74 @@ class SpectrumTrajectory:
         known: Sequence[int | None] = [point.step for point in self.points]
         return np.array(range(len(known)) if None in known else known, dtype=np.float64)
 
+    def series(self, name: str) -> tuple[Array, Array, Array]:
+        """Value and lower and upper bound along the checkpoints, each ``[checkpoints]``; NaN where there is none.
+
+        Args:
+            name: ``lambda_max``, ``lambda_min`` (theta +- residual); ``trace``, ``trace_square``, ``effective_rank``,
+                ``mean_curvature``, ``directional_variance``, ``batch_sharpness``, ``negative_mass`` (95 % intervals); without
+                bounds ``spectral_norm``, ``loss``, ``accuracy``, ``gradient_norm``, ``gradient_curvature``,
+                ``stability_ratio``, ``critical``, ``eta_lambda``, ``preconditioned``, ``products``.
+
+        Raises:
+            ValueError: another name.
+        """
+        rows = [_entry(point, name) for point in self.points]
+        table = np.array(rows, dtype=np.float64).reshape(-1, 3)
+        return table[:, 0], table[:, 1], table[:, 2]
+
     def save(self, path: str | Path) -> Path:
-        """Write one npz file (plain arrays and a JSON string) and return its path."""
+        """Write one npz file (plain arrays and a JSON string, without ``vectors``) and return its path."""
         points = tuple(dataclasses.replace(point, vectors=None) for point in self.points)
         return storage.save(path, dataclasses.replace(self, points=points), "spectra")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every checkpoint's :meth:`SpectrumResult.to_dict` and the run's ``meta``."""
+        return {"points": [point.to_dict() for point in self.points], "meta": storage.plain(self.meta), "verdict": self.verdict()}
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def verdict(self) -> str:
+        """What happened along the checkpoints, in one sentence."""
+        return spectrum_tables.trajectory_verdict(self)
+
+    def summary(self) -> str:
+        """The table a person wants, as text."""
+        return tables.as_text(spectrum_tables.trajectory_table(self))
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+        """Panels along training: sharpness with its edge, stability ratio, trace, effective rank (needs matplotlib)."""
+        return spectrum_figures.trajectory_panels(self, axes)
+
+
+_ESTIMATES = ("trace", "trace_square", "effective_rank", "mean_curvature", "directional_variance")
+_NUMBERS = ("spectral_norm", "loss", "accuracy", "gradient_norm", "gradient_curvature", "products")
+_STABILITY = {"stability_ratio": "ratio", "critical": "critical", "eta_lambda": "eta_lambda", "preconditioned": "preconditioned"}
+
+
+def _entry(point: SpectrumResult, name: str) -> tuple[float, float, float]:
+    """Value and bounds of one quantity at one checkpoint."""
+    found: Estimate | float | None
+    if name in ("lambda_max", "lambda_min"):
+        value, residuals = getattr(point, name), point.residuals if name == "lambda_max" else point.smallest_residuals
+        error = float(residuals[0]) if len(residuals) else math.nan
+        return value, value - error, value + error
+    if name in _ESTIMATES or name in _NUMBERS:
+        found = getattr(point, name)
+    elif name == "negative_mass":
+        found = None if point.density is None else point.density.negative_mass
+    elif name == "batch_sharpness":
+        found = None if point.stability is None else point.stability.batch_sharpness
+    elif name in _STABILITY:
+        found = None if point.stability is None else getattr(point.stability, _STABILITY[name])
+    else:
+        known = ("lambda_max", "lambda_min", *_ESTIMATES, *_NUMBERS, "negative_mass", "batch_sharpness", *_STABILITY)
+        raise ValueError(f"name must be one of {', '.join(known)}, got {name!r}")
+    if isinstance(found, Estimate):
+        return found.value, *found.interval
+    return math.nan if found is None else float(found), math.nan, math.nan

@@ -38,7 +38,7 @@ def pack(value: Any, arrays: Arrays, prefix: str) -> Any:
 def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     """Rebuild a value of type ``kind`` from what :func:`pack` made of it."""
     origin, parameters = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(data, dict) and set(data) == {"array"}:
+    if isinstance(data, dict) and set(data) == {"array"} and isinstance(data["array"], str):
         return arrays[data["array"]]
     if origin in (typing.Union, types.UnionType):
         options = [option for option in parameters if option is not type(None)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
@@ -177,31 +177,45 @@ def trajectory_verdict(result: TrajectoryResult) -> str:
     return f"{len(usable)} of {len(result.points)} checkpoints analysed: {counts}; from {first.name} to {last.name} {ends}{why}."
 
 
-def shared_flags(result: TrajectoryResult) -> list[str]:
+class Flagged(Protocol):
+    """A checkpoint with flags."""
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint."""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Flags in words."""
+
+
+def shared_flags(points: Sequence[Flagged]) -> list[str]:
     """Every flag with the checkpoints that raise it."""
     owners: dict[str, list[str]] = {}
-    for point in result.points:
+    for point in points:
         for flag in point.flags:
             owners.setdefault(flag, []).append(point.name)
-    total = len(result.points)
+    total = len(points)
     return [
         f"{'all checkpoints' if len(names) == total and total > 1 else ', '.join(names)}: {flag}"
         for flag, names in owners.items()
     ]
 
 
-class _RowsByWidth:
-    """Rows of named cells; on less than 120 columns those of ``_FIRST_TO_GO`` that do not fit are left out, and named."""
+class RowsByWidth:
+    """Rows of named cells; on less than 120 columns those of ``first_to_go`` that do not fit are left out, and named."""
 
-    def __init__(self, title: str, rows: Sequence[dict[str, str]]) -> None:
-        self.title, self.rows = title, rows
+    def __init__(self, title: str, rows: Sequence[dict[str, str]], first_to_go: Sequence[str]) -> None:
+        self.title, self.rows, self.first_to_go = title, rows, first_to_go
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         out: list[str] = []
         if options.max_width < _FULL_WIDTH:
             roomy = options.update(width=10 * _FULL_WIDTH)
-            while len(out) < len(_FIRST_TO_GO) and console.measure(self._table(out), options=roomy).maximum > options.max_width:
-                out.append(_FIRST_TO_GO[len(out)])
+            while (
+                len(out) < len(self.first_to_go) and console.measure(self._table(out), options=roomy).maximum > options.max_width
+            ):
+                out.append(self.first_to_go[len(out)])
         yield self._table(out)
         if out:
             yield Text(f"left out below {_FULL_WIDTH} columns: {', '.join(name for name in self.rows[0] if name in out)}", "dim")
@@ -237,8 +251,8 @@ def _trajectory_row(point: MultifractalResult) -> dict[str, str]:
 
 def trajectory_table(result: TrajectoryResult) -> RenderableType:
     """One row per checkpoint, then verdict and flags (checkpoints that share a flag on one line)."""
-    rows = _RowsByWidth("Multifractal probe along training", [_trajectory_row(point) for point in result.points])
-    flags = [Text(f"! {flag}", style="yellow") for flag in shared_flags(result)]
+    rows = RowsByWidth("Multifractal probe along training", [_trajectory_row(point) for point in result.points], _FIRST_TO_GO)
+    flags = [Text(f"! {flag}", style="yellow") for flag in shared_flags(result.points)]
     return Group(rows, Text(trajectory_verdict(result), style="bold"), *flags)
 
 

@@ -257,7 +257,7 @@ def test_sentences_lead_with_moments_that_exist(result):
 def test_the_page_of_a_trajectory_shows_flags_and_positive_moments_before_the_sections(trajectory, tmp_path):
     page = write_html(trajectory, tmp_path / "page.html").read_text()
     top = page[: page.index("<details")]
-    for flag in tables.shared_flags(trajectory):
+    for flag in tables.shared_flags(trajectory.points):
         assert flag.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;") in top
     assert "M_tau, q &gt; 0 [95 %]" in top
     for point in trajectory.points:

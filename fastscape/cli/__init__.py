@@ -1,0 +1,18 @@
+"""The command line: results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import click
+
+from fastscape._version import __version__
+from fastscape.cli import probe, report, status
+
+
+@click.group()
+@click.version_option(__version__, prog_name="fastscape")
+def main() -> None:
+    """Measure the geometry of a neural network's loss."""
+
+
+for command in (status.show_status, probe.probe, report.report):
+    main.add_command(command)

@@ -1,0 +1,235 @@
+"""Results to stdout and files, exceptions to messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console, RenderableType
+
+from fastscape._interrupts import EXIT_INTERRUPTED, Interrupts
+from fastscape._replica import MODEL_NOTE
+from fastscape.evaluation import MissingRuleError, NondeterministicLossError, PrecisionWarning, UntraceableError
+from fastscape.probes import ProbeError
+from fastscape.reports import (
+    MultifractalResult,
+    SpectrumResult,
+    SpectrumTrajectory,
+    TrajectoryResult,
+    spectrum_tables,
+    tables,
+)
+from fastscape.reports.html import Spectrum, write_html
+from fastscape.reports.result import AnyResult
+
+EXIT_TARGET, EXIT_MODEL = 3, 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves.
+
+    Attributes:
+        results: by the stem of their files; the first heads the table and the page, a spectrum may follow.
+        unmet: the target that was not reached and why, in words; empty where all were.
+    """
+
+    results: dict[str, AnyResult]
+    unmet: str = ""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the run."""
+        return any(result.meta.get("stop_reason") == "interrupted" for result in self.results.values())
+
+    @property
+    def page(self) -> str:
+        """Name of the page: a spectrum alone leaves that of a multifractal probe in its place."""
+        stem = next(iter(self.results))
+        return "report.html" if stem == "result" else f"{stem}.html"
+
+
+def finish(outcome: Outcome, out: Path | None, interrupts: Interrupts, *, as_json: bool) -> None:
+    """Write the files and the page, print the result, and leave with the exit code of the run."""
+    written = 0
+    if out is not None:  # files first: stdout may be closed
+        written = _write(outcome, out) or _write_page(outcome, out, interrupts)
+    if out is None and outcome.interrupted:
+        rescue(*outcome.results.values())
+    try:
+        show(*outcome.results.values(), as_json=as_json)
+    except OSError:
+        if out is None and not outcome.interrupted:
+            rescue(*outcome.results.values())
+        raise
+    if outcome.interrupted or written:
+        sys.exit(EXIT_INTERRUPTED if outcome.interrupted else written)
+    if outcome.unmet:
+        click.echo(outcome.unmet, err=True)
+        sys.exit(EXIT_TARGET)
+
+
+def show(result: AnyResult, spectrum: AnyResult | None = None, *, as_json: bool) -> None:
+    """Print a result, and the spectra beside it, as tables or as one JSON document."""
+    shown = [result] if spectrum is None else [result, spectrum]
+    if as_json:
+        document = result.to_dict() | ({} if spectrum is None else {"spectrum": spectrum.to_dict()})
+        click.echo(json.dumps(document, indent=1, allow_nan=False))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console.width = 150  # a pipe or a file has no width of its own
+    for index, each in enumerate(shown):
+        if index:
+            console.print()
+        console.print(_table(each))
+
+
+def _table(result: AnyResult) -> RenderableType:
+    match result:
+        case TrajectoryResult():
+            return tables.trajectory_table(result)
+        case MultifractalResult():
+            return tables.multifractal_table(result)
+        case SpectrumTrajectory():
+            return spectrum_tables.trajectory_table(result)
+        case SpectrumResult():
+            return spectrum_tables.spectrum_table(result)
+
+
+def _write(outcome: Outcome, out: Path) -> int:
+    """Write the data; they go to the temporary directory where the disk refuses them. Returns the exit code."""
+    files = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for stem, result in outcome.results.items():
+            result.save(out / f"{stem}.npz")
+            (out / f"{stem}.json").write_text(result.to_json() + "\n", encoding="utf-8")
+            files += [f"{out / stem}.npz", f"{out / stem}.json"]
+    except OSError as error:
+        click.echo(f"cannot write to {out}: {error.strerror or error}", err=True)
+        rescue(*outcome.results.values())
+        return 2
+    click.echo(f"data: {', '.join(files)}", err=True)
+    return 0
+
+
+def _write_page(outcome: Outcome, out: Path, interrupts: Interrupts) -> int:
+    """Draw the page, which takes seconds, once the data are safe. Returns the exit code."""
+    page, (first, *others) = out / outcome.page, outcome.results.items()
+    try:
+        with interrupts.second_stops():
+            write_page(page, first[1], *(result for _, result in others))
+    except KeyboardInterrupt:
+        more = "".join(f" --{stem} {out / stem}.npz" for stem, _ in others)
+        click.echo(f"stopped before the page; fastscape report {out / first[0]}.npz{more} --out {page} writes it", err=True)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        click.echo(f"cannot write to {out}: {error.strerror or error}", err=True)
+        return 2
+    click.echo(f"report: {page}", err=True)
+    return 0
+
+
+def write_page(page: Path, result: AnyResult, spectrum: AnyResult | None = None) -> None:
+    """The page of a result with the spectra beside it.
+
+    Raises:
+        ValueError: what should be a spectrum is none, or stands beside a spectrum.
+    """
+    if spectrum is not None and not (isinstance(spectrum, Spectrum) and not isinstance(result, Spectrum)):
+        raise ValueError(
+            f"--spectrum must be a spectrum to show beside a multifractal result, got a {type(spectrum).__name__} "
+            f"beside a {type(result).__name__}"
+        )
+    write_html(result, page, spectrum=spectrum)
+
+
+def check_out(out: Path | None) -> None:
+    """Find out before the work whether files and page can be written."""
+    if out is None:
+        return
+    check_writable(out)
+    for extra in ("matplotlib", "jinja2"):
+        if importlib.util.find_spec(extra) is None:
+            raise ValueError(f"--out needs {extra} for the page: pip install 'fastscape-probes[report]'")
+
+
+def rescue(*results: AnyResult) -> None:
+    """Save results that have no place of their own."""
+    for result in results:
+        _rescue(result)
+
+
+def _rescue(result: AnyResult) -> None:
+    """Save a result that has no place of its own."""
+    for folder in (Path(tempfile.gettempdir()), Path.cwd(), Path.home()):
+        try:
+            handle, name = tempfile.mkstemp(prefix="fastscape-", suffix=".npz", dir=folder)
+            os.close(handle)
+            click.echo(f"the result is saved in {result.save(name)}", err=True)
+        except OSError:
+            continue
+        return
+    click.echo("the result could not be saved anywhere; it follows as JSON", err=True)
+    click.echo(result.to_json())
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the work whether ``folder`` can be made and written to; leave nothing behind."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--out must be a writable directory, got {str(folder)!r} (in {existing}: {error.strerror or error})"
+        ) from error
+
+
+def exit_codes(work: Callable[[], Any]) -> Any:
+    """Run ``work``, turning exceptions into messages and exit codes."""
+    try:
+        with _readable_warnings():
+            return work()
+    except ProbeError as error:
+        rescue(error.partial)
+        _fail(str(error), EXIT_MODEL)
+    except (MissingRuleError, NondeterministicLossError, UntraceableError) as error:
+        _fail(str(error), EXIT_MODEL)
+    except BrokenPipeError:
+        sys.stdout = None  # or Python flushes the closed pipe again at exit
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _fail("interrupted before the first direction; nothing to save", EXIT_INTERRUPTED)
+    except Exception as error:
+        of_model = any(MODEL_NOTE in note for note in getattr(error, "__notes__", ()))
+        if isinstance(error, (ValueError, OSError, ImportError)) and not of_model:
+            _fail(str(error), 2)
+        _fail(f"the model cannot be probed: {type(error).__name__}: {error}", EXIT_MODEL)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+@contextmanager
+def _readable_warnings() -> Iterator[None]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PrecisionWarning)
+        yield
+    for warning in caught:
+        click.echo(f"Warning: {warning.message}", err=True)

@@ -1,0 +1,25 @@
+"""``fastscape status``: which kernels answer, and how a model's operations are handled."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from fastscape.cli.inputs import build_objective, objective_options
+from fastscape.cli.output import exit_codes
+from fastscape.evaluation import operators
+from fastscape.ops import status
+
+
+@click.command("status")
+@click.option("--model", help="Tell how difference propagation handles the operations of this MODEL (see probe) on --data.")
+@objective_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def show_status(model: str | None, as_json: bool, **options: Any) -> None:
+    """Tell which kernels answer on this machine, and why not others; with --model, how its operations are handled."""
+    if model is None and options["data"] is not None:
+        raise click.UsageError("--data is for the model of --model, which is missing")
+    found = status() if model is None else exit_codes(lambda: operators(build_objective(model, options)))
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))

@@ -1,0 +1,81 @@
+"""Bytes of tensors alive while a computation runs, and a limit on them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Result = TypeVar("Result")
+
+
+class MemoryCapError(RuntimeError):
+    """A computation holds more bytes of tensors than it was allowed."""
+
+
+class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count the bytes of storages made inside the block that are alive at once, and stop above a limit.
+
+    Counts what operations return, also what autograd keeps of it; not workspace inside a kernel, nor what existed before.
+
+    Args:
+        limit: bytes; ``None`` to count only.
+
+    Attributes:
+        peak: most bytes alive at once.
+    """
+
+    def __init__(self, limit: float | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.limit, self.alive, self.peak = limit, 0, 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self._count(tensor, made=False)
+        if func is torch.ops.aten._efficientzerotensor.default:  # without storage: kernels called from a mode read it, and crash
+            func = torch.ops.aten.zeros.default
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._count(tensor, made=True)
+        if self.limit is not None and self.alive > self.limit:
+            raise MemoryCapError(f"needs more than {self.limit / 2**20:.0f} MiB")
+        return out
+
+    def _count(self, tensor: Tensor, *, made: bool) -> None:
+        try:
+            storage = tensor.untyped_storage()
+        except NotImplementedError:  # a subclass without storage
+            return
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes() if made else 0  # what an operation reads before anything made it was there before
+        self._known[key] = size
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        self.alive -= self._known.pop(key, 0)
+
+
+def peak_bytes(function: Callable[[], Result], limit: float | None = None) -> tuple[Result, int]:
+    """What ``function()`` returns, and the most bytes of tensors alive at once while it ran.
+
+    Raises:
+        MemoryCapError: more than ``limit`` bytes were alive.
+    """
+    with PeakMemory(limit) as memory:
+        result = function()
+    return result, memory.peak

@@ -1,0 +1,290 @@
+"""Products of an objective's curvature matrix with blocks of vectors, over all batches."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastscape._batches import available_memory, tensors_of
+from fastscape._state import exact_arithmetic
+from fastscape.evaluation.curvature.choice import (
+    _CAP,
+    _SLOW,
+    BLOCK,
+    Candidate,
+    NoPathError,
+    ProductChoice,
+    Trial,
+    best,
+    synchronise,
+)
+from fastscape.evaluation.curvature.forward import ForwardPath, ReplayPath
+from fastscape.evaluation.curvature.ggn import GaussNewtonForward, GaussNewtonGraph, GaussNewtonReplay
+from fastscape.evaluation.curvature.gradient_difference import DifferencePath
+from fastscape.evaluation.curvature.paths import ProductPath
+from fastscape.evaluation.curvature.peak import peak_bytes
+from fastscape.evaluation.curvature.program import Program
+from fastscape.evaluation.curvature.reverse import GraphPath, ReversePath
+from fastscape.evaluation.determinism import unperturbed_loss
+from fastscape.evaluation.points import Array
+from fastscape.objective import Objective
+
+Matrix = Literal["hessian", "ggn"]
+PathName = Literal["graph", "graph, batched", "forward", "replay", "reverse", "gradient difference", "channels-last"]
+_REPLAY_AFTER = 500.0  # gradients' worth of products after which linearising, of 20 to 500, may pay
+
+
+class Products:
+    """Multiply blocks of rows with the curvature of an objective at the weights it has when this is made.
+
+    Args:
+        objective: the loss.
+        matrix: ``"hessian"`` or ``"ggn"``.
+        path: a path by name, or ``None`` to try them.
+        memory: bytes that a computation may hold beside the vectors and their products.
+
+    Attributes:
+        program: the loss on a private copy.
+        choices: what was chosen, by vectors in a block (at most 8).
+        products, nan_products: vectors multiplied so far, trials included; those with NaN or inf in the product.
+        gradient_seconds, gradient_peak: seconds of a gradient of the largest batch, and bytes alive in it.
+    """
+
+    def __init__(self, objective: Objective, matrix: Matrix, path: PathName | None, memory: int | None) -> None:
+        self.objective, self.matrix, self.path = objective, matrix, path
+        half = objective.dtype in (torch.float16, torch.bfloat16)
+        self.dtype = torch.float32 if half else objective.dtype
+        limit = memory if memory is not None else available_memory(objective.device) // 2
+        copies = objective.size * torch.finfo(self.dtype).bits // 8
+        self.limit = _CAP * limit - copies
+        self.choices: dict[int, ProductChoice] = {}
+        self.products = self.nan_products = 0
+        self.gradient_seconds = math.nan
+        self.gradient_peak = 0
+        self._chosen: dict[int, Candidate] = {}
+        self._spent: dict[int, float] = {}
+        self._thorough: set[int] = set()
+        self._depth = 0
+        with self.arithmetic():
+            self.program = Program(objective, self.dtype)
+            unperturbed_loss(self.program.replica)
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Plain arithmetic of the dtype and the process as it was afterwards; nested blocks cost nothing."""
+        if self._depth:
+            yield
+            return
+        self._depth = 1
+        try:
+            with exact_arithmetic(self.dtype):
+                yield
+        finally:
+            self._depth = 0
+
+    # ------------------------------------------------------------------ multiplying
+
+    def multiply(self, rows: Tensor, *, by_batch: bool = False) -> tuple[Tensor, Array | None]:
+        """Products ``[K, D]`` of rows ``[K, D]``; with ``by_batch`` also v'H_b v of every batch, ``[batches, K]``."""
+        with self.arithmetic():
+            choice = self.prepare(len(rows))
+            candidate = self._chosen[_key(len(rows))]
+            start = time.perf_counter()
+            out, forms = self._over_batches(candidate, choice.chunk, rows, by_batch=by_batch)
+            synchronise(out)
+            self._spend(len(rows), time.perf_counter() - start)
+        self.products += len(rows)
+        self.nan_products += int((~out.sum(1).isfinite()).sum())
+        return out, forms
+
+    def _over_batches(self, candidate: Candidate, chunk: int, rows: Tensor, *, by_batch: bool) -> tuple[Tensor, Array | None]:
+        program = self._opened()
+        out = torch.zeros_like(rows)
+        forms = np.zeros((len(program.weights), len(rows))) if by_batch else None
+        for batch, weight in enumerate(program.weights):
+            product = candidate.built.get(batch)
+            if product is None:
+                product = candidate.path.build(batch)
+                if candidate.path.held and self._fits(candidate, len(candidate.built) + 1):
+                    candidate.built[batch] = product
+            for start in range(0, len(rows), chunk):
+                part = rows[start : start + chunk]
+                vectors = program.layout.views(part)
+                found = product(vectors)
+                program.layout.add(out[start : start + chunk], found, weight)
+                if forms is not None:
+                    forms[batch, start : start + chunk] = _forms(vectors, found)
+                del found
+            del product
+        return out, forms
+
+    def release(self) -> None:
+        """Free what is kept of batches."""
+        for candidate in self._chosen.values():
+            candidate.built.clear()
+
+    def _fits(self, candidate: Candidate, batches: int) -> bool:
+        return candidate.held * batches + (candidate.peak - candidate.held) <= self.limit
+
+    # ------------------------------------------------------------------ choosing
+
+    def prepare(self, count: int, *, thorough: bool = False) -> ProductChoice:
+        """Choose the path for blocks of ``count`` vectors, once; ``thorough`` also tries what takes long to set up."""
+        key = _key(count)
+        if key not in self._chosen or (thorough and key not in self._thorough):
+            with self.arithmetic():
+                self._choose(key, thorough=thorough)
+        return self.choices[key]
+
+    def _choose(self, key: int, *, thorough: bool) -> None:
+        program = self._opened()
+        for kept in self._chosen.values():
+            kept.built.clear()
+        trial = Trial(program, self._largest, self.limit, self.gradient_seconds)
+        found: list[Candidate] = []
+        try:
+            for make in self._makers(program, key, found, thorough=thorough):
+                candidate = trial.attempt(make(), key)
+                if candidate is not None:
+                    found.append(candidate)
+                    for other in found:
+                        if other is not best(found):
+                            other.built.clear()
+        finally:
+            self.products += trial.products
+        if not found:
+            raise trial.asymmetric or self._no_path(trial.refused)
+        self._chosen[key], self._spent[key] = best(found), 0.0
+        if thorough or self.path is not None:
+            self._thorough.add(key)
+        self.choices[key] = self._record(trial, found)
+
+    def _makers(
+        self, program: Program, key: int, found: Sequence[Candidate], *, thorough: bool
+    ) -> Iterator[Callable[[], ProductPath]]:
+        """Paths to try, in order; ``found`` grows meanwhile."""
+        if self.path is not None:
+            yield self._named(program)[self.path]
+            return
+        named = self._named(program)
+        yield named["graph"]
+        if key > 1:
+            yield named["graph, batched"]
+        if key > 1 or not found:
+            yield named["forward"]
+        if thorough:
+            yield named["replay"]
+            if self.matrix == "hessian" and any(leaf.ndim == 4 for leaf in program.leaves):
+                yield named["channels-last"]
+        for last in ("reverse", "gradient difference"):  # slower than what keeps a graph, always
+            if not found and last in named:
+                yield named[last]
+
+    def _named(self, program: Program) -> dict[str, Callable[[], ProductPath]]:
+        if self.matrix == "ggn":
+            return {
+                "graph": lambda: GaussNewtonGraph(program, batched=False),
+                "graph, batched": lambda: GaussNewtonGraph(program, batched=True),
+                "forward": lambda: GaussNewtonForward(program),
+                "replay": lambda: GaussNewtonReplay(program),
+            }
+        return {
+            "graph": lambda: GraphPath(program, batched=False),
+            "graph, batched": lambda: GraphPath(program, batched=True),
+            "forward": lambda: ForwardPath(program),
+            "reverse": lambda: ReversePath(program),
+            "replay": lambda: ReplayPath(program),
+            "channels-last": lambda: GraphPath(
+                Program(self.objective, self.dtype, channels_last=True), batched=False, name="channels-last"
+            ),
+            "gradient difference": lambda: DifferencePath(program),
+        }
+
+    def _opened(self) -> Program:
+        """The program; on first use a gradient is timed."""
+        program = self.program
+        if math.isnan(self.gradient_seconds):
+            self._largest = max(range(len(program.weights)), key=lambda index: _input_bytes(program, index))
+            self.gradient_peak = peak_bytes(lambda: program.gradient(self._largest))[1]
+            times: list[float] = []
+            while len(times) < 2 or (len(times) < 5 and times[0] < _SLOW):
+                start = time.perf_counter()
+                synchronise(program.gradient(self._largest)[0])
+                times.append(time.perf_counter() - start)
+            self.gradient_seconds = min(times)
+        return program
+
+    def _record(self, trial: Trial, found: Sequence[Candidate]) -> ProductChoice:
+        chosen = best(found)
+        seconds = {candidate.path.name: candidate.seconds for candidate in found}
+        chunk = trial.chunk(chosen)
+        others = [f"{name} is {time / chosen.seconds:.1f}x slower" for name, time in seconds.items() if name != chosen.path.name]
+        others += [f"{name}: {why}" for name, why in trial.refused.items()]
+        return ProductChoice(
+            name=chosen.path.name,
+            chunk=chunk,
+            gradients=chosen.seconds / self.gradient_seconds,
+            gradient_seconds=self.gradient_seconds,
+            seconds=seconds,
+            peak=chosen.peak + (chunk - 1) * chosen.slope,
+            refused=dict(trial.refused),
+            error=getattr(chosen.path, "error", 0.0) or 0.0,
+            asymmetry=trial.asymmetry,
+            reason="asked for" if self.path is not None else "; ".join(others) or "the only one tried",
+        )
+
+    def _no_path(self, refused: dict[str, str]) -> Exception:
+        tried = "; ".join(f"{name}: {why}" for name, why in refused.items())
+        if self.path is not None:
+            remain = [name for name in self._named(self._opened()) if name != self.path]
+            return ValueError(f"path must be one that runs this model, got {tried}; path=None tries {', '.join(remain)}")
+        advice = (
+            "use fs.hessian"
+            if self.matrix == "ggn"
+            else "fs.quadratic_forms needs no backward pass, and float64 makes differences exact"
+        )
+        return NoPathError(f"no path multiplies with the {_WORDS[self.matrix]} of this model: {tried}; {advice}")
+
+    def _spend(self, count: int, seconds: float) -> None:
+        """Try what takes long to set up once the products so far have cost as much as it may."""
+        key = _key(count)
+        self._spent[key] += seconds
+        patient = key in self._thorough or self.gradient_seconds > _SLOW
+        if not patient and self._spent[key] > _REPLAY_AFTER * self.gradient_seconds:
+            self._choose(key, thorough=True)
+
+
+_WORDS = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
+
+
+def checked_path(path: object) -> PathName | None:
+    """A path by name, or ``None``.
+
+    Raises:
+        ValueError: another name.
+    """
+    if path is not None and path not in get_args(PathName):
+        raise ValueError(f"path must be one of {', '.join(get_args(PathName))} or None to measure, got {path!r}")
+    return path  # type: ignore[return-value]
+
+
+def _key(count: int) -> int:
+    return min(max(count, 1), BLOCK)
+
+
+def _input_bytes(program: Program, batch: int) -> int:
+    return sum(tensor.nbytes for tensor in tensors_of(program.replica.batches[batch]))
+
+
+def _forms(vectors: Sequence[Tensor], products: Sequence[Tensor]) -> Array:
+    """V'Hv of a block ``[K]``, in float64."""
+    total = sum((v.double() * p.double()).flatten(1).sum(1) for v, p in zip(vectors, products, strict=True))
+    found: Array = total.cpu().numpy()  # type: ignore[union-attr]
+    return found

@@ -1,0 +1,92 @@
+"""The loss of one batch as a function of the parameters that can be differentiated, in the ways paths need it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fastscape._replica import Replica
+from fastscape.evaluation.curvature.flat import Layout
+from fastscape.objective import Objective
+
+Parts = list[Tensor]  # one tensor per parameter, in the order of the layout
+
+
+class Program:
+    """The batch losses of an objective on a private copy whose parameters are leaves that require gradients.
+
+    The weights are those at the time it is made.
+
+    Attributes:
+        replica: the private copy.
+        leaves: its probed parameters.
+        layout: of flat vectors over them.
+        weights: share of each batch in the loss, n_b / N.
+    """
+
+    def __init__(self, objective: Objective, dtype: torch.dtype, *, channels_last: bool = False) -> None:
+        self.replica = Replica(objective, dtype)
+        self.replica.reset()
+        if channels_last:
+            self.replica.module.to(memory_format=torch.channels_last)
+        parameters = dict(self.replica.module.model.named_parameters())
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in objective.names)
+        self.leaves: list[nn.Parameter] = [parameters[name] for name in objective.names]
+        self.layout = Layout(objective.names, [leaf.shape for leaf in self.leaves])
+        self.weights = tuple(weight / objective.samples for weight in objective.batch_weights)
+        self._names = [f"model.{name}" for name in objective.names]
+
+    def loss(self, batch: int, parameters: Sequence[Tensor] | None = None) -> Tensor:
+        """Mean loss of one batch at the leaves, or at other parameters."""
+        return self._evaluate(batch, parameters)[0]
+
+    def outputs(self, batch: int, parameters: Sequence[Tensor] | None = None) -> Tensor:
+        """The model's outputs on one batch.
+
+        Raises:
+            ValueError: the objective has ``loss=`` in place of a criterion, or the outputs are no single tensor.
+        """
+        outputs = self._evaluate(batch, parameters)[1]
+        if outputs is None:
+            raise ValueError(
+                "model(inputs) must be one tensor for the Gauss-Newton matrix, got outputs of another kind; use fs.hessian, or "
+                "an objective of a model that returns its logits"
+            )
+        return outputs
+
+    def criterion(self, batch: int) -> Callable[[Tensor], Tensor]:
+        """The loss of one batch as a function of the outputs."""
+        pair, targets = self.replica.module._pair, self.replica.batch(batch)[1]
+        assert pair is not None
+        return lambda outputs: pair(outputs, targets)
+
+    def _evaluate(self, batch: int, parameters: Sequence[Tensor] | None) -> tuple[Tensor, Tensor | None]:
+        if parameters is None:
+            return self.replica.batch_loss(batch)
+        replaced = dict(zip(self._names, parameters, strict=True))
+        found: tuple[Tensor, Tensor | None] = functional_call(self.replica.module, replaced, (self.replica.batch(batch),))
+        return found
+
+    def gradient(self, batch: int, *, create_graph: bool = False) -> Parts:
+        """Gradient of the loss of one batch at the leaves; zeros for what the loss does not use."""
+        with torch.enable_grad():
+            loss = self.loss(batch)
+            if not loss.requires_grad:
+                return [torch.zeros_like(leaf) for leaf in self.leaves]
+            return list(torch.autograd.grad(loss, self.leaves, create_graph=create_graph, materialize_grads=True))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of torch about slow batching rules (the choice of path measures them) or its own deprecations."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated")  # in torch.func.jvp itself
+        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")  # in torch.func.linearize
+        yield

@@ -1,0 +1,64 @@
+"""What figures share: colours that everybody can tell apart, axes of their own, the axis of training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from fastscape.estimators.scaling import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREY, RED = "#2f6fab", "#d9822b", "#8a8f98", "#b5403a"
+_MISSING = "plots need matplotlib: pip install 'fastscape-probes[plot]'"
+
+
+class Numbered(Protocol):
+    """A checkpoint, which may have a training step."""
+
+    @property
+    def step(self) -> int | None:
+        """Training step."""
+
+
+def single(ax: Axes | None) -> Axes:
+    """``ax``, or that of a new figure."""
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(_MISSING) from error
+    return plt.subplots(figsize=(5.2, 3.8), layout="constrained")[1]
+
+
+def grid(rows: int, columns: int, size: tuple[float, float]) -> list[Axes]:
+    """Axes of a new figure of ``size`` inches, row by row."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(_MISSING) from error
+    return list(plt.subplots(rows, columns, figsize=size, layout="constrained")[1].flat)
+
+
+def nothing(ax: Axes, title: str, reason: str) -> Axes:
+    """A panel that says why it is empty."""
+    ax.set_title(title, fontsize=10)
+    ax.text(0.5, 0.5, reason, ha="center", va="center", wrap=True, transform=ax.transAxes, color=GREY, fontsize=8)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return ax
+
+
+def step_axis(points: Sequence[Numbered], steps: Array, ax: Axes) -> None:
+    """Training steps on the x axis, logarithmic beyond zero where they grow twentyfold."""
+    if len(steps) > 1 and steps.max() > 20 * max(1.0, np.min(steps[steps > 0], initial=steps.max())):
+        ax.set_xscale("symlog", linthresh=max(1.0, float(np.min(steps[steps > 0]))))
+    width = ax.get_xaxis().get_transform()
+    low, high = width.transform(np.array([steps.min(), steps.max()]))
+    pad = 0.04 * max(high - low, 1e-9)
+    ax.set_xlim(*width.inverted().transform(np.array([low - pad, high + pad])))
+    ax.set_xlabel("training step" if all(point.step is not None for point in points) else "checkpoint")

@@ -1,0 +1,108 @@
+"""What pages show of spectra: figures, tables, cost, settings and provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastscape.reports import spectrum_figures, tables
+from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
+from fastscape.reports.spectrum_tables import (
+    average_rows,
+    eigenvalue_rows,
+    layer_rows,
+    refused,
+    series_rows,
+    stability_rows,
+    state_rows,
+)
+from fastscape.reports.svg import svg
+
+FOOTER = (
+    "Eigenvalues are Ritz values ± residual: some eigenvalue lies within. Hollow marks and ~ have not converged. "
+    "Intervals of the trace and of what is averaged are 95 % over random probes."
+)
+
+
+def spectrum_context(result: SpectrumResult | SpectrumTrajectory) -> dict[str, Any]:
+    """The template variable ``spectrum``; matplotlib must be there."""
+    points = spectrum_points(result)
+    along = result if isinstance(result, SpectrumTrajectory) and len(points) > 1 else None
+    panels = svg(1, 4, lambda axes: spectrum_figures.trajectory_panels(along, axes), width=3.25, measured=True) if along else None
+    return {
+        "verdict": result.verdict(),
+        "trajectory": panels,
+        "series": series_rows(points),
+        "flags": tables.shared_flags(points) if along else [],
+        "sections": {point.name: _section(point) for point in points},
+        "cost": _cost(points),
+        "run": run_rows(result.meta),
+        "footer": FOOTER,
+    }
+
+
+def spectrum_points(result: SpectrumResult | SpectrumTrajectory) -> tuple[SpectrumResult, ...]:
+    """The checkpoints of a result."""
+    return result.points if isinstance(result, SpectrumTrajectory) else (result,)
+
+
+def _section(point: SpectrumResult) -> dict[str, Any]:
+    rows = (state_rows, eigenvalue_rows, average_rows, layer_rows, stability_rows)
+    return {
+        "verdict": point.verdict(),
+        "figure": svg(1, len(spectrum_figures.CHECKPOINT_FIGURES), lambda axes: _panels(point, axes)),
+        "rows": [row for part in rows for row in part(point)],
+        "flags": point.flags,
+    }
+
+
+def _panels(point: SpectrumResult, axes: Sequence[Any]) -> None:
+    for draw, ax in zip(spectrum_figures.CHECKPOINT_FIGURES, axes, strict=True):
+        draw(point, ax)
+
+
+def _cost(points: Sequence[SpectrumResult]) -> list[dict[str, str]]:
+    return [
+        {
+            "checkpoint": point.name,
+            "products": f"{point.products:,}",
+            "gradients per product": tables.number(point.meta.get("gradients_per_product")),
+            "seconds": tables.number(point.meta.get("seconds")),
+            "stopped by": str(point.meta.get("stop_reason", "n/a")),
+            "path": str(point.meta.get("path") or "n/a"),
+            "why not others": "; ".join(f"{path}: {why}" for path, why in refused(point.meta).items()),
+        }
+        for point in points
+    ]
+
+
+def run_rows(meta: dict[str, Any]) -> list[tuple[str, str]]:
+    """Why a run ended, and its time."""
+    budget, seconds = meta.get("budget"), meta.get("seconds")
+    time = "n/a" if seconds is None else f"{seconds:.1f} s" + (f" of a budget of {budget:g} s" if budget else "")
+    return [("stopped by", str(meta.get("stop_reason", "n/a"))), ("wall time", time)]
+
+
+def setting_rows(point: SpectrumResult) -> list[tuple[str, str]]:
+    """Settings of the run and its numerical checks."""
+    meta = point.meta
+    settings = {**(meta.get("settings") or {}), **{f"target {name}": goal for name, goal in (meta.get("targets") or {}).items()}}
+    checks = [
+        (label, tables.number(meta[key]))
+        for label, key in (("orthogonality loss ||Q'Q - I||", "orthogonality_loss"), ("asymmetry of Q'HQ", "asymmetry"))
+        if meta.get(key) is not None
+    ]
+    rows = [(name, "default" if value is None else str(value)) for name, value in settings.items()]
+    return [("matrix", point.operator), ("seed", str(meta.get("seed", "n/a"))), *rows, *checks]
+
+
+PROVENANCE = (
+    ("model", "model"),
+    ("weights (SHA-256)", "weight_fingerprint"),
+    ("data (SHA-256)", "data_fingerprint"),
+    ("batches", "batches"),
+    ("device", "device"),
+    ("dtype", "dtype"),
+    ("versions", "versions"),
+    ("created", "created"),
+)

@@ -1,0 +1,320 @@
+"""Tables, flags and verdicts of spectra for the terminal (rich)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fastscape._checks import counted
+from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.scaling import Array
+from fastscape.estimators.spectra import Stability
+from fastscape.reports.tables import RowsByWidth, interval, number, shared_flags
+
+if TYPE_CHECKING:
+    from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
+
+Row = tuple[str, str, str]
+
+WORDS = {"hessian": "Hessian", "ggn": "GGN"}
+_SHOWN = 5  # eigenvalues of an end, and layers, that a table lists
+_FIRST_TO_GO = ("accuracy", "products", "eta lambda", "negative", "lambda_min", "loss")
+
+
+def with_error(value: float, error: float) -> str:
+    """``value ± error``, both rounded to two digits of the error."""
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return f"{number(value, 6)} ± {number(error, 2)}"
+    decimals = 1 - math.floor(math.log10(error))
+    if decimals > 6:
+        digits = min(max(2, decimals + math.floor(math.log10(abs(value) or error))), 8)
+        return f"{value:.{digits}e} ± {error:.1e}"
+    return f"{value:.{max(decimals, 0)}f} ± {error:.{max(decimals, 0)}f}"
+
+
+def settled(values: Array, converged: NDArray[np.bool_]) -> str:
+    """How many eigenvalues of an end have converged, in words."""
+    return f"{int(converged.sum())} of {len(values)} converged"
+
+
+def gap_text(result: SpectrumResult) -> str:
+    """The gap with its bound, or why there is none."""
+    gap = result.gap
+    if math.isnan(gap.value):
+        return "n/a"
+    return (
+        with_error(gap.value, gap.bound) if gap.resolved else f"unresolved ({number(gap.value)} within ± {number(gap.bound, 2)})"
+    )
+
+
+def trace_errors(result: SpectrumResult) -> str:
+    """Standard errors of the trace: over probes, and over batches of data."""
+    data = result.trace_data_stderr
+    over_data = "data error unknown: one batch" if data is None else f"data error {number(data, 2)}"
+    return f"probe error {number(result.trace.stderr, 2)}, {over_data}"
+
+
+def edge_text(stability: Stability) -> str:
+    """What the edge is, in words."""
+    what = "lambda_max" if stability.preconditioned is None else "preconditioned lambda_max"
+    return f"{what} at the edge of {stability.optimizer}, learning rate {stability.learning_rate:g}"
+
+
+def raised(result: SpectrumResult) -> list[str]:
+    """Flags that the numbers raise."""
+    flags = []
+    for values, converged, end in (
+        (result.eigenvalues, result.converged, "largest"),
+        (result.smallest, result.smallest_converged, "smallest"),
+    ):
+        if not len(values):
+            flags.append(f"no eigenvalue at the {end} end was found")
+        elif not converged.all():
+            flags.append(
+                f"of the {end} eigenvalues only {int(converged.sum())} of {len(values)} converged; read them with their residuals"
+            )
+    gap = result.gap
+    if math.isfinite(gap.value) and not gap.resolved:
+        flags.append("the gap lambda_1 - lambda_2 is smaller than its error bound: the two may be one eigenvalue")
+    if result.lambda_min < 0 and -result.lambda_min > result.lambda_max:
+        flags.append("the most negative eigenvalue is the largest in size: lambda_max is not the spectral norm")
+    data = result.trace_data_stderr
+    if data is not None and data > result.trace.stderr:
+        flags.append("the trace varies more over batches than over probes: more data narrow it, more products do not")
+    if result.meta.get("nan_products"):
+        flags.append(f"{counted(result.meta['nan_products'], 'product')} of H held NaN or inf and are left out")
+    return [*flags, *(result.stability.notes if result.stability is not None else ())]
+
+
+def verdict(result: SpectrumResult) -> str:
+    """What was found, in one sentence."""
+    if math.isnan(result.lambda_max) and math.isnan(result.trace.value):
+        return f"No spectrum of the {WORDS[result.operator]}: {result.meta.get('stop_reason', 'no product is finite')}."
+    ends = " and ".join(
+        f"{name} = {with_error(float(values[0]), float(residuals[0]))}"
+        for name, values, residuals in (
+            ("lambda_max", result.eigenvalues, result.residuals),
+            ("lambda_min", result.smallest, result.smallest_residuals),
+        )
+        if len(values)
+    )
+    rank = f", effective rank {interval(result.effective_rank)}"
+    found = (
+        f"{WORDS[result.operator]} of {result.size:,} parameters: {ends or 'no eigenvalue'}, trace {interval(result.trace)}{rank}"
+    )
+    if result.density is not None and result.operator == "hessian":
+        found += f", {share(result.density.negative_mass)} of the eigenvalues below zero"
+    if result.stability is None:
+        return f"{found}."
+    stability = result.stability
+    return f"{found}; {number(stability.ratio)} of the edge of stability of {stability.optimizer}."
+
+
+def share(estimate: Estimate) -> str:
+    """A share as a percentage with its interval."""
+    return f"{interval(Estimate(100 * estimate.value, 100 * estimate.stderr, _scaled(estimate.interval, 100), estimate.n))} %"
+
+
+def _scaled(pair: tuple[float, float], factor: float) -> tuple[float, float]:
+    return factor * pair[0], factor * pair[1]
+
+
+def brief(result: SpectrumResult) -> str:
+    """Size, ends and flags, in a few words."""
+    ends = f"lambda_max = {number(result.lambda_max, 4)}, lambda_min = {number(result.lambda_min, 4)}"
+    size = f"{WORDS[result.operator]} of {result.size:,} parameters"
+    counts = f"{counted(result.products, 'product')}, {counted(len(result.flags), 'flag')}"
+    return f"{size}, {ends}, trace = {interval(result.trace)}, {counts}"
+
+
+# ---------------------------------------------------------------------- one checkpoint
+
+
+def _eigenvalue_rows(name: str, values: Array, residuals: Array, converged: NDArray[np.bool_], meaning: str) -> list[Row]:
+    rows: list[Row] = []
+    for index, (value, residual, done) in enumerate(zip(values[:_SHOWN], residuals, converged, strict=False)):
+        label = f"{name}{'' if index == 0 else f' ({index + 1})'}"
+        words = [meaning] if index == 0 else []
+        rows.append((label, with_error(float(value), float(residual)), ", ".join(words + ([] if done else ["not converged"]))))
+    if len(values) > _SHOWN:
+        rows.append(("", f"and {len(values) - _SHOWN} more", settled(values, converged)))
+    return rows
+
+
+def eigenvalue_rows(result: SpectrumResult) -> list[Row]:
+    """Both ends, spectral norm and gap."""
+    rows = _eigenvalue_rows("lambda_max", result.eigenvalues, result.residuals, result.converged, "largest, ± residual")
+    rows += _eigenvalue_rows(
+        "lambda_min", result.smallest, result.smallest_residuals, result.smallest_converged, "smallest, ± residual"
+    )
+    return [
+        *rows,
+        ("spectral norm", number(result.spectral_norm, 5), "largest |eigenvalue|"),
+        ("gap", gap_text(result), "lambda_1 - lambda_2 ± sum of residuals"),
+    ]
+
+
+def average_rows(result: SpectrumResult) -> list[Row]:
+    """Trace and what comes of the same products."""
+    rows: list[Row] = [
+        ("trace", interval(result.trace), trace_errors(result)),
+        ("tr(H^2)", interval(result.trace_square), "mean ||Hv||^2"),
+        ("effective rank", interval(result.effective_rank), "tr(H)^2 / tr(H^2)"),
+        ("tr(H) / D", interval(result.mean_curvature), "mean eigenvalue"),
+        ("var v'Hv", interval(result.directional_variance), "over random signs v"),
+    ]
+    if result.density is not None:
+        rows.append(("below zero", share(result.density.negative_mass), "of the eigenvalues"))
+        rows.append(("outliers", str(result.density.outliers), "eigenvalues apart from the bulk"))
+    return rows
+
+
+def layer_order(result: SpectrumResult) -> list[tuple[str, Estimate]]:
+    """Traces of the layers, the largest in size first; NaN last."""
+    traces = result.layer_traces.items()
+    return sorted(traces, key=lambda item: math.inf if math.isnan(item[1].value) else -abs(item[1].value))
+
+
+def layer_rows(result: SpectrumResult) -> list[Row]:
+    """The largest traces of layers."""
+    ordered = layer_order(result)
+    rows: list[Row] = [(f"trace of {name}", interval(trace), _part(trace, result.trace)) for name, trace in ordered[:_SHOWN]]
+    if len(ordered) > _SHOWN:
+        rest = sum(trace.value for _, trace in ordered[_SHOWN:])
+        rows.append((f"and {len(ordered) - _SHOWN} more", number(rest), "their sum"))
+    return rows
+
+
+def _part(trace: Estimate, whole: Estimate) -> str:
+    return f"{trace.value / whole.value:.0%} of the trace" if whole.value > 0 and math.isfinite(trace.value) else ""
+
+
+def stability_rows(result: SpectrumResult) -> list[Row]:
+    """Edge of stability, where an optimizer is known."""
+    stability = result.stability
+    if stability is None:
+        return []
+    rows: list[Row] = [
+        ("stability ratio", number(stability.ratio, 4), "1 = edge; the full batch alone does not decide for minibatches"),
+        ("critical value", number(stability.critical, 5), edge_text(stability)),
+        ("eta lambda_max", number(stability.eta_lambda, 4), "2 = edge of plain gradient descent"),
+    ]
+    if stability.preconditioned is not None:
+        rows.append(("preconditioned lambda_max", with_error(stability.preconditioned, stability.residual), "of P^-1 H"))
+    if stability.batch_sharpness is not None:
+        rows.append(("batch sharpness", interval(stability.batch_sharpness), "mean g_B'H_B g_B / g_B'g_B over batches"))
+    return rows
+
+
+def cost_rows(result: SpectrumResult) -> list[Row]:
+    """Products, their path, and why not others."""
+    meta = result.meta
+    rows: list[Row] = [("products", f"{result.products:,}", str(meta.get("stop_reason", "")))]
+    cost = meta.get("gradients_per_product")
+    each = f"{number(cost)} gradients per product" if cost is not None else ""
+    rows.append(("path", str(meta.get("path") or "n/a"), each))
+    rows += [("", f"not {path}", str(why)) for path, why in refused(meta).items()]
+    return rows
+
+
+def refused(meta: Mapping[str, Any]) -> dict[str, str]:
+    """Paths of products that were not taken, and why."""
+    return dict(meta.get("refused") or {})
+
+
+def state_rows(result: SpectrumResult) -> list[Row]:
+    """Loss, accuracy and gradient."""
+    rows: list[Row] = [("loss", number(result.loss, 6), f"{result.size:,} parameters")]
+    if result.accuracy is not None:
+        rows.append(("accuracy", f"{result.accuracy:.2%}", "of the same data"))
+    return [
+        *rows,
+        ("||g||", number(result.gradient_norm, 4), f"g'Hg / g'g = {number(result.gradient_curvature, 4)}"),
+    ]
+
+
+def spectrum_table(result: SpectrumResult) -> RenderableType:
+    """One checkpoint: every value with its error and meaning, then verdict and flags."""
+    table = Table(title=f"Spectrum of the {WORDS[result.operator]}: {result.name}", title_justify="left", title_style="bold")
+    for column in ("quantity", "value [95 %]", "meaning"):
+        table.add_column(column)
+    for rows in (
+        state_rows(result),
+        eigenvalue_rows(result),
+        average_rows(result),
+        layer_rows(result),
+        stability_rows(result),
+        cost_rows(result),
+    ):
+        for row in rows:
+            table.add_row(*map(Text, row))
+        if rows:
+            table.add_section()
+    return Group(table, Text(verdict(result), style="bold"), *(Text(f"! {flag}", style="yellow") for flag in result.flags))
+
+
+# ---------------------------------------------------------------------- along training
+
+
+def series_rows(points: Sequence[SpectrumResult]) -> list[dict[str, str]]:
+    """One row of named cells per checkpoint; columns that no checkpoint has are left out."""
+    rows = [_row(point) for point in points]
+    empty = {name for name in rows[0] if all(row[name] == "n/a" for row in rows)} if rows else set()
+    return [{name: cell for name, cell in row.items() if name not in empty} for row in rows]
+
+
+def _row(point: SpectrumResult) -> dict[str, str]:
+    stability, density = point.stability, point.density
+    return {
+        "checkpoint": point.name,
+        "loss": number(point.loss, 4),
+        "accuracy": "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
+        "lambda_max": _end(point.eigenvalues, point.converged),
+        "lambda_min": _end(point.smallest, point.smallest_converged),
+        "trace [95 %]": interval(point.trace),
+        "eff. rank [95 %]": interval(point.effective_rank),
+        "negative": "n/a" if density is None else f"{density.negative_mass.value:.0%}",
+        "eta lambda": "n/a" if stability is None else number(stability.eta_lambda),
+        "stability": "n/a" if stability is None else number(stability.ratio),
+        "products": str(point.products),
+    }
+
+
+def _end(values: Array, converged: NDArray[np.bool_]) -> str:
+    """The eigenvalue at an end, with ``~`` where it has not converged."""
+    if not len(values):
+        return "n/a"
+    return f"{'' if converged[0] else '~'}{number(float(values[0]), 4)}"
+
+
+def trajectory_verdict(result: SpectrumTrajectory) -> str:
+    """What happened along the checkpoints, in one sentence."""
+    known = [point for point in result.points if math.isfinite(point.lambda_max)]
+    if not known:
+        return "No checkpoint has a finite eigenvalue: see the flags."
+    first, last = known[0], known[-1]
+    found = (
+        f"from {first.name} to {last.name} lambda_max goes {number(first.lambda_max, 4)} -> {number(last.lambda_max, 4)}, "
+        f"the trace {number(first.trace.value)} -> {number(last.trace.value)}, "
+        f"the effective rank {number(first.effective_rank.value)} -> {number(last.effective_rank.value)}"
+    )
+    ratios = [(point.stability.ratio, point.name) for point in known if point.stability is not None]
+    ratios = [(ratio, name) for ratio, name in ratios if math.isfinite(ratio)]
+    if ratios:
+        top, where = max(ratios)
+        found += f"; the stability ratio is {number(top)} at most ({where}; 1 = edge)"
+    return f"{len(known)} of {len(result.points)} checkpoints have a spectrum: {found}."
+
+
+def trajectory_table(result: SpectrumTrajectory) -> RenderableType:
+    """One row per checkpoint, then verdict and flags (checkpoints that share a flag on one line)."""
+    rows = RowsByWidth("Spectrum along training", series_rows(result.points), _FIRST_TO_GO)
+    flags = [Text(f"! {flag}", style="yellow") for flag in shared_flags(result.points)]
+    return Group(rows, Text(trajectory_verdict(result), style="bold"), *flags)
