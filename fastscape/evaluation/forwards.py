@@ -14,7 +14,7 @@ import torch
 from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
 from fastscape.evaluation.branches import Branches
-from fastscape.evaluation.determinism import NondeterministicLossError, unperturbed_loss
+from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.displacement import Displacement
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.points import Array
@@ -27,8 +27,9 @@ _TRIALS = 6  # steps tried at most in one search
 _NEAR = 5.0  # factor on the second difference within which a step is taken as found
 _ROUNDED = 3  # pairs of losses there: their scatter tells the rounding, their mean is a better L(w) than one evaluation
 _CHECKED = 3  # random directions whose truncation stands for that of all
-_LEAST = 1e-2  # of an ulp of L0: least rounding of a loss averaged over samples in float64
+_LEAST = (0.5, 1e-2)  # of an ulp of L0: least rounding of a loss of the model's dtype, and of one averaged in float64
 _DEVIATIONS = 3.2  # of the rounding in a reported error: Student's t for a scatter of 3 degrees of freedom, 95 %
+_ROUGH = 1e-3  # share of the RMS form above which rounding, or truncation, moves the directions checked out, or in
 _MARGIN = 2.0  # on the largest relative truncation seen
 _HOPELESS = 0.1  # reported error, RMS over directions relative to the RMS form, above which the result is refused
 
@@ -52,9 +53,9 @@ def by_forwards(
 
     .. math:: d^T H d \approx \bigl(L(w + h d) + L(w - h d) - 2 L(w)\bigr) / h^2
 
-    The step makes the second difference the geometric mean of its measured rounding and the loss. For random directions it is common to
-    all, and the truncation of the first three (from steps h and 2h) stands for that of the others; given directions each
-    have their own step, and Richardson's extrapolation.
+    The step makes the second difference the geometric mean of its measured rounding and the loss. For random directions it is
+    common to all, balanced by the truncation of the first three (from steps h and 2h), which stands for that of the others;
+    given directions each have their own step, and Richardson's extrapolation.
 
     Raises:
         ValueError: an estimated error above 10 % of the RMS form.
@@ -85,6 +86,7 @@ class _Line(AbstractContextManager["_Line"]):
         self.lengths = np.array([directions.length(index) for index in range(len(directions))])
         self.norm = directions.weight_norm or 1.0
         self.base, self.rounding, self.forwards = math.nan, math.nan, 0
+        self._widened = False
         self._selected: int | None = None
         self._stack = ExitStack()
 
@@ -98,10 +100,7 @@ class _Line(AbstractContextManager["_Line"]):
             self._replica.reset()
             recorded, self.base = self._loss(self._branches.recording), self._loss(self._branches.held)
             if recorded != self.base and not math.isnan(self.base):
-                unperturbed_loss(self._replica)  # says why
-                raise NondeterministicLossError(
-                    f"the loss must be deterministic, got {recorded!r} and then {self.base!r} at the same weights and data"
-                )
+                unperturbed_loss(self._replica)  # refuses and says why, unless held pieces round otherwise: hardswish does
             self._stack = stack.pop_all()
         return self
 
@@ -113,7 +112,9 @@ class _Line(AbstractContextManager["_Line"]):
         parts = []
         for index, weight in enumerate(self.objective.batch_weights):
             with mode(index):
-                parts.append(weight * self._replica.batch_loss(index)[0].double())
+                loss = self._replica.batch_loss(index)[0]
+            parts.append(weight * loss.double())
+            self._widened = loss.dtype == torch.float64 != self.dtype
         return float(torch.stack(parts).sum()) / self.objective.samples
 
     def differences(self, index: int, distance: float) -> tuple[float, float]:
@@ -149,7 +150,7 @@ class _Line(AbstractContextManager["_Line"]):
         with np.errstate(invalid="ignore", over="ignore"):
             self.base = float(weights @ centres / weights.sum())
             one = math.sqrt(float(weights @ (centres - self.base) ** 2) / _ROUNDED)
-            least = _LEAST * torch.finfo(self.dtype).eps * abs(self.base)
+            least = _LEAST[self._widened] * torch.finfo(self.dtype).eps * abs(self.base)
             self.rounding = float(np.fmax(math.sqrt(2 + 4 / weights.sum()) * one, least)) or np.finfo(np.float64).tiny
 
     @property
@@ -176,6 +177,16 @@ class _Line(AbstractContextManager["_Line"]):
         (near, slope), (far, _) = self.differences(index, distance), self.differences(index, 2 * distance)
         step = distance**2
         return _Pair(near / step, far / (4 * step), slope / distance, self.rounding / step)
+
+    def doubled(self, index: int, distance: float, pair: _Pair) -> _Pair:
+        """The pair of twice the distance, of which one half is known."""
+        far = self.differences(index, 4 * distance)[0] / (4 * distance) ** 2
+        return _Pair(pair.far, far, pair.slope, pair.rounding / 4)
+
+    def halved(self, index: int, distance: float, pair: _Pair) -> _Pair:
+        """The pair of half the distance."""
+        near, slope = self.differences(index, distance / 2)
+        return _Pair(near / (distance / 2) ** 2, pair.near, slope / (distance / 2), pair.rounding * 4)
 
 
 @dataclass(frozen=True)
@@ -212,11 +223,15 @@ def _together(line: _Line, count: int, progress: Callable[[int, int], None] | No
     line.measure_rounding()
     distance = line.search(checked, _START * line.norm)
     pairs = [line.at_two(index, distance) for index in checked]
-    size = _rms(np.array([pair.far for pair in pairs]))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = np.array([abs(pair.truncation) / np.fmax(abs(pair.far), size) for pair in pairs])
-        relative = float(np.fmax.reduce(shares, initial=0.0))
-        rounding = float(np.float64(line.rounding) / (distance**2 * size))
+    size, relative, rounding = _shares(pairs)
+    while rounding > _ROUGH and relative < rounding and distance < _LARGEST * line.norm / 4:
+        pairs = [line.doubled(index, distance, pair) for index, pair in zip(checked, pairs, strict=True)]
+        distance *= 2
+        size, relative, rounding = _shares(pairs)
+    while relative / 4 > _ROUGH and 16 * rounding < relative:
+        pairs = [line.halved(index, distance, pair) for index, pair in zip(checked, pairs, strict=True)]
+        distance /= 2
+        size, relative, rounding = _shares(pairs)
     for index, pair in zip(checked, pairs, strict=True):
         slope[index] = pair.slope
         curvature[index], error[index] = pair.best(relative * max(abs(pair.far), size))
@@ -228,15 +243,26 @@ def _together(line: _Line, count: int, progress: Callable[[int, int], None] | No
         error[index] = _MARGIN * relative * max(abs(curvature[index]), size) + _DEVIATIONS * line.rounding / distance**2
         if progress is not None:
             progress(index + 1, count)
-    words = f"two forwards at a distance of {distance / line.norm:.1e} ||w||, rounding {rounding:.1e} and truncation {relative:.1e}"
+    words = (
+        f"two forwards at a distance of {distance / line.norm:.1e} ||w||, rounding {rounding:.1e} and truncation {relative:.1e}"
+    )
     return *_of_lengths(line, curvature, slope, error), words
+
+
+def _shares(pairs: list[_Pair]) -> tuple[float, float, float]:
+    """RMS form, and the largest truncation and the rounding of the nearer distance relative to it."""
+    size = _rms(np.array([pair.far for pair in pairs]))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = np.array([abs(pair.truncation) / np.fmax(abs(pair.far), size) for pair in pairs])
+        relative = float(np.fmax.reduce(shares, initial=0.0))
+        return size, relative, float(np.float64(pairs[0].rounding) / size)
 
 
 def _balanced(truncation: float, rounding: float) -> float:
     """Factor on the step that makes the truncation (as its square) and the rounding (as its inverse) equal, within 1/8 and 2."""
     if not (truncation > 0 and rounding > 0 and math.isfinite(truncation) and math.isfinite(rounding)):
         return 1.0
-    return min(max((rounding / truncation) ** 0.25, 0.125), 2.0)
+    return min(max(math.sqrt(math.sqrt(rounding / truncation)), 0.125), 2.0)
 
 
 def _one_by_one(line: _Line, count: int, progress: Callable[[int, int], None] | None) -> _Found:
