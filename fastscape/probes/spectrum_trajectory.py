@@ -40,7 +40,7 @@ def spectra(
         objective: model architecture, loss and data; its weights are not used.
         checkpoints: as for :func:`fastscape.trajectory`.
         k, operator, memory, targets, block, nodes, seed, path: as for :func:`fastscape.spectrum`.
-        budget: of all checkpoints; one with n - 1 after it has 2 / (n + 1) of what is left, and leaves what its targets spare.
+        budget: of all checkpoints; each has an equal share of what is left, and leaves what its targets spare to the next.
         optimizer: the same for all checkpoints; ``None`` for the state that lies beside each (``step10.optimizer.pt`` beside
             ``step10.safetensors``), where there is one.
         progress: called with the checkpoint's name, the share of the checkpoints done before it, and the state of its probe.
@@ -65,7 +65,7 @@ def spectra(
 
     def one(file: Checkpoint) -> SpectrumResult:
         left = len(files) - len(points)
-        share = max(2 * whole.remaining / (left + 1), 1e-3) if whole.limited else None
+        share = max(whole.remaining / left, 1e-3) if whole.limited else None
         done = len(points) / len(files)
         found = spectrum(
             file.at(objective),

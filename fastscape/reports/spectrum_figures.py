@@ -229,7 +229,12 @@ def stability_ratio(result: SpectrumTrajectory, ax: Axes | None = None) -> Axes:
             fontsize=8,
             color=RED,
         )
-        ax.set_ylim(0, 1.15 * max(1.1, float(np.nanmax(ratio[np.isfinite(ratio)]))))
+        known = np.append(ratio[np.isfinite(ratio)], 1.0)
+        if known.min() > 0 and known.max() > 30 * known.min():  # the first steps of Adam are hundreds of times beyond the edge
+            ax.set_yscale("log")
+            ax.margins(y=0.12)
+        else:
+            ax.set_ylim(min(0.0, 1.15 * float(known.min())), 1.15 * max(1.1, float(known.max())))
         words = ("Stability ratio", r"sharpness / critical value")
     else:
         with np.errstate(divide="ignore", invalid="ignore"):

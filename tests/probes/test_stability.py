@@ -48,8 +48,9 @@ def dense(objective):
 
 
 @pytest.fixture(autouse=True)
-def dense_operators(monkeypatch):
-    monkeypatch.setattr(probe, "_operators", lambda: {"hessian": Dense, "ggn": Dense})
+def dense_operators(request, monkeypatch):
+    if "real" not in request.node.name:
+        monkeypatch.setattr(probe, "hessian", Dense)
 
 
 @pytest.fixture
@@ -98,6 +99,19 @@ def test_adam_is_judged_by_its_preconditioned_hessian(model, objective):
     assert found.preconditioned == pytest.approx(expected, rel=1e-9)
     assert found.ratio == pytest.approx(expected * 0.01 / 38, rel=1e-9)
     assert found.sharpness == pytest.approx(float(torch.linalg.eigvalsh(decayed)[-1]), rel=1e-9)
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_real_operators_give_the_dense_values(model, objective, operator, untouched):
+    optimizer = trained(model, objective, "Adam", lr=0.01)
+    with untouched(model):
+        found = edge_of_stability(objective, optimizer, operator=operator, tolerance=1e-8)
+    if operator == "hessian":
+        scale = probe.recursion(objective, optimizer).preconditioner.rsqrt()
+        expected = float(torch.linalg.eigvalsh(scale[:, None] * dense(objective) * scale)[-1])
+        assert found.preconditioned == pytest.approx(expected, rel=1e-8)
+    assert found.sharpness > 0
+    assert found.batch_sharpness.n == 4
 
 
 def test_weight_decay_of_one_group_adds_to_its_rows(model, objective):
