@@ -17,7 +17,7 @@ from fastscape.evaluation.curvature import AsymmetricProductError
 from fastscape.objective import Objective
 from fastscape.ops import direction, tensor_ids
 from fastscape.probes.spectral_state import Curvature, Deadline, Fresh, Goals, SpectrumProgress, Started, Sums
-from fastscape.runs.budget import Budget, time_text
+from fastscape.runs.budget import Budget, BudgetError, time_text
 
 FRESH = 1 << 20  # index of the first probe of the complement: independent of all that start a basis
 _ASYMMETRY = 1e-2  # of Q'HQ relative to the norm; float32 products have 1e-6 to 1e-4
@@ -119,12 +119,13 @@ class SpectralRun:
         prepare = getattr(self.operator, "prepare", None)
         if not self.budget.limited or prepare is None:
             return
-        choice = prepare(self.block)
-        unit = choice.gradients * choice.gradient_seconds * self.block * len(self.operator.batch_weights)
+        count = self.block if self.basis is None else self.basis.next_products  # with warm vectors more than the block
+        choice = prepare(count)
+        unit = choice.gradients * choice.gradient_seconds * count * len(self.operator.batch_weights)
         if not self.budget.admits(unit):
             enough = time_text(_MARGIN * self.budget.least(unit))
-            raise ValueError(
-                f"budget must fit one block of {self.block} products, got {self.budget.seconds:g} s; it takes about {unit:.2g} s "
+            raise BudgetError(
+                f"budget must fit one block of {count} products, got {self.budget.seconds:g} s; it takes about {unit:.2g} s "
                 f"after {self.budget.elapsed:.2g} s of preparation; a budget of {enough} is enough to begin"
             )
 
@@ -155,6 +156,14 @@ class SpectralRun:
         if going:
             return None
         return "complete" if basis.stop_reason == "complete" else "targets met"
+
+    def _foreseen(self, first: float) -> float:
+        """Seconds of a block, from the trial of its path: the first one also prepares the path, which took ``first`` in all."""
+        choice = self.operator.choice
+        if choice is None:
+            return first
+        batches = len(self.operator.batch_weights)
+        return min(first, choice.gradients * choice.gradient_seconds * self.multiplied * batches)
 
     def _found(self, basis: BlockLanczos) -> bool:
         pairs = basis.pairs(self.k, tolerance=self.goals.eigenvalues)
