@@ -90,7 +90,7 @@ class Replica:
         assert pair is not None
 
         def widened(outputs: object, targets: object) -> Tensor:
-            return pair(*(placed(value, device, torch.float64) for value in (outputs, targets)))  # type: ignore[arg-type]
+            return pair(*(placed(value, device, torch.float64) for value in (outputs, targets)))
 
         del self.module._pair  # where it is a module, assigning a function to its name is refused
         self.module._pair = widened

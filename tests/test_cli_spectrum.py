@@ -280,5 +280,5 @@ def test_the_spectrum_has_its_share_of_the_budget(run, monkeypatch):
     monkeypatch.setattr("fastscape.probes.spectrum_trajectory.spectrum", spectrum)
     done = fastscape("probe", MODEL, *DIGITS, *FAST, "--checkpoint", run, "--spectrum", "--budget", "1000s")
     assert done.exit_code == 0, done.stderr
-    assert 0.35 * 1000 / 2 < seen[0] <= 0.4 * 1000 / 2
+    assert 0.35 * 1000 / 3 < seen[0] <= 0.4 * 1000 / 3
     assert seen[0] < seen[1] < seen[2], "what the first checkpoints leave is for the last"

@@ -22,10 +22,11 @@ from fastscape.reports import MultifractalResult, SpectrumResult, SpectrumTrajec
 from fastscape.reports.live import LiveProgress
 from fastscape.reports.result import AnyResult
 from fastscape.runs import ProbeSettings, preset
-from fastscape.runs.budget import Budget
+from fastscape.runs.budget import Budget, BudgetError
 
 Result = MultifractalResult | TrajectoryResult
 SHARE = 0.4  # of the budget for spectra; what they leave is for directions
+COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a trace near zero would take it all
 
 
 @click.command()
@@ -57,7 +58,7 @@ SHARE = 0.4  # of the budget for spectra; what they leave is for directions
     "--spectrum",
     "with_spectrum",
     is_flag=True,
-    help=f"Also eigenvalues, trace, effective rank and stability: first, in at most {SHARE:.0%} of the budget.",
+    help=f"Also eigenvalues (to 1 %), trace, effective rank and stability: first, in at most {SHARE:.0%} of the budget.",
 )
 @optimizer_options
 @click.option("--extend", type=click.Path(path_type=Path), help="An earlier result.npz of the same run to continue.")
@@ -116,13 +117,13 @@ def _spectrum(
 ) -> SpectrumResult | SpectrumTrajectory | None:
     """Spectra in their share of the budget; ``None``, and a message, for a loss without second derivatives."""
     share = Budget(SHARE * budget.remaining if budget.limited else None)
-    spectral = {name: options[name] for name in ("memory", "seed", *OPTIMIZER)}  # --path is that of the responses
+    spectral = COMPANION | {name: options[name] for name in ("memory", "seed", *OPTIMIZER)}  # --path is that of the responses
     try:
         return measure(objective, files, model, share, spectral, live)
     except SpectrumError as error:
         click.echo(f"the spectrum ended early: {error}", err=True)
         return error.partial
-    except (AsymmetricProductError, NoPathError) as error:
+    except (AsymmetricProductError, BudgetError, NoPathError) as error:
         click.echo(f"no spectrum: {error}", err=True)
         return None
 

@@ -106,7 +106,7 @@ def measure(
     settings: dict[str, Any] = {
         key: options[key] for key in ("k", "operator", "nodes", "block", "memory", "path", "seed") if options.get(key) is not None
     }
-    settings |= {"targets": targets(options) or None, "optimizer": optimizer(objective, options)}
+    settings |= {"targets": options.get("targets") or targets(options) or None, "optimizer": optimizer(objective, options)}
 
     def show(checkpoint: str, done: float, state: Any) -> None:
         fraction = done + state.fraction / max(1, len(files))

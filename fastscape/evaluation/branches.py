@@ -198,7 +198,8 @@ def _extreme(largest: bool) -> tuple[Encode, Apply]:
 
     def encode(args: Any, kwargs: Any, out: Tensor) -> Tensor:
         dims = tuple(_argument(args, kwargs, 1, "dim", ()) or range(args[0].ndim))
-        return args[0] == (args[0].amax(dims, keepdim=True) if largest else args[0].amin(dims, keepdim=True))
+        taken: Tensor = args[0] == (args[0].amax(dims, keepdim=True) if largest else args[0].amin(dims, keepdim=True))
+        return taken
 
     def apply(args: Any, kwargs: Any, taken: Tensor) -> Tensor:
         dims = tuple(_argument(args, kwargs, 1, "dim", ()) or range(args[0].ndim))
@@ -216,7 +217,10 @@ def _again(args: Any, kwargs: Any, kept: Tensor) -> Tensor:
     return kept
 
 
-_second: Encode = lambda args, kwargs, out: out[1]  # noqa: E731 - indices of (values, indices)
+def _second(args: Any, kwargs: Any, out: Any) -> Any:
+    """Indices of (values, indices)."""
+    return out[1]
+
 
 RULES: dict[str, tuple[Encode, Apply]] = {
     "relu": (_negative, _relu),
@@ -257,7 +261,7 @@ RULES: dict[str, tuple[Encode, Apply]] = {
     "amin": _extreme(largest=False),
     "sort": (_second, _sorted),
     "topk": (_second, _topk),
-    **{name: (_kept, _again) for name in ("gt", "ge", "lt", "le", "argmax", "argmin", "sign", "floor", "ceil", "round")},
+    **dict.fromkeys(("gt", "ge", "lt", "le", "argmax", "argmin", "sign", "floor", "ceil", "round"), (_kept, _again)),
 }
 _COMPARED = ("Scalar", "Tensor")
 _OVERLOADS: dict[str, tuple[str, ...]] = {

@@ -14,7 +14,7 @@ import torch
 from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
 from fastscape.evaluation.branches import Branches
-from fastscape.evaluation.determinism import NondeterministicLossError, unperturbed_loss
+from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.displacement import Displacement
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.points import Array
@@ -25,9 +25,11 @@ _TINY = 20  # units of round-off relative to ||w|| where differences are roundin
 _START, _LARGEST = 1e-2, 0.3  # first step tried and largest allowed, relative to ||w||
 _TRIALS = 6  # steps tried at most in one search
 _NEAR = 5.0  # factor on the second difference within which a step is taken as found
+_ROUNDED = 3  # pairs of losses there: their scatter tells the rounding, their mean is a better L(w) than one evaluation
 _CHECKED = 3  # random directions whose truncation stands for that of all
-_LEAST = 1e-2  # of an ulp of L0: least rounding of a loss averaged over samples in float64
-_DEVIATIONS = 2.5  # of the rounding in a reported error
+_LEAST = (0.5, 1e-2)  # of an ulp of L0: least rounding of a loss of the model's dtype, and of one averaged in float64
+_DEVIATIONS = 3.2  # of the rounding in a reported error: Student's t for a scatter of 3 degrees of freedom, 95 %
+_ROUGH = 1e-3  # share of the RMS form above which rounding, or truncation, moves the directions checked out, or in
 _MARGIN = 2.0  # on the largest relative truncation seen
 _HOPELESS = 0.1  # reported error, RMS over directions relative to the RMS form, above which the result is refused
 
@@ -51,15 +53,15 @@ def by_forwards(
 
     .. math:: d^T H d \approx \bigl(L(w + h d) + L(w - h d) - 2 L(w)\bigr) / h^2
 
-    The step makes the second difference the geometric mean of its measured rounding and the loss. For random directions it is common to
-    all, and the truncation of the first three (from steps h and 2h) stands for that of the others; given directions each
-    have their own step, and Richardson's extrapolation.
+    The step makes the second difference the geometric mean of its measured rounding and the loss. For random directions it is
+    common to all, balanced by the truncation of the first three (from steps h and 2h), which stands for that of the others;
+    given directions each have their own step, and Richardson's extrapolation.
 
     Raises:
         ValueError: an estimated error above 10 % of the RMS form.
         NondeterministicLossError: two evaluations at w differ.
 
-    Cost: 2 N + 16 forwards or so for random directions, 4 to 8 N for given ones; memory of the scratch copy of the weights and
+    Cost: 2 N + 18 forwards or so for random directions, 4 to 8 N for given ones; memory of the scratch copy of the weights and
     of one byte per element of every ReLU.
     """
     start = time.perf_counter()
@@ -84,6 +86,7 @@ class _Line(AbstractContextManager["_Line"]):
         self.lengths = np.array([directions.length(index) for index in range(len(directions))])
         self.norm = directions.weight_norm or 1.0
         self.base, self.rounding, self.forwards = math.nan, math.nan, 0
+        self._widened = False
         self._selected: int | None = None
         self._stack = ExitStack()
 
@@ -97,10 +100,7 @@ class _Line(AbstractContextManager["_Line"]):
             self._replica.reset()
             recorded, self.base = self._loss(self._branches.recording), self._loss(self._branches.held)
             if recorded != self.base and not math.isnan(self.base):
-                unperturbed_loss(self._replica)  # says why
-                raise NondeterministicLossError(
-                    f"the loss must be deterministic, got {recorded!r} and then {self.base!r} at the same weights and data"
-                )
+                unperturbed_loss(self._replica)  # refuses and says why, unless held pieces round otherwise: hardswish does
             self._stack = stack.pop_all()
         return self
 
@@ -112,13 +112,19 @@ class _Line(AbstractContextManager["_Line"]):
         parts = []
         for index, weight in enumerate(self.objective.batch_weights):
             with mode(index):
-                parts.append(weight * self._replica.batch_loss(index)[0].double())
+                loss = self._replica.batch_loss(index)[0]
+            parts.append(weight * loss.double())
+            self._widened = loss.dtype == torch.float64 != self.dtype
         return float(torch.stack(parts).sum()) / self.objective.samples
 
     def differences(self, index: int, distance: float) -> tuple[float, float]:
         """Second and first difference of the loss at w +- distance d / ||d||; both zero for d = 0."""
         if self.lengths[index] == 0:
             return 0.0, 0.0
+        plus, minus = self._losses(index, distance)
+        return (plus - self.base) + (minus - self.base), (plus - minus) / 2
+
+    def _losses(self, index: int, distance: float) -> list[float]:
         if self._selected != index:
             self._displacement.select(self.directions, index)
             self._selected = index
@@ -126,16 +132,26 @@ class _Line(AbstractContextManager["_Line"]):
         for sign in (1, -1):
             self._displacement.write(sign * distance / self.lengths[index])
             losses.append(self._loss(self._branches.held))
-        plus, minus = losses
-        return (plus - self.base) + (minus - self.base), (plus - minus) / 2
+        return losses
 
-    def measure_rounding(self, count: int) -> None:
-        """RMS second difference where the weights move by a few roundings."""
+    def measure_rounding(self) -> None:
+        """Deviation of a second difference by rounding, and a mean L(w), from weights moved by a few roundings.
+
+        The rounding of one L(w) would be in all forms alike: half of their error on a ResNet-18. The slope cancels in each pair.
+        """
         tiny = _TINY * torch.finfo(self.dtype).eps * self.norm
-        found = np.array([self.differences(index, tiny)[0] for index in range(min(2, count))])
-        least = _LEAST * torch.finfo(self.dtype).eps * abs(self.base)
+        moving = np.flatnonzero(self.lengths)
+        if not len(moving):
+            self.rounding = np.finfo(np.float64).tiny
+            return
+        pairs = [self._losses(int(moving[pair % len(moving)]), tiny * (1 + pair / 2)) for pair in range(_ROUNDED)]
+        centres = np.array([self.base, *(plus / 2 + minus / 2 for plus, minus in pairs)])
+        weights = np.array([1.0] + [2.0] * _ROUNDED)  # losses in each
         with np.errstate(invalid="ignore", over="ignore"):
-            self.rounding = float(np.fmax(np.sqrt(np.mean(found**2)), least)) or np.finfo(np.float64).tiny
+            self.base = float(weights @ centres / weights.sum())
+            one = math.sqrt(float(weights @ (centres - self.base) ** 2) / _ROUNDED)
+            least = _LEAST[self._widened] * torch.finfo(self.dtype).eps * abs(self.base)
+            self.rounding = float(np.fmax(math.sqrt(2 + 4 / weights.sum()) * one, least)) or np.finfo(np.float64).tiny
 
     @property
     def wanted(self) -> float:
@@ -156,13 +172,45 @@ class _Line(AbstractContextManager["_Line"]):
                 break
         return distance
 
-    def extrapolated(self, index: int, distance: float) -> tuple[float, float, float, float]:
-        """Form, slope, truncation at ``distance`` and error estimate of d / ||d||, from this distance and its double."""
+    def at_two(self, index: int, distance: float) -> _Pair:
+        """Forms and slope of d / ||d|| from this distance and its double."""
         (near, slope), (far, _) = self.differences(index, distance), self.differences(index, 2 * distance)
         step = distance**2
-        truncation = (far / 4 - near) / (3 * step)
-        error = abs(truncation) + 1.4 * _DEVIATIONS * self.rounding / step
-        return near / step - truncation, slope / distance, truncation, error
+        return _Pair(near / step, far / (4 * step), slope / distance, self.rounding / step)
+
+    def doubled(self, index: int, distance: float, pair: _Pair) -> _Pair:
+        """The pair of twice the distance, of which one half is known."""
+        far = self.differences(index, 4 * distance)[0] / (4 * distance) ** 2
+        return _Pair(pair.far, far, pair.slope, pair.rounding / 4)
+
+    def halved(self, index: int, distance: float, pair: _Pair) -> _Pair:
+        """The pair of half the distance."""
+        near, slope = self.differences(index, distance / 2)
+        return _Pair(near / (distance / 2) ** 2, pair.near, slope / (distance / 2), pair.rounding * 4)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Forms from one distance and from its double, and the rounding of the first (a quarter of it in the second)."""
+
+    near: float
+    far: float
+    slope: float
+    rounding: float
+
+    @property
+    def truncation(self) -> float:
+        """Of ``near``; that of ``far`` is four times it."""
+        return (self.far - self.near) / 3
+
+    def best(self, truncation: float) -> tuple[float, float]:
+        """Form and error estimate: extrapolated, or from the double distance where rounding dominates.
+
+        ``truncation`` is a bound on that of ``near``.
+        """
+        extrapolated = abs(self.truncation) + 1.4 * _DEVIATIONS * self.rounding
+        doubled = _MARGIN * 4 * truncation + _DEVIATIONS * self.rounding / 4
+        return (self.far, doubled) if doubled < extrapolated else (self.near - self.truncation, extrapolated)
 
 
 _Found = tuple[Array, Array, Array, str]
@@ -172,15 +220,21 @@ def _together(line: _Line, count: int, progress: Callable[[int, int], None] | No
     """One distance for all random directions, truncation from the first few."""
     curvature, slope, error = (np.full(count, math.nan) for _ in range(3))
     checked = list(range(min(_CHECKED, count)))
-    line.measure_rounding(count)
+    line.measure_rounding()
     distance = line.search(checked, _START * line.norm)
-    truncation = np.empty(len(checked))
-    for index in checked:
-        curvature[index], slope[index], truncation[index], error[index] = line.extrapolated(index, distance)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        size = _rms(curvature)
-        relative = float(np.nanmax(np.abs(truncation) / np.fmax(np.abs(curvature[checked]), size), initial=0.0))
-        rounding = line.rounding / (distance**2 * size)
+    pairs = [line.at_two(index, distance) for index in checked]
+    size, relative, rounding = _shares(pairs)
+    while rounding > _ROUGH and relative < rounding and distance < _LARGEST * line.norm / 4:
+        pairs = [line.doubled(index, distance, pair) for index, pair in zip(checked, pairs, strict=True)]
+        distance *= 2
+        size, relative, rounding = _shares(pairs)
+    while relative / 4 > _ROUGH and 16 * rounding < relative:
+        pairs = [line.halved(index, distance, pair) for index, pair in zip(checked, pairs, strict=True)]
+        distance /= 2
+        size, relative, rounding = _shares(pairs)
+    for index, pair in zip(checked, pairs, strict=True):
+        slope[index] = pair.slope
+        curvature[index], error[index] = pair.best(relative * max(abs(pair.far), size))
     factor = _balanced(relative, rounding)
     distance, relative, rounding = distance * factor, relative * factor**2, rounding / factor**2
     for index in range(len(checked), count):
@@ -195,21 +249,32 @@ def _together(line: _Line, count: int, progress: Callable[[int, int], None] | No
     return *_of_lengths(line, curvature, slope, error), words
 
 
+def _shares(pairs: list[_Pair]) -> tuple[float, float, float]:
+    """RMS form, and the largest truncation and the rounding of the nearer distance relative to it."""
+    size = _rms(np.array([pair.far for pair in pairs]))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = np.array([abs(pair.truncation) / np.fmax(abs(pair.far), size) for pair in pairs])
+        relative = float(np.fmax.reduce(shares, initial=0.0))
+        return size, relative, float(np.float64(pairs[0].rounding) / size)
+
+
 def _balanced(truncation: float, rounding: float) -> float:
     """Factor on the step that makes the truncation (as its square) and the rounding (as its inverse) equal, within 1/8 and 2."""
     if not (truncation > 0 and rounding > 0 and math.isfinite(truncation) and math.isfinite(rounding)):
         return 1.0
-    return min(max((rounding / truncation) ** 0.25, 0.125), 2.0)
+    return min(max(math.sqrt(math.sqrt(rounding / truncation)), 0.125), 2.0)
 
 
 def _one_by_one(line: _Line, count: int, progress: Callable[[int, int], None] | None) -> _Found:
     """Every direction at its own distance, with Richardson's extrapolation."""
     curvature, slope, error = (np.full(count, math.nan) for _ in range(3))
-    line.measure_rounding(count)
+    line.measure_rounding()
     distance = _START * line.norm
     for index in range(count):
         distance = line.search([index], distance)
-        curvature[index], slope[index], _, error[index] = line.extrapolated(index, distance)
+        pair = line.at_two(index, distance)
+        slope[index] = pair.slope
+        curvature[index], error[index] = pair.best(abs(pair.truncation))
         if progress is not None:
             progress(index + 1, count)
     return *_of_lengths(line, curvature, slope, error), "two forwards at two distances for every direction, extrapolated"

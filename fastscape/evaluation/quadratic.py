@@ -71,9 +71,9 @@ def quadratic_forms(
               d^T H d = \left.\frac{\partial^2}{\partial e^2} L(w + e d)\right|_{e=0}
 
     The 2-jet (value, first and second derivative along the line) of every activation is carried through the network, for a block
-    of directions at a time. A kink counts as smooth: the branch taken at w. ``path="forwards"`` takes second differences of the loss
-    in the model's own dtype instead, on the same branches, at a step chosen from its rounding and truncation: less work and
-    memory, and an error near 1e-3 in float32, reported for every direction (:mod:`fastscape.evaluation.forwards`).
+    of directions at a time. A kink counts as smooth: the branch taken at w. ``path="forwards"`` takes second differences of
+    the loss in the model's own dtype instead, on the same branches, at a step chosen from its rounding and truncation: less
+    work and memory, and an error near 1e-3 in float32, reported for every direction (:mod:`fastscape.evaluation.forwards`).
 
     Args:
         objective: the loss L.

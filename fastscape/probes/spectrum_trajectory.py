@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from fastscape.evaluation.curvature import ggn, hessian
 from fastscape.objective import Objective, checked_objective
-from fastscape.probes.spectrum import SpectrumError, SpectrumProgress, spectrum
+from fastscape.probes.spectrum import BLOCK, SpectrumError, SpectrumProgress, spectrum
 from fastscape.probes.stability import Optimizer
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
-from fastscape.runs.budget import Budget
+from fastscape.runs.budget import Budget, BudgetError
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
 
@@ -25,7 +26,7 @@ def spectra(
     operator: Literal["hessian", "ggn"] = "hessian",
     budget: str | float | Budget | None = None,
     memory: int | None = None,
-    targets: Mapping[str, float] | None = None,
+    targets: Mapping[str, float | None] | None = None,
     block: int | None = None,
     nodes: int = 80,
     seed: int = 0,
@@ -39,7 +40,7 @@ def spectra(
         objective: model architecture, loss and data; its weights are not used.
         checkpoints: as for :func:`fastscape.trajectory`.
         k, operator, memory, targets, block, nodes, seed, path: as for :func:`fastscape.spectrum`.
-        budget: of all checkpoints; one with n - 1 after it has 2 / (n + 1) of what is left, and leaves what its targets spare.
+        budget: of all checkpoints; each has an equal share of what is left, and leaves what its targets spare to the next.
         optimizer: the same for all checkpoints; ``None`` for the state that lies beside each (``step10.optimizer.pt`` beside
             ``step10.safetensors``), where there is one.
         progress: called with the checkpoint's name, the share of the checkpoints done before it, and the state of its probe.
@@ -56,13 +57,16 @@ def spectra(
     files = read_checkpoints(checkpoints)
     for file in files:
         file.at(objective)  # every file is read and matched before any work
+    tried = None
+    if path is None:  # once for all checkpoints: a trial takes as long as tens of products
+        make = {"hessian": hessian, "ggn": ggn}[operator]
+        tried = make(files[0].at(objective), memory=memory).prepare(block or BLOCK)
     points: list[SpectrumResult] = []
 
     def one(file: Checkpoint) -> SpectrumResult:
         left = len(files) - len(points)
-        share = max(2 * whole.remaining / (left + 1), 1e-3) if whole.limited else None
+        share = max(whole.remaining / left, 1e-3) if whole.limited else None
         done = len(points) / len(files)
-        chosen = points[0].meta["path"] if points and path is None else path  # tried on the first checkpoint
         found = spectrum(
             file.at(objective),
             k,
@@ -75,14 +79,14 @@ def spectra(
             seed=seed,
             warm=points[-1] if points and points[-1].vectors is not None else None,
             optimizer=file.optimizer() if optimizer is None else optimizer,
-            path=chosen,
+            path=path if tried is None else tried.name,
             name=file.name,
             step=file.step,
             progress=None if progress is None else lambda state: progress(file.name, done, state),
         )
-        if not points or path is not None:
+        if tried is None:
             return found
-        words = {"reason": f"as at {points[0].name}", "refused": points[0].meta["refused"]}
+        words = {"reason": f"{tried.reason} (tried at {files[0].name})", "refused": dict(tried.refused)}
         return dataclasses.replace(found, meta=found.meta | words)
 
     try:
@@ -90,10 +94,10 @@ def spectra(
             points.append(one(file))
             if points[-1].meta["stop_reason"] == "interrupted":
                 break
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BudgetError) as error:
         if not points:
             raise
-        return _joined(points, whole, "interrupted")
+        return _joined(points, whole, "deadline" if isinstance(error, BudgetError) else "interrupted")
     except Exception as error:
         last = [error.partial] if isinstance(error, SpectrumError) and isinstance(error.partial, SpectrumResult) else []
         known = [*points, *last]

@@ -178,15 +178,14 @@ def _line(result: SpectrumTrajectory, ax: Axes, name: str, colour: str, label: s
     ax.plot(x, value, style, color=colour, ms=4, lw=1.4)
     known = np.flatnonzero(np.isfinite(value))
     if label and len(known):
-        _at(ax, float(x[known[-1]]), float(value[known[-1]]), label, colour)
+        _at(ax, float(x[known[-1]]), float(value[known[-1]]), label, colour, 4 if colour == BLUE else -4)
     return value
 
 
-def _at(ax: Axes, x: float, y: float, text: str, colour: str) -> None:
-    """A word at the right of the last point."""
-    ax.annotate(
-        text, (x, y), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8, color=colour, annotation_clip=False
-    )
+def _at(ax: Axes, x: float, y: float, text: str, colour: str, rise: float) -> None:
+    """A word at the right of the last point, ``rise`` points above it so that two near to each other can be read."""
+    place: dict[str, Any] = {"xytext": (7, rise), "textcoords": "offset points"}
+    ax.annotate(text, (x, y), **place, va="center", fontsize=8, color=colour, annotation_clip=False)
 
 
 def sharpness(result: SpectrumTrajectory, ax: Axes | None = None) -> Axes:
@@ -230,7 +229,12 @@ def stability_ratio(result: SpectrumTrajectory, ax: Axes | None = None) -> Axes:
             fontsize=8,
             color=RED,
         )
-        ax.set_ylim(0, 1.15 * max(1.1, float(np.nanmax(ratio[np.isfinite(ratio)]))))
+        known = np.append(ratio[np.isfinite(ratio)], 1.0)
+        if known.min() > 0 and known.max() > 30 * known.min():  # the first steps of Adam are hundreds of times beyond the edge
+            ax.set_yscale("log")
+            ax.margins(y=0.12)
+        else:
+            ax.set_ylim(min(0.0, 1.15 * float(known.min())), 1.15 * max(1.1, float(known.max())))
         words = ("Stability ratio", r"sharpness / critical value")
     else:
         with np.errstate(divide="ignore", invalid="ignore"):

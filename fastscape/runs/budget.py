@@ -16,6 +16,10 @@ _NAMES = {
 _UNITS = {name: seconds for seconds, names in _NAMES.items() for name in names}
 
 
+class BudgetError(ValueError):
+    """A budget that cannot hold one unit of work."""
+
+
 def parse_seconds(budget: str | float) -> float:
     """Seconds of a budget: a number, or a string such as ``"60s"``, ``"5m"`` or ``"1.5h"``.
 

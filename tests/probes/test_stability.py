@@ -48,8 +48,9 @@ def dense(objective):
 
 
 @pytest.fixture(autouse=True)
-def dense_operators(monkeypatch):
-    monkeypatch.setattr(probe, "_operators", lambda: {"hessian": Dense, "ggn": Dense})
+def dense_operators(request, monkeypatch):
+    if "real" not in request.node.name:
+        monkeypatch.setattr(probe, "hessian", Dense)
 
 
 @pytest.fixture
@@ -98,6 +99,19 @@ def test_adam_is_judged_by_its_preconditioned_hessian(model, objective):
     assert found.preconditioned == pytest.approx(expected, rel=1e-9)
     assert found.ratio == pytest.approx(expected * 0.01 / 38, rel=1e-9)
     assert found.sharpness == pytest.approx(float(torch.linalg.eigvalsh(decayed)[-1]), rel=1e-9)
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_real_operators_give_the_dense_values(model, objective, operator, untouched):
+    optimizer = trained(model, objective, "Adam", lr=0.01)
+    with untouched(model):
+        found = edge_of_stability(objective, optimizer, operator=operator, tolerance=1e-8)
+    if operator == "hessian":
+        scale = probe.recursion(objective, optimizer).preconditioner.rsqrt()
+        expected = float(torch.linalg.eigvalsh(scale[:, None] * dense(objective) * scale)[-1])
+        assert found.preconditioned == pytest.approx(expected, rel=1e-8)
+    assert found.sharpness > 0
+    assert found.batch_sharpness.n == 4
 
 
 def test_weight_decay_of_one_group_adds_to_its_rows(model, objective):
@@ -238,3 +252,10 @@ def test_optimizers_inside_a_training_checkpoint_are_found_and_absent_ones_are_n
         read_optimizer(tmp_path / "bare.pt")
     with pytest.raises(ValueError, match="optimizer must be a file"):
         read_optimizer(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(("mode", "flagged"), [("running", True), ("batch", False)])
+def test_running_statistics_are_flagged(bn_net, digits, mode, flagged):
+    objective = fs.Objective(bn_net, [(digits[0][0][:20], digits[0][1][:20])], criterion=F.cross_entropy, batch_norm=mode)
+    found = fs.edge_of_stability(objective, torch.optim.SGD(bn_net.parameters(), lr=0.1))
+    assert any("pass batch_norm='batch' for the loss that was trained" in note for note in found.notes) is flagged

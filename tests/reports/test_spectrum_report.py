@@ -313,6 +313,16 @@ def test_a_preconditioned_edge_is_not_drawn_over_raw_eigenvalues():
     assert not [line for line in ax.lines if line.get_linestyle() == "--"]
 
 
+@pytest.mark.parametrize(("first", "scale"), [(169.0, "log"), (0.5, "linear"), (-0.1, "linear")])
+def test_ratios_far_beyond_the_edge_are_on_a_log_axis(trajectory, first, scale):
+    far = dataclasses.replace(trajectory.points[0], stability=dataclasses.replace(trajectory.points[0].stability, ratio=first))
+    along = fs.SpectrumTrajectory((far, *trajectory.points[1:]), {})
+    ax = spectrum_figures.stability_ratio(along, Figure().subplots())
+    assert ax.get_yscale() == scale
+    low, high = ax.get_ylim()
+    assert low < min(1.0, first) < max(1.0, first) < high
+
+
 def test_without_an_optimizer_the_negative_end_is_shown():
     bare = spectra.trajectory_of((0.5, 1.0), stable=False)
     ax = spectrum_figures.stability_ratio(bare, Figure().subplots())

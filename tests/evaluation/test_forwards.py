@@ -1,0 +1,289 @@
+"""Two forwards against dense float64 Hessians: forms within the reported error, kinks and precision included."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fastscape as fs
+from fastscape import zoo
+from fastscape.evaluation import quadratic
+from fastscape.evaluation.branches import Branches, BranchesChangedError
+
+
+def relu_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 8), nn.Hardswish(), nn.Linear(8, 10))
+
+
+def conv_net():
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(36, 10),
+        nn.Hardtanh(-2, 2, inplace=True),
+    )
+
+
+def attention():
+    torch.manual_seed(2)
+    return nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), nn.Flatten(), nn.Linear(64, 10))
+
+
+CASES = {"relu": relu_net, "conv": conv_net, "attention": attention}
+
+
+def objective_of(make, dtype=None, batch_norm="running"):
+    inputs, targets = zoo.digits(samples=96)[0]
+    inputs = inputs.reshape(96, 8, 8) if make is attention else inputs
+    data = list(zip(inputs.split(40), targets.split(40), strict=True))
+    return fs.Objective(make().eval(), data, criterion=F.cross_entropy, dtype=dtype, batch_norm=batch_norm)
+
+
+def dense_forms(objective, directions):
+    """v'Hv in float64 by double backward."""
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model = objective.model
+        double = {name: tensor.detach().double().requires_grad_() for name, tensor in objective.base.items()}
+        rest = {name: t.double() if t.is_floating_point() else t for name, t in model.named_buffers()}
+        total = 0.0
+        for (inputs, targets), weight in zip(objective.batches, objective.batch_weights, strict=True):
+            outputs = torch.func.functional_call(model, {**double, **rest}, (inputs.double(),))
+            total = total + weight / objective.samples * F.cross_entropy(outputs, targets)
+        gradient = torch.autograd.grad(total, list(double.values()), create_graph=True)
+        forms = []
+        for index in range(len(directions)):
+            d = [t.double() for t in directions.tensors(index, torch.float64)[0]]
+            slope = sum((g * t).sum() for g, t in zip(gradient, d, strict=True))
+            product = torch.autograd.grad(slope, list(double.values()), retain_graph=True)
+            forms.append(float(sum((p * t).sum() for p, t in zip(product, d, strict=True))))
+    return np.array(forms)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_attention():
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+OPTIONS = {
+    "gaussian": {"distribution": "gaussian"},
+    "rademacher": {"distribution": "rademacher", "normalize": "none", "scale": "unit"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_forms_are_within_the_reported_error_of_the_dense_hessian(case, options):
+    objective = objective_of(CASES[case])
+    within, count, worst = 0, 0, 0.0
+    for seed in range(4):
+        directions = fs.Directions(objective, 24, seed=seed, **OPTIONS[options])
+        found, exact = fs.quadratic_forms(objective, directions, path="forwards"), dense_forms(objective, directions)
+        size = math.sqrt(np.mean(exact**2))
+        difference = np.abs(found.curvature - exact)
+        within, count = within + int((difference <= found.error).sum()), count + len(exact)
+        worst = max(worst, float(difference.max() / size))
+        assert np.median(found.error) <= 1e-2 * size
+        assert math.sqrt(np.mean(found.error**2)) <= 2e-2 * size
+    assert within >= 0.95 * count
+    assert worst <= 1e-2
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_given_directions_have_their_own_step_and_error(case):
+    objective = objective_of(CASES[case])
+    generator = torch.Generator().manual_seed(0)
+    noise = {name: torch.randn(t.shape, generator=generator) for name, t in objective.base.items()}
+    directions = fs.Directions.given(objective, [objective.gradient(), noise, objective.base], scale="none")
+    found, exact = fs.quadratic_forms(objective, directions, path="forwards"), dense_forms(objective, directions)
+    np.testing.assert_array_less(np.abs(found.curvature - exact), found.error)
+    np.testing.assert_array_less(found.error, 2e-2 * np.abs(exact))
+    slopes = [
+        sum(float((g * objective_d).sum()) for g, objective_d in zip(objective.gradient().values(), d.values(), strict=True))
+        for d in (directions[0], directions[1])
+    ]
+    np.testing.assert_allclose(found.slope[:2], slopes, rtol=1e-2)
+
+
+def test_float64_objectives_have_smaller_errors_and_say_so():
+    objective = objective_of(relu_net, dtype=torch.float64)
+    directions = fs.Directions(objective, 16)
+    found, exact = fs.quadratic_forms(objective, directions, path="forwards"), dense_forms(objective, directions)
+    size = math.sqrt(np.mean(exact**2))
+    assert np.abs(found.curvature - exact).max() < 1e-5 * size
+    assert found.error.max() < 1e-5 * size
+
+
+def test_without_branches_kinks_would_outweigh_the_curvature():
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(128, 64), torch.randint(10, (128,))
+    objective = fs.Objective(zoo.mlp(64, (96,)), [(inputs, targets)], criterion=F.cross_entropy)
+    directions = fs.Directions(objective, 8)
+    exact = dense_forms(objective, directions)
+    held = fs.quadratic_forms(objective, directions, path="forwards").curvature
+    plain = np.asarray(fs.losses(objective, directions, [-1e-3, 0.0, 1e-3])) @ np.array([1.0, -2.0, 1.0]) / 1e-6
+    size = math.sqrt(np.mean(exact**2))
+    assert np.abs(held - exact).max() < 1e-2 * size
+    assert math.sqrt(np.mean((plain - exact) ** 2)) > 2 * size
+
+
+def test_the_work_is_two_forwards_each_beside_a_fixed_number():
+    objective = objective_of(relu_net)
+    few, many = (int(_words(objective, n).split()[-2]) for n in (8, 40))
+    assert many - few == 64
+    assert few - 16 <= 34
+
+
+def _words(objective, count):
+    return fs.quadratic_forms(objective, fs.Directions(objective, count), path="forwards").path.reason
+
+
+def test_the_model_and_the_process_are_untouched(bn_net, bn_objective, untouched):
+    with untouched(bn_net):
+        fs.quadratic_forms(bn_objective, fs.Directions(bn_objective, 4), path="forwards")
+
+
+@pytest.mark.parametrize("batch_norm", ["running", "batch"])
+def test_batch_statistics_are_those_of_the_batch(batch_norm):
+    objective = objective_of(conv_net, batch_norm=batch_norm)
+    directions = fs.Directions(objective, 6)
+    found, exact = fs.quadratic_forms(objective, directions, path="forwards"), fs.quadratic_forms(objective, directions)
+    assert np.abs(found.curvature - exact.curvature).max() < 1e-2 * math.sqrt(np.mean(exact.curvature**2))
+
+
+class Detached(nn.Module):
+    """A forward that takes a number out of torch, which exact forms refuse."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return torch.tanh(self.inner(x)) * (1.0 + 0.0 * float(self.inner.weight.sum().item()))
+
+
+def test_models_that_the_exact_path_cannot_follow_fall_to_forwards_and_say_why():
+    torch.manual_seed(5)
+    data = [(torch.randn(12, 6), torch.randint(3, (12,)))]
+    objective = fs.Objective(Detached(), data, criterion=F.cross_entropy)
+    directions = fs.Directions(objective, 6)
+    found = fs.quadratic_forms(objective, directions)
+    assert found.path.name == "forwards"
+    assert "exact path cannot follow the model" in found.path.reason
+    assert found.error is not None
+    with pytest.raises(fs.UntraceableError):
+        fs.quadratic_forms(objective, directions, path="dispatch")
+
+
+def test_what_does_not_fit_in_memory_falls_to_forwards(monkeypatch):
+    objective = objective_of(relu_net)
+
+    def full(*_arguments):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate")
+
+    monkeypatch.setattr(quadratic, "_exact", full)
+    found = fs.quadratic_forms(objective, fs.Directions(objective, 4))
+    assert "does not fit in memory" in found.path.reason
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        fs.quadratic_forms(objective, fs.Directions(objective, 4), path="graph")
+
+
+def test_exact_forms_have_no_error_estimate():
+    objective = objective_of(relu_net)
+    assert fs.quadratic_forms(objective, fs.Directions(objective, 2)).error is None
+
+
+def test_rounding_near_the_forms_is_refused_with_the_remedy():
+    model = nn.Linear(4, 2)
+    objective = fs.Objective(model, [torch.ones(3, 4)], loss=lambda m, x: 1e4 + m(x).square().mean() * 1e-2)
+    with pytest.raises(
+        ValueError, match="must resolve the forms, got an estimated error of .* use path=None for exact forms, or an"
+    ):
+        fs.quadratic_forms(objective, fs.Directions(objective, 8), path="forwards")
+
+
+def test_nan_losses_are_results():
+    model = nn.Linear(4, 2)
+    objective = fs.Objective(model, [torch.full((3, 4), math.nan)], loss=lambda m, x: m(x).square().mean())
+    found = fs.quadratic_forms(objective, fs.Directions(objective, 5), path="forwards")
+    assert np.isnan(found.curvature).all()
+    assert math.isnan(found.base)
+
+
+def test_random_losses_are_refused():
+    objective = fs.Objective(nn.Linear(4, 2), [torch.ones(3, 4)], loss=lambda m, x: m(x).mean() + torch.rand(()))
+    with pytest.raises(fs.NondeterministicLossError, match="draws random numbers"):
+        fs.quadratic_forms(objective, fs.Directions(objective, 5), path="forwards")
+
+
+# ------------------------------------------------------------------------------------------------ held branches
+
+PIECEWISE = {
+    "relu": torch.relu,
+    "relu_": lambda x: x.clone().relu_(),
+    "leaky": lambda x: F.leaky_relu(x, 0.1),
+    "prelu": lambda x: F.prelu(x, torch.tensor([0.2], dtype=x.dtype)),
+    "abs": torch.abs,
+    "threshold": lambda x: F.threshold(x, 0.1, -1.0),
+    "hardtanh": lambda x: F.hardtanh(x, -0.5, 0.7),
+    "relu6": F.relu6,
+    "clamp": lambda x: x.clamp(-0.3, 0.4),
+    "clamp low": lambda x: x.clamp(min=0.2),
+    "clamp_min": lambda x: torch.clamp_min(x, 0.2),
+    "clamp_max": lambda x: torch.clamp_max(x, 0.2),
+    "hardswish": lambda x: F.hardswish(4 * x),
+    "hardsigmoid": lambda x: F.hardsigmoid(4 * x),
+    "maximum": lambda x: torch.maximum(x, x.flip(-1).square()),
+    "minimum": lambda x: torch.minimum(x, x.flip(-1).square()),
+    "max_pool": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "adaptive": lambda x: F.adaptive_max_pool2d(x, 2),
+    "max": lambda x: x.max(dim=-1).values,
+    "min keep": lambda x: x.min(dim=1, keepdim=True).values,
+    "amax": lambda x: x.amax((-1, -2)),
+    "amin": lambda x: x.amin(-1, keepdim=True),
+    "sort": lambda x: x.sort(-1).values * torch.arange(6),
+    "topk": lambda x: x.topk(2, dim=-1).values,
+    "where": lambda x: torch.where(x > 0.1, x.square(), x),
+    "sign": lambda x: torch.sign(x) * x.exp(),
+}
+
+
+@pytest.mark.parametrize("name", PIECEWISE)
+def test_held_branches_have_the_derivatives_of_automatic_differentiation(name):
+    generator = torch.Generator().manual_seed(0)
+    x, d = (torch.randn(2, 3, 6, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    operation = PIECEWISE[name]
+
+    def at(step):
+        with branches.held(0):
+            return operation((x + step * d).exp() - 1.2)
+
+    branches = Branches()
+    with branches.recording(0):
+        base = operation(x.exp() - 1.2)
+    torch.testing.assert_close(at(0.0), base, rtol=1e-15, atol=0.0)
+    step = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    first = torch.autograd.functional.jacobian(lambda s: operation((x + s * d).exp() - 1.2), step)
+    h = 1e-4  # some elements cross their kink within it
+    torch.testing.assert_close((at(h) - at(-h)) / (2 * h), first, rtol=1e-6, atol=1e-6)
+
+
+def test_forwards_that_change_their_operations_are_told():
+    branches = Branches()
+    with branches.recording(0):
+        torch.relu(torch.ones(2))
+    with pytest.raises(BranchesChangedError, match="got abs in place of relu"), branches.held(0):
+        torch.abs(torch.ones(2))
+    with pytest.raises(BranchesChangedError, match="got its end in place of relu"), branches.held(0):
+        pass
