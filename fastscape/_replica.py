@@ -81,6 +81,20 @@ class Replica:
         self._fresh = _returns_fresh_tensors(objective.criterion)
         self._overwritten: dict[int, bool] = {}  # whether the model writes into a batch's tensors
 
+    def widen_criterion(self) -> None:
+        """Take the criterion in float64 of the outputs, so that its mean adds no rounding; a ``loss=`` stays as it is."""
+        if self.objective.criterion is None:
+            return
+        device = self.objective.device
+        pair = _placed_criterion(self.objective.criterion, device, torch.float64)
+        assert pair is not None
+
+        def widened(outputs: object, targets: object) -> Tensor:
+            return pair(*(placed(value, device, torch.float64) for value in (outputs, targets)))  # type: ignore[arg-type]
+
+        del self.module._pair  # where it is a module, assigning a function to its name is refused
+        self.module._pair = widened
+
     def reset(self) -> None:
         """Write the unperturbed weights into the scratch parameters."""
         for slot, base in zip(self.scratch, self.base, strict=True):

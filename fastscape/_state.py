@@ -51,7 +51,14 @@ def _legacy(getter: Callable[[], Any]) -> Any:
 
 @contextmanager
 def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
-    """Evaluate in plain IEEE ``dtype`` and restore every flag afterwards.
+    """Evaluate in plain IEEE ``dtype``, and restore every flag and the random generators afterwards; see below."""
+    with preserved_rng(), plain_arithmetic(dtype):
+        yield
+
+
+@contextmanager
+def plain_arithmetic(dtype: torch.dtype) -> Iterator[None]:
+    """Evaluate in plain IEEE ``dtype`` and restore every flag afterwards; for code that draws no random numbers.
 
     No gradients, no autocast, no TF32 or reduced-precision accumulation, no cuDNN benchmarking, the MATH
     attention back end and no fused transformer fast path, so that L(w), L(w + e d) and L(w - e d) go through
@@ -63,7 +70,6 @@ def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
     reduced = (cuda.allow_fp16_reduced_precision_reduction, cuda.allow_bf16_reduced_precision_reduction)
     benchmark, fastpath, default = cudnn.benchmark, torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
     with ExitStack() as stack:
-        stack.enter_context(preserved_rng())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast("cpu", enabled=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,9 +21,11 @@ from fastscape.evaluation.determinism import NondeterministicLossError
 
 BLOCK = 8  # vectors of a batched computation: with more the cost per vector no longer falls
 _SLOW = 0.05  # seconds per gradient above which overheads no longer count, and a trial takes as few products as it can
-_HOPELESS = 1.7  # times the best: a path this much slower on one run is not timed again
-_CAP = 0.75  # of the memory cap for tensors: kernels have workspace of their own
-_ASYMMETRY = 1e-2  # relative; float32 products measured 1e-6 to 1e-4
+_VERY_SLOW = 0.25  # and as few runs as it can
+HOPELESS = 2.0  # times the fastest: a path this much slower is not timed again
+ROUNDS = 8  # of timing quick candidates in turn: the least of them is a product undisturbed
+_CAP = 0.8  # of the memory cap for tensors: kernels have workspace of their own
+_ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-8}  # measured 1e-7 to 1e-5, and 1e-16
 
 
 class AsymmetricProductError(ValueError):
@@ -74,6 +76,7 @@ class Candidate:
         peak: bytes alive with one vector.
         slope: further bytes for each further vector of a block.
         seconds: measured per product.
+        rerun: times another product, where that is quick.
     """
 
     path: ProductPath
@@ -82,10 +85,33 @@ class Candidate:
     peak: int = 0
     slope: int = 0
     seconds: float = math.inf
+    rerun: Callable[[], float] | None = None
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A product seen through its norm and its products with the trial's two vectors: enough to tell it from another.
+
+    The projections of a difference of two products on random signs are as large as the difference itself, in the mean.
+    """
+
+    norm: float
+    first: float
+    second: float
+
+    def distance(self, other: Sketch) -> float:
+        """Size of the difference of two products, relative to the larger; 0 where both are not numbers."""
+        size = max(self.norm, other.norm)
+        if not math.isfinite(size):
+            return 0.0 if math.isnan(self.norm) == math.isnan(other.norm) else math.inf
+        change = max(abs(self.norm - other.norm), abs(self.first - other.first), abs(self.second - other.second))
+        return change / size if size else 0.0
 
 
 class Trial:
     """Try paths on the largest batch of a program.
+
+    Beside what a path computes, a trial holds the signs of two vectors, a byte each, and one vector.
 
     Args:
         program: the loss.
@@ -97,15 +123,16 @@ class Trial:
 
     def __init__(self, program: Program, batch: int, limit: float, gradient_seconds: float, seed: int = 0) -> None:
         self.program, self.batch, self.limit = program, batch, limit
-        self.gradient_seconds = gradient_seconds
+        self.slow, self.very_slow = gradient_seconds > _SLOW, gradient_seconds > _VERY_SLOW
         self.refused: dict[str, str] = {}
         self.asymmetry = math.nan
+        self.asymmetric: AsymmetricProductError | None = None
         self.products = 0
-        self._reference: Parts | None = None
+        self._reference: Sketch | None = None
+        self._graph = 0  # bytes of the graph that both paths through it share
         generator = torch.Generator().manual_seed(seed)
-        leaf = program.leaves[0]
-        self._pair = [
-            (torch.randint(0, 2, (2, *shape), generator=generator) * 2 - 1).to(leaf.device, leaf.dtype)
+        self._signs = [
+            torch.randint(0, 2, (2, *shape), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
             for shape in program.layout.shapes
         ]
 
@@ -113,13 +140,15 @@ class Trial:
         """Try a path for blocks of ``count`` vectors; ``None`` where it fails, and ``refused`` says why.
 
         Raises:
-            AsymmetricProductError, NondeterministicLossError: of the first path that runs.
+            NondeterministicLossError: two products of the same vector differ.
         """
-        candidate = Candidate(path)
         try:
-            return self._attempt(candidate, count)
-        except (AsymmetricProductError, NondeterministicLossError, KeyboardInterrupt):
+            return self._attempt(Candidate(path), count)
+        except NondeterministicLossError:
             raise
+        except AsymmetricProductError as error:
+            self.asymmetric = error
+            self.refused[path.name] = first_line(error).split(";")[0]
         except (MemoryCapError, InaccurateDifferenceError) as error:
             self.refused[path.name] = str(error)
         except Exception as error:  # whatever a model does on another path
@@ -127,86 +156,104 @@ class Trial:
         return None
 
     def _attempt(self, candidate: Candidate, count: int) -> Candidate | None:
-        path, one = candidate.path, [part[:1] for part in self._pair]
+        path = candidate.path
         product, built = peak_bytes(lambda: path.build(self.batch), self.limit)
-        start = time.perf_counter()
-        first, peak = peak_bytes(lambda: product(one), self.limit - built)
-        candidate.seconds = time.perf_counter() - start
-        candidate.held, candidate.peak = built, built + peak
-        self.products += 1
-        if not self._agrees(path, first):
-            return None
+        if path.name.startswith("graph"):
+            built = self._graph = max(built, self._graph)
+        size = 2 if path.batched and count > 1 else 1
+        found, peak, candidate.seconds = self._measured(product, (0, 1)[:size], self.limit - built)
+        candidate.held, candidate.slope = built, peak // size
+        candidate.peak = built + peak - (size - 1) * candidate.slope
         if self._reference is None:
-            self._check(path, product, first)
-        if path.batched and count > 1:
-            both, twice = peak_bytes(lambda: product(self._pair), self.limit - built)
-            self.products += 2
-            candidate.slope = max(twice - peak, 0)
-            del both
-        del first
-        last = self._time(candidate, product, count)
-        if last is not None and not self._agrees(path, [part[:1] for part in last]):  # state that the first run left behind
+            self._check(path, product, found[0], None if size == 1 else found[1])
+        elif not self._agrees(path, found[0]):
             return None
+        if not self.very_slow:  # elsewhere the counting of memory, 30 us an operation, does not show
+            size = min(count, self.chunk(candidate)) if size > 1 and not self.slow else size
+            rerun = candidate.rerun = self._timed(product, size)
+            candidate.seconds = min(rerun() for _ in range(1 if self.slow else 2))
+        if not self.slow and not self._agrees(path, self._measured(product, (0,), self.limit - built)[0][0]):
+            return None  # runs left state behind
         if path.held:
             candidate.built[self.batch] = product
         return candidate
 
-    def _agrees(self, path: ProductPath, found: Parts) -> bool:
-        """Whether a product is the reference's; the first is taken as it is."""
-        if self._reference is None:
-            return True
-        tolerance = {torch.float32: 3e-3, torch.float64: 1e-7}[found[0].dtype]
+    def _vectors(self, which: Sequence[int]) -> Parts:
+        """Some of the two vectors, cast, ``[len(which), *shape]`` by parameter."""
+        leaf = self.program.leaves[0]
+        return [signs[list(which)].to(leaf.device, leaf.dtype) for signs in self._signs]
+
+    def _measured(self, product: Product, which: Sequence[int], limit: float) -> tuple[list[Sketch], int, float]:
+        """Sketches of products with some of the vectors, the most bytes alive meanwhile, and seconds per product."""
+        block = self._vectors(which)
+        start = time.perf_counter()
+        found, peak = peak_bytes(lambda: product(block), limit)
+        synchronise(found[0])
+        seconds = (time.perf_counter() - start) / len(which)
+        self.products += len(which)
+        return [self._sketch([part[row] for part in found]) for row in range(len(which))], peak, seconds
+
+    def _timed(self, product: Product, size: int) -> Callable[[], float]:
+        """Time a block of ``size`` products, in seconds per product."""
+        block = [part.repeat((-(-size // 2), *[1] * (part.ndim - 1)))[:size] for part in self._vectors((0, 1))]
+
+        def timed() -> float:
+            start = time.perf_counter()
+            synchronise(product(block)[0])
+            self.products += size
+            return (time.perf_counter() - start) / size
+
+        return timed
+
+    def _sketch(self, parts: Parts) -> Sketch:
+        dots = [
+            math.fsum(
+                float((part * signs[which].to(part.device, part.dtype)).sum(dtype=torch.float64))
+                for part, signs in self._with(parts)
+            )
+            for which in (0, 1)
+        ]
+        return Sketch(norm(parts), dots[0], dots[1])
+
+    def _with(self, parts: Parts) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(parts, self._signs, strict=True))
+
+    def _agrees(self, path: ProductPath, found: Sketch) -> bool:
+        """Whether a product is that of the first path."""
+        assert self._reference is not None
+        tolerance = {torch.float32: 3e-3, torch.float64: 1e-7}[self.program.leaves[0].dtype]
         if isinstance(path, DifferencePath):
             tolerance = max(10 * (path.error or 0.0), tolerance)
-        difference = norm([f - r for f, r in zip(found, self._reference, strict=True)])
-        size = norm(self._reference)
-        if difference <= tolerance * size or not math.isfinite(size):
-            return True
-        self.refused[path.name] = (
-            f"its products differ from those before by {difference / size if size else math.inf:.1g}: the model reaches its "
-            "parameters by more than their registered names"
-        )
-        return False
-
-    def _check(self, path: ProductPath, product: Product, first: Parts) -> None:
-        """Repeat the first product, and compare u'Hv with v'Hu."""
-        u, v = ([part[index : index + 1] for part in self._pair] for index in (0, 1))
-        again, other = product(u), product(v)
-        self.products += 2
-        change, size = norm([a - f for a, f in zip(again, first, strict=True)]), norm(first)
-        exact = 0.0 if path.exact else 1e-3
-        if change > max(1e-4, exact) * size:
-            raise NondeterministicLossError(
-                f"products must be deterministic, got two of the same vector that differ by {change / size:.1g}: the loss is the "
-                "same twice, its gradient is not (an operation without a deterministic backward, or a hook that keeps state); "
-                "try torch.use_deterministic_algorithms(True)"
+        distance = found.distance(self._reference)
+        if distance > tolerance:
+            self.refused[path.name] = (
+                f"its products differ from those before by {distance:.1g}: the model reaches its parameters by more than their "
+                "registered names, or writes into what it keeps"
             )
-        self.asymmetry = asymmetry(u, v, first, other)
-        if self.asymmetry > max(_ASYMMETRY, 0.0 if path.exact else 0.3):
+        return distance <= tolerance
+
+    def _check(self, path: ProductPath, product: Product, first: Sketch, second: Sketch | None) -> None:
+        """Compare u'Hv with v'Hu, and where that is quick the first product with the same again."""
+        if second is None:
+            second = self._measured(product, (1,), self.limit)[0][0]
+        if not self.slow:
+            change = self._measured(product, (0,), self.limit)[0][0].distance(first)
+            if change > (1e-4 if path.exact else 1e-3):
+                raise NondeterministicLossError(
+                    f"products must be deterministic, got two of the same vector that differ by {change:.1g}: the loss is the "
+                    "same twice, its gradient is not (an operation without a deterministic backward, or a hook that keeps "
+                    "state); try torch.use_deterministic_algorithms(True)"
+                )
+        scale = first.norm + second.norm  # of the terms of the sums, up to their signs
+        self.asymmetry = abs(first.second - second.first) / scale if scale else 0.0
+        if self.asymmetry > (_ASYMMETRY[self.program.leaves[0].dtype] if path.exact else 0.3):
             raise AsymmetricProductError(
                 f"products must be those of a symmetric matrix, got u'Hv and v'Hu that differ by {self.asymmetry:.1g} of their "
-                f"terms on the path {path.name!r}; is a custom backward of the model wrong? Its double backward must "
-                "differentiate what its backward computes (torch.autograd.gradgradcheck tells)"
+                f"terms on the path {path.name!r}; is a custom backward of the model wrong, or marked @once_differentiable, "
+                "which torch takes for a constant? Its double backward must differentiate what its backward computes "
+                "(torch.autograd.gradgradcheck tells)"
             )
         self._reference = first
-
-    def _time(self, candidate: Candidate, product: Product, count: int) -> Parts | None:
-        """Time a product: one run where it is slow (the first counts), the fastest of three otherwise; the last run's products."""
-        batched = candidate.path.batched and count > 1
-        slow = self.gradient_seconds > _SLOW
-        size = (2 if slow else min(count, self.chunk(candidate))) if batched else 1
-        if slow and not batched:
-            return None
-        block = [part.repeat((-(-size // 2), *[1] * (part.ndim - 1)))[:size] for part in self._pair]
-        times = []
-        for _ in range(1 if slow else 3):
-            start = time.perf_counter()
-            last = product(block)
-            synchronise(block[0])
-            times.append(time.perf_counter() - start)
-            self.products += size
-        candidate.seconds = min(times) / size
-        return last
 
     def chunk(self, candidate: Candidate) -> int:
         """Vectors a computation of a candidate takes at a time under the limit."""
@@ -214,15 +261,6 @@ class Trial:
             return 1
         room = self.limit - candidate.peak
         return max(1, min(BLOCK, 1 + int(room / candidate.slope) if candidate.slope else BLOCK))
-
-
-def asymmetry(u: Parts, v: Parts, hu: Parts, hv: Parts) -> float:
-    """|u'Hv - v'Hu| relative to the root of the sum of squares of the terms of both."""
-    left = [(a.double() * b.double()).flatten() for a, b in zip(u, hv, strict=True)]
-    right = [(a.double() * b.double()).flatten() for a, b in zip(v, hu, strict=True)]
-    difference = sum(float(part.sum()) for part in left) - sum(float(part.sum()) for part in right)
-    scale = norm(left) + norm(right)
-    return abs(difference) / scale if scale else 0.0
 
 
 def missing_derivative(error: Exception) -> str | None:
@@ -244,6 +282,25 @@ def synchronise(tensor: Tensor) -> None:
     """Wait for a device that works asynchronously."""
     if tensor.device.type == "cuda":
         torch.cuda.synchronize(tensor.device)
+
+
+def settle(candidates: Sequence[Candidate], limit: float, rounds: int) -> None:
+    """Time the quick candidates that are near the fastest again, in turn, so that a busy machine disturbs all alike.
+
+    Args:
+        candidates: that work; kept graphs of all of them are alive meanwhile where they fit in ``limit`` bytes.
+        limit: bytes.
+        rounds: how often each is timed.
+    """
+    fastest = best(candidates)
+    near = [c for c in candidates if c.rerun is not None and c.seconds < HOPELESS * fastest.seconds]
+    if len(near) > 1 and sum(c.held for c in near) + max(c.peak for c in near) < limit:
+        for _ in range(rounds):
+            for candidate in near:
+                assert candidate.rerun is not None
+                candidate.seconds = min(candidate.seconds, candidate.rerun())
+    for candidate in candidates:
+        candidate.rerun = None
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate:

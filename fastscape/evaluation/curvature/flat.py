@@ -38,10 +38,16 @@ class Layout:
         """The parameters' parts ``[K, *shape]`` of rows ``[K, D]``, without a copy where rows are contiguous."""
         return [rows[:, part].reshape(len(rows), *shape) for part, shape in zip(self.slices, self.shapes, strict=True)]
 
-    def add(self, rows: Tensor, parts: Sequence[Tensor], weight: float) -> None:
-        """Add ``weight`` times parts ``[K, *shape]`` to rows ``[K, D]`` in place."""
-        for where, part in zip(self.slices, parts, strict=True):
-            rows[:, where].add_(part.reshape(len(rows), -1), alpha=weight)
+    def gather(self, rows: Tensor, parts: Sequence[Tensor], weight: float, *, first: bool) -> None:
+        """Write ``weight`` times parts ``[K, *shape]`` to rows ``[K, D]``, or add it where it is not the first."""
+        flat = [part.reshape(len(rows), -1) for part in parts]
+        if first:
+            torch.cat(flat, 1, out=rows)
+            if weight != 1.0:
+                rows.mul_(weight)
+        else:
+            for where, part in zip(self.slices, flat, strict=True):
+                rows[:, where].add_(part, alpha=weight)
 
     def flat(self, parts: Sequence[Tensor]) -> Tensor:
         """One vector ``[D]`` of parts of the parameters' shapes, a copy."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import torch
 
@@ -12,7 +11,8 @@ from fastscape.evaluation.curvature.paths import Product
 from fastscape.evaluation.curvature.program import Parts, Program
 
 HOPELESS = 1e-2  # relative error of products above which they are refused
-_LADDER = (16.0, 4.0, 1.0, 0.25, 0.0625)  # steps that are tried, relative to the first guess
+_LARGEST, _RATIO, _LEVELS = 16.0, 4.0, 12  # steps that are tried, relative to u^(1/3): kinks want far smaller ones
+_GOOD = 1e-3  # error at which the search stops once steps get worse
 
 
 class InaccurateDifferenceError(ValueError):
@@ -24,12 +24,12 @@ class DifferencePath:
 
     .. math:: H v = \frac{g(w + h v) - g(w - h v)}{2 h} + O(h^2), \qquad h = s\, u^{1/3}\, (1 + \|w\|) / \|v\|
 
-    with u the rounding unit. On the first vector the factor s is taken from a ladder: where products of neighbouring steps differ
-    least, rounding (1 / h) and truncation (h^2) balance. ``error`` is that difference relative to the product, which Richardson's
-    rule makes a bound: the truncation error of the smaller of two steps is a fifteenth of the difference of steps h and 4 h.
+    with u the rounding unit. On the first vector the factor s is taken from a ladder: where the products of neighbouring steps
+    differ least, rounding (1 / h) and truncation (h^2, or crossed kinks) balance. ``error`` is that difference relative to the
+    product; by Richardson's rule the truncation error of the smaller of the two steps h and 4 h is a fifteenth of it.
 
-    Cost: 2 gradients a product, and 10 on the first; memory of a gradient, one more, and a copy of the parameters. Runs wherever a gradient
-    does.
+    Cost: 2 gradients a product, and 6 to 24 on the first; memory of a gradient, one more, and a copy of the parameters. Runs
+    wherever a gradient does.
 
     Attributes:
         error: estimated relative error of a product; ``None`` before the first.
@@ -81,14 +81,17 @@ class DifferencePath:
 
     def _calibrate(self, batch: int, vector: Parts, length: float) -> None:
         unit = torch.finfo(self._weights[0].dtype).eps ** (1 / 3)
-        steps = [factor * unit for factor in _LADDER]
-        products = [self._difference(batch, vector, step * self._scale / length) for step in steps]
-        errors = []
-        for coarse, fine in pairwise(products):
-            size = norm(fine)
-            change = norm([c - f for c, f in zip(coarse, fine, strict=True)])
-            errors.append(change / size if size else (0.0 if change == 0 else math.inf))
-        best = min(range(len(errors)), key=lambda index: errors[index] if errors[index] == errors[index] else math.inf)
+        steps = [_LARGEST * unit / _RATIO**level for level in range(_LEVELS)]
+        coarse = self._difference(batch, vector, steps[0] * self._scale / length)
+        errors: list[float] = []
+        for step in steps[1:]:
+            fine = self._difference(batch, vector, step * self._scale / length)
+            size, change = norm(fine), norm([c - f for c, f in zip(coarse, fine, strict=True)])
+            errors.append(change / size if size and math.isfinite(change) else 0.0 if change == 0 else math.inf)
+            coarse = fine
+            if min(errors) < _GOOD and errors[-1] > min(errors):  # past the balance of rounding and truncation
+                break
+        best = min(range(len(errors)), key=errors.__getitem__)
         if not errors[best] <= HOPELESS:
             raise InaccurateDifferenceError(
                 f"products by differences of gradients in {str(self._weights[0].dtype)[6:]} have an estimated relative error of "

@@ -7,22 +7,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, get_args
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastscape._batches import available_memory, tensors_of
-from fastscape._state import exact_arithmetic
+from fastscape._state import exact_arithmetic, plain_arithmetic
 from fastscape.evaluation.curvature.choice import (
     _CAP,
     _SLOW,
     BLOCK,
+    HOPELESS,
+    ROUNDS,
     Candidate,
     NoPathError,
     ProductChoice,
     Trial,
     best,
+    settle,
     synchronise,
 )
 from fastscape.evaluation.curvature.forward import ForwardPath, ReplayPath
@@ -31,7 +35,7 @@ from fastscape.evaluation.curvature.gradient_difference import DifferencePath
 from fastscape.evaluation.curvature.paths import ProductPath
 from fastscape.evaluation.curvature.peak import peak_bytes
 from fastscape.evaluation.curvature.program import Program
-from fastscape.evaluation.curvature.reverse import GraphPath, ReversePath
+from fastscape.evaluation.curvature.reverse import GraphPath, Graphs, ReversePath
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.points import Array
 from fastscape.objective import Objective
@@ -71,42 +75,46 @@ class Products:
         self._chosen: dict[int, Candidate] = {}
         self._spent: dict[int, float] = {}
         self._thorough: set[int] = set()
-        self._depth = 0
+        self._inside = False
         with self.arithmetic():
             self.program = Program(objective, self.dtype)
             unperturbed_loss(self.program.replica)
 
     @contextmanager
-    def arithmetic(self) -> Iterator[None]:
-        """Plain arithmetic of the dtype and the process as it was afterwards; nested blocks cost nothing."""
-        if self._depth:
+    def arithmetic(self, *, draws: bool = True) -> Iterator[None]:
+        """Plain arithmetic of the dtype and the process as it was afterwards; nested blocks cost nothing.
+
+        Without ``draws``, random generators are not kept (half of the 0.1 ms): for what runs no code of the user's.
+        """
+        if self._inside:
             yield
             return
-        self._depth = 1
+        self._inside = True
         try:
-            with exact_arithmetic(self.dtype):
+            with exact_arithmetic(self.dtype) if draws else plain_arithmetic(self.dtype):
                 yield
         finally:
-            self._depth = 0
+            self._inside = False
 
     # ------------------------------------------------------------------ multiplying
 
     def multiply(self, rows: Tensor, *, by_batch: bool = False) -> tuple[Tensor, Array | None]:
         """Products ``[K, D]`` of rows ``[K, D]``; with ``by_batch`` also v'H_b v of every batch, ``[batches, K]``."""
-        with self.arithmetic():
-            choice = self.prepare(len(rows))
-            candidate = self._chosen[_key(len(rows))]
+        choice = self.prepare(len(rows))
+        candidate = self._chosen[_key(len(rows))]
+        with self.arithmetic(draws=len(candidate.built) < len(self.program.weights)):
             start = time.perf_counter()
             out, forms = self._over_batches(candidate, choice.chunk, rows, by_batch=by_batch)
             synchronise(out)
             self._spend(len(rows), time.perf_counter() - start)
         self.products += len(rows)
-        self.nan_products += int((~out.sum(1).isfinite()).sum())
+        if not math.isfinite(float(out.sum())):
+            self.nan_products += int((~out.sum(1).isfinite()).sum())
         return out, forms
 
     def _over_batches(self, candidate: Candidate, chunk: int, rows: Tensor, *, by_batch: bool) -> tuple[Tensor, Array | None]:
         program = self._opened()
-        out = torch.zeros_like(rows)
+        out = torch.empty_like(rows)
         forms = np.zeros((len(program.weights), len(rows))) if by_batch else None
         for batch, weight in enumerate(program.weights):
             product = candidate.built.get(batch)
@@ -118,7 +126,7 @@ class Products:
                 part = rows[start : start + chunk]
                 vectors = program.layout.views(part)
                 found = product(vectors)
-                program.layout.add(out[start : start + chunk], found, weight)
+                program.layout.gather(out[start : start + chunk], found, weight, first=batch == 0)
                 if forms is not None:
                     forms[batch, start : start + chunk] = _forms(vectors, found)
                 del found
@@ -154,17 +162,19 @@ class Products:
                 candidate = trial.attempt(make(), key)
                 if candidate is not None:
                     found.append(candidate)
-                    for other in found:
-                        if other is not best(found):
-                            other.built.clear()
+                    if trial.slow:  # what is not near the fastest goes at once
+                        _keep_best(found, within=HOPELESS)
+            if found:
+                settle(found, self.limit, 1 if trial.slow else ROUNDS)
+                _keep_best(found)
         finally:
             self.products += trial.products
         if not found:
-            raise self._no_path(trial.refused)
+            raise trial.asymmetric or self._no_path(trial.refused)
         self._chosen[key], self._spent[key] = best(found), 0.0
         if thorough or self.path is not None:
             self._thorough.add(key)
-        self.choices[key] = self._record(trial, found)
+        self.choices[key] = self._record(trial, found, key)
 
     def _makers(
         self, program: Program, key: int, found: Sequence[Candidate], *, thorough: bool
@@ -177,7 +187,7 @@ class Products:
         yield named["graph"]
         if key > 1:
             yield named["graph, batched"]
-        if key > 1 or not found:
+        if not found or (key > 1 and (thorough or self.gradient_seconds < _SLOW)):  # its arithmetic is no less than the graph's
             yield named["forward"]
         if thorough:
             yield named["replay"]
@@ -195,9 +205,10 @@ class Products:
                 "forward": lambda: GaussNewtonForward(program),
                 "replay": lambda: GaussNewtonReplay(program),
             }
+        graphs: Graphs = WeakValueDictionary()
         return {
-            "graph": lambda: GraphPath(program, batched=False),
-            "graph, batched": lambda: GraphPath(program, batched=True),
+            "graph": lambda: GraphPath(program, batched=False, graphs=graphs),
+            "graph, batched": lambda: GraphPath(program, batched=True, graphs=graphs),
             "forward": lambda: ForwardPath(program),
             "reverse": lambda: ReversePath(program),
             "replay": lambda: ReplayPath(program),
@@ -221,10 +232,10 @@ class Products:
             self.gradient_seconds = min(times)
         return program
 
-    def _record(self, trial: Trial, found: Sequence[Candidate]) -> ProductChoice:
+    def _record(self, trial: Trial, found: Sequence[Candidate], key: int) -> ProductChoice:
         chosen = best(found)
         seconds = {candidate.path.name: candidate.seconds for candidate in found}
-        chunk = trial.chunk(chosen)
+        chunk = min(trial.chunk(chosen), key)
         others = [f"{name} is {time / chosen.seconds:.1f}x slower" for name, time in seconds.items() if name != chosen.path.name]
         others += [f"{name}: {why}" for name, why in trial.refused.items()]
         return ProductChoice(
@@ -273,6 +284,15 @@ def checked_path(path: object) -> PathName | None:
     if path is not None and path not in get_args(PathName):
         raise ValueError(f"path must be one of {', '.join(get_args(PathName))} or None to measure, got {path!r}")
     return path  # type: ignore[return-value]
+
+
+def _keep_best(candidates: Sequence[Candidate], within: float = 1.0) -> None:
+    """Free what candidates keep that take more than ``within`` times the fastest's seconds, or are not it."""
+    fastest = best(candidates)
+    for candidate in candidates:
+        if candidate is not fastest and (candidate.seconds >= within * fastest.seconds or within == 1.0):
+            candidate.built.clear()
+            candidate.rerun = None
 
 
 def _key(count: int) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -11,24 +12,39 @@ from fastscape.evaluation.curvature.paths import Product
 from fastscape.evaluation.curvature.program import Parts, Program
 
 
+class _Gradient:
+    """A gradient with its graph."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+
+
+Graphs = MutableMapping[int, _Gradient]
+
+
 class GraphPath:
     """Backward passes through the kept graph of the gradient.
 
-    Cost: 2 gradients' operations to build and 2 for each product (of dense layers); memory of the graph, about twice that of a
-    gradient. ``batched`` sends a block through the graph at once (``torch.autograd.grad(is_grads_batched=True)``).
+    ``graphs`` (a weak dictionary) lets two of these share what both build. Cost: 2 gradients' operations to build and 2 for each
+    product (of dense layers); memory of the graph, about twice that of a gradient. ``batched`` sends a block through the graph
+    at once (``torch.autograd.grad(is_grads_batched=True)``).
     """
 
     held = True
     exact = True
 
-    def __init__(self, program: Program, *, batched: bool, name: str | None = None) -> None:
+    def __init__(self, program: Program, *, batched: bool, name: str | None = None, graphs: Graphs | None = None) -> None:
         self._program, self.batched = program, batched
+        self._graphs: Graphs = WeakValueDictionary() if graphs is None else graphs
         self.name = name or ("graph, batched" if batched else "graph")
 
     def build(self, batch: int) -> Product:
         """Build the gradient with its graph."""
-        gradient = self._program.gradient(batch, create_graph=True)
-        return lambda block: derivative(gradient, self._program.leaves, block, batched=self.batched)
+        gradient = self._graphs.get(batch)
+        if gradient is None:
+            gradient = self._graphs[batch] = _Gradient(self._program.gradient(batch, create_graph=True))
+        kept = gradient
+        return lambda block: derivative(kept.parts, self._program.leaves, block, batched=self.batched)
 
 
 class ReversePath:
