@@ -64,7 +64,7 @@ modes: $(NATIVE) ## the README's table: a training run in three arithmetics
 	$(BIN)/python benchmarks/report.py
 
 PEERS ?= # options, e.g. make peers PEERS='--network gpt --package products --repeats 3'
-peers: $(VENV)/.bench $(NATIVE) ## fastscape, its peers and plain torch: about an hour alone on a machine; results/peers.json, RESULTS.md
+peers: $(VENV)/.bench $(NATIVE) ## fastscape, its peers and plain torch: 3 hours, 1 without resnet18; writes RESULTS.md
 	OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks $(BIN)/python -m peers $(PEERS)
 	$(BIN)/python benchmarks/report.py
 
