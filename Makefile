@@ -7,9 +7,9 @@ NATIVE := $(VENV)/.native
 
 .PHONY: demo test kernels gpu package native slow check bench noise accuracy modes peers format clean
 
-demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints, write demo/report.html
+demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints and their spectra, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
-	OMP_NUM_THREADS=1 $(BIN)/fastscape probe zoo:cnn --data 'zoo:digits?samples=128' --checkpoint demo/checkpoints --budget 60s --out demo
+	OMP_NUM_THREADS=1 $(BIN)/fastscape probe zoo:cnn --data 'zoo:digits?samples=128' --checkpoint demo/checkpoints --budget 60s --spectrum --out demo
 
 test: $(NATIVE) ## the default test suite, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -29,8 +29,18 @@ from fastscape.evaluation import (
 )
 from fastscape.objective import Objective
 from fastscape.ops import Status, status
-from fastscape.probes import ProbeError, Progress, edge_of_stability, mean_quadratic_form, multifractal, trajectory
-from fastscape.reports import MultifractalResult, TrajectoryResult, load
+from fastscape.probes import (
+    ProbeError,
+    Progress,
+    SpectrumError,
+    edge_of_stability,
+    mean_quadratic_form,
+    multifractal,
+    spectra,
+    spectrum,
+    trajectory,
+)
+from fastscape.reports import MultifractalResult, SpectrumResult, SpectrumTrajectory, TrajectoryResult, load
 from fastscape.runs import ProbeSettings, preset
 
 __all__ = [
@@ -53,6 +63,9 @@ __all__ = [
     "Progress",
     "QuadraticForms",
     "Responses",
+    "SpectrumError",
+    "SpectrumResult",
+    "SpectrumTrajectory",
     "Stability",
     "Status",
     "TrajectoryResult",
@@ -70,6 +83,8 @@ __all__ = [
     "preset",
     "quadratic_forms",
     "responses",
+    "spectra",
+    "spectrum",
     "status",
     "trajectory",
 ]

@@ -100,6 +100,10 @@ class Replica:
         for slot, base in zip(self.scratch, self.base, strict=True):
             slot.copy_(base)
 
+    def forget(self) -> None:
+        """Forget which batches the model writes into: they are others."""
+        self._overwritten.clear()
+
     def batch(self, index: int) -> Batch:
         """A batch that the model may have for one evaluation: a copy unless it is known to leave its inputs alone."""
         kept = self._overwritten.get(index) is False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fastscape._version import __version__
-from fastscape.cli import probe, report, status
+from fastscape.cli import probe, report, spectrum, status
 
 
 @click.group()
@@ -14,5 +14,5 @@ def main() -> None:
     """Measure the geometry of a neural network's loss."""
 
 
-for command in (status.show_status, probe.probe, report.report):
+for command in (status.show_status, probe.probe, spectrum.spectrum_command, report.report):
     main.add_command(command)

@@ -19,8 +19,14 @@ from rich.console import Console, RenderableType
 
 from fastscape._interrupts import EXIT_INTERRUPTED, Interrupts
 from fastscape._replica import MODEL_NOTE
-from fastscape.evaluation import MissingRuleError, NondeterministicLossError, PrecisionWarning, UntraceableError
-from fastscape.probes import ProbeError
+from fastscape.evaluation import (
+    AsymmetricProductError,
+    MissingRuleError,
+    NondeterministicLossError,
+    PrecisionWarning,
+    UntraceableError,
+)
+from fastscape.probes import ProbeError, SpectrumError
 from fastscape.reports import (
     MultifractalResult,
     SpectrumResult,
@@ -204,10 +210,10 @@ def exit_codes(work: Callable[[], Any]) -> Any:
     try:
         with _readable_warnings():
             return work()
-    except ProbeError as error:
+    except (ProbeError, SpectrumError) as error:
         rescue(error.partial)
         _fail(str(error), EXIT_MODEL)
-    except (MissingRuleError, NondeterministicLossError, UntraceableError) as error:
+    except (AsymmetricProductError, MissingRuleError, NondeterministicLossError, UntraceableError) as error:
         _fail(str(error), EXIT_MODEL)
     except BrokenPipeError:
         sys.stdout = None  # or Python flushes the closed pipe again at exit

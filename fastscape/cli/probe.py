@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,21 @@ import click
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
 from fastscape.cli.inputs import analysis_options, build_objective, checkpoint_files, gibibytes, objective_options, radii
-from fastscape.cli.output import Outcome, check_out, exit_codes, finish
+from fastscape.cli.output import Outcome, check_out, exit_codes, finish, rescue
+from fastscape.cli.spectrum import OPTIMIZER, measure, optimizer_options
 from fastscape.estimators import AnalysisSettings
-from fastscape.probes import multifractal, trajectory
+from fastscape.evaluation import AsymmetricProductError, NoPathError
+from fastscape.objective import Objective
+from fastscape.probes import SpectrumError, multifractal, trajectory
 from fastscape.probes.session import Progress
-from fastscape.reports import MultifractalResult, TrajectoryResult, load
+from fastscape.reports import MultifractalResult, SpectrumResult, SpectrumTrajectory, TrajectoryResult, load
 from fastscape.reports.live import LiveProgress
+from fastscape.reports.result import AnyResult
 from fastscape.runs import ProbeSettings, preset
+from fastscape.runs.budget import Budget
 
 Result = MultifractalResult | TrajectoryResult
+SHARE = 0.4  # of the budget for spectra; what they leave is for directions
 
 
 @click.command()
@@ -46,11 +53,18 @@ Result = MultifractalResult | TrajectoryResult
 @click.option("--preset", "preset_name", help="torok2026: the settings of a published protocol.")
 @click.option("--path", type=click.Choice(["loop", "vmap", "graph", "dispatch"]), help="Evaluation path; default: measured.")
 @click.option("--memory", type=float, callback=gibibytes, help="GiB that batched evaluation may take.")
+@click.option(
+    "--spectrum",
+    "with_spectrum",
+    is_flag=True,
+    help=f"Also eigenvalues, trace, effective rank and stability: first, in at most {SHARE:.0%} of the budget.",
+)
+@optimizer_options
 @click.option("--extend", type=click.Path(path_type=Path), help="An earlier result.npz of the same run to continue.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory for report.html, result.npz and result.json.",
+    help="Directory for report.html, result.npz and result.json (and spectrum.npz, spectrum.json).",
 )
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @analysis_options
@@ -72,38 +86,74 @@ def probe(model: str, **options: Any) -> None:
 
 def _probe(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
     files = checkpoint_files(options["checkpoints"])
-    budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(files))
+    with_spectrum = options["with_spectrum"]
+    if not with_spectrum and any(options[name] for name in ("optimizer_file", "learning_rate", "momentum", "nesterov")):
+        raise ValueError("an optimizer is for the stability ratio of --spectrum, which is missing")
+    budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(files), spectrum=with_spectrum)
     probe_settings, analysis = _settings(options)
     check_out(options["out"])
     objective = build_objective(model, options)
     earlier = load(options["extend"]) if options["extend"] is not None else None
+    results: dict[str, AnyResult] = {}
     with LiveProgress(quiet=options["quiet"]) as live:
-
-        def show(state: Progress) -> None:
-            live.show(state.checkpoint, state.directions, state.fraction, state.remaining, state.m_tau)
-
-        common: dict[str, Any] = {
-            "budget": budget,
-            "target": options["target"],
-            "path": options["path"],
-            "memory": options["memory"],
-            "progress": show,
-        }
-        if files:
-            if earlier is not None and not isinstance(earlier, TrajectoryResult):
-                raise ValueError("--extend must be a trajectory result for --checkpoint, got one of a single model")
-            result: Result = trajectory(objective, files, probe_settings, analysis, extend=earlier, **common)
-        else:
-            if earlier is not None and not isinstance(earlier, MultifractalResult):
-                raise ValueError("--extend must be the result of a single model without --checkpoint, got a trajectory")
-            result = multifractal(objective, probe_settings, analysis, extend=earlier, name=model, **common)
+        if with_spectrum:
+            found = _spectrum(objective, files, model, budget, options, live)
+            if found is not None:
+                results["spectrum"] = found
+        if not Outcome(results).interrupted:
+            try:
+                result = _multifractal(objective, files, model, budget, (probe_settings, analysis), earlier, options, live)
+            except BaseException:
+                rescue(*results.values())
+                raise
+            results = {"result": result, **results}
         interrupts.hold()
-    return Outcome({"result": result}, _unmet(result))
+    return Outcome(results, _unmet(results.get("result")))
 
 
-def _unmet(result: Result) -> str:
-    target, reason = result.meta["target"], result.meta["stop_reason"]
-    return "" if target is None or reason == "target met" else f"the target {target:g} was not reached ({reason})"
+def _spectrum(
+    objective: Objective, files: Sequence[Path], model: str, budget: Budget, options: dict[str, Any], live: LiveProgress
+) -> SpectrumResult | SpectrumTrajectory | None:
+    """Spectra in their share of the budget; ``None``, and a message, for a loss without second derivatives."""
+    share = Budget(SHARE * budget.remaining if budget.limited else None)
+    spectral = {name: options[name] for name in ("memory", "seed", *OPTIMIZER)}  # --path is that of the responses
+    try:
+        return measure(objective, files, model, share, spectral, live)
+    except SpectrumError as error:
+        click.echo(f"the spectrum ended early: {error}", err=True)
+        return error.partial
+    except (AsymmetricProductError, NoPathError) as error:
+        click.echo(f"no spectrum: {error}", err=True)
+        return None
+
+
+def _multifractal(
+    objective: Objective,
+    files: Sequence[Path],
+    model: str,
+    budget: Budget,
+    settings: tuple[ProbeSettings, AnalysisSettings],
+    earlier: AnyResult | None,
+    options: dict[str, Any],
+    live: LiveProgress,
+) -> Result:
+    def show(state: Progress) -> None:
+        live.show(state.checkpoint, state.directions, state.fraction, state.remaining, state.m_tau)
+
+    common: dict[str, Any] = {"budget": budget, "progress": show} | {key: options[key] for key in ("target", "path", "memory")}
+    if files:
+        if earlier is not None and not isinstance(earlier, TrajectoryResult):
+            raise ValueError("--extend must be a trajectory result for --checkpoint, got one of a single model")
+        return trajectory(objective, files, *settings, extend=earlier, **common)
+    if earlier is not None and not isinstance(earlier, MultifractalResult):
+        raise ValueError("--extend must be the result of a single model without --checkpoint, got another kind")
+    return multifractal(objective, *settings, extend=earlier, name=model, **common)
+
+
+def _unmet(result: AnyResult | None) -> str:
+    if result is None or result.meta["target"] is None or result.meta["stop_reason"] == "target met":
+        return ""
+    return f"the target {result.meta['target']:g} was not reached ({result.meta['stop_reason']})"
 
 
 def _settings(options: dict[str, Any]) -> tuple[ProbeSettings, AnalysisSettings]:

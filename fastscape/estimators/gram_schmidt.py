@@ -25,12 +25,22 @@ class Orthonormalised:
         against: S ``[m, b]``.
         within: C ``[r, b]``.
         lost: norm of what was dropped of each row as rounding ``[b]``.
+        scale: norm of the largest row, or ``scale`` as given.
     """
 
     rows: Tensor
     against: Array
     within: Array
     lost: Array
+    scale: float
+
+
+class NonFiniteRowsError(FloatingPointError):
+    """Rows hold NaN or inf; ``count`` of them."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"rows must be finite, got {count} with NaN or inf")
+        self.count = count
 
 
 def combine(rows: Tensor, coefficients: Array) -> tuple[Tensor, Array]:
@@ -54,13 +64,16 @@ def orthonormalise(block: Tensor, basis: Tensor, *, near: int = 0, scale: float 
     diagonalised; directions that are shorter than 32 units in the last place of the largest row are dropped.
 
     Args:
-        block: rows W ``[b, D]``, finite, float32 or float64.
+        block: rows W ``[b, D]``, float32 or float64.
         basis: orthonormal rows Q ``[m, D]``, m may be 0.
         near: first row of the basis that the first pass projects on.
         scale: norm that counts as largest, if larger than the rows'.
 
     Returns:
         :class:`Orthonormalised`.
+
+    Raises:
+        NonFiniteRowsError: rows with NaN or inf.
 
     Cost: usually reads the basis twice (products and update of the second pass) and ``basis[near:]`` twice.
 
@@ -72,8 +85,12 @@ def orthonormalise(block: Tensor, basis: Tensor, *, near: int = 0, scale: float 
         against[near:] = gram(basis[near:], rows)
         rows, _ = block_update(rows, basis[near:], torch.from_numpy(against[near:]).to(rows.device))
     products = gram(rows, rows)
-    norms = np.sqrt(np.diag(products) + np.sum(against**2, axis=0))
-    floor = _ROUNDING * torch.finfo(block.dtype).eps * max(scale, float(norms.max(initial=0.0)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        norms = np.sqrt(np.diag(products) + np.sum(against**2, axis=0))
+    if not np.isfinite(norms).all():
+        raise NonFiniteRowsError(int(np.sum(~np.isfinite(norms))))
+    scale = max(scale, float(norms.max(initial=0.0)))
+    floor = _ROUNDING * torch.finfo(block.dtype).eps * scale
     rows, within, lost = _independent(rows, products, np.eye(len(block)), floor)
     for _ in range(_PASSES):
         if not len(rows):
@@ -91,7 +108,7 @@ def orthonormalise(block: Tensor, basis: Tensor, *, near: int = 0, scale: float 
             lost = np.hypot(lost, more)
         if max(moved, deviation) < _SETTLED:
             break
-    return Orthonormalised(rows, against, within, lost)
+    return Orthonormalised(rows, against, within, lost, scale)
 
 
 def _independent(rows: Tensor, products: Array, within: Array, floor: float) -> tuple[Tensor, Array, Array]:

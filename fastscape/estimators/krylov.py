@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastscape._checks import one_line
-from fastscape.estimators.gram_schmidt import combine, gram, orthonormalise, random_rows
+from fastscape.estimators.gram_schmidt import NonFiniteRowsError, combine, gram, orthonormalise, random_rows
 from fastscape.estimators.scaling import Array
 from fastscape.ops import block_gram, block_update
 
 Matmat = Callable[[Tensor], Tensor]
 Which = Literal["both", "largest", "smallest", "magnitude"]
 
+CAPACITY = 200  # rows of a basis, unless told otherwise
 _COLUMNS = 1 << 16  # of a basis that is rotated in place: pieces of 100 rows are 50 MiB in float64
 
 
@@ -76,7 +77,7 @@ class BlockLanczos:
         product: H times ``start``, where it is known.
         wanted: pairs that a restart must keep at each end that is wanted.
         which: ends that a restart keeps.
-        capacity: rows of the basis, the current block included; default D.
+        capacity: rows of the basis, the current block included; default 200, or D if less.
         basis_device: where the basis lives, default ``start``'s device; ``"cpu"`` for one that does not fit on an accelerator.
         seed: of the random vectors that continue after an invariant subspace.
 
@@ -119,7 +120,7 @@ class BlockLanczos:
         if not width:
             raise ValueError("start must not be zero, got only zero vectors; start from random signs")
         least = least_capacity(self.size, wanted, width, which)
-        self.capacity = min(self.size, self.size if capacity is None else capacity)
+        self.capacity = min(self.size, max(least, CAPACITY) if capacity is None else capacity)
         if self.capacity < least:
             raise ValueError(
                 f"capacity must be at least {least} vectors for {wanted} pairs and blocks of {width}, got {capacity}"
@@ -177,14 +178,11 @@ class BlockLanczos:
         if image is None:
             image = self._matmat(rows.T.to(self._device)).T.to(self._home, rows.dtype)
             self.products += len(rows)
-        norms = torch.linalg.vector_norm(image, dim=1, dtype=torch.float64)
-        finite = torch.isfinite(norms)
-        if not bool(finite.all()):
-            self.nan_products += int((~finite).sum())
+        try:
+            self._extend(image.contiguous())
+        except NonFiniteRowsError as error:
+            self.nan_products += error.count
             self.stop_reason = "nan"
-            return False
-        self._scale = max(self._scale, float(norms.max()))
-        self._extend(image.contiguous())
         return not self.done
 
     def _extend(self, image: Tensor) -> None:
@@ -199,12 +197,12 @@ class BlockLanczos:
             rows = self._refill(self._basis[:size], len(image))
         width = len(rows)
         self._basis[size : size + width] = rows
-        self._matrix[:, old:size] = 0.0
+        self._matrix[: size + width, old:size] = 0.0
         self._matrix[:size, old:size] = split.against
         if not fresh:
             self._matrix[size : size + width, old:size] = within
         self._lost[old:size] = split.lost
-        self._near = old
+        self._near, self._scale = old, split.scale
         self._done, self._pending, self._ritz = size, width, None
         self.steps += 1
         if not width:
@@ -314,6 +312,26 @@ class BlockLanczos:
         """Traces of Q'HQ and of Q'H^2 Q over the span of the basis: their part of tr(H) and tr(H^2), exact."""
         columns = self._matrix[: self._done + self._pending, : self._done]
         return float(np.trace(self.projected)), float(np.sum(columns**2) + np.sum(self._lost[: self._done] ** 2))
+
+    @property
+    def start(self) -> Array:
+        """The starting vectors in the first block of the basis, ``[r, p]``: V = Q_1 R."""
+        return self._coordinates
+
+    def start_forms(self) -> tuple[Array, Array]:
+        """V'HV ``[p, p]`` and ||Hv||^2 ``[p]`` of the starting vectors, after the first step and before a restart."""
+        width = len(self._coordinates)
+        columns = self._matrix[: self._done + self._pending, :width] @ self._coordinates
+        return self._coordinates.T @ columns[:width], np.sum(columns**2, axis=0)
+
+    def whole_forms(self, probes: Tensor, images: Tensor, forms: Array) -> Array:
+        r"""Forms v'Hv ``[n]`` of probes v ``[D, n]``, from the products and forms of their complements (I - QQ') v.
+
+        Cost: 2 m n D multiplications, no product.
+        """
+        inside, crossed = (gram(self.basis, part.T.to(self._home, self._basis.dtype)) for part in (probes, images))
+        total: Array = forms + np.sum(inside * (2 * crossed + self.projected @ inside), axis=0)
+        return total
 
     def complement(self, vectors: Tensor) -> Tensor:
         """Vectors ``[D, n]`` without their part in the basis, (I - QQ') g."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastscape._checks import integer
 from fastscape.estimators.gram_schmidt import random_rows
-from fastscape.estimators.krylov import BlockLanczos, Eigenpairs, Matmat, Quadrature, Which, least_capacity
+from fastscape.estimators.krylov import CAPACITY, BlockLanczos, Eigenpairs, Matmat, Quadrature, Which, least_capacity
 from fastscape.estimators.spectra import Gap
 
 __all__ = ["BlockLanczos", "Eigenpairs", "Extremes", "Quadrature", "extreme_pairs", "least_capacity"]
@@ -82,7 +82,7 @@ def extreme_pairs(
         tolerance: relative residual; 0 for a basis that spans the space.
         which: ``"both"``, ``"largest"``, ``"smallest"`` or ``"magnitude"``.
         max_products: at most so many vectors are multiplied (1000, or D if less, by default).
-        memory: bytes that the basis may take; by default as long as all products.
+        memory: bytes that the basis may take; by default 200 vectors.
         dtype: of the vectors, float32 or float64.
         device: where ``matmat`` takes them.
         basis_device: where the basis lives, by default ``device``.
@@ -110,6 +110,8 @@ def extreme_pairs(
         if memory < least * row:
             raise ValueError(f"memory must be at least {least * row} bytes for a basis of {least} vectors, got {memory}")
         rows = min(rows, memory // row)
+    else:
+        rows = min(rows, CAPACITY)
     rows = max(rows, least_capacity(size, k, start.shape[1], which))
     run = BlockLanczos(matmat, start, wanted=k, which=which, capacity=rows, basis_device=basis_device, seed=seed)
     reason = None

@@ -224,11 +224,15 @@ def layer_forms(vectors: Tensor, images: Tensor, layers: Mapping[str, slice]) ->
     Their mean over probes estimates the trace of each parameter's diagonal block; for deflated probes, ``vectors`` are the
     probes g as drawn and ``images`` the products of (I - QQ') g, and the sums over the basis are exact.
 
-    Cost: 2 D K multiplications.
+    Cost: D K^2 multiplications, without copies.
     """
-    rows, products = vectors.T, images.T
-    sums = [(rows[:, part].double() * products[:, part].double()).sum(1) for part in layers.values()]
-    return np.array([total.cpu().numpy() for total in sums]).reshape(len(layers), rows.shape[0])
+    return np.diagonal(layer_grams(vectors, images, layers), axis1=1, axis2=2).copy()
+
+
+def layer_grams(vectors: Tensor, images: Tensor, layers: Mapping[str, slice]) -> Array:
+    r"""Products of all pairs by layer, :math:`v_{jl}^\top (Hv_k)_l` ``[L, K, K]`` in float64, of vectors ``[D, K]``."""
+    rows, products = vectors.T, images.T.to(vectors.dtype)
+    return np.array([gram(rows[:, part], products[:, part]) for part in layers.values()]).reshape(-1, len(rows), len(rows))
 
 
 def data_stderr(forms: Array, weights: Array) -> float | None:

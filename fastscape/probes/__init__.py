@@ -3,6 +3,19 @@
 from fastscape.probes.curvature import mean_quadratic_form
 from fastscape.probes.multifractal import multifractal, trajectory
 from fastscape.probes.session import ProbeError, Progress
+from fastscape.probes.spectrum import SpectrumError, SpectrumProgress, spectrum
+from fastscape.probes.spectrum_trajectory import spectra
 from fastscape.probes.stability import edge_of_stability
 
-__all__ = ["ProbeError", "Progress", "edge_of_stability", "mean_quadratic_form", "multifractal", "trajectory"]
+__all__ = [
+    "ProbeError",
+    "Progress",
+    "SpectrumError",
+    "SpectrumProgress",
+    "edge_of_stability",
+    "mean_quadratic_form",
+    "multifractal",
+    "spectra",
+    "spectrum",
+    "trajectory",
+]

@@ -43,9 +43,11 @@ class LiveProgress:
         self._bar.stop()
 
     def show(self, checkpoint: str, directions: int, fraction: float, remaining: float, m_tau: Estimate | None) -> None:
-        """Draw the state of a run."""
+        """Draw the state of a multifractal probe."""
         found = f" · M_tau {interval(m_tau)}" if m_tau is not None else ""
+        self.draw(f"{checkpoint} · {counted(directions, 'direction')}{found}", fraction, remaining)
+
+    def draw(self, description: str, fraction: float, remaining: float) -> None:
+        """Draw what is being done, the share done, and the seconds that are left (inf: unknown)."""
         left = "" if math.isinf(remaining) else f"about {max(0.0, remaining):.0f} s left"
-        self._bar.update(
-            self._task, completed=fraction, description=f"{checkpoint} · {counted(directions, 'direction')}{found}", left=left
-        )
+        self._bar.update(self._task, completed=fraction, description=description, left=left)

@@ -87,17 +87,9 @@ def eigenvalues(result: SpectrumResult, ax: Axes | None = None) -> Axes:
     for x, (values, residuals, converged) in zip(places, _ends(result), strict=True):
         ax.vlines(x, 0, values, color=BLUE, lw=2.2, alpha=0.45)
         _ritz(ax, x, values, residuals, converged, along="y")
-        for index in range(len(values) if len(values) <= 6 and x[0] == 0 else min(1, len(values))):
-            up = values[index] >= 0
-            ax.annotate(
-                number(float(values[index])),
-                (x[index], values[index] + (residuals[index] if up else -residuals[index])),
-                xytext=(0, 5 if up else -5),
-                textcoords="offset points",
-                ha="center",
-                va="bottom" if up else "top",
-                fontsize=7,
-            )
+        crowded = len(values) > 6 or values is result.smallest  # those of the bulk's edge are too near to each other
+        for index in range(min(1, len(values)) if crowded else len(values)):
+            _stem_label(ax, float(x[index]), float(values[index]), float(residuals[index]))
     ax.axhline(0, color=GREY, lw=0.8)
     if top and bottom:
         between = result.size - top - bottom
@@ -120,6 +112,19 @@ def eigenvalues(result: SpectrumResult, ax: Axes | None = None) -> Axes:
     ax.set_xlim(-0.7, float(np.concatenate(places).max()) + 0.7)
     ax.margins(y=0.14)
     return _titled(ax, title, "rank, the largest first", r"$\lambda$ (loss per squared parameter)")
+
+
+def _stem_label(ax: Axes, x: float, value: float, residual: float) -> None:
+    up = value >= 0
+    ax.annotate(
+        number(value),
+        (x, value + residual if up else value - residual),
+        xytext=(0, 5 if up else -5),
+        textcoords="offset points",
+        ha="center",
+        va="bottom" if up else "top",
+        fontsize=7,
+    )
 
 
 def _sparse(names: list[str]) -> list[str]:
@@ -190,7 +195,7 @@ def sharpness(result: SpectrumTrajectory, ax: Axes | None = None) -> Axes:
     _line(result, ax, "lambda_max", BLUE, r"$\lambda_{\max}$")
     _line(result, ax, "lambda_min", ORANGE, r"$\lambda_{\min}$")
     critical = result.series("critical")[0]
-    raw = np.isfinite(critical) & ~np.isfinite(result.series("preconditioned")[0])
+    raw = np.isfinite(result.series("stability_ratio")[0]) & ~np.isfinite(result.series("preconditioned")[0])
     if raw.any():
         order = np.argsort(result.steps, kind="stable")
         edge = np.where(raw, critical, np.nan)[order]

@@ -11,6 +11,8 @@ from fastscape.reports.spectrum_tables import (
     average_rows,
     eigenvalue_rows,
     layer_rows,
+    merged_flags,
+    path_name,
     refused,
     series_rows,
     stability_rows,
@@ -33,7 +35,7 @@ def spectrum_context(result: SpectrumResult | SpectrumTrajectory) -> dict[str, A
         "verdict": result.verdict(),
         "trajectory": panels,
         "series": series_rows(points),
-        "flags": tables.shared_flags(points) if along else [],
+        "flags": merged_flags(points) if along else [],
         "sections": {point.name: _section(point) for point in points},
         "cost": _cost(points),
         "run": run_rows(result.meta),
@@ -69,7 +71,7 @@ def _cost(points: Sequence[SpectrumResult]) -> list[dict[str, str]]:
             "gradients per product": tables.number(point.meta.get("gradients_per_product")),
             "seconds": tables.number(point.meta.get("seconds")),
             "stopped by": str(point.meta.get("stop_reason", "n/a")),
-            "path": str(point.meta.get("path") or "n/a"),
+            "path": path_name(point.meta),
             "why not others": "; ".join(f"{path}: {why}" for path, why in refused(point.meta).items()),
         }
         for point in points

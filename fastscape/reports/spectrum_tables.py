@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from fastscape._checks import counted
 from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Stability
-from fastscape.reports.tables import RowsByWidth, interval, number, shared_flags
+from fastscape.reports.tables import RowsByWidth, interval, number
 
 if TYPE_CHECKING:
     from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
@@ -26,6 +27,7 @@ Row = tuple[str, str, str]
 WORDS = {"hessian": "Hessian", "ggn": "GGN"}
 _SHOWN = 5  # eigenvalues of an end, and layers, that a table lists
 _FIRST_TO_GO = ("accuracy", "products", "eta lambda", "negative", "lambda_min", "loss")
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
 
 
 def with_error(value: float, error: float) -> str:
@@ -33,7 +35,7 @@ def with_error(value: float, error: float) -> str:
     if not (math.isfinite(value) and math.isfinite(error) and error > 0):
         return f"{number(value, 6)} ± {number(error, 2)}"
     decimals = 1 - math.floor(math.log10(error))
-    if decimals > 6:
+    if decimals > 8 or 0 < abs(value) < 1e-3:
         digits = min(max(2, decimals + math.floor(math.log10(abs(value) or error))), 8)
         return f"{value:.{digits}e} ± {error:.1e}"
     return f"{value:.{max(decimals, 0)}f} ± {error:.{max(decimals, 0)}f}"
@@ -90,7 +92,7 @@ def raised(result: SpectrumResult) -> list[str]:
         flags.append("the trace varies more over batches than over probes: more data narrow it, more products do not")
     if result.meta.get("nan_products"):
         flags.append(f"{counted(result.meta['nan_products'], 'product')} of H held NaN or inf and are left out")
-    return [*flags, *(result.stability.notes if result.stability is not None else ())]
+    return flags
 
 
 def verdict(result: SpectrumResult) -> str:
@@ -111,9 +113,9 @@ def verdict(result: SpectrumResult) -> str:
     )
     if result.density is not None and result.operator == "hessian":
         found += f", {share(result.density.negative_mass)} of the eigenvalues below zero"
-    if result.stability is None:
-        return f"{found}."
     stability = result.stability
+    if stability is None or not math.isfinite(stability.ratio):
+        return f"{found}."
     return f"{found}; {number(stability.ratio)} of the edge of stability of {stability.optimizer}."
 
 
@@ -210,7 +212,7 @@ def stability_rows(result: SpectrumResult) -> list[Row]:
         rows.append(("preconditioned lambda_max", with_error(stability.preconditioned, stability.residual), "of P^-1 H"))
     if stability.batch_sharpness is not None:
         rows.append(("batch sharpness", interval(stability.batch_sharpness), "mean g_B'H_B g_B / g_B'g_B over batches"))
-    return rows
+    return [*rows, *(("", "", note) for note in stability.notes)]
 
 
 def cost_rows(result: SpectrumResult) -> list[Row]:
@@ -219,9 +221,15 @@ def cost_rows(result: SpectrumResult) -> list[Row]:
     rows: list[Row] = [("products", f"{result.products:,}", str(meta.get("stop_reason", "")))]
     cost = meta.get("gradients_per_product")
     each = f"{number(cost)} gradients per product" if cost is not None else ""
-    rows.append(("path", str(meta.get("path") or "n/a"), each))
+    rows.append(("path", path_name(meta), each))
     rows += [("", f"not {path}", str(why)) for path, why in refused(meta).items()]
     return rows
+
+
+def path_name(meta: Mapping[str, Any]) -> str:
+    """Name of the path of the products."""
+    path = meta.get("path")
+    return str(path["name"] if isinstance(path, Mapping) else path or "n/a")
 
 
 def refused(meta: Mapping[str, Any]) -> dict[str, str]:
@@ -294,6 +302,23 @@ def _end(values: Array, converged: NDArray[np.bool_]) -> str:
     return f"{'' if converged[0] else '~'}{number(float(values[0]), 4)}"
 
 
+def merged_flags(points: Sequence[SpectrumResult]) -> list[str]:
+    """Every flag with the checkpoints that raise it; of flags that differ in numbers alone, one with the numbers' range."""
+    groups: dict[str, list[tuple[str, list[str]]]] = {}
+    for point in points:
+        for flag in point.flags:
+            groups.setdefault(_NUMBER.sub("#", flag), []).append((point.name, _NUMBER.findall(flag)))
+    lines = []
+    for words, owners in groups.items():
+        for column in zip(*(numbers for _, numbers in owners), strict=True):
+            low, high = min(column, key=float), max(column, key=float)
+            words = words.replace("#", low if low == high else f"{low} .. {high}", 1)
+        names = list(dict.fromkeys(name for name, _ in owners))
+        everyone = len(names) == len(points) > 1
+        lines.append(f"{'all checkpoints' if everyone else ', '.join(names)}: {words}")
+    return lines
+
+
 def trajectory_verdict(result: SpectrumTrajectory) -> str:
     """What happened along the checkpoints, in one sentence."""
     known = [point for point in result.points if math.isfinite(point.lambda_max)]
@@ -316,5 +341,5 @@ def trajectory_verdict(result: SpectrumTrajectory) -> str:
 def trajectory_table(result: SpectrumTrajectory) -> RenderableType:
     """One row per checkpoint, then verdict and flags (checkpoints that share a flag on one line)."""
     rows = RowsByWidth("Spectrum along training", series_rows(result.points), _FIRST_TO_GO)
-    flags = [Text(f"! {flag}", style="yellow") for flag in shared_flags(result.points)]
+    flags = [Text(f"! {flag}", style="yellow") for flag in merged_flags(result.points)]
     return Group(rows, Text(trajectory_verdict(result), style="bold"), *flags)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from estimators.matrices import outlier_spectrum, planted
 
-from fastscape.estimators.density import bulk_edges, density, negative_mass
+from fastscape.estimators.density import density, negative_mass, outliers
 from fastscape.estimators.gram_schmidt import random_rows
 from fastscape.estimators.lanczos import BlockLanczos
 
@@ -50,23 +50,52 @@ def test_negative_mass_is_the_share_of_negative_eigenvalues():
 
 def test_a_null_space_is_not_negative():
     spectrum = np.concatenate([np.zeros(150), np.linspace(1, 3, 50)])
-    assert density(*quadrature(spectrum)).negative_mass.value == 0
+    mass = density(*quadrature(spectrum)).negative_mass
+    assert (mass.value, mass.interval) == (0, (0, 0))
     assert negative_mass(np.array([[-1e-9, 1.0]]), np.array([[0.5, 0.5]])).value == 0
-    assert negative_mass(np.array([[-1e-9, 1.0]]), np.array([[0.5, 0.5]]), zero=0.0).value == 0.5
+    assert negative_mass(np.array([[-1e-9, 1.0]]), np.array([[0.5, 0.5]]), zero=0.0).value == pytest.approx(0.25)
+    assert negative_mass(np.array([[-1.0, -1e-9, 1.0]]), np.array([[0.2, 0.5, 0.3]])).value == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("outliers", [[], [50.0], [50.0, 30.0, -40.0]])
-def test_outliers_are_counted_at_both_ends(outliers):
+@pytest.mark.parametrize("probes", [1, 3])
+def test_mass_within_one_node_of_zero_has_an_unknown_sign(probes):
+    bulk = 1e-4 * np.random.default_rng(0).standard_normal(380) + 5e-5
+    spectrum = np.concatenate([bulk, np.linspace(2, 20, 20)])
+    low, high = density(*quadrature(spectrum, probes=probes, steps=4)).negative_mass.interval
+    assert low <= np.mean(spectrum < 0) <= high
+    assert high - low > 0.5
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_bounds_of_the_negative_mass_hold_for_the_measure_of_a_probe(seed):
+    spectrum = np.sort(np.random.default_rng(seed).standard_normal(100) + 0.3)
+    matrix, start = planted(spectrum), random_rows(100, range(1), seed)
+    run = BlockLanczos(lambda v: matrix @ v, start.T)
+    for _ in range(8):
+        run.step()
+    rule = run.quadrature()
+    mass = negative_mass(rule.nodes[None], rule.weights, 0.0)
+    overlaps = (start.numpy() @ np.linalg.eigh(matrix.numpy())[1])[0] ** 2
+    exact = overlaps[spectrum < 0].sum() / overlaps.sum()
+    assert mass.interval[0] <= exact <= mass.interval[1]
+    assert mass.interval[1] - mass.interval[0] < 0.7
+
+
+@pytest.mark.parametrize("planted_values", [[], [50.0], [50.0, 30.0, -40.0]])
+def test_outliers_are_counted_at_both_ends(planted_values):
     bulk = np.random.default_rng(1).uniform(-1, 1, 400)
-    found = density(*quadrature(np.concatenate([bulk, outliers])))
-    assert found.outliers == len(outliers)
+    found = density(*quadrature(np.concatenate([bulk, planted_values])))
+    assert found.outliers == len(planted_values)
 
 
-def test_bulk_of_one_value_has_no_spread():
-    low, high = bulk_edges(np.array([[2.0, 2.0, 9.0]]), np.array([[0.5, 0.49, 0.01]]))
-    assert low == pytest.approx(2)
-    assert high == pytest.approx(2)
-    assert density(np.array([2.0, 2.0]), np.array([[0.5, 0.5]])).outliers == 0
+def test_close_outliers_are_each_counted_and_the_bulk_never():
+    nodes = np.array([[-0.1, 0.0, 0.1, 8.0, 8.01]])
+    weights = np.array([[0.3, 0.38, 0.3, 0.01, 0.01]])
+    assert outliers(nodes, weights, 0.1) == 2
+    assert outliers(nodes, weights, 3.0) == 0
+    assert outliers(np.array([[2.0, 2.0]]), np.array([[0.5, 0.5]]), 1.0) == 0
+    own = np.array([[0.0, 8.0, np.nan], [0.0, 0.1, 8.0], [0.0, 0.1, 0.2]])
+    assert outliers(own, np.array([[0.9, 0.1, 0.0], [0.5, 0.4, 0.1], [0.5, 0.4, 0.1]]), 0.1) == 1
 
 
 def test_one_probe_has_no_band():

@@ -30,7 +30,7 @@ def grown(run, dimension):
 @pytest.mark.parametrize("block", [1, 4])
 @pytest.mark.parametrize(("dtype", "vectors", "accuracy"), [(F64, F64, 1e-13), (F32, F32, 1e-6), (torch.bfloat16, F32, 1e-3)])
 def test_one_large_eigenvalue_has_one_copy_at_any_length(block, dtype, vectors, accuracy):
-    run = started(planted(ONE_HUNDRED, dtype=dtype), block, dtype=vectors)
+    run = started(planted(ONE_HUNDRED, dtype=dtype), block, dtype=vectors, capacity=300)
     for m in (20, 60, 100, 200):
         values = grown(run, m).pairs(3).values
         assert values[0] == pytest.approx(100, rel=accuracy)

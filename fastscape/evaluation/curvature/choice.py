@@ -21,9 +21,10 @@ from fastscape.evaluation.determinism import NondeterministicLossError
 
 BLOCK = 8  # vectors of a batched computation: with more the cost per vector no longer falls
 _SLOW = 0.05  # seconds per gradient above which overheads no longer count, and a trial takes as few products as it can
-_HOPELESS = 2.0  # times the fastest: a path this much slower is not timed again
-_ROUNDS = 8  # of timing candidates in turn: the least of them is a product undisturbed
-_CAP = 0.8  # of the memory cap for tensors: kernels have workspace of their own
+_VERY_SLOW = 0.25  # and as few runs as it can
+HOPELESS = 2.0  # times the fastest: a path this much slower is not timed again
+ROUNDS = 8  # of timing quick candidates in turn: the least of them is a product undisturbed
+_CAP = 0.9  # of the memory cap for tensors: kernels have workspace of their own
 _ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-8}  # measured 1e-7 to 1e-5, and 1e-16
 
 
@@ -122,12 +123,14 @@ class Trial:
 
     def __init__(self, program: Program, batch: int, limit: float, gradient_seconds: float, seed: int = 0) -> None:
         self.program, self.batch, self.limit = program, batch, limit
-        self.slow = gradient_seconds > _SLOW
+        self.slow, self.very_slow = gradient_seconds > _SLOW, gradient_seconds > _VERY_SLOW
         self.refused: dict[str, str] = {}
         self.asymmetry = math.nan
         self.asymmetric: AsymmetricProductError | None = None
         self.products = 0
         self._reference: Sketch | None = None
+        self.over_cap = False
+        self._blocks: dict[int, Parts] = {}  # to time, by size
         self._graph = 0  # bytes of the graph that both paths through it share
         generator = torch.Generator().manual_seed(seed)
         self._signs = [
@@ -148,31 +151,35 @@ class Trial:
         except AsymmetricProductError as error:
             self.asymmetric = error
             self.refused[path.name] = first_line(error).split(";")[0]
-        except (MemoryCapError, InaccurateDifferenceError) as error:
+        except MemoryCapError:
+            self.over_cap = True
+            self.refused[path.name] = f"needs more than {self.limit / 2**20:.3g} MiB"
+        except InaccurateDifferenceError as error:
             self.refused[path.name] = str(error)
         except Exception as error:  # whatever a model does on another path
             self.refused[path.name] = missing_derivative(error) or f"{type(error).__name__}: {first_line(error)[:200]}"
         return None
 
     def _attempt(self, candidate: Candidate, count: int) -> Candidate | None:
-        path = candidate.path
+        path, program = candidate.path, self.program
         product, built = peak_bytes(lambda: path.build(self.batch), self.limit)
         if path.name.startswith("graph"):
             built = self._graph = max(built, self._graph)
         size = 2 if path.batched and count > 1 else 1
         found, peak, candidate.seconds = self._measured(product, (0, 1)[:size], self.limit - built)
-        candidate.held, candidate.slope = built, peak // size
-        candidate.peak = built + peak - (size - 1) * candidate.slope
+        vector = program.layout.size * program.leaves[0].element_size()
+        candidate.held, candidate.slope = built, peak // size + vector  # a block of them is copied for the trial
+        candidate.peak = built + peak - (size - 1) * (peak // size)
         if self._reference is None:
             self._check(path, product, found[0], None if size == 1 else found[1])
         elif not self._agrees(path, found[0]):
             return None
-        if not self.slow:
-            size = min(count, self.chunk(candidate)) if size > 1 else 1
-            candidate.rerun = self._timed(product, size)
-            candidate.seconds = min(candidate.rerun() for _ in range(2))
-            if not self._agrees(path, self._measured(product, (0,), self.limit - built)[0][0]):  # state that runs left behind
-                return None
+        if not self.very_slow:  # elsewhere the counting of memory, 30 us an operation, does not show
+            size = min(count, self.chunk(candidate)) if size > 1 and not self.slow else size
+            rerun = candidate.rerun = self._timed(product, size)
+            candidate.seconds = min(rerun() for _ in range(1 if self.slow else 2))
+        if not self.slow and not self._agrees(path, self._measured(product, (0,), self.limit - built)[0][0]):
+            return None  # runs left state behind
         if path.held:
             candidate.built[self.batch] = product
         return candidate
@@ -194,7 +201,11 @@ class Trial:
 
     def _timed(self, product: Product, size: int) -> Callable[[], float]:
         """Time a block of ``size`` products, in seconds per product."""
-        block = [part.repeat((-(-size // 2), *[1] * (part.ndim - 1)))[:size] for part in self._vectors((0, 1))]
+        if size not in self._blocks:
+            self._blocks[size] = [
+                part.repeat((-(-size // 2), *[1] * (part.ndim - 1)))[:size] for part in self._vectors((0, 1)[:size])
+            ]
+        block = self._blocks[size]
 
         def timed() -> float:
             start = time.perf_counter()
@@ -258,7 +269,7 @@ class Trial:
         """Vectors a computation of a candidate takes at a time under the limit."""
         if not candidate.path.batched:
             return 1
-        room = self.limit - candidate.peak
+        room = self.limit - candidate.peak - candidate.slope  # two blocks of vectors lie beside one another in a trial
         return max(1, min(BLOCK, 1 + int(room / candidate.slope) if candidate.slope else BLOCK))
 
 
@@ -283,17 +294,18 @@ def synchronise(tensor: Tensor) -> None:
         torch.cuda.synchronize(tensor.device)
 
 
-def settle(candidates: Sequence[Candidate], limit: float) -> None:
+def settle(candidates: Sequence[Candidate], limit: float, rounds: int) -> None:
     """Time the quick candidates that are near the fastest again, in turn, so that a busy machine disturbs all alike.
 
     Args:
         candidates: that work; kept graphs of all of them are alive meanwhile where they fit in ``limit`` bytes.
         limit: bytes.
+        rounds: how often each is timed.
     """
     fastest = best(candidates)
-    near = [c for c in candidates if c.rerun is not None and c.seconds < _HOPELESS * fastest.seconds]
+    near = [c for c in candidates if c.rerun is not None and c.seconds < HOPELESS * fastest.seconds]
     if len(near) > 1 and sum(c.held for c in near) + max(c.peak for c in near) < limit:
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             for candidate in near:
                 assert candidate.rerun is not None
                 candidate.seconds = min(candidate.seconds, candidate.rerun())

@@ -49,7 +49,8 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(tensor, Tensor):
                 self._count(tensor, made=True)
         if self.limit is not None and self.alive > self.limit:
-            raise MemoryCapError(f"needs more than {self.limit / 2**20:.0f} MiB")
+            limit, self.limit = self.limit, None  # what puts things right on the way out is not stopped
+            raise MemoryCapError(f"needs more than {limit / 2**20:.3g} MiB")
         return out
 
     def _count(self, tensor: Tensor, *, made: bool) -> None:

@@ -19,6 +19,8 @@ from fastscape.evaluation.curvature.choice import (
     _CAP,
     _SLOW,
     BLOCK,
+    HOPELESS,
+    ROUNDS,
     Candidate,
     NoPathError,
     ProductChoice,
@@ -65,7 +67,7 @@ class Products:
         self.dtype = torch.float32 if half else objective.dtype
         limit = memory if memory is not None else available_memory(objective.device) // 2
         copies = objective.size * torch.finfo(self.dtype).bits // 8
-        self.limit = _CAP * limit - copies
+        self.limit = _CAP * limit - 2 * copies  # the private copy, and a vector
         self.choices: dict[int, ProductChoice] = {}
         self.products = self.nan_products = 0
         self.gradient_seconds = math.nan
@@ -96,24 +98,36 @@ class Products:
 
     # ------------------------------------------------------------------ multiplying
 
-    def multiply(self, rows: Tensor, *, by_batch: bool = False) -> tuple[Tensor, Array | None]:
-        """Products ``[K, D]`` of rows ``[K, D]``; with ``by_batch`` also v'H_b v of every batch, ``[batches, K]``."""
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Products ``[K, D]`` of rows ``[K, D]``."""
+        out = torch.empty_like(rows)
+        self._multiply(rows, out, None)
+        return out
+
+    def forms(self, rows: Tensor, *, keep: bool) -> tuple[Tensor | None, Array]:
+        """v'H_b v of rows ``[K, D]`` with every batch's own matrix, ``[batches, K]``, and the products if they are to be kept."""
+        out = torch.empty_like(rows) if keep else None
+        forms = np.zeros((len(self.objective.batches), len(rows)))
+        self._multiply(rows, out, forms)
+        return out, forms
+
+    def _multiply(self, rows: Tensor, out: Tensor | None, forms: Array | None) -> None:
         choice = self.prepare(len(rows))
         candidate = self._chosen[_key(len(rows))]
         with self.arithmetic(draws=len(candidate.built) < len(self.program.weights)):
             start = time.perf_counter()
-            out, forms = self._over_batches(candidate, choice.chunk, rows, by_batch=by_batch)
-            synchronise(out)
+            self._over_batches(candidate, choice.chunk, rows, out, forms)
+            synchronise(rows)
             self._spend(len(rows), time.perf_counter() - start)
         self.products += len(rows)
-        if not math.isfinite(float(out.sum())):
+        if out is not None and not math.isfinite(float(out.sum())):
             self.nan_products += int((~out.sum(1).isfinite()).sum())
-        return out, forms
+        elif forms is not None:
+            self.nan_products += int((~np.isfinite(forms).all(0)).sum())
 
-    def _over_batches(self, candidate: Candidate, chunk: int, rows: Tensor, *, by_batch: bool) -> tuple[Tensor, Array | None]:
+    def _over_batches(self, candidate: Candidate, chunk: int, rows: Tensor, out: Tensor | None, forms: Array | None) -> None:
         program = self._opened()
-        out = torch.empty_like(rows)
-        forms = np.zeros((len(program.weights), len(rows))) if by_batch else None
+        shares = self.objective.samples / np.array(self.objective.batch_weights)
         for batch, weight in enumerate(program.weights):
             product = candidate.built.get(batch)
             if product is None:
@@ -124,12 +138,13 @@ class Products:
                 part = rows[start : start + chunk]
                 vectors = program.layout.views(part)
                 found = product(vectors)
-                program.layout.gather(out[start : start + chunk], found, weight, first=batch == 0)
+                if out is not None:
+                    program.layout.gather(out[start : start + chunk], found, weight, first=batch == 0)
                 if forms is not None:
-                    forms[batch, start : start + chunk] = _forms(vectors, found)
+                    whole = program.whole[batch]
+                    forms[whole, start : start + chunk] += weight * shares[whole] * _forms(vectors, found)
                 del found
             del product
-        return out, forms
 
     def release(self) -> None:
         """Free what is kept of batches."""
@@ -160,19 +175,24 @@ class Products:
                 candidate = trial.attempt(make(), key)
                 if candidate is not None:
                     found.append(candidate)
-                    if candidate.rerun is None:  # slow: what is not the fastest goes at once
-                        _keep_best(found)
+                    if trial.slow:  # what is not near the fastest goes at once
+                        _keep_best(found, within=HOPELESS)
             if found:
-                settle(found, self.limit)
+                settle(found, self.limit, 1 if trial.slow else ROUNDS)
                 _keep_best(found)
         finally:
             self.products += trial.products
         if not found:
+            if trial.over_cap and program.halve():
+                self._chosen.clear()
+                self.gradient_seconds = math.nan
+                self._choose(key, thorough=thorough)
+                return
             raise trial.asymmetric or self._no_path(trial.refused)
         self._chosen[key], self._spent[key] = best(found), 0.0
         if thorough or self.path is not None:
             self._thorough.add(key)
-        self.choices[key] = self._record(trial, found)
+        self.choices[key] = self._record(trial, found, key)
 
     def _makers(
         self, program: Program, key: int, found: Sequence[Candidate], *, thorough: bool
@@ -230,12 +250,14 @@ class Products:
             self.gradient_seconds = min(times)
         return program
 
-    def _record(self, trial: Trial, found: Sequence[Candidate]) -> ProductChoice:
+    def _record(self, trial: Trial, found: Sequence[Candidate], key: int) -> ProductChoice:
         chosen = best(found)
         seconds = {candidate.path.name: candidate.seconds for candidate in found}
-        chunk = trial.chunk(chosen)
+        chunk = min(trial.chunk(chosen), key)
         others = [f"{name} is {time / chosen.seconds:.1f}x slower" for name, time in seconds.items() if name != chosen.path.name]
         others += [f"{name}: {why}" for name, why in trial.refused.items()]
+        if len(self.program.weights) > len(self.objective.batches):
+            others.append(f"batches are cut in {len(self.program.weights)} parts to fit in memory")
         return ProductChoice(
             name=chosen.path.name,
             chunk=chunk,
@@ -284,10 +306,11 @@ def checked_path(path: object) -> PathName | None:
     return path  # type: ignore[return-value]
 
 
-def _keep_best(candidates: Sequence[Candidate]) -> None:
-    """Free what slower candidates keep."""
+def _keep_best(candidates: Sequence[Candidate], within: float = 1.0) -> None:
+    """Free what candidates keep that take more than ``within`` times the fastest's seconds, or are not it."""
+    fastest = best(candidates)
     for candidate in candidates:
-        if candidate is not best(candidates):
+        if candidate is not fastest and (candidate.seconds >= within * fastest.seconds or within == 1.0):
             candidate.built.clear()
             candidate.rerun = None
 
@@ -302,6 +325,6 @@ def _input_bytes(program: Program, batch: int) -> int:
 
 def _forms(vectors: Sequence[Tensor], products: Sequence[Tensor]) -> Array:
     """V'Hv of a block ``[K]``, in float64."""
-    total = sum((v.double() * p.double()).flatten(1).sum(1) for v, p in zip(vectors, products, strict=True))
+    total = sum((v * p).flatten(1).sum(1, dtype=torch.float64) for v, p in zip(vectors, products, strict=True))
     found: Array = total.cpu().numpy()  # type: ignore[union-attr]
     return found

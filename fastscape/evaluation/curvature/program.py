@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastscape._batches import Batch, map_tensors, tensors_of
+from fastscape._criteria import terms
 from fastscape._replica import Replica
 from fastscape.evaluation.curvature.flat import Layout
 from fastscape.objective import Objective
@@ -27,6 +30,7 @@ class Program:
         leaves: its probed parameters.
         layout: of flat vectors over them.
         weights: share of each batch in the loss, n_b / N.
+        whole: the objective's batch that each batch is a part of; see :meth:`halve`.
     """
 
     def __init__(self, objective: Objective, dtype: torch.dtype, *, channels_last: bool = False) -> None:
@@ -40,7 +44,41 @@ class Program:
         self.leaves: list[nn.Parameter] = [parameters[name] for name in objective.names]
         self.layout = Layout(objective.names, [leaf.shape for leaf in self.leaves])
         self.weights = tuple(weight / objective.samples for weight in objective.batch_weights)
+        self.whole = tuple(range(len(self.weights)))
         self._names = [f"model.{name}" for name in objective.names]
+
+    def halve(self) -> bool:
+        """Cut every batch of more than one sample in two, where the loss of the parts is that of the whole.
+
+        It is for a criterion that is a mean over samples, and a model that does not mix them (batch norm in "batch" mode does);
+        L(w) tells. Returns whether anything was cut.
+        """
+        objective = self.replica.objective
+        before = self.replica.batches, self.weights, self.whole
+        expected = self._total()
+        batches: list[Batch] = []
+        weights: list[float] = []
+        whole: list[int] = []
+        for batch, weight, origin in zip(*before, strict=True):
+            parts = _halves(batch) if objective.criterion is not None else [batch]
+            counts = [terms(objective.criterion, part[1]) for part in parts] if objective.criterion is not None else [1.0]
+            kept = [(part, count) for part, count in zip(parts, counts, strict=True) if count]
+            batches += [part for part, _ in kept]
+            weights += [weight * count / sum(counts) for _, count in kept]
+            whole += [origin] * len(kept)
+        if len(batches) == len(before[0]):
+            return False
+        self.replica.batches, self.weights, self.whole = batches, tuple(weights), tuple(whole)
+        found = self._total()
+        if not math.isclose(found, expected, rel_tol=1e3 * torch.finfo(self.leaves[0].dtype).eps):
+            self.replica.batches, self.weights, self.whole = before
+            return False
+        return True
+
+    def _total(self) -> float:
+        self.replica.forget()
+        with torch.no_grad():
+            return math.fsum(weight * float(self.loss(batch)) for batch, weight in enumerate(self.weights))
 
     def loss(self, batch: int, parameters: Sequence[Tensor] | None = None) -> Tensor:
         """Mean loss of one batch at the leaves, or at other parameters."""
@@ -80,6 +118,16 @@ class Program:
             if not loss.requires_grad:
                 return [torch.zeros_like(leaf) for leaf in self.leaves]
             return list(torch.autograd.grad(loss, self.leaves, create_graph=create_graph, materialize_grads=True))
+
+
+def _halves(batch: Batch) -> list[Batch]:
+    """A batch whose tensors share their leading dimension n > 1, cut after n // 2; any other as it is."""
+    tensors = list(tensors_of(batch))
+    counts = {tensor.shape[0] if tensor.ndim else 0 for tensor in tensors}
+    if len(counts) != 1 or min(counts) < 2:
+        return [batch]
+    middle = counts.pop() // 2
+    return [map_tensors(batch, lambda tensor: tensor[:middle]), map_tensors(batch, lambda tensor: tensor[middle:])]
 
 
 @contextmanager

@@ -206,6 +206,32 @@ def test_memory_cuts_blocks_and_refuses_what_does_not_fit(digits_batch):
     assert peaks[0] > peaks[-1]
 
 
+def test_under_a_tight_cap_batches_are_cut_and_nothing_else_changes(digits_batch):
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), *(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(8))
+    )
+    model.append(nn.Linear(4, 10))
+    made = objective(model, digits_batch, (digits_batch[0][:7], digits_batch[1][:7]))
+    block = torch.randn(made.size, 3, generator=torch.Generator().manual_seed(0))
+    free, tight = fs.hessian(made), fs.hessian(made, memory=25_000)
+    expected, forms = free.forms(block)
+    found, cut = tight.forms(block)
+    assert "cut in" in tight.choice.reason
+    assert relative(found, expected) < 1e-2 if tight.choice.error else 1e-5
+    assert cut.shape == (2, 3)
+    assert torch.allclose(torch.from_numpy(cut), torch.from_numpy(forms), rtol=1e-2, atol=1e-4)
+    assert torch.allclose(
+        torch.from_numpy(tight.quadratic_forms(block)), (block * expected).sum(0).double(), rtol=1e-2, atol=1e-4
+    )
+
+
+def test_batches_whose_samples_are_mixed_are_not_cut(digits_batch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), *(nn.Tanh() for _ in range(40)), nn.Linear(4, 10))
+    operator = fs.hessian(objective(model, digits_batch, batch_norm="batch"), memory=20_000)
+    with pytest.raises(fs.NoPathError, match="needs more than"):
+        operator @ torch.ones(operator.shape[0])
+
+
 def test_a_cap_that_nothing_fits_is_an_error_that_says_so(digits_batch):
     operator = fs.hessian(objective(smooth_mlp(), digits_batch), memory=20_000)
     with pytest.raises(fs.NoPathError, match="needs more than"):

@@ -1,0 +1,165 @@
+"""``fastscape spectrum``: eigenvalues, trace, density and stability."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from fastscape._interrupts import Interrupts
+from fastscape.cli.budgets import run_budget
+from fastscape.cli.inputs import build_objective, checkpoint_files, gibibytes, objective_options
+from fastscape.cli.output import Outcome, check_out, exit_codes, finish
+from fastscape.evaluation.optimizers import OptimizerState
+from fastscape.objective import Objective
+from fastscape.probes import spectra, spectrum
+from fastscape.reports import SpectrumResult, SpectrumTrajectory
+from fastscape.reports.live import LiveProgress
+from fastscape.reports.tables import number
+from fastscape.runs.budget import Budget
+from fastscape.runs.checkpoints import read_optimizer
+
+Result = SpectrumResult | SpectrumTrajectory
+OPTIMIZER = ("optimizer_file", "learning_rate", "momentum", "nesterov", "weight_decay")  # what optimizer_options() gives
+
+
+def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that tell the optimizer, shared by ``spectrum`` and ``probe --spectrum``."""
+    options = (
+        click.option(
+            "--optimizer",
+            "optimizer_file",
+            type=click.Path(path_type=Path),
+            help="Its state (torch file) for the stability ratio; default: STEM.optimizer.pt beside a checkpoint.",
+        ),
+        click.option("--learning-rate", type=float, help="Of SGD, in place of a file."),
+        click.option("--momentum", type=float, help="Of SGD with --learning-rate."),
+        click.option("--nesterov", is_flag=True, help="Nesterov momentum, with --momentum."),
+        click.option("--weight-decay", type=float, help="Of SGD with --learning-rate."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command("spectrum")
+@click.argument("model")
+@objective_options
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Weights; repeatable, or a directory of them.",
+)
+@click.option("--k", type=int, default=5, show_default=True, help="Eigenvalues of each end.")
+@click.option("--operator", type=click.Choice(["hessian", "ggn"]), default="hessian", show_default=True)
+@click.option("--budget", help="Time for everything, such as 60s or 5m; default: until the targets are met.")
+@click.option("--memory", type=float, callback=gibibytes, help="GiB that products and vectors may take.")
+@click.option("--target-trace", type=float, help="Stop when the trace's 95 % interval is this narrow: half-width over value.")
+@click.option("--tolerance", type=float, help="Of the eigenvalues: residual over the largest.")
+@click.option("--nodes", type=int, default=80, show_default=True, help="Of the quadrature behind the density.")
+@click.option("--block", type=int, help="Vectors per product; default: measured.")
+@optimizer_options
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random probes.")
+@click.option("--path", help="Of the products, such as graph or forward; default: measured.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory for spectrum.html, spectrum.npz and spectrum.json.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the table.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def spectrum_command(model: str, **options: Any) -> None:
+    """Spectrum of the Hessian (or GGN) of MODEL's loss, or of its checkpoints with the same probes.
+
+    Both ends with residuals, trace, tr(H^2), effective rank, traces by parameter, density, and, with an optimizer, how near
+    its edge of stability is. MODEL and data are named as for probe.
+
+    Exit codes: 0 done, 2 bad input, 3 a target was not reached in the budget, 4 the model cannot be probed, 130
+    interrupted (the partial result is saved).
+    """
+    with Interrupts() as interrupts:
+        outcome = exit_codes(lambda: _spectrum(model, options, interrupts))
+        exit_codes(lambda: finish(outcome, options["out"], interrupts, as_json=options["as_json"]))
+
+
+def _spectrum(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
+    files = checkpoint_files(options["checkpoints"])
+    budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(files))
+    check_out(options["out"])
+    objective = build_objective(model, options)
+    with LiveProgress(quiet=options["quiet"]) as live:
+        result = measure(objective, files, model, budget, options, live)
+        interrupts.hold()
+    return Outcome({"spectrum": result}, unmet(result, options))
+
+
+def measure(
+    objective: Objective, files: Sequence[Path], name: str, budget: Budget, options: dict[str, Any], live: LiveProgress
+) -> Result:
+    """The spectrum of the model itself, or of checkpoint files, under the options of the command."""
+    settings: dict[str, Any] = {
+        key: options[key] for key in ("k", "operator", "nodes", "block", "memory", "path", "seed") if options.get(key) is not None
+    }
+    settings |= {"targets": targets(options) or None, "optimizer": optimizer(objective, options)}
+
+    def show(checkpoint: str, done: float, state: Any) -> None:
+        fraction = done + state.fraction / max(1, len(files))
+        words = f"{checkpoint} · {state.products} products"
+        if state.lambda_max is not None and math.isfinite(state.lambda_max):
+            words += f" · lambda_max {number(state.lambda_max, 4)}"
+        live.draw(words, fraction, budget.remaining)
+
+    if files:
+        return spectra(objective, files, budget=budget, progress=show, **settings)
+    left = budget.remaining if budget.limited else None
+    return spectrum(objective, budget=left, name=name, progress=lambda state: show(name, 0.0, state), **settings)
+
+
+def targets(options: dict[str, Any]) -> dict[str, float]:
+    """Targets that were asked for."""
+    asked = {"trace": options.get("target_trace"), "eigenvalues": options.get("tolerance")}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def optimizer(objective: Objective, options: dict[str, Any]) -> OptimizerState | None:
+    """The optimizer that was named: a file's, or SGD of the options.
+
+    Raises:
+        ValueError: options that exclude or need each other, or a file without an optimizer's state.
+    """
+    file, rate = options["optimizer_file"], options["learning_rate"]
+    if rate is None:
+        for name in ("momentum", "nesterov", "weight_decay"):
+            if options[name]:
+                raise ValueError(f"--{name.replace('_', '-')} is of SGD, whose --learning-rate is missing")
+        return read_optimizer(file) if file is not None else None
+    if file is not None:
+        raise ValueError("--optimizer and --learning-rate are both given; the file holds the learning rate")
+    sgd = torch.optim.SGD(
+        objective.model.parameters(),
+        lr=rate,
+        momentum=options["momentum"] or 0.0,
+        nesterov=options["nesterov"],
+        weight_decay=options["weight_decay"] or 0.0,
+    )
+    return OptimizerState.of(sgd, objective.model)
+
+
+def unmet(result: Result, options: dict[str, Any]) -> str:
+    """Which of the targets that were asked for is not reached, and why, in words; empty where all are."""
+    asked, missed = targets(options), []
+    for point in result.points if isinstance(result, SpectrumTrajectory) else (result,):
+        low, high = point.trace.interval
+        half = (high - low) / 2 / abs(point.trace.value) if point.trace.value else math.nan
+        if "trace" in asked and not half <= asked["trace"]:
+            missed.append(f"the trace of {point.name} is known to ± {half:.1%}, not {asked['trace']:.1%}")
+        if "eigenvalues" in asked and not (len(point.converged) and point.converged.all()):
+            count = int(point.converged.sum())
+            missed.append(f"{count} of {len(point.converged)} eigenvalues of {point.name} converged to {asked['eigenvalues']:g}")
+    return f"a target was not reached ({result.meta['stop_reason']}): {'; '.join(missed)}" if missed else ""

@@ -1,0 +1,196 @@
+"""The result of a spectral run, from whatever it had multiplied when it ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+
+from fastscape._version import __version__
+from fastscape.estimators import Estimate
+from fastscape.estimators.density import density
+from fastscape.estimators.krylov import Eigenpairs
+from fastscape.estimators.spectra import Density
+from fastscape.estimators.trace import data_stderr, directional_variance, effective_rank, mean_estimate
+from fastscape.probes.spectral import SpectralRun, known
+from fastscape.reports.spectrum import SpectrumResult
+
+_ORTHOGONALITY_PROBES = 4
+
+
+def spectrum_result(run: SpectralRun, reason: str, operator: str, step: int | None, extra: Mapping[str, Any]) -> SpectrumResult:
+    """Everything that the products of a run tell; NaN where they do not."""
+    notes = list(run.notes)
+    trace = run.trace_estimate()
+    square, rank = _squares(run, notes)
+    largest, smallest = _ends(run)
+    if run.basis is not None and run.basis.dimension and run.basis.norm == 0:
+        notes.append("all products are zero: the loss is linear at these weights, or its curvature underflows")
+    return SpectrumResult(
+        name=run.name,
+        step=step,
+        loss=run.loss,
+        accuracy=run.accuracy,
+        size=run.size,
+        operator=operator,
+        eigenvalues=largest.values,
+        residuals=largest.residuals,
+        converged=largest.converged,
+        smallest=smallest.values,
+        smallest_residuals=smallest.residuals,
+        smallest_converged=smallest.converged,
+        trace=trace,
+        trace_data_stderr=_data_stderr(run),
+        trace_square=square,
+        effective_rank=rank,
+        mean_curvature=_scaled(trace, 1 / run.size),
+        directional_variance=directional_variance(np.concatenate([run.plain()[0], run.fresh.whole])),
+        layer_traces=_layers(run),
+        density=_density(run, operator),
+        gradient_norm=run.gradient_norm,
+        gradient_curvature=math.nan if run.started is None else run.started.along_gradient,
+        stability=None,
+        products=run.multiplied,
+        meta=_meta(run, reason) | dict(extra),
+        notes=tuple(notes),
+        vectors=largest.vectors,
+    )
+
+
+def _ends(run: SpectralRun) -> tuple[Eigenpairs, Eigenpairs]:
+    """The k largest with vectors; of the smallest the first, and those after it that have converged, up to k."""
+    if run.basis is None or not run.basis.dimension:
+        none = Eigenpairs(np.empty(0), np.empty(0), np.empty(0, dtype=bool))
+        return none, none
+    smallest = run.pairs("smallest", run.k)
+    count = max(1, int(np.argmin(np.append(smallest.converged, False))))
+    low = Eigenpairs(smallest.values[:count], smallest.residuals[:count], smallest.converged[:count])
+    return run.pairs("largest", run.k, vectors=True), low
+
+
+def _scaled(estimate: Estimate, factor: float) -> Estimate:
+    low, high = estimate.interval
+    return Estimate(factor * estimate.value, factor * estimate.stderr, (factor * low, factor * high), estimate.n)
+
+
+def _squares(run: SpectralRun, notes: list[str]) -> tuple[Estimate, Estimate]:
+    """Tr(H^2) and the effective rank, deflated where the trace is."""
+    exact, exact_square = (0.0, 0.0) if run.basis is None else run.basis.span_sums()
+    if run.complete:
+        return known(exact_square, run.size), known(exact**2 / exact_square if exact_square else math.nan, run.size)
+    absolute = _absolute(run)
+    if run.deflated:
+        forms, squares = np.array(run.fresh.forms), np.array(run.fresh.squares)
+        rank, flag = effective_rank(forms, squares, exact=exact, exact_square=exact_square, absolute=absolute)
+        square = mean_estimate(squares, exact_square)
+    else:
+        forms, squares = run.plain()
+        rank, flag = effective_rank(forms, squares, absolute=absolute)
+        square = mean_estimate(squares)
+    if flag:
+        notes.append(flag)
+    return square, rank
+
+
+def _absolute(run: SpectralRun) -> float | None:
+    """Tr |H| by the quadrature of the starting probes."""
+    if run.basis is None or not run.basis.dimension:
+        return None
+    rule = run.basis.quadrature()
+    return run.size * float((rule.weights[: run.probes] @ np.abs(rule.nodes)).mean())
+
+
+def _density(run: SpectralRun, operator: str) -> Density | None:
+    if run.basis is None or not run.basis.dimension:
+        return None
+    rule = run.basis.quadrature()
+    found = density(rule.nodes, rule.weights[: run.probes])
+    if operator == "ggn":  # positive semidefinite, for criteria that are convex in the outputs
+        return dataclasses.replace(found, negative_mass=known(0.0, run.probes))
+    return found
+
+
+def _sums_hold(run: SpectralRun) -> bool:
+    """Whether the sums over the basis are those of the basis as it is."""
+    return run.basis is not None and run.sums.dimension == run.basis.dimension > 0
+
+
+def _layers(run: SpectralRun) -> dict[str, Estimate]:
+    names = list(run.operator.layers)
+    if run.started is None:
+        return {}
+    if run.complete and _sums_hold(run):
+        return {name: known(float(value), run.size) for name, value in zip(names, run.sums.layers, strict=True)}
+    if len(run.fresh) > 1 and _sums_hold(run):
+        forms = np.array(run.fresh.layers).T
+        return {name: mean_estimate(row, float(sum_)) for name, row, sum_ in zip(names, forms, run.sums.layers, strict=True)}
+    return {name: mean_estimate(row) for name, row in zip(names, run.started.layers, strict=True)}
+
+
+def _data_stderr(run: SpectralRun) -> float | None:
+    weights = np.array(run.operator.batch_weights)
+    if len(weights) < 2:
+        return None
+    exact = run.sums.batches[:, None]
+    if run.complete and _sums_hold(run):
+        return data_stderr(exact, weights)
+    if len(run.fresh) > 1 and _sums_hold(run):
+        return data_stderr(exact + np.array(run.fresh.batches).T, weights)
+    return None
+
+
+def _meta(run: SpectralRun, reason: str) -> dict[str, Any]:
+    basis, choice, objective = run.basis, run.operator.choice, run.objective
+    trials = max(0, run.operator.products - run.multiplied)
+    return {
+        "seed": run.seed,
+        "settings": {"k": run.k, "block": run.block, "nodes": run.goals.nodes},
+        "targets": {"eigenvalues": run.goals.eigenvalues, "trace": run.goals.trace},
+        "stop_reason": reason,
+        "seconds": run.budget.elapsed,
+        "budget": run.budget.seconds if run.budget.limited else None,
+        "path": None if choice is None else choice.name,
+        "reason": None if choice is None else choice.reason,
+        "refused": {} if choice is None else dict(choice.refused),
+        "gradients_per_product": None if choice is None else choice.gradients,
+        "product_error": None if choice is None else choice.error,
+        "trial_products": trials,
+        "nan_products": max(run.operator.nan_products, 0 if basis is None else basis.nan_products),
+        "dimension": 0 if basis is None else basis.dimension,
+        "restarts": 0 if basis is None else basis.restarts,
+        "orthogonality_loss": None if basis is None or not basis.dimension else basis.orthogonality_loss(_ORTHOGONALITY_PROBES),
+        "asymmetry": None if basis is None or not basis.dimension else basis.asymmetry,
+        "trace_estimator": "exact" if run.complete else "deflated" if run.deflated else "plain",
+        "probes": [run.probes, len(run.fresh)],
+        "forms": [float(form) for form in (*run.plain()[0], *run.fresh.whole)],
+        "model": type(objective.model).__name__,
+        "samples": objective.samples,
+        "batches": len(objective.batches),
+        "batch_norm": objective.batch_norm,
+        "weight_fingerprint": objective.weight_fingerprint(),
+        "data_fingerprint": objective.data_fingerprint(),
+        "device": str(run.operator.device),
+        "dtype": str(objective.dtype),
+        "product_dtype": str(run.operator.dtype),
+        "threads": torch.get_num_threads(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "fastscape": __version__,
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def with_note(result: SpectrumResult, note: str) -> SpectrumResult:
+    """The result with one more flag."""
+    return dataclasses.replace(result, notes=(*result.notes, note))

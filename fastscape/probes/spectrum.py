@@ -1,0 +1,240 @@
+"""The spectral probe: eigenvalues, trace, effective rank and density of a curvature matrix from one set of products."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from fastscape._batches import available_memory
+from fastscape._checks import first_line, integer
+from fastscape.estimators.krylov import least_capacity
+from fastscape.estimators.lanczos import extreme_pairs
+from fastscape.evaluation.curvature import AsymmetricProductError, ggn, hessian
+from fastscape.evaluation.curvature.products import PathName
+from fastscape.evaluation.evaluator import check_memory
+from fastscape.objective import Objective, checked_objective
+from fastscape.probes.recursions import recursion
+from fastscape.probes.spectral import SpectralRun
+from fastscape.probes.spectral_result import spectrum_result, with_note
+from fastscape.probes.spectral_state import Curvature, Deadline, Goals, SpectrumProgress
+from fastscape.probes.stability import Optimizer, Products, Top, stability
+from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
+from fastscape.runs.budget import Budget
+from fastscape.runs.checkpoints import read_optimizer
+
+__all__ = ["SpectrumError", "SpectrumProgress", "spectrum"]
+
+BLOCK = 4  # three probes and the gradient: twice as many took 1.4 times the products to five eigenvalues on small networks
+TARGETS = {"eigenvalues": 1e-3, "trace": 0.05}
+_SINGLE = {"graph, batched": "graph", "replay": "graph", "channels-last": "graph"}  # for one product, with little set-up
+_PRODUCTS = 5  # times the nodes, and 100 blocks: the most products without a budget
+
+
+class SpectrumError(RuntimeError):
+    """The model raised midway. ``partial`` is the result of what had been multiplied, and of the checkpoints before."""
+
+    def __init__(self, message: str, partial: SpectrumResult | SpectrumTrajectory) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+def spectrum(
+    objective: Objective,
+    k: int = 5,
+    *,
+    operator: Literal["hessian", "ggn"] = "hessian",
+    budget: str | float | Budget | None = None,
+    memory: int | None = None,
+    targets: Mapping[str, float | None] | None = None,
+    block: int | None = None,
+    nodes: int = 80,
+    seed: int = 0,
+    warm: SpectrumResult | None = None,
+    optimizer: Optimizer | str | Path | None = None,
+    path: str | None = None,
+    name: str = "model",
+    step: int | None = None,
+    progress: Callable[[SpectrumProgress], None] | None = None,
+) -> SpectrumResult:
+    r"""Spectrum of the Hessian (or Gauss-Newton matrix) H of the loss: extreme eigenvalues, trace, effective rank, density.
+
+    A block of Rademacher probes v and the gradient starts a Krylov basis Q by block Lanczos, whose products serve everything:
+    Ritz pairs at both ends with residuals :math:`\|Hy - \theta y\|`, the Gauss quadrature of the spectral density, and
+    :math:`\mathrm{tr} H = \mathrm{tr}(Q^\top H Q) + E[\tilde v^\top H \tilde v]` with
+    :math:`\tilde v = (I - QQ^\top) v` of fresh probes, which take over once the eigenvalues are found and vary little because
+    the outliers are in Q. tr(H^2), the effective rank, layers and batches share the same products.
+
+    Args:
+        objective: the loss; D parameters.
+        k: eigenvalues wanted at the upper end, at most D. At the lower end the first is returned with its residual, and further
+            ones up to k where they have converged.
+        operator: ``"hessian"`` or ``"ggn"`` (positive semidefinite; needs ``criterion=``).
+        budget: seconds, or ``"60s"``, ``"5m"``; at the deadline what is known is returned.
+        memory: bytes that a computation of products may hold, and as many that the basis may take; default half of what is
+            available for the first, a quarter for the second. A full basis is restarted.
+        targets: ``"eigenvalues"``: residual relative to the largest \|Ritz value\| (1e-3); ``"trace"``: half-width of its 95 %
+            interval relative to it (0.05), ``None`` for one block of probes.
+        block: vectors per product, one of them the gradient; default 4.
+        nodes: dimension of the basis, and so of the quadrature of the density, at least.
+        seed: of the probes. They depend on nothing else but the parameters' names: at two checkpoints they are the same, so
+            that differences are paired.
+        warm: an earlier result with ``vectors``, which join the first block.
+        optimizer: an optimizer, its state or a file, for :attr:`SpectrumResult.stability`
+            (see :func:`fastscape.edge_of_stability`).
+        path: of the products, see :func:`fastscape.hessian`; ``None`` to try them.
+        name, step: of the checkpoint.
+        progress: called after every block with a :class:`SpectrumProgress`.
+
+    Returns:
+        A :class:`SpectrumResult`; trace, layers and rank with intervals over probes, and the data's error of the trace apart.
+        NaN or inf products end it with what is known. Ctrl-C gives the partial result, ``meta["stop_reason"] == "interrupted"``.
+
+    Raises:
+        ValueError: bad settings, a memory or budget too small (names what is enough), a path that cannot run.
+        NondeterministicLossError, AsymmetricProductError: products that are not those of one symmetric matrix.
+        SpectrumError: the model raised midway; its ``partial`` holds what is known.
+
+    Cost: ``nodes`` products and two blocks for the trace where five eigenvalues converge in as many, of 1 to 3 gradients each;
+    memory of the basis, (nodes + 2 block) D numbers.
+
+    Source: Golub & Underwood (1977); Ghorbani, Krishnan & Xiao (2019); Meyer et al., "Hutch++" (2021).
+    """
+    checked_objective(objective)
+    goals = _goals(objective, k, operator, targets, nodes)
+    block = BLOCK if block is None else integer("block", block, 2)
+    integer("seed", seed, 0, 2**64)
+    check_memory(memory)
+    start = _warm_vectors(objective, warm)
+    clock = budget if isinstance(budget, Budget) else Budget(budget)
+    moves = None if optimizer is None else recursion(objective, _read(optimizer))
+    make = {"hessian": hessian, "ggn": ggn}[operator]
+    chosen_path = cast("PathName | None", path)
+    matrix = make(objective, memory=memory, path=chosen_path)
+    width = block + (0 if start is None else start.shape[1])
+    run = SpectralRun(
+        objective,
+        matrix,
+        k=k,
+        goals=goals,
+        block=block,
+        seed=seed,
+        budget=clock,
+        capacity=_capacity(matrix, k, width, goals, memory),
+        warm=start,
+        name=name,
+        progress=progress,
+    )
+    result = measured(run, operator, step)
+    if moves is None or result.meta["stop_reason"] in ("interrupted", "nan products"):
+        return result
+    if result.meta["stop_reason"] == "deadline":
+        return with_note(result, "no stability of the optimizer: no time was left")
+
+    def products(of: Objective) -> Products:
+        single = "graph" if matrix.choice is None else _SINGLE.get(matrix.choice.name, matrix.choice.name)
+        return make(of, memory=memory, path=cast("PathName | None", single))
+
+    def top(of: Products) -> Top:
+        return _top(of, block, goals.eigenvalues, seed)
+
+    raw = Top(result.lambda_max, float(result.residuals[0]))
+    return dataclasses.replace(result, stability=stability(objective, moves, products, top, whole=matrix, raw=raw))
+
+
+def measured(run: SpectralRun, operator: str, step: int | None = None, extra: Mapping[str, Any] | None = None) -> SpectrumResult:
+    """Run, and make the result of what was multiplied, whatever ended it.
+
+    Raises:
+        SpectrumError: something was raised after the first products; before them it is raised as it is.
+    """
+    try:
+        reason = run.run()
+    except Deadline:
+        reason = "deadline"
+    except KeyboardInterrupt:
+        reason = "interrupted"
+    except AsymmetricProductError:
+        raise
+    except Exception as error:
+        if run.started is None:
+            raise
+        partial = spectrum_result(run, f"failed: {type(error).__name__}", operator, step, extra or {})
+        words = f"the spectrum of {run.name} failed after {run.multiplied} products: {type(error).__name__}: {first_line(error)}"
+        raise SpectrumError(words, partial) from error
+    return spectrum_result(run, reason, operator, step, extra or {})
+
+
+def _goals(objective: Objective, k: int, operator: str, targets: Mapping[str, float | None] | None, nodes: int) -> Goals:
+    if operator not in ("hessian", "ggn"):
+        raise ValueError(f"operator must be 'hessian' or 'ggn', got {operator!r}")
+    size = objective.size
+    if integer("k", k, 1) > size:
+        raise ValueError(f"k must be at most D = {size}, got {k}; a matrix has no more eigenvalues than rows")
+    wanted: dict[str, float | None] = {**TARGETS, **(targets or {})}
+    unknown = set(wanted) - set(TARGETS)
+    if unknown:
+        raise ValueError(f"targets must name 'eigenvalues' or 'trace', got {', '.join(map(repr, sorted(unknown)))}")
+    for key, value in wanted.items():
+        none = value is None and key == "trace"
+        if not none and not (isinstance(value, (int, float)) and math.isfinite(value) and 0 < value < 1):
+            raise ValueError(f"targets[{key!r}] must lie in (0, 1), got {value!r}")
+    nodes = integer("nodes", nodes, 1)
+    assert wanted["eigenvalues"] is not None
+    return Goals(wanted["eigenvalues"], wanted["trace"], nodes, max(_PRODUCTS * nodes, 400))
+
+
+def _warm_vectors(objective: Objective, warm: SpectrumResult | None) -> Tensor | None:
+    if warm is None:
+        return None
+    if not isinstance(warm, SpectrumResult):
+        raise TypeError(f"warm must be an earlier result of fs.spectrum, got {type(warm).__name__}")
+    if warm.vectors is None:
+        raise ValueError("warm must hold vectors, got None; they are not saved: pass the result as fs.spectrum returned it")
+    vectors: Tensor = warm.vectors
+    if vectors.shape[0] != objective.size:
+        raise ValueError(f"warm must have the objective's {objective.size} parameters, got {vectors.shape[0]}")
+    return vectors if vectors.shape[1] else None
+
+
+def _capacity(matrix: Curvature, k: int, width: int, goals: Goals, memory: int | None) -> int:
+    """Rows of the basis: what the nodes and slow convergence want, under the memory cap."""
+    size = matrix.shape[0]
+    row = size * torch.finfo(matrix.dtype).bits // 8
+    room = available_memory(matrix.device) // 4 if memory is None else memory
+    least = least_capacity(size, k, width)
+    if room // row < least:
+        where = "memory must be" if memory is not None else "a quarter of the available memory must be"
+        raise ValueError(
+            f"{where} at least {least * row} bytes for a basis of {least} vectors, got {room}; lower k or block, or raise memory="
+        )
+    return min(size, room // row, max(3 * goals.nodes, 200) + 2 * width)
+
+
+def _top(matrix: Products, block: int, tolerance: float, seed: int) -> Top:
+    """Largest eigenvalue of a symmetric operator."""
+    size, row = matrix.shape[0], matrix.shape[0] * torch.finfo(matrix.dtype).bits // 8
+    found = extreme_pairs(
+        matrix.matmat,
+        size,
+        1,
+        block=block,
+        tolerance=tolerance,
+        which="largest",
+        max_products=400,
+        dtype=matrix.dtype,
+        device=matrix.device,
+        memory=max(available_memory(matrix.device) // 4, least_capacity(size, 1, block) * row),
+        seed=seed,
+    )
+    pairs = found.largest
+    return Top(float(pairs.values[0]), float(pairs.residuals[0])) if len(pairs.values) else Top(math.nan, math.nan)
+
+
+def _read(optimizer: Optimizer | str | Path) -> Optimizer:
+    return read_optimizer(Path(optimizer)) if isinstance(optimizer, (str, Path)) else optimizer

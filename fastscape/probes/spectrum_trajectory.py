@@ -1,0 +1,113 @@
+"""Spectra of several checkpoints, each started from the one before."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from fastscape.objective import Objective, checked_objective
+from fastscape.probes.spectrum import SpectrumError, SpectrumProgress, spectrum
+from fastscape.probes.stability import Optimizer
+from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
+from fastscape.runs.budget import Budget
+from fastscape.runs.checkpoints import Checkpoint
+from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+
+
+def spectra(
+    objective: Objective,
+    checkpoints: Sequence[str | Path],
+    k: int = 5,
+    *,
+    operator: Literal["hessian", "ggn"] = "hessian",
+    budget: str | float | Budget | None = None,
+    memory: int | None = None,
+    targets: Mapping[str, float] | None = None,
+    block: int | None = None,
+    nodes: int = 80,
+    seed: int = 0,
+    optimizer: Optimizer | None = None,
+    path: str | None = None,
+    progress: Callable[[str, float, SpectrumProgress], None] | None = None,
+) -> SpectrumTrajectory:
+    """Spectra of several checkpoints of one model, with the same probes, each started from the Ritz vectors of the one before.
+
+    Args:
+        objective: model architecture, loss and data; its weights are not used.
+        checkpoints: as for :func:`fastscape.trajectory`.
+        k, operator, memory, targets, block, nodes, seed, path: as for :func:`fastscape.spectrum`.
+        budget: of all checkpoints; one with n - 1 after it has 2 / (n + 1) of what is left, and leaves what its targets spare.
+        optimizer: the same for all checkpoints; ``None`` for the state that lies beside each (``step10.optimizer.pt`` beside
+            ``step10.safetensors``), where there is one.
+        progress: called with the checkpoint's name, the share of the checkpoints done before it, and the state of its probe.
+
+    Returns:
+        A :class:`SpectrumTrajectory`, partial after Ctrl-C.
+
+    Raises:
+        ValueError: missing, damaged or pickled files, keys or shapes that do not fit, or bad settings.
+        SpectrumError: the model raised midway; its ``partial`` holds the results so far.
+    """
+    checked_objective(objective)
+    whole = budget if isinstance(budget, Budget) else Budget(budget)
+    files = read_checkpoints(checkpoints)
+    for file in files:
+        file.at(objective)  # every file is read and matched before any work
+    points: list[SpectrumResult] = []
+
+    def one(file: Checkpoint) -> SpectrumResult:
+        left = len(files) - len(points)
+        share = max(2 * whole.remaining / (left + 1), 1e-3) if whole.limited else None
+        done = len(points) / len(files)
+        chosen = points[0].meta["path"] if points and path is None else path  # tried on the first checkpoint
+        found = spectrum(
+            file.at(objective),
+            k,
+            operator=operator,
+            budget=share,
+            memory=memory,
+            targets=targets,
+            block=block,
+            nodes=nodes,
+            seed=seed,
+            warm=points[-1] if points and points[-1].vectors is not None else None,
+            optimizer=file.optimizer() if optimizer is None else optimizer,
+            path=chosen,
+            name=file.name,
+            step=file.step,
+            progress=None if progress is None else lambda state: progress(file.name, done, state),
+        )
+        if not points or path is not None:
+            return found
+        words = {"reason": f"as at {points[0].name}", "refused": points[0].meta["refused"]}
+        return dataclasses.replace(found, meta=found.meta | words)
+
+    try:
+        for file in files:
+            points.append(one(file))
+            if points[-1].meta["stop_reason"] == "interrupted":
+                break
+    except KeyboardInterrupt:
+        if not points:
+            raise
+        return _joined(points, whole, "interrupted")
+    except Exception as error:
+        last = [error.partial] if isinstance(error, SpectrumError) and isinstance(error.partial, SpectrumResult) else []
+        known = [*points, *last]
+        if not known:
+            raise
+        raise SpectrumError(str(error), _joined(known, whole, f"failed: {type(error).__name__}")) from error
+    return _joined(points, whole)
+
+
+def _joined(points: Sequence[SpectrumResult], budget: Budget, reason: str = "") -> SpectrumTrajectory:
+    reasons = Counter(str(point.meta["stop_reason"]) for point in points)
+    if not reason:
+        reason = next((words for words in reasons if words == "interrupted" or len(reasons) == 1), "") or ", ".join(
+            f"{words} ({count})" for words, count in reasons.items()
+        )
+    limit = budget.seconds if budget.limited else None
+    return SpectrumTrajectory(tuple(points), {"stop_reason": reason, "seconds": budget.elapsed, "budget": limit})
