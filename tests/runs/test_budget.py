@@ -69,7 +69,7 @@ QUICK = fs.AnalysisSettings(bootstrap=2, permutations=1)
 POINTS = 1 + 2 * len(RADII)
 
 
-@pytest.mark.parametrize("trace", range(100))
+@pytest.mark.parametrize("trace", [pytest.param(n, marks=pytest.mark.slow if n >= 25 else ()) for n in range(100)])
 def test_overrun_is_at_most_one_unit(trace):
     rng = random.Random(trace)
     clock, slowest = [0.0], rng.uniform(0.1, 2.0)

@@ -35,8 +35,14 @@ LARGE = {
     "swin",
     "t5",
 }  # for tests of what smaller ones show
+HEAVY = {"bert_eager", "gpt2_eager", "mobilenet_v2", "bottleneck_resnext", "swin", "lstm_projected"}  # a lighter sibling each
 F64 = torch.float64
 EXACT = sorted(set(ARCHITECTURES) - SLOW - ROUNDED - REFUSED)
+
+
+def weighed(names):
+    """Parameters of a test, the heavy ones under the marker of slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in names]
 
 
 def bound(name, what):
@@ -50,7 +56,7 @@ def bound(name, what):
     return 1e-6 if what == "b 0.01" or what.startswith("a") or what == "b 0.1" else 2e-5  # subtraction of 1e-16 / e^2
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", weighed(EXACT))
 def test_lanes_equal_points_and_derivatives(name):
     model, data, options = ARCHITECTURES[name]()
     radii = (0.0, 1e-6, 1e-2, 1e-1)
@@ -70,7 +76,7 @@ def test_float32_within_a_model_limits_subtraction_and_not_the_lanes(name):
     assert found["b 0.1"] < 1e-2
 
 
-@pytest.mark.parametrize("name", sorted(set(EXACT) - LARGE))
+@pytest.mark.parametrize("name", weighed(sorted(set(EXACT) - LARGE - {"swin_v2"})))
 def test_the_collapsed_second_derivative_is_the_mean_over_directions(name):
     model, data, options = ARCHITECTURES[name]()
     case = problem(model, data, count=3, **options)
