@@ -1,4 +1,4 @@
-"""Writes RESULTS.md, results/tables.json and the README's numbers from what ``make bench``, ``accuracy`` and ``modes`` left.
+"""Writes RESULTS.md, results/tables.json and the README's numbers from what ``make bench`` and the scripts beside it left.
 
 Ratios, not absolute times, are what to read: the rivals of one table ran interleaved in one process.
 """
@@ -56,15 +56,24 @@ def main() -> None:
     stored = HERE / "results" / "tables.json"
     found = [table for path in files or [stored] for table in tables(path)]
     stored.write_text(json.dumps(found, indent=1) + "\n")
-    scripts = measured(
-        "accuracy.json",
-        "relative error of even responses by arithmetic",
-        "`make accuracy`: 13 radii from 1e-7 to 1e-1 of the weight norm; quantiles over directions. A decade is usable where\n"
-        "its radii, both ends included, have a median error below 5 %. bf16 and TF32: operands of matrix products rounded.",
-    ) + measured(
-        "three_modes.json",
-        "a training run in three arithmetics",
-        "`make modes`: the zoo CNN on the digits, the same directions for all, every radius used.",
+    scripts = (
+        measured(
+            "accuracy.json",
+            "relative error of even responses by arithmetic",
+            "`make accuracy`: 13 radii from 1e-7 to 1e-1 of the weight norm; quantiles over directions. A decade is usable\n"
+            "where its radii, both ends included, have a median error below 5 %. bf16 and TF32: operands of matrix products are\n"
+            "rounded.",
+        )
+        + measured(
+            "three_modes.json",
+            "a training run in three arithmetics",
+            "`make modes`: the zoo CNN on the digits, the same directions for all, every radius used.",
+        )
+        + measured(
+            "peers.json",
+            "curvature by fastscape, its peers and plain torch",
+            "`make peers`: results are held against float64 before their times count; wrong ones are marked, and failures told.",
+        )
     )
     (HERE / "RESULTS.md").write_text(HEAD.format(machine=machine()) + scripts + "\n".join(map(markdown, found)) + "\n")
     refresh()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +16,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from peers import PACKAGES, PROBLEMS, forms, memory, orthogonalisation, products, spectrum
+from peers import PACKAGES, PROBLEMS, forms, memory, orthogonalisation, products, spectrum, tables
 from peers.processes import Heard, run
 
 HERE = Path(__file__).parents[1]
@@ -38,6 +40,7 @@ VERSIONS = ("torch", "numpy", "scipy", "curvlinops-for-pytorch", "hessian-eigent
 @click.option("--out", default=RESULTS, show_default="benchmarks/results/peers.json", type=click.Path(path_type=Path))
 def main(networks, packages, repeats: int, limit: float, threads: int, out: Path) -> None:
     """Measure fastscape, its peers and plain torch."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worker is ended too
     folder = HERE.parent / "build" / "peers"
     settings = {"limit": limit, "repeats": repeats, "job": {"folder": str(folder), "repeats": repeats, "threads": threads}}
     with Progress(
@@ -65,6 +68,7 @@ def main(networks, packages, repeats: int, limit: float, threads: int, out: Path
                 document = json.loads(out.read_text()) if out.exists() else {}
                 entry = {"machine": machine(threads), "repeats": repeats, "minutes": minutes, "rows": rows}
                 document.setdefault(package, {})[name] = entry
+                document["markdown"] = tables.markdown(document)
                 out.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -6,13 +6,15 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 import fastscape as fs
 from peers.measure import ALLOCATOR, extra_memory, seconds
 from peers.methods import cached_graph, curvlinops_operator, eigenthings_operator
 from peers.problems import Problem, signs
 from peers.processes import Emit, Heard, in_turns, reason
 
-PROBES, ROUNDS = 32, 3
+PROBES = 32
 
 
 def gradient(problem: Problem, probes: int, cap: int) -> float:
@@ -48,15 +50,19 @@ def graph(problem: Problem, probes: int, cap: int) -> float:
 
 
 def fastscape(problem: Problem, probes: int, cap: int) -> float:
-    """Blocks as large as the operator prefers under its cap."""
+    """Blocks of the operator's choice where a quarter of the cap holds their vectors, else one after the other."""
     operator = fs.hessian(problem.objective(), memory=cap)
-    operator.prepare(min(8, probes))
-    total, done = 0.0, 0
-    while done < probes:
-        block = min(max(1, operator.preferred_block), probes - done)
-        vectors = signs(problem.size, block, seed=done)
-        total, done = total + float((vectors * (operator @ vectors)).sum()), done + block
+    block = operator.preferred_block if 8 * problem.size * 4 <= cap // 4 else 1
+    total = 0.0
+    for done in range(0, probes, block):
+        vectors = signs(problem.size, min(block, probes - done), seed=done)
+        total += float((vectors * (operator @ vectors)).sum())
     return total / probes
+
+
+def two_jets(problem: Problem, probes: int, cap: int) -> float:
+    """Forward only, which keeps no graph."""
+    return float(np.mean(fs.quadratic_forms(problem.objective(), problem.directions(probes), memory=cap).curvature))
 
 
 WAYS: dict[str, Callable[[Problem, int, int], float]] = {
@@ -65,7 +71,9 @@ WAYS: dict[str, Callable[[Problem, int, int], float]] = {
     "hessian-eigenthings": eigenthings,
     "PyHessian": pyhessian,
     "torch, cached graph": graph,
-    "fastscape": fastscape,
+    "fastscape, products": fastscape,
+    "fastscape, products under twice the cap": lambda problem, probes, cap: fastscape(problem, probes, 2 * cap),
+    "fastscape, 2-jets": two_jets,
 }
 
 
@@ -88,7 +96,7 @@ def work(job: dict[str, Any], emit: Emit) -> None:
 def measure(network: str, settings: dict[str, Any], heard: Heard) -> dict[str, Any]:
     """Rows by way; the cap is twice what a gradient was found to take."""
     job = {"package": "memory", "network": network, "cap": 0} | settings["job"]
-    options = {"limit": settings["limit"], "heard": heard, "rounds": ROUNDS, "environment": ALLOCATOR}
+    options = {"limit": settings["limit"], "heard": heard, "rounds": min(settings["repeats"], 3), "environment": ALLOCATOR}
     results, rows = in_turns(job, ["gradient"], **options)
     if rows:
         return rows

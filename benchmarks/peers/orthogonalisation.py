@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from peers.measure import extra_memory, seconds
+from peers.problems import signs
 from peers.processes import Emit, Heard, in_turns, reason
 
 SIZES = {"4M": 4_000_000, "1M": 1_000_000}
@@ -49,9 +50,32 @@ def fastscape(entries: Tensor, block: int) -> np.ndarray:
     return found.largest.values
 
 
+def eigenthings_kernel(entries: Tensor) -> np.ndarray:
+    """The recurrence and reorthogonalisation alone, without Ritz vectors."""
+    from hessian_eigenthings import LambdaOperator, lanczos_tridiagonal
+
+    operator = LambdaOperator(lambda vector: entries * vector, size=len(entries), dtype=torch.float32)
+    run = lanczos_tridiagonal(operator, signs(len(entries), 1)[:, 0], STEPS, reorthogonalize=True)
+    small = torch.diag(run.alphas) + torch.diag(run.betas, 1) + torch.diag(run.betas, -1)
+    return torch.linalg.eigvalsh(small.double()).flip(0).numpy()
+
+
+def fastscape_kernel(entries: Tensor) -> np.ndarray:
+    """The same of ours."""
+    from fastscape.estimators.lanczos import BlockLanczos
+
+    start = signs(len(entries), 1)
+    run = BlockLanczos(lambda vectors: (vectors.T * entries).T, start, wanted=PAIRS, which="largest", capacity=STEPS + 1)
+    for _ in range(STEPS):
+        run.step()
+    return run.pairs(PAIRS, "largest").values
+
+
 WAYS: dict[str, Callable[[Tensor], np.ndarray]] = {
     "hessian-eigenthings": eigenthings,
     "fastscape, one vector": lambda entries: fastscape(entries, 1),
+    "hessian-eigenthings, recurrence alone": eigenthings_kernel,
+    "fastscape, recurrence alone": fastscape_kernel,
     "fastscape, blocks of 5": lambda entries: fastscape(entries, 5),
 }
 

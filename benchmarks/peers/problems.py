@@ -176,9 +176,13 @@ class Problem:
         assert found.names == tuple(name for name, _ in self.model.named_parameters())
         return found
 
+    def directions(self, count: int) -> fs.Directions:
+        """Rademacher vectors as fastscape makes them, ones and minus ones."""
+        return fs.Directions(self.objective(), count, distribution="rademacher", normalize="none", scale="none")
+
     def probes(self, count: int) -> tuple[fs.Directions, Tensor]:
         """Rademacher vectors, as fastscape makes them and as columns ``[D, K]`` of ones and minus ones."""
-        directions = fs.Directions(self.objective(), count, distribution="rademacher", normalize="none", scale="none")
+        directions = self.directions(count)
         rows = directions.block(range(count), torch.float32)
         return directions, torch.cat([row.reshape(count, -1) for row in rows], dim=1).T
 

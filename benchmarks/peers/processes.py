@@ -55,20 +55,19 @@ def run(
     threads = {name: str(job["threads"]) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     outcome = Outcome()
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", "peers.worker", json.dumps(job)],
             env=os.environ | threads | {"PYTHONPATH": paths} | (environment or {}),
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             start_new_session=True,
-        )
-        try:
-            outcome.died = _listen(process, outcome, limit, heard)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        ) as process:
+            try:
+                outcome.died = _listen(process, outcome, limit, heard)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
         if outcome.died is None and process.returncode:
             errors.seek(0)
             last = (errors.read().strip().splitlines() or ["no message"])[-1][:300]
@@ -86,7 +85,7 @@ def _listen(process: subprocess.Popen[str], outcome: Outcome, limit: float, hear
             lines.put(line)
         lines.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
+    threading.Thread(target=read, daemon=True).start()  # ends with the process, whose output it reads
     while True:
         try:
             line = lines.get(timeout=limit)

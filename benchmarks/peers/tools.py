@@ -202,7 +202,7 @@ TOOLS = {
         _curvlinops_pairs,
         _curvlinops_trace,
         _curvlinops_density,
-        "`eigsh(H.to_scipy(float32), 5, which='LA', tol=..., ncv=...)`, `hutchinson_trace` in eights, `hutchpp_trace` or `xtrace`, "
+        "`eigsh(H.to_scipy(float32), 5, which='LA', tol=..., ncv=...)`, `hutchinson_trace` in eights, `hutchpp_trace`, `xtrace`, "
         "`lanczos_approximate_spectrum(ncv=80, boundaries=(None, largest))`",
     ),
     "hessian-eigenthings": Tool(

@@ -12,12 +12,12 @@ from torch import Tensor
 from peers.methods import cached_graph
 from peers.problems import Problem
 from peers.processes import Emit, Heard, reason, run
-from peers.reference import REFERENCES
+from peers.reference import IN_DOUBLE, REFERENCES
 from peers.tools import RESIDUAL, TOOLS, TRACE, probes_needed
 
 TRACES = "trace estimators"
-DEFLATED = (12, 18, 24, 36, 48, 72, 96, 150, 240)  # products of Hutch++ and XTrace
-SEEDS = 4
+DEFLATED = (12, 24, 36, 60, 96, 150)  # products of Hutch++ and XTrace
+SEEDS = (1, 2, 3)  # those of the runs that are timed
 
 
 def settings(network: str, options: dict[str, Any], heard: Heard) -> dict[str, Any]:
@@ -51,14 +51,15 @@ def work(job: dict[str, Any], emit: Emit) -> None:
     if name == TRACES:
         return _traces(problem, job["reference"], emit)
     exact = np.array(job["reference"][:5])
+    seeds = SEEDS if problem.size <= IN_DOUBLE else SEEDS[:1]
     for setting in TOOLS[name].ladder:
         emit("begin", method=name)
         try:
-            values, vectors = TOOLS[name].pairs(problem, setting, 0)
-            found = residual(values, vectors, problem) / exact[0]
+            runs = [TOOLS[name].pairs(problem, setting, seed) for seed in seeds]
+            found = max(residual(*pairs, problem) for pairs in runs) / exact[0]
         except Exception as error:
             return emit("failed", method=name, why=reason(error))
-        error = float(np.abs(values - exact).max() / exact[0])
+        error = max(float(np.abs(values - exact).max()) for values, _ in runs) / exact[0]
         reached = bool(found <= RESIDUAL and error <= 2 * RESIDUAL)
         emit("result", method=name, values={"setting": setting, "residual": found, "eigenvalue_error": error, "reached": reached})
         if reached:
@@ -67,7 +68,7 @@ def work(job: dict[str, Any], emit: Emit) -> None:
 
 
 def _traces(problem: Problem, reference: dict[str, Any], emit: Emit) -> None:
-    """The fewest products of Hutch++ and XTrace whose root mean square error over four seeds fits a 95 % interval of 5 %."""
+    """The fewest products of Hutch++ and XTrace whose root mean square error over three seeds fits a 95 % interval of 5 %."""
     from curvlinops import hutchpp_trace, xtrace
     from curvlinops._torch_base import PyTorchLinearOperator
 
@@ -85,7 +86,7 @@ def _traces(problem: Problem, reference: dict[str, Any], emit: Emit) -> None:
     for name, estimate in (("hutch++", hutchpp_trace), ("xtrace", xtrace)):
         for products in (count for count in DEFLATED if count < plain):
             errors = []
-            for seed in range(SEEDS):
+            for seed in SEEDS:
                 emit("begin", method=name)
                 torch.manual_seed(seed)
                 errors.append(float(estimate(operator, products)) / reference["trace"] - 1)

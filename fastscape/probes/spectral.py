@@ -82,10 +82,13 @@ class SpectralRun:
             self._multiply, start, wanted=self.k, capacity=max(self.capacity, 2 * self.k + 3 * start.shape[1]), seed=self.seed
         )
         self._check_budget()
-        reason = self._grow(self.basis)
+        try:
+            reason = self._grow(self.basis)
+        except Deadline:
+            reason = "deadline"  # of the eigenvalues: the time that was kept for the trace is left
         if reason in ("nan products", "complete"):
             return "targets met" if reason == "complete" else reason
-        refined = self._refine(self.basis)
+        refined = self._refine(self.basis, deepen=reason == "targets met")
         return refined if reason == "targets met" else reason
 
     def _start(self) -> Tensor:
@@ -138,7 +141,7 @@ class SpectralRun:
         """One block more; a reason where none can follow."""
         first = not basis.dimension
         if not first:
-            self._admit(2)  # this block, and one of fresh probes after it
+            self._admit(3)  # this block, and two of fresh probes after it
         if self.multiplied + basis.next_products > self.goals.products:
             return "product limit"
         began = self.budget.elapsed
@@ -166,18 +169,17 @@ class SpectralRun:
         pairs = basis.pairs(self.k, tolerance=self.goals.eigenvalues)
         return len(pairs.values) == self.k and bool(pairs.converged.all())
 
-    def _refine(self, basis: BlockLanczos) -> str:
+    def _refine(self, basis: BlockLanczos, *, deepen: bool) -> str:
         """Probe the complement of the basis until the trace is as narrow as wanted; deepen the basis where that is cheaper."""
-        count, foreseen = max(2, self.block), math.inf
+        count = max(2, self.block)
         while True:
             estimate = self.trace_estimate()
             if self.complete or (len(self.fresh) >= 2 and self._narrow(estimate)):
                 return "targets met"
             needed = self._needed(estimate)
             growth = min(basis.dimension, self.size - basis.dimension)
-            pays = needed + growth < foreseen or len(self.fresh) >= basis.dimension
-            if needed > max(growth, 2 * count) and pays and self._has_room(basis, growth):
-                foreseen, goal = needed, basis.dimension + growth
+            if deepen and needed > growth and self._pays(basis, needed, growth) and self._has_room(basis, growth):
+                goal = basis.dimension + growth
                 self.fresh.restart()
                 while basis.dimension < goal and not basis.done:
                     reason = self._step(basis)
@@ -193,11 +195,23 @@ class SpectralRun:
             self._report("trace")
 
     def _needed(self, estimate: Estimate) -> int:
-        """Further probes to the target by the spread so far; 0 where it does not tell."""
+        """Further probes to the target by the spread of two blocks or more; 0 where it does not tell."""
         half = (self.goals.trace or 0.0) * abs(estimate.value)
-        if len(self.fresh) < 3 or not (math.isfinite(estimate.stderr) and half > 0):
+        if len(self.fresh) < 2 * max(2, self.block) or not (math.isfinite(estimate.stderr) and half > 0):
             return 0
         return probes_needed(np.array(self.fresh.forms), half) - len(self.fresh)
+
+    def _pays(self, basis: BlockLanczos, needed: int, growth: int) -> bool:
+        """Whether more basis vectors save more probes than they cost, if each takes half as much variance as those before did.
+
+        Also where as many probes as basis vectors were not enough: then both are doubled.
+        """
+        if len(self.fresh) >= basis.dimension or growth == self.size - basis.dimension:
+            return True
+        left = float(np.var(self.fresh.forms, ddof=1))
+        taken = float(np.var(np.concatenate([self.plain()[0], self.fresh.whole]), ddof=1)) - left
+        after = max(left - 0.5 * taken * growth / basis.dimension, 0.0)
+        return needed * after / left + growth + len(self.fresh) < needed
 
     def _has_room(self, basis: BlockLanczos, growth: int) -> bool:
         room = basis.capacity if basis.capacity == self.size else basis.capacity - 2 * basis.next_products

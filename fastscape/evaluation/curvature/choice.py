@@ -21,8 +21,9 @@ from fastscape.evaluation.determinism import NondeterministicLossError
 
 BLOCK = 8  # vectors of a batched computation: with more the cost per vector no longer falls
 _SLOW = 0.05  # seconds per gradient above which overheads no longer count, and a trial takes as few products as it can
-_HOPELESS = 2.0  # times the fastest: a path this much slower is not timed again
-_ROUNDS = 8  # of timing candidates in turn: the least of them is a product undisturbed
+_VERY_SLOW = 0.25  # and as few runs as it can
+HOPELESS = 2.0  # times the fastest: a path this much slower is not timed again
+ROUNDS = 8  # of timing quick candidates in turn: the least of them is a product undisturbed
 _CAP = 0.8  # of the memory cap for tensors: kernels have workspace of their own
 _ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-8}  # measured 1e-7 to 1e-5, and 1e-16
 
@@ -122,7 +123,7 @@ class Trial:
 
     def __init__(self, program: Program, batch: int, limit: float, gradient_seconds: float, seed: int = 0) -> None:
         self.program, self.batch, self.limit = program, batch, limit
-        self.slow = gradient_seconds > _SLOW
+        self.slow, self.very_slow = gradient_seconds > _SLOW, gradient_seconds > _VERY_SLOW
         self.refused: dict[str, str] = {}
         self.asymmetry = math.nan
         self.asymmetric: AsymmetricProductError | None = None
@@ -167,12 +168,12 @@ class Trial:
             self._check(path, product, found[0], None if size == 1 else found[1])
         elif not self._agrees(path, found[0]):
             return None
-        if not self.slow:
-            size = min(count, self.chunk(candidate)) if size > 1 else 1
-            candidate.rerun = self._timed(product, size)
-            candidate.seconds = min(candidate.rerun() for _ in range(2))
-            if not self._agrees(path, self._measured(product, (0,), self.limit - built)[0][0]):  # state that runs left behind
-                return None
+        if not self.very_slow:  # elsewhere the counting of memory, 30 us an operation, does not show
+            size = min(count, self.chunk(candidate)) if size > 1 and not self.slow else size
+            rerun = candidate.rerun = self._timed(product, size)
+            candidate.seconds = min(rerun() for _ in range(1 if self.slow else 2))
+        if not self.slow and not self._agrees(path, self._measured(product, (0,), self.limit - built)[0][0]):
+            return None  # runs left state behind
         if path.held:
             candidate.built[self.batch] = product
         return candidate
@@ -283,17 +284,18 @@ def synchronise(tensor: Tensor) -> None:
         torch.cuda.synchronize(tensor.device)
 
 
-def settle(candidates: Sequence[Candidate], limit: float) -> None:
+def settle(candidates: Sequence[Candidate], limit: float, rounds: int) -> None:
     """Time the quick candidates that are near the fastest again, in turn, so that a busy machine disturbs all alike.
 
     Args:
         candidates: that work; kept graphs of all of them are alive meanwhile where they fit in ``limit`` bytes.
         limit: bytes.
+        rounds: how often each is timed.
     """
     fastest = best(candidates)
-    near = [c for c in candidates if c.rerun is not None and c.seconds < _HOPELESS * fastest.seconds]
+    near = [c for c in candidates if c.rerun is not None and c.seconds < HOPELESS * fastest.seconds]
     if len(near) > 1 and sum(c.held for c in near) + max(c.peak for c in near) < limit:
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             for candidate in near:
                 assert candidate.rerun is not None
                 candidate.seconds = min(candidate.seconds, candidate.rerun())

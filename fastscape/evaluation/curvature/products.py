@@ -19,6 +19,8 @@ from fastscape.evaluation.curvature.choice import (
     _CAP,
     _SLOW,
     BLOCK,
+    HOPELESS,
+    ROUNDS,
     Candidate,
     NoPathError,
     ProductChoice,
@@ -160,10 +162,10 @@ class Products:
                 candidate = trial.attempt(make(), key)
                 if candidate is not None:
                     found.append(candidate)
-                    if candidate.rerun is None:  # slow: what is not the fastest goes at once
-                        _keep_best(found)
+                    if trial.slow:  # what is not near the fastest goes at once
+                        _keep_best(found, within=HOPELESS)
             if found:
-                settle(found, self.limit)
+                settle(found, self.limit, 1 if trial.slow else ROUNDS)
                 _keep_best(found)
         finally:
             self.products += trial.products
@@ -172,7 +174,7 @@ class Products:
         self._chosen[key], self._spent[key] = best(found), 0.0
         if thorough or self.path is not None:
             self._thorough.add(key)
-        self.choices[key] = self._record(trial, found)
+        self.choices[key] = self._record(trial, found, key)
 
     def _makers(
         self, program: Program, key: int, found: Sequence[Candidate], *, thorough: bool
@@ -230,10 +232,10 @@ class Products:
             self.gradient_seconds = min(times)
         return program
 
-    def _record(self, trial: Trial, found: Sequence[Candidate]) -> ProductChoice:
+    def _record(self, trial: Trial, found: Sequence[Candidate], key: int) -> ProductChoice:
         chosen = best(found)
         seconds = {candidate.path.name: candidate.seconds for candidate in found}
-        chunk = trial.chunk(chosen)
+        chunk = min(trial.chunk(chosen), key)
         others = [f"{name} is {time / chosen.seconds:.1f}x slower" for name, time in seconds.items() if name != chosen.path.name]
         others += [f"{name}: {why}" for name, why in trial.refused.items()]
         return ProductChoice(
@@ -284,10 +286,11 @@ def checked_path(path: object) -> PathName | None:
     return path  # type: ignore[return-value]
 
 
-def _keep_best(candidates: Sequence[Candidate]) -> None:
-    """Free what slower candidates keep."""
+def _keep_best(candidates: Sequence[Candidate], within: float = 1.0) -> None:
+    """Free what candidates keep that take more than ``within`` times the fastest's seconds, or are not it."""
+    fastest = best(candidates)
     for candidate in candidates:
-        if candidate is not best(candidates):
+        if candidate is not fastest and (candidate.seconds >= within * fastest.seconds or within == 1.0):
             candidate.built.clear()
             candidate.rerun = None
 
