@@ -78,10 +78,11 @@ def raised(result: SpectrumResult) -> list[str]:
     ):
         if not len(values):
             flags.append(f"no eigenvalue at the {end} end was found")
+        elif len(converged) == 1 and not converged[0]:
+            flags.append(f"the {end} eigenvalue has not converged; read it with its residual")
         elif not converged.all():
-            flags.append(
-                f"of the {end} eigenvalues only {int(converged.sum())} of {len(values)} converged; read them with their residuals"
-            )
+            count = int(converged.sum())
+            flags.append(f"of the {end} eigenvalues only {count} of {len(values)} converged; read them with their residuals")
     gap = result.gap
     if math.isfinite(gap.value) and not gap.resolved:
         flags.append("the gap lambda_1 - lambda_2 is smaller than its error bound: the two may be one eigenvalue")
