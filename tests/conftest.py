@@ -50,15 +50,6 @@ def legacy(getter):
         return "refused"
 
 
-@pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Tests of one compilation of a minute run in one process: two would each compile."""
-    for item in items:
-        if item.path.parent.name == "ptx" or item.path.stem.startswith("test_compiled"):
-            item.add_marker(pytest.mark.xdist_group("ptx" if item.path.parent.name == "ptx" else item.path.stem))
-    return (yield)
-
-
 def process_state():
     """Every global setting and random generator that a probe might touch."""
     return {

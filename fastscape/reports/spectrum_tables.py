@@ -93,6 +93,8 @@ def raised(result: SpectrumResult) -> list[str]:
         flags.append("the trace varies more over batches than over probes: more data narrow it, more products do not")
     if result.meta.get("nan_products"):
         flags.append(f"{counted(result.meta['nan_products'], 'product')} of H held NaN or inf and are left out")
+    if result.stability is not None:  # of its notes the one that makes the ratio one of another loss
+        flags += [f"stability ratio: {note}" for note in result.stability.notes if note.startswith("batch norm")]
     return flags
 
 

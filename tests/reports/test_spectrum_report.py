@@ -285,6 +285,18 @@ def test_the_stem_figure_shows_both_ends_in_order_of_rank(result):
     assert [ranks[place] for place in sorted(ranks)] == [*"12345", "116", "117", "118", "119", "120"]
 
 
+def test_layers_are_in_order_of_size_whatever_their_sign(result):
+    traces = {name: fs.Estimate(value, 1.0, (value, value), 6) for name, value in (("a", 1.0), ("b", math.nan), ("c", -3.0))}
+    assert [name for name, _ in spectrum_tables.layer_order(dataclasses.replace(result, layer_traces=traces))] == ["c", "a", "b"]
+
+
+def test_a_ratio_of_another_loss_is_flagged(result):
+    stability = dataclasses.replace(result.stability, notes=("batch norm takes its running statistics", "one batch"))
+    flags = dataclasses.replace(result, stability=stability).flags
+    assert flags[-1] == "stability ratio: batch norm takes its running statistics"
+    assert len(flags) == len(result.flags) + 1
+
+
 def test_layers_beyond_a_dozen_are_summed(result):
     many = {f"layer{index}": fs.Estimate(float(20 - index), 1.0, (19.0 - index, 21.0 - index), 6) for index in range(20)}
     ax = spectrum_figures.layer_traces(dataclasses.replace(result, layer_traces=many), Figure().subplots())
