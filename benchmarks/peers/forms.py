@@ -37,8 +37,19 @@ def two_jets(problem: Problem, count: int) -> Forms:
     return lambda: torch.from_numpy(fs.quadratic_forms(problem.objective(), directions).curvature)
 
 
-WAYS = {name: by_products(make) for name, make in METHODS.items() if name != "fastscape, H @ v"}
+def two_forwards(problem: Problem, count: int) -> Forms:
+    """``fs.quadratic_forms(path="forwards")``: L(w + h v) + L(w - h v) - 2 L(w), the step found from the losses."""
+    directions = problem.probes(count)[0]
+    return lambda: torch.from_numpy(fs.quadratic_forms(problem.objective(), directions, path="forwards").curvature)
+
+
+WAYS = {
+    name: by_products(make)
+    for name, make in METHODS.items()
+    if name not in ("fastscape, H @ v", "fastscape, H @ V, all paths tried")
+}
 WAYS["fastscape, 2-jets"] = two_jets
+WAYS["fastscape, two forwards"] = two_forwards
 
 
 def work(job: dict[str, Any], emit: Emit) -> None:

@@ -56,7 +56,7 @@ def fastscape(problem: Problem, probes: int, cap: int) -> float:
     total = 0.0
     for done in range(0, probes, block):
         vectors = signs(problem.size, min(block, probes - done), seed=done)
-        total += float((vectors * (operator @ vectors)).sum())
+        total += float(operator.quadratic_forms(vectors).sum())
     return total / probes
 
 

@@ -21,7 +21,7 @@ from fastscape.evaluation.curvature.program import Parts, Program
 from fastscape.evaluation.determinism import NondeterministicLossError
 
 BLOCK = 8  # vectors of a batched computation: with more the cost per vector no longer falls
-_SLOW = 0.05  # seconds per gradient above which overheads no longer count, and a trial takes as few products as it can
+_SLOW = 0.01  # seconds per gradient above which overheads hardly count, and a trial takes few products
 _VERY_SLOW = 0.25  # and as few runs as it can
 HOPELESS = 2.0  # times the fastest: a path this much slower is not timed again
 ROUNDS = 8  # of timing quick candidates in turn: the least of them is a product undisturbed
