@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import first_line
+from fastscape.evaluation.curvature.compiled import CompiledPath
 from fastscape.evaluation.curvature.flat import norm
 from fastscape.evaluation.curvature.gradient_difference import DifferencePath, InaccurateDifferenceError
 from fastscape.evaluation.curvature.paths import Product, ProductPath
@@ -132,6 +133,7 @@ class Trial:
         self._reference: Sketch | None = None
         self.over_cap = False
         self._blocks: dict[int, Parts] = {}  # to time, by size
+        self._peak = 0  # of the last products
         self._graph = 0  # bytes of the graph that both paths through it share
         generator = torch.Generator().manual_seed(seed)
         self._signs = [
@@ -186,10 +188,15 @@ class Trial:
         limit -= (
             (2 * size - 2) * program.layout.size * program.leaves[0].element_size()
         )  # vectors, beside the one that is counted
-        product, built = peak_bytes(lambda: path.build(self.batch), limit)
+        if isinstance(path, CompiledPath):  # which a counter would keep from compiling; it holds what the graph does
+            product, built = path.build(self.batch), self._graph
+            product(self._vectors((0,)))  # compiles
+        else:
+            product, built = peak_bytes(lambda: path.build(self.batch), limit)
         if path.name.startswith("graph"):
             built = self._graph = max(built, self._graph)
-        found, peak, candidate.seconds = self._measured(product, (0, 1)[:size], limit - built)
+        room = math.inf if isinstance(path, CompiledPath) else limit - built
+        found, peak, candidate.seconds = self._measured(product, (0, 1)[:size], room)
         vector = program.layout.size * program.leaves[0].element_size()
         candidate.held, candidate.slope = built, peak // size + vector  # a block of them is copied for the trial
         candidate.peak = built + peak - (size - 1) * (peak // size)
@@ -201,7 +208,7 @@ class Trial:
             size = min(count, self.chunk(candidate)) if size > 1 and not self.slow else size
             rerun = candidate.rerun = self._timed(product, size)
             candidate.seconds = min(rerun() for _ in range(1 if self.slow else 2))
-        if not self.slow and not self._agrees(path, self._measured(product, (0,), self.limit - built)[0][0]):
+        if not self.slow and not self._agrees(path, self._measured(product, (0,), room)[0][0]):
             return None  # runs left state behind
         if path.held:
             candidate.built[self.batch] = product
@@ -216,7 +223,8 @@ class Trial:
         """Sketches of products with some of the vectors, the most bytes alive meanwhile, and seconds per product."""
         block = self._vectors(which)
         start = time.perf_counter()
-        found, peak = peak_bytes(lambda: product(block), limit)
+        found, peak = (product(block), self._peak) if limit == math.inf else peak_bytes(lambda: product(block), limit)
+        self._peak = peak
         synchronise(found[0])
         seconds = (time.perf_counter() - start) / len(which)
         self.products += len(which)

@@ -159,11 +159,19 @@ class CurvatureOperator(SymmetricOperator):
         objective: the loss.
     """
 
-    def __init__(self, objective: Objective, matrix: Matrix, *, path: PathName | None = None, memory: int | None = None) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        matrix: Matrix,
+        *,
+        path: PathName | None = None,
+        memory: int | None = None,
+        compile: bool = False,
+    ) -> None:
         checked_objective(objective)
         check_memory(memory)
         self.objective, self.matrix = objective, matrix
-        self._products = Products(objective, matrix, checked_path(path), memory)
+        self._products = Products(objective, matrix, checked_path(path), memory, compile_=compile)
         self.layout = Layout(objective.names, [tensor.shape for tensor in objective.base.values()])
         self.dtype, self.device = self._products.dtype, objective.device
         self._last: ProductChoice | None = None
@@ -245,7 +253,13 @@ class CurvatureOperator(SymmetricOperator):
         self._products.release()
 
 
-def hessian(objective: Objective, *, path: PathName | None = None, memory: int | None = None) -> CurvatureOperator:
+def hessian(
+    objective: Objective,
+    *,
+    path: PathName | None = None,
+    memory: int | None = None,
+    compile: bool = False,
+) -> CurvatureOperator:
     r"""The Hessian of an objective at its present weights, as an operator.
 
     .. math:: H = \sum_b \frac{n_b}{\sum n_b}\, \nabla^2 L_b(w)
@@ -260,7 +274,9 @@ def hessian(objective: Objective, *, path: PathName | None = None, memory: int |
         objective: the loss L; D parameters.
         path: one of these names, or ``None`` to try them.
         memory: bytes that a computation may hold beside the vectors and their products; default half of what is available.
-            Blocks are cut to fit, and paths that do not fit are refused.
+            Blocks are cut to fit, and batches where the loss allows; paths that do not fit are refused.
+        compile: also try the kept graph traced and compiled by inductor, which takes from half a minute to many, and repays it
+            after tens of thousands of products of small networks; taken only where its products are those of the others.
 
     Returns:
         A :class:`CurvatureOperator`: ``H @ v`` for ``[D]``, ``[D, K]``, lists and dicts of tensors, ``H.to_scipy()``.
@@ -282,7 +298,7 @@ def hessian(objective: Objective, *, path: PathName | None = None, memory: int |
         >>> (H @ torch.ones(15, 2)).shape
         torch.Size([15, 2])
     """
-    return CurvatureOperator(objective, "hessian", path=path, memory=memory)
+    return CurvatureOperator(objective, "hessian", path=path, memory=memory, compile=compile)
 
 
 def ggn(objective: Objective, *, path: PathName | None = None, memory: int | None = None) -> CurvatureOperator:

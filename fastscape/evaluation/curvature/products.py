@@ -29,6 +29,7 @@ from fastscape.evaluation.curvature.choice import (
     settle,
     synchronise,
 )
+from fastscape.evaluation.curvature.compiled import CompiledPath
 from fastscape.evaluation.curvature.forward import ForwardPath, ReplayPath
 from fastscape.evaluation.curvature.ggn import GaussNewtonForward, GaussNewtonGraph, GaussNewtonReplay
 from fastscape.evaluation.curvature.gradient_difference import DifferencePath
@@ -53,6 +54,7 @@ class Products:
         matrix: ``"hessian"`` or ``"ggn"``.
         path: a path by name, or ``None`` to try them.
         memory: bytes that a computation may hold beside the vectors and their products.
+        compile_: also try the graph compiled.
 
     Attributes:
         program: the loss on a private copy.
@@ -61,8 +63,10 @@ class Products:
         gradient_seconds, gradient_peak: seconds of a gradient of the largest batch, and bytes alive in it.
     """
 
-    def __init__(self, objective: Objective, matrix: Matrix, path: PathName | None, memory: int | None) -> None:
-        self.objective, self.matrix, self.path = objective, matrix, path
+    def __init__(
+        self, objective: Objective, matrix: Matrix, path: PathName | None, memory: int | None, *, compile_: bool = False
+    ) -> None:
+        self.objective, self.matrix, self.path, self.compile = objective, matrix, path, compile_
         half = objective.dtype in (torch.float16, torch.bfloat16)
         self.dtype = torch.float32 if half else objective.dtype
         limit = memory if memory is not None else available_memory(objective.device) // 2
@@ -207,6 +211,8 @@ class Products:
             yield named["graph, batched"]
         if not found or (key > 1 and (thorough or self.gradient_seconds < _SLOW)):  # its arithmetic is no less than the graph's
             yield named["forward"]
+        if found and self.compile:
+            yield lambda: CompiledPath(program, key)
         if thorough:
             yield named["replay"]
             if self.matrix == "hessian" and any(leaf.ndim == 4 for leaf in program.leaves):

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
+from fastscape.evaluation.curvature.compiled import CompiledPath
 from fastscape.evaluation.curvature.peak import MemoryCapError, PeakMemory, peak_bytes
 
 
@@ -292,3 +293,36 @@ def test_the_wrong_double_backward_of_torchs_weight_norm_is_caught(batch):
     assert [name.split(".")[-1] for name in operator.names] == ["bias", "original0", "original1", "weight", "bias"]
     expected = torch.autograd.functional.hessian(loss, torch.cat([tensor.detach().flatten() for tensor in model.parameters()]))
     assert relative(operator @ identity(operator), expected) < 1e-6
+
+
+def test_a_compiled_graph_is_taken_only_where_its_products_are_right(digits_batch, monkeypatch):
+    made = objective(smooth_mlp(), digits_batch)
+    calls = []
+
+    def compiled(traced, **_):
+        calls.append(traced)
+        return traced if right else lambda *block: [part + 1 for part in traced(*block)]
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    for right in (True, False):
+        operator = fs.hessian(made, compile=True)
+        choice = operator.prepare(8)
+        assert ("compiled" in choice.seconds) == right
+        assert ("differ" in choice.refused.get("compiled", "")) != right
+    operator.prepare(1)
+    assert len(calls) == 3
+    plain = fs.hessian(made)
+    block = torch.randn(made.size, 3)
+    right = True
+    operator = fs.hessian(made, compile=True)
+    operator._products._makers = lambda program, key, found, **_: iter([lambda: CompiledPath(program, key)])
+    assert relative(operator @ block, plain @ block) < 1e-5
+    assert operator.choice.name == "compiled"
+
+
+@pytest.mark.slow
+def test_inductor_compiles_the_graph(digits_batch):
+    made = objective(smooth_mlp(), digits_batch)
+    operator = fs.hessian(made, compile=True)
+    choice = operator.prepare(8)
+    assert "compiled" in choice.seconds
