@@ -65,6 +65,12 @@ def two_jets(problem: Problem, probes: int, cap: int) -> float:
     return float(np.mean(fs.quadratic_forms(problem.objective(), problem.directions(probes), memory=cap).curvature))
 
 
+def two_forwards(problem: Problem, probes: int, cap: int) -> float:
+    """Two losses a direction; neither a gradient nor a direction is kept."""
+    directions = problem.directions(probes)
+    return float(np.mean(fs.quadratic_forms(problem.objective(), directions, path="forwards", memory=cap).curvature))
+
+
 WAYS: dict[str, Callable[[Problem, int, int], float]] = {
     "gradient": gradient,
     "curvlinops": curvlinops,
@@ -74,6 +80,7 @@ WAYS: dict[str, Callable[[Problem, int, int], float]] = {
     "fastscape, products": fastscape,
     "fastscape, products under twice the cap": lambda problem, probes, cap: fastscape(problem, probes, 2 * cap),
     "fastscape, 2-jets": two_jets,
+    "fastscape, two forwards": two_forwards,
 }
 
 

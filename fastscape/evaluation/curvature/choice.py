@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +16,7 @@ from fastscape.evaluation.curvature.compiled import CompiledPath
 from fastscape.evaluation.curvature.flat import norm
 from fastscape.evaluation.curvature.gradient_difference import DifferencePath, InaccurateDifferenceError
 from fastscape.evaluation.curvature.paths import Product, ProductPath
-from fastscape.evaluation.curvature.peak import MemoryCapError, peak_bytes
+from fastscape.evaluation.curvature.peak import MemoryCapError, give_back, peak_bytes
 from fastscape.evaluation.curvature.program import Parts, Program
 from fastscape.evaluation.determinism import NondeterministicLossError
 
@@ -51,7 +50,7 @@ class ProductChoice:
         peak: bytes of tensors alive in one computation, vectors and results excluded.
         refused: paths that cannot be used, and why.
         error: estimated relative error of a product; 0 for exact paths (rounding apart).
-        asymmetry: |u'Hv - v'Hu| relative to the terms of the sums, of two random vectors.
+        asymmetry: |u'Hv - v'Hu| relative to the terms of the sums, of two random vectors; NaN where memory was too short for two.
         reason: in words.
     """
 
@@ -113,17 +112,20 @@ class Sketch:
 class Trial:
     """Try paths on the largest batch of a program.
 
-    Beside what a path computes, a trial holds the signs of two vectors, a byte each, and one vector.
+    Beside what a path computes, a trial holds one vector, or none where one is given.
 
     Args:
         program: the loss.
         batch: the largest batch.
         limit: bytes of tensors that a computation may hold.
         gradient_seconds: seconds of one gradient.
+        given: a vector to try with, ``[1, *shape]`` by parameter, where memory for others is short; symmetry is not checked then.
         seed: of the vectors.
     """
 
-    def __init__(self, program: Program, batch: int, limit: float, gradient_seconds: float, seed: int = 0) -> None:
+    def __init__(
+        self, program: Program, batch: int, limit: float, gradient_seconds: float, given: Parts | None = None, seed: int = 0
+    ) -> None:
         self.program, self.batch, self.limit = program, batch, limit
         self.slow, self.very_slow = gradient_seconds > _SLOW, gradient_seconds > _VERY_SLOW
         self.refused: dict[str, str] = {}
@@ -135,11 +137,9 @@ class Trial:
         self._blocks: dict[int, Parts] = {}  # to time, by size
         self._peak = 0  # of the last products
         self._graph = 0  # bytes of the graph that both paths through it share
-        generator = torch.Generator().manual_seed(seed)
-        self._signs = [
-            torch.randint(0, 2, (2, *shape), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
-            for shape in program.layout.shapes
-        ]
+        self._seed, self._given = seed, given
+        size = program.layout.size
+        self._rms = 1.0 if given is None else norm(given) / math.sqrt(size)
 
     def attempt(self, make: Callable[[], ProductPath], count: int, others: Sequence[Candidate]) -> Candidate | None:
         """Try a path for blocks of ``count`` vectors; ``None`` where it fails, and ``refused`` says why.
@@ -179,7 +179,7 @@ class Trial:
             self.refused[path.name] = str(error)
         except Exception as error:  # whatever a model does on another path
             self.refused[path.name] = missing_derivative(error) or f"{type(error).__name__}: {first_line(error)[:200]}"
-        gc.collect()  # frames of torch.func that hold one another, and tensors
+        give_back()
         return None
 
     def _attempt(self, candidate: Candidate, count: int, limit: float) -> Candidate | None:
@@ -215,9 +215,21 @@ class Trial:
         return candidate
 
     def _vectors(self, which: Sequence[int]) -> Parts:
-        """Some of the two vectors, cast, ``[len(which), *shape]`` by parameter."""
+        """Some of the two vectors, ``[len(which), *shape]`` by parameter."""
+        if which == (0,) and self._given is not None:
+            return self._given
+        return [torch.cat(rows) for rows in zip(*(list(self._rows(index)) for index in which), strict=True)]
+
+    def _rows(self, which: int) -> Iterator[Tensor]:
+        """One of the two vectors, parameter by parameter, ``[1, *shape]``: the one given, or signs."""
+        if which == 0 and self._given is not None:
+            yield from self._given
+            return
+        generator = torch.Generator().manual_seed(self._seed + which)
         leaf = self.program.leaves[0]
-        return [signs[list(which)].to(leaf.device, leaf.dtype) for signs in self._signs]
+        for shape in self.program.layout.shapes:
+            signs = torch.randint(0, 2, (1, *shape), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+            yield signs.to(leaf.device, leaf.dtype)
 
     def _measured(self, product: Product, which: Sequence[int], limit: float) -> tuple[list[Sketch], int, float]:
         """Sketches of products with some of the vectors, the most bytes alive meanwhile, and seconds per product."""
@@ -247,17 +259,11 @@ class Trial:
         return timed
 
     def _sketch(self, parts: Parts) -> Sketch:
-        dots = [
-            math.fsum(
-                float((part * signs[which].to(part.device, part.dtype)).sum(dtype=torch.float64))
-                for part, signs in self._with(parts)
-            )
+        first, second = (
+            math.fsum(float((part * row[0]).sum(dtype=torch.float64)) for part, row in zip(parts, self._rows(which), strict=True))
             for which in (0, 1)
-        ]
-        return Sketch(norm(parts), dots[0], dots[1])
-
-    def _with(self, parts: Parts) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(parts, self._signs, strict=True))
+        )
+        return Sketch(norm(parts), first / (self._rms or 1.0), second)
 
     def _agrees(self, path: ProductPath, found: Sketch) -> bool:
         """Whether a product is that of the first path."""
@@ -275,7 +281,7 @@ class Trial:
 
     def _check(self, path: ProductPath, product: Product, first: Sketch, second: Sketch | None) -> None:
         """Compare u'Hv with v'Hu, and where that is quick the first product with the same again."""
-        if second is None:
+        if second is None and self._given is None:
             second = self._measured(product, (1,), self.limit)[0][0]
         if not self.slow:
             change = self._measured(product, (0,), self.limit)[0][0].distance(first)
@@ -285,16 +291,19 @@ class Trial:
                     "same twice, its gradient is not (an operation without a deterministic backward, or a hook that keeps "
                     "state); try torch.use_deterministic_algorithms(True)"
                 )
-        scale = first.norm + second.norm  # of the terms of the sums, up to their signs
-        self.asymmetry = abs(first.second - second.first) / scale if scale else 0.0
+        self._reference = first
+        if second is None:  # there is no memory for a second vector
+            return
+        scale = self._rms * second.norm + first.norm  # of the terms of the sums, up to their signs
+        self.asymmetry = abs(first.second - self._rms * second.first) / scale if scale else 0.0
         if self.asymmetry > (_ASYMMETRY[self.program.leaves[0].dtype] if path.exact else 0.3):
+            self._reference = None
             raise AsymmetricProductError(
                 f"products must be those of a symmetric matrix, got u'Hv and v'Hu that differ by {self.asymmetry:.1g} of their "
                 f"terms on the path {path.name!r}; is a custom backward of the model wrong, or marked @once_differentiable, "
                 "which torch takes for a constant? Its double backward must differentiate what its backward computes "
                 "(torch.autograd.gradgradcheck tells)"
             )
-        self._reference = first
 
     def chunk(self, candidate: Candidate) -> int:
         """Vectors a computation of a candidate takes at a time under the limit."""

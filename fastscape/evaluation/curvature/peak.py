@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -80,3 +83,10 @@ def peak_bytes(function: Callable[[], Result], limit: float | None = None) -> tu
     with PeakMemory(limit) as memory:
         result = function()
     return result, memory.peak
+
+
+def give_back() -> None:
+    """Free tensors that frames holding one another keep, and return freed memory to the system where the C library can."""
+    gc.collect()
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

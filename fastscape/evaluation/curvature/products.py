@@ -34,7 +34,7 @@ from fastscape.evaluation.curvature.forward import ForwardPath, ReplayPath
 from fastscape.evaluation.curvature.ggn import GaussNewtonForward, GaussNewtonGraph, GaussNewtonReplay
 from fastscape.evaluation.curvature.gradient_difference import DifferencePath
 from fastscape.evaluation.curvature.paths import ProductPath
-from fastscape.evaluation.curvature.peak import peak_bytes
+from fastscape.evaluation.curvature.peak import give_back, peak_bytes
 from fastscape.evaluation.curvature.program import Program
 from fastscape.evaluation.curvature.reverse import GraphPath, Graphs, ReversePath
 from fastscape.evaluation.determinism import unperturbed_loss
@@ -43,6 +43,7 @@ from fastscape.objective import Objective
 
 Matrix = Literal["hessian", "ggn"]
 PathName = Literal["graph", "graph, batched", "forward", "replay", "reverse", "gradient difference", "channels-last"]
+_SCARCE = 0.1  # of the memory for a computation: a vector above this is not made for a trial if one is there
 _REPLAY_AFTER = 500.0  # gradients' worth of products after which linearising, of 20 to 500, may pay
 
 
@@ -69,6 +70,7 @@ class Products:
         self.objective, self.matrix, self.path, self.compile = objective, matrix, path, compile_
         half = objective.dtype in (torch.float16, torch.bfloat16)
         self.dtype = torch.float32 if half else objective.dtype
+        self.capped = memory is not None
         limit = memory if memory is not None else available_memory(objective.device) // 2
         copies = objective.size * torch.finfo(self.dtype).bits // 8
         self.limit = _CAP * limit - 2 * copies  # the private copy, and a vector
@@ -116,7 +118,7 @@ class Products:
         return out, forms
 
     def _multiply(self, rows: Tensor, out: Tensor | None, forms: Array | None) -> None:
-        choice = self.prepare(len(rows))
+        choice = self.prepare(len(rows), rows)
         candidate = self._chosen[_key(len(rows))]
         with self.arithmetic(draws=len(candidate.built) < len(self.program.weights)):
             start = time.perf_counter()
@@ -160,19 +162,24 @@ class Products:
 
     # ------------------------------------------------------------------ choosing
 
-    def prepare(self, count: int, *, thorough: bool = False) -> ProductChoice:
+    def prepare(self, count: int, rows: Tensor | None = None, *, thorough: bool = False) -> ProductChoice:
         """Choose the path for blocks of ``count`` vectors, once; ``thorough`` also tries what takes long to set up."""
         key = _key(count)
         if key not in self._chosen or (thorough and key not in self._thorough):
             with self.arithmetic():
-                self._choose(key, thorough=thorough)
+                self._choose(key, rows, thorough=thorough)
         return self.choices[key]
 
-    def _choose(self, key: int, *, thorough: bool) -> None:
+    def _choose(self, key: int, rows: Tensor | None = None, *, thorough: bool) -> None:
         program = self._opened()
         for kept in self._chosen.values():
             kept.built.clear()
-        trial = Trial(program, self._largest, self.limit, self.gradient_seconds)
+        vector = program.layout.size * program.leaves[0].element_size()
+        given = None
+        if rows is not None and vector > _SCARCE * self.limit and math.isfinite(total := float(rows[:1].norm())) and total:
+            given = program.layout.views(rows[:1])
+        limit = self.limit - (vector if given is None else 0)
+        trial = Trial(program, self._largest, limit, self.gradient_seconds, given)
         found: list[Candidate] = []
         try:
             for make in self._makers(program, key, found, thorough=thorough):
@@ -190,10 +197,12 @@ class Products:
             if trial.over_cap and program.halve():
                 self._chosen.clear()
                 self.gradient_seconds = math.nan
-                self._choose(key, thorough=thorough)
+                self._choose(key, rows, thorough=thorough)
                 return
             raise trial.asymmetric or self._no_path(trial.refused)
         self._chosen[key], self._spent[key] = best(found), 0.0
+        if self.capped:
+            give_back()
         if thorough or self.path is not None:
             self._thorough.add(key)
         self.choices[key] = self._record(trial, found, key)
