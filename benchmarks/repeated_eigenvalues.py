@@ -82,13 +82,14 @@ def measured(model: nn.Module, data: Batches, optimizer: Path | None = None) -> 
         {"value": value, "residual": residual}
         for value, residual in zip(found.eigenvalues.tolist(), found.residuals.tolist(), strict=True)
     ]
+    printed = tables.as_text(spectrum_tables.spectrum_table(found), WIDTH)
     return {
         "size": objective.size,
         "power": power,
         "eigsh": np.sort(exact)[::-1].tolist(),
         "spectrum": ours,
         "products": found.products,
-        "printed": tables.as_text(spectrum_tables.spectrum_table(found), WIDTH),
+        "printed": "\n".join(line.rstrip() for line in printed.splitlines()),
     }
 
 
