@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(VENV)/.native
 
-.PHONY: demo test kernels gpu package native slow check bench noise accuracy modes peers format clean
+.PHONY: demo test kernels gpu package native slow check bench noise accuracy modes eigenvalues peers format clean
 
 demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints and their spectra, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
@@ -62,6 +62,10 @@ accuracy: $(NATIVE) ## errors of even responses by scale and arithmetic: the REA
 modes: $(NATIVE) ## the README's table: a training run in three arithmetics
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/three_modes.py
 	$(BIN)/python benchmarks/report.py
+
+eigenvalues: $(NATIVE) ## the README's spectrum, and one eigenvalue three times by power iteration without deflation
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/repeated_eigenvalues.py
+	$(BIN)/python benchmarks/readme.py
 
 PEERS ?= # options, e.g. make peers PEERS='--network gpt --package products --repeats 3'
 peers: $(VENV)/.bench $(NATIVE) ## fastscape, its peers and plain torch: 3 hours, 1 without resnet18; writes RESULTS.md

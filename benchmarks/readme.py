@@ -1,4 +1,4 @@
-"""Fills the README's numbers on difference propagation, between ``<!-- NAME -->`` and ``<!-- end -->``, from results/."""
+"""Fills the README's figures, between ``<!-- NAME -->`` and ``<!-- end -->``, from results/."""
 
 from __future__ import annotations
 
@@ -33,6 +33,16 @@ def modes() -> str:
     return json.loads((HERE / "results" / "three_modes.json").read_text())["markdown"]
 
 
+def repeated() -> str:
+    """The table of one eigenvalue three times."""
+    return json.loads((HERE / "results" / "repeated_eigenvalues.json").read_text())["markdown"]
+
+
+def spectrum() -> str:
+    """What a spectrum prints."""
+    return "```\n" + json.loads((HERE / "results" / "repeated_eigenvalues.json").read_text())["printed"] + "\n```"
+
+
 def costs() -> str:
     """Times of responses and of quadratic forms, and operations, on one thread."""
     tables = [table for table in json.loads((HERE / "results" / "tables.json").read_text()) if table["threads"] == 1]
@@ -61,10 +71,13 @@ def _span(numbers) -> str:
     return f"{values[0]}" if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
+BLOCKS = (("errors", errors), ("modes", modes), ("costs", costs), ("spectrum", spectrum), ("repeated", repeated))
+
+
 def refresh() -> None:
     """Write every block whose results are there."""
     text = README.read_text()
-    for name, make in (("errors", errors), ("modes", modes), ("costs", costs)):
+    for name, make in BLOCKS:
         try:
             block = make()
         except (FileNotFoundError, StopIteration):  # not measured yet
