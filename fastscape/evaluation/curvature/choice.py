@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class ProductChoice:
         peak: bytes of tensors alive in one computation, vectors and results excluded.
         refused: paths that cannot be used, and why.
         error: estimated relative error of a product; 0 for exact paths (rounding apart).
-        asymmetry: |u'Hv - v'Hu| relative to the terms of the sums, of two random vectors; NaN where memory was too short for two.
+        asymmetry: |u'Hv - v'Hu| relative to the terms of the sums, of random vectors; NaN where memory was too short for two.
         reason: in words.
     """
 
@@ -91,21 +92,20 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Sketch:
-    """A product seen through its norm and its products with the trial's two vectors: enough to tell it from another.
+    """A product seen through its norm and its products with the trial's vectors: enough to tell it from another.
 
     The projections of a difference of two products on random signs are as large as the difference itself, in the mean.
     """
 
     norm: float
-    first: float
-    second: float
+    dots: tuple[float, ...]
 
     def distance(self, other: Sketch) -> float:
         """Size of the difference of two products, relative to the larger; 0 where both are not numbers."""
         size = max(self.norm, other.norm)
         if not math.isfinite(size):
             return 0.0 if math.isnan(self.norm) == math.isnan(other.norm) else math.inf
-        change = max(abs(self.norm - other.norm), abs(self.first - other.first), abs(self.second - other.second))
+        change = max(abs(a - b) for a, b in zip((self.norm, *self.dots), (other.norm, *other.dots), strict=True))
         return change / size if size else 0.0
 
 
@@ -139,7 +139,8 @@ class Trial:
         self._graph = 0  # bytes of the graph that both paths through it share
         self._seed, self._given = seed, given
         size = program.layout.size
-        self._rms = 1.0 if given is None else norm(given) / math.sqrt(size)
+        self._used = range(2 if self.slow else 3)
+        self._rms = (1.0 if given is None else norm(given) / math.sqrt(size), 1.0, 1.0)
 
     def attempt(self, make: Callable[[], ProductPath], count: int, others: Sequence[Candidate]) -> Candidate | None:
         """Try a path for blocks of ``count`` vectors; ``None`` where it fails, and ``refused`` says why.
@@ -215,13 +216,13 @@ class Trial:
         return candidate
 
     def _vectors(self, which: Sequence[int]) -> Parts:
-        """Some of the two vectors, ``[len(which), *shape]`` by parameter."""
+        """Some of the vectors, ``[len(which), *shape]`` by parameter."""
         if which == (0,) and self._given is not None:
             return self._given
         return [torch.cat(rows) for rows in zip(*(list(self._rows(index)) for index in which), strict=True)]
 
     def _rows(self, which: int) -> Iterator[Tensor]:
-        """One of the two vectors, parameter by parameter, ``[1, *shape]``: the one given, or signs."""
+        """One of the vectors, parameter by parameter, ``[1, *shape]``: the one given, or signs."""
         if which == 0 and self._given is not None:
             yield from self._given
             return
@@ -259,11 +260,11 @@ class Trial:
         return timed
 
     def _sketch(self, parts: Parts) -> Sketch:
-        first, second = (
+        dots = (
             math.fsum(float((part * row[0]).sum(dtype=torch.float64)) for part, row in zip(parts, self._rows(which), strict=True))
-            for which in (0, 1)
+            for which in self._used
         )
-        return Sketch(norm(parts), first / (self._rms or 1.0), second)
+        return Sketch(norm(parts), tuple(dot / self._rms[which] for which, dot in enumerate(dots)))
 
     def _agrees(self, path: ProductPath, found: Sketch) -> bool:
         """Whether a product is that of the first path."""
@@ -294,8 +295,8 @@ class Trial:
         self._reference = first
         if second is None:  # there is no memory for a second vector
             return
-        scale = self._rms * second.norm + first.norm  # of the terms of the sums, up to their signs
-        self.asymmetry = abs(first.second - self._rms * second.first) / scale if scale else 0.0
+        found = [first, second, *(self._measured(product, (which,), self.limit)[0][0] for which in self._used[2:])]
+        self.asymmetry = max(self._skew(found, i, j) for i, j in combinations(self._used, 2))
         if self.asymmetry > (_ASYMMETRY[self.program.leaves[0].dtype] if path.exact else 0.3):
             self._reference = None
             raise AsymmetricProductError(
@@ -304,6 +305,11 @@ class Trial:
                 "which torch takes for a constant? Its double backward must differentiate what its backward computes "
                 "(torch.autograd.gradgradcheck tells)"
             )
+
+    def _skew(self, found: Sequence[Sketch], i: int, j: int) -> float:
+        """|u'Hv - v'Hu| relative to the terms of the sums, whose signs are random, for vectors i and j scaled to signs."""
+        scale = found[i].norm / self._rms[i] + found[j].norm / self._rms[j]
+        return abs(found[i].dots[j] / self._rms[i] - found[j].dots[i] / self._rms[j]) / scale if scale else 0.0
 
     def chunk(self, candidate: Candidate) -> int:
         """Vectors a computation of a candidate takes at a time under the limit."""
