@@ -25,6 +25,7 @@ BLOCK = 8  # vectors of a batched computation: with more the cost per vector no 
 _SLOW = 0.01  # seconds per gradient above which overheads hardly count, and a trial takes few products
 _VERY_SLOW = 0.25  # and as few runs as it can
 HOPELESS = 2.0  # times the fastest: a path this much slower is not timed again
+_WRONG = 1e-2  # relative difference from a difference of gradients above which a custom backward is not trusted
 ROUNDS = 8  # of timing quick candidates in turn: the least of them is a product undisturbed
 _CAP = 0.9  # of the memory cap for tensors: kernels have workspace of their own
 _ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-8}  # measured 1e-7 to 1e-5, and 1e-16
@@ -209,7 +210,8 @@ class Trial:
             size = min(count, self.chunk(candidate)) if size > 1 and not self.slow else size
             rerun = candidate.rerun = self._timed(product, size)
             candidate.seconds = min(rerun() for _ in range(1 if self.slow else 2))
-        if not self.slow and not self._agrees(path, self._measured(product, (0,), room)[0][0]):
+        again = not self.slow or (path.held and not path.name.startswith("graph"))  # a trace may keep state
+        if again and not self._agrees(path, self._measured(product, (0,), room)[0][0]):
             return None  # runs left state behind
         if path.held:
             candidate.built[self.batch] = product
@@ -281,29 +283,55 @@ class Trial:
         return distance <= tolerance
 
     def _check(self, path: ProductPath, product: Product, first: Sketch, second: Sketch | None) -> None:
-        """Compare u'Hv with v'Hu, and where that is quick the first product with the same again."""
+        """Repeat the first product where that is quick, compare u'Hv with v'Hu, and custom backwards with differences."""
         if second is None and self._given is None:
             second = self._measured(product, (1,), self.limit)[0][0]
-        if not self.slow:
+        if not self.slow or path.name == "replay":
             change = self._measured(product, (0,), self.limit)[0][0].distance(first)
             if change > (1e-4 if path.exact else 1e-3):
                 raise NondeterministicLossError(
                     f"products must be deterministic, got two of the same vector that differ by {change:.1g}: the loss is the "
                     "same twice, its gradient is not (an operation without a deterministic backward, or a hook that keeps "
-                    "state); try torch.use_deterministic_algorithms(True)"
+                    "state: try torch.use_deterministic_algorithms(True); in a replay, an operation in place: use path=None)"
                 )
+        if second is not None:  # else there is no memory for a second vector
+            self._check_symmetry(path, product, first, second)
+        if path.exact and self.program.differentiates_by_hand(self.batch):
+            self._compare_with_differences(first)
         self._reference = first
-        if second is None:  # there is no memory for a second vector
-            return
+
+    def _check_symmetry(self, path: ProductPath, product: Product, first: Sketch, second: Sketch) -> None:
+        """Compare u'Hv with v'Hu.
+
+        Raises:
+            AsymmetricProductError: they differ.
+        """
         found = [first, second, *(self._measured(product, (which,), self.limit)[0][0] for which in self._used[2:])]
         self.asymmetry = max(self._skew(found, i, j) for i, j in combinations(self._used, 2))
         if self.asymmetry > (_ASYMMETRY[self.program.leaves[0].dtype] if path.exact else 0.3):
-            self._reference = None
             raise AsymmetricProductError(
                 f"products must be those of a symmetric matrix, got u'Hv and v'Hu that differ by {self.asymmetry:.1g} of their "
                 f"terms on the path {path.name!r}; is a custom backward of the model wrong, or marked @once_differentiable, "
                 "which torch takes for a constant? Its double backward must differentiate what its backward computes "
                 "(torch.autograd.gradgradcheck tells)"
+            )
+
+    def _compare_with_differences(self, first: Sketch) -> None:
+        """Compare a product through a custom backward with a difference of gradients, which only needs those.
+
+        Raises:
+            AsymmetricProductError: they differ.
+        """
+        path = DifferencePath(self.program)
+        try:
+            distance = self._measured(path.build(self.batch), (0,), self.limit)[0][0].distance(first)
+        except (InaccurateDifferenceError, MemoryCapError):
+            return
+        if distance > max(_WRONG, 10 * (path.error or 0.0)):
+            raise AsymmetricProductError(
+                f"products through a custom backward must be those of the Hessian, got one that differs by {distance:.1g} from a "
+                "difference of gradients: the backward keeps a part of its input as a constant; "
+                "torch.autograd.gradgradcheck tells where"
             )
 
     def _skew(self, found: Sequence[Sketch], i: int, j: int) -> float:

@@ -64,7 +64,7 @@ class Layout:
         """
         if isinstance(vectors, Tensor):
             return self._rows_of_tensor(vectors, dtype, device)
-        parts = self._named(vectors)
+        parts = [_plain(part) for part in self._named(vectors)]
         extra = {part.ndim - len(shape) for part, shape in zip(parts, self.shapes, strict=True)}
         for name, part, shape in zip(self.names, parts, self.shapes, strict=True):
             if part.shape[: len(shape)] != shape or extra not in ({0}, {1}):
@@ -79,9 +79,7 @@ class Layout:
     def _rows_of_tensor(self, vectors: Tensor, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, bool]:
         if vectors.ndim not in (1, 2) or vectors.shape[0] != self.size:
             raise ValueError(f"vector must have the shape [{self.size}] or [{self.size}, K], got {tuple(vectors.shape)}")
-        if vectors.is_complex():
-            raise ValueError(f"vector must be real, got {vectors.dtype}; multiply the real and the imaginary part")
-        block = vectors.detach().to(device, dtype)
+        block = _plain(vectors).to(device, dtype)
         return (block.T.contiguous(), True) if block.ndim == 2 else (block.reshape(1, -1), False)
 
     def _named(self, vectors: object) -> list[Tensor]:
@@ -106,6 +104,13 @@ class Layout:
             return rows.T if several else rows[0]
         parts = [view.movedim(0, -1) if several else view[0] for view in self.views(rows)]
         return dict(zip(self.names, parts, strict=True)) if isinstance(vectors, Mapping) else parts
+
+
+def _plain(vector: Tensor) -> Tensor:
+    """A real tensor without history, also of one made in inference mode."""
+    if vector.is_complex():
+        raise ValueError(f"vector must be real, got {vector.dtype}; multiply the real and the imaginary part")
+    return vector.clone() if vector.is_inference() else vector.detach()
 
 
 def norm(parts: Sequence[Tensor]) -> float:

@@ -61,9 +61,12 @@ class SymmetricOperator:
         """Range of each parameter in the flat vector, by name."""
         return self.layout.layers
 
+    __array_priority__ = 1000  # numpy scalars leave the product to the operator
+
     def __matmul__(self, vectors: Vectors) -> Vectors:
-        rows, several = self.layout.rows_of(vectors, self.dtype, self.device)
-        return self.layout.like(self.rows(rows), vectors, several)  # type: ignore[return-value]
+        with torch.inference_mode(False):
+            rows, several = self.layout.rows_of(vectors, self.dtype, self.device)
+            return self.layout.like(self.rows(rows), vectors, several)  # type: ignore[return-value]
 
     def matvec(self, vector: Tensor) -> Tensor:
         """A v of ``[D]``."""
@@ -110,10 +113,15 @@ class SymmetricOperator:
     def __sub__(self, other: SymmetricOperator) -> SymmetricOperator:
         return self + (-1.0) * other if isinstance(other, SymmetricOperator) else NotImplemented
 
-    def __mul__(self, factor: float) -> SymmetricOperator:
-        if not isinstance(factor, Real):
-            return NotImplemented
-        return Combination([(float(factor), self)])
+    def __radd__(self, other: int) -> SymmetricOperator:
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # of sum()
+
+    def __mul__(self, factor: float | Tensor) -> SymmetricOperator:
+        scalar = isinstance(factor, Real) or (isinstance(factor, Tensor) and not factor.ndim and not factor.is_complex())
+        return Combination([(float(factor), self)]) if scalar else NotImplemented
+
+    def __truediv__(self, divisor: float | Tensor) -> SymmetricOperator:
+        return self * (1.0 / divisor)
 
     __rmul__ = __mul__
 
@@ -190,16 +198,18 @@ class CurvatureOperator(SymmetricOperator):
 
     def forms(self, block: Tensor) -> tuple[Tensor, Array]:
         """H V of ``[D, K]``, and v'H_b v with the matrix of every batch, float64 ``[batches, K]``, from the same products."""
-        rows, _ = self.layout.rows_of(block, self.dtype, self.device)
-        found, forms = self._products.forms(rows, keep=True)
+        with torch.inference_mode(False):
+            rows, _ = self.layout.rows_of(block, self.dtype, self.device)
+            found, forms = self._products.forms(rows, keep=True)
         assert found is not None
         self._last = self._products.prepare(len(rows))
         return found.T, forms
 
     def quadratic_forms(self, block: Tensor) -> Array:
         """V'H v of the columns of ``[D, K]``, float64 ``[K]``, without keeping a product."""
-        rows, _ = self.layout.rows_of(block, self.dtype, self.device)
-        forms = self._products.forms(rows, keep=False)[1]
+        with torch.inference_mode(False):
+            rows, _ = self.layout.rows_of(block, self.dtype, self.device)
+            forms = self._products.forms(rows, keep=False)[1]
         self._last = self._products.prepare(len(rows))
         return np.average(forms, axis=0, weights=self.batch_weights)
 

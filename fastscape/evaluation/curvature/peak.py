@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -21,6 +22,13 @@ class MemoryCapError(RuntimeError):
     """A computation holds more bytes of tensors than it was allowed."""
 
 
+class _Watch(weakref.ref[torch.UntypedStorage]):
+    """A weak reference that knows the key of what it watched."""
+
+    __slots__ = ("key",)
+    key: int
+
+
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count the bytes of storages made inside the block that are alive at once, and stop above a limit.
 
@@ -35,8 +43,9 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, limit: float | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.limit, self.alive, self.peak = limit, 0, 0
-        self._known: dict[int, int] = {}
+        self.limit, self._alive, self.peak = limit, 0, 0
+        self._known: dict[int, tuple[_Watch, int]] = {}
+        self._dead: deque[_Watch] = deque()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -62,16 +71,23 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except NotImplementedError:  # a subclass without storage
             return
         key = storage._cdata
+        while self._dead:
+            gone = self._dead.popleft()
+            if self._known[gone.key][0] is gone:
+                self._alive -= self._known.pop(gone.key)[1]
         if key in self._known:
             return
         size = storage.nbytes() if made else 0  # what an operation reads before anything made it was there before
-        self._known[key] = size
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._freed, key)
+        watch = _Watch(storage, self._dead.append)  # a C function: Ctrl-C in a Python callback would be lost
+        watch.key = key
+        self._known[key] = watch, size
+        self._alive += size
+        self.peak = max(self.peak, self._alive)
 
-    def _freed(self, key: int) -> None:
-        self.alive -= self._known.pop(key, 0)
+    @property
+    def alive(self) -> int:
+        """Bytes alive now."""
+        return self._alive - sum(self._known[gone.key][1] for gone in self._dead if self._known[gone.key][0] is gone)
 
 
 def peak_bytes(function: Callable[[], Result], limit: float | None = None) -> tuple[Result, int]:

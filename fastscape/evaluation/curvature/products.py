@@ -44,6 +44,7 @@ from fastscape.objective import Objective
 Matrix = Literal["hessian", "ggn"]
 PathName = Literal["graph", "graph, batched", "forward", "replay", "reverse", "gradient difference", "channels-last"]
 _SCARCE = 0.1  # of the memory for a computation: a vector above this is not made for a trial if one is there
+FUNCTIONAL = ("forward", "replay")  # paths that put parameters in place by name
 _REPLAY_AFTER = 500.0  # gradients' worth of products after which linearising, of 20 to 500, may pay
 
 
@@ -70,10 +71,16 @@ class Products:
         self.objective, self.matrix, self.path, self.compile = objective, matrix, path, compile_
         half = objective.dtype in (torch.float16, torch.bfloat16)
         self.dtype = torch.float32 if half else objective.dtype
-        self.capped = memory is not None
+        self.capped, self.memory = memory is not None, memory or 0
         limit = memory if memory is not None else available_memory(objective.device) // 2
         copies = objective.size * torch.finfo(self.dtype).bits // 8
         self.limit = _CAP * limit - 2 * copies  # the private copy, and a vector
+        if self.limit <= 0:
+            least = math.ceil(2 * copies / _CAP)
+            raise ValueError(
+                f"memory must hold a copy of the parameters and a vector, {least} bytes, and what a gradient takes, got "
+                f"{limit:.0f}; raise memory="
+            )
         self.choices: dict[int, ProductChoice] = {}
         self.products = self.nan_products = 0
         self.gradient_seconds = math.nan
@@ -174,6 +181,11 @@ class Products:
         program = self._opened()
         for kept in self._chosen.values():
             kept.built.clear()
+        if self.path in FUNCTIONAL and not program.is_functional(self._largest):
+            raise ValueError(
+                f"path must not be {self.path!r} for this model, which reaches its parameters by more than their registered "
+                "names (a list of them, a closure): they would count as constants; use path='graph' or None"
+            )
         vector = program.layout.size * program.leaves[0].element_size()
         given = None
         if rows is not None and vector > _SCARCE * self.limit and math.isfinite(total := float(rows[:1].norm())) and total:
@@ -199,7 +211,7 @@ class Products:
                 self.gradient_seconds = math.nan
                 self._choose(key, rows, thorough=thorough)
                 return
-            raise trial.asymmetric or self._no_path(trial.refused)
+            raise trial.asymmetric or self._no_path(trial.refused, over_cap=trial.over_cap)
         self._chosen[key], self._spent[key] = best(found), 0.0
         if self.capped:
             give_back()
@@ -286,11 +298,17 @@ class Products:
             reason="asked for" if self.path is not None else "; ".join(others) or "the only one tried",
         )
 
-    def _no_path(self, refused: dict[str, str]) -> Exception:
+    def _no_path(self, refused: dict[str, str], *, over_cap: bool) -> Exception:
         tried = "; ".join(f"{name}: {why}" for name, why in refused.items())
         if self.path is not None:
             remain = [name for name in self._named(self._opened()) if name != self.path]
             return ValueError(f"path must be one that runs this model, got {tried}; path=None tries {', '.join(remain)}")
+        if over_cap and self.capped:
+            return NoPathError(
+                f"memory must hold a computation of products, got {self.memory / 2**20:.3g} MiB for a gradient of "
+                f"{self.gradient_peak / 2**20:.3g} MiB: {tried}; raise memory= to three gradients' or more, or pass smaller "
+                "batches"
+            )
         advice = (
             "use fs.hessian"
             if self.matrix == "ggn"

@@ -75,6 +75,37 @@ class Program:
             return False
         return True
 
+    def is_functional(self, batch: int) -> bool:
+        """Whether parameters put in place by name give the loss that parameters written over the leaves give."""
+        with torch.no_grad():
+            kept = [leaf.detach().clone() for leaf in self.leaves]
+            moved = [leaf * 1.01 + 0.01 * leaf.abs().mean() for leaf in kept]
+            named = float(self.loss(batch, moved))
+            try:
+                for leaf, other in zip(self.leaves, moved, strict=True):
+                    leaf.copy_(other)
+                written = float(self.loss(batch))
+            finally:
+                for leaf, other in zip(self.leaves, kept, strict=True):
+                    leaf.copy_(other)
+        close = math.isclose(named, written, rel_tol=1e3 * torch.finfo(kept[0].dtype).eps)
+        return close or (math.isnan(named) and math.isnan(written))
+
+    def differentiates_by_hand(self, batch: int) -> bool:
+        """Whether the loss goes through a custom ``autograd.Function``, whose backward may not be differentiable."""
+        with torch.enable_grad():
+            pending = [self.loss(batch).grad_fn]
+        seen = set()
+        while pending:
+            node = pending.pop()
+            if node is None or node in seen:
+                continue
+            if isinstance(node, torch.autograd.function.BackwardCFunction):
+                return True
+            seen.add(node)
+            pending += [following for following, _ in node.next_functions]
+        return False
+
     def _total(self) -> float:
         self.replica.forget()
         with torch.no_grad():

@@ -326,3 +326,51 @@ def test_inductor_compiles_the_graph(digits_batch):
     operator = fs.hessian(made, compile=True)
     choice = operator.prepare(8)
     assert "compiled" in choice.seconds
+
+
+class Constant(torch.autograd.Function):
+    """The square, whose backward keeps its input as a constant: a symmetric matrix, and the wrong one."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.kept = x.detach().clone()
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * ctx.kept * gradient
+
+
+def test_a_backward_with_a_constant_in_it_is_caught_by_a_difference_of_gradients(batch):
+    torch.manual_seed(0)
+    model = With(Constant.apply).double()
+    expected = fs.hessian(objective(_with_same_weights(model, torch.square), batch))
+    operator = fs.hessian(objective(model, batch))
+    assert relative(operator @ identity(operator), expected @ identity(expected)) < 1e-6
+    assert "difference of gradients" in operator.choice.refused["graph"]
+
+
+class Listed(nn.Module):
+    """A layer that reaches its parameters by a list of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.held = [self.layer.weight, self.layer.bias]
+
+    def forward(self, inputs):
+        return F.linear(inputs, *self.held).tanh()
+
+
+@pytest.mark.parametrize("path", ["forward", "replay"])
+@pytest.mark.parametrize("make", [fs.hessian, fs.ggn])
+def test_paths_that_would_miss_parameters_are_refused(batch, make, path):
+    made = objective(Listed().double(), batch)
+    assert (make(made) @ torch.ones(made.size)).any()
+    with pytest.raises(ValueError, match="more than their registered names"):
+        make(made, path=path) @ torch.ones(made.size)
+
+
+def test_memory_for_not_even_a_vector_is_refused_at_once(batch):
+    with pytest.raises(ValueError, match=r"memory must hold .* got 1; raise memory="):
+        fs.hessian(objective(With(torch.tanh).double(), batch), memory=1)

@@ -190,9 +190,29 @@ def test_nan_weights_give_products_without_numbers_and_no_error(net, pair):
 
 def test_curvlinops_agrees(net, pair, operator):
     curvlinops = pytest.importorskip("curvlinops")
-    parameters = dict(net.named_parameters())
+    parameters = list(net.parameters())
     other = curvlinops.HessianLinearOperator(net, nn.CrossEntropyLoss(), parameters, [pair], check_deterministic=False)
     block = torch.randn(66, 4, dtype=torch.float64)
     assert relative(operator @ block, other @ block) < 1e-6
     gauss = curvlinops.GGNLinearOperator(net, nn.CrossEntropyLoss(), parameters, [pair], check_deterministic=False)
     assert relative(fs.ggn(objective(net, pair)) @ block, gauss @ block) < 1e-6
+
+
+def test_operators_can_be_divided_and_summed(operator, truth):
+    assert relative((operator / 2) @ identity(operator), truth / 2) < 1e-12
+    assert relative(sum([operator, operator]) @ identity(operator), 2 * truth) < 1e-12
+    assert relative((operator * torch.tensor(2.0)) @ identity(operator), 2 * truth) < 1e-12
+
+
+def test_products_in_inference_mode(operator, truth):
+    with torch.inference_mode():
+        found = operator @ torch.eye(66, dtype=torch.float64)
+        single = operator @ torch.ones(66, dtype=torch.float64)
+    assert relative(found.clone(), truth) < 1e-12
+    assert relative(single.clone(), truth.sum(1)) < 1e-12
+
+
+def test_complex_parts_of_a_list_are_refused(net, operator):
+    parts = [tensor.detach().to(torch.complex128) for tensor in net.parameters()]
+    with pytest.raises(ValueError, match="must be real"):
+        operator @ parts
