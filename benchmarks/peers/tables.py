@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peers import targets
 from peers.problems import LABELS
 from peers.tools import TOOLS
 
@@ -12,7 +13,8 @@ Row = dict[str, Any]
 
 def markdown(document: dict[str, Any]) -> str:
     """Every table that has been measured, each with its machine and the failures in words."""
-    return "\n\n".join(make(document[package]) for package, make in TABLES.items() if package in document)
+    tables = (make(document[package]) for package, make in TABLES.items() if package in document)
+    return "\n\n".join([targets.markdown(document), *tables])
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

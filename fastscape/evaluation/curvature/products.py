@@ -230,7 +230,7 @@ class Products:
         yield named["graph"]
         if key > 1:
             yield named["graph, batched"]
-        if not found or (key > 1 and (thorough or self.gradient_seconds < _SLOW)):  # its arithmetic is no less than the graph's
+        if not found or (key > 1 and thorough):  # its arithmetic is no less than the graph's, and its setup is paid every time
             yield named["forward"]
         if found and self.compile:
             yield lambda: CompiledPath(program, key)
