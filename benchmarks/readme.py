@@ -65,13 +65,46 @@ def costs() -> str:
     return "\n".join(lines)
 
 
+def peers() -> str:
+    """Costs beside those of other packages, in one run."""
+    document = json.loads((HERE / "results" / "peers.json").read_text())
+    names = {"mlp": "MLP", "gpt": "GPT", "resnet18": "ResNet-18"}
+    rows = {
+        "curvlinops 3.0.1": "curvlinops, H @ V",
+        "hessian-eigenthings 1.0.0a5": "hessian-eigenthings",
+        "PyHessian 0.1": "PyHessian",
+        "fastscape": "fastscape, H @ V",
+        "fastscape, every path tried": "fastscape, H @ V, all paths tried",
+    }
+    found = {name: document["products"][name]["rows"]["8"] for name in names if name in document["products"]}
+    head = ["a product of 8 vectors, per vector, in gradients", *(names[name] for name in found)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for label, method in rows.items():
+        cells = [_product(network.get(method, {})) for network in found.values()]
+        lines.append("| " + " | ".join([label, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _product(row: dict) -> str:
+    if "gradients" in row:
+        return f"{row['gradients']:.2f}"
+    return f"wrong by {row['error']:.0e}" if "gradients_of_wrong" in row else "failed"
+
+
 def _span(numbers) -> str:
     """``2``, or ``1 to 2``."""
     values = sorted(set(numbers))
     return f"{values[0]}" if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
-BLOCKS = (("errors", errors), ("modes", modes), ("costs", costs), ("spectrum", spectrum), ("repeated", repeated))
+BLOCKS = (
+    ("errors", errors),
+    ("modes", modes),
+    ("costs", costs),
+    ("spectrum", spectrum),
+    ("repeated", repeated),
+    ("peers", peers),
+)
 
 
 def refresh() -> None:
@@ -80,7 +113,7 @@ def refresh() -> None:
     for name, make in BLOCKS:
         try:
             block = make()
-        except (FileNotFoundError, StopIteration):  # not measured yet
+        except (FileNotFoundError, StopIteration, KeyError):  # not measured yet
             continue
         text = re.sub(
             rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)",

@@ -275,11 +275,12 @@ def hessian(
     .. math:: H = \sum_b \frac{n_b}{\sum n_b}\, \nabla^2 L_b(w)
 
     sample-weighted over the batches, so that it is exact for ragged ones. The fastest way to multiply is found by trying, once
-    for single vectors and once for blocks: backward through a kept graph of the gradient (``"graph"``, ``"graph, batched"``);
-    with ``H.prepare(K, thorough=True)``, or after long use of a small model, also forward over reverse (``"forward"``), the
-    linearised gradient replayed (``"replay"``) and convolutions in channels-last (``"channels-last"``). Where no graph can be kept
-    it is forward over reverse or fresh reverse over reverse (``"reverse"``), and where an operation has no second derivative or
-    nothing else fits in memory, differences of gradients (``"gradient difference"``), with the error in ``H.choice.error``.
+    for single vectors and once for blocks: backward through a kept graph of the gradient (``"graph"``, ``"graph, batched"``).
+    With ``H.prepare(K, thorough=True)``, or after long use of a small model, also forward over reverse (``"forward"``), the
+    linearised gradient replayed (``"replay"``) and convolutions in channels-last (``"channels-last"``). Where no graph can be
+    kept it is forward over reverse or fresh reverse over reverse (``"reverse"``), and where an operation has no second
+    derivative or nothing else fits in memory, differences of gradients (``"gradient difference"``), with the error in
+    ``H.choice.error``.
 
     Products are checked on first use: u'Hv = v'Hu, the same product twice, every path against the first, and a model with
     custom ``autograd.Function`` against a difference of gradients. What fails is refused, with the reason in
