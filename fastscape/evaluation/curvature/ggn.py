@@ -64,54 +64,43 @@ class GaussNewtonForward:
 
     def build(self, batch: int) -> Product:
         """The vector-Jacobian product at w, which all vectors share."""
-        program = self._program
-        at = [leaf.detach() for leaf in program.leaves]
-
-        def outputs(parameters: Parts) -> Tensor:
-            return program.outputs(batch, parameters)
-
+        at = [leaf.detach() for leaf in self._program.leaves]
+        outputs = partial(self._program.outputs, batch)
         with quiet(), torch.enable_grad():
             value, pull = vjp(outputs, at)[:2]
-        curve = loss_hessian(program, batch, value.detach())
+            push = vmap(self._push(outputs, at))
+        curve = loss_hessian(self._program, batch, value.detach())
 
         def product(block: Parts) -> Parts:
             with quiet(), torch.enable_grad():
-                pushed = vmap(lambda *vector: jvp(outputs, (at,), (list(vector),))[1])(*block)
-                return [part.detach() for part in vmap(pull)(curve(pushed.detach()))[0]]
+                return [part.detach() for part in vmap(pull)(curve(push(*block).detach()))[0]]
 
         return product
 
+    def _push(self, outputs: Callable[[Parts], Tensor], at: Parts) -> Callable[..., Tensor]:
+        """The Jacobian-vector product as a function of a vector's parts."""
 
-class GaussNewtonReplay:
+        def push(*vector: Tensor) -> Tensor:
+            pushed: Tensor = jvp(outputs, (at,), (list(vector),))[1]
+            return pushed
+
+        return push
+
+
+class GaussNewtonReplay(GaussNewtonForward):
     """The Jacobian linearised once (``torch.func.linearize``) and replayed; its transpose by a kept backward pass."""
 
     name = "replay"
-    batched = True
     held = True
-    exact = True
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
+    def _push(self, outputs: Callable[[Parts], Tensor], at: Parts) -> Callable[..., Tensor]:
+        linear = linearize(outputs, at)[1]
 
-    def build(self, batch: int) -> Product:
-        """Trace the derivative of the outputs and fold what is constant."""
-        program = self._program
-        at = [leaf.detach() for leaf in program.leaves]
+        def push(*vector: Tensor) -> Tensor:
+            pushed: Tensor = linear(list(vector))
+            return pushed
 
-        def outputs(parameters: Parts) -> Tensor:
-            return program.outputs(batch, parameters)
-
-        with quiet(), torch.enable_grad():
-            value, push = linearize(outputs, at)
-            pull = vjp(outputs, at)[1]
-        curve = loss_hessian(program, batch, value.detach())
-
-        def product(block: Parts) -> Parts:
-            with quiet(), torch.enable_grad():
-                pushed = vmap(lambda *vector: push(list(vector)))(*block)
-                return [part.detach() for part in vmap(pull)(curve(pushed.detach()))[0]]
-
-        return product
+        return push
 
 
 def loss_hessian(program: Program, batch: int, outputs: Tensor) -> _Curve:

@@ -12,25 +12,13 @@ import fastscape as fs
 
 
 @pytest.fixture
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+def operator(net, pairs):
+    return fs.hessian(objective(net, pairs))
 
 
 @pytest.fixture
-def pair():
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(10, 5, generator=generator, dtype=torch.float64), torch.randint(3, (10,), generator=generator)
-
-
-@pytest.fixture
-def operator(net, pair):
-    return fs.hessian(objective(net, pair))
-
-
-@pytest.fixture
-def truth(net, pair):
-    return dense_hessian(net, lambda call: F.cross_entropy(call(pair[0]), pair[1]))
+def truth(net, pairs):
+    return dense_hessian(net, lambda call: F.cross_entropy(call(pairs[0]), pairs[1]))
 
 
 def test_vectors_blocks_lists_and_dicts_give_the_same_products(net, operator, truth):
@@ -63,8 +51,8 @@ def test_the_layout_names_rows_of_the_matrix(operator):
     assert (operator.dtype, operator.device) == (torch.float64, torch.device("cpu"))
 
 
-def test_sums_differences_and_multiples_are_operators(net, pair, operator, truth):
-    other = fs.ggn(objective(net, pair))
+def test_sums_differences_and_multiples_are_operators(net, pairs, operator, truth):
+    other = fs.ggn(objective(net, pairs))
     gauss = other @ identity(other)
     combined = 2 * operator - other * 0.5 + (-operator)
     assert relative(combined @ identity(operator), truth - 0.5 * gauss) < 1e-12
@@ -73,11 +61,11 @@ def test_sums_differences_and_multiples_are_operators(net, pair, operator, truth
     assert [part.shape for part in vector] == [tensor.shape for tensor in net.parameters()]
 
 
-def test_operators_of_other_parameters_cannot_be_added(net, pair, operator):
+def test_operators_of_other_parameters_cannot_be_added(net, pairs, operator):
     with pytest.raises(ValueError, match="same parameters"):
-        operator + fs.hessian(objective(net, pair, params="2.*"))
+        operator + fs.hessian(objective(net, pairs, params="2.*"))
     with pytest.raises(ValueError, match="dtype"):
-        operator + fs.hessian(objective(net, pair, dtype=torch.float32, params="*"))
+        operator + fs.hessian(objective(net, pairs, dtype=torch.float32, params="*"))
     with pytest.raises(TypeError):
         operator + 3
     with pytest.raises(TypeError):
@@ -149,8 +137,8 @@ def test_the_model_and_the_process_are_untouched(untouched, bn_net, digits, make
             operator.prepare(8, thorough=True)
 
 
-def test_an_interrupted_product_leaves_no_trace(untouched, net, pair):
-    made = objective(net, pair)
+def test_an_interrupted_product_leaves_no_trace(untouched, net, pairs):
+    made = objective(net, pairs)
     operator = fs.hessian(made)
     operator @ torch.ones(66)
     calls = []
@@ -166,8 +154,8 @@ def test_an_interrupted_product_leaves_no_trace(untouched, net, pair):
     assert calls
 
 
-def test_products_are_counted_and_so_are_those_with_nan(net, pair):
-    operator = fs.hessian(objective(net, pair))
+def test_products_are_counted_and_so_are_those_with_nan(net, pairs):
+    operator = fs.hessian(objective(net, pairs))
     operator.prepare(2)
     before = operator.products
     block = torch.ones(66, 3, dtype=torch.float64)
@@ -179,23 +167,23 @@ def test_products_are_counted_and_so_are_those_with_nan(net, pair):
     assert not found[:, 1].isfinite().all()
 
 
-def test_nan_weights_give_products_without_numbers_and_no_error(net, pair):
+def test_nan_weights_give_products_without_numbers_and_no_error(net, pairs):
     with torch.no_grad():
         net[0].weight[0, 0] = torch.nan
-    operator = fs.hessian(objective(net, pair))
+    operator = fs.hessian(objective(net, pairs))
     found = operator @ torch.ones(66)
     assert found.isnan().any()
     assert operator.nan_products == 1
 
 
-def test_curvlinops_agrees(net, pair, operator):
+def test_curvlinops_agrees(net, pairs, operator):
     curvlinops = pytest.importorskip("curvlinops")
     parameters = list(net.parameters())
-    other = curvlinops.HessianLinearOperator(net, nn.CrossEntropyLoss(), parameters, [pair], check_deterministic=False)
+    other = curvlinops.HessianLinearOperator(net, nn.CrossEntropyLoss(), parameters, [pairs], check_deterministic=False)
     block = torch.randn(66, 4, dtype=torch.float64)
     assert relative(operator @ block, other @ block) < 1e-6
-    gauss = curvlinops.GGNLinearOperator(net, nn.CrossEntropyLoss(), parameters, [pair], check_deterministic=False)
-    assert relative(fs.ggn(objective(net, pair)) @ block, gauss @ block) < 1e-6
+    gauss = curvlinops.GGNLinearOperator(net, nn.CrossEntropyLoss(), parameters, [pairs], check_deterministic=False)
+    assert relative(fs.ggn(objective(net, pairs)) @ block, gauss @ block) < 1e-6
 
 
 def test_operators_can_be_divided_and_summed(operator, truth):

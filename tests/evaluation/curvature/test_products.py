@@ -18,18 +18,6 @@ GGN_PATHS = ("graph", "graph, batched", "forward", "replay")
 
 
 @pytest.fixture
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
-
-
-@pytest.fixture
-def pairs():
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(10, 5, generator=generator, dtype=torch.float64), torch.randint(3, (10,), generator=generator)
-
-
-@pytest.fixture
 def truth(net, pairs):
     return dense_hessian(net, lambda call: F.cross_entropy(call(pairs[0]), pairs[1]))
 
