@@ -28,7 +28,7 @@ HOPELESS = 2.0  # times the fastest: a path this much slower is not timed again
 _WRONG = 1e-2  # relative difference from a difference of gradients above which a custom backward is not trusted
 ROUNDS = 8  # of timing quick candidates in turn: the least of them is a product undisturbed
 _CAP = 0.9  # of the memory cap for tensors: kernels have workspace of their own
-_ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-8}  # measured 1e-7 to 1e-5, and 1e-16
+_ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-5}  # measured 1e-7 to 1e-5; 1e-16, or 1e-7 of float32 steps inside
 
 
 class AsymmetricProductError(ValueError):
@@ -272,7 +272,7 @@ class Trial:
     def _agrees(self, path: ProductPath, found: Sketch) -> bool:
         """Whether a product is that of the first path."""
         assert self._reference is not None
-        tolerance = {torch.float32: 3e-3, torch.float64: 1e-7}[self.program.leaves[0].dtype]
+        tolerance = {torch.float32: 3e-3, torch.float64: 1e-5}[self.program.leaves[0].dtype]
         if isinstance(path, DifferencePath):
             tolerance = max(10 * (path.error or 0.0), tolerance)
         distance = found.distance(self._reference)

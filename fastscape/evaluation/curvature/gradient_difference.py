@@ -12,6 +12,7 @@ from fastscape.evaluation.curvature.program import Parts, Program
 
 HOPELESS = 1e-2  # relative error of products above which they are refused
 _LARGEST, _RATIO, _LEVELS = 16.0, 4.0, 12  # steps that are tried, relative to u^(1/3): kinks want far smaller ones
+_ENOUGH = 3.0  # times the root of the rounding unit: an error that is small enough, 1e-3 in float32 and 5e-8 in float64
 _GOOD = 1e-3  # error at which the search stops once steps get worse
 
 
@@ -25,8 +26,9 @@ class DifferencePath:
     .. math:: H v = \frac{g(w + h v) - g(w - h v)}{2 h} + O(h^2), \qquad h = s\, u^{1/3}\, (1 + \|w\|) / \|v\|
 
     with u the rounding unit. On the first vector the factor s is taken from a ladder: where the products of neighbouring steps
-    differ least, rounding (1 / h) and truncation (h^2, or crossed kinks) balance. ``error`` is that difference relative to the
-    product; by Richardson's rule the truncation error of the smaller of the two steps h and 4 h is a fifteenth of it.
+    differ least, rounding (1 / h) and truncation (h^2, or crossed kinks) balance; a smaller one is taken while it is good
+    enough. ``error`` is that difference relative to the product; by Richardson's rule the truncation error of the smaller of the
+    two steps h and 4 h is a fifteenth of it.
 
     Cost: 2 gradients a product, and 6 to 24 on the first; memory of a gradient, one more, and a copy of the parameters. Runs
     wherever a gradient does.
@@ -84,14 +86,17 @@ class DifferencePath:
         steps = [_LARGEST * unit / _RATIO**level for level in range(_LEVELS)]
         coarse = self._difference(batch, vector, steps[0] * self._scale / length)
         errors: list[float] = []
+        enough = _ENOUGH * math.sqrt(torch.finfo(self._weights[0].dtype).eps)
         for step in steps[1:]:
             fine = self._difference(batch, vector, step * self._scale / length)
             size, change = norm(fine), norm([c - f for c, f in zip(coarse, fine, strict=True)])
             errors.append(change / size if size and math.isfinite(change) else 0.0 if change == 0 else math.inf)
             coarse = fine
-            if min(errors) < _GOOD and errors[-1] > min(errors):  # past the balance of rounding and truncation
+            if min(errors) < _GOOD and errors[-1] > max(enough, min(errors)):  # past the balance of rounding and truncation
                 break
         best = min(range(len(errors)), key=errors.__getitem__)
+        if errors[best] <= enough:  # the least step that is good enough: other vectors cross their kinks at other steps
+            best = max(index for index, error in enumerate(errors) if error <= enough)
         if not errors[best] <= HOPELESS:
             raise InaccurateDifferenceError(
                 f"products by differences of gradients in {str(self._weights[0].dtype)[6:]} have an estimated relative error of "
