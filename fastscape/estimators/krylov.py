@@ -8,6 +8,7 @@ made, also where they are rounded to half precision. Two units in the last place
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from fastscape._checks import one_line
 from fastscape.estimators.gram_schmidt import NonFiniteRowsError, combine, gram, orthonormalise, random_rows
+from fastscape.estimators.repeats import certain
 from fastscape.estimators.scaling import Array
 from fastscape.ops import block_gram, block_update
 
@@ -26,6 +28,7 @@ Matmat = Callable[[Tensor], Tensor]
 Which = Literal["both", "largest", "smallest", "magnitude"]
 
 CAPACITY = 200  # rows of a basis, unless told otherwise
+_EXPONENT = 256  # of two, of the first products, beyond which products are scaled
 _COLUMNS = 1 << 16  # of a basis that is rotated in place: pieces of 100 rows are 50 MiB in float64
 
 
@@ -79,7 +82,8 @@ class BlockLanczos:
         which: ends that a restart keeps.
         capacity: rows of the basis, the current block included; default 200, or D if less.
         basis_device: where the basis lives, default ``start``'s device; ``"cpu"`` for one that does not fit on an accelerator.
-        seed: of the random vectors that continue after an invariant subspace.
+        copies: how many of the starting vectors are random: so many copies of an eigenvalue are found; default all.
+        seed: of the random vectors that continue after an invariant subspace, or look for further copies.
 
     Attributes:
         products: vectors multiplied; ``nan_products`` of them were not finite.
@@ -105,6 +109,7 @@ class BlockLanczos:
         which: Which = "both",
         capacity: int | None = None,
         basis_device: torch.device | str | None = None,
+        copies: int | None = None,
         seed: int = 0,
     ) -> None:
         if start.ndim != 2 or 0 in start.shape or start.dtype not in (torch.float32, torch.float64):
@@ -132,6 +137,9 @@ class BlockLanczos:
         self._done, self._pending, self._near, self._scale, self._norm = 0, width, 0, 0.0, 0.0
         self._coordinates, self._norms = first.within, np.linalg.norm(first.within, axis=0)
         self._product = None if product is None else self._first_product(product, first.within)
+        self._copies = self._mature = width if copies is None else min(copies, width)
+        self._drawn, self._widened, self._trial = start.shape[1], 0, 0
+        self._unit = 0.0  # power of two that the products are divided by; 0 before it is known
         self._frozen: Quadrature | None = None
         self._rotating = False
         self._ritz: tuple[Array, Array, Array] | None = None
@@ -163,6 +171,10 @@ class BlockLanczos:
     @property
     def projected(self) -> Array:
         """T = Q'HQ ``[m, m]``, symmetric part."""
+        result: Array = self._symmetric() * self._unit
+        return result
+
+    def _symmetric(self) -> Array:
         square = self._matrix[: self._done, : self._done]
         result: Array = (square + square.T) / 2
         return result
@@ -179,11 +191,18 @@ class BlockLanczos:
             image = self._matmat(rows.T.to(self._device)).T.to(self._home, rows.dtype)
             self.products += len(rows)
         try:
-            self._extend(image.contiguous())
+            self._extend(self._scaled(image).contiguous())
         except NonFiniteRowsError as error:
             self.nan_products += error.count
             self.stop_reason = "nan"
         return not self.done
+
+    def _scaled(self, image: Tensor) -> Tensor:
+        """Products divided by a power of two, which is exact, where squares of float64 would leave its range."""
+        if not self._unit:
+            exponent = math.frexp(float(image.abs().max()))[1]
+            self._unit = 2.0 ** min(max(exponent, -1000), 1000) if abs(exponent) > _EXPONENT else 1.0
+        return image if self._unit == 1 else image / self._unit
 
     def _extend(self, image: Tensor) -> None:
         """Take the products of the pending block into T, and what is left of them as the next block."""
@@ -192,21 +211,64 @@ class BlockLanczos:
         rows, within = split.rows, split.within
         if size + len(rows) > self.size:  # more directions than the space has left: rounding
             rows, within = rows[: self.size - size], within[: self.size - size]
-        fresh = not len(rows) and size < self._minimum()
-        if fresh:
-            rows = self._refill(self._basis[:size], len(image))
         width = len(rows)
         self._basis[size : size + width] = rows
         self._matrix[: size + width, old:size] = 0.0
         self._matrix[:size, old:size] = split.against
-        if not fresh:
-            self._matrix[size : size + width, old:size] = within
+        self._matrix[size : size + width, old:size] = within
         self._lost[old:size] = split.lost
         self._near, self._scale = old, split.scale
         self._done, self._pending, self._ritz = size, width, None
         self.steps += 1
+        if self._widened and self.steps - self._widened >= self._trial:
+            self._mature, self._widened = self._copies, 0
         if not width:
-            self.stop_reason = "complete" if size == self.size else "invariant"
+            self._close(len(image))
+
+    def _close(self, count: int) -> None:
+        """Go on with random vectors after an invariant subspace, until it is sure to hold the wanted eigenvalues."""
+        self._mature, self._widened = self._copies, 0
+        if self._done == self.size:
+            self.stop_reason = "complete"
+        elif self._done >= self._minimum() and not self._doubtful(self._wanted, self._which, self._copies).any():
+            self.stop_reason = "invariant"
+        else:
+            self._widen(min(count, self.capacity - self._done))
+            self._mature = self._copies - self._pending
+            self._widened, self._trial = self.steps, self.capacity  # the next invariant subspace tells, not the steps
+            if not self._pending:
+                self.stop_reason = "invariant"
+
+    def settle(self, k: int, which: Which = "largest", *, tolerance: float = 1e-3) -> bool:
+        """Whether the k outermost pairs have converged; random vectors join the next block where they may lack copies."""
+        found = self.pairs(k, which, tolerance=tolerance)
+        ends = 2 if which == "both" else 1
+        if len(found.values) < min(ends * k, self.size):
+            return False
+        if bool(found.converged.all()):
+            return True
+        if not self.done and not self._widened and bool((found.residuals <= tolerance * self.norm).all()):
+            self._trial = self._trial or self.steps
+            self._widen(min(self._copies, max(1, k - self._copies)))
+        return False
+
+    def _widen(self, count: int) -> None:
+        """Random vectors beside the pending block, as many as there is room for."""
+        width, least = self._pending, self._minimum()
+        count = min(count, self.size - self._done - width)
+        if self.capacity < self.size:
+            count = min(count, (self.capacity - least) // 3 - width) if width else count
+            if width and count > 0 and self._done + 2 * (width + count) > self.capacity:
+                self._restart()
+        if count < 1:
+            return
+        end = self._done + width
+        rows = self._refill(self._basis[:end], count)
+        self._basis[end : end + len(rows)] = rows
+        self._matrix[end : end + len(rows), :end] = 0.0
+        self._pending += len(rows)
+        self._copies += len(rows)
+        self._widened = self.steps
 
     def _minimum(self) -> int:
         return min(self.size, self._wanted * (2 if self._which == "both" else 1))
@@ -214,7 +276,8 @@ class BlockLanczos:
     def _refill(self, basis: Tensor, count: int) -> Tensor:
         """New orthonormal rows beside an invariant subspace, to find further copies of multiple eigenvalues."""
         count = min(count, self.size - len(basis))
-        indices = range(len(basis), len(basis) + count)
+        indices = range(self._drawn, self._drawn + count)
+        self._drawn += count
         return orthonormalise(random_rows(self.size, indices, self._seed, dtype=basis.dtype, device=self._home), basis).rows
 
     def _first_product(self, product: Tensor, within: Array) -> Tensor:
@@ -230,9 +293,9 @@ class BlockLanczos:
         """Ritz values ascending, their coefficients, and residual norms."""
         if self._ritz is None:
             m = self._done
-            theta, vectors = np.linalg.eigh(self.projected)
+            theta, vectors = np.linalg.eigh(self._symmetric())
             self._norm = max(self._norm, float(np.abs(theta).max(initial=0.0)))
-            skew = self._matrix[:m, :m] - self.projected
+            skew = self._matrix[:m, :m] - self._symmetric()
             coupling = self._matrix[m : m + self._pending, :m]
             squares = np.sum((coupling @ vectors) ** 2, axis=0) + np.sum((skew @ vectors) ** 2, axis=0)
             rounding = 2 * torch.finfo(self._basis.dtype).eps * self._scale
@@ -257,15 +320,31 @@ class BlockLanczos:
         Args:
             k: how many.
             which: ``"largest"``, ``"smallest"``, ``"magnitude"`` or ``"both"``.
-            tolerance: a pair is converged if its residual is at most this times :attr:`norm`.
+            tolerance: a pair is converged if its residual is at most this times :attr:`norm`, unless it follows a run of equal
+                values of which there may be more copies than the basis can hold.
             vectors: whether to form the Ritz vectors, which costs m k D multiplications.
         """
         theta, coefficients, residuals = self._decomposition()
         chosen = self._order(theta, k, which)
+        sure = ~self._doubtful(k, which, max(2, self._mature) if self.stop_reason is None else self._mature)[chosen]
         found = None
         if vectors and not self._rotating:
             found = combine(self.basis, coefficients[:, chosen])[0].T if len(chosen) else self._basis[:0].T
-        return Eigenpairs(theta[chosen], residuals[chosen], residuals[chosen] <= tolerance * self._norm, found)
+        converged = (residuals[chosen] <= tolerance * self._norm) & sure
+        return Eigenpairs(theta[chosen] * self._unit, residuals[chosen] * self._unit, converged, found)
+
+    def _doubtful(self, k: int, which: Which, copies: int) -> NDArray[np.bool_]:
+        """Ritz values among the k outermost in whose place further copies of those before them may belong."""
+        theta, _, residuals = self._decomposition()
+        out = np.zeros(len(theta), dtype=bool)
+        if self._done == self.size:
+            return out
+        rounding = 64 * torch.finfo(self._basis.dtype).eps * self._norm
+        for end in ("largest", "smallest") if which == "both" else (which,):
+            order = self._order(theta, k, end)
+            values = np.abs(theta[order]) if end == "magnitude" else theta[order]
+            out[order[certain(values, residuals[order], copies, rounding) :]] = True
+        return out
 
     def true_residuals(self, pairs: Eigenpairs) -> Array:
         """||Hv - theta v|| ``[n]`` of pairs with vectors, by n new products."""
@@ -289,13 +368,13 @@ class BlockLanczos:
     def norm(self) -> float:
         """Largest |Ritz value| seen, also before a restart: a lower bound of the spectral norm of H."""
         self._decomposition()
-        return self._norm
+        return self._norm * self._unit
 
     @property
     def asymmetry(self) -> float:
         """Largest |T - T'| relative to the largest |Ritz value|: rounding for a symmetric H, its asymmetry otherwise."""
         square = self._matrix[: self._done, : self._done]
-        return float(np.abs(square - square.T).max(initial=0.0)) / self.norm if self.norm > 0 else 0.0
+        return float(np.abs(square - square.T).max(initial=0.0)) / self._norm if self.norm > 0 else 0.0
 
     # ------------------------------------------------------------------ what else the basis knows
 
@@ -306,12 +385,13 @@ class BlockLanczos:
         theta, vectors, _ = self._decomposition()
         overlaps = self._coordinates.T @ vectors[: len(self._coordinates)]  # [P, M]
         with np.errstate(invalid="ignore", divide="ignore"):
-            return Quadrature(theta, (overlaps / self._norms[:, None]) ** 2)
+            return Quadrature(theta * self._unit, (overlaps / self._norms[:, None]) ** 2)
 
     def span_sums(self) -> tuple[float, float]:
         """Traces of Q'HQ and of Q'H^2 Q over the span of the basis: their part of tr(H) and tr(H^2), exact."""
         columns = self._matrix[: self._done + self._pending, : self._done]
-        return float(np.trace(self.projected)), float(np.sum(columns**2) + np.sum(self._lost[: self._done] ** 2))
+        squares = float(np.sum(columns**2) + np.sum(self._lost[: self._done] ** 2))
+        return float(np.trace(self.projected)), squares * self._unit * self._unit
 
     @property
     def start(self) -> Array:
@@ -322,7 +402,7 @@ class BlockLanczos:
         """V'HV ``[p, p]`` and ||Hv||^2 ``[p]`` of the starting vectors, after the first step and before a restart."""
         width = len(self._coordinates)
         columns = self._matrix[: self._done + self._pending, :width] @ self._coordinates
-        return self._coordinates.T @ columns[:width], np.sum(columns**2, axis=0)
+        return self._coordinates.T @ columns[:width] * self._unit, np.sum(columns**2, axis=0) * self._unit * self._unit
 
     def whole_forms(self, probes: Tensor, images: Tensor, forms: Array) -> Array:
         r"""Forms v'Hv ``[n]`` of probes v ``[D, n]``, from the products and forms of their complements (I - QQ') v.

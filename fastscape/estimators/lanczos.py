@@ -71,7 +71,10 @@ def extreme_pairs(
 
     A pair has converged when :math:`\|Hv - \theta v\| \le` ``tolerance`` :math:`\cdot \max |\theta|`, the largest over all Ritz
     values; the error of theta is then at most that, and of the order of its square over the gap to the next eigenvalue.
-    Eigenvalues of multiplicity up to ``block`` are found with all their copies.
+    Eigenvalues of multiplicity up to ``block`` are found with all their copies. Where ``block`` values (at least two) within the
+    k are equal, random vectors join the next block and go through as many steps again before the values after them count as
+    converged; a basis that becomes invariant goes on with random vectors in the same way. With ``block=1`` the second copy is
+    looked for only after an invariant subspace.
 
     Args:
         matmat: H as a function of ``[D, K]`` to ``[D, K]``.
@@ -122,7 +125,7 @@ def extreme_pairs(
             reason = "products"
         elif not run.step():
             reason = run.stop_reason
-        elif _converged(run, k, which, tolerance):
+        elif run.settle(k, which, tolerance=tolerance):
             reason = "converged"
     ends = {end: run.pairs(k, end, tolerance=tolerance, vectors=keep_vectors) for end in _ends(which)}
     none = Eigenpairs(np.empty(0), np.empty(0), np.empty(0, dtype=bool))
@@ -144,11 +147,6 @@ def extreme_pairs(
 
 def _ends(which: Which) -> tuple[Which, ...]:
     return ("largest", "smallest") if which == "both" else (which,)
-
-
-def _converged(run: BlockLanczos, k: int, which: Which, tolerance: float) -> bool:
-    found = [run.pairs(k, end, tolerance=tolerance).converged for end in _ends(which)]
-    return all(len(end) == k and bool(end.all()) for end in found)
 
 
 def _check_request(size: int, k: int, which: str, tolerance: float) -> None:

@@ -79,7 +79,12 @@ class SpectralRun:
         self.loss, self.accuracy = self.objective.evaluate_once()
         start = self._start()
         self.basis = BlockLanczos(
-            self._multiply, start, wanted=self.k, capacity=max(self.capacity, 2 * self.k + 3 * start.shape[1]), seed=self.seed
+            self._multiply,
+            start,
+            wanted=self.k,
+            capacity=max(self.capacity, 2 * self.k + 3 * start.shape[1]),
+            copies=self.probes,
+            seed=self.seed,
         )
         self._check_budget()
         try:
@@ -131,7 +136,7 @@ class SpectralRun:
 
     def _grow(self, basis: BlockLanczos) -> str:
         """Extend the basis to the nodes and the eigenvalues wanted."""
-        while basis.dimension < min(self.goals.nodes, self.size) or not self._found(basis):
+        while not self._found(basis) or basis.dimension < min(self.goals.nodes, self.size):
             reason = self._step(basis)
             if reason is not None:
                 return reason
@@ -166,8 +171,7 @@ class SpectralRun:
         return min(first, choice.gradients * choice.gradient_seconds * self.multiplied * batches)
 
     def _found(self, basis: BlockLanczos) -> bool:
-        pairs = basis.pairs(self.k, tolerance=self.goals.eigenvalues)
-        return len(pairs.values) == self.k and bool(pairs.converged.all())
+        return basis.dimension > 0 and basis.settle(self.k, tolerance=self.goals.eigenvalues)
 
     def _refine(self, basis: BlockLanczos, *, deepen: bool) -> str:
         """Probe the complement of the basis until the trace is as narrow as wanted; deepen the basis where that is cheaper."""

@@ -33,6 +33,14 @@ def spectrum_result(run: SpectralRun, reason: str, operator: str, step: int | No
     largest, smallest = _ends(run)
     if run.basis is not None and run.basis.dimension and run.basis.norm == 0:
         notes.append("all products are zero: the loss is linear at these weights, or its curvature underflows")
+    if run.basis is not None and run.basis.dimension:
+        open_ = ~largest.converged & (largest.residuals <= run.goals.eigenvalues * run.basis.norm)
+        if open_.any():
+            first = int(np.argmax(open_))
+            notes.append(
+                f"eigenvalue {first} is repeated and may have further copies in place of those after it; give more budget or a "
+                "larger block"
+            )
     return SpectrumResult(
         name=run.name,
         step=step,

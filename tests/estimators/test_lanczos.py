@@ -102,6 +102,59 @@ def test_multiplicity_up_to_the_block_is_found():
     assert not found.gap.resolved
 
 
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("block", [1, 2, 4])
+@pytest.mark.parametrize("which", ["both", "largest"])
+@pytest.mark.parametrize("copies", [6, 30])
+def test_copies_beyond_the_block_are_found_where_few_values_are_distinct(dtype, block, which, copies):
+    matrix = torch.kron(torch.eye(copies, dtype=F64), planted([5.0, 3.0, 1.0, 0.0])).to(dtype)
+    found = extreme_pairs(lambda v: matrix @ v, len(matrix), 5, block=block, which=which, dtype=dtype)
+    np.testing.assert_allclose(found.largest.values, np.full(5, 5.0), rtol=1e-5)
+    assert found.largest.converged.all()
+    np.testing.assert_allclose(found.smallest.values, np.zeros(len(found.smallest.values)), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize(("block", "k"), [(2, 5), (4, 5), (2, 12), (4, 12)])
+def test_copies_beyond_the_block_are_found_without_invariance(dtype, block, k):
+    values = np.random.default_rng(0).exponential(size=60)
+    matrix = torch.kron(planted(values), torch.eye(8, dtype=F64)).to(dtype)
+    found = extreme_pairs(lambda v: matrix @ v, 480, k, block=block, which="largest", dtype=dtype, max_products=2000)
+    assert found.stop_reason == "converged"
+    np.testing.assert_allclose(found.largest.values, np.sort(np.repeat(values, 8))[::-1][:k], rtol=1e-4)
+
+
+def test_values_after_a_run_of_copies_have_not_converged_while_more_may_be_missing():
+    matrix = torch.kron(planted(np.random.default_rng(0).exponential(size=60)), torch.eye(8, dtype=F64))
+    run = grown(started(matrix, 3, wanted=5), 60)
+    pairs = run.pairs(5, tolerance=1e-3)
+    assert pairs.residuals.max() < 1e-3 * run.norm
+    assert pairs.converged.tolist() == [True, True, True, False, False]
+    assert not run.settle(5)
+    assert run.next_products == 5
+
+
+@pytest.mark.parametrize("block", [2, 4])
+def test_distinct_values_cost_no_further_products(block):
+    matrix = planted(outlier_spectrum(200))
+    run = started(matrix, block, wanted=5)
+    while not run.settle(5, "both"):
+        run.step()
+        assert run.next_products == block
+    assert run.products == extreme_pairs(lambda v: matrix @ v, 200, 5, block=block).products
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e290])
+def test_scale_of_the_matrix_does_not_matter(scale):
+    matrix = planted(outlier_spectrum(200))
+    plain, scaled = (extreme_pairs(lambda v, f=factor: (matrix @ v) * f, 200, 4, max_products=400) for factor in (1.0, scale))
+    assert scaled.stop_reason == plain.stop_reason == "converged"
+    assert scaled.products == plain.products
+    assert scaled.asymmetry == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(scaled.largest.values / scale, plain.largest.values, rtol=1e-12)
+    np.testing.assert_allclose(scaled.smallest.residuals / scale, plain.smallest.residuals, rtol=1e-3, atol=1e-11)
+
+
 def test_invariant_subspace_ends_with_exact_values():
     matrix = planted(np.concatenate([[7.0, 3.0, -2.0], np.zeros(97)]))
     run = started(matrix, 2)

@@ -305,6 +305,29 @@ def test_loss_of_nan_gives_a_result():
     assert any("gradient is not finite" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("block", [2, 4])
+def test_linear_regression_has_a_copy_of_every_eigenvalue_for_each_output(dtype, block):
+    torch.manual_seed(0)
+    data = [(torch.randn(64, 4, dtype=dtype), torch.randn(64, 30, dtype=dtype))]
+    objective = fs.Objective(nn.Linear(4, 30).to(dtype), data, criterion=F.mse_loss)
+    result = fs.spectrum(objective, k=5, block=block)
+    moments = torch.cat([data[0][0], torch.ones(64, 1, dtype=dtype)], dim=1).double()
+    exact = float(torch.linalg.eigvalsh(2 * moments.T @ moments / (64 * 30)).max())
+    np.testing.assert_allclose(result.eigenvalues, np.full(5, exact), rtol=1e-5)
+    assert result.converged.all()
+
+
+def test_a_run_that_ends_before_copies_are_sought_says_so():
+    matrix = torch.kron(planted(np.random.default_rng(0).exponential(size=60)), torch.eye(8, dtype=torch.float64))
+    run = run_of(Dense(matrix), quadratic(matrix), nodes=4, k=6, products=150)
+    result = measured(run, "hessian")
+    if not result.converged.all():
+        assert "repeated" in " ".join(result.notes)
+    else:
+        np.testing.assert_allclose(result.eigenvalues, np.full(6, result.lambda_max), rtol=1e-4)
+
+
 def test_zero_gradient_is_noted_and_its_direction_left_out():
     spectrum = outlier_spectrum(90)
     found = fs.spectrum(quadratic(planted(spectrum), scale=0.0), k=3, nodes=20)
