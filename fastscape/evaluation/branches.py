@@ -29,7 +29,7 @@ class Branches:
     plain ones are far at any step that rounding allows: 60 times the curvature for a ReLU network of 160 units on 128 random
     samples, where kinks between w - h d and w + h d outweigh it.
 
-    An operation with kinks and without a rule in :mod:`fastscape.evaluation.pieces` is refused once the weights move its arguments.
+    An operation with kinks and without a rule in :mod:`fastscape.evaluation.pieces` is refused once its arguments move.
 
     Memory: a byte per element of each ReLU's output, eight per element of a max-pool's.
     """
