@@ -58,7 +58,8 @@ def by_forwards(
     given directions each have their own step, and Richardson's extrapolation.
 
     Raises:
-        ValueError: an estimated error above 10 % of the RMS form.
+        ValueError: an estimated error above 10 % of the RMS form, or an operation with kinks and without a rule, named: many
+            kinks within a step look like curvature at every step, so that no comparison of steps would show them.
         NondeterministicLossError: two evaluations at w differ.
 
     Cost: 2 N + 18 forwards or so for random directions, 4 to 8 N for given ones; memory of the scratch copy of the weights and

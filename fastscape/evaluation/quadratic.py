@@ -87,8 +87,8 @@ def quadratic_forms(
         A :class:`QuadraticForms`; NaN and inf are kept.
 
     Raises:
-        ValueError: bad arguments, a model that cannot be followed (names the module and the operation), or two forwards whose
-            estimated error exceeds 10 % of the RMS form.
+        ValueError: bad arguments, a model that cannot be followed (names the module and the operation), two forwards whose
+            estimated error exceeds 10 % of the RMS form, or a piecewise operation that they have no rule for (named).
         NondeterministicLossError: two evaluations at w differ.
 
     Cost: 4 N + 1 forwards' operations, less those of the first layer, and no graph for a backward pass; memory of a block of

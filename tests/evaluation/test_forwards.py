@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import fastscape as fs
 from fastscape import zoo
 from fastscape.evaluation import quadratic
-from fastscape.evaluation.branches import Branches, BranchesChangedError
+from fastscape.evaluation.branches import Branches, BranchesChangedError, UnheldKinkError
 
 
 def relu_net():
@@ -256,6 +256,42 @@ PIECEWISE = {
     "topk": lambda x: x.topk(2, dim=-1).values,
     "where": lambda x: torch.where(x > 0.1, x.square(), x),
     "sign": lambda x: torch.sign(x) * x.exp(),
+    "fmax": lambda x: torch.fmax(x, x.flip(-1).square()),
+    "fmin": lambda x: torch.fmin(x, x.flip(-1).square()),
+    "clamp by tensors": lambda x: x.clamp(x.flip(-1).square() - 0.8, torch.tensor(0.7, dtype=x.dtype)),
+    "clamp low by tensors": lambda x: torch.clamp_min(x, x.flip(-1).square()),
+    "clamp high by tensors": lambda x: torch.clamp_max(x, x.flip(-1).square()),
+    "softshrink": lambda x: F.softshrink(x, 0.25),
+    "hardshrink": lambda x: F.hardshrink(x, 0.3),
+    "elu": lambda x: F.elu(x, 0.5),
+    "selu": F.selu,
+    "celu": lambda x: F.celu(x, 0.3),
+    "rrelu": F.rrelu,
+    "huber": lambda x: F.huber_loss(x, x.flip(-1).square(), delta=0.4),
+    "huber, each": lambda x: F.huber_loss(x, torch.zeros_like(x), delta=0.4, reduction="none"),
+    "smooth l1": lambda x: F.smooth_l1_loss(x, torch.zeros_like(x), reduction="sum", beta=0.4),
+    "l1": lambda x: F.l1_loss(x, x.flip(-1).square()),
+    "norm 1": lambda x: torch.linalg.vector_norm(x, 1, dim=-1),
+    "norm inf": lambda x: x.norm(p=math.inf, dim=1, keepdim=True),
+    "norm -inf": lambda x: torch.linalg.vector_norm(x, -math.inf, dim=(1, 2)),
+    "norm of all": lambda x: torch.linalg.vector_norm(x, math.inf),
+    "norm 0": lambda x: torch.linalg.vector_norm(x, 0) * x,
+    "pairwise": lambda x: F.pairwise_distance(x, x.flip(-1).square(), p=1),
+    "max_pool1d": lambda x: F.max_pool1d(x.flatten(0, 1), 3, 2, 1),
+    "median": lambda x: x.median(dim=-1).values,
+    "median of all": lambda x: x.median(),
+    "mode": lambda x: x.mode(1, keepdim=True).values,
+    "kthvalue": lambda x: x.kthvalue(2, dim=1).values,
+    "max of all": lambda x: x.max(),
+    "aminmax": lambda x: torch.cat(torch.aminmax(x, dim=1, keepdim=True)),
+    "cummax": lambda x: x.cummax(-1).values,
+    "stable sort": lambda x: x.sort(stable=True, dim=1).values * torch.arange(6),
+    "quantile": lambda x: x.quantile(0.3, dim=-1),
+    "frac": lambda x: torch.frac(3 * x),
+    "remainder": lambda x: torch.remainder(3 * x, 0.7),
+    "fmod": lambda x: torch.fmod(3 * x, x.flip(-1).square() + 1),
+    "floor division": lambda x: torch.div(x, 0.3, rounding_mode="floor") * x,
+    "integers": lambda x: (4 * x).long() * x,
 }
 
 
@@ -272,11 +308,122 @@ def test_held_branches_have_the_derivatives_of_automatic_differentiation(name):
     branches = Branches()
     with branches.recording(0):
         base = operation(x.exp() - 1.2)
-    torch.testing.assert_close(at(0.0), base, rtol=1e-15, atol=0.0)
+    torch.testing.assert_close(at(0.0), base, rtol=1e-15, atol=4e-15)
     step = torch.zeros((), dtype=torch.float64, requires_grad=True)
     first = torch.autograd.functional.jacobian(lambda s: operation((x + s * d).exp() - 1.2), step)
     h = 1e-4  # some elements cross their kink within it
     torch.testing.assert_close((at(h) - at(-h)) / (2 * h), first, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [torch.abs, lambda x: x.clamp(min=0), lambda x: torch.linalg.vector_norm(x, 1), lambda x: F.relu6(x), torch.relu],
+    ids=["abs", "clamp", "norm 1", "relu6", "relu"],
+)
+def test_at_the_kink_itself_the_slope_is_that_of_automatic_differentiation(operation):
+    x, d = torch.zeros(5, dtype=torch.float64), torch.arange(1.0, 6.0, dtype=torch.float64)
+    branches = Branches()
+    with branches.recording(0):
+        operation(x)
+    with branches.held(0):
+        plus = operation(x + 1e-3 * d)
+    with branches.held(0):
+        minus = operation(x - 1e-3 * d)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(operation(leaf).sum(), leaf)
+    torch.testing.assert_close((plus - minus).sum() / 2e-3, gradient @ d)
+
+
+class Activated(nn.Module):
+    def __init__(self, activation):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second, self.third = nn.Linear(10, 64), nn.Linear(64, 64), nn.Linear(64, 3)
+        self.activation = activation
+
+    def forward(self, x):
+        return self.third(self.activation(self.second(self.activation(self.first(x)))))
+
+
+def activated(activation, criterion):
+    model = Activated(activation)
+    inputs, labels, values = torch.randn(128, 10), torch.randint(0, 3, (128,)), torch.randn(128, 3)
+    return fs.Objective(model, [(inputs, labels if criterion is F.cross_entropy else values)], criterion=criterion)
+
+
+KINKED = {
+    "norm inf": (lambda t: t / t.norm(p=math.inf, dim=1, keepdim=True), F.cross_entropy),
+    "norm 1": (lambda t: 8 * t / t.norm(p=1, dim=1, keepdim=True), F.cross_entropy),
+    "softshrink": (nn.Softshrink(0.2), F.cross_entropy),
+    "hardshrink": (nn.Hardshrink(0.3), F.cross_entropy),
+    "selu": (F.selu, F.cross_entropy),
+    "elu": (F.elu, F.cross_entropy),
+    "fmax": (lambda t: torch.fmax(t, torch.zeros_like(t)), F.cross_entropy),
+    "clamp": (lambda t: torch.clamp(t, torch.tensor(-0.5), torch.tensor(0.5)), F.cross_entropy),
+    "max_pool1d": (lambda t: F.max_pool1d(t[:, None], 2, stride=1, padding=1)[:, 0, :64], F.cross_entropy),
+    "median": (lambda t: t - t.median(1, keepdim=True).values, F.cross_entropy),
+    "aminmax": (lambda t: t / torch.aminmax(t, dim=1, keepdim=True)[1], F.cross_entropy),
+    "smooth l1": (torch.tanh, F.smooth_l1_loss),
+    "huber": (torch.tanh, F.huber_loss),
+}
+
+
+@pytest.mark.parametrize("case", KINKED)
+def test_errors_of_kinked_models_are_below_those_reported(case):
+    objective = activated(*KINKED[case])
+    directions = fs.Directions(objective, 12)
+    found, exact = fs.quadratic_forms(objective, directions, path="forwards"), double_backward(objective, directions)
+    size = math.sqrt(np.mean(exact**2))
+    true, reported = math.sqrt(np.mean((found.curvature - exact) ** 2)), math.sqrt(np.mean(found.error**2))
+    assert true <= reported <= 5e-3 * size
+
+
+def double_backward(objective, directions):
+    model = objective.model.double()
+    parameters = list(model.parameters())
+    (inputs, targets), criterion = objective.batches[0], objective.criterion
+    loss = criterion(model(inputs.double()), targets.double() if targets.is_floating_point() else targets)
+    gradient = torch.autograd.grad(loss, parameters, create_graph=True)
+    forms = []
+    for index in range(len(directions)):
+        d = [t.double() for t in directions.tensors(index, torch.float64)[0]]
+        slope = sum((g * t).sum() for g, t in zip(gradient, d, strict=True))
+        product = torch.autograd.grad(slope, parameters, retain_graph=True)
+        forms.append(float(sum((p * t).sum() for p, t in zip(product, d, strict=True))))
+    model.float()
+    return np.array(forms)
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [
+        (lambda t: torch.renorm(t, 2, 0, 1.0), "renorm"),
+        (lambda t: torch.copysign(t.exp(), t), "copysign"),
+        (lambda t: torch.cdist(t, t[:64], p=1), "_cdist_forward"),
+        (lambda t: torch._foreach_abs([t])[0], "_foreach_abs"),
+        (lambda t: torch.logit(t, eps=0.1), "logit"),
+    ],
+)
+def test_kinks_without_a_rule_are_refused_by_name(activation, name):
+    objective = activated(activation, F.cross_entropy)
+    with pytest.raises(UnheldKinkError, match=f"got {name}, which has no rule; use path=None"):
+        fs.quadratic_forms(objective, fs.Directions(objective, 4), path="forwards")
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        lambda t: torch.tanh(t) + torch.renorm(torch.ones(3, 64), 2, 0, 0.01).sum(),
+        lambda t: torch.cdist(t, t[:64] + 1.0, p=2),
+        lambda t: torch.zeros_like(t).scatter_reduce(1, torch.arange(64).expand(128, -1), torch.tanh(t), "sum"),
+    ],
+    ids=["of data", "p = 2", "sum"],
+)
+def test_kinks_that_the_weights_do_not_reach_are_no_reason_to_refuse(activation):
+    objective = activated(activation, F.cross_entropy)
+    directions = fs.Directions(objective, 6)
+    found, exact = fs.quadratic_forms(objective, directions, path="forwards"), double_backward(objective, directions)
+    assert np.abs(found.curvature - exact).max() < 5e-3 * math.sqrt(np.mean(exact**2))
 
 
 def test_forwards_that_change_their_operations_are_told():
