@@ -35,6 +35,8 @@ class SpectralRun:
         loss, accuracy, gradient_norm: at the weights.
         notes: flags in words.
         multiplied: vectors multiplied for the estimates, without trials of paths.
+        multiplied_beside: vectors that others multiplied by the same operator.
+        reserve: seconds that the basis leaves to what comes between it and the trace.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class SpectralRun:
         warm: Tensor | None,
         name: str,
         progress: Callable[[SpectrumProgress], None] | None,
+        reserve: float = 0.0,
     ) -> None:
         self.objective, self.operator, self.k, self.goals = objective, operator, k, goals
         self.block, self.seed, self.budget, self.capacity = block, seed, budget, capacity
@@ -69,13 +72,18 @@ class SpectralRun:
         self.fresh = Fresh()
         self.notes: list[str] = []
         self.multiplied = 0
+        self.multiplied_beside = 0
+        self.reserve = reserve
         self._unit = 0.0  # seconds of the slowest block
         self._pending: tuple[Tensor, Tensor, Array] | None = None
 
     # ------------------------------------------------------------------ stages
 
-    def run(self) -> str:
-        """Multiply until the goals are met; returns why it ended. :class:`Deadline` and what a model raises pass through."""
+    def run(self, between: Callable[[], None] | None = None) -> str:
+        """Multiply until the goals are met; returns why it ended. :class:`Deadline` and what a model raises pass through.
+
+        ``between`` is called when the eigenvalues are found, before the trace is refined; its time counts.
+        """
         self.loss, self.accuracy = self.objective.evaluate_once()
         start = self._start()
         self.basis = BlockLanczos(
@@ -91,8 +99,13 @@ class SpectralRun:
             reason = self._grow(self.basis)
         except Deadline:
             reason = "deadline"  # of the eigenvalues: the time that was kept for the trace is left
-        if reason in ("nan products", "complete"):
-            return "targets met" if reason == "complete" else reason
+        if reason == "nan products":
+            return reason
+        self.reserve = 0.0
+        if between is not None:
+            between()
+        if reason == "complete":
+            return "targets met"
         refined = self._refine(self.basis, deepen=reason == "targets met")
         return refined if reason == "targets met" else reason
 
@@ -285,8 +298,17 @@ class SpectralRun:
         self.started = Started(np.diag(forms)[: self.probes], squares[: self.probes], layers, along)
 
     def _admit(self, blocks: int) -> None:
-        if not self.budget.admits(_MARGIN * blocks * self._unit):
+        if not self.admits(blocks * self._unit):
             raise Deadline
+
+    def admits(self, unit: float, blocks: int = 0) -> bool:
+        """Whether a unit of ``unit`` seconds, and blocks after it, fit in the budget less the reserve, with a margin."""
+        return self.budget.admits(_MARGIN * (unit + blocks * self._unit), self.reserve)
+
+    @property
+    def block_seconds(self) -> float:
+        """Of the slowest block so far."""
+        return self._unit
 
     def _check_symmetry(self, basis: BlockLanczos) -> None:
         choice = self.operator.choice

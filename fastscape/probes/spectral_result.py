@@ -156,7 +156,7 @@ def _data_stderr(run: SpectralRun) -> float | None:
 
 def _meta(run: SpectralRun, reason: str) -> dict[str, Any]:
     basis, choice, objective = run.basis, run.operator.choice, run.objective
-    trials = max(0, run.operator.products - run.multiplied)
+    trials = max(0, run.operator.products - run.multiplied - run.multiplied_beside)
     return {
         "seed": run.seed,
         "settings": {"k": run.k, "block": run.block, "nodes": run.goals.nodes},

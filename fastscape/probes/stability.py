@@ -55,10 +55,11 @@ class Products(Protocol):
 
 @dataclass(frozen=True)
 class Top:
-    """Largest eigenvalue, with the norm of its residual ||H v - lambda v||."""
+    """Largest eigenvalue, with the norm of its residual ||H v - lambda v||, and whether time ended its computation."""
 
     value: float
     residual: float
+    stopped: bool = False
 
 
 class Preconditioned:
@@ -115,7 +116,7 @@ def edge_of_stability(
         tolerance: residual of the eigenvalue relative to it.
         max_products: products per eigenvalue at most; what is known then is returned with its residual.
         seed: of the starting vector.
-        memory: bytes that products may take.
+        memory: bytes that products may take, and as many the basis.
         path: of the products.
 
     Returns:
@@ -147,7 +148,7 @@ def edge_of_stability(
         return make(of, memory=memory, path=cast(PathName | None, chosen))
 
     def top(matrix: Products) -> Top:
-        return largest(matrix, tolerance=tolerance, max_products=max_products, seed=seed)
+        return largest(matrix, tolerance=tolerance, max_products=max_products, seed=seed, memory=memory)
 
     return stability(objective, moves, products, top, whole=whole)
 
@@ -160,6 +161,7 @@ def stability(
     *,
     whole: Products | None = None,
     raw: Top | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Stability:
     """The stability of one recursion, from products with the Hessian of any objective and a solver for the largest eigenvalue.
 
@@ -170,6 +172,7 @@ def stability(
         top: largest eigenvalue of a symmetric operator.
         whole: the operator of ``objective`` where it is there already.
         raw: largest eigenvalue of H without weight decay where it is known.
+        stop: asked before the products of every batch; true leaves out those that are not done.
     """
     whole = products(objective) if whole is None else whole
     decay = moves.weight_decay
@@ -180,9 +183,9 @@ def stability(
     judged, preconditioned = sharpness, None
     if moves.preconditioner is not None:
         judged = top(Preconditioned(whole, moves.preconditioner, decay))
-        preconditioned = judged.value
+        preconditioned = None if judged.stopped and math.isnan(judged.value) else judged.value
     ratio = judged.value / moves.critical if moves.known else math.nan
-    batch, words = batch_sharpness(objective, products, decay)
+    batch, words = batch_sharpness(objective, products, decay, stop)
     return Stability(
         optimizer=moves.optimizer,
         learning_rate=moves.learning_rate,
@@ -211,20 +214,35 @@ def _batch_norm_words(objective: Objective) -> tuple[str, ...]:
 
 
 def batch_sharpness(
-    objective: Objective, products: Callable[[Objective], Products], weight_decay: Tensor | float = 0.0
+    objective: Objective,
+    products: Callable[[Objective], Products],
+    weight_decay: Tensor | float = 0.0,
+    stop: Callable[[], bool] | None = None,
 ) -> tuple[Estimate | None, tuple[str, ...]]:
     r"""Mean over batches of :math:`g_B^T H_B g_B / \|g_B\|^2` of the loss with weight decay, each batch counting once.
 
-    ``None`` for a single batch. Batches without a finite ratio (no gradient) are counted in the notes and left out.
+    ``None`` for a single batch, or where ``stop`` said so before two. Batches without a finite ratio (no gradient) are counted
+    in the notes and left out.
 
     Cost: one gradient and one product per batch.
     """
     count = len(objective.batches)
     if count < 2:
         return None, ("one batch: no batch sharpness",)
-    ratios = np.array([_along_gradient(objective.on(index), products, weight_decay) for index in range(count)])
+    found: list[float] = []
+    for index in range(count):
+        if stop is not None and stop():
+            break
+        found.append(_along_gradient(objective.on(index), products, weight_decay))
+    words: tuple[str, ...] = ()
+    if len(found) < count:
+        if len(found) < 2:
+            return None, ("the run ended before the batch sharpness was computed",)
+        words = (f"batch sharpness of {len(found)} of {count} batches: the run ended before the others",)
+    ratios = np.array(found)
     kept = ratios[np.isfinite(ratios)]
-    words = (f"{counted(count - len(kept), 'batch')} without a finite batch sharpness left out",) if len(kept) < count else ()
+    if len(kept) < len(found):
+        words += (f"{counted(len(found) - len(kept), 'batch')} without a finite batch sharpness left out",)
     if len(kept) < 2:
         value = float(kept[0]) if len(kept) else math.nan
         return Estimate(value, math.nan, (math.nan, math.nan), len(kept)), words
@@ -247,31 +265,57 @@ def _along_gradient(objective: Objective, products: Callable[[Objective], Produc
     return float((unit.double() * product.double()).sum() / unit.double().square().sum())
 
 
-def largest(matrix: Products, *, tolerance: float, max_products: int, seed: int) -> Top:
-    """Largest eigenvalue of a symmetric operator and its residual, by block Lanczos; NaN where a product is not finite."""
+def largest(
+    matrix: Products,
+    *,
+    tolerance: float,
+    max_products: int,
+    seed: int,
+    block: int = 1,
+    memory: int | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Top:
+    """Largest eigenvalue of a symmetric operator and its residual, by block Lanczos.
+
+    NaN where a product is not finite, or where ``stop`` is true before the first.
+    """
+    if stop is not None and stop():
+        return Top(math.nan, math.nan, stopped=True)
     wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     found = extreme_pairs(
         matrix.matmat,
         matrix.shape[0],
         1,
-        block=1,
+        block=block,
         tolerance=tolerance,
         which="largest",
         max_products=max_products,
+        memory=memory,
         dtype=wide,
         device=matrix.device,
         seed=seed,
+        stop=None if stop is None else _after_first(stop),
     )
     if found.nan_products or not len(found.largest.values):
         return Top(math.nan, math.nan)
-    return Top(float(found.largest.values[0]), float(found.largest.residuals[0]))
+    stopped = found.stop_reason == "stopped"
+    return Top(float(found.largest.values[0]), float(found.largest.residuals[0]), stopped)
+
+
+def _after_first(stop: Callable[[], bool]) -> Callable[[], bool]:
+    """The question from its second time on: the first block is paid for by whoever asked before."""
+    asked = iter((False,))
+    return lambda: next(asked, True) and stop()
 
 
 def _verdict(ratio: float, judged: Top) -> tuple[str, ...]:
     words = [f"{relation(ratio)}; minibatch training is judged by its batch sharpness"]
-    if math.isnan(judged.value):
+    if math.isnan(judged.value) and judged.stopped:
+        words.append("the run ended before the largest eigenvalue was computed")
+    elif math.isnan(judged.value):
         words.append("no largest eigenvalue: a product is not finite")
     elif judged.residual > _INACCURATE * abs(judged.value):
         share = judged.residual / abs(judged.value) if judged.value else math.inf
-        words.append(f"the residual is {share:.1%} of the eigenvalue: raise max_products, or use dtype=torch.float64")
+        remedy = "time ran out" if judged.stopped else "raise max_products, or use dtype=torch.float64"
+        words.append(f"the residual is {share:.1%} of the eigenvalue: {remedy}")
     return tuple(words)
