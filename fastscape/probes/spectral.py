@@ -22,7 +22,7 @@ from fastscape.runs.budget import Budget, BudgetError, time_text
 FRESH = 1 << 20  # index of the first probe of the complement: independent of all that start a basis
 _ASYMMETRY = 1e-2  # of Q'HQ relative to the norm; float32 products have 1e-6 to 1e-4
 _INEXACT = 0.3  # the same, for products by differences of gradients
-_FIRST = 8  # fresh probes: with 4, one interval in seven that stopped a run missed the trace
+_FIRST = 8  # fresh probes: with 4, 13 % of the intervals missed the trace of a 1/i spectrum
 _CLEARLY = 0.7  # of the deflated error, below which whole probes are taken
 _MARGIN = 1.25  # how much longer than the slowest block so far the next may take
 

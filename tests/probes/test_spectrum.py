@@ -186,7 +186,7 @@ def test_intervals_of_a_run_cover(bulky):
     assert 0.90 <= np.mean(inside) <= 0.995
 
 
-# 150 seeds: trace 0.91, 0.92, 0.89; directional variance 0.99 (0.85, 0.92, 0.89; 0.63 to 0.89 before 8 probes were the least)
+# over 150 seeds: trace 0.91 and 0.92, tr(H^2) 0.89 and 0.93, rank 0.90 and 0.91, directional variance 0.99 and 0.99
 @pytest.mark.parametrize(("nodes", "k", "trace", "tolerance"), [(4, 1, 0.05, 0.5), (20, 2, 0.05, 0.1)])
 def test_intervals_of_a_run_that_stops_itself_cover_on_a_slow_decay(nodes, k, trace, tolerance):
     spectrum = 1 / np.arange(1, 121)
@@ -363,6 +363,7 @@ def test_linear_loss_has_no_curvature():
     np.testing.assert_array_equal(found.eigenvalues, [0, 0])
     assert found.trace.value == 0
     assert any("all products are zero" in note for note in found.notes)
+    assert not any("cancel" in note for note in found.notes)
 
 
 def test_warm_start_takes_fewer_products():
