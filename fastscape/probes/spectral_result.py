@@ -59,7 +59,7 @@ def spectrum_result(run: SpectralRun, reason: str, operator: str, step: int | No
         trace_square=square,
         effective_rank=rank,
         mean_curvature=_scaled(trace, 1 / run.size),
-        directional_variance=directional_variance(np.concatenate([run.plain()[0], run.fresh.whole])),
+        directional_variance=directional_variance(np.concatenate([run.plain()[0], run.fresh.whole]), _kurtosis(run, square)),
         layer_traces=_layers(run),
         density=_density(run, operator),
         gradient_norm=run.gradient_norm,
@@ -105,6 +105,14 @@ def _squares(run: SpectralRun, notes: list[str]) -> tuple[Estimate, Estimate]:
     if flag:
         notes.append(flag)
     return square, rank
+
+
+def _kurtosis(run: SpectralRun, square: Estimate) -> float | None:
+    """Kurtosis of v'Hv by the Ritz values, of which the outer ones dominate a fourth power."""
+    if run.basis is None or not run.basis.dimension or not square.value > 0:
+        return None
+    shares = run.basis.pairs(run.basis.dimension).values ** 2 / square.value
+    return float(3 + 12 * np.clip(np.sum(shares**2), 0, 1))
 
 
 def _absolute(run: SpectralRun) -> float | None:

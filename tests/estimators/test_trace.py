@@ -70,6 +70,36 @@ def test_intervals_of_the_directional_variance_cover(bulk):
     assert np.mean([e.value for e in estimates]) == pytest.approx(truth, rel=0.05)
 
 
+@pytest.mark.parametrize("probes", [7, 11, 30])
+@pytest.mark.parametrize("spectrum", [np.linspace(0.5, 1.5, SIZE), 1 / np.arange(1, SIZE + 1), np.array([40.0] + [0.01] * 119)])
+def test_intervals_of_the_variance_of_few_skewed_forms_cover_with_the_kurtosis(spectrum, probes):
+    matrix, square = planted(spectrum), np.sum(spectrum**2)
+    truth, kurtosis = 2 * (square - float((torch.diagonal(matrix) ** 2).sum())), 3 + 12 * np.sum(spectrum**4) / square**2
+    estimates = [directional_variance(forms_of(matrix, signs(probes, seed))[0], kurtosis) for seed in range(RUNS)]
+    assert coverage([e.interval for e in estimates], truth) >= 0.92
+
+
+def test_variance_of_few_forms_has_no_interval_of_its_own():
+    forms = np.random.default_rng(0).standard_normal(10)
+    assert math.isnan(directional_variance(forms[:9]).interval[0])
+    low, high = directional_variance(forms).interval
+    assert 0 < low < np.var(forms, ddof=1) < high
+    assert directional_variance(np.ones(10)).interval == (0.0, 0.0)
+
+
+def test_rank_of_a_zero_matrix_has_no_flag():
+    assert effective_rank(np.zeros(4), np.zeros(4))[1] is None
+    assert effective_rank(np.array([]), np.array([]))[1] is None
+    assert "holds zero" in effective_rank(np.array([1.0, -1.0]), np.ones(2))[1]
+
+
+def test_xtrace_passes_nan_through_and_names_the_remedy():
+    for bad in (lambda v: v * math.nan, lambda v: v / 0.0):
+        assert math.isnan(xtrace(bad, 20, 10).value)
+    with pytest.raises(ValueError, match="at most 2 D = 40, got 60; D = 20 products of unit vectors give the trace exactly"):
+        xtrace(lambda v: v, 20, 60)
+
+
 def deflated(matrix, seed, probes=8):
     run = BlockLanczos(lambda v: matrix @ v, random_rows(len(matrix), range(2), seed + 1000).T)
     for _ in range(10):
