@@ -22,7 +22,7 @@ from fastscape.objective import Objective
 
 NAME = "forwards"
 _TINY = 20  # units of round-off relative to ||w|| where differences are rounding alone: 2e-6 ||w|| in float32
-_START, _LARGEST = 1e-2, 0.3  # first step tried and largest allowed, relative to ||w||
+_START, _LARGEST = 2.5e-2, 0.3  # first step tried and largest allowed, relative to ||w||
 _TRIALS = 6  # steps tried at most in one search
 _NEAR = 5.0  # factor on the second difference within which a step is taken as found
 _ROUNDED = 3  # pairs of losses there: their scatter tells the rounding, their mean is a better L(w) than one evaluation
@@ -62,7 +62,7 @@ def by_forwards(
             kinks within a step look like curvature at every step, so that no comparison of steps would show them.
         NondeterministicLossError: two evaluations at w differ.
 
-    Cost: 2 N + 18 forwards or so for random directions, 4 to 8 N for given ones; memory of the scratch copy of the weights and
+    Cost: 2 N + 14 to 22 forwards for random directions, 4 to 8 N for given ones; memory of the scratch copy of the weights and
     of one byte per element of every ReLU.
     """
     start = time.perf_counter()
@@ -89,6 +89,7 @@ class _Line(AbstractContextManager["_Line"]):
         self.base, self.rounding, self.forwards = math.nan, math.nan, 0
         self._widened = False
         self._selected: int | None = None
+        self._known: dict[tuple[int, float], tuple[float, float]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> _Line:
@@ -119,11 +120,13 @@ class _Line(AbstractContextManager["_Line"]):
         return float(torch.stack(parts).sum()) / self.objective.samples
 
     def differences(self, index: int, distance: float) -> tuple[float, float]:
-        """Second and first difference of the loss at w +- distance d / ||d||; both zero for d = 0."""
+        """Second and first difference of the loss at w +- distance d / ||d||, evaluated once; both zero for d = 0."""
         if self.lengths[index] == 0:
             return 0.0, 0.0
-        plus, minus = self._losses(index, distance)
-        return (plus - self.base) + (minus - self.base), (plus - minus) / 2
+        if (index, distance) not in self._known:
+            plus, minus = self._losses(index, distance)
+            self._known[index, distance] = (plus - self.base) + (minus - self.base), (plus - minus) / 2
+        return self._known[index, distance]
 
     def _losses(self, index: int, distance: float) -> list[float]:
         if self._selected != index:
@@ -160,15 +163,18 @@ class _Line(AbstractContextManager["_Line"]):
         return math.sqrt(self.rounding * max(abs(self.base), self.rounding))
 
     def search(self, indices: list[int], start: float) -> float:
-        """Distance at which the second difference is near the wanted one, trying the directions in turn."""
+        """Distance at which the second difference is near the wanted one, trying the directions in turn.
+
+        Steps are powers of 2, so that what was tried is often half of a pair.
+        """
         distance, largest = start, _LARGEST * self.norm
         for trial in range(_TRIALS):
             found = abs(self.differences(indices[trial % len(indices)], distance)[0])
             if math.isnan(found) or math.isinf(found):
-                distance /= 30
+                distance /= 32
                 continue
             factor = math.sqrt(self.wanted / max(found, self.rounding / 10))
-            distance = min(distance * min(max(factor, 1 / 100), 30.0), largest)
+            distance = min(distance * 2.0 ** round(math.log2(min(max(factor, 1 / 128), 32.0))), largest)
             if 1 / _NEAR < factor**2 < _NEAR or (distance == largest and factor > 1 and trial):
                 break
         return distance

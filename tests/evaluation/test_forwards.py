@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
-from fastscape.evaluation import quadratic
+from fastscape.evaluation import forwards, quadratic
 from fastscape.evaluation.branches import Branches, BranchesChangedError, UnheldKinkError
 
 
@@ -141,7 +141,20 @@ def test_the_work_is_two_forwards_each_beside_a_fixed_number():
     objective = objective_of(relu_net)
     few, many = (int(_words(objective, n).split()[-2]) for n in (8, 40))
     assert many - few == 64
-    assert few - 16 <= 34
+    assert few - 16 <= 22
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_no_point_of_a_line_is_evaluated_twice(given, monkeypatch):
+    seen = []
+    losses = forwards._Line._losses
+    monkeypatch.setattr(forwards._Line, "_losses", lambda line, *at: (seen.append(at), losses(line, *at))[1])
+    objective = objective_of(relu_net)
+    directions = fs.Directions(objective, 6)
+    if given:
+        directions = fs.Directions.given(objective, [directions[index] for index in range(6)], scale="none")
+    fs.quadratic_forms(objective, directions, path="forwards")
+    assert len(set(seen)) == len(seen)
 
 
 def _words(objective, count):
