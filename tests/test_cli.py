@@ -147,7 +147,7 @@ def test_an_unreached_target_has_its_exit_code_and_keeps_the_result():
         (("zoo:mlp", *DIGITS, "--criterion", "hinge"), "--criterion must be one of cross_entropy, mse, bce or module:function"),
         (("zoo:mlp", *DIGITS, "--extend", "nowhere.npz"), "nowhere.npz"),
         (("zoo:mlp", *DIGITS, "--preset", "other"), "preset must be 'torok2026'"),
-        (("zoo:mlp", "--data", "zoo:digits?samples=32", "--budget", "1ms"), "budget must fit one direction"),
+        (("zoo:mlp", "--data", "zoo:digits?samples=32", "--budget", "1ms"), "of the page, got '1ms'; "),
     ],
 )
 def test_bad_input_is_exit_code_2_and_writes_nothing(tmp_path, monkeypatch, arguments, message):

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 import fastscape as fs
 from fastscape import zoo
 from fastscape.cli import main
+from fastscape.cli.budgets import run_budget
+from fastscape.runs.budget import Budget, parse_seconds
 
 MODEL = "zoo:mlp?hidden=(4,)"
 DIGITS = ("--data", "zoo:digits?samples=32")
@@ -108,6 +110,38 @@ def test_an_unreached_target_has_its_exit_code_and_keeps_the_result(monkeypatch)
     assert unasked.exit_code == 0
 
 
+def test_the_budget_that_a_refusal_at_start_up_names_is_accepted():
+    refused = fastscape("spectrum", MODEL, *DIGITS, "--budget", "0.001s")
+    assert refused.exit_code == 2
+    enough = refused.stderr.split("got '0.001s'; ")[1].split()[0]
+    assert run_budget(enough, page=False, checkpoints=0).remaining > 0.4 * parse_seconds(enough)
+
+
+def test_a_budget_that_ends_before_the_first_block_is_refused_with_one_that_is_enough(monkeypatch):
+    monkeypatch.setattr("fastscape.cli.spectrum.run_budget", lambda text, **_: Budget(text, spent=4.0))
+    done = fastscape("spectrum", MODEL, *DIGITS, "--budget", "3s")
+    assert done.exit_code == 2
+    assert "budget must fit one block of 4 products, got 3 s" in done.stderr
+    assert "is enough to begin" in done.stderr
+
+
+def test_a_trace_of_nan_products_is_called_that(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "import torch\n\ndef nan():\n    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+        "    torch.nn.init.constant_(model[1].weight, float('nan'))\n    return model\n"
+    )
+    done = fastscape("spectrum", f"{tmp_path}/odd.py:nan", *DIGITS, "--target-trace", "0.1")
+    assert done.exit_code == 3, done.stderr
+    assert "products of H held NaN or inf" in done.stderr
+    assert "nan%" not in done.stderr
+
+
+def test_help_tells_the_block_and_what_k_counts():
+    words = " ".join(fastscape("spectrum", "--help").stdout.split())
+    assert "Vectors per product. [default: 4]" in words
+    assert "Eigenvalues of the upper end; of the lower, the first" in words
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -118,6 +152,7 @@ def test_an_unreached_target_has_its_exit_code_and_keeps_the_result(monkeypatch)
         ((MODEL, *DIGITS, "--optimizer", "nowhere.pt"), "optimizer must be a file, got 'nowhere.pt'"),
         ((MODEL, *DIGITS, "--optimizer", "a.pt", "--learning-rate", "1"), "--optimizer and --learning-rate are both given"),
         ((MODEL, *DIGITS, "--budget", "soon"), "budget must be a positive time such as '60s'"),
+        ((MODEL, *DIGITS, "--budget", "0.001s"), "of start-up and 3.6 s of the page, got '0.001s'; "),
         ((MODEL, *DIGITS, "--checkpoint", "nowhere.pt"), "checkpoints[0] must be a file, got 'nowhere.pt'"),
         ((MODEL, *DIGITS, "--path", "sideways"), "path must be"),
     ],

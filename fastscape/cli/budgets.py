@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
-from fastscape.runs.budget import Budget
+from fastscape.runs.budget import Budget, BudgetError, time_text
 
 _PAGE, _CHECKPOINT, _SPECTRUM = 2.5, 1.1, 0.6  # seconds to load matplotlib, to draw and save a checkpoint, and its spectrum
+_ENOUGH = 2.0  # times the fixed part
 _START_UP = min(time.process_time(), 10.0)  # seconds to import torch, part of a budget; capped where a host imports this late
 
 
@@ -18,6 +19,15 @@ def run_budget(text: str | None, *, page: bool, checkpoints: int, spectrum: bool
         page: whether one is written.
         checkpoints: on it; 0 for a single model.
         spectrum: whether it also shows their spectra.
+
+    Raises:
+        BudgetError: less than the start-up and the page take.
     """
     each = _CHECKPOINT + _SPECTRUM * spectrum
-    return Budget(text, spent=_START_UP, reserve=_PAGE + each * max(1, checkpoints) if page else 0.0)
+    reserve = _PAGE + each * max(1, checkpoints) if page else 0.0
+    budget = Budget(text, spent=_START_UP, reserve=reserve)
+    if budget.remaining <= 0:
+        fixed = f"{_START_UP:.2g} s of start-up" + (f" and {reserve:.2g} s of the page" if page else "")
+        enough = time_text(_ENOUGH * (_START_UP + reserve))
+        raise BudgetError(f"budget must exceed the {fixed}, got {text!r}; {enough} would leave half of the time for work")
+    return budget

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import torch
 
+from fastscape._checks import counted
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
 from fastscape.cli.inputs import build_objective, checkpoint_files, gibibytes, objective_options
@@ -17,6 +18,7 @@ from fastscape.cli.output import Outcome, check_out, exit_codes, finish
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.objective import Objective
 from fastscape.probes import spectra, spectrum
+from fastscape.probes.spectrum import BLOCK
 from fastscape.reports import SpectrumResult, SpectrumTrajectory
 from fastscape.reports.live import LiveProgress
 from fastscape.reports.tables import number
@@ -56,14 +58,20 @@ def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(path_type=Path),
     help="Weights; repeatable, or a directory of them.",
 )
-@click.option("--k", type=int, default=5, show_default=True, help="Eigenvalues of each end.")
+@click.option(
+    "--k",
+    type=int,
+    default=5,
+    show_default=True,
+    help="Eigenvalues of the upper end; of the lower, the first and what else converged.",
+)
 @click.option("--operator", type=click.Choice(["hessian", "ggn"]), default="hessian", show_default=True)
 @click.option("--budget", help="Time for everything, such as 60s or 5m; default: until the targets are met.")
 @click.option("--memory", type=float, callback=gibibytes, help="GiB that products and vectors may take.")
 @click.option("--target-trace", type=float, help="Stop when the trace's 95 % interval is this narrow: half-width over value.")
 @click.option("--tolerance", type=float, help="Of the eigenvalues: residual over the largest.")
 @click.option("--nodes", type=int, default=80, show_default=True, help="Of the quadrature behind the density.")
-@click.option("--block", type=int, help="Vectors per product; default: measured.")
+@click.option("--block", type=int, default=BLOCK, show_default=True, help="Vectors per product.")
 @optimizer_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random probes.")
 @click.option("--path", help="Of the products, such as graph or forward; default: measured.")
@@ -117,8 +125,7 @@ def measure(
 
     if files:
         return spectra(objective, files, budget=budget, progress=show, **settings)
-    left = budget.remaining if budget.limited else None
-    return spectrum(objective, budget=left, name=name, progress=lambda state: show(name, 0.0, state), **settings)
+    return spectrum(objective, budget=budget, name=name, progress=lambda state: show(name, 0.0, state), **settings)
 
 
 def targets(options: dict[str, Any]) -> dict[str, float]:
@@ -155,11 +162,22 @@ def unmet(result: Result, options: dict[str, Any]) -> str:
     """Which of the targets that were asked for is not reached, and why, in words; empty where all are."""
     asked, missed = targets(options), []
     for point in result.points if isinstance(result, SpectrumTrajectory) else (result,):
-        low, high = point.trace.interval
-        half = (high - low) / 2 / abs(point.trace.value) if point.trace.value else math.nan
-        if "trace" in asked and not half <= asked["trace"]:
-            missed.append(f"the trace of {point.name} is known to ± {half:.1%}, not {asked['trace']:.1%}")
+        if "trace" in asked:
+            missed += _unmet_trace(point, asked["trace"])
         if "eigenvalues" in asked and not (len(point.converged) and point.converged.all()):
             count = int(point.converged.sum())
             missed.append(f"{count} of {len(point.converged)} eigenvalues of {point.name} converged to {asked['eigenvalues']:g}")
     return f"a target was not reached ({result.meta['stop_reason']}): {'; '.join(missed)}" if missed else ""
+
+
+def _unmet_trace(point: SpectrumResult, asked: float) -> list[str]:
+    value, (low, high) = point.trace.value, point.trace.interval
+    half = (high - low) / 2
+    if half <= asked * abs(value):
+        return []
+    if point.meta.get("nan_products"):
+        return [f"the trace of {point.name} is not known: {counted(point.meta['nan_products'], 'product')} of H held NaN or inf"]
+    if not math.isfinite(half):
+        return [f"the trace of {point.name} has no interval after {counted(point.products, 'product')}"]
+    known = f"to ± {half / abs(value):.1%}, not {asked:.1%}" if value else f"as 0 ± {half:.3g}"
+    return [f"the trace of {point.name} is known {known}"]

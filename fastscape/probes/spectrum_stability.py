@@ -51,14 +51,22 @@ class StabilityStage:
         self.run, self.moves, self.make, self.memory = run, moves, make, memory
         self.products = 0
         self.found: Stability | None = None
-        self._slowest = 0.0  # seconds of a product of this stage
+        self._slowest = 0.0  # seconds of a block of this stage
+        self._share = 0.0  # seconds
         if run.budget.limited:
             share = _SHARE if _own_eigenvalue(moves) else _BATCHES if len(run.objective.batches) > 1 else 0.0
-            run.reserve = share * max(run.budget.remaining, 0.0)
+            self._share = run.reserve = share * max(run.budget.remaining, 0.0)
 
     def measure(self) -> None:
-        """Multiply, as long as two blocks for the trace still fit after it."""
-        self.found = self._stability(lambda: not self.run.admits(max(self._slowest, self.run.block_seconds), 2))
+        """Multiply, as long as two blocks for the trace still fit after it, and within its share in any case."""
+        run, began = self.run, self.run.budget.elapsed
+
+        def stop() -> bool:
+            unit = self._slowest or run.block_seconds
+            shared = run.budget.elapsed - began + unit <= self._share
+            return not run.admits(unit, 0 if shared else 2)
+
+        self.found = self._stability(stop)
 
     def added(self, result: SpectrumResult) -> SpectrumResult:
         """The result with the stability, of which an interrupted run has what takes no products."""

@@ -117,7 +117,7 @@ def test_the_preconditioned_eigenvalue_has_its_share_of_a_time_too_short_for_the
 
 
 def test_without_time_for_its_eigenvalue_the_ratio_is_missing_and_flagged():
-    result, _, _ = timed(4)
+    result, _, _ = timed(2)
     found = result.stability
     assert (found.preconditioned, math.isnan(found.ratio)) == (None, True)
     assert found.eta_lambda == pytest.approx(0.01 * result.lambda_max)
