@@ -159,7 +159,8 @@ def measured(
         SpectrumError: something was raised after the first products; before them it is raised as it is.
     """
     try:
-        reason = run.run(between)
+        with torch.inference_mode(False):  # a caller's: derivatives are needed
+            reason = run.run(between)
     except Deadline:
         reason = "deadline"
     except KeyboardInterrupt:

@@ -508,3 +508,10 @@ def test_a_budget_that_cannot_hold_a_block_names_one_that_can(bulky, monkeypatch
     monkeypatch.setattr(CurvatureOperator, "prepare", lambda self, count: slow)
     with pytest.raises(ValueError, match="budget must fit one block of 4 products, got 5 s; it takes about 80 s"):
         fs.spectrum(bulky[2], k=2, budget=5)
+
+
+def test_a_spectrum_is_the_same_in_inference_mode(tanh_objective):
+    plain = fs.spectrum(tanh_objective, k=2, nodes=20)
+    with torch.inference_mode():
+        found = fs.spectrum(tanh_objective, k=2, nodes=20)
+    assert np.allclose(found.eigenvalues, plain.eigenvalues, rtol=1e-4)
