@@ -125,6 +125,13 @@ def test_without_time_for_its_eigenvalue_the_ratio_is_missing_and_flagged():
     assert any("no stability ratio of the optimizer" in note for note in result.notes)
 
 
+def test_a_ratio_of_an_eigenvalue_that_has_not_converged_is_flagged_as_a_lower_bound():
+    short, long = timed(4)[0], timed(60)[0]
+    assert short.stability.ratio < long.stability.ratio
+    flags = [[note for note in result.notes if "lower bound" in note] for result in (short, long)]
+    assert flags == [["the stability ratio is a lower bound: its eigenvalue has not converged"], []]
+
+
 @pytest.mark.parametrize("seconds", [1.5, 4])
 def test_a_ratio_that_takes_no_products_needs_no_time(seconds):
     result, took, _ = timed(seconds, kind="SGD", batches=3)
