@@ -187,9 +187,8 @@ class Trial:
     def _attempt(self, candidate: Candidate, count: int, limit: float) -> Candidate | None:
         path, program = candidate.path, self.program
         size = 2 if path.batched and count > 1 else 1
-        limit -= (
-            (2 * size - 2) * program.layout.size * program.leaves[0].element_size()
-        )  # vectors, beside the one that is counted
+        vector = program.layout.size * program.leaves[0].element_size()
+        limit -= (2 * size - 2) * vector  # blocks of the trial, beside the vector that is counted
         if isinstance(path, CompiledPath):  # which a counter would keep from compiling; it holds what the graph does
             product, built = path.build(self.batch), self._graph
             product(self._vectors((0,)))  # compiles
@@ -199,7 +198,6 @@ class Trial:
             built = self._graph = max(built, self._graph)
         room = math.inf if isinstance(path, CompiledPath) else limit - built
         found, peak, candidate.seconds = self._measured(product, (0, 1)[:size], room)
-        vector = program.layout.size * program.leaves[0].element_size()
         candidate.held, candidate.slope = built, peak // size + vector  # a block of them is copied for the trial
         candidate.peak = built + peak - (size - 1) * (peak // size)
         if self._reference is None:

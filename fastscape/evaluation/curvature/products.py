@@ -131,7 +131,8 @@ class Products:
             start = time.perf_counter()
             self._over_batches(candidate, choice.chunk, rows, out, forms)
             synchronise(rows)
-            self._spend(len(rows), time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+        self._spend(len(rows), seconds)
         self.products += len(rows)
         if out is not None and not math.isfinite(float(out.sum())):
             self.nan_products += int((~out.sum(1).isfinite()).sum())
@@ -322,7 +323,8 @@ class Products:
         self._spent[key] += seconds
         patient = key in self._thorough or self.gradient_seconds > _SLOW
         if not patient and self._spent[key] > _REPLAY_AFTER * len(self.program.weights) * self.gradient_seconds:
-            self._choose(key, thorough=True)
+            with self.arithmetic():
+                self._choose(key, thorough=True)
 
 
 _WORDS = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}

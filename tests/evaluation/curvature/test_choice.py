@@ -374,3 +374,15 @@ def test_paths_that_would_miss_parameters_are_refused(batch, make, path):
 def test_memory_for_not_even_a_vector_is_refused_at_once(batch):
     with pytest.raises(ValueError, match=r"memory must hold .* got 1; raise memory="):
         fs.hessian(objective(With(torch.tanh).double(), batch), memory=1)
+
+
+def test_a_small_model_in_long_use_is_offered_what_takes_long_to_set_up(digits_batch, monkeypatch):
+    monkeypatch.setattr("fastscape.evaluation.curvature.products._REPLAY_AFTER", 0.0)
+    made = objective(smooth_mlp(), digits_batch)
+    operator = fs.hessian(made)
+    block = torch.randn(made.size, 4)
+    assert "replay" not in operator.prepare(4).seconds
+    first = operator @ block
+    assert "replay" in operator.prepare(4).seconds
+    last = operator @ block
+    assert relative(last, first) < 1e-5

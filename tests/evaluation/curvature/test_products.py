@@ -261,7 +261,7 @@ def test_the_weights_are_those_at_the_call(net, pairs, truth):
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.mul_(2.0)
-        assert relative(operator @ identity(operator), truth) < 1e-8
+        assert relative(operator @ identity(operator), truth) < (1e-7 if path == "gradient difference" else 1e-12)
         nn.utils.vector_to_parameters(kept, net.parameters())
 
 
