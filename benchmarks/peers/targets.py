@@ -26,8 +26,8 @@ WHY = {
         "both read the basis from memory; ours reads it twice a vector and the peer's single pass five streams, 2.5 at the most"
     ),
     "32 probes under two gradients' memory, products: share of the cap": (
-        "the cap holds for the tensors of a computation; what trials leave in the heap, code loaded on first use and the probe itself "
-        "lie beside them: two forwards keep it"
+        "the cap holds for the tensors of a computation; what trials leave in the heap, code loaded on first use and the probe "
+        "itself lie beside them; two forwards keep the cap"
     ),
     "a vector in gradients, K = 8, over the best plain torch path": "the choice is made once; the machine is shared",
 }
