@@ -22,12 +22,12 @@ from fastscape.evaluation.curvature.program import Parts, Program
 from fastscape.evaluation.determinism import NondeterministicLossError
 
 BLOCK = 8  # vectors of a batched computation: with more the cost per vector no longer falls
-_SLOW = 0.01  # seconds per gradient above which overheads hardly count, and a trial takes few products
-_VERY_SLOW = 0.25  # and as few runs as it can
+SLOW = 0.01  # seconds per gradient above which overheads hardly count, and a trial takes few products
+VERY_SLOW = 0.25  # and as few runs as it can
 HOPELESS = 2.0  # times the fastest: a path this much slower is not timed again
 _WRONG = 1e-2  # relative difference from a difference of gradients above which a custom backward is not trusted
 ROUNDS = 8  # of timing quick candidates in turn: the least of them is a product undisturbed
-_CAP = 0.9  # of the memory cap for tensors: kernels have workspace of their own
+CAP = 0.9  # of the memory cap for tensors: kernels have workspace of their own
 _ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-5}  # measured 1e-7 to 1e-5; 1e-16, or 1e-7 of float32 steps inside
 
 
@@ -128,7 +128,7 @@ class Trial:
         self, program: Program, batch: int, limit: float, gradient_seconds: float, given: Parts | None = None, seed: int = 0
     ) -> None:
         self.program, self.batch, self.limit = program, batch, limit
-        self.slow, self.very_slow = gradient_seconds > _SLOW, gradient_seconds > _VERY_SLOW
+        self.slow, self.very_slow = gradient_seconds > SLOW, gradient_seconds > VERY_SLOW
         self.refused: dict[str, str] = {}
         self.asymmetry = math.nan
         self.asymmetric: AsymmetricProductError | None = None

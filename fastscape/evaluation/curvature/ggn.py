@@ -11,6 +11,7 @@ from torch.func import grad, jvp, linearize, vjp, vmap
 from torch.nn import functional as F
 
 from fastscape._criteria import criterion_options
+from fastscape.evaluation.curvature.forward import ForwardPath
 from fastscape.evaluation.curvature.paths import Product
 from fastscape.evaluation.curvature.program import Parts, Program, quiet
 from fastscape.evaluation.curvature.reverse import derivative
@@ -51,16 +52,8 @@ class GaussNewtonGraph:
         return product
 
 
-class GaussNewtonForward:
+class GaussNewtonForward(ForwardPath):
     """Forward mode through the model, the loss's Hessian, and one backward pass, batched over the vectors of a block."""
-
-    name = "forward"
-    batched = True
-    held = False
-    exact = True
-
-    def __init__(self, program: Program) -> None:
-        self._program = program
 
     def build(self, batch: int) -> Product:
         """The vector-Jacobian product at w, which all vectors share."""

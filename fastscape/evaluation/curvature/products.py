@@ -16,11 +16,11 @@ from torch import Tensor
 from fastscape._batches import available_memory, tensors_of
 from fastscape._state import exact_arithmetic, plain_arithmetic
 from fastscape.evaluation.curvature.choice import (
-    _CAP,
-    _SLOW,
     BLOCK,
+    CAP,
     HOPELESS,
     ROUNDS,
+    SLOW,
     Candidate,
     NoPathError,
     ProductChoice,
@@ -74,9 +74,9 @@ class Products:
         self.capped, self.memory = memory is not None, memory or 0
         limit = memory if memory is not None else available_memory(objective.device) // 2
         copies = objective.size * torch.finfo(self.dtype).bits // 8
-        self.limit = _CAP * limit - 2 * copies  # the private copy, and a vector
+        self.limit = CAP * limit - 2 * copies  # the private copy, and a vector
         if self.limit <= 0:
-            least = math.ceil(2 * copies / _CAP)
+            least = math.ceil(2 * copies / CAP)
             raise ValueError(
                 f"memory must hold a copy of the parameters and a vector, {least} bytes, and what a gradient takes, got "
                 f"{limit:.0f}; raise memory="
@@ -271,7 +271,7 @@ class Products:
             self._largest = max(range(len(program.weights)), key=lambda index: _input_bytes(program, index))
             self.gradient_peak = peak_bytes(lambda: program.gradient(self._largest))[1]
             times: list[float] = []
-            while len(times) < 2 or (len(times) < 5 and times[0] < _SLOW):
+            while len(times) < 2 or (len(times) < 5 and times[0] < SLOW):
                 start = time.perf_counter()
                 synchronise(program.gradient(self._largest)[0])
                 times.append(time.perf_counter() - start)
@@ -321,7 +321,7 @@ class Products:
         """Try what takes long to set up once the products so far have cost as much as it may."""
         key = _key(count)
         self._spent[key] += seconds
-        patient = key in self._thorough or self.gradient_seconds > _SLOW
+        patient = key in self._thorough or self.gradient_seconds > SLOW
         if not patient and self._spent[key] > _REPLAY_AFTER * len(self.program.weights) * self.gradient_seconds:
             with self.arithmetic():
                 self._choose(key, thorough=True)

@@ -17,6 +17,18 @@ HESSIAN_PATHS = ("graph", "graph, batched", "forward", "replay", "reverse")
 GGN_PATHS = ("graph", "graph, batched", "forward", "replay")
 
 
+class Overwrites(nn.Module):
+    """A layer that writes into its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, inputs):
+        inputs.mul_(0.5)
+        return self.layer(inputs).tanh()
+
+
 @pytest.fixture
 def truth(net, pairs):
     return dense_hessian(net, lambda call: F.cross_entropy(call(pairs[0]), pairs[1]))
@@ -195,15 +207,6 @@ def test_unused_parameters_have_zero_rows(pairs):
 
 @pytest.mark.parametrize("path", [None, "graph", "graph, batched", "forward", "reverse"])
 def test_a_model_that_writes_into_its_inputs_sees_fresh_ones(pairs, path):
-    class Overwrites(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(5, 3)
-
-        def forward(self, inputs):
-            inputs.mul_(0.5)
-            return self.layer(inputs).tanh()
-
     torch.manual_seed(0)
     model = Overwrites().double()
     inputs = pairs[0].clone()
@@ -214,15 +217,6 @@ def test_a_model_that_writes_into_its_inputs_sees_fresh_ones(pairs, path):
 
 
 def test_a_replay_that_overwrites_its_constants_is_refused(pairs):
-    class Overwrites(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(5, 3)
-
-        def forward(self, inputs):
-            inputs.mul_(0.5)
-            return self.layer(inputs).tanh()
-
     operator = fs.hessian(objective(Overwrites().double(), pairs))
     choice = operator.prepare(8, thorough=True)
     assert "replay" in choice.refused
