@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-import scipy
-import torch
-
 from fastscape._checks import checked_settings, first_line
-from fastscape._version import __version__
 from fastscape.directions import Directions
 from fastscape.estimators import AnalysisSettings, Estimate
 from fastscape.estimators.scaling import Array
@@ -30,6 +23,7 @@ from fastscape.objective import Objective
 from fastscape.probes.track import Track
 from fastscape.reports.result import MultifractalResult, TrajectoryResult
 from fastscape.runs.budget import Budget, time_text
+from fastscape.runs.provenance import provenance
 from fastscape.runs.settings import ProbeSettings
 
 DEFAULT_COUNT = 64
@@ -386,15 +380,7 @@ class Session:
             "run_seconds": self.budget.elapsed,
             "budget": self.budget.seconds if self.budget.limited else None,
             "target": self.target,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {
-                "fastscape": __version__,
-                "torch": str(torch.__version__),
-                "numpy": np.__version__,
-                "scipy": scipy.__version__,
-                "python": platform.python_version(),
-            },
-            "threads": torch.get_num_threads(),
+            **provenance(),
         }
         finished = tuple(dataclasses.replace(point, meta=point.meta | run) for point in points)
         return TrajectoryResult(finished, run)

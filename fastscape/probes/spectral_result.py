@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import platform
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import scipy
-import torch
 
-from fastscape._version import __version__
 from fastscape.estimators import Estimate
 from fastscape.estimators.density import density
 from fastscape.estimators.krylov import Eigenpairs
@@ -21,6 +16,7 @@ from fastscape.estimators.spectra import Density
 from fastscape.estimators.trace import data_stderr, directional_variance, effective_rank, mean_estimate
 from fastscape.probes.spectral import SpectralRun, known
 from fastscape.reports.spectrum import SpectrumResult
+from fastscape.runs.provenance import provenance
 
 _ORTHOGONALITY_PROBES = 4
 
@@ -195,15 +191,7 @@ def _meta(run: SpectralRun, reason: str) -> dict[str, Any]:
         "device": str(run.operator.device),
         "dtype": str(objective.dtype),
         "product_dtype": str(run.operator.dtype),
-        "threads": torch.get_num_threads(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "fastscape": __version__,
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-            "python": platform.python_version(),
-        },
+        **provenance(),
     }
 
 
