@@ -157,6 +157,20 @@ class Surface:
         self._seen.append((rows, found.losses))
         return found
 
+    def turn(self, family: Affine) -> None:
+        """Go on with another affine family, such as the next direction; the path that was chosen is kept.
+
+        Raises:
+            ValueError: a family of other dimensions.
+        """
+        if family.dims != self.family.dims:
+            raise ValueError(f"family must have {self.family.dims} dimensions as the one before, got {family.dims}")
+        self.family = family
+        self._loop = PointLoop(self.replica, family, self.terms, self._prepare)
+        self._seen.clear()  # coordinates of the other family
+        if self._path is not None and self.choice is not None:
+            self._path = self._named(self.choice.name, self.choice.chunk) or self._loop
+
     @property
     def noise(self) -> float:
         """RMS rounding error of one loss, in units of the loss; NaN before any point of finite loss was evaluated.
@@ -238,7 +252,7 @@ class Surface:
             why = "asked for" if self._wanted else "the weights are not affine in the coordinates, or prepared at every point"
             return PathChoice("loop", 1, {}, why), self._loop
         if self._wanted is not None:
-            return self._only(self._wanted, family, rows)
+            return self._only(self._wanted, rows)
         if len(rows) < 2 * _SIZES[0]:
             return PathChoice("loop", 1, {}, _FEW), self._loop
         loop = self._timed(self._loop, rows)
@@ -281,19 +295,25 @@ class Surface:
             }
         return found
 
-    def _only(self, name: str, family: Affine, rows: Array) -> tuple[PathChoice, SurfacePath]:
-        if name == "vmap":
-            size = min(_SIZES[0], self._affordable(), len(rows))
-            if size < 1:
-                raise ValueError("memory must hold a copy of the parameters and activations for path='vmap'; use path='loop'")
-            path: SurfacePath | None = PointVmap(self.replica, family, self.terms, size)
-        else:
-            path = CANDIDATES[name](self.replica, family, self.terms)
+    def _only(self, name: str, rows: Array) -> tuple[PathChoice, SurfacePath]:
+        size = min(_SIZES[0], self._affordable(), len(rows))
+        if name == "vmap" and size < 1:
+            raise ValueError("memory must hold a copy of the parameters and activations for path='vmap'; use path='loop'")
+        path = self._named(name, size)
         if path is None:
             raise ValueError(f"path must be one that can run this model, got {name!r}; use path=None")
         if not self._agree(path, rows):
             raise ValueError(f"path must be 'loop' for this model, got {name!r}, which gives other losses")
         return PathChoice(path.name, path.chunk, {}, "asked for"), path
+
+    def _named(self, name: str, chunk: int) -> SurfacePath | None:
+        """A path of the present family; ``None`` where it cannot take the model."""
+        assert isinstance(self.family, Affine)
+        if name == "loop":
+            return self._loop
+        if name == "vmap":
+            return PointVmap(self.replica, self.family, self.terms, chunk)
+        return CANDIDATES[name](self.replica, self.family, self.terms)
 
     def _agree(self, path: SurfacePath, rows: Array) -> bool:
         few = rows[np.unique(np.linspace(0, len(rows) - 1, 3).round().astype(int))]
