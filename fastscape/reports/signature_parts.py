@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.roughness import Trend
 from fastscape.estimators.spectra import Stability
 from fastscape.reports import storage
 
@@ -134,7 +135,8 @@ def unbounded(value: float, n: int = 1) -> Estimate:
 
 def kind_of(result: object) -> str:
     """Kind of a result as in its files, or the name of its class where it has none."""
-    return next((name for name, known in storage.KINDS.items() if known is type(result)), type(result).__name__)
+    kinds = (name for name, known in storage.KINDS.items() if known is type(result))
+    return str(getattr(result, "kind", None) or next(kinds, type(result).__name__))
 
 
 def _spectrum(result: Any) -> Contribution:
@@ -210,8 +212,6 @@ def _worst(result: Any) -> float | None:
     losses = losses[np.isfinite(losses).all(axis=1)]
     if not len(losses):
         return None
-    from fastscape.estimators.roughness import Trend
-
     return float(Trend([np.asarray(result.alphas, dtype=np.float64)], 0).variance(losses).max())
 
 
