@@ -36,11 +36,21 @@ from fastscape.probes import (
     edge_of_stability,
     mean_quadratic_form,
     multifractal,
+    sharpness,
     spectra,
     spectrum,
+    temperature,
     trajectory,
 )
-from fastscape.reports import MultifractalResult, SpectrumResult, SpectrumTrajectory, TrajectoryResult, load
+from fastscape.reports import (
+    MultifractalResult,
+    SharpnessResult,
+    SpectrumResult,
+    SpectrumTrajectory,
+    TemperatureResult,
+    TrajectoryResult,
+    load,
+)
 from fastscape.runs import ProbeSettings, preset
 
 __all__ = [
@@ -63,11 +73,13 @@ __all__ = [
     "Progress",
     "QuadraticForms",
     "Responses",
+    "SharpnessResult",
     "SpectrumError",
     "SpectrumResult",
     "SpectrumTrajectory",
     "Stability",
     "Status",
+    "TemperatureResult",
     "TrajectoryResult",
     "UntraceableError",
     "__version__",
@@ -83,8 +95,10 @@ __all__ = [
     "preset",
     "quadratic_forms",
     "responses",
+    "sharpness",
     "spectra",
     "spectrum",
     "status",
+    "temperature",
     "trajectory",
 ]
