@@ -96,7 +96,11 @@ class Plan:
             "networks": {each.name: each.words for each in self.architectures},
             "optimizers": {each.name: each.sgd for each in self.architectures},
             "steps": {each.name: each.steps for each in self.architectures},
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in ("architectures", "name")},
+            **{
+                field.name: getattr(self, field.name)
+                for field in dataclasses.fields(self)
+                if field.name not in ("architectures", "name")
+            },
         }
 
     def only(self, names: tuple[str, ...]) -> Plan:
