@@ -50,10 +50,9 @@ class Axes:
     explained: Array | None = None
 
     @classmethod
-    def of(cls, directions: Directions, labels: Sequence[str] | None = None) -> Axes:
-        """All of these directions, normalised and scaled as they are; memory of as many copies of the parameters."""
-        dtype = torch.promote_types(directions.dtype, torch.float32)
-        rows = [directions.tensors(index, dtype) for index in range(len(directions))]
+    def of(cls, directions: Directions, labels: Sequence[str] | None = None, *, count: int | None = None) -> Axes:
+        """The first ``count`` of these directions, or all, as they are; memory of as many float64 copies of the parameters."""
+        rows = [directions.tensors(index, torch.float64) for index in range(len(directions) if count is None else count)]
         kind = "random" if directions.seed is not None else "given"
         names = tuple(labels) if labels is not None else tuple(f"{kind} {index}" for index in range(len(rows)))
         return cls(tuple(row for row, _ in rows), names, np.array([length for _, length in rows]), directions.weight_norm)
@@ -188,18 +187,17 @@ class Axes:
 
     def __add__(self, other: Axes) -> Axes:
         """These axes and others, of one objective."""
-        explained = None
-        return Axes(
-            self.tensors + other.tensors,
-            self.labels + other.labels,
-            np.concatenate([self.lengths, other.lengths]),
-            self.weight_norm,
-            explained,
-        )
+        lengths = np.concatenate([self.lengths, other.lengths])
+        return Axes(self.tensors + other.tensors, self.labels + other.labels, lengths, self.weight_norm)
 
-    def __getitem__(self, index: int) -> list[Tensor]:
-        """Axis ``index`` as tensors."""
-        return self.tensors[index]
+    def __getitem__(self, wanted: slice) -> Axes:
+        """Some of the axes."""
+        explained = None if self.explained is None else self.explained[wanted]
+        return Axes(self.tensors[wanted], self.labels[wanted], self.lengths[wanted], self.weight_norm, explained)
+
+    def to(self, dtype: torch.dtype) -> Axes:
+        """The same axes, rounded to ``dtype``."""
+        return dataclasses.replace(self, tensors=tuple([tensor.to(dtype) for tensor in axis] for axis in self.tensors))
 
     @property
     def relative(self) -> Array:

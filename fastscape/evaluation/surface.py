@@ -78,6 +78,11 @@ class Surface:
         prepare: ``prepare(replica, coordinates)``, called when the weights of a point are written, such as to recompute
             batch-norm statistics; points are then evaluated one by one.
 
+    Attributes:
+        seconds: of one evaluation, measured on entry.
+        choice: the path, once points have been evaluated.
+        terms: how losses are split into those of samples.
+
     Raises:
         TypeError, ValueError: naming the argument.
         NondeterministicLossError: on entry; the loss is not a function of weights and data.
@@ -113,6 +118,7 @@ class Surface:
         self._path: SurfacePath | None = None
         self._seen: list[tuple[Array, Array]] = []
         self._noise: float | None = None
+        self.seconds = 0.0
         self._beside = 0  # evaluations of the float64 copy
         self._stack = ExitStack()
 
@@ -120,8 +126,9 @@ class Surface:
         with ExitStack() as stack:
             stack.enter_context(exact_arithmetic(self.dtype))
             self.replica = self.objective.replica(self.dtype)
-            unperturbed_loss(self.replica)
-            self.replica.evaluations += 2
+            start = time.perf_counter()
+            unperturbed_loss(self.replica)  # evaluates twice, and counts
+            self.seconds = (time.perf_counter() - start) / 2
             self.terms = SampleLosses(self.replica, accuracy=self._accuracy)
             self._loop = PointLoop(self.replica, self.family, self.terms, self._prepare)
             self._stack = stack.pop_all()
