@@ -1,8 +1,10 @@
 """What a user asks: one file per question."""
 
 from fastscape.probes.curvature import mean_quadratic_form
+from fastscape.probes.dynamics import temperature
 from fastscape.probes.multifractal import multifractal, trajectory
 from fastscape.probes.session import ProbeError, Progress
+from fastscape.probes.sharpness import sharpness
 from fastscape.probes.slices import SliceError, slice1d, slice2d
 from fastscape.probes.spectrum import SpectrumError, SpectrumProgress, spectrum
 from fastscape.probes.spectrum_trajectory import spectra
@@ -17,9 +19,11 @@ __all__ = [
     "edge_of_stability",
     "mean_quadratic_form",
     "multifractal",
+    "sharpness",
     "slice1d",
     "slice2d",
     "spectra",
     "spectrum",
+    "temperature",
     "trajectory",
 ]

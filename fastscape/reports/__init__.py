@@ -1,6 +1,8 @@
 """Results: frozen dataclasses, files, tables, figures and pages."""
 
+from fastscape.reports.dynamics import TemperatureResult
 from fastscape.reports.result import Measured, MultifractalResult, TrajectoryResult, load
+from fastscape.reports.sharpness import SharpnessResult
 from fastscape.reports.slices import PlaneResult, SliceResult
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 
@@ -8,9 +10,11 @@ __all__ = [
     "Measured",
     "MultifractalResult",
     "PlaneResult",
+    "SharpnessResult",
     "SliceResult",
     "SpectrumResult",
     "SpectrumTrajectory",
+    "TemperatureResult",
     "TrajectoryResult",
     "load",
 ]

@@ -25,7 +25,7 @@ def text(estimate: Estimate) -> str:
     return interval(estimate) if estimate.n > 1 else f"{number(estimate.value)} (one seed)"
 
 
-def spread(values: Array) -> tuple[float, float]:
-    """Smallest and largest of what is known, for error bars."""
-    known = values[np.isfinite(values)]
-    return (float(known.min()), float(known.max())) if len(known) else (float("nan"), float("nan"))
+def pairs(matrix: Array) -> Array:
+    """The values of a symmetric matrix above its diagonal."""
+    values: Array = matrix[np.triu_indices(len(matrix), 1)]
+    return values
