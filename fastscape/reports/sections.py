@@ -61,6 +61,7 @@ class Section:
         flags: what to beware of, in words.
         settings: label and value of what the run was asked for.
         children: sections of the parts of a compound result.
+        folded: whether a page shows it closed where it stands inside another.
     """
 
     title: str
@@ -71,6 +72,7 @@ class Section:
     flags: tuple[str, ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
     children: tuple[Section, ...] = ()
+    folded: bool = False
 
 
 def section_table(section: Section) -> RenderableType:
