@@ -5,7 +5,7 @@ The public names; see the README for a tour and each docstring for formula, shap
 
 import fastscape._interrupts  # noqa: F401 - first, because what follows takes seconds
 from fastscape._version import __version__
-from fastscape.directions import Directions
+from fastscape.directions import Axes, Directions
 from fastscape.estimators import Analysis, AnalysisSettings, Estimate, analyse
 from fastscape.estimators.spectra import Stability
 from fastscape.evaluation import (
@@ -32,11 +32,14 @@ from fastscape.ops import Status, status
 from fastscape.probes import (
     ProbeError,
     Progress,
+    SliceError,
     SpectrumError,
     edge_of_stability,
     mean_quadratic_form,
     multifractal,
     sharpness,
+    slice1d,
+    slice2d,
     spectra,
     spectrum,
     temperature,
@@ -44,7 +47,9 @@ from fastscape.probes import (
 )
 from fastscape.reports import (
     MultifractalResult,
+    PlaneResult,
     SharpnessResult,
+    SliceResult,
     SpectrumResult,
     SpectrumTrajectory,
     TemperatureResult,
@@ -57,6 +62,7 @@ __all__ = [
     "Analysis",
     "AnalysisSettings",
     "AsymmetricProductError",
+    "Axes",
     "CurvatureOperator",
     "Directions",
     "Estimate",
@@ -66,6 +72,7 @@ __all__ = [
     "NondeterministicLossError",
     "Objective",
     "Operators",
+    "PlaneResult",
     "PrecisionWarning",
     "ProbeError",
     "ProbeSettings",
@@ -74,6 +81,8 @@ __all__ = [
     "QuadraticForms",
     "Responses",
     "SharpnessResult",
+    "SliceError",
+    "SliceResult",
     "SpectrumError",
     "SpectrumResult",
     "SpectrumTrajectory",
@@ -96,6 +105,8 @@ __all__ = [
     "quadratic_forms",
     "responses",
     "sharpness",
+    "slice1d",
+    "slice2d",
     "spectra",
     "spectrum",
     "status",

@@ -5,6 +5,7 @@ from fastscape.probes.dynamics import temperature
 from fastscape.probes.multifractal import multifractal, trajectory
 from fastscape.probes.session import ProbeError, Progress
 from fastscape.probes.sharpness import sharpness
+from fastscape.probes.slices import SliceError, slice1d, slice2d
 from fastscape.probes.spectrum import SpectrumError, SpectrumProgress, spectrum
 from fastscape.probes.spectrum_trajectory import spectra
 from fastscape.probes.stability import edge_of_stability
@@ -12,12 +13,15 @@ from fastscape.probes.stability import edge_of_stability
 __all__ = [
     "ProbeError",
     "Progress",
+    "SliceError",
     "SpectrumError",
     "SpectrumProgress",
     "edge_of_stability",
     "mean_quadratic_form",
     "multifractal",
     "sharpness",
+    "slice1d",
+    "slice2d",
     "spectra",
     "spectrum",
     "temperature",

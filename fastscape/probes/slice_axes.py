@@ -92,10 +92,12 @@ def axes_of(
             if trajectory is None:
                 raise ValueError("directions='pca' needs trajectory=, the checkpoints whose principal components to take")
             return Axes.pca(objective, trajectory, count, scale=scale)
-        case str():
-            raise ValueError(f"directions must be {_NAMES}, or given ones, got {given!r}")
-        case Mapping() | Sequence():
-            return Axes.given(objective, given, scale=scale)
+    if isinstance(given, str):
+        raise ValueError(f"directions must be {_NAMES}, or given ones, got {given!r}")
+    if isinstance(given, Mapping):
+        return Axes.given(objective, given, scale=scale)
+    if isinstance(given, Sequence):
+        return Axes.given(objective, list(given), scale=scale)
     raise TypeError(f"directions must be fs.Directions, tensors by name, a spectrum or {_NAMES}, got {type(given).__name__}")
 
 

@@ -75,9 +75,9 @@ def slice1d(
 
     Args:
         objective: the loss.
-        directions: ``None`` for ``count`` random ones, ``"gradient"``, ``"pca"`` of ``trajectory``, :class:`fastscape.Directions`,
-            :class:`fastscape.directions.axes.Axes` (such as a difference of checkpoints), a spectrum with its eigenvectors or
-            vectors ``[D, k]``, or tensors by parameter name.
+        directions: ``None`` for ``count`` random ones, ``"gradient"``, ``"pca"`` of ``trajectory``, :class:`fastscape.Directions`
+            or :class:`fastscape.Axes` (such as a difference of checkpoints), a spectrum with its eigenvectors or vectors
+            ``[D, k]``, or tensors by parameter name.
         radius: A, the largest alpha; alpha is in units of ||v||, which is ||w|| with ``scale="relative"``.
         points: odd number of points in [-A, A].
         count, normalize, seed: of random directions; ``normalize="filter"`` is that of Li et al., biases left alone.

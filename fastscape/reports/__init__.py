@@ -3,12 +3,15 @@
 from fastscape.reports.dynamics import TemperatureResult
 from fastscape.reports.result import Measured, MultifractalResult, TrajectoryResult, load
 from fastscape.reports.sharpness import SharpnessResult
+from fastscape.reports.slices import PlaneResult, SliceResult
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 
 __all__ = [
     "Measured",
     "MultifractalResult",
+    "PlaneResult",
     "SharpnessResult",
+    "SliceResult",
     "SpectrumResult",
     "SpectrumTrajectory",
     "TemperatureResult",

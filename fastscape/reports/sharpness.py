@@ -163,7 +163,7 @@ def _raised(result: SharpnessResult) -> list[str]:
     flags = []
     if result.nonfinite:
         flags.append(f"{counted(result.nonfinite, 'point')} with a NaN or infinite loss")
-    if 0 < result.worst < 10 * result.noise:
+    if result.worst < 10 * result.noise and max(result.worst, result.first_order) > 0:
         flags.append(f"the worst case is within 10 times the rounding noise ({result.noise:.1e})")
     if result.loss > 0 and result.worst > _LARGE * result.loss and result.worst > 10 * result.first_order:
         flags.append("the rise is far beyond first order and larger than the loss: this radius is no small neighbourhood")

@@ -41,6 +41,7 @@ def lines(result: SliceResult, ax: Axes | None = None) -> Axes:
     ax.axvline(0, color=GREY, lw=0.8, zorder=0)
     if _symlog(result):
         ax.set_yscale("symlog", linthresh=_threshold(result))
+        ax.set_ylim(bottom=min(0.0, 2 * float(np.min(result.losses[np.isfinite(result.losses)]))))  # bands reach far below 0
     if several or result.labels[0]:
         ax.legend(fontsize=6, loc="best")
     ax.set(xlabel=_unit(r"$\alpha$", result.eps_relative), ylabel="loss")

@@ -207,10 +207,8 @@ def _reach(losses: Array) -> tuple[float, float]:
     return (float(finite.min()), float(finite.max())) if len(finite) else (math.nan, math.nan)
 
 
-def _smooth(resolved: bool, detrended: str, order: str) -> str:
-    if resolved:
-        return f"{detrended} of which no quadratic {order} explains"
-    return f"nothing above rounding that no quadratic {order} explains"
+def _left(resolved: bool, detrended: str) -> str:
+    return f"of which a quadratic trend leaves {detrended if resolved else 'no more than rounding'}"
 
 
 def _verdict_1d(result: SliceResult) -> str:
@@ -220,9 +218,7 @@ def _verdict_1d(result: SliceResult) -> str:
         return f"No loss along {lines} is finite."
     reach = number(float(result.alphas[-1] * np.median(result.eps_relative)))
     found = f"Within {reach} ||w|| along {lines} the loss goes from {number(low)} to {number(high)}, {number(result.loss)} at w"
-    return (
-        f"{found}; variance {interval(result.roughness)}, " + _smooth(result.resolved, interval(result.detrended), "line") + "."
-    )
+    return f"{found}; variance {interval(result.roughness)}, {_left(result.resolved, interval(result.detrended))}."
 
 
 def _verdict_2d(result: PlaneResult) -> str:
@@ -232,7 +228,7 @@ def _verdict_2d(result: PlaneResult) -> str:
     found = f"Over the plane the loss goes from {number(low)} to {number(high)}, {number(result.loss)} at w"
     if math.isnan(result.roughness):
         return found + "."
-    return f"{found}; variance {number(result.roughness)}, " + _smooth(result.resolved, number(result.detrended), "surface") + "."
+    return f"{found}; variance {number(result.roughness)}, {_left(result.resolved, number(result.detrended))}."
 
 
 def _flags(losses: Array, resolved: bool, detrended: float) -> list[str]:

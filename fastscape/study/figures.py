@@ -89,7 +89,7 @@ def sharpness_along(runs: Sequence[RunResult], ink: str, ax: Any) -> None:
     edge = None
     for run in runs:
         found = run.parts["difficulty"]
-        ax.plot(found.lambda_steps, found.lambda_values, color=ink, lw=1, marker=".", ms=3)
+        ax.plot(found.nodes, found.sharpness, color=ink, lw=1, marker=".", ms=3)
         edge = run.meta["critical"]
     if edge is not None:
         ax.axhline(edge, color=GREY, lw=1, ls="--")

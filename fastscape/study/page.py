@@ -63,7 +63,9 @@ def claims_grid(result: StudyResult) -> Grid:
         {"claim of the source": claim.claim, "section": claim.where, "here": claim.outcome, "evidence": claim.evidence}
         for claim in result.claims()
     ]
-    return Grid("The source's claims", tuple(rows), {"here": "inconclusive where the 95 % interval over seeds holds both answers"})
+    return Grid(
+        "The source's claims", tuple(rows), {"here": "inconclusive where the 95 % interval over seeds holds both answers"}
+    )
 
 
 def associations_grid(result: StudyResult) -> Grid:
@@ -156,7 +158,9 @@ def study_section(result: StudyResult) -> Section:
             "Table 1 as marks: one for each seed; bars are means over seeds with Student's 95 % interval.",
             panels=(1, len(figures.COMPARED)),
         ),
-        Figure("Training", partial(figures.losses, result), "Minibatch losses averaged over a fiftieth of the run; a line a seed."),
+        Figure(
+            "Training", partial(figures.losses, result), "Minibatch losses averaged over a fiftieth of the run; a line a seed."
+        ),
         Figure(
             "H5",
             partial(figures.foretold, result),
@@ -196,7 +200,7 @@ def architecture_section(result: StudyResult, name: str) -> Section:
     along = Figure(
         "Sharpness along training",
         lambda ax: figures.sharpness_along(tracked, ink, ax),
-        "Spectral norm of the Hessian by warm-started block Lanczos, a line for each seed; dashed: 2 (1 + momentum)/learning rate.",
+        "Spectral norm of the Hessian by warm-started block Lanczos, a line for each seed; dashed: 2 (1 + momentum)/eta.",
     )
     barrier = [section_of(result.barriers[name])] if name in result.barriers else []
     row = table(result, "final", _FINAL, "At the end of training; mean over seeds [95 %]")

@@ -116,7 +116,8 @@ class StudyResult(Document):
             when: ``"early"`` or ``"final"``.
         """
         return {
-            name: np.array([_value(getattr(getattr(run, when), quantity)) for run in self.of(name)]) for name in self.architectures
+            name: np.array([_value(getattr(getattr(run, when), quantity)) for run in self.of(name)])
+            for name in self.architectures
         }
 
     def across(self, quantity: str, when: str = "early") -> dict[str, Estimate]:
@@ -138,10 +139,10 @@ class StudyResult(Document):
 
     def claims(self) -> tuple[Claim, ...]:
         """The source's claims against these runs."""
-        early = {name: self.values(name) for name in ("trace", "lambda_max", "roughness", "roughness_detrended")}
+        early = {name: self.values(name) for name in ("trace", "lambda_max", "roughness_detrended")}
         rest: dict[str, Mapping[str, Array]] = {
             "resolved": self._per_run(_resolved),
-            "roughness_worst": self._per_run(_worst),
+            "roughness_worst": self.values("roughness_worst", "final"),
             "normalized_sharpness": self.values("normalized_sharpness", "final"),
             "difficulty": self._per_run(_difficulty),
             "barrier": {name: pairs(matrix.linear) for name, matrix in self.barriers.items()},
@@ -167,12 +168,6 @@ def _resolved(run: RunResult) -> float:
     """1 where the two largest eigenvalues at the end are further apart than their residuals, 0 where not."""
     spectrum = run.parts.get("final.spectrum")
     return float("nan") if spectrum is None or len(spectrum.eigenvalues) < 2 else float(spectrum.gap.resolved)
-
-
-def _worst(run: RunResult) -> float:
-    """Largest variance of the loss over the directions of the final slices."""
-    found = run.parts.get("final.slice")
-    return float("nan") if found is None else float(np.nanmax(found.roughness_by_direction))
 
 
 def _difficulty(run: RunResult) -> float:
