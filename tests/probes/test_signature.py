@@ -1,5 +1,6 @@
 """One call measures the signature of a real network: shared budget, reasons for what is missing, nothing touched."""
 
+import importlib
 import math
 
 import pytest
@@ -9,12 +10,13 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape.evaluation.determinism import NondeterministicLossError
-from fastscape.probes import signature as module
 from fastscape.probes.several import Stage, run_stages
 from fastscape.reports.html import write_html
 from fastscape.reports.probe import ProbeResult
 from fastscape.reports.signature import Signature
 from fastscape.runs.budget import Budget, BudgetError
+
+module = importlib.import_module("fastscape.probes.signature")  # the name in the package is the function
 
 QUICK = {
     "spectrum": {"nodes": 12, "targets": {"eigenvalues": 1e-2, "trace": None}},
@@ -31,7 +33,7 @@ def objective(trained_mlp, digits):
 
 
 def quick(objective, **settings):
-    return module.signature(objective, **{"batch_size": 16, "learning_rate": 0.05, "k": 2, "options": QUICK, **settings})
+    return fs.signature(objective, **{"batch_size": 16, "learning_rate": 0.05, "k": 2, "options": QUICK, **settings})
 
 
 def test_a_real_network_has_a_full_signature_and_is_left_untouched(objective, untouched):
@@ -52,7 +54,7 @@ def test_single_probes_give_the_same_numbers(objective):
     spectrum = fs.spectrum(objective, 2, seed=3, **QUICK["spectrum"])
     assert found.lambda_max.value == pytest.approx(spectrum.lambda_max, rel=1e-3)
     assert found.trace.value == pytest.approx(spectrum.trace.value, rel=1e-4)
-    lines = module.slice1d(objective, seed=3, **QUICK["slice"])
+    lines = fs.slice1d(objective, seed=3, **QUICK["slice"])
     assert found.roughness.value == pytest.approx(lines.roughness.value, rel=1e-5)
 
 
@@ -109,9 +111,7 @@ def test_a_budget_that_is_too_small_costs_only_what_does_not_fit(objective, monk
 
     monkeypatch.setitem(module.PROBES, "slice", refuses)
     monkeypatch.setitem(module.PROBES, "sharpness", refuses)
-    found = module.signature(
-        objective, budget="5s", what=("spectrum", "slice", "sharpness"), options={"spectrum": QUICK["spectrum"]}
-    )
+    found = fs.signature(objective, budget="5s", what=("spectrum", "slice", "sharpness"), options={"spectrum": QUICK["spectrum"]})
     assert found.trace is not None
     assert found.missing["roughness"] == "its share of the budget was too small: budget must be at least 9s, got 1s"
     assert found.meta["stop_reason"] == "deadline"
@@ -123,7 +123,7 @@ def interrupted(*_args, **_settings):
 
 def test_ctrl_c_keeps_what_was_measured(objective, monkeypatch):
     monkeypatch.setitem(module.PROBES, "slice", interrupted)
-    found = module.signature(objective, what=("spectrum", "slice", "sharpness"), options={"spectrum": QUICK["spectrum"]})
+    found = fs.signature(objective, what=("spectrum", "slice", "sharpness"), options={"spectrum": QUICK["spectrum"]})
     assert found.trace is not None
     assert found.missing["roughness"] == "the run was interrupted before it"
     assert found.missing["normalized_sharpness"] == "the run was interrupted before it"
@@ -133,7 +133,7 @@ def test_ctrl_c_keeps_what_was_measured(objective, monkeypatch):
 def test_ctrl_c_before_anything_is_ctrl_c(objective, monkeypatch):
     monkeypatch.setitem(module.PROBES, "spectrum", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        module.signature(objective, what=("spectrum", "slice"))
+        fs.signature(objective, what=("spectrum", "slice"))
 
 
 def test_a_probe_that_fails_costs_no_other_its_result(objective, monkeypatch):
@@ -141,11 +141,11 @@ def test_a_probe_that_fails_costs_no_other_its_result(objective, monkeypatch):
         raise RuntimeError("out of memory\nand a long story")
 
     monkeypatch.setitem(module.PROBES, "sharpness", broken)
-    found = module.signature(objective, what=("spectrum", "sharpness"), options={"spectrum": QUICK["spectrum"]})
+    found = fs.signature(objective, what=("spectrum", "sharpness"), options={"spectrum": QUICK["spectrum"]})
     assert found.trace is not None
     assert found.missing["normalized_sharpness"] == "it failed: RuntimeError: out of memory"
     with pytest.raises(RuntimeError, match="out of memory"):
-        module.signature(objective, what=("sharpness",))
+        fs.signature(objective, what=("sharpness",))
 
 
 def test_a_loss_with_dropout_is_refused_with_the_reason(digits, untouched):
@@ -163,7 +163,7 @@ def test_a_loss_with_dropout_is_refused_with_the_reason(digits, untouched):
 
 
 def test_several_probes_share_one_page_and_file(objective, tmp_path):
-    found = module.probe(objective, ("slice", "spectrum"), options={kind: QUICK[kind] for kind in ("slice", "spectrum")})
+    found = fs.probe(objective, ("slice", "spectrum"), options={kind: QUICK[kind] for kind in ("slice", "spectrum")})
     assert list(found) == ["spectrum", "slice"]
     assert found["spectrum"].vectors is not None
     again = fs.load(found.save(tmp_path / "probes"))
@@ -183,7 +183,7 @@ def test_several_probes_share_one_page_and_file(objective, tmp_path):
 
 
 def test_all_that_the_arguments_allow_is_probed(objective):
-    found = module.probe(
+    found = fs.probe(
         objective,
         batch_size=16,
         learning_rate=0.05,
@@ -216,15 +216,15 @@ def test_all_that_the_arguments_allow_is_probed(objective):
 def test_arguments_are_checked_before_any_work(objective, monkeypatch, settings, message):
     monkeypatch.setattr(module, "run_stages", lambda *_: pytest.fail("work was done"))
     with pytest.raises(ValueError, match=message):
-        module.probe(objective, **settings)
+        fs.probe(objective, **settings)
 
 
 def test_optimizer_and_learning_rate_are_alternatives(objective):
     optimizer = torch.optim.SGD(objective.model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="either optimizer= or learning_rate="):
-        module.signature(objective, optimizer=optimizer, learning_rate=0.1, batch_size=4)
+        fs.signature(objective, optimizer=optimizer, learning_rate=0.1, batch_size=4)
     with pytest.raises(TypeError, match=r"must be a fastscape\.Objective"):
-        module.signature(objective.model)
+        fs.signature(objective.model)
 
 
 class Result:
