@@ -6,7 +6,18 @@ The public names; see the README for a tour and each docstring for formula, shap
 import fastscape._interrupts  # noqa: F401 - first, because what follows takes seconds
 from fastscape._version import __version__
 from fastscape.directions import Axes, Directions
-from fastscape.estimators import Analysis, AnalysisSettings, Estimate, analyse
+from fastscape.estimators import (
+    DEFAULT_RULES,
+    Analysis,
+    AnalysisSettings,
+    Association,
+    Condition,
+    Estimate,
+    Rule,
+    Verdict,
+    analyse,
+    association,
+)
 from fastscape.estimators.spectra import Stability
 from fastscape.evaluation import (
     AsymmetricProductError,
@@ -37,7 +48,9 @@ from fastscape.probes import (
     edge_of_stability,
     mean_quadratic_form,
     multifractal,
+    probe,
     sharpness,
+    signature,
     slice1d,
     slice2d,
     spectra,
@@ -46,23 +59,31 @@ from fastscape.probes import (
     trajectory,
 )
 from fastscape.reports import (
+    Comparison,
     MultifractalResult,
     PlaneResult,
+    ProbeResult,
     SharpnessResult,
+    Signature,
     SliceResult,
     SpectrumResult,
     SpectrumTrajectory,
     TemperatureResult,
     TrajectoryResult,
+    compare,
     load,
 )
 from fastscape.runs import ProbeSettings, preset
 
 __all__ = [
+    "DEFAULT_RULES",
     "Analysis",
     "AnalysisSettings",
+    "Association",
     "AsymmetricProductError",
     "Axes",
+    "Comparison",
+    "Condition",
     "CurvatureOperator",
     "Directions",
     "Estimate",
@@ -75,12 +96,15 @@ __all__ = [
     "PlaneResult",
     "PrecisionWarning",
     "ProbeError",
+    "ProbeResult",
     "ProbeSettings",
     "ProductChoice",
     "Progress",
     "QuadraticForms",
     "Responses",
+    "Rule",
     "SharpnessResult",
+    "Signature",
     "SliceError",
     "SliceResult",
     "SpectrumError",
@@ -91,8 +115,11 @@ __all__ = [
     "TemperatureResult",
     "TrajectoryResult",
     "UntraceableError",
+    "Verdict",
     "__version__",
     "analyse",
+    "association",
+    "compare",
     "edge_of_stability",
     "ggn",
     "hessian",
@@ -102,9 +129,11 @@ __all__ = [
     "multifractal",
     "operators",
     "preset",
+    "probe",
     "quadratic_forms",
     "responses",
     "sharpness",
+    "signature",
     "slice1d",
     "slice2d",
     "spectra",

@@ -5,6 +5,7 @@ from fastscape.probes.dynamics import temperature
 from fastscape.probes.multifractal import multifractal, trajectory
 from fastscape.probes.session import ProbeError, Progress
 from fastscape.probes.sharpness import sharpness
+from fastscape.probes.signature import probe, signature
 from fastscape.probes.slices import SliceError, slice1d, slice2d
 from fastscape.probes.spectrum import SpectrumError, SpectrumProgress, spectrum
 from fastscape.probes.spectrum_trajectory import spectra
@@ -19,7 +20,9 @@ __all__ = [
     "edge_of_stability",
     "mean_quadratic_form",
     "multifractal",
+    "probe",
     "sharpness",
+    "signature",
     "slice1d",
     "slice2d",
     "spectra",
