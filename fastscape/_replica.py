@@ -26,7 +26,7 @@ class _LossModule(nn.Module):
     def __init__(self, model: nn.Module, objective: Objective, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
-        self._pair = _placed_criterion(objective.criterion, objective.device, dtype)
+        self._pair = placed_criterion(objective.criterion, objective.device, dtype)
         self._loss = objective.user_loss
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -43,7 +43,7 @@ class _LossModule(nn.Module):
         return self._pair(outputs, targets), outputs if isinstance(outputs, Tensor) else None
 
 
-def _placed_criterion(criterion: Criterion | None, device: torch.device, dtype: torch.dtype) -> Criterion | None:
+def placed_criterion(criterion: Criterion | None, device: torch.device, dtype: torch.dtype) -> Criterion | None:
     """The criterion with its class weights on the device and in the dtype of the logits."""
     if isinstance(criterion, nn.Module):
         return copy.deepcopy(criterion).to(device, dtype)
@@ -86,7 +86,7 @@ class Replica:
         if self.objective.criterion is None:
             return
         device = self.objective.device
-        pair = _placed_criterion(self.objective.criterion, device, torch.float64)
+        pair = placed_criterion(self.objective.criterion, device, torch.float64)
         assert pair is not None
 
         def widened(outputs: object, targets: object) -> Tensor:
