@@ -149,21 +149,28 @@ class Replica:
 
     def gradient(self) -> list[Tensor]:
         """Gradient of L at the scratch parameters; zeros for parameters that the loss does not use."""
+        return self.loss_and_gradient()[1]
+
+    def loss_and_gradient(self) -> tuple[float, list[Tensor]]:
+        """L, summed over batches in float64, and its gradient at the scratch parameters, from the same forwards."""
+        self.evaluations += 1
         parameters = dict(self.module.model.named_parameters())
         moved = [parameters[name] for name in self.objective.names]
         before = {name: parameter.requires_grad for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in self.objective.names)  # of the others nothing is stored for the backward pass
-        total = [torch.zeros_like(tensor) for tensor in moved]
+        total, value = [torch.zeros_like(tensor) for tensor in moved], 0.0
         with torch.enable_grad():
             for index, weight in enumerate(self.objective.batch_weights):
-                parts = torch.autograd.grad(self.batch_loss(index)[0], moved, allow_unused=True)
+                loss = self.batch_loss(index)[0]
+                parts = torch.autograd.grad(loss, moved, allow_unused=True)
+                value += weight * float(loss.detach())
                 for sum_, part in zip(total, parts, strict=True):
                     if part is not None:
                         sum_.add_(part.detach(), alpha=weight / self.objective.samples)
         for name, parameter in parameters.items():
             parameter.requires_grad_(before[name])
-        return total
+        return value / self.objective.samples, total
 
     def buffers(self) -> dict[str, Tensor]:
         """Copies of the private model's buffers."""
