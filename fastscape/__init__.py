@@ -33,6 +33,8 @@ from fastscape.probes import (
     ProbeError,
     Progress,
     SpectrumError,
+    bench,
+    doctor,
     edge_of_stability,
     mean_quadratic_form,
     multifractal,
@@ -40,14 +42,24 @@ from fastscape.probes import (
     spectrum,
     trajectory,
 )
-from fastscape.reports import MultifractalResult, SpectrumResult, SpectrumTrajectory, TrajectoryResult, load
+from fastscape.reports import (
+    BenchResult,
+    Diagnosis,
+    MultifractalResult,
+    SpectrumResult,
+    SpectrumTrajectory,
+    TrajectoryResult,
+    load,
+)
 from fastscape.runs import ProbeSettings, preset
 
 __all__ = [
     "Analysis",
     "AnalysisSettings",
     "AsymmetricProductError",
+    "BenchResult",
     "CurvatureOperator",
+    "Diagnosis",
     "Directions",
     "Estimate",
     "MissingRuleError",
@@ -72,6 +84,8 @@ __all__ = [
     "UntraceableError",
     "__version__",
     "analyse",
+    "bench",
+    "doctor",
     "edge_of_stability",
     "ggn",
     "hessian",
