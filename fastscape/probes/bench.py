@@ -28,6 +28,7 @@ from fastscape.runs.provenance import objective_meta
 
 _ROUND = 0.005  # seconds of a unit in a round below which it is called several times
 _CALLS = 100  # at most
+_LONG = 200  # characters of a remark: refusals of paths quote torch
 _FEW = 5  # repeats below which quartiles say little
 
 
@@ -148,7 +149,7 @@ class _Row:
             deviation=self.deviation,
             moved=ready.moved,
             peak=self.peak,
-            remark=ready.remark,
+            remark=ready.remark[:_LONG],
             reason=reason,
         )
 
@@ -192,10 +193,8 @@ class _Run:
     def _compared(self, plan: Unit, ready: Ready, shop: Workshop) -> tuple[float, str]:
         """Deviation of a unit's numbers from the reference, and why it must not be timed; empty where it may."""
         noise = ROUNDINGS * shop.noise(ready.dtype)
-        if not math.isnan(ready.loss) or math.isnan(shop.loss):
-            same = ready.loss == shop.loss or abs(ready.loss - shop.loss) <= noise or math.isnan(ready.loss + shop.loss)
-            if not same:
-                return math.nan, f"its loss {ready.loss:.8g} is not L(w) = {shop.loss:.8g}; not timed"
+        if not (math.isnan(ready.loss) or ready.loss == shop.loss or abs(ready.loss - shop.loss) <= noise):
+            return math.nan, f"its loss {ready.loss:.8g} is not L(w) = {shop.loss:.8g}; not timed"
         if ready.values is None:
             return math.nan, ""
         expected = ready.expected if ready.expected is not None else self._references.get(plan.kind)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastscape._batches import available_memory
+from fastscape._checks import counted
 from fastscape._state import exact_arithmetic, plain_arithmetic
 from fastscape.directions import Directions
 from fastscape.estimators.scaling import Array
@@ -227,7 +228,7 @@ class Workshop:
         size = min(self._few, limit // each)
         if size < 1:
             raise ValueError(f"{points} copies of parameters and activations take {each / 2**20:.3g} MiB, above the memory given")
-        return PathChoice("vmap", size, {}, "asked for"), f"{size} directions at a time"
+        return PathChoice("vmap", size, {}, "asked for"), f"{counted(size, 'direction')} at a time"
 
     def _propagated(self, name: Literal["difference", "difference-bf16"]) -> Ready:
         evaluator = DifferenceEvaluator(

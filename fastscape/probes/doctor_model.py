@@ -12,16 +12,16 @@ from torch.nn.modules.batchnorm import _NormBase
 from fastscape._batches import tensors_of
 from fastscape._checks import counted, first_line
 from fastscape._state import exact_arithmetic, preserved_rng
+from fastscape.directions import Directions
 from fastscape.evaluation import (
     AsymmetricProductError,
-    MissingRuleError,
     NondeterministicLossError,
     NoPathError,
-    UntraceableError,
 )
 from fastscape.evaluation.curvature import hessian
 from fastscape.evaluation.curvature.flat import Layout, norm
 from fastscape.evaluation.determinism import unperturbed_loss
+from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
 from fastscape.evaluation.noise import rounding_model
 from fastscape.evaluation.operators import operators
 from fastscape.objective import Objective
@@ -30,6 +30,7 @@ from fastscape.reports.doctor import Finding
 
 _NAMED = 4  # names in a finding
 _WRONG = 1e-2  # relative difference of a double backward from the Hessian product
+_RADIUS = 1e-3  # relative to ||w||, of the response that is held against subtraction
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -213,8 +214,15 @@ class ModelCheckup:
         name, remedy = "difference propagation", "float64 subtraction serves, with a rounding floor at small radii"
         try:
             found = operators(self.objective)
-        except (UntraceableError, MissingRuleError) as error:
+            with DifferenceEvaluator(self.objective) as evaluator:  # gated: a response is held against subtraction
+                direction = Directions(self.objective, 1)
+                evaluator.responses(direction, [0], [_RADIUS])
+                frozen = evaluator.handling.frozen
+        except ValueError as error:  # UntraceableError is one, and weights that no direction moves
             return Finding(name, "warning", f"cannot follow the model: {first_line(error)[:240]}", remedy)
+        if frozen:
+            words = f"decisions of the forward depend on the weights, and are taken as at w: {_few(sorted(frozen))}"
+            return Finding(name, "warning", words, remedy)
         if found.fallbacks:
             words = f"no rule for {_few(sorted(set(found.fallbacks)))}: evaluated locally in float64, slower"
             return Finding(name, "warning", words, "nothing for the numbers; fastscape status --model lists all operations")
@@ -263,9 +271,8 @@ class ModelCheckup:
         if choice.error:
             refused = "; ".join(f"{path}: {why}" for path, why in choice.refused.items())
             words = f"{words}, with a relative error near {choice.error:.0e} ({refused[:200]})"
-            return Finding(
-                name, "warning", words, "cast the model to float64 for exact ones, or give the operation a second derivative"
-            )
+            wide = "" if self.objective.dtype == torch.float64 else "float64 makes the error 1e-8; else "
+            return Finding(name, "warning", words, f"{wide}give the operation a correct second derivative for exact ones")
         return Finding(name, "ok", words)
 
 
