@@ -20,9 +20,7 @@ ARCHITECTURES = [slug(each) for each in quick().architectures]
 @click.command("study")
 @click.option("--quick", "is_quick", is_flag=True, help="Digits and narrow networks: minutes on two cores, in place of hours.")
 @click.option("--seeds", type=click.IntRange(1), help="Runs of each architecture; default 3 with --quick, else 5.")
-@click.option(
-    "--architecture", "architectures", multiple=True, type=click.Choice(ARCHITECTURES), help="Only these; repeatable."
-)
+@click.option("--architecture", "architectures", multiple=True, type=click.Choice(ARCHITECTURES), help="Only these; repeatable.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -32,7 +30,9 @@ ARCHITECTURES = [slug(each) for each in quick().architectures]
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the tables.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
-def study_command(is_quick: bool, seeds: int | None, architectures: tuple[str, ...], out: Path, as_json: bool, quiet: bool) -> None:
+def study_command(
+    is_quick: bool, seeds: int | None, architectures: tuple[str, ...], out: Path, as_json: bool, quiet: bool
+) -> None:
     """Train an MLP, a ResNet-18 and a tiny Transformer with several seeds each, and compare the geometry of their losses.
 
     Early signatures, slices, spectra, normalised sharpness, barriers between seeds, temperature, optimisation difficulty and
