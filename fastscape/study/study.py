@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,17 @@ def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyRe
     notes: list[str] = []
     total = len(plan.architectures) * (plan.seeds + 1)
     reason = "complete"
-    told = progress or (lambda words, share: None)
+
+    def told(words: str, share: float) -> None:
+        if progress is not None:
+            progress(words, share)
+
     try:
         for row, architecture in enumerate(plan.architectures):
             done = row * (plan.seeds + 1)
             for seed in range(plan.seeds):
                 share = (done + seed) / total
-                runs.append(run(plan, architecture, seed, out, lambda words, share=share: told(words, share)))  # type: ignore[misc]
+                runs.append(run(plan, architecture, seed, out, partial(told, share=share)))
             if plan.seeds > 1:
                 told(f"{architecture.name}: barriers", (done + plan.seeds) / total)
                 try:
@@ -155,7 +160,7 @@ def _with_barrier(result: RunResult, matrix: Any) -> RunResult:
         return result
     other = (result.seed + 1) % len(matrix.labels)
     found = {"barrier": matrix.linear, "barrier_end": matrix.end, "barrier_max": matrix.max}
-    values = {
+    values: dict[str, Any] = {
         field: Estimate(float(table[result.seed, other]), math.nan, (math.nan, math.nan), 1) for field, table in found.items()
     }
     return dataclasses.replace(result, final=dataclasses.replace(result.final, **values))
