@@ -78,7 +78,7 @@ class Check:
             return f"{self.label}: {self.reason}"
         low, high = self.interval
         bounds = "" if math.isnan(low) and math.isnan(high) else f" [{low:.3g}, {high:.3g}]"
-        return f"{self.label} = {self.value:.3g}{bounds} {self.operator} {self.threshold:.3g}"
+        return f"{self.label} = {self.value:.3g}{bounds}, fires at {self.operator} {self.threshold:.3g}"
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ class Rule:
             return self._made("fired", checks[0], "", checks)
         if holds is False:
             decided = next(check for check in checks if check.holds is False)
-            return self._made("not fired", decided, f"not {decided}", checks)
+            return self._made("not fired", decided, str(decided), checks)
         absent = next((check for check in checks if not check.measured), None)
         if absent is not None:
             return self._made("not applicable", absent, f"{absent.label}: {absent.reason}", checks)
@@ -334,11 +334,12 @@ def rugged_but_flat(r0: float = 10.0, quantile: float = 0.25) -> Rule:
     return Rule(
         "rugged while flat on average",
         (
-            Condition("roughness_detrended", ">", floor, unknown="the rounding noise of the slices is not known"),
+            Condition("roughness_detrended", ">", floor, "R, detrended", unknown="the rounding noise of the slices is not known"),
             Condition(
                 "mean_curvature",
                 "<",
                 small,
+                "tr(H) / D",
                 unknown=f"no reference: tr(H) / D of {counted(MIN_REFERENCE, 'other signature')} tells what is small",
             ),
         ),
@@ -352,7 +353,10 @@ def flat_but_isolated(sharpness: float = 1e-4, barrier: float = 1.0) -> Rule:
     """Normalised sharpness is at most ``sharpness`` while the linear barrier to another solution is at least ``barrier``."""
     return Rule(
         "flat but isolated",
-        (Condition("normalized_sharpness", "<=", sharpness), Condition("barrier", ">=", barrier)),
+        (
+            Condition("normalized_sharpness", "<=", sharpness, "NS_eps"),
+            Condition("barrier", ">=", barrier, "B_lin"),
+        ),
         "expect results to depend on the seed: report several, or average weights only along connected solutions",
         _SOURCE,
     )

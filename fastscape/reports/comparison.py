@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,10 +16,10 @@ from fastscape.estimators.rules import DEFAULT_RULES, Check, Rule, Status, Verdi
 from fastscape.estimators.scaling import Array
 from fastscape.reports.axes import BLUE, GREY, grid, nothing
 from fastscape.reports.document import Document
-from fastscape.reports.sections import Figure, Grid, Section
+from fastscape.reports.sections import Figure, Grid, Quantity, Section
 from fastscape.reports.signature import RULE_COLUMNS, Signature, row_of
-from fastscape.reports.signature_parts import QUANTITIES
-from fastscape.reports.tables import interval, shared_flags
+from fastscape.reports.signature_parts import QUANTITIES, shown
+from fastscape.reports.tables import number, shared_flags
 from fastscape.runs.provenance import provenance
 
 if TYPE_CHECKING:
@@ -85,30 +85,49 @@ class Comparison(Document):
         """See :class:`Document`."""
         keys, warnings = self.known(), self.warnings()
         fired = [f"{verdict.rule} ({label})" for label, row in warnings.items() for verdict in row if verdict.status == "fired"]
-        rows = tuple({"rule": verdict.rule, **row_of(verdict)} for verdict in self.verdicts)
-        every = tuple({"of": label, **row_of(verdict)} for label, row in warnings.items() for verdict in row)
         height = max(1, math.ceil(len(keys) / _PANELS))
         return Section(
             f"Comparison of {counted(len(self.signatures), 'signature')}",
             f"{'; '.join(f'{verdict.rule}: {verdict.status}' for verdict in self.verdicts)}; "
             f"{'warnings: ' + ', '.join(fired) if fired else 'no warning fired on a single signature'}.",
-            (),
+            tuple(Quantity(QUANTITIES[key].label, self._range(key), _meaning(key)) for key in keys),
             (Figure("Quantities with intervals", lambda axes: dots(self, axes), _DOTS, panels=(height, _PANELS)),),
             (
-                Grid("Signatures", tuple(self._rows(keys)), {QUANTITIES[key].label: _meaning(key) for key in keys}),
-                Grid("Comparison rules", rows, RULE_COLUMNS),
-                Grid("Early warnings", every, {"of": "the signature; the others are its reference", **RULE_COLUMNS}),
+                Grid("Signatures", tuple(map(self._row, keys)), {"quantity": "defined above; intervals as in the figure"}),
+                Grid("Comparison rules", tuple(map(row_of, self.verdicts)), RULE_COLUMNS),
+                Grid(
+                    "Early warnings", tuple(_merged(warnings)), {**RULE_COLUMNS, "of": "signatures; the others are the reference"}
+                ),
             ),
             self.notes,
         )
 
-    def _rows(self, keys: Sequence[str]) -> Iterable[dict[str, str]]:
-        for label, signature in zip(self.labels, self.signatures, strict=True):
-            yield {"signature": label} | {QUANTITIES[key].label: interval(getattr(signature, key)) for key in keys}
+    def _row(self, key: str) -> dict[str, str]:
+        cells = (shown(key, getattr(signature, key)) for signature in self.signatures)
+        return {"quantity": QUANTITIES[key].label, **dict(zip(self.labels, cells, strict=True))}
+
+    def _range(self, key: str) -> str:
+        values = [found.value for found in (getattr(each, key) for each in self.signatures) if found is not None]
+        return f"{number(min(values))} .. {number(max(values))}" if len(values) > 1 else number(values[0])
 
     def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
         """Every quantity of all signatures with its interval, one panel each (needs matplotlib)."""
         return dots(self, axes)
+
+
+def _merged(warnings: Mapping[str, Sequence[Verdict]]) -> Iterable[dict[str, str]]:
+    """Rows of rules, signatures with the same outcome on one."""
+    owners: dict[tuple[str, ...], list[str]] = {}
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for label, verdicts in warnings.items():
+        for verdict in verdicts:
+            row = row_of(verdict)
+            key = tuple(row.values())
+            rows[key] = row
+            owners.setdefault(key, []).append(label)
+    names = list(dict.fromkeys(row["rule"] for row in rows.values()))
+    for key in sorted(rows, key=lambda key: names.index(rows[key]["rule"])):
+        yield {"of": "all" if len(owners[key]) == len(warnings) else ", ".join(owners[key]), **rows[key]}
 
 
 _DOTS = (
@@ -192,7 +211,7 @@ def _skip_verdict(signatures: Sequence[Signature], labels: Sequence[str], skip: 
         )
         return made("inconclusive", Check(label, "<", None, True, ratio, bounds, 1.0, few), f"{few}: ratio {ratio:.3g}")
     check = Check(label, "<", holds, True, ratio, bounds, 1.0)
-    return made("fired" if holds else "not fired", check, "" if holds else f"not {check}")
+    return made("fired" if holds else "not fired", check, "" if holds else str(check))
 
 
 def _logarithms(values: Sequence[float], chosen: Sequence[bool]) -> Array:

@@ -15,8 +15,8 @@ from fastscape.estimators.scaling import Array
 from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single
 from fastscape.reports.document import Document
 from fastscape.reports.sections import Figure, Grid, Quantity, Section
-from fastscape.reports.signature_parts import PARTS, QUANTITIES, Contribution, kind_of
-from fastscape.reports.tables import interval, number
+from fastscape.reports.signature_parts import PARTS, QUANTITIES, Contribution, kind_of, shown
+from fastscape.reports.tables import number
 from fastscape.runs.provenance import provenance
 
 if TYPE_CHECKING:
@@ -181,7 +181,8 @@ class Signature(Document):
             f"Signature: {self.name}",
             _verdict(self, verdicts),
             tuple(
-                Quantity(quantity.label, interval(getattr(self, key)), self.meaning(key)) for key, quantity in QUANTITIES.items()
+                Quantity(quantity.label, shown(key, getattr(self, key)), self.meaning(key))
+                for key, quantity in QUANTITIES.items()
             ),
             (Figure("Distance from the thresholds", lambda ax: margins(verdicts, ax), MARGINS),),
             (Grid("Early warnings", tuple(map(row_of, verdicts)), RULE_COLUMNS),),
@@ -206,7 +207,7 @@ def row_of(verdict: Verdict) -> dict[str, str]:
     return {
         "rule": verdict.rule,
         "status": verdict.status,
-        "evidence": verdict.evidence if verdict.status in ("fired", "not fired") else verdict.reason,
+        "evidence": verdict.evidence if verdict.status == "fired" else verdict.reason,
         "advice": verdict.advice if verdict.status == "fired" else "",
         "source": verdict.source,
     }
@@ -244,7 +245,7 @@ def margins(verdicts: Sequence[Verdict], ax: Axes | None = None) -> Axes:
 
 def _verdict(signature: Signature, verdicts: Sequence[Verdict]) -> str:
     headline = ("lambda_max", "mean_curvature", "roughness_detrended")
-    known = [f"{QUANTITIES[key].label} = {interval(getattr(signature, key))}" for key in headline if getattr(signature, key)]
+    known = [f"{QUANTITIES[key].label} = {shown(key, getattr(signature, key))}" for key in headline if getattr(signature, key)]
     fired = [verdict.rule for verdict in verdicts if verdict.status == "fired"]
     open_ = sum(verdict.status == "inconclusive" for verdict in verdicts)
     warned = f"warnings: {', '.join(fired)}" if fired else "no warning fired"
@@ -302,6 +303,7 @@ def _notes(given: Mapping[str, Any]) -> tuple[str, ...]:
     prints = {result.meta.get("data_fingerprint") for kind, result in given.items() if kind not in _TRAINING} - {None}
     if len(prints) > 1:
         notes.append("the results are of different data: numbers of one and the other need not agree")
+    notes += [f"{kind}: {flag}" for kind, result in given.items() for flag in getattr(result, "flags", result.notes)]
     ended = [kind for kind, result in given.items() if result.meta.get("stop_reason") == "interrupted"]
     if ended:
         notes.append(f"interrupted: {', '.join(ended)}")

@@ -13,6 +13,8 @@ from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.roughness import Trend
 from fastscape.estimators.spectra import Stability
 from fastscape.reports import storage
+from fastscape.reports.spectrum_tables import with_error
+from fastscape.reports.tables import number
 
 LOSS, CURVATURE = "loss", "loss / parameter^2"
 
@@ -131,6 +133,20 @@ def exactly(value: float) -> Estimate:
 def unbounded(value: float, n: int = 1) -> Estimate:
     """A number whose error is not known."""
     return Estimate(float(value), math.nan, (math.nan, math.nan), n)
+
+
+def shown(name: str, estimate: Estimate | None) -> str:
+    """A quantity for people: with its residual, its lower and upper bound, or its interval."""
+    if estimate is None:
+        return "n/a"
+    value, (low, high) = estimate.value, estimate.interval
+    if name == "normalized_sharpness":
+        return f">= {number(value)}" + (f", <= {number(high)}" if math.isfinite(high) else "")
+    if low == high or math.isnan(low) or math.isnan(high):
+        return number(value, 4)
+    if math.isnan(estimate.stderr):
+        return with_error(value, (high - low) / 2)
+    return f"{number(value, 4)} [{number(low)}, {number(high)}]"
 
 
 def kind_of(result: object) -> str:

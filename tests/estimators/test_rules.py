@@ -120,7 +120,7 @@ def test_combined_rules_follow_the_three_valued_table(a, b, status):
 
 def test_every_verdict_prints_value_interval_threshold_and_source():
     text = str(RULE.verdict(SimpleNamespace(a=YES_A, b=YES_B)))
-    for words in ("both: fired", "a = 2.5 [2, 3] > 1", "b = 1.5 [1, 2] < 5", "do this", "(a paper)"):
+    for words in ("both: fired", "a = 2.5 [2, 3], fires at > 1", "b = 1.5 [1, 2], fires at < 5", "do this", "(a paper)"):
         assert words in text
     text = str(RULE.verdict(SimpleNamespace(a=OPEN_A, b=YES_B)))
     assert "inconclusive: the interval of a crosses 1" in text

@@ -307,7 +307,7 @@ def test_a_comparison_is_saved_shown_and_drawn(tmp_path):
     assert "Comparison rules" in text
     page = write_html(found, tmp_path / "page.html").read_text()
     assert page.count("<svg") >= 1
-    assert "Quantities with intervals" in page
+    assert "one panel per quantity" in page
     assert QUANTITIES["trace"].formula in page
 
 
