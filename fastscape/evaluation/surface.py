@@ -182,9 +182,9 @@ class Surface:
     def noise(self) -> float:
         """RMS rounding error of one loss, weights included, in units of the loss; NaN before a finite loss was evaluated.
 
-        Measured at eight of the points evaluated so far (two where one takes 0.1 s), once. Below float64 the loss is evaluated in float64 as well; in float64
-        it is evaluated at coordinates smaller by 1e-8 and 2e-8 of themselves, where the second difference is rounding alone.
-        At least a rounding of the loss itself.
+        Measured once, at eight of the points evaluated so far (two where one takes 0.1 s). Below float64 the loss is evaluated
+        in float64 as well; in float64 it is evaluated at coordinates smaller by 1e-8 and 2e-8 of themselves, where the second
+        difference is rounding alone. At least a rounding of the loss itself.
         """
         if self._noise is None:
             self._noise = self._measured_noise()
