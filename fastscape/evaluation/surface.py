@@ -34,6 +34,7 @@ CANDIDATES: dict[str, Candidate] = {}  # faster paths of single architectures, b
 _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap saves on a CPU, is below 2 %
 _TRIAL = 0.02  # seconds of the loop's trial
 _SIZES = (8, 32)  # points per batched call
+_CLEARLY = 1.2
 _AGREEMENT = 1000  # ulp of the loss by which two paths may differ
 _COMPARED, _COMPARING = (2, 8), 3e-3  # points at which the noise is measured: as many as evaluations of w fit in 3 ms
 _NEAR = 1e-8  # relative step: 1e8 roundings of float64, and squared less than one
@@ -289,6 +290,8 @@ class Surface:
         best: SurfacePath = self._loop
         reason = f"a forward takes {self.seconds:.2g} s, long against dispatch overhead"
         for label, make in self._candidates(family, rows).items():
+            if seconds.get("vmap", 0.0) > _CLEARLY * seconds.get("loop", math.inf):
+                break  # a larger batch makes up for dispatch, not for slower kernels
             try:
                 path = make()
                 if path is None:
