@@ -76,6 +76,7 @@ class Surface:
         memory: bytes that batched evaluation may take; default half of what is available.
         keep_samples: return the losses of single samples.
         accuracy: count correct classifications.
+        trial: seconds that trying batched evaluation may take.
         prepare: ``prepare(replica, coordinates)``, called when the weights of a point are written, such as to recompute
             batch-norm statistics; points are then evaluated one by one.
 
@@ -101,6 +102,7 @@ class Surface:
         memory: int | None = None,
         keep_samples: bool = False,
         accuracy: bool = True,
+        trial: float = math.inf,
         prepare: Prepare | None = None,
     ) -> None:
         self.objective, self.family = checked_objective(objective), family
@@ -114,7 +116,7 @@ class Surface:
         if isinstance(family, Affine) and [t.shape for t in family.base] != [t.shape for t in objective.base.values()]:
             raise ValueError("family must move the objective's parameters, got a base of other shapes")
         self.keep_samples, self._accuracy = keep_samples, accuracy
-        self._wanted, self._memory, self._prepare = path, memory, prepare
+        self._wanted, self._memory, self._prepare, self._trial = path, memory, prepare, trial
         self.choice: PathChoice | None = None
         self._path: SurfacePath | None = None
         self._seen: list[tuple[Array, Array]] = []
@@ -324,7 +326,8 @@ class Surface:
             for name, make in CANDIDATES.items()
         }
         if self.seconds < _SLOW:
-            sizes = [size for size in _SIZES if size <= min(self._affordable(), len(rows))]
+            most = min(self._affordable(), len(rows), self._trial / (4 * self.seconds))  # points of four calls: see _timed
+            sizes = [size for size in _SIZES if size <= most]
             found |= {
                 f"vmap of {size}": lambda size=size: PointVmap(self.replica, family, self.terms, size)  # type: ignore[misc]
                 for size in sizes
