@@ -1,5 +1,6 @@
 """Gradient noise and temperature against linear regression in closed form, and what a sample is."""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 import fastscape as fs
 from fastscape.evaluation import sample_gradients
 from fastscape.evaluation.sample_gradients import Deviations, SampleGradients
+from fastscape.probes.noise_curvature import NoiseCurvature
 from fastscape.reports.html import write_html
 
 SIZE = 6
@@ -102,6 +104,27 @@ def test_draws_by_squared_deviation_estimate_the_form_of_all_samples(trained_mlp
     assert exact.stderr == pytest.approx(0, abs=1e-6 * exact.value)
     assert drawn.interval[0] <= exact.value <= drawn.interval[1]
     assert drawn.stderr < 0.25 * exact.value, "uniform draws vary by more than the value"
+
+
+def test_the_curvature_along_the_gradient_is_unbiased_over_all_samples_of_a_population():
+    rng = np.random.default_rng(0)
+    population, root = rng.normal(size=(7, 3)) + 0.3, rng.normal(size=(3, 3))
+    hessian, found = root + root.T, []
+    for part in itertools.combinations(range(7), 4):
+        gradients = population[list(part)]
+        mean, steps = gradients.mean(axis=0), gradients - gradients.mean(axis=0)
+        curvature = NoiseCurvature(
+            forms=np.einsum("ij,jk,ik->i", steps, hessian, steps)[:, None],
+            slopes=steps @ hessian @ mean,
+            chances=None,
+            trace=fs.Estimate(1, 0, (1, 1), 9),
+            gradient=mean @ hessian @ mean,
+            units=4,
+            products=0,
+        )
+        found.append(curvature.gradient_form(4, 1 - 4 / 7).value)
+    mean = population.mean(axis=0)
+    assert np.mean(found) == pytest.approx(mean @ hessian @ mean, rel=1e-10)
 
 
 # ---------------------------------------------------------------------- paths
@@ -334,6 +357,33 @@ def test_an_interrupt_gives_what_is_known(digits, after):
     assert result.units == after
     assert any("interrupted" in flag for flag in result.flags)
     str(result)
+
+
+def test_a_budget_ends_with_what_is_known(trained_mlp, digits):
+    class Clock:
+        now = 0.0
+
+        def __call__(self):
+            self.now += 4.0
+            return self.now
+
+    objective = fs.Objective(trained_mlp, digits, criterion=F.cross_entropy)
+    result = fs.temperature(objective, batch_size=4, learning_rate=0.1, budget=fs.runs.budget.Budget(10, clock=Clock()))
+    assert result.meta["stop_reason"] == "deadline"
+    assert 3 <= result.units < 256
+    assert result.temperature_h is None
+    assert any(f"the first {result.units} of 256 units" in flag for flag in result.flags)
+    assert result.trace.value > 0
+
+
+def test_samples_more_balanced_than_independent_draws_are_flagged():
+    inputs = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    objective = fs.Objective(
+        nn.Linear(3, 1, bias=False), [torch.cat([inputs, -inputs])], loss=lambda model, batch: model(batch).mean()
+    )
+    result = fs.temperature(objective, batch_size=4, learning_rate=0.1, products=0)
+    assert result.gradient_norm_squared.value < 0
+    assert any("more balanced than independent draws" in flag for flag in result.flags)
 
 
 def test_the_user_sees_no_trace(untouched, bn_net, bn_objective):
