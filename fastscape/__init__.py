@@ -30,10 +30,13 @@ from fastscape.evaluation import (
 from fastscape.objective import Objective
 from fastscape.ops import Status, status
 from fastscape.probes import (
+    Difficulty,
     ProbeError,
     Progress,
     SliceError,
     SpectrumError,
+    Tracker,
+    TrackerWarning,
     edge_of_stability,
     mean_quadratic_form,
     multifractal,
@@ -44,15 +47,17 @@ from fastscape.probes import (
     trajectory,
 )
 from fastscape.reports import (
+    DifficultyResult,
     MultifractalResult,
     PlaneResult,
     SliceResult,
     SpectrumResult,
     SpectrumTrajectory,
+    TrackResult,
     TrajectoryResult,
     load,
 )
-from fastscape.runs import ProbeSettings, preset
+from fastscape.runs import ProbeSettings, Schedule, fractions, log_spaced, preset
 
 __all__ = [
     "Analysis",
@@ -60,6 +65,8 @@ __all__ = [
     "AsymmetricProductError",
     "Axes",
     "CurvatureOperator",
+    "Difficulty",
+    "DifficultyResult",
     "Directions",
     "Estimate",
     "MissingRuleError",
@@ -76,6 +83,7 @@ __all__ = [
     "Progress",
     "QuadraticForms",
     "Responses",
+    "Schedule",
     "SliceError",
     "SliceResult",
     "SpectrumError",
@@ -83,14 +91,19 @@ __all__ = [
     "SpectrumTrajectory",
     "Stability",
     "Status",
+    "TrackResult",
+    "Tracker",
+    "TrackerWarning",
     "TrajectoryResult",
     "UntraceableError",
     "__version__",
     "analyse",
     "edge_of_stability",
+    "fractions",
     "ggn",
     "hessian",
     "load",
+    "log_spaced",
     "losses",
     "mean_quadratic_form",
     "multifractal",
