@@ -65,7 +65,11 @@ def noise_trace(spread: Array, unsampled: float = 1.0) -> Estimate:
 
 
 def mean_square(units: Units) -> Estimate:
-    r"""Unbiased :math:`\|g\|^2` of the population: :math:`\|\bar g\|^2 - \mathrm{tr}\Sigma_1 (1 - n/N) / n`; may be negative."""
+    r"""Unbiased :math:`\|g\|^2` of the population: :math:`\|\bar g\|^2 - \mathrm{tr}\Sigma_1 (1 - n/N) / n`; may be negative.
+
+    The jackknife's interval covers 92 to 99 % for gradients near or at zero whose noise has three or more dimensions, 80 % for
+    one (60 normal samples).
+    """
     value, replicates = _mean_square(units)
     return jackknifed(value, replicates, units.unsampled)
 
@@ -167,7 +171,8 @@ def _without_each_trace(spread: Array) -> Array:
     count = len(spread)
     if count < 3:
         return np.full(count, np.nan)
-    return np.asarray((np.sum(spread) - count / (count - 1) * spread) / (count - 2))
+    with np.errstate(invalid="ignore"):
+        return np.asarray((np.sum(spread) - count / (count - 1) * spread) / (count - 2))
 
 
 def _mean_square(units: Units) -> tuple[float, Array]:

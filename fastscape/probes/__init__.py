@@ -1,6 +1,8 @@
 """What a user asks: one file per question."""
 
+from fastscape.probes.bench import bench
 from fastscape.probes.curvature import mean_quadratic_form
+from fastscape.probes.doctor import doctor
 from fastscape.probes.dynamics import temperature
 from fastscape.probes.multifractal import multifractal, trajectory
 from fastscape.probes.session import ProbeError, Progress
@@ -17,6 +19,8 @@ __all__ = [
     "SliceError",
     "SpectrumError",
     "SpectrumProgress",
+    "bench",
+    "doctor",
     "edge_of_stability",
     "mean_quadratic_form",
     "multifractal",

@@ -129,9 +129,10 @@ def _compact(estimate: Estimate | None) -> str:
 def _quantities(result: TemperatureResult) -> list[Quantity]:
     count = counted(result.units, "sample" if result.method == "per-sample" else "group")
     limited = "" if math.isinf(result.population) else f" (1 - {result.batch_size}/{result.population:g})"
-    rates = np.unique(result.rates)
-    spread = f"{number(float(rates[0]))}" if len(rates) == 1 else f"{number(float(rates[0]))} .. {number(float(rates[-1]))}"
-    eta = f"; eta / (1 - momentum) = {spread}" if len(rates) else ""
+    eta = ""
+    if len(result.rates):
+        low, high = float(np.min(result.rates)), float(np.max(result.rates))
+        eta = f"; eta / (1 - momentum) = {number(low)}" + (f" .. {number(high)}" if high > low else "")
     return [
         Quantity("loss", number(result.loss, 5), "L(w)"),
         Quantity("tr Sigma_1", _compact(result.trace), f"covariance trace of one sample's gradient, over {count}"),

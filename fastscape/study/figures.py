@@ -9,7 +9,7 @@ import numpy as np
 
 from fastscape.estimators.scaling import Array
 from fastscape.reports.axes import BLUE, GREY, ORANGE, RED
-from fastscape.study.seeds import over_seeds
+from fastscape.study.seeds import geometric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def colour(result: StudyResult, architecture: str) -> str:
 
 
 def compared(result: StudyResult, axes: Sequence[Axes]) -> None:
-    """Early quantities by architecture: a mark for each seed, the mean with its 95 % interval beside them."""
+    """Early quantities by architecture: a mark for each seed, the geometric mean with its 95 % interval beside them."""
     for ax, (quantity, label) in zip(axes, COMPARED.items(), strict=True):
         rows = result.values(quantity)
         known = np.concatenate([row[np.isfinite(row)] for row in rows.values()])
@@ -40,14 +40,13 @@ def compared(result: StudyResult, axes: Sequence[Axes]) -> None:
         for index, (name, row) in enumerate(rows.items()):
             ink = colour(result, name)
             ax.plot(np.full(len(row), index - 0.12), row, _MARKS[index % len(_MARKS)], color=ink, ms=5, alpha=0.6)
-            mean = over_seeds(row.tolist())
-            low, high = mean.interval
-            if np.isfinite([low, high]).all():
-                floor = known.min() / 10 if positive else -np.inf
-                ax.plot([index + 0.12] * 2, [max(low, floor), high], color=ink, lw=2)
+            mean = geometric(row.tolist())
+            if np.isfinite(mean.interval).all():
+                ax.plot([index + 0.12] * 2, mean.interval, color=ink, lw=2)
             ax.plot(index + 0.12, mean.value, "_", color=ink, ms=12, mew=2)
         if positive and known.max() > 10 * known.min():
             ax.set_yscale("log")
+            ax.set_ylim(known.min() / 10, known.max() * 10)  # two seeds may leave an interval of many decades
         ax.set_xticks(range(len(rows)), [name.replace(" ", "\n") for name in rows])
         ax.set_xlim(-0.5, len(rows) - 0.5)
         ax.set_title(label, fontsize=10)

@@ -61,7 +61,13 @@ class Measurement:
         parts: dict[str, Callable[[], Any]] = {
             "spectrum": lambda: spectrum(objective, plan.k, budget=budget["spectrum"], optimizer=self._optimizer, **shared),
             "slice": lambda: slice1d(
-                objective, count=plan.lines, points=plan.line_points, radius=plan.radius, budget=budget["slice"], **shared
+                objective,
+                count=plan.lines,
+                points=plan.line_points,
+                radius=plan.radius,
+                path="loop",
+                budget=budget["slice"],
+                **shared,
             ),
             "sharpness": lambda: sharpness(objective, plan.epsilon, budget=budget["sharpness"], **shared),
             "temperature": lambda: temperature(

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -38,7 +38,7 @@ _FINAL = {
 
 
 def table(result: StudyResult, when: str, columns: Mapping[str, tuple[str, str]], caption: str) -> Grid:
-    """Means over seeds with 95 % intervals, a row for each architecture."""
+    """Geometric means over seeds with 95 % intervals, a row for each architecture."""
     cells = {heading: result.across(field, when) for heading, (field, _) in columns.items()}
     rows = [
         {
@@ -54,7 +54,7 @@ def table(result: StudyResult, when: str, columns: Mapping[str, tuple[str, str]]
 def table1(result: StudyResult) -> Grid:
     """The source's table 1 with intervals over seeds."""
     share = f"{result.plan['early']:.0%} of training"
-    return table(result, "early", _TABLE, f"Table 1: early loss geometry, at {share}; mean over seeds [95 %]")
+    return table(result, "early", _TABLE, f"Table 1: early loss geometry, at {share}; geometric mean over seeds [95 %]")
 
 
 def claims_grid(result: StudyResult) -> Grid:
@@ -155,7 +155,7 @@ def study_section(result: StudyResult) -> Section:
         Figure(
             "Early signature",
             partial(figures.compared, result),
-            "Table 1 as marks: one for each seed; bars are means over seeds with Student's 95 % interval.",
+            "Table 1 as marks: one for each seed; bars are geometric means over seeds with the 95 % interval of Student's t on logarithms.",
             panels=(1, len(figures.COMPARED)),
         ),
         Figure(
@@ -194,7 +194,7 @@ def architecture_section(result: StudyResult, name: str) -> Section:
     """Figures 1 to 3 of the source for one architecture, from its first seed, and everything that was measured there."""
     runs = result.of(name)
     first = runs[0]
-    shown = [section_of(first.parts[key]) for key in ("final.slice", "final.plane", "final.spectrum") if key in first.parts]
+    shown = [section_of(first.parts[key]) for key in _SHOWN if key in first.parts]
     tracked = tuple(run for run in runs if "difficulty" in run.parts)
     ink = figures.colour(result, name)
     along = Figure(
@@ -203,7 +203,7 @@ def architecture_section(result: StudyResult, name: str) -> Section:
         "Spectral norm of the Hessian by warm-started block Lanczos, a line for each seed; dashed: 2 (1 + momentum)/eta.",
     )
     barrier = [section_of(result.barriers[name])] if name in result.barriers else []
-    row = table(result, "final", _FINAL, "At the end of training; mean over seeds [95 %]")
+    row = table(result, "final", _FINAL, "At the end of training; geometric mean over seeds [95 %]")
     return Section(
         name,
         f"{result.plan['networks'][name]}; {result.plan['optimizers'][name]}.",
@@ -213,18 +213,23 @@ def architecture_section(result: StudyResult, name: str) -> Section:
     )
 
 
-def _folded(section: Section) -> Section:
-    return dataclasses.replace(section, folded=True)
+def _folded(section: Section, *, drawn: bool = True) -> Section:
+    return dataclasses.replace(section, folded=True, figures=section.figures if drawn else ())
+
+
+_SHOWN = ("final.slice", "final.plane", "final.spectrum")  # whose figures stand above
+_LISTED = ("tracking", "difficulty", *_SHOWN, "final.sharpness", "final.temperature", "final.multifractal")
 
 
 def run_section(run: RunResult) -> Section:
-    """One run with its signatures and parts."""
+    """One run with its signatures and the parts of its end; those of the early step are in the result file."""
     outcome = run.outcome
     accuracy = "" if outcome.test_accuracy is None else f", accuracy {outcome.test_accuracy:.1%}"
-    parts: list[Any] = [run.early, run.final, *run.parts.values()]
+    signatures = [_folded(section_of(signature), drawn=False) for signature in (run.early, run.final)]
+    parts = [_folded(section_of(run.parts[key]), drawn=key not in _SHOWN) for key in _LISTED if key in run.parts]
     return Section(
         run.name,
         f"test loss {number(outcome.test_loss)}{accuracy}; training loss {number(outcome.train_loss)}.",
         flags=run.notes,
-        children=tuple(_folded(section_of(part)) for part in parts),
+        children=(*signatures, *parts),
     )

@@ -18,7 +18,7 @@ from fastscape.reports.signature import Signature
 from fastscape.reports.spectrum import SpectrumResult
 from fastscape.study.claims import Claim, claims
 from fastscape.study.page import run_section, study_section
-from fastscape.study.seeds import over_seeds, pairs
+from fastscape.study.seeds import geometric, pairs
 from fastscape.study.training import TrainingOutcome
 
 EARLY = ("mean_curvature", "lambda_max", "roughness_detrended")  # the source's early signals, section 6.1
@@ -121,8 +121,8 @@ class StudyResult(Document):
         }
 
     def across(self, quantity: str, when: str = "early") -> dict[str, Estimate]:
-        """Mean over seeds with Student's t interval, by architecture."""
-        return {name: over_seeds(values.tolist()) for name, values in self.values(quantity, when).items()}
+        """Geometric mean over seeds with its interval (:func:`fastscape.study.seeds.geometric`), by architecture."""
+        return {name: geometric(values.tolist()) for name, values in self.values(quantity, when).items()}
 
     def outcomes(self, name: str) -> Array:
         """One field of the outcomes, run by run."""

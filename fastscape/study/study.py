@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import save_file
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastscape._checks import counted, first_line
+from fastscape.estimators import Estimate
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.objective import Objective
 from fastscape.probes.connectivity import barriers
-from fastscape.probes.difficulty import DifficultyTracker
+from fastscape.probes.difficulty import Difficulty
 from fastscape.probes.tracker import Tracker
 from fastscape.reports import load
-from fastscape.reports.signature import Signature
 from fastscape.runs.provenance import provenance
 from fastscape.runs.schedule import log_spaced
 from fastscape.study.measure import Measurement
@@ -50,13 +54,17 @@ def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyRe
     notes: list[str] = []
     total = len(plan.architectures) * (plan.seeds + 1)
     reason = "complete"
-    told = progress or (lambda words, share: None)
+
+    def told(words: str, share: float) -> None:
+        if progress is not None:
+            progress(words, share)
+
     try:
         for row, architecture in enumerate(plan.architectures):
             done = row * (plan.seeds + 1)
             for seed in range(plan.seeds):
                 share = (done + seed) / total
-                runs.append(run(plan, architecture, seed, out, lambda words, share=share: told(words, share)))  # type: ignore[misc]
+                runs.append(run(plan, architecture, seed, out, partial(told, share=share)))
             if plan.seeds > 1:
                 told(f"{architecture.name}: barriers", (done + plan.seeds) / total)
                 try:
@@ -101,11 +109,10 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
         name=name,
         seed=seed,
     )
-    difficulty = DifficultyTracker(objective, every=plan.every, name=name, seed=seed)
+    difficulty = Difficulty(objective, every=plan.every, name=name, seed=seed)
 
     def each(step: int, optimizer: torch.optim.Optimizer) -> None:
-        if step:
-            difficulty.step(step - 1, optimizer=optimizer)
+        difficulty.step(step, optimizer=optimizer)
         tracker.step(step, optimizer=optimizer)
 
     told(f"{name}: training")
@@ -137,3 +144,39 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
     )
     _leave(folder, result, trained.final)
     return result
+
+
+def between(plan: Plan, architecture: Architecture, out: Path) -> Any:
+    """Barriers between the final states of all seeds of an architecture, by the runs' probed data."""
+    model = build(architecture, 0)
+    objective = Objective(model, architecture.probed(), criterion=F.cross_entropy)
+    files = {f"seed {seed}": folder_of(out, architecture, seed) / _FINAL for seed in range(plan.seeds)}
+    return barriers(objective, files, name=architecture.name)
+
+
+def _with_barrier(result: RunResult, matrix: Any) -> RunResult:
+    """The run whose final signature has the barrier to the seed after it (the last: to the first)."""
+    if matrix is None:
+        return result
+    other = (result.seed + 1) % len(matrix.labels)
+    found = {"barrier": matrix.linear, "barrier_end": matrix.end, "barrier_max": matrix.max}
+    values: dict[str, Any] = {
+        field: Estimate(float(table[result.seed, other]), math.nan, (math.nan, math.nan), 1) for field, table in found.items()
+    }
+    return dataclasses.replace(result, final=dataclasses.replace(result.final, **values))
+
+
+def _leave(folder: Path, result: RunResult, final: Mapping[str, Tensor]) -> None:
+    """Keep a run: the final weights first, so that a result is never without them."""
+    save_file({name: tensor.contiguous() for name, tensor in final.items()}, folder / _FINAL)
+    result.save(folder / _RESULT)
+
+
+def _kept(folder: Path, plan: Plan) -> RunResult | None:
+    """The run that a study of the same plan has left, if it is whole."""
+    try:
+        found = load(folder / _RESULT)
+    except (OSError, ValueError):
+        return None
+    same = isinstance(found, RunResult) and found.meta.get("plan") == plan.words() and (folder / _FINAL).is_file()
+    return found if same else None  # type: ignore[return-value]

@@ -317,16 +317,17 @@ def test_a_model_without_second_derivatives_has_no_quadratic_value_but_the_rest(
 def test_the_user_sees_no_trace(untouched, bn_net, bn_objective):
     with untouched(bn_net):
         fs.sharpness(bn_objective, 0.05, steps=2, restarts=2)
+    calls = []
+
+    def loss(model, batch):
+        calls.append(1)
+        if len(calls) > 12:
+            raise RuntimeError("broken")
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    broken = fs.Objective(bn_net, bn_objective.batches, loss=loss)
     with untouched(bn_net), pytest.raises(RuntimeError, match="broken"):
-        calls = []
-
-        def loss(model, batch):
-            calls.append(1)
-            if len(calls) > 12:
-                raise RuntimeError("broken")
-            return F.cross_entropy(model(batch[0]), batch[1])
-
-        fs.sharpness(fs.Objective(bn_net, bn_objective.batches, loss=loss), 0.05)
+        fs.sharpness(broken, 0.05)
 
 
 @pytest.mark.parametrize("after", [12, 40])
