@@ -104,7 +104,14 @@ def everything():
         sharp(),
         barrier(),
         result("temperature", temperature=None, temperature_h=None, noise_scale=between(30, 50), notes=("Adam preconditions",)),
-        result("difficulty", value=between(2, 3), dimensionless=0.4, meta=META | {"weight_fingerprint": "bb" * 32}),
+        result(
+            "difficulty",
+            value=2.5,
+            dimensionless=0.4,
+            discretisation=-0.5,
+            nodes=np.arange(4),
+            meta=META | {"weight_fingerprint": "bb" * 32},
+        ),
     )
 
 
@@ -121,7 +128,8 @@ def test_every_result_contributes_its_fields_with_intervals():
     assert found.roughness_noise == Estimate(1e-12, 0.0, (1e-12, 1e-12), 1)
     assert found.barrier == between(1.1, 1.4)
     assert found.noise_scale == between(30, 50)
-    assert found.difficulty_dimensionless.value == 0.4
+    assert found.difficulty.interval == (2.0, 3.0)
+    assert found.difficulty_dimensionless.interval == pytest.approx((0.32, 0.48))
     assert found.critical_sharpness == 40.0
     assert found.preconditioned_sharpness.interval == (59.9, 60.1)
     assert found.loss == 0.31
@@ -187,6 +195,16 @@ def test_results_of_different_weights_are_refused_by_name():
         Signature.of(spectrum(), other)
     with pytest.raises(TypeError, match="got dict"):
         Signature.of({})
+
+
+def test_a_barrier_has_an_end_at_the_weights_of_the_others():
+    ends = {"weight_fingerprints": {"a": "cc" * 32, "b": "aa" * 32}}
+    path = barrier()
+    path.meta = {**META, "weight_fingerprint": "ee" * 32, **ends}
+    assert Signature.of(spectrum(), path).barrier == path.linear
+    path.meta = {**path.meta, "weight_fingerprints": {"a": "cc" * 32, "b": "bb" * 32}}
+    with pytest.raises(ValueError, match=r"spectrum 'model' \(aaaaaaaa\) and barrier 'model' \(bbbbbbbb/cccccccc\)"):
+        Signature.of(spectrum(), path)
 
 
 def test_results_of_different_data_are_flagged():
