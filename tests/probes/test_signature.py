@@ -278,3 +278,11 @@ def test_a_partial_result_of_a_failure_is_kept_with_a_note():
     done = run_stages([Stage("a", 1.0, fails)], Budget(None))
     assert done.results["a"] is error.partial
     assert done.notes == ["a: it failed: RuntimeError: midway; what was measured before is kept"]
+
+
+def test_a_loss_that_turns_out_random_refuses_everything():
+    def fails(*_):
+        raise NondeterministicLossError("two values")
+
+    with pytest.raises(NondeterministicLossError):
+        run_stages([Stage("a", 1.0, lambda *_: Result()), Stage("b", 1.0, fails)], Budget(None))
