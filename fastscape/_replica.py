@@ -100,6 +100,12 @@ class Replica:
         for slot, base in zip(self.scratch, self.base, strict=True):
             slot.copy_(base)
 
+    def take(self, objective: Objective) -> None:
+        """Evaluate on the batches of ``objective`` from now on: the same function of the same parameters on other data."""
+        self.objective = objective
+        self.batches = [placed(batch, objective.device, self.dtype) for batch in objective.batches]
+        self.forget()
+
     def forget(self) -> None:
         """Forget which batches the model writes into: they are others."""
         self._overwritten.clear()

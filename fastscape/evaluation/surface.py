@@ -22,7 +22,6 @@ from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.evaluator import PathChoice, activation_bytes, check_memory
 from fastscape.evaluation.families import Affine as Affine
 from fastscape.evaluation.families import Family as Family
-from fastscape.evaluation.noise import rounding_model
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.sample_losses import SampleLosses, standard_errors
 from fastscape.evaluation.surface_paths import PointLoop, PointVmap, Prepare, Raw, SurfacePath
@@ -36,7 +35,8 @@ _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap 
 _TRIAL = 0.02  # seconds of the loop's trial
 _SIZES = (8, 32)  # points per batched call
 _AGREEMENT = 1000  # ulp of the loss by which two paths may differ
-_COMPARED = 4  # points that are evaluated in float64 as well, for the noise
+_COMPARED = 4  # points at which the noise is measured
+_NEAR = 1e-8  # relative step: 1e8 roundings of float64, and squared less than one
 _FEW = "few points"
 _KEPT_BYTES = 64 << 20  # of samples' losses at a time
 
@@ -78,6 +78,11 @@ class Surface:
         prepare: ``prepare(replica, coordinates)``, called when the weights of a point are written, such as to recompute
             batch-norm statistics; points are then evaluated one by one.
 
+    Attributes:
+        seconds: of one evaluation, measured on entry.
+        choice: the path, once points have been evaluated.
+        terms: how losses are split into those of samples.
+
     Raises:
         TypeError, ValueError: naming the argument.
         NondeterministicLossError: on entry; the loss is not a function of weights and data.
@@ -113,6 +118,7 @@ class Surface:
         self._path: SurfacePath | None = None
         self._seen: list[tuple[Array, Array]] = []
         self._noise: float | None = None
+        self.seconds = 0.0
         self._beside = 0  # evaluations of the float64 copy
         self._stack = ExitStack()
 
@@ -120,8 +126,9 @@ class Surface:
         with ExitStack() as stack:
             stack.enter_context(exact_arithmetic(self.dtype))
             self.replica = self.objective.replica(self.dtype)
-            unperturbed_loss(self.replica)
-            self.replica.evaluations += 2
+            start = time.perf_counter()
+            unperturbed_loss(self.replica)  # evaluates twice, and counts
+            self.seconds = (time.perf_counter() - start) / 2
             self.terms = SampleLosses(self.replica, accuracy=self._accuracy)
             self._loop = PointLoop(self.replica, self.family, self.terms, self._prepare)
             self._stack = stack.pop_all()
@@ -157,17 +164,30 @@ class Surface:
         self._seen.append((rows, found.losses))
         return found
 
+    def turn(self, family: Affine) -> None:
+        """Go on with another affine family, such as the next direction; the path that was chosen is kept.
+
+        Raises:
+            ValueError: a family of other dimensions.
+        """
+        if family.dims != self.family.dims:
+            raise ValueError(f"family must have {self.family.dims} dimensions as the one before, got {family.dims}")
+        self.family = family
+        self._loop = PointLoop(self.replica, family, self.terms, self._prepare)
+        self._seen.clear()  # coordinates of the other family
+        if self._path is not None and self.choice is not None:
+            self._path = self._named(self.choice.name, self.choice.chunk) or self._loop
+
     @property
     def noise(self) -> float:
-        """RMS rounding error of one loss, in units of the loss; NaN before any point of finite loss was evaluated.
+        """RMS rounding error of one loss, weights included, in units of the loss; NaN before a finite loss was evaluated.
 
-        Below float64 it is measured: four of the points evaluated so far are evaluated in float64, weights included, and the
-        root mean square of the differences is taken. In float64 it comes from the dtype (:mod:`fastscape.evaluation.noise`, of
-        whose three losses in a second difference one carries a sixth of the variance). At least a rounding of the loss itself.
+        Measured at four of the points evaluated so far, once. Below float64 the loss is evaluated in float64 as well; in float64
+        it is evaluated at coordinates smaller by 1e-8 and 2e-8 of themselves, where the second difference is rounding alone.
+        At least a rounding of the loss itself.
         """
         if self._noise is None:
-            wide = self.dtype == torch.float64
-            self._noise = rounding_model(self.replica) / math.sqrt(6) if wide else self._compared()
+            self._noise = self._measured_noise()
         return self._noise
 
     # ------------------------------------------------------------------ private
@@ -206,21 +226,34 @@ class Surface:
             weights=None,
         )
 
-    def _compared(self) -> float:
-        """RMS difference of losses from those in float64, at points spread over those seen."""
+    def _measured_noise(self) -> float:
+        """Rounding at points spread over those seen, the origin aside where there are others."""
         rows = np.concatenate([seen for seen, _ in self._seen]) if self._seen else np.zeros((0, self.family.dims))
         losses = np.concatenate([found for _, found in self._seen]) if self._seen else np.zeros(0)
-        usable = np.flatnonzero(np.isfinite(losses))
-        if not len(usable):
+        usable = np.isfinite(losses)
+        usable &= rows.any(axis=1) | ~(usable & rows.any(axis=1)).any()
+        known = np.flatnonzero(usable)
+        if not len(known):
             return math.nan
-        chosen = usable[np.unique(np.linspace(0, len(usable) - 1, _COMPARED).round().astype(int))]
+        chosen = known[np.unique(np.linspace(0, len(known) - 1, _COMPARED).round().astype(int))]
+        size = float(np.sqrt(np.mean(losses[chosen] ** 2)))
+        errors = self._nearby(rows[chosen]) if self.dtype == torch.float64 else losses[chosen] - self._exact(rows[chosen])
+        least = torch.finfo(self.dtype).eps * size / math.sqrt(48)  # ulp / sqrt(12), half of the losses' largest ulp
+        return float(np.fmax(np.sqrt(np.mean(errors[np.isfinite(errors)] ** 2)) if np.isfinite(errors).any() else 0.0, least))
+
+    def _nearby(self, rows: Array) -> Array:
+        """Second differences over coordinates that differ by 1e-8, as errors of one loss: six times the variance."""
+        plain = [self._reduced(self._loop.at(rows * (1 - step * _NEAR))).losses for step in range(3)]
+        return (plain[0] - 2 * plain[1] + plain[2]) / math.sqrt(6)
+
+    def _exact(self, rows: Array) -> Array:
+        """Losses in float64."""
         with exact_arithmetic(torch.float64):
             replica = self.objective.replica(torch.float64)
             loop = PointLoop(replica, self.family, SampleLosses(replica, accuracy=False), self._prepare)
-            exact = self._reduced(loop.at(rows[chosen])).losses
-            self._beside += replica.evaluations
-        least = torch.finfo(self.dtype).eps * float(np.abs(losses[chosen]).mean()) / math.sqrt(48)
-        return float(np.fmax(np.sqrt(np.mean((losses[chosen] - exact) ** 2)), least))
+            exact = self._reduced(loop.at(rows)).losses
+        self._beside += replica.evaluations
+        return exact
 
     # ------------------------------------------------------------------ choosing
 
@@ -238,7 +271,7 @@ class Surface:
             why = "asked for" if self._wanted else "the weights are not affine in the coordinates, or prepared at every point"
             return PathChoice("loop", 1, {}, why), self._loop
         if self._wanted is not None:
-            return self._only(self._wanted, family, rows)
+            return self._only(self._wanted, rows)
         if len(rows) < 2 * _SIZES[0]:
             return PathChoice("loop", 1, {}, _FEW), self._loop
         loop = self._timed(self._loop, rows)
@@ -281,19 +314,25 @@ class Surface:
             }
         return found
 
-    def _only(self, name: str, family: Affine, rows: Array) -> tuple[PathChoice, SurfacePath]:
-        if name == "vmap":
-            size = min(_SIZES[0], self._affordable(), len(rows))
-            if size < 1:
-                raise ValueError("memory must hold a copy of the parameters and activations for path='vmap'; use path='loop'")
-            path: SurfacePath | None = PointVmap(self.replica, family, self.terms, size)
-        else:
-            path = CANDIDATES[name](self.replica, family, self.terms)
+    def _only(self, name: str, rows: Array) -> tuple[PathChoice, SurfacePath]:
+        size = min(_SIZES[0], self._affordable(), len(rows))
+        if name == "vmap" and size < 1:
+            raise ValueError("memory must hold a copy of the parameters and activations for path='vmap'; use path='loop'")
+        path = self._named(name, size)
         if path is None:
             raise ValueError(f"path must be one that can run this model, got {name!r}; use path=None")
         if not self._agree(path, rows):
             raise ValueError(f"path must be 'loop' for this model, got {name!r}, which gives other losses")
         return PathChoice(path.name, path.chunk, {}, "asked for"), path
+
+    def _named(self, name: str, chunk: int) -> SurfacePath | None:
+        """A path of the present family; ``None`` where it cannot take the model."""
+        assert isinstance(self.family, Affine)
+        if name == "loop":
+            return self._loop
+        if name == "vmap":
+            return PointVmap(self.replica, self.family, self.terms, chunk)
+        return CANDIDATES[name](self.replica, self.family, self.terms)
 
     def _agree(self, path: SurfacePath, rows: Array) -> bool:
         few = rows[np.unique(np.linspace(0, len(rows) - 1, 3).round().astype(int))]

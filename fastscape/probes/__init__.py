@@ -3,8 +3,12 @@
 from fastscape.probes.bench import bench
 from fastscape.probes.curvature import mean_quadratic_form
 from fastscape.probes.doctor import doctor
+from fastscape.probes.dynamics import temperature
 from fastscape.probes.multifractal import multifractal, trajectory
 from fastscape.probes.session import ProbeError, Progress
+from fastscape.probes.sharpness import sharpness
+from fastscape.probes.signature import probe, signature
+from fastscape.probes.slices import SliceError, slice1d, slice2d
 from fastscape.probes.spectrum import SpectrumError, SpectrumProgress, spectrum
 from fastscape.probes.spectrum_trajectory import spectra
 from fastscape.probes.stability import edge_of_stability
@@ -12,6 +16,7 @@ from fastscape.probes.stability import edge_of_stability
 __all__ = [
     "ProbeError",
     "Progress",
+    "SliceError",
     "SpectrumError",
     "SpectrumProgress",
     "bench",
@@ -19,7 +24,13 @@ __all__ = [
     "edge_of_stability",
     "mean_quadratic_form",
     "multifractal",
+    "probe",
+    "sharpness",
+    "signature",
+    "slice1d",
+    "slice2d",
     "spectra",
     "spectrum",
+    "temperature",
     "trajectory",
 ]
