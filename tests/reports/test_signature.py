@@ -359,13 +359,14 @@ def test_the_page_of_a_signature_has_its_warnings(tmp_path):
 
 
 def test_panels_draw_one_dot_per_known_value():
-    found = compare(seeds("resnet", [1.0, 2.0]) + seeds("mlp", [3.0]))
+    found = compare(seeds("resnet", [1.0, 2.0]) + seeds("mlp", [300.0]))
     axes = found.plot()
     place = found.known().index("roughness_worst")
     dots = [line for line in axes[place].lines if line.get_marker() == "o"]
-    assert [float(line.get_xdata()[0]) for line in dots] == [1.0, 2.0, 3.0]
+    assert [float(line.get_xdata()[0]) for line in dots] == [1.0, 2.0, 300.0]
     assert all(line.get_markerfacecolor() == "white" for line in dots)
     assert axes[place].get_xscale() == "log"
+    assert axes[found.known().index("roughness")].get_xscale() == "linear"
     import matplotlib.pyplot as plt
 
     plt.close("all")
