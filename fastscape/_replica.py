@@ -92,8 +92,17 @@ class Replica:
         def widened(outputs: object, targets: object) -> Tensor:
             return pair(*(placed(value, device, torch.float64) for value in (outputs, targets)))
 
+        self.take_criterion(widened)
+
+    @property
+    def criterion(self) -> Criterion | None:
+        """The criterion that the loss takes of (outputs, targets); ``None`` for a ``loss=``."""
+        return self.module._pair
+
+    def take_criterion(self, criterion: Criterion) -> None:
+        """Use another criterion in place of the objective's."""
         del self.module._pair  # where it is a module, assigning a function to its name is refused
-        self.module._pair = widened
+        self.module._pair = criterion
 
     def reset(self) -> None:
         """Write the unperturbed weights into the scratch parameters."""

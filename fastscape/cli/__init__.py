@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fastscape._version import __version__
-from fastscape.cli import bench, doctor, probe, report, spectrum, status
+from fastscape.cli import bench, doctor, probe, report, slice, spectrum, status
 
 
 @click.group()
@@ -20,6 +20,7 @@ for command in (
     bench.bench_command,
     probe.probe,
     spectrum.spectrum_command,
+    slice.slice_command,
     report.report,
 ):
     main.add_command(command)

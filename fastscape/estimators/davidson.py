@@ -176,8 +176,10 @@ class _Subspace:
 
 def _mixed(recycled: RitzPairs, random: Tensor) -> Tensor:
     vectors = recycled.vectors.to(random)
-    start = vectors[:1] + _RANDOM * random / torch.linalg.vector_norm(random)
-    return start + _SECOND * vectors[1:2] if len(vectors) > 1 else start
+    start: Tensor = vectors[:1] + _RANDOM * random / torch.linalg.vector_norm(random)
+    if len(vectors) > 1:
+        start = start + _SECOND * vectors[1:2]
+    return start
 
 
 def _corrected(recycled: RitzPairs, value: float, vector: Tensor, residual: Tensor) -> Tensor:
@@ -190,8 +192,11 @@ def _corrected(recycled: RitzPairs, value: float, vector: Tensor, residual: Tens
     def preconditioned(row: Tensor) -> Tensor:
         inside = gram(vectors, row)
         weights = inside / distance[:, None] + inside / value
-        return combine(vectors, weights)[0] - row / value
+        found: Tensor = combine(vectors, weights)[0] - row / value
+        return found
 
     step, image = preconditioned(residual), preconditioned(vector)
     across = float((vector.double() * image.double()).sum())
-    return step - (float((vector.double() * step.double()).sum()) / across) * image if across else step
+    along = float((vector.double() * step.double()).sum())
+    found: Tensor = step - (along / across) * image if across else step
+    return found

@@ -35,7 +35,7 @@ _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap 
 _TRIAL = 0.02  # seconds of the loop's trial
 _SIZES = (8, 32)  # points per batched call
 _AGREEMENT = 1000  # ulp of the loss by which two paths may differ
-_COMPARED = 4  # points at which the noise is measured
+_COMPARED = 8  # points at which the noise is measured
 _NEAR = 1e-8  # relative step: 1e8 roundings of float64, and squared less than one
 _FEW = "few points"
 _KEPT_BYTES = 64 << 20  # of samples' losses at a time
@@ -182,9 +182,9 @@ class Surface:
     def noise(self) -> float:
         """RMS rounding error of one loss, weights included, in units of the loss; NaN before a finite loss was evaluated.
 
-        Measured at four of the points evaluated so far, once. Below float64 the loss is evaluated in float64 as well; in float64
-        it is evaluated at coordinates smaller by 1e-8 and 2e-8 of themselves, where the second difference is rounding alone.
-        At least a rounding of the loss itself.
+        Measured once, at eight of the points evaluated so far (two where one takes 0.1 s). Below float64 the loss is evaluated
+        in float64 as well; in float64 it is evaluated at coordinates smaller by 1e-8 and 2e-8 of themselves, where the second
+        difference is rounding alone. At least a rounding of the loss itself.
         """
         if self._noise is None:
             self._noise = self._measured_noise()
@@ -235,7 +235,8 @@ class Surface:
         known = np.flatnonzero(usable)
         if not len(known):
             return math.nan
-        chosen = known[np.unique(np.linspace(0, len(known) - 1, _COMPARED).round().astype(int))]
+        few = _COMPARED if self.seconds < _SLOW else _COMPARED // 4
+        chosen = known[np.unique(((np.arange(few) + 0.5) / few * len(known)).astype(int))]
         size = float(np.sqrt(np.mean(losses[chosen] ** 2)))
         errors = self._nearby(rows[chosen]) if self.dtype == torch.float64 else losses[chosen] - self._exact(rows[chosen])
         least = torch.finfo(self.dtype).eps * size / math.sqrt(48)  # ulp / sqrt(12), half of the losses' largest ulp
@@ -250,8 +251,12 @@ class Surface:
         """Losses in float64."""
         with exact_arithmetic(torch.float64):
             replica = self.objective.replica(torch.float64)
-            loop = PointLoop(replica, self.family, SampleLosses(replica, accuracy=False), self._prepare)
-            exact = self._reduced(loop.at(rows)).losses
+            exact = np.empty(len(rows))
+            for position, row in enumerate(rows.tolist()):
+                self.family.write(row, replica.scratch)
+                if self._prepare is not None:
+                    self._prepare(replica, row)
+                exact[position] = float(replica.loss())
         self._beside += replica.evaluations
         return exact
 
