@@ -43,12 +43,7 @@ class Checkpoint:
         Raises:
             ValueError: unreadable or pickled file, or tensors that do not fit the model (the first few are listed).
         """
-        state = read_state(self.path)
-        expected = objective.model.state_dict().keys()
-        for prefix in _PREFIXES:  # only where it makes the names fit better
-            stripped = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-            if len(expected & stripped.keys()) > len(expected & state.keys()):
-                state = stripped
+        state = without_prefix(read_state(self.path), objective)
         try:
             return objective.at(state)
         except ValueError as error:
@@ -68,6 +63,16 @@ class Checkpoint:
         content = _content(self.path)
         held = isinstance(content, Mapping) and any(isinstance(content.get(key), (Mapping, list)) for key in WRAPPERS)
         return OptimizerState.of(content) if held else None
+
+
+def without_prefix(state: dict[str, Tensor], objective: Objective) -> dict[str, Tensor]:
+    """A state dict without the prefix of a wrapper (``module.``, ``_orig_mod.``, ``model.``) where its names then fit better."""
+    expected = objective.model.state_dict().keys()
+    for prefix in _PREFIXES:
+        stripped = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        if len(expected & stripped.keys()) > len(expected & state.keys()):
+            state = stripped
+    return state
 
 
 def is_checkpoint(path: Path) -> bool:
