@@ -55,17 +55,16 @@ class Affine:
             if found != shapes:
                 raise ValueError(f"axes[{index}] must have the shapes of base, {len(shapes)} tensors, got {len(found)} others")
         self._row: list[Tensor] = []
-        self._at: tuple[tuple[float, ...], torch.dtype] | None = None
+        self._at: tuple[tuple[tuple[int, float], ...], torch.dtype] | None = None
 
     def write(self, coordinates: Sequence[float], out: Tensors) -> None:
         """See :class:`Family`."""
-        *before, last = coordinates
-        _added(self._start(tuple(before), out), self.axes[-1], last, out)
+        *before, last = [(index, value) for index, value in enumerate(coordinates) if value] or [(0, 0.0)]
+        _added(self._start(tuple(before), out), self.axes[last[0]], last[1], out)
 
-    def _start(self, before: tuple[float, ...], out: Tensors) -> Tensors:
-        """The sum over all axes but the last, in the arithmetic's dtype; kept for the next point of the row."""
-        moved = [(axis, value) for axis, value in zip(self.axes, before, strict=False) if value]
-        if not moved:
+    def _start(self, before: tuple[tuple[int, float], ...], out: Tensors) -> Tensors:
+        """The sum over all moving axes but the last, in the arithmetic's dtype; kept for the next point of the row."""
+        if not before:
             return self.base
         dtype = torch.promote_types(out[0].dtype, torch.float32)
         if self._at != (before, dtype):
@@ -73,8 +72,8 @@ class Affine:
                 self._row = [torch.empty_like(tensor, dtype=dtype) for tensor in out]
             self._at = None  # an interrupt leaves no half-written row behind
             start: Tensors = self.base
-            for axis, value in moved:
-                _added(start, axis, value, self._row)
+            for index, value in before:
+                _added(start, self.axes[index], value, self._row)
                 start = self._row
             self._at = before, dtype
         return self._row

@@ -83,6 +83,11 @@ class Surface:
         prepare: ``prepare(replica, coordinates)``, called when the weights of a point are written, such as to recompute
             batch-norm statistics; points are then evaluated one by one.
 
+    Attributes:
+        seconds: of one evaluation, measured on entry.
+        choice: the path, once points have been evaluated.
+        terms: how losses are split into those of samples.
+
     Raises:
         TypeError, ValueError: naming the argument.
         NondeterministicLossError: on entry; the loss is not a function of weights and data.
@@ -118,6 +123,7 @@ class Surface:
         self._path: SurfacePath | None = None
         self._seen: list[tuple[Array, Array]] = []
         self._noise: float | None = None
+        self.seconds = 0.0
         self._beside = 0  # evaluations of the float64 copy
         self._stack = ExitStack()
 
@@ -125,8 +131,9 @@ class Surface:
         with ExitStack() as stack:
             stack.enter_context(exact_arithmetic(self.dtype))
             self.replica = self.objective.replica(self.dtype)
-            unperturbed_loss(self.replica)
-            self.replica.evaluations += 2
+            start = time.perf_counter()
+            unperturbed_loss(self.replica)  # evaluates twice, and counts
+            self.seconds = (time.perf_counter() - start) / 2
             self.terms = SampleLosses(self.replica, accuracy=self._accuracy)
             self._loop = PointLoop(self.replica, self.family, self.terms, self._prepare)
             self._stack = stack.pop_all()
@@ -164,6 +171,20 @@ class Surface:
         )
         self._seen.append((rows, found.losses))
         return found
+
+    def turn(self, family: Affine) -> None:
+        """Go on with another affine family, such as the next direction; the path that was chosen is kept.
+
+        Raises:
+            ValueError: a family of other dimensions.
+        """
+        if family.dims != self.family.dims:
+            raise ValueError(f"family must have {self.family.dims} dimensions as the one before, got {family.dims}")
+        self.family = family
+        self._loop = PointLoop(self.replica, family, self.terms, self._prepare)
+        self._seen.clear()  # coordinates of the other family
+        if self._path is not None and self.choice is not None:
+            self._path = self._named(self.choice.name, self.choice.chunk) or self._loop
 
     @property
     def noise(self) -> float:
@@ -248,7 +269,7 @@ class Surface:
             why = "asked for" if self._wanted else "the weights are not affine in the coordinates, or prepared at every point"
             return PathChoice("loop", 1, {}, why), self._loop
         if self._wanted is not None:
-            return self._only(self._wanted, family, rows)
+            return self._only(self._wanted, rows)
         if len(rows) < 2 * _SIZES[0]:
             return PathChoice("loop", 1, {}, _FEW), self._loop
         loop = self._timed(self._loop, rows)
@@ -291,19 +312,25 @@ class Surface:
             }
         return found
 
-    def _only(self, name: str, family: Affine, rows: Array) -> tuple[PathChoice, SurfacePath]:
-        if name == "vmap":
-            size = min(_SIZES[0], self._affordable(), len(rows))
-            if size < 1:
-                raise ValueError("memory must hold a copy of the parameters and activations for path='vmap'; use path='loop'")
-            path: SurfacePath | None = PointVmap(self.replica, family, self.terms, size)
-        else:
-            path = CANDIDATES[name](self.replica, family, self.terms)
+    def _only(self, name: str, rows: Array) -> tuple[PathChoice, SurfacePath]:
+        size = min(_SIZES[0], self._affordable(), len(rows))
+        if name == "vmap" and size < 1:
+            raise ValueError("memory must hold a copy of the parameters and activations for path='vmap'; use path='loop'")
+        path = self._named(name, size)
         if path is None:
             raise ValueError(f"path must be one that can run this model, got {name!r}; use path=None")
         if not self._agree(path, rows):
             raise ValueError(f"path must be 'loop' for this model, got {name!r}, which gives other losses")
         return PathChoice(path.name, path.chunk, {}, "asked for"), path
+
+    def _named(self, name: str, chunk: int) -> SurfacePath | None:
+        """A path of the present family; ``None`` where it cannot take the model."""
+        assert isinstance(self.family, Affine)
+        if name == "loop":
+            return self._loop
+        if name == "vmap":
+            return PointVmap(self.replica, self.family, self.terms, chunk)
+        return CANDIDATES[name](self.replica, self.family, self.terms)
 
     def _agree(self, path: SurfacePath, rows: Array) -> bool:
         few = rows[np.unique(np.linspace(0, len(rows) - 1, 3).round().astype(int))]
