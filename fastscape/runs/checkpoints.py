@@ -131,7 +131,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: corrupt file, one that would run code when unpickled, or one without a state dict.
     """
-    return _unwrapped(_content(path), path)
+    return unwrapped(_content(path), f"checkpoint {path}")
 
 
 def _content(path: Path) -> Any:
@@ -148,7 +148,12 @@ def _content(path: Path) -> Any:
         raise ValueError(f"checkpoint {path} cannot be read (damaged?): {type(error).__name__}: {first_line(error)}") from error
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+def unwrapped(content: Any, origin: str) -> dict[str, Tensor]:
+    """The state dict in what a file held, alone or under one of the usual keys.
+
+    Raises:
+        ValueError: none there; ``origin`` begins the message.
+    """
     if isinstance(content, Mapping):
         if content and all(isinstance(value, Tensor) for value in content.values()):
             return dict(content)
@@ -160,4 +165,4 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
         if tensors:  # a state dict with an epoch or a learning rate beside it
             return tensors
     found = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content).__name__
-    raise ValueError(f"checkpoint {path} must hold a state dict, alone or under one of {', '.join(_WRAPPERS)}; got {found}")
+    raise ValueError(f"{origin} must hold a state dict, alone or under one of {', '.join(_WRAPPERS)}; got {found}")
