@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from fastscape._checks import integer
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.objective import Objective, checked_objective
+from fastscape.probes.connectivity import barrier
 from fastscape.probes.dynamics import temperature
 from fastscape.probes.multifractal import multifractal
 from fastscape.probes.several import Results, Several, Stage, run_stages
@@ -29,13 +29,6 @@ from fastscape.runs.settings import ProbeSettings
 
 # Shares of the time: the spectrum pays for eight quantities; a path's and a slice's evaluations are few.
 SHARES = {"spectrum": 4.0, "slice": 1.5, "sharpness": 2.0, "temperature": 1.5, "barrier": 1.5, "multifractal": 4.0}
-
-
-def barrier(objective: Objective, a: Any, b: Any, **keywords: Any) -> Any:
-    """The barrier probe."""
-    return import_module("fastscape.probes.connectivity").barrier(objective, a, b, **keywords)
-
-
 PROBES: dict[str, Callable[..., Any]] = {
     "spectrum": spectrum,
     "slice": slice1d,

@@ -266,7 +266,12 @@ def dots(comparison: Comparison, axes: Sequence[Axes] | None = None) -> Sequence
 
 def _dot_panel(ax: Axes, key: str, comparison: Comparison) -> None:
     found: list[Estimate | None] = [getattr(signature, key) for signature in comparison.signatures]
-    values = [estimate.value for estimate in found if estimate is not None]
+    values = [estimate.value for estimate in found if estimate is not None and math.isfinite(estimate.value)]
+    unit = QUANTITIES[key].unit
+    title = f"{QUANTITIES[key].label}{f' [{unit}]' if unit else ''}"
+    if not values:
+        nothing(ax, title, "no value is finite")
+        return
     wide = min(values) > 0 and max(values) > _WIDE * min(values)
     reach = max(max(values) - min(values), max(map(abs, values)))
     floor, top = (min(values) / 100, max(values) * 100) if wide else (min(values) - reach, max(values) + reach)
@@ -288,5 +293,4 @@ def _dot_panel(ax: Axes, key: str, comparison: Comparison) -> None:
     ax.set(ylim=(len(found) - 0.5, -0.5))
     ax.set_yticks(range(len(found)), comparison.labels, fontsize=7)
     ax.tick_params(axis="x", labelsize=7)
-    unit = QUANTITIES[key].unit
-    ax.set_title(f"{QUANTITIES[key].label}{f' [{unit}]' if unit else ''}", fontsize=9)
+    ax.set_title(title, fontsize=9)

@@ -96,6 +96,19 @@ def test_what_cannot_be_had_says_what_to_pass(objective):
     assert found.trace is not None
 
 
+def test_the_barrier_to_itself_is_none_and_to_another_is_that_of_the_barrier_probe(objective):
+    found = quick(objective, other=objective.model, what=("barrier",))
+    assert found.barrier.value == 0.0
+    other = {
+        name: value + 0.05 * torch.sin(torch.arange(value.numel()).reshape(value.shape)) for name, value in objective.base.items()
+    }
+    found = quick(objective, other=other, what=("spectrum", "barrier"), options={**QUICK, "barrier": {"points": 5, "start": 5}})
+    direct = module.barrier(objective, None, other, points=5, start=5)
+    assert found.barrier.value == direct.linear.value
+    assert found.barrier_max.value == direct.max.value
+    assert found.trace is not None  # the same weights: the objective's are one end
+
+
 def test_a_budget_is_shared_and_kept(objective):
     found = quick(objective, budget="20s")
     shares = found.meta["shares"]

@@ -370,3 +370,21 @@ def test_panels_draw_one_dot_per_known_value():
     import matplotlib.pyplot as plt
 
     plt.close("all")
+
+
+def test_infinite_values_leave_a_panel_readable():
+    infinite = Estimate(math.inf, NAN, (1.0, math.inf), 4)
+    made = [
+        dataclasses.replace(each, noise_scale=found)
+        for each, found in zip(seeds("a", [1, 2]), (infinite, between(3, 5)), strict=True)
+    ]
+    found = compare(made)
+    place = found.known().index("noise_scale")
+    low, high = found.plot()[place].get_xlim()
+    assert math.isfinite(low)
+    assert high < 20
+    both = compare([dataclasses.replace(each, noise_scale=infinite) for each in made])
+    assert "no value is finite" in both.plot()[place].texts[0].get_text()
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
