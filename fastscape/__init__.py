@@ -41,10 +41,13 @@ from fastscape.evaluation import (
 from fastscape.objective import Objective
 from fastscape.ops import Status, status
 from fastscape.probes import (
+    Difficulty,
     ProbeError,
     Progress,
     SliceError,
     SpectrumError,
+    Tracker,
+    TrackerWarning,
     bench,
     doctor,
     edge_of_stability,
@@ -64,6 +67,7 @@ from fastscape.reports import (
     BenchResult,
     Comparison,
     Diagnosis,
+    DifficultyResult,
     MultifractalResult,
     PlaneResult,
     ProbeResult,
@@ -73,11 +77,12 @@ from fastscape.reports import (
     SpectrumResult,
     SpectrumTrajectory,
     TemperatureResult,
+    TrackResult,
     TrajectoryResult,
     compare,
     load,
 )
-from fastscape.runs import ProbeSettings, preset
+from fastscape.runs import ProbeSettings, Schedule, fractions, log_spaced, preset
 
 __all__ = [
     "DEFAULT_RULES",
@@ -91,6 +96,8 @@ __all__ = [
     "Condition",
     "CurvatureOperator",
     "Diagnosis",
+    "Difficulty",
+    "DifficultyResult",
     "Directions",
     "Estimate",
     "MissingRuleError",
@@ -109,6 +116,7 @@ __all__ = [
     "QuadraticForms",
     "Responses",
     "Rule",
+    "Schedule",
     "SharpnessResult",
     "Signature",
     "SliceError",
@@ -119,6 +127,9 @@ __all__ = [
     "Stability",
     "Status",
     "TemperatureResult",
+    "TrackResult",
+    "Tracker",
+    "TrackerWarning",
     "TrajectoryResult",
     "UntraceableError",
     "Verdict",
@@ -129,9 +140,11 @@ __all__ = [
     "compare",
     "doctor",
     "edge_of_stability",
+    "fractions",
     "ggn",
     "hessian",
     "load",
+    "log_spaced",
     "losses",
     "mean_quadratic_form",
     "multifractal",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,11 +84,21 @@ class SampleLosses:
 
     def correct(self, outputs: Tensor | None, index: int) -> Tensor | None:
         """How many of a batch's targets are classified correctly, 0-dim; ``None`` without classes. Works under ``vmap``."""
+        hits = self.hits(outputs, index)
+        return None if hits is None else hits.sum()
+
+    def hits(self, outputs: Tensor | None, index: int) -> Tensor | None:
+        """How many targets of each of a batch's samples are classified correctly ``[n]``; ``None`` without classes."""
         kept = self._classes[index]
         if kept is None or outputs is None:
             return None
         hits: Tensor = (outputs.argmax(1) == self._replica.batches[index][1]) & kept
-        return hits.sum()
+        return hits.flatten(1).sum(1) if hits.ndim > 1 else hits.long()
+
+    def counts(self) -> NDArray[np.int64]:
+        """Targets of every sample that are counted in an accuracy ``[N]``."""
+        kept = [classes.flatten(1).sum(1) if classes.ndim > 1 else classes for classes in self._classes if classes is not None]
+        return np.concatenate([count.long().cpu().numpy() for count in kept]) if kept else np.zeros(0, np.int64)
 
     def _by_sample(self, terms: Tensor, index: int) -> Tensor:
         if terms.ndim > 1:

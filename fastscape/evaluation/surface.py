@@ -52,6 +52,9 @@ class SurfaceLosses:
         accuracy: share of correct classifications ``[P]``; ``None`` where the task is not classification.
         samples: losses of single samples ``[P, N]``, where they were asked for and are known.
         weights: of the samples ``[N]``, where they are known.
+        batches: mean losses of the batches ``[P, batches]``.
+        hits: share of correct classifications of every sample ``[P, N]``, where samples were asked for and points are
+            evaluated one by one; ``None`` without classes.
     """
 
     losses: Array
@@ -59,6 +62,8 @@ class SurfaceLosses:
     accuracy: Array | None
     samples: Array | None
     weights: Array | None
+    batches: Array
+    hits: Array | None = None
 
 
 class Surface:
@@ -158,12 +163,15 @@ class Surface:
         step = max(path.chunk, _KEPT_BYTES // (8 * len(self.terms.weights)) // path.chunk * path.chunk)
         parts = [self._part(path, rows[start : start + step]) for start in range(0, len(rows), step)]
         weights = self.terms.weights if self.terms.unit == "samples" else None
+        hits = [part.hits for part in parts if part.hits is not None]
         found = SurfaceLosses(
             losses=np.concatenate([part.losses for part in parts]),
             stderr=np.concatenate([part.stderr for part in parts]),
             accuracy=np.concatenate([part.accuracy for part in parts]) if self.terms.targets else None,
             samples=np.concatenate([part.samples for part in parts]) if self.keep_samples and weights is not None else None,
             weights=weights,
+            batches=np.concatenate([part.batches for part in parts]),
+            hits=np.concatenate(hits) if hits else None,
         )
         self._seen.append((rows, found.losses))
         return found
@@ -228,6 +236,8 @@ class Surface:
             accuracy=None if raw.correct is None else raw.correct / self.terms.targets,
             samples=raw.samples,
             weights=None,
+            batches=raw.batches,
+            hits=None if raw.hits is None or not self.keep_samples else raw.hits / np.maximum(self.terms.counts(), 1),
         )
 
     def _measured_noise(self) -> float:

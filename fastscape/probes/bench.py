@@ -26,6 +26,7 @@ from fastscape.reports.bench import BenchResult, BenchUnit
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import objective_meta
 
+_SLOW = 0.25  # seconds of making ready, which computes the numbers once, after which a unit is warm
 _ROUND = 0.005  # seconds of a unit in a round below which it is called several times
 _CALLS = 100  # at most
 _LONG = 200  # characters of a remark: refusals of paths quote torch
@@ -170,17 +171,18 @@ class _Run:
         """Make every unit ready that fits in the budget, check its numbers and count its memory."""
         self._on, plans = shop.replica.base[0], list(shop.units())
         self.rows = [_Row(plan) for plan in plans]
-        for row in self.rows:
+        for row in sorted(self.rows, key=lambda row: row.plan.rank):
             self._show(f"preparing {row.plan.name}")
             needed, reserve = row.plan.forwards * shop.forward_seconds, sum(other.expected for other in self.rows)
             if not self.budget.admits(needed, reserve):
                 self._leave(row, needed + reserve)
                 continue
+            began = time.monotonic()
             try:
                 ready = row.plan.make()
                 row.deviation, row.reason = self._compared(row.plan, ready, shop)
                 if not row.reason:
-                    self._warm(row, ready, reserve)
+                    self._warm(row, ready, reserve, cold=time.monotonic() - began < _SLOW)
             except Exception as error:  # whatever a model or a path does in one unit is no reason to lose the others
                 row.reason = f"{type(error).__name__}: {first_line(error)[:300]}"
                 row.ready = None
@@ -212,16 +214,22 @@ class _Run:
             return deviation, ""
         return deviation, f"its numbers differ from the reference by {deviation:.1g} of their size; not timed"
 
-    def _warm(self, row: _Row, ready: Ready, reserve: float) -> None:
-        """Run it twice, the second time under the clock or counting memory."""
-        with ready.context():
-            ready.run()
-        row.ready, row.calls = ready, 1
-        once = self._timed(row)
-        row.calls = max(1, min(_CALLS, round(_ROUND / max(once * ready.items, 1e-9))))
-        row.expected = once * ready.items * row.calls
-        row.peak = ready.peak
-        if ready.peak is None and self.budget.admits(2 * row.expected / row.calls, reserve + row.expected):
+    def _warm(self, row: _Row, ready: Ready, reserve: float, *, cold: bool) -> None:
+        """Find out how long it takes, after a run if it is quick, and count its memory where there is time."""
+        row.ready, row.peak = ready, ready.peak
+        if not cold and ready.peak is None:  # counting takes 30 us an operation, which does not show here
+            with ready.context():
+                start = time.perf_counter()
+                row.peak = peak_bytes(ready.run)[1]
+                row.expected = time.perf_counter() - start
+            return
+        if cold:
+            with ready.context():
+                ready.run()
+        once = self._timed(row) * ready.items
+        row.calls = max(1, min(_CALLS, round(_ROUND / max(once, 1e-9))))
+        row.expected = once * row.calls
+        if ready.peak is None and self.budget.admits(2 * once, reserve + row.expected):
             with ready.context():
                 row.peak = peak_bytes(ready.run)[1]
 
@@ -237,7 +245,8 @@ class _Run:
                 return
             start = turn % max(1, len(ready))
             found: dict[int, float] = {}
-            for row in ready[start:] + ready[:start]:
+            order = ready[start:] + ready[:start] if turn else sorted(ready, key=lambda row: row.expected)
+            for row in order:  # first the quick ones, which a short budget should not lose to a slow one
                 self._show(f"round {turn + 1} of {self.repeats}: {row.plan.name}")
                 if not turn and not self.budget.admits(row.expected):
                     self._leave(row, row.expected)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,10 +21,11 @@ from fastscape._state import exact_arithmetic, plain_arithmetic
 from fastscape.directions import Directions
 from fastscape.estimators.scaling import Array
 from fastscape.evaluation.curvature import CurvatureOperator, ggn, hessian
-from fastscape.evaluation.curvature.flat import Layout
+from fastscape.evaluation.curvature.flat import Layout, norm
 from fastscape.evaluation.curvature.program import Program
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
+from fastscape.evaluation.differences.triple import Products
 from fastscape.evaluation.displacement import Displacement
 from fastscape.evaluation.evaluator import Evaluator, PathChoice, activation_bytes
 from fastscape.evaluation.losses import DTYPES
@@ -34,9 +36,11 @@ from fastscape.probes.double_backward import double_backward
 from fastscape.reports.bench import COPY, FORWARD, GRADIENT, PERTURB
 
 RADII = np.geomspace(1e-3, 1e-1, 4)  # relative to ||w||
+_BATCHED = 12.0  # times the loop's operations: what convolutions with weights of their own may take, and two runs
 _SOON = 0.5  # seconds of the responses of all directions beyond which one direction has to do
 _STEP = 1e-6  # of the differences of outputs that Gauss-Newton forms are held against: float64 leaves 1e-9
 _CLOSE = 1e-2  # relative deviation of forms and responses from the reference; float32 and its rounding leave 1e-5
+_CANCELLED = 3e3  # roundings of |v| |Hv| in v'Hv, whose terms cancel: a ResNet-18 leaves 4e-3 of the form in float32
 _ROUGH = 0.2  # the same of bfloat16 products
 ROUNDINGS = 30.0  # times the rounding noise of a loss
 
@@ -83,6 +87,7 @@ class Unit:
         kind: whose values are compared with one another; the first that works is the reference.
         forwards: expected cost of making it ready and of one run, in forwards.
         make: makes it ready; whatever it raises is why it has no timings.
+        rank: in the order of making ready: what a short budget can do without comes last.
     """
 
     name: str
@@ -90,6 +95,7 @@ class Unit:
     kind: str
     forwards: float
     make: Callable[[], Ready]
+    rank: int = 0
 
 
 class Workshop:
@@ -192,22 +198,12 @@ class Workshop:
         each = 2.0 * len(RADII) * self._few
         for precision in ("float64", "float32"):
             for path in ("loop", "vmap"):
-                cost = (2 if precision == "float64" else 1) * each * (2 if path == "loop" else 4)
-                yield Unit(
-                    f"even response: {precision}, {path}",
-                    meaning,
-                    "response",
-                    cost,
-                    lambda precision=precision, path=path: self._subtracted(precision, path),  # type: ignore[misc]
-                )
-        for name in ("difference", "difference-bf16"):
-            yield Unit(
-                f"even response: {name}",
-                meaning,
-                "response",
-                6 * each,
-                lambda name=name: self._propagated(name),  # type: ignore[misc]
-            )
+                cost = (2 if precision == "float64" else 1) * each * (2 if path == "loop" else _BATCHED)
+                make = partial(self._subtracted, precision, path)
+                yield Unit(f"even response: {precision}, {path}", meaning, "response", cost, make, 3 * (path == "vmap"))
+        products: dict[str, Products] = {"difference": "float32", "difference-bf16": "bfloat16"}
+        for rank, (name, rounded) in enumerate(products.items(), start=1):
+            yield Unit(f"even response: {name}", meaning, "response", 6 * each, partial(self._propagated, rounded), rank)
 
     def _subtracted(self, precision: Literal["float64", "float32"], path: Literal["loop", "vmap"]) -> Ready:
         dtype = DTYPES[precision]
@@ -230,15 +226,13 @@ class Workshop:
             raise ValueError(f"{points} copies of parameters and activations take {each / 2**20:.3g} MiB, above the memory given")
         return PathChoice("vmap", size, {}, "asked for"), f"{counted(size, 'direction')} at a time"
 
-    def _propagated(self, name: Literal["difference", "difference-bf16"]) -> Ready:
-        evaluator = DifferenceEvaluator(
-            self.objective, products="float32" if name == "difference" else "bfloat16", memory=self.memory
-        )
+    def _propagated(self, products: Products) -> Ready:
+        evaluator = DifferenceEvaluator(self.objective, products=products, memory=self.memory)
         self._stack.enter_context(evaluator)
         with plain_arithmetic(torch.float64):
             choice = evaluator.choose(self.directions, RADII.tolist())
         ready = self._response(evaluator, torch.float32, f"{choice.name}: {choice.reason}")
-        ready.tolerance = _CLOSE if name == "difference" else _ROUGH
+        ready.tolerance = _CLOSE if products == "float32" else _ROUGH
         return ready
 
     def _response(self, evaluator: Evaluator | DifferenceEvaluator, dtype: torch.dtype, remark: str) -> Ready:
@@ -265,8 +259,9 @@ class Workshop:
 
     def _forms(self) -> Iterator[Unit]:
         words = f"d'Hd of one direction, of {self._few} in a call"
-        yield Unit("quadratic form: exact", words, "form", 12.0 * self._few, self._exact)
-        yield Unit("quadratic form: two forwards", f"{words}, set-up included", "form", 6.0 * self._few + 60, self._two_forwards)
+        cost = 6.0 * self._few + 60
+        yield Unit("quadratic form: exact", words, "form", 12.0 * self._few, self._exact, 1)
+        yield Unit("quadratic form: two forwards", f"{words}, set-up included", "form", cost, self._two_forwards, 2)
 
     def _exact(self) -> Ready:
         evaluator = self._stack.enter_context(DifferenceEvaluator(self.objective, memory=self.memory))
@@ -307,25 +302,16 @@ class Workshop:
     # ------------------------------------------------------------------ products
 
     def _products(self) -> Iterator[Unit]:
-        block = self._vectors()
-        yield Unit(
-            "Hessian product: torch double backward",
-            "H v of one vector, graph built anew",
-            "form",
-            20,
-            self._within(self._double_backward),
-        )
-        yield Unit("Hessian product: one vector", "H v, path chosen by measuring", "form", 80, lambda: self._hessian(1))
+        block, chosen = self._vectors(), "path chosen by measuring"
+        plain = self._within(self._double_backward)
+        one, several = partial(self._hessian, 1), partial(self._hessian, block)
+        yield Unit("Hessian product: torch double backward", "H v of one vector, graph built anew", "form", 20, plain, 1)
+        yield Unit("Hessian product: one vector", f"H v, {chosen}", "form", 60, one, 1)
         if block > 1:
-            yield Unit(
-                f"Hessian product: block of {block}",
-                f"H v of one of {block} vectors at a time, path chosen by measuring",
-                "form",
-                40.0 * block,
-                lambda: self._hessian(block),
-            )
+            words = f"H v of one of {block} vectors at a time, {chosen}"
+            yield Unit(f"Hessian product: block of {block}", words, "form", 30.0 * block, several, 2)
         if self.objective.criterion is not None:
-            yield Unit("GGN product: one vector", "G v, path chosen by measuring", "gauss-newton", 80, self._gauss_newton)
+            yield Unit("GGN product: one vector", f"G v, {chosen}", "gauss-newton", 60, self._gauss_newton, 1)
 
     def _vectors(self) -> int:
         """Vectors of a block: as many as were asked for and an eighth of the memory holds."""
@@ -343,8 +329,9 @@ class Workshop:
         products = double_backward(self.replica, vector)
         loss, found = products()
         values = np.array([_dot(found, vector)])
+        absolute = _CANCELLED * torch.finfo(self.dtype).eps * norm(found) * norm(vector)
         words = "loss, gradient with create_graph=True, gradient of its product with v; in the arithmetic of the others"
-        return Ready(products, self._plain, 1, loss, values, remark=words, dtype=self.dtype)
+        return Ready(products, self._plain, 1, loss, values, absolute=absolute, remark=words, dtype=self.dtype)
 
     def _operator(self, matrix: str) -> CurvatureOperator:
         operator = ggn(self.objective, memory=self.memory) if matrix == "ggn" else hessian(self.objective, memory=self.memory)
@@ -374,13 +361,13 @@ class Workshop:
         choice = operator.choice
         assert choice is not None
         words = f"{choice.name}: {choice.reason}"
-        tolerance = max(_CLOSE, 10 * choice.error)
         return Ready(
             lambda: operator.rows(rows),
             operator.session,
             count,
             values=values,
-            tolerance=tolerance,
+            tolerance=max(_CLOSE, 10 * choice.error),
+            absolute=float(_CANCELLED * torch.finfo(operator.dtype).eps * (found.norm(dim=1) * rows.norm(dim=1)).max()),
             remark=words,
             peak=choice.peak,
             dtype=operator.dtype,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fastscape._batches import tensors_of
+from fastscape._batches import available_memory, tensors_of
 from fastscape._checks import counted, first_line
 from fastscape._state import exact_arithmetic, preserved_rng
 from fastscape.directions import Directions
@@ -22,8 +22,10 @@ from fastscape.evaluation.curvature import hessian
 from fastscape.evaluation.curvature.flat import Layout, norm
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
-from fastscape.evaluation.noise import rounding_model
+from fastscape.evaluation.evaluator import activation_bytes
+from fastscape.evaluation.noise import SIGNAL_TO_NOISE, rounding_model
 from fastscape.evaluation.operators import operators
+from fastscape.evaluation.quadratic import quadratic_forms
 from fastscape.objective import Objective
 from fastscape.probes.double_backward import double_backward
 from fastscape.reports.doctor import Finding
@@ -31,6 +33,8 @@ from fastscape.reports.doctor import Finding
 _NAMED = 4  # names in a finding
 _WRONG = 1e-2  # relative difference of a double backward from the Hessian product
 _RADIUS = 1e-3  # relative to ||w||, of the response that is held against subtraction
+_TYPICAL = 4  # directions whose curvature tells the size of responses
+_COPIES = 6  # of parameters and activations: what a Hessian product with its graph holds
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -63,6 +67,7 @@ class ModelCheckup:
         moving: tuple[tuple[str, Callable[[], Finding]], ...] = (
             ("gradient", self._gradient),
             ("rounding", self._rounding),
+            ("memory", self._memory),
             ("difference propagation", self._operators),
             ("double backward", self._double_backward),
             ("Hessian products", self._products),
@@ -204,11 +209,40 @@ class ModelCheckup:
         return Finding("gradient", "ok", f"||g|| = {size:.3g}, finite")
 
     def _rounding(self) -> Finding:
-        with exact_arithmetic(self.objective.dtype):
-            noise = rounding_model(self.objective.replica(self.objective.dtype))
-        name = str(self.objective.dtype)[6:]
-        words = f"at most about {noise:.1e} of a {name} loss: smaller responses need float64 or difference propagation"
-        return Finding("rounding", "ok", f"{words}, between which the probes choose")
+        """Rounding of a loss, and the radius from which on subtraction resolves responses."""
+        objective, name = self.objective, str(self.objective.dtype)[6:]
+        with exact_arithmetic(objective.dtype):
+            noise = rounding_model(objective.replica(objective.dtype))
+        words = f"at most about {noise:.1e} in a {name} loss"
+        try:
+            forms = quadratic_forms(objective, Directions(objective, _TYPICAL))
+        except (ValueError, RuntimeError) as error:
+            return Finding("rounding", "ok", f"{words}; from which radius it matters is not known ({first_line(error)[:80]})")
+        size = math.sqrt(float((forms.curvature**2).mean()))
+        if not (math.isfinite(size) and size > 0):
+            return Finding("rounding", "ok", f"{words}; the loss has no curvature along random directions to hold it against")
+        unit = torch.finfo(objective.dtype).eps
+        radii = {
+            kind: math.sqrt(SIGNAL_TO_NOISE * noise * torch.finfo(dtype).eps / unit / size)
+            for kind, dtype in (("float32", torch.float32), ("float64", torch.float64))
+        }
+        told = ", ".join(f"{kind} from {radius:.0e} ||w||" for kind, radius in radii.items())
+        return Finding("rounding", "ok", f"{words}; subtraction resolves even responses in {told} on, difference propagation any")
+
+    def _memory(self) -> Finding:
+        objective = self.objective
+        with exact_arithmetic(torch.float64):
+            activations = activation_bytes(objective.replica(torch.float64))
+        copy, free = 8 * objective.size, available_memory(objective.device)
+        words = (
+            f"{copy / 2**20:.3g} MiB a copy of the parameters in float64, up to {activations / 2**20:.3g} MiB of activations, "
+            f"{free / 2**20:.3g} MiB available"
+        )
+        if _COPIES * (copy + activations) > free:
+            return Finding(
+                "memory", "warning", words, "smaller batches, device= with more memory, or memory= to cap each evaluation"
+            )
+        return Finding("memory", "ok", words)
 
     def _operators(self) -> Finding:
         name, remedy = "difference propagation", "float64 subtraction serves, with a rounding floor at small radii"

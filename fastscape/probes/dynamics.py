@@ -181,9 +181,9 @@ class _Measured:
 
             try:
                 source.deviations(self.found, late)
-                if len(self.found.sizes) < len(source):
+                if len(self.found.sizes) < len(source) or (products and late()):
                     self.stop_reason = "deadline"
-                elif products and not late():
+                elif products:
                     spread = np.concatenate(self.found.spread).sum(axis=1)
                     self.curvature = curvature_of_noise(source, spread, products, spectrum, self.seed, self.notes)
             except KeyboardInterrupt:
@@ -246,6 +246,7 @@ class _Measured:
                 "settings": settings,
                 "path": source.path,
                 "reason": source.reason,
+                "units": len(source),
                 "evaluations": source.evaluations,
                 "products": 0 if self.curvature is None else self.curvature.products,
                 "seconds": time.monotonic() - self._began,

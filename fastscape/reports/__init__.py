@@ -10,11 +10,13 @@ from fastscape.reports.sharpness import SharpnessResult
 from fastscape.reports.signature import Signature
 from fastscape.reports.slices import PlaneResult, SliceResult
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
+from fastscape.reports.tracking import DifficultyResult, TrackResult
 
 __all__ = [
     "BenchResult",
     "Comparison",
     "Diagnosis",
+    "DifficultyResult",
     "Measured",
     "MultifractalResult",
     "PlaneResult",
@@ -25,6 +27,7 @@ __all__ = [
     "SpectrumResult",
     "SpectrumTrajectory",
     "TemperatureResult",
+    "TrackResult",
     "TrajectoryResult",
     "compare",
     "load",

@@ -174,6 +174,8 @@ def _raised(result: TemperatureResult) -> list[str]:
     top = max(1, len(squares) // 100)
     if len(squares) >= 100 and squares[:top].sum() > _HEAVY * squares.sum():
         flags.append("half of the squared norms comes from a hundredth of the samples: heavy tails, intervals may be short")
+    if result.gradient_norm_squared.interval[1] < 0:
+        flags.append("||g||^2 comes out negative: the samples are more balanced than independent draws, which is what is assumed")
     if result.gradient_norm_squared.interval[0] <= 0 < result.gradient_norm_squared.interval[1]:
         flags.append("||g||^2 may be zero: the noise scale has no upper bound")
     if result.noise_scale_h is not None and result.noise_scale_h.value < 0:
@@ -182,7 +184,9 @@ def _raised(result: TemperatureResult) -> list[str]:
         flags.append("tr H may be zero: T_H is not determined")
     reason = result.meta.get("stop_reason")
     if reason in ("deadline", "interrupted"):
-        flags.append(f"ended early ({reason}): the first {counted(result.units, 'unit')} in the order of the data")
+        total = result.meta.get("units", result.units)
+        seen = f"the first {result.units} of {total} units in the order of the data"
+        flags.append(f"ended early ({reason}): {seen if result.units < total else 'without Hessian-weighted numbers'}")
     return flags
 
 

@@ -115,8 +115,8 @@ class Signature(Document):
 
         Raises:
             TypeError: something that is no such result.
-            ValueError: two results of a kind, or results of different weights; both are named. A difficulty is of a whole
-                training and is not compared.
+            ValueError: two results of a kind, or results of different weights; both are named. A barrier must have one
+                end in common with the others; a difficulty is of a whole training and is not compared.
         """
         given = _by_kind(results)
         _check_weights(given)
@@ -127,9 +127,10 @@ class Signature(Document):
         parts = [PARTS[kind](result) for kind, result in given.items()]
         found = {key: estimate for part in parts for key, estimate in part.fields.items()}
         plain = {key: value for part in reversed(parts) for key, value in part.plain.items()}
+        local = [result for kind, result in given.items() if kind not in _TRAINING]
         return cls(
-            name=name or next((result.name for result in given.values() if result.name != "model"), "model"),
-            step=step if step is not None else next((r.step for r in given.values() if r.step is not None), None),
+            name=name or next((result.name for result in local if result.name != "model"), "model"),
+            step=step if step is not None else next((result.step for result in local if result.step is not None), None),
             loss=plain.get("loss"),
             accuracy=plain.get("accuracy"),
             critical_sharpness=plain.get("critical_sharpness"),
@@ -266,12 +267,18 @@ def _by_kind(results: Sequence[Any]) -> dict[str, Any]:
 
 
 def _check_weights(given: Mapping[str, Any]) -> None:
-    prints = {kind: result.meta.get("weight_fingerprint") for kind, result in given.items() if kind not in _TRAINING}
-    known = [(kind, print_) for kind, print_ in prints.items() if print_]
-    for kind, print_ in known[1:]:
-        if print_ != known[0][1]:
-            words = " and ".join(f"{key} {given[key].name!r} ({value[:8]})" for key, value in (known[0], (kind, print_)))
+    known = [(kind, found) for kind, result in given.items() if kind not in _TRAINING and (found := _weights(result.meta))]
+    for kind, found in known[1:]:
+        if not found & known[0][1]:
+            named = ((key, "/".join(sorted(print_[:8] for print_ in prints))) for key, prints in (known[0], (kind, found)))
+            words = " and ".join(f"{key} {given[key].name!r} ({prints})" for key, prints in named)
             raise ValueError(f"results must be of the same weights, got {words}; pass those of one checkpoint")
+
+
+def _weights(meta: Mapping[str, Any]) -> set[str]:
+    """Fingerprints of the weights that a result is of; a barrier is of both its ends."""
+    ends = meta.get("weight_fingerprints")
+    return set(ends.values()) if ends else {meta["weight_fingerprint"]} if meta.get("weight_fingerprint") else set()
 
 
 def _reasons(found: Mapping[str, Any], parts: Sequence[Contribution], reasons: Mapping[str, str]) -> dict[str, str]:

@@ -90,11 +90,14 @@ QUANTITIES: dict[str, Quantity] = {
         "noise scale", "tr(Sigma_1) / ||g||^2: the batch size at which noise and gradient are equal", "samples", "temperature"
     ),
     "difficulty": Quantity(
-        "O(w0)", "sum over steps of eta ||g_t||^2 ||H_t||_2, the optimisation difficulty", "loss * curvature", "difficulty"
+        "O(w0)",
+        "sum over steps of eta ||g_t||^2 ||H_t||_2, the optimisation difficulty, ± |O_k - O_2k|",
+        "loss * curvature",
+        "difficulty",
     ),
     "difficulty_dimensionless": Quantity(
         "O, dimensionless",
-        "curvature cost over descent, from the descent lemma; comparable between architectures",
+        "sum of eta^2 ||g_t||^2 ||H_t||_2 / 2 over the descent L_0 - L_T; comparable between architectures",
         "",
         "difficulty",
     ),
@@ -130,7 +133,7 @@ def exactly(value: float) -> Estimate:
     return Estimate(float(value), 0.0, (float(value), float(value)), 1)
 
 
-def unbounded(value: float, n: int = 1) -> Estimate:
+def unbounded(value: float, n: int) -> Estimate:
     """A number whose error is not known."""
     return Estimate(float(value), math.nan, (math.nan, math.nan), n)
 
@@ -260,10 +263,15 @@ def _temperature(result: Any) -> Contribution:
 
 
 def _difficulty(result: Any) -> Contribution:
+    """Intervals are of the discretisation: half the spectral norms give O within as much again."""
     found = Contribution()
-    value = result.value
-    found.put("difficulty", unbounded(value) if isinstance(value, (int, float)) else value, "no step has a finite gradient")
-    found.put("difficulty_dimensionless", unbounded(result.dimensionless), "the loss did not fall")
+    error = abs(result.discretisation)
+    for name, value, reason in (
+        ("difficulty", result.value, "a gradient or a spectral norm is not finite"),
+        ("difficulty_dimensionless", result.dimensionless, "the loss did not fall"),
+    ):
+        half = error * abs(value / result.value) if result.value else error
+        found.put(name, Estimate(value, math.nan, (value - half, value + half), len(result.nodes)), reason)
     return found
 
 

@@ -146,7 +146,7 @@ class TrackResult(Document):
     def section(self) -> Section:
         """See :class:`Document`."""
         panels = tracking_figures.panels(self)
-        rows = tuple(_row(point) for point in self.points)
+        rows = tuple(_row(point, self.names) for point in self.points)
         shown = set().union(*rows) if rows else set()
         return Section(
             f"Along training: {self.name}",
@@ -165,10 +165,9 @@ class TrackResult(Document):
         return tracking_figures.single_series(self, ax, name)
 
 
-def _row(point: TrackPoint) -> dict[str, str]:
-    cells = {"step": str(point.step)}
-    cells |= {name: f"{value:.4g}" for name, value in point.values.items()}
-    return cells
+def _row(point: TrackPoint, names: Sequence[str]) -> dict[str, str]:
+    cells = {name: f"{point.values[name]:.4g}" if name in point.values else "–" for name in names}
+    return {"step": str(point.step)} | cells
 
 
 def _track_quantities(result: TrackResult) -> tuple[Quantity, ...]:
@@ -209,9 +208,14 @@ def _track_flags(result: TrackResult) -> tuple[str, ...]:
     if result.skipped:
         steps = ", ".join(str(point.step) for point in result.skipped[:8])
         flags.append(f"not measured: steps {steps}{' ...' if len(result.skipped) > 8 else ''} ({result.skipped[-1].reason})")
-    for point in result.points:
-        flags += [f"step {point.step}: no {item} ({why})" for item, why in point.left_out.items()]
-    flags += [note for note in dict.fromkeys(note for point in result.points for note in point.notes)]
+    for item in dict.fromkeys(item for point in result.points for item in point.left_out):
+        without = [point for point in result.points if item in point.left_out]
+        steps = ", ".join(str(point.step) for point in without[:8])
+        flags.append(
+            f"no {item} at {counted(len(without), 'point')}, steps {steps}{' ...' if len(without) > 8 else ''} "
+            f"({without[-1].left_out[item]})"
+        )
+    flags += list(dict.fromkeys(note for point in result.points for note in point.notes))
     return tuple(flags)
 
 
@@ -288,8 +292,8 @@ class DifficultyResult(Document):
             Quantity("products", f"{int(self.products.sum())}", f"Hessian-vector products for {len(self.nodes)} spectral norms"),
         )
         words = (
-            f"Spectral norm every {self.meta.get('every')} steps (warm-started), squared norm of the {self.gradient} gradient, and "
-            "the sum of their product times the learning rate."
+            f"Spectral norm every {self.meta.get('every')} steps (warm-started), squared norm of the {self.gradient} gradient, "
+            "and the sum of their product times the learning rate."
         )
         figure = Figure("Optimisation difficulty", partial(tracking_figures.difficulty, self), words, panels=(1, 3))
         return Section(

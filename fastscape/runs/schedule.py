@@ -6,6 +6,7 @@ import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -25,11 +26,6 @@ class Schedule:
     steps: tuple[int, ...] | None = None
     every: int | None = None
     total: int | None = None
-
-    def latest(self, step: int, after: int) -> int | None:
-        """The last step that is due in (after, step], or ``None``."""
-        found = self.between(after, step)
-        return found[-1] if found else None
 
     def between(self, after: int, step: int) -> tuple[int, ...]:
         """The steps that are due in (after, step]."""
@@ -103,6 +99,6 @@ def checked_schedule(when: Schedule | Sequence[int] | None, every: int | None) -
         return when
     assert when is not None
     steps = tuple(integer(f"when[{index}]", step, 0) for index, step in enumerate(when))
-    if not steps or any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+    if not steps or any(later <= earlier for earlier, later in pairwise(steps)):
         raise ValueError(f"when must be ascending steps, at least one, got {list(steps[:8])}")
     return Schedule(steps)

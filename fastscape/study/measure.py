@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from fastscape._checks import first_line
 from fastscape.estimators import AnalysisSettings
 from fastscape.evaluation.optimizers import OptimizerState
@@ -26,6 +28,8 @@ _SHARES = {
     "temperature": 0.1,
 }  # of the plan's seconds; plane and measure come on top
 _LINES = 8
+_RADII = tuple(np.geomspace(1e-4, 1e-1, 8).tolist())  # of the multifractal summary, relative to the weights
+_DIRECTIONS = 24  # moments carried by fewer than ten directions are biased
 
 
 class Measurement:
@@ -110,7 +114,7 @@ class Measurement:
             f"multifractal probe, {when}",
             lambda: multifractal(
                 objective,
-                ProbeSettings(),
+                ProbeSettings(radii=_RADII, count=_DIRECTIONS, banks=1),
                 AnalysisSettings(permutations=199, bootstrap=400),
                 budget=self._plan.seconds,
                 name=f"{self._architecture.name}, {when}",

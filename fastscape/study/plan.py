@@ -80,7 +80,7 @@ class Plan:
     seeds: int
     early: float = 0.1
     share: float = 0.5
-    seconds: float = 6.0
+    seconds: float = 8.0
     plane: int = 21
     lines: int = 6
     line_points: int = 21
@@ -137,7 +137,7 @@ def quick(seeds: int = 3) -> Plan:
                 partial(zoo.resnet18, channels=1, width=8),
                 zoo.digits,
                 partial(zoo.digits, "test"),
-                partial(zoo.digits, samples=256, batch_size=128),
+                partial(zoo.digits, samples=128),
                 steps=250,
                 batch_size=64,
                 learning_rate=0.05,
@@ -148,7 +148,7 @@ def quick(seeds: int = 3) -> Plan:
                 partial(zoo.tiny_transformer, width=32, context=32),
                 partial(text, samples=512),
                 partial(text, "test", samples=128),
-                partial(text, samples=64, batch_size=32),
+                partial(text, samples=32, batch_size=32),
                 steps=600,
                 batch_size=32,
                 learning_rate=0.1,

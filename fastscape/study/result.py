@@ -12,6 +12,7 @@ import numpy as np
 from fastscape.estimators import Estimate
 from fastscape.estimators.association import Association, association
 from fastscape.estimators.scaling import Array
+from fastscape.reports.connectivity import BarrierMatrix
 from fastscape.reports.document import Document
 from fastscape.reports.sections import Section
 from fastscape.reports.signature import Signature
@@ -91,7 +92,7 @@ class StudyResult(Document):
     step: int | None
     plan: dict[str, Any]
     runs: tuple[RunResult, ...]
-    barriers: dict[str, Any]
+    barriers: dict[str, BarrierMatrix]
     meta: dict[str, Any]
     notes: tuple[str, ...] = ()
 

@@ -18,12 +18,14 @@ from torch.nn import functional as F
 
 from fastscape._checks import counted, first_line
 from fastscape.estimators import Estimate
+from fastscape.estimators.scaling import Array
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.objective import Objective
 from fastscape.probes.connectivity import barriers
 from fastscape.probes.difficulty import Difficulty
 from fastscape.probes.tracker import Tracker
 from fastscape.reports import load
+from fastscape.reports.connectivity import BarrierMatrix
 from fastscape.runs.provenance import provenance
 from fastscape.runs.schedule import log_spaced
 from fastscape.study.measure import Measurement
@@ -50,7 +52,7 @@ def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyRe
     """
     start = time.monotonic()
     runs: list[RunResult] = []
-    matrices: dict[str, Any] = {}
+    matrices: dict[str, BarrierMatrix] = {}
     notes: list[str] = []
     total = len(plan.architectures) * (plan.seeds + 1)
     reason = "complete"
@@ -104,7 +106,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
         objective,
         when=log_spaced(architecture.steps, plan.points),
         share=plan.share,
-        path=record,
+        path=str(record),
         what=("loss", "gradient", "spectrum"),
         name=name,
         seed=seed,
@@ -146,7 +148,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
     return result
 
 
-def between(plan: Plan, architecture: Architecture, out: Path) -> Any:
+def between(plan: Plan, architecture: Architecture, out: Path) -> BarrierMatrix:
     """Barriers between the final states of all seeds of an architecture, by the runs' probed data."""
     model = build(architecture, 0)
     objective = Objective(model, architecture.probed(), criterion=F.cross_entropy)
@@ -154,16 +156,24 @@ def between(plan: Plan, architecture: Architecture, out: Path) -> Any:
     return barriers(objective, files, name=architecture.name)
 
 
-def _with_barrier(result: RunResult, matrix: Any) -> RunResult:
+def _with_barrier(result: RunResult, matrix: BarrierMatrix | None) -> RunResult:
     """The run whose final signature has the barrier to the seed after it (the last: to the first)."""
     if matrix is None:
         return result
-    other = (result.seed + 1) % len(matrix.labels)
-    found = {"barrier": matrix.linear, "barrier_end": matrix.end, "barrier_max": matrix.max}
-    values: dict[str, Any] = {
-        field: Estimate(float(table[result.seed, other]), math.nan, (math.nan, math.nan), 1) for field, table in found.items()
-    }
-    return dataclasses.replace(result, final=dataclasses.replace(result.final, **values))
+    pair = result.seed, (result.seed + 1) % len(matrix.labels)
+    unknown = (math.nan, math.nan)
+
+    def found(table: Array, interval: tuple[float, float] = unknown) -> Estimate:
+        return Estimate(float(table[pair]), math.nan, interval, 1)
+
+    final = dataclasses.replace(
+        result.final,
+        barrier=found(matrix.linear, (float(matrix.low[pair]), float(matrix.high[pair]))),
+        barrier_end=found(matrix.end),
+        barrier_max=found(matrix.max),
+        missing={name: why for name, why in result.final.missing.items() if not name.startswith("barrier")},
+    )
+    return dataclasses.replace(result, final=final)
 
 
 def _leave(folder: Path, result: RunResult, final: Mapping[str, Tensor]) -> None:

@@ -171,7 +171,7 @@ def test_a_check_that_fails_is_a_finding(monkeypatch):
 def test_a_sound_model_has_no_findings_but_ok():
     found = fs.doctor(objective(net()), name="sound")
     assert {finding.check: finding.found for finding in found.model if finding.severity != "ok"} == {}
-    assert len(found.model) == 14
+    assert len(found.model) == 15
     assert found.meta["loss"] == pytest.approx(objective(net()).loss())
     assert "sound" in found.verdict()
 
@@ -333,8 +333,6 @@ CASES = [
     (untraceable, "difference propagation", "warning", "cannot follow the model"),
     (decides, "difference propagation", "warning", "depend on the weights"),
     (attention, "double backward", "warning", "torch.autograd fails"),
-    (weight_normed, "double backward", "warning", "fused weight norm in 0"),
-    (weight_normed, "Hessian products", "warning", "by 'gradient difference'"),
     (once_differentiable, "double backward", "warning", "torch.autograd"),
 ]
 
@@ -350,6 +348,37 @@ def test_what_is_wrong_with_a_model_is_found_and_has_a_remedy(make, check, sever
     assert found.worst == "error" or severity != "error"
     assert any(check in flag for flag in found.flags)
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_products_by_differences_are_a_warning_with_their_error():
+    found = fs.doctor(weight_normed())
+    assert found["Hessian products"].severity == found["double backward"].severity == "warning"
+    assert "fused weight norm in 0" in found["double backward"].found
+    assert "by 'gradient difference'" in found["Hessian products"].found
+    assert "relative error near" in found["Hessian products"].found
+
+
+def test_memory_that_does_not_hold_a_product_is_a_warning(monkeypatch):
+    from fastscape.probes import doctor_model
+
+    monkeypatch.setattr(doctor_model, "available_memory", lambda _device: 1000)
+    found = fs.doctor(objective(net()))["memory"]
+    assert found.severity == "warning"
+    assert found.remedy.startswith("smaller batches")
+
+
+def test_the_radius_from_which_subtraction_resolves_responses_is_that_of_rounding_and_curvature():
+    """A response eps^2 d'Hd is 10 times the rounding error there: a loss 100 w^2 of one weight has d'Hd = 200 w^2."""
+    import re
+
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 3.0)
+    made = fs.Objective(model, [torch.ones(1, 1)], loss=lambda net, batch: 100 * net(batch).square().mean())
+    found = fs.doctor(made)["rounding"].found
+    noise, narrow, wide = (float(text) for text in re.findall(r"[0-9.]+e-[0-9]+", found))
+    assert noise == pytest.approx(8 * 2**-24 * 900, rel=0.1)
+    assert narrow == pytest.approx((10 * noise / 1800) ** 0.5, rel=0.3)
+    assert wide == pytest.approx(narrow * 2**-14.5, rel=0.6)
 
 
 def test_tied_parameters_are_told_and_are_no_fault():

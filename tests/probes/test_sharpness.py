@@ -5,62 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import brentq
+from quadratics import GENERATOR, Weights, ball_maximum, normal, polynomial, symmetric
 from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
-from fastscape.evaluation.balls import Balls
-from fastscape.probes.ascent import ascend
-from fastscape.probes.quadratic_model import maximise_model
 from fastscape.reports.html import write_html
 
-GENERATOR = torch.Generator().manual_seed(0)
 
-
-def normal(*shape):
-    return torch.randn(*shape, generator=GENERATOR, dtype=torch.float64)
-
-
-class Weights(nn.Module):
-    """A model that is nothing but its tensors."""
-
-    def __init__(self, *tensors):
-        super().__init__()
-        self.parts = nn.ParameterList([nn.Parameter(tensor.clone()) for tensor in tensors])
-
-    def forward(self):
-        return torch.cat([part.reshape(-1) for part in self.parts])
-
-
-def polynomial(tensors, gradient, matrix, constant=0.0):
-    """constant + g'(w - w0) + (w - w0)'M(w - w0) / 2."""
-    start = torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-    def loss(model, _batch):
-        step = model() - start
-        return constant + gradient @ step + step @ matrix @ step / 2
-
-    return fs.Objective(Weights(*tensors), [torch.zeros(1)], loss=loss)
-
-
-def symmetric(size):
-    matrix = normal(size, size)
-    return (matrix + matrix.T) / 2
-
-
-def ball_maximum(linear, matrix):
-    """max of linear'u + u'Au / 2 over the unit ball, from the secular equation of the boundary."""
-    values, vectors = np.linalg.eigh(matrix)
-    parts = vectors.T @ linear
-    top = max(values[-1], 0.0)
-
-    def excess(shift):
-        return np.sum((parts / (shift - values)) ** 2) - 1
-
-    shift = brentq(excess, top + 1e-13, top + np.linalg.norm(parts) + 1, xtol=1e-15)
-    point = parts / (shift - values)
-    return parts @ point + point @ (values * point) / 2
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    GENERATOR.manual_seed(0)
 
 
 # ---------------------------------------------------------------------- closed forms
@@ -112,18 +67,6 @@ def test_sam_at_a_small_radius_is_rho_times_the_gradient_norm(tanh_net, digits):
     objective = fs.Objective(tanh_net.double(), digits, criterion=F.cross_entropy)
     norm = math.sqrt(sum(float(part.square().sum()) for part in objective.gradient().values()))
     assert fs.sharpness(objective, 1e-6, variant="sam").worst == pytest.approx(1e-6 * norm, rel=1e-4)
-
-
-def test_the_model_maximum_agrees_with_the_secular_equation():
-    weights, matrix, gradient = normal(30), symmetric(30), normal(30)
-    objective = polynomial([weights], gradient, matrix)
-    balls = Balls(objective, "normalized", 0.0, torch.float64)
-    scale = balls.scale.numpy()
-    expected = ball_maximum(scale * gradient.numpy(), scale[:, None] * matrix.numpy() * scale)
-    found = maximise_model(fs.hessian(objective), torch.from_numpy(scale) * gradient, balls, 1.0, 60, 0)
-    assert found.value == pytest.approx(expected, rel=1e-4)
-    assert found.bound >= expected
-    assert found.eigenvalue == pytest.approx(np.linalg.eigvalsh(scale[:, None] * matrix.numpy() * scale)[-1], rel=1e-3)
 
 
 def test_a_loss_that_only_falls_has_sharpness_zero_because_the_weights_are_in_the_ball():
@@ -393,18 +336,3 @@ def test_the_same_seed_gives_the_same_result(tanh_objective):
     assert first.worst == second.worst
     np.testing.assert_array_equal(first.curves, second.curves)
     np.testing.assert_array_equal(first.random_rises, second.random_rises)
-
-
-def test_an_ascent_on_a_rugged_line_keeps_its_best_point():
-    objective = polynomial([torch.ones(1, dtype=torch.float64)], torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1).double())
-    balls = Balls(objective, "sam", 0.0, torch.float64)
-
-    def rugged(point):
-        x = float(point[0])
-        return math.cos(9 * x) - x * x, torch.tensor([-9 * math.sin(9 * x) - 2 * x], dtype=torch.float64)
-
-    found = ascend(rugged, balls, torch.tensor([0.31], dtype=torch.float64), 40)
-    assert found.best == np.nanmax(found.values)
-    assert found.best == pytest.approx(rugged(found.point)[0])
-    peak = float(found.point[0])
-    assert abs(9 * math.sin(9 * peak) + 2 * peak) < 1, "the step is halved until a peak is reached"

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import spectra
+from scipy import stats
 
 import fastscape as fs
 from fastscape.estimators import Estimate
@@ -103,7 +104,14 @@ def everything():
         sharp(),
         barrier(),
         result("temperature", temperature=None, temperature_h=None, noise_scale=between(30, 50), notes=("Adam preconditions",)),
-        result("difficulty", value=between(2, 3), dimensionless=0.4, meta=META | {"weight_fingerprint": "bb" * 32}),
+        result(
+            "difficulty",
+            value=2.5,
+            dimensionless=0.4,
+            discretisation=-0.5,
+            nodes=np.arange(4),
+            meta=META | {"weight_fingerprint": "bb" * 32},
+        ),
     )
 
 
@@ -120,7 +128,8 @@ def test_every_result_contributes_its_fields_with_intervals():
     assert found.roughness_noise == Estimate(1e-12, 0.0, (1e-12, 1e-12), 1)
     assert found.barrier == between(1.1, 1.4)
     assert found.noise_scale == between(30, 50)
-    assert found.difficulty_dimensionless.value == 0.4
+    assert found.difficulty.interval == (2.0, 3.0)
+    assert found.difficulty_dimensionless.interval == pytest.approx((0.32, 0.48))
     assert found.critical_sharpness == 40.0
     assert found.preconditioned_sharpness.interval == (59.9, 60.1)
     assert found.loss == 0.31
@@ -186,6 +195,16 @@ def test_results_of_different_weights_are_refused_by_name():
         Signature.of(spectrum(), other)
     with pytest.raises(TypeError, match="got dict"):
         Signature.of({})
+
+
+def test_a_barrier_has_an_end_at_the_weights_of_the_others():
+    ends = {"weight_fingerprints": {"a": "cc" * 32, "b": "aa" * 32}}
+    path = barrier()
+    path.meta = {**META, "weight_fingerprint": "ee" * 32, **ends}
+    assert Signature.of(spectrum(), path).barrier == path.linear
+    path.meta = {**path.meta, "weight_fingerprints": {"a": "cc" * 32, "b": "bb" * 32}}
+    with pytest.raises(ValueError, match=r"spectrum 'model' \(aaaaaaaa\) and barrier 'model' \(bbbbbbbb/cccccccc\)"):
+        Signature.of(spectrum(), path)
 
 
 def test_results_of_different_data_are_flagged():
@@ -279,12 +298,15 @@ def test_the_skip_rule_needs_seeds_of_both_kinds_and_compares_ratios():
 
 
 def test_the_skip_interval_is_welchs_on_logarithms():
-    found = skip_verdict([1.0, 2.0, 4.0], [8.0, 16.0, 64.0])
-    first, second = np.log([1.0, 2.0, 4.0]), np.log([8.0, 16.0, 64.0])
-    error = math.sqrt(first.var(ddof=1) / 3 + second.var(ddof=1) / 3)
-    assert found.value == pytest.approx(math.exp(first.mean() - second.mean()))
-    assert found.interval[0] < found.value * math.exp(-1.96 * error)
-    assert found.interval[0] * found.interval[1] == pytest.approx(found.value**2)
+    """Its degrees of freedom are Satterthwaite's, by hand."""
+    found = skip_verdict([1.0, 1.1, 1.05, 0.9, 1.0], [8.0, 64.0])
+    first, second = np.log([1.0, 1.1, 1.05, 0.9, 1.0]), np.log([8.0, 64.0])
+    a, b = first.var(ddof=1) / 5, second.var(ddof=1) / 2
+    freedom = (a + b) ** 2 / (a**2 / 4 + b**2 / 1)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(a + b)
+    middle = first.mean() - second.mean()
+    assert found.value == pytest.approx(math.exp(middle))
+    assert found.interval == pytest.approx((math.exp(middle - half), math.exp(middle + half)))
 
 
 def test_a_comparison_gives_each_signature_the_others_as_reference():
@@ -337,13 +359,32 @@ def test_the_page_of_a_signature_has_its_warnings(tmp_path):
 
 
 def test_panels_draw_one_dot_per_known_value():
-    found = compare(seeds("resnet", [1.0, 2.0]) + seeds("mlp", [3.0]))
+    found = compare(seeds("resnet", [1.0, 2.0]) + seeds("mlp", [300.0]))
     axes = found.plot()
     place = found.known().index("roughness_worst")
     dots = [line for line in axes[place].lines if line.get_marker() == "o"]
-    assert [float(line.get_xdata()[0]) for line in dots] == [1.0, 2.0, 3.0]
+    assert [float(line.get_xdata()[0]) for line in dots] == [1.0, 2.0, 300.0]
     assert all(line.get_markerfacecolor() == "white" for line in dots)
     assert axes[place].get_xscale() == "log"
+    assert axes[found.known().index("roughness")].get_xscale() == "linear"
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def test_infinite_values_leave_a_panel_readable():
+    infinite = Estimate(math.inf, NAN, (1.0, math.inf), 4)
+    made = [
+        dataclasses.replace(each, noise_scale=found)
+        for each, found in zip(seeds("a", [1, 2]), (infinite, between(3, 5)), strict=True)
+    ]
+    found = compare(made)
+    place = found.known().index("noise_scale")
+    low, high = found.plot()[place].get_xlim()
+    assert math.isfinite(low)
+    assert high < 20
+    both = compare([dataclasses.replace(each, noise_scale=infinite) for each in made])
+    assert "no value is finite" in both.plot()[place].texts[0].get_text()
     import matplotlib.pyplot as plt
 
     plt.close("all")
