@@ -1,5 +1,6 @@
 """What a user asks: one file per question."""
 
+from fastscape.probes.connectivity import barrier, barriers, connect
 from fastscape.probes.curvature import mean_quadratic_form
 from fastscape.probes.multifractal import multifractal, trajectory
 from fastscape.probes.session import ProbeError, Progress
@@ -14,6 +15,9 @@ __all__ = [
     "SliceError",
     "SpectrumError",
     "SpectrumProgress",
+    "barrier",
+    "barriers",
+    "connect",
     "edge_of_stability",
     "mean_quadratic_form",
     "multifractal",
