@@ -93,13 +93,28 @@ class Replica:
         def widened(outputs: object, targets: object) -> Tensor:
             return pair(*(placed(value, device, torch.float64) for value in (outputs, targets)))
 
+        self.take_criterion(widened)
+
+    @property
+    def criterion(self) -> Criterion | None:
+        """The criterion that the loss takes of (outputs, targets); ``None`` for a ``loss=``."""
+        return self.module._pair
+
+    def take_criterion(self, criterion: Criterion) -> None:
+        """Use another criterion in place of the objective's."""
         del self.module._pair  # where it is a module, assigning a function to its name is refused
-        self.module._pair = widened
+        self.module._pair = criterion
 
     def reset(self) -> None:
         """Write the unperturbed weights into the scratch parameters."""
         for slot, base in zip(self.scratch, self.base, strict=True):
             slot.copy_(base)
+
+    def take(self, objective: Objective) -> None:
+        """Evaluate on the batches of ``objective`` from now on: the same function of the same parameters on other data."""
+        self.objective = objective
+        self.batches = [placed(batch, objective.device, self.dtype) for batch in objective.batches]
+        self.forget()
 
     def forget(self) -> None:
         """Forget which batches the model writes into: they are others."""

@@ -22,7 +22,6 @@ from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.evaluator import PathChoice, activation_bytes, check_memory
 from fastscape.evaluation.families import Affine as Affine
 from fastscape.evaluation.families import Family as Family
-from fastscape.evaluation.noise import rounding_model
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.sample_losses import SampleLosses, standard_errors
 from fastscape.evaluation.surface_paths import PointLoop, PointVmap, Prepare, Raw, SurfacePath
@@ -36,7 +35,8 @@ _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap 
 _TRIAL = 0.02  # seconds of the loop's trial
 _SIZES = (8, 32)  # points per batched call
 _AGREEMENT = 1000  # ulp of the loss by which two paths may differ
-_COMPARED = 4  # points that are evaluated in float64 as well, for the noise
+_COMPARED = 8  # points at which the noise is measured
+_NEAR = 1e-8  # relative step: 1e8 roundings of float64, and squared less than one
 _FEW = "few points"
 _KEPT_BYTES = 64 << 20  # of samples' losses at a time
 
@@ -188,15 +188,14 @@ class Surface:
 
     @property
     def noise(self) -> float:
-        """RMS rounding error of one loss, in units of the loss; NaN before any point of finite loss was evaluated.
+        """RMS rounding error of one loss, weights included, in units of the loss; NaN before a finite loss was evaluated.
 
-        Below float64 it is measured: four of the points evaluated so far are evaluated in float64, weights included, and the
-        root mean square of the differences is taken. In float64 it comes from the dtype (:mod:`fastscape.evaluation.noise`, of
-        whose three losses in a second difference one carries a sixth of the variance). At least a rounding of the loss itself.
+        Measured once, at eight of the points evaluated so far (two where one takes 0.1 s). Below float64 the loss is evaluated
+        in float64 as well; in float64 it is evaluated at coordinates smaller by 1e-8 and 2e-8 of themselves, where the second
+        difference is rounding alone. At least a rounding of the loss itself.
         """
         if self._noise is None:
-            wide = self.dtype == torch.float64
-            self._noise = rounding_model(self.replica) / math.sqrt(6) if wide else self._compared()
+            self._noise = self._measured_noise()
         return self._noise
 
     # ------------------------------------------------------------------ private
@@ -237,21 +236,39 @@ class Surface:
             hits=None if raw.hits is None or not self.keep_samples else raw.hits / np.maximum(self.terms.counts(), 1),
         )
 
-    def _compared(self) -> float:
-        """RMS difference of losses from those in float64, at points spread over those seen."""
+    def _measured_noise(self) -> float:
+        """Rounding at points spread over those seen, the origin aside where there are others."""
         rows = np.concatenate([seen for seen, _ in self._seen]) if self._seen else np.zeros((0, self.family.dims))
         losses = np.concatenate([found for _, found in self._seen]) if self._seen else np.zeros(0)
-        usable = np.flatnonzero(np.isfinite(losses))
-        if not len(usable):
+        usable = np.isfinite(losses)
+        usable &= rows.any(axis=1) | ~(usable & rows.any(axis=1)).any()
+        known = np.flatnonzero(usable)
+        if not len(known):
             return math.nan
-        chosen = usable[np.unique(np.linspace(0, len(usable) - 1, _COMPARED).round().astype(int))]
+        few = _COMPARED if self.seconds < _SLOW else _COMPARED // 4
+        chosen = known[np.unique(((np.arange(few) + 0.5) / few * len(known)).astype(int))]
+        size = float(np.sqrt(np.mean(losses[chosen] ** 2)))
+        errors = self._nearby(rows[chosen]) if self.dtype == torch.float64 else losses[chosen] - self._exact(rows[chosen])
+        least = torch.finfo(self.dtype).eps * size / math.sqrt(48)  # ulp / sqrt(12), half of the losses' largest ulp
+        return float(np.fmax(np.sqrt(np.mean(errors[np.isfinite(errors)] ** 2)) if np.isfinite(errors).any() else 0.0, least))
+
+    def _nearby(self, rows: Array) -> Array:
+        """Second differences over coordinates that differ by 1e-8, as errors of one loss: six times the variance."""
+        plain = [self._reduced(self._loop.at(rows * (1 - step * _NEAR))).losses for step in range(3)]
+        return (plain[0] - 2 * plain[1] + plain[2]) / math.sqrt(6)
+
+    def _exact(self, rows: Array) -> Array:
+        """Losses in float64."""
         with exact_arithmetic(torch.float64):
             replica = self.objective.replica(torch.float64)
-            loop = PointLoop(replica, self.family, SampleLosses(replica, accuracy=False), self._prepare)
-            exact = self._reduced(loop.at(rows[chosen])).losses
-            self._beside += replica.evaluations
-        least = torch.finfo(self.dtype).eps * float(np.abs(losses[chosen]).mean()) / math.sqrt(48)
-        return float(np.fmax(np.sqrt(np.mean((losses[chosen] - exact) ** 2)), least))
+            exact = np.empty(len(rows))
+            for position, row in enumerate(rows.tolist()):
+                self.family.write(row, replica.scratch)
+                if self._prepare is not None:
+                    self._prepare(replica, row)
+                exact[position] = float(replica.loss())
+        self._beside += replica.evaluations
+        return exact
 
     # ------------------------------------------------------------------ choosing
 

@@ -258,7 +258,7 @@ def test_noise_is_the_rounding_of_the_losses(ragged):
         noise = surface.noise
     with Surface(ragged, affine(ragged), dtype=torch.float64) as exact:
         error = np.sqrt(np.mean((exact.at(points).losses - losses) ** 2))
-        assert 0 < exact.noise < 1e-14
+        assert 0 < exact.noise < 1e-15
     assert error / 5 < noise < 5 * error
 
 
