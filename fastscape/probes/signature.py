@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from fastscape._checks import integer
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.objective import Objective, checked_objective
+from fastscape.probes.connectivity import barrier
 from fastscape.probes.dynamics import temperature
 from fastscape.probes.multifractal import multifractal
 from fastscape.probes.several import Results, Several, Stage, run_stages
@@ -29,13 +30,6 @@ from fastscape.runs.settings import ProbeSettings
 
 # Shares of the time: the spectrum pays for eight quantities; a path's and a slice's evaluations are few.
 SHARES = {"spectrum": 4.0, "slice": 1.5, "sharpness": 2.0, "temperature": 1.5, "barrier": 1.5, "multifractal": 4.0}
-
-
-def barrier(objective: Objective, a: Any, b: Any, **keywords: Any) -> Any:
-    """The barrier probe."""
-    return import_module("fastscape.probes.connectivity").barrier(objective, a, b, **keywords)
-
-
 PROBES: dict[str, Callable[..., Any]] = {
     "spectrum": spectrum,
     "slice": slice1d,
@@ -47,14 +41,14 @@ PROBES: dict[str, Callable[..., Any]] = {
 _KEYWORDS = {kind: tuple(inspect.signature(function).parameters)[1:] for kind, function in PROBES.items()}
 _SIGNATURE = ("spectrum", "slice", "sharpness", "temperature", "barrier")
 _NOT_ASKED = "it was not asked for (what=)"
-_NO_BATCH = "no batch_size was given: pass batch_size= and learning_rate= or optimizer="
+_NO_BATCH = "the training's batch_size=, and learning_rate= or optimizer=, were not all given"
 _NO_OTHER = "no second solution was given: pass other="
 _NO_TRAINING = "it is of a whole training: pass difficulty= as the tracker gives it"
 
 
 def probe(
     objective: Objective,
-    what: Sequence[str] | None = None,
+    what: str | Sequence[str] | None = None,
     *,
     budget: str | float | Budget | None = None,
     targets: Mapping[str, float] | None = None,
@@ -105,6 +99,8 @@ def probe(
         "momentum": momentum,
         "optimizer": optimizer,
     }
+    _check_training(given)
+    what = _named(what)
     absent = _absent(what, given, other)
     kinds = _chosen(what, absent)
     extra = _checked_options(options, targets)
@@ -134,7 +130,7 @@ def signature(
     epsilon: float = 1e-2,
     radius: float = 1.0,
     k: int = 5,
-    what: Sequence[str] | None = None,
+    what: str | Sequence[str] | None = None,
     difficulty: Any = None,
     targets: Mapping[str, float] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -175,7 +171,12 @@ def signature(
 
     Source: Venkatasubramanian, "Loss landscape geometry & optimization dynamics" (2025), sections 5 and 6.
     """
-    wanted: dict[str, dict[str, Any]] = {"spectrum": {"k": k}, "slice": {"radius": radius}, "sharpness": {"epsilon": epsilon}}
+    checked_objective(objective)
+    wanted: dict[str, dict[str, Any]] = {
+        "spectrum": {"k": integer("k", k, 1)},
+        "slice": {"radius": _checked_radius("radius", radius)},
+        "sharpness": {"epsilon": _checked_radius("epsilon", epsilon)},
+    }
     merged = {kind: {**wanted.get(kind, {}), **(options or {}).get(kind, {})} for kind in {*wanted, *(options or {})}}
     given: dict[str, Any] = {
         "batch_size": batch_size,
@@ -183,8 +184,9 @@ def signature(
         "momentum": momentum,
         "optimizer": optimizer,
     }
+    what = _named(what)
     absent = _absent(what, given, other)
-    kinds = tuple(kind for kind in _SIGNATURE if kind not in absent) if what is None else tuple(what)
+    kinds = tuple(kind for kind in _SIGNATURE if kind not in absent) if what is None else what
     found = probe(
         objective,
         kinds,
@@ -212,22 +214,39 @@ def _absent(what: Sequence[str] | None, given: Mapping[str, Any], other: Any) ->
         absent["temperature"] = _NO_BATCH
     if other is None:
         absent["barrier"] = _NO_OTHER
-    if given["learning_rate"] is not None and given["optimizer"] is not None:
-        raise ValueError("pass either optimizer= or learning_rate=, not both: an optimizer has its own learning rate")
     for kind in what or ():
         if kind in absent:
             raise ValueError(f"what must leave out {kind!r}, for which {absent[kind]}")
     return absent
 
 
+def _check_training(given: Mapping[str, Any]) -> None:
+    """Raise for settings of the training that contradict each other or are out of range."""
+    if given["batch_size"] is not None:
+        integer("batch_size", given["batch_size"], 1)
+    if given["learning_rate"] is not None and given["optimizer"] is not None:
+        raise ValueError("pass either optimizer= or learning_rate=, not both: an optimizer has its own learning rate")
+    if given["momentum"] and given["learning_rate"] is None:
+        raise ValueError(f"momentum must come with learning_rate=, got {given['momentum']!r} alone; an optimizer has its own")
+
+
+def _checked_radius(name: str, value: float) -> float:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    return float(value)
+
+
+def _named(what: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of probes; a single one may stand alone."""
+    return (what,) if isinstance(what, str) else None if what is None else tuple(what)
+
+
 def _chosen(what: Sequence[str] | None, absent: Mapping[str, str]) -> tuple[str, ...]:
     if what is None:
         return tuple(kind for kind in PROBES if kind not in absent)
-    kinds = (what,) if isinstance(what, str) else tuple(what)
-    unknown = [kind for kind in kinds if kind not in PROBES]
-    if unknown or not kinds or len(set(kinds)) < len(kinds):
-        raise ValueError(f"what must hold distinct names of {', '.join(PROBES)}, got {list(kinds)}")
-    return tuple(kind for kind in PROBES if kind in kinds)  # the spectrum first: the temperature takes its trace
+    if not what or not set(what) <= set(PROBES) or len(set(what)) < len(what):
+        raise ValueError(f"what must hold distinct names of {', '.join(PROBES)}, got {list(what)}")
+    return tuple(kind for kind in PROBES if kind in what)  # the spectrum first: the temperature takes its trace
 
 
 def _checked_options(

@@ -29,6 +29,7 @@ SKIP_RULE = "skip connections smooth the worst slice"
 _ADVICE = "expect the architecture with skip connections to be easier to optimise"
 _SOURCE = "Venkatasubramanian (2025), section 6.3: a comparison of architectures, not a statement on one model"
 _PANELS = 3  # per row of the figure
+_WIDE = 30.0  # ratio of values from which an axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,14 @@ class Comparison(Document):
             tuple(Quantity(QUANTITIES[key].label, self._range(key), _meaning(key)) for key in keys),
             (Figure("Quantities with intervals", lambda axes: dots(self, axes), _DOTS, panels=(height, _PANELS)),),
             (
-                Grid("Signatures", tuple(map(self._row, keys)), {"quantity": "defined above; intervals as in the figure"}),
-                Grid("Comparison rules", tuple(map(row_of, self.verdicts)), RULE_COLUMNS),
                 Grid(
-                    "Early warnings", tuple(_merged(warnings)), {**RULE_COLUMNS, "of": "signatures; the others are the reference"}
+                    "Signatures",
+                    tuple(map(self._row, keys)),
+                    {"quantity": "its definition and range are in the list of quantities"},
                 ),
+                Grid("Comparison rules", tuple(map(row_of, self.verdicts)), RULE_COLUMNS),
+                Grid("Early warnings", tuple(_statuses(warnings)), {"rule": "each signature has the others as reference"}),
+                Grid("Fired or inconclusive", tuple(_told(warnings, ("fired", "inconclusive"))), RULE_COLUMNS),
             ),
             self.notes,
         )
@@ -115,24 +119,24 @@ class Comparison(Document):
         return dots(self, axes)
 
 
-def _merged(warnings: Mapping[str, Sequence[Verdict]]) -> Iterable[dict[str, str]]:
-    """Rows of rules, signatures with the same outcome on one."""
-    owners: dict[tuple[str, ...], list[str]] = {}
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
+def _statuses(warnings: Mapping[str, Sequence[Verdict]]) -> Iterable[dict[str, str]]:
+    """A row per rule, a column per signature."""
+    for verdicts in zip(*warnings.values(), strict=True):
+        yield {"rule": verdicts[0].rule, **{label: each.status for label, each in zip(warnings, verdicts, strict=True)}}
+
+
+def _told(warnings: Mapping[str, Sequence[Verdict]], statuses: Sequence[str]) -> Iterable[dict[str, str]]:
+    """Rows of single outcomes."""
     for label, verdicts in warnings.items():
         for verdict in verdicts:
-            row = row_of(verdict)
-            key = tuple(row.values())
-            rows[key] = row
-            owners.setdefault(key, []).append(label)
-    names = list(dict.fromkeys(row["rule"] for row in rows.values()))
-    for key in sorted(rows, key=lambda key: names.index(rows[key]["rule"])):
-        yield {"of": "all" if len(owners[key]) == len(warnings) else ", ".join(owners[key]), **rows[key]}
+            if verdict.status in statuses:
+                yield {"of": label, **row_of(verdict)}
 
 
 _DOTS = (
-    "Value and interval of every signature, one panel per quantity; logarithmic where all values are positive. Intervals: "
-    "residual bounds of eigenvalues, lower bound to quadratic bound of NS, 95 % otherwise; a value without interval is hollow."
+    "Value and interval of every signature, one panel per quantity; the axis is logarithmic where positive values differ by more "
+    "than 30 times, and intervals that reach far beyond the values are cut. Intervals: residual bounds of eigenvalues, lower to "
+    "quadratic bound of NS, 95 % otherwise; a value without interval is hollow."
 )
 
 
@@ -235,10 +239,15 @@ def _settings_differ(signatures: Sequence[Signature]) -> list[str]:
     notes = []
     kinds = {kind for each in signatures for kind in each.meta.get("sources", {})}
     for kind in sorted(kinds):
-        asked = {repr(each.meta["sources"][kind].get("settings")) for each in signatures if kind in each.meta["sources"]}
+        asked = {_asked(each.meta["sources"][kind]) for each in signatures if kind in each.meta.get("sources", {})}
         if len(asked) > 1:
             notes.append(f"the {kind} results have different settings and do not compare")
     return notes
+
+
+def _asked(source: Mapping[str, Any]) -> str:
+    """Settings that change what a number means: not how long it took, nor whose trace was taken."""
+    return repr({key: value for key, value in (source.get("settings") or {}).items() if key not in ("budget", "spectrum")})
 
 
 def dots(comparison: Comparison, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
@@ -257,9 +266,15 @@ def dots(comparison: Comparison, axes: Sequence[Axes] | None = None) -> Sequence
 
 def _dot_panel(ax: Axes, key: str, comparison: Comparison) -> None:
     found: list[Estimate | None] = [getattr(signature, key) for signature in comparison.signatures]
-    values = [estimate.value for estimate in found if estimate is not None]
-    positive = bool(values) and min(values) > 0
-    floor, top = (min(values) / 100, max(values) * 100) if positive else (-math.inf, math.inf)
+    values = [estimate.value for estimate in found if estimate is not None and math.isfinite(estimate.value)]
+    unit = QUANTITIES[key].unit
+    title = f"{QUANTITIES[key].label}{f' [{unit}]' if unit else ''}"
+    if not values:
+        nothing(ax, title, "no value is finite")
+        return
+    wide = min(values) > 0 and max(values) > _WIDE * min(values)
+    reach = max(max(values) - min(values), max(map(abs, values)))
+    floor, top = (min(values) / 100, max(values) * 100) if wide else (min(values) - reach, max(values) + reach)
     for place, estimate in enumerate(found):
         if estimate is None:
             continue
@@ -268,12 +283,14 @@ def _dot_panel(ax: Axes, key: str, comparison: Comparison) -> None:
         if bounded:
             ax.plot([low, high], [place, place], color=BLUE, lw=1.5)
         ax.plot(estimate.value, place, "o", color=BLUE, ms=5, mfc=BLUE if bounded else "white")
-    if positive:
+    if wide:
         ax.set_xscale("log")
+        ax.xaxis.set_minor_formatter(lambda _value, _place: "")  # between powers of ten the labels overlap
     else:
+        ax.locator_params(axis="x", nbins=4)
+    if min(values) <= 0:
         ax.axvline(0, color=GREY, lw=0.8, zorder=0)
     ax.set(ylim=(len(found) - 0.5, -0.5))
     ax.set_yticks(range(len(found)), comparison.labels, fontsize=7)
     ax.tick_params(axis="x", labelsize=7)
-    unit = QUANTITIES[key].unit
-    ax.set_title(f"{QUANTITIES[key].label}{f' [{unit}]' if unit else ''}", fontsize=9)
+    ax.set_title(title, fontsize=9)

@@ -127,9 +127,10 @@ class Signature(Document):
         parts = [PARTS[kind](result) for kind, result in given.items()]
         found = {key: estimate for part in parts for key, estimate in part.fields.items()}
         plain = {key: value for part in reversed(parts) for key, value in part.plain.items()}
+        local = [result for kind, result in given.items() if kind not in _TRAINING]
         return cls(
-            name=name or next((result.name for result in given.values() if result.name != "model"), "model"),
-            step=step if step is not None else next((r.step for r in given.values() if r.step is not None), None),
+            name=name or next((result.name for result in local if result.name != "model"), "model"),
+            step=step if step is not None else next((result.step for result in local if result.step is not None), None),
             loss=plain.get("loss"),
             accuracy=plain.get("accuracy"),
             critical_sharpness=plain.get("critical_sharpness"),

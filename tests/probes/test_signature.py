@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape.evaluation.determinism import NondeterministicLossError
+from fastscape.probes.difficulty import Difficulty
 from fastscape.probes.several import Stage, run_stages
 from fastscape.reports.html import write_html
 from fastscape.reports.probe import ProbeResult
@@ -94,6 +95,19 @@ def test_what_cannot_be_had_says_what_to_pass(objective):
     assert "difficulty=" in found.missing["difficulty"]
     assert "what=" in found.missing["m_tau"]
     assert found.trace is not None
+
+
+def test_the_barrier_to_itself_is_none_and_to_another_is_that_of_the_barrier_probe(objective):
+    found = quick(objective, other=objective.model, what=("barrier",))
+    assert found.barrier.value == 0.0
+    other = {
+        name: value + 0.05 * torch.sin(torch.arange(value.numel()).reshape(value.shape)) for name, value in objective.base.items()
+    }
+    found = quick(objective, other=other, what=("spectrum", "barrier"), options={**QUICK, "barrier": {"points": 5, "start": 5}})
+    direct = module.barrier(objective, None, other, points=5, start=5)
+    assert found.barrier.value == direct.linear.value
+    assert found.barrier_max.value == direct.max.value
+    assert found.trace is not None  # the same weights: the objective's are one end
 
 
 def test_a_budget_is_shared_and_kept(objective):
@@ -204,7 +218,7 @@ def test_all_that_the_arguments_allow_is_probed(objective):
         ({"what": ("spectra",)}, "what must hold distinct names"),
         ({"what": ()}, "what must hold distinct names"),
         ({"what": ("slice", "slice")}, "what must hold distinct names"),
-        ({"what": ("temperature",)}, "must leave out 'temperature', for which no batch_size"),
+        ({"what": ("temperature",)}, "must leave out 'temperature', for which the training's batch_size="),
         ({"what": ("barrier",)}, "must leave out 'barrier', for which no second solution"),
         ({"options": {"slice": {"radios": 1}}}, "keywords of its probe, directions, radius.*got 'radios'"),
         ({"options": {"slices": {}}}, "options must name probes, spectrum.*got 'slices'"),
@@ -217,6 +231,46 @@ def test_arguments_are_checked_before_any_work(objective, monkeypatch, settings,
     monkeypatch.setattr(module, "run_stages", lambda *_: pytest.fail("work was done"))
     with pytest.raises(ValueError, match=message):
         fs.probe(objective, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon": 0}, "epsilon must be positive and finite, got 0"),
+        ({"radius": math.inf}, "radius must be positive and finite, got inf"),
+        ({"k": 0}, "k must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"momentum": 0.9, "learning_rate": None}, "momentum must come with learning_rate="),
+        ({"learning_rate": -1.0}, "Invalid learning rate"),
+        ({"what": "temperature", "batch_size": None}, "must leave out 'temperature'"),
+    ],
+)
+def test_arguments_of_a_signature_are_checked_before_any_work(objective, monkeypatch, settings, message):
+    monkeypatch.setattr(module, "run_stages", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match=message):
+        quick(objective, **settings)
+
+
+def test_the_difficulty_of_a_training_joins_the_signature_of_its_end(digits):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    data = [(digits[0][0][:32], digits[0][1][:32])]
+    objective = fs.Objective(model, data, criterion=F.cross_entropy)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    difficulty = Difficulty(objective, every=2)
+    difficulty.step(0, lr=0.1)
+    for step in range(1, 7):
+        optimizer.zero_grad()
+        F.cross_entropy(model(data[0][0]), data[0][1]).backward()
+        optimizer.step()
+        difficulty.step(step, lr=0.1)
+    run = difficulty.finish()
+    found = quick(objective, what="spectrum", difficulty=run, step=6)
+    assert found.difficulty.value == run.value > 0
+    assert found.difficulty.interval == pytest.approx((run.value - run.discretisation, run.value + run.discretisation))
+    assert found.difficulty_dimensionless.value == run.dimensionless
+    assert (found.name, found.step) == ("model", 6)
+    assert Signature.of(fs.spectrum(objective, 1), run).name == "model"
 
 
 def test_optimizer_and_learning_rate_are_alternatives(objective):

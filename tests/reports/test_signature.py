@@ -359,13 +359,32 @@ def test_the_page_of_a_signature_has_its_warnings(tmp_path):
 
 
 def test_panels_draw_one_dot_per_known_value():
-    found = compare(seeds("resnet", [1.0, 2.0]) + seeds("mlp", [3.0]))
+    found = compare(seeds("resnet", [1.0, 2.0]) + seeds("mlp", [300.0]))
     axes = found.plot()
     place = found.known().index("roughness_worst")
     dots = [line for line in axes[place].lines if line.get_marker() == "o"]
-    assert [float(line.get_xdata()[0]) for line in dots] == [1.0, 2.0, 3.0]
+    assert [float(line.get_xdata()[0]) for line in dots] == [1.0, 2.0, 300.0]
     assert all(line.get_markerfacecolor() == "white" for line in dots)
     assert axes[place].get_xscale() == "log"
+    assert axes[found.known().index("roughness")].get_xscale() == "linear"
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def test_infinite_values_leave_a_panel_readable():
+    infinite = Estimate(math.inf, NAN, (1.0, math.inf), 4)
+    made = [
+        dataclasses.replace(each, noise_scale=found)
+        for each, found in zip(seeds("a", [1, 2]), (infinite, between(3, 5)), strict=True)
+    ]
+    found = compare(made)
+    place = found.known().index("noise_scale")
+    low, high = found.plot()[place].get_xlim()
+    assert math.isfinite(low)
+    assert high < 20
+    both = compare([dataclasses.replace(each, noise_scale=infinite) for each in made])
+    assert "no value is finite" in both.plot()[place].texts[0].get_text()
     import matplotlib.pyplot as plt
 
     plt.close("all")
