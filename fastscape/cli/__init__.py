@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fastscape._version import __version__
-from fastscape.cli import bench, doctor, probe, report, slice, spectrum, status
+from fastscape.cli import barrier, bench, doctor, probe, report, slice, spectrum, status
 
 
 @click.group()
@@ -21,6 +21,7 @@ for command in (
     probe.probe,
     spectrum.spectrum_command,
     slice.slice_command,
+    barrier.barrier_command,
     report.report,
 ):
     main.add_command(command)

@@ -23,6 +23,7 @@ from fastscape.probes.connectivity_run import (
     Line,
     PathLosses,
     Point,
+    Progress,
     barrier_result,
     checked_goals,
     named,
@@ -32,8 +33,6 @@ from fastscape.probes.curve_training import train_bend
 from fastscape.probes.end_points import EndPoint, Solution, distinct, end_point, end_points
 from fastscape.reports.connectivity import BarrierMatrix, BarrierResult, CurveResult
 from fastscape.runs.budget import Budget
-
-Progress = Callable[[str, float], None]
 
 
 def barrier(
@@ -51,6 +50,7 @@ def barrier(
     budget: str | float | Budget | None = None,
     name: str = "model",
     step: int | None = None,
+    progress: Progress | None = None,
 ) -> BarrierResult:
     r"""Loss barrier between two solutions along the straight line :math:`w(\alpha) = (1 - \alpha)\, a + \alpha\, b`.
 
@@ -83,6 +83,7 @@ def barrier(
         seed: of the draws behind the intervals, and of the matching.
         budget: seconds, or ``"60s"``; three points are always evaluated.
         name, step: of the result.
+        progress: called after every point with words and the share of ``points``.
 
     Returns:
         A :class:`BarrierResult`. Infinite losses make a barrier infinite, NaN are left out of the maxima, and both are counted
@@ -111,7 +112,7 @@ def barrier(
     began = time.monotonic()
     goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, precision, seed)
     clock = budget if isinstance(budget, Budget) else Budget(budget)
-    losses = PathLosses(objective, ends[0], goals)
+    losses = PathLosses(objective, ends[0], goals, progress)
     path = Segment(losses.objective, ends[0].state, ends[1].state)
     with torch.inference_mode(False), losses.along(path):
         line = losses.walk(Line(), clock)
