@@ -138,7 +138,7 @@ class Tracker:
             optimizer: for its stability.
 
         Raises:
-            ValueError: a step that is no integer. What fails in a measurement is warned of once, with :class:`fastscape.TrackerWarning`.
+            ValueError: a step that is no integer. What fails in a measurement is shown once, as a ``TrackerWarning``.
         """
         number = integer("step", step, 0)
         if self._finished:
