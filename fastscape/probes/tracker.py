@@ -163,6 +163,7 @@ class Tracker:
         """
         if not self._finished:
             with self.allowance.visit():
+                self._queue = [*self._queue[-1:], *self._queue[:-1]]  # the end of the run before what lies between
                 while self._queue:
                     self._finish_one(self._next(), measure=measure)
             self._finished = True
