@@ -75,6 +75,13 @@ def main() -> None:
             "`make slices`: the same directions for all, losses compared first; medians of runs in turns.",
         )
         + measured(
+            "tracker.json",
+            "the share of a training run that a tracker takes, and products of warm starts",
+            "`make tracker`: the zoo CNN on the digits; shares by the tracker's own account, and how much longer the fastest\n"
+            "whole run is than without a tracker. Products of the spectral norms in O(w0) of the zoo MLP, the first and cold one\n"
+            "included.",
+        )
+        + measured(
             "peers.json",
             "curvature by fastscape, its peers and plain torch",
             "`make peers`: results are held against float64 before their times count; wrong ones are marked, and failures told.",

@@ -138,7 +138,7 @@ class Tracker:
             optimizer: for its stability.
 
         Raises:
-            ValueError: a step that is no integer. What fails in a measurement is warned of once, with :class:`fastscape.TrackerWarning`.
+            ValueError: a step that is no integer. What fails in a measurement is shown once, as a ``TrackerWarning``.
         """
         number = integer("step", step, 0)
         if self._finished:
@@ -163,6 +163,7 @@ class Tracker:
         """
         if not self._finished:
             with self.allowance.visit():
+                self._queue = [*self._queue[-1:], *self._queue[:-1]]  # the end of the run before what lies between
                 while self._queue:
                     self._finish_one(self._next(), measure=measure)
             self._finished = True

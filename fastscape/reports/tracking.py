@@ -191,8 +191,8 @@ def _track_verdict(result: TrackResult) -> str:
         return f"Nothing was measured{left}: {result.skipped[-1].reason if result.skipped else 'nothing was due yet'}."
     words = f"{done} up to step {result.points[-1].step}{left}"
     if "stability_ratio" in result.names:
-        ratio = result.series("stability_ratio").values[-1]
-        words += f"; sharpness ends at {ratio:.3g} of its critical value"
+        ratios = result.series("stability_ratio")
+        words += f"; at step {ratios.steps[-1]:.0f} the sharpness is {ratios.values[-1]:.3g} of its critical value"
     elif "lambda_max" in result.names:
         values = result.series("lambda_max").values
         words += f"; lambda_max {values[0]:.3g} → {values[-1]:.3g}"

@@ -58,7 +58,7 @@ def train(model, batch, steps, each, *, optimizer=None):
     return torch.get_rng_state(), [tensor.clone() for tensor in model.state_dict().values()]
 
 
-def simulated(steps, *, seconds=1.0, costs=None, **settings):
+def simulated(steps, *, seconds=1.0, costs=None, tail=0.0, **settings):
     """A run whose training steps take ``seconds`` and whose measurements take ``costs(step)``."""
     clock = Clock()
     _model, objective, _ = small()
@@ -73,6 +73,7 @@ def simulated(steps, *, seconds=1.0, costs=None, **settings):
         if step:
             clock.now += seconds
         tracker.step(step)
+    clock.now += tail
     return tracker.finish()
 
 
@@ -192,6 +193,22 @@ def test_a_run_too_short_for_anything_says_so():
     assert not found.points
     assert "too short" in " ".join(found.flags)
     assert "Nothing was measured" in found.verdict()
+
+
+def test_what_is_left_at_the_end_goes_to_the_last_point_first():
+    found = simulated(100, costs=lambda step: 30.0, share=0.599, when=(0, 97, 98, 100), tail=1.0)
+    assert [point.step for point in found.points] == [0, 100]
+    assert "were left of the share" in found.skipped[0].reason
+
+
+def test_difficulty_in_a_tracker_takes_norms_where_time_is_earned_and_its_gradients_at_every_step():
+    model, objective, batch = small()
+    sum_ = fs.Difficulty(objective, every=2)
+    tracker = fs.Tracker(objective, every=1000, share=1e-9, what=("loss",), difficulty=sum_)
+    train(model, batch, 9, lambda step, optimizer: tracker.step(step, optimizer=optimizer))
+    assert list(sum_.result.nodes) == [0]
+    assert len(sum_.result.gradient_squares) == 9
+    assert list(sum_.finish().nodes) == [0, 9]
 
 
 def test_a_measure_that_can_do_less_gets_an_even_share_of_what_the_plan_will_earn():
@@ -327,48 +344,43 @@ def test_a_difficulty_that_cannot_follow_is_given_up_with_a_warning():
 # ---------------------------------------------------------------------------------------- records
 
 CHILD = """
-import os, sys, torch, fastscape as fs
+import sys, torch, fastscape as fs
 from torch.nn import functional as F
 from fastscape import zoo
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 objective = fs.Objective(model, zoo.digits(samples=32), criterion=F.cross_entropy)
 tracker = fs.Tracker(objective, every=2, share=1e6, what=("loss",), path=sys.argv[1])
-start, stop = int(sys.argv[2]), int(sys.argv[3])
-for step in range(start, 41):
+for step in range(10**9):
     tracker.step(step)
-    if step == stop:
-        print("there", flush=True)
-        sys.stdin.readline()
-tracker.finish()
+    if step == 21:
+        print("going on", flush=True)
 """
-
-
-def child(path, start, stop):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(path), str(start), str(stop)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        env=environment,
-    )
 
 
 def test_after_kill_9_the_record_is_whole_and_the_next_run_goes_on_without_repeating_a_point(tmp_path):
     path = tmp_path / "a.jsonl"
-    first = child(path, 0, 21)
-    assert first.stdout.readline() == b"there\n"
-    os.kill(first.pid, signal.SIGKILL)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, cwd=ROOT, env=environment)
+    first.stdout.readline()
+    os.kill(first.pid, signal.SIGKILL)  # in the middle of its steps
     first.communicate()
     with path.open("ab") as stream:
         stream.write(b'{"point": {"step": 22, "va')  # as torn by a crash of the machine
-    assert [line["point"]["step"] for line in read_record(path) if "point" in line] == list(range(0, 21, 2))
-    second = child(path, 18, -1)
-    second.communicate()
-    assert second.returncode == 0
+    kept = [line["point"]["step"] for line in read_record(path) if "point" in line]
+    assert kept == list(range(0, kept[-1] + 1, 2))
+    assert kept[-1] >= 20
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    objective = fs.Objective(model, zoo.digits(samples=32), criterion=F.cross_entropy)
+    tracker = fs.Tracker(objective, every=2, share=1e6, what=("loss",), path=path)
+    for step in range(kept[-1] - 3, kept[-1] + 20):
+        tracker.step(step)
+    found = tracker.finish()
     lines = read_record(path)
-    assert [line["point"]["step"] for line in lines if "point" in line] == list(range(0, 41, 2))
+    steps = [line["point"]["step"] for line in lines if "point" in line]
+    assert steps == list(range(0, kept[-1] + 19, 2)) == [point.step for point in found.points]
     accounts = [line["account"]["training"] for line in lines if "account" in line]
     assert accounts == sorted(accounts)
 
