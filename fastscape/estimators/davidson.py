@@ -20,7 +20,7 @@ from fastscape.estimators.krylov import Matmat
 from fastscape.estimators.scaling import Array
 
 KEEP = 4  # Ritz pairs: with 2 products rose by 7 %, with 20 they did not fall further
-_SECOND, _RANDOM = 0.1, 0.05  # of the second Ritz vector and a random one in the first vector: an eigenvalue may overtake
+_SECOND, _PROBE = 0.1, 0.1  # of the second Ritz vector and the probe in the first vector: an eigenvalue may overtake
 _NEAR = 0.05  # of the eigenvalue: distance to a recycled one below which the preconditioner is not trusted
 _ROWS = 64  # of a basis before it is shortened
 
@@ -58,6 +58,7 @@ def leading_pair(
     size: int,
     *,
     recycled: RitzPairs | None = None,
+    probe: Tensor | None = None,
     tolerance: float = 1e-2,
     max_products: int = 200,
     keep: int = KEEP,
@@ -70,13 +71,15 @@ def leading_pair(
 
     The subspace grows by one vector a product: by :math:`t = P r - P x\, (x^\top P r) / (x^\top P x)` with the residual r of the
     Ritz pair (theta, x) and :math:`P = (M - \theta)^{-1}`, or by r itself without recycled pairs. The first vector is the
-    recycled one with a tenth of the second and a twentieth of a random one, so that an eigenvalue that has overtaken is found:
-    started at an eigenvector alone, the residual would be zero whatever the others are.
+    recycled one with a tenth of the second and of a probe: started at an eigenvector alone, the residual would be zero whatever
+    the others are. An eigenvalue that has overtaken is noticed where its vector has more than about ten tolerances in either;
+    the gradient is a good probe, because it lies mostly along the eigenvectors of large eigenvalues (Gur-Ari et al. 2018).
 
     Args:
         matmat: H as a function of ``[D, K]`` to ``[D, K]``.
         size: D.
         recycled: Ritz pairs of a matrix that was nearly this one.
+        probe: ``[D]``, of any length; ``None`` for a random one.
         tolerance: residual relative to \|theta\|; the error of theta is of the order of its square over the relative gap.
         max_products: at most so many vectors are multiplied; what is known then is returned.
         keep: Ritz pairs to return for the next time.
@@ -99,8 +102,11 @@ def leading_pair(
     keep = integer("keep", keep, 1)
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
-    random = random_rows(size, range(draw, draw + 1), seed, dtype=dtype, device=device)
-    start = random if recycled is None else _mixed(recycled, random)
+    if probe is None or recycled is None:
+        row = random_rows(size, range(draw, draw + 1), seed, dtype=dtype, device=device)
+    else:
+        row = probe.reshape(1, -1).to(device, dtype)
+    start = row if recycled is None else _mixed(recycled, row)
     space = _Subspace(matmat, start)
     while True:
         if not space.multiply():
@@ -174,11 +180,15 @@ class _Subspace:
         self.basis, self.images = combine(self.basis, turn)[0], combine(self.images, turn)[0]
 
 
-def _mixed(recycled: RitzPairs, random: Tensor) -> Tensor:
-    vectors = recycled.vectors.to(random)
-    start: Tensor = vectors[:1] + _RANDOM * random / torch.linalg.vector_norm(random)
+def _mixed(recycled: RitzPairs, probe: Tensor) -> Tensor:
+    """The first recycled vector with a tenth of the second and of the probe."""
+    vectors = recycled.vectors.to(probe)
+    start = vectors[:1].clone()
+    length = float(torch.linalg.vector_norm(probe))
+    if math.isfinite(length) and length > 0:
+        start += _PROBE / length * probe
     if len(vectors) > 1:
-        start = start + _SECOND * vectors[1:2]
+        start += _SECOND * vectors[1:2]
     return start
 
 

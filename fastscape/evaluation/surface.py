@@ -124,6 +124,7 @@ class Surface:
         self._seen: list[tuple[Array, Array]] = []
         self._noise: float | None = None
         self.seconds = 0.0
+        self._asked = 0  # points before a path is chosen
         self._beside = 0  # evaluations of the float64 copy
         self._stack = ExitStack()
 
@@ -287,41 +288,45 @@ class Surface:
             return PathChoice("loop", 1, {}, why), self._loop
         if self._wanted is not None:
             return self._only(self._wanted, rows)
-        if len(rows) < 2 * _SIZES[0]:
+        self._asked += len(rows)
+        if self._asked < 2 * _SIZES[0]:
             return PathChoice("loop", 1, {}, _FEW), self._loop
-        loop = self._timed(self._loop, rows)
-        seconds, reason = {"loop": loop}, ""
+        return self._fastest(family, rows)
+
+    def _fastest(self, family: Affine, rows: Array) -> tuple[PathChoice, SurfacePath]:
+        """The fastest of the loop and the paths that agree with it; the loop is timed only where there is a rival."""
+        seconds: dict[str, float] = {}
         best: SurfacePath = self._loop
-        for name, make in self._candidates(family, rows, loop).items():
+        reason = f"a forward takes {self.seconds:.2g} s, long against dispatch overhead"
+        for label, make in self._candidates(family, rows).items():
             try:
                 path = make()
                 if path is None:
                     continue
                 if not self._agree(path, rows):
-                    reason = f"{name} gives other losses"
+                    reason = f"{label} gives other losses"
                     continue
                 took = self._timed(path, rows)
-            except Exception as error:  # whatever a model does under vmap: the loop has just run it
-                reason = f"{name} cannot run this model: {type(error).__name__}: {first_line(error)[:120]}"
+            except Exception as error:  # whatever a model does under vmap: the gate has just run it
+                reason = f"{label} cannot run this model: {type(error).__name__}: {first_line(error)[:120]}"
                 continue
-            if took < seconds.get(path.name, math.inf):
-                seconds[path.name] = took
-            if took < min(value for key, value in seconds.items() if key != path.name):
+            if not seconds:
+                seconds["loop"] = self._timed(self._loop, rows)
+            if took < min(seconds.values()):
                 best = path
-        others = [value for key, value in seconds.items() if key != best.name]
+            seconds[path.name] = min(took, seconds.get(path.name, math.inf))
+        others = [value for name, value in seconds.items() if name != best.name]
         if others:
             reason = f"{min(others) / seconds[best.name]:.1f}x faster than the next on this model"
-        elif not reason:
-            reason = f"a forward takes {loop:.2g} s, long against dispatch overhead"
         return PathChoice(best.name, best.chunk, seconds, reason), best
 
-    def _candidates(self, family: Affine, rows: Array, loop: float) -> dict[str, Callable[[], SurfacePath | None]]:
+    def _candidates(self, family: Affine, rows: Array) -> dict[str, Callable[[], SurfacePath | None]]:
         """Paths worth a trial, by a label."""
         found: dict[str, Callable[[], SurfacePath | None]] = {
             name: lambda make=make: make(self.replica, family, self.terms)  # type: ignore[misc]
             for name, make in CANDIDATES.items()
         }
-        if loop < _SLOW:
+        if self.seconds < _SLOW:
             sizes = [size for size in _SIZES if size <= min(self._affordable(), len(rows))]
             found |= {
                 f"vmap of {size}": lambda size=size: PointVmap(self.replica, family, self.terms, size)  # type: ignore[misc]

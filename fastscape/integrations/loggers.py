@@ -29,7 +29,7 @@ class TensorBoard:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise ImportError("TensorBoard needs tensorboard: pip install 'fastscape-probes[loggers]'") from error
-            writer = SummaryWriter(str(writer))  # type: ignore[no-untyped-call]
+            writer = SummaryWriter(str(writer))
         self.writer, self.prefix = writer, prefix
 
     def __call__(self, values: Mapping[str, float], step: int) -> None:

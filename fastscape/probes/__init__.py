@@ -13,7 +13,8 @@ from fastscape.probes.slices import SliceError, slice1d, slice2d
 from fastscape.probes.spectrum import SpectrumError, SpectrumProgress, spectrum
 from fastscape.probes.spectrum_trajectory import spectra
 from fastscape.probes.stability import edge_of_stability
-from fastscape.probes.tracker import Tracker, TrackerWarning
+from fastscape.probes.tracker import Tracker
+from fastscape.probes.warned import TrackerWarning
 
 __all__ = [
     "Difficulty",

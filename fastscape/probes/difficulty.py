@@ -199,10 +199,7 @@ class Difficulty:
             return (given.detach().sqrt(),) if isinstance(given, Tensor) else float(given)
         if self.gradient == "full":
             return self._full
-        if not self._parameters:
-            known = dict(self.objective.model.named_parameters())
-            self._parameters = [known[name] for name in self.objective.names]
-        kept = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        kept = [gradient for gradient in self._gradients() if gradient is not None]
         if not kept:
             raise ValueError(
                 "the model must still have its gradients, got None in every .grad; call step() before zero_grad(), or pass "
@@ -210,6 +207,18 @@ class Difficulty:
             )
         with torch.no_grad():
             return torch._foreach_norm(kept, 2, dtype=torch.promote_types(kept[0].dtype, torch.float32))
+
+    def _gradients(self) -> list[Tensor | None]:
+        """The last minibatch's, as the model has them."""
+        if not self._parameters:
+            known = dict(self.objective.model.named_parameters())
+            self._parameters = [known[name] for name in self.objective.names]
+        return [parameter.grad for parameter in self._parameters]
+
+    def _probe(self) -> Tensor | None:
+        """The last minibatch's gradient as one vector, where it is there."""
+        parts = [gradient.detach().flatten() for gradient in self._gradients() if gradient is not None]
+        return torch.cat(parts) if sum(map(len, parts)) == self.objective.size else None
 
     def _gradient_squares(self) -> Array:
         """Of all steps; what waits on a device is fetched."""
@@ -229,6 +238,7 @@ class Difficulty:
                 matrix.matmat,
                 matrix.shape[0],
                 recycled=self._pairs,
+                probe=self._probe(),
                 tolerance=self.tolerance,
                 max_products=min(self.max_products, matrix.shape[0]),
                 dtype=matrix.dtype,

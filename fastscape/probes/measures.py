@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastscape._checks import first_line
 from fastscape.estimators import Estimate
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.evaluation.precision import Precision
 from fastscape.objective import Objective
 from fastscape.probes.multifractal import multifractal
+from fastscape.probes.recursions import recursion
 from fastscape.probes.slices import slice1d
 from fastscape.probes.spectrum import spectrum
 from fastscape.reports.spectrum import SpectrumResult
@@ -93,6 +95,13 @@ def gradient(visit: Visit, _carried: Carried) -> Numbers:
 
 def eigenvalues(visit: Visit, carried: Carried) -> Numbers:
     """Extreme eigenvalues from the eigenvectors of the step before, trace, and stability of the optimizer."""
+    numbers, optimizer = Numbers(), visit.optimizer
+    if optimizer is not None:
+        try:
+            recursion(visit.objective, optimizer)
+        except (TypeError, ValueError) as error:
+            optimizer = None
+            numbers.notes.append(f"no stability of the optimizer: {first_line(error)}")
     found = spectrum(
         visit.objective,
         visit.k,
@@ -101,13 +110,12 @@ def eigenvalues(visit: Visit, carried: Carried) -> Numbers:
         nodes=1,
         seed=visit.seed,
         warm=carried.spectrum if carried.spectrum is not None and carried.spectrum.vectors is not None else None,
-        optimizer=visit.optimizer,
+        optimizer=optimizer,
         path=carried.path,
         step=visit.step,
     )
     _pass_interrupt(found.meta)
     carried.spectrum, carried.path = found, found.meta.get("path", carried.path)
-    numbers = Numbers()
     for name, value, residuals in (
         ("lambda_max", found.lambda_max, found.residuals),
         ("lambda_min", found.lambda_min, found.smallest_residuals),

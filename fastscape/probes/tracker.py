@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -17,6 +16,7 @@ from fastscape.probes.difficulty import Difficulty
 from fastscape.probes.measures import GUESSES, TIMED, Carried, Custom, Visit, checked_measures
 from fastscape.probes.pending import Pending, crowded
 from fastscape.probes.track_record import TrackRecord
+from fastscape.probes.warned import Warned
 from fastscape.reports.tracking import SkippedPoint, TrackPoint, TrackResult
 from fastscape.runs.allowance import Allowance
 from fastscape.runs.budget import BudgetError
@@ -29,10 +29,6 @@ _FAILURES = 3  # of a measurement in a row, after which it is given up
 _LEAST = 0.25  # of what a measurement usually takes: with less it is not begun
 _SHORTEST = 1e-3  # seconds of a budget
 _UNKNOWN = 1.5  # gradients that a user's own measurement is taken to need before the first
-
-
-class TrackerWarning(UserWarning):
-    """Something in tracking failed; training goes on, and the record says what is missing."""
 
 
 class Tracker:
@@ -122,8 +118,7 @@ class Tracker:
         self._carried = Carried()
         self._costs: dict[str, float] = {}
         self._failures: dict[str, int] = {}
-        self._messages: list[str] = []
-        self._said: set[str] = set()
+        self._warned = Warned()
         self._finished = False
 
     # ------------------------------------------------------------------ the training loop
@@ -143,7 +138,7 @@ class Tracker:
             optimizer: for its stability.
 
         Raises:
-            ValueError: a step that is no integer. What fails in a measurement is warned of once, with :class:`TrackerWarning`.
+            ValueError: a step that is no integer. What fails in a measurement is warned of once, with :class:`fastscape.TrackerWarning`.
         """
         number = integer("step", step, 0)
         if self._finished:
@@ -158,7 +153,7 @@ class Tracker:
                 self._work(number)
             if due and self._queue and self._queue[-1].state is None:
                 self._keep(self._queue[-1])
-        self._say()
+        self._warned.say(3)
 
     def finish(self, *, measure: bool = True) -> TrackResult:
         """Measure what waits and can be afforded, and close the record.
@@ -173,7 +168,7 @@ class Tracker:
             self._finished = True
             self._record.end(self._last, self.allowance)
             self._told_of_disk()
-            self._say()
+            self._warned.say(3)
         return self.result
 
     def __enter__(self) -> Tracker:
@@ -224,7 +219,7 @@ class Tracker:
             try:
                 state = OptimizerState.of(optimizer, self.objective.model)
             except (TypeError, ValueError) as error:
-                self._warn("optimizer", f"no stability of the optimizer: {first_line(error)}")
+                self._warned.add("optimizer", f"no stability of the optimizer: {first_line(error)}")
         rate = lr if lr is not None or state is None else float(state.groups[0]["lr"])
         point = Pending(step, self.schedule.fraction(step), rate, list(self.measures), state)
         self._done.add(step)
@@ -260,14 +255,17 @@ class Tracker:
         return min(self._queue, key=lambda point: self._order[point.remaining[0]])
 
     def _affordable(self, point: Pending) -> bool:
-        return self.allowance.balance >= self._need(point.remaining[0])
+        balance = self.allowance.balance
+        return balance > 0 and balance >= self._need(point.remaining[0])
 
     def _usual(self, item: str) -> float:
-        """Seconds that a measurement takes: as long as the last time, or so many gradients."""
+        """Seconds that a measurement takes: as long as the last time, or so many gradients, each a training step per batch."""
         known = self._costs.get(item)
         if known is not None:
             return known
-        gradient = self._costs.get("gradient", 2 * self._costs.get("loss", 0.0)) or self.allowance.step_seconds
+        gradient = self._costs.get("gradient", 2 * self._costs.get("loss", 0.0)) or (
+            len(self.objective.batches) * self.allowance.step_seconds
+        )
         return GUESSES.get(item, _UNKNOWN) * gradient
 
     def _need(self, item: str) -> float:
@@ -328,13 +326,13 @@ class Tracker:
         words = f"{type(error).__name__}: {first_line(error)}"
         point.left_out[item] = words
         self._failures[item] = self._failures.get(item, 0) + 1
-        self._warn(item, f"{item} failed at step {point.step}, training goes on: {words}")
+        self._warned.add(item, f"{item} failed at step {point.step}, training goes on: {words}")
 
     def _finish_one(self, point: Pending, *, measure: bool) -> None:
         item = point.remaining[0]
         self.allowance.settle()
         need = self._need(item)
-        if measure and self.allowance.balance >= need:
+        if measure and self._affordable(point):
             self._measure(point, need)
         else:
             balance = max(self.allowance.balance, 0.0)
@@ -360,7 +358,7 @@ class Tracker:
                 logger(found.values | bounds, found.step)
             except Exception as error:
                 words = f"loggers[{index}] raised {type(error).__name__}: {first_line(error)}; training goes on, the record stays"
-                self._warn(f"logger {index}", words)
+                self._warned.add(f"logger {index}", words)
 
     def _skip(self, step: int, reason: str) -> None:
         self._done.add(step)
@@ -376,24 +374,14 @@ class Tracker:
             self.difficulty.step(step, lr=lr, optimizer=optimizer, measure=due)
         except Exception as error:
             self.difficulty = None
-            self._warn("difficulty", f"optimisation difficulty failed at step {step} and is given up: {first_line(error)}")
+            self._warned.add("difficulty", f"optimisation difficulty failed at step {step} and is given up: {first_line(error)}")
 
     # ------------------------------------------------------------------ what is said
-
-    def _warn(self, topic: str, words: str) -> None:
-        """Say it once, when the record is written."""
-        if topic not in self._said:
-            self._said.add(topic)
-            self._messages.append(words)
 
     def _told_of_disk(self) -> None:
         error = self._record.error
         if error is not None:
-            self._warn("disk", f"the record cannot be written ({error}); training goes on, the record is kept in memory")
-
-    def _say(self) -> None:
-        while self._messages:
-            warnings.warn(self._messages.pop(0), TrackerWarning, stacklevel=3)
+            self._warned.add("disk", f"the record cannot be written ({error}); training goes on, the record is kept in memory")
 
     def _notes(self) -> tuple[str, ...]:
         notes = []

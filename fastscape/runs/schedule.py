@@ -27,11 +27,6 @@ class Schedule:
     every: int | None = None
     total: int | None = None
 
-    def latest(self, step: int, after: int) -> int | None:
-        """The last step that is due in (after, step], or ``None``."""
-        found = self.between(after, step)
-        return found[-1] if found else None
-
     def between(self, after: int, step: int) -> tuple[int, ...]:
         """The steps that are due in (after, step]."""
         if self.every is not None:

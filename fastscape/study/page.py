@@ -155,7 +155,7 @@ def study_section(result: StudyResult) -> Section:
         Figure(
             "Early signature",
             partial(figures.compared, result),
-            "Table 1 as marks: one for each seed; bars are geometric means over seeds with the 95 % interval of Student's t on logarithms.",
+            "Table 1: a mark for each seed; bars are geometric means with the 95 % interval of Student's t on logarithms.",
             panels=(1, len(figures.COMPARED)),
         ),
         Figure(

@@ -104,7 +104,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
         objective,
         when=log_spaced(architecture.steps, plan.points),
         share=plan.share,
-        path=record,
+        path=str(record),
         what=("loss", "gradient", "spectrum"),
         name=name,
         seed=seed,

@@ -129,6 +129,8 @@ def test_the_faster_path_is_chosen_and_said(ragged):
     with Surface(ragged, affine(ragged)) as surface:
         surface.at(grid(3))
         assert surface.choice.reason == "few points"
+        surface.at(grid(3))
+        assert surface.choice.seconds  # many short calls are many points
 
 
 def test_a_path_that_gives_other_losses_is_not_taken(ragged, monkeypatch):
