@@ -5,7 +5,7 @@ The public names; see the README for a tour and each docstring for formula, shap
 
 import fastscape._interrupts  # noqa: F401 - first, because what follows takes seconds
 from fastscape._version import __version__
-from fastscape.directions import Directions
+from fastscape.directions import Axes, Directions
 from fastscape.estimators import Analysis, AnalysisSettings, Estimate, analyse
 from fastscape.estimators.spectra import Stability
 from fastscape.evaluation import (
@@ -32,21 +32,33 @@ from fastscape.ops import Status, status
 from fastscape.probes import (
     ProbeError,
     Progress,
+    SliceError,
     SpectrumError,
     edge_of_stability,
     mean_quadratic_form,
     multifractal,
+    slice1d,
+    slice2d,
     spectra,
     spectrum,
     trajectory,
 )
-from fastscape.reports import MultifractalResult, SpectrumResult, SpectrumTrajectory, TrajectoryResult, load
+from fastscape.reports import (
+    MultifractalResult,
+    PlaneResult,
+    SliceResult,
+    SpectrumResult,
+    SpectrumTrajectory,
+    TrajectoryResult,
+    load,
+)
 from fastscape.runs import ProbeSettings, preset
 
 __all__ = [
     "Analysis",
     "AnalysisSettings",
     "AsymmetricProductError",
+    "Axes",
     "CurvatureOperator",
     "Directions",
     "Estimate",
@@ -56,6 +68,7 @@ __all__ = [
     "NondeterministicLossError",
     "Objective",
     "Operators",
+    "PlaneResult",
     "PrecisionWarning",
     "ProbeError",
     "ProbeSettings",
@@ -63,6 +76,8 @@ __all__ = [
     "Progress",
     "QuadraticForms",
     "Responses",
+    "SliceError",
+    "SliceResult",
     "SpectrumError",
     "SpectrumResult",
     "SpectrumTrajectory",
@@ -83,6 +98,8 @@ __all__ = [
     "preset",
     "quadratic_forms",
     "responses",
+    "slice1d",
+    "slice2d",
     "spectra",
     "spectrum",
     "status",

@@ -36,9 +36,9 @@ def checked_criterion(criterion: Any) -> Criterion:
     if getattr(criterion, "reduction", "mean") != "mean":
         raise ValueError(f"criterion must be a mean over the batch, got reduction={criterion.reduction!r}; use reduction='mean'")
     if isinstance(criterion, partial) and criterion.func in _COMPARING and not criterion.args:
-        return partial(_SameShape(criterion.func), **criterion.keywords)
+        return partial(SameShape(criterion.func), **criterion.keywords)
     if criterion in _COMPARING or (isinstance(criterion, nn.Module) and type(criterion).forward in _COMPARING_FORWARDS):
-        return _SameShape(criterion)
+        return SameShape(criterion)
     return criterion  # type: ignore[no-any-return]
 
 
@@ -56,7 +56,7 @@ def checked_loss(loss: Any) -> Callable[..., Tensor]:
     return loss  # type: ignore[no-any-return]
 
 
-class _SameShape(nn.Module):
+class SameShape(nn.Module):
     """An element-wise criterion that refuses to compare every output with every target."""
 
     def __init__(self, criterion: Criterion) -> None:

@@ -26,7 +26,7 @@ class _LossModule(nn.Module):
     def __init__(self, model: nn.Module, objective: Objective, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
-        self._pair = _placed_criterion(objective.criterion, objective.device, dtype)
+        self._pair = placed_criterion(objective.criterion, objective.device, dtype)
         self._loss = objective.user_loss
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -43,7 +43,7 @@ class _LossModule(nn.Module):
         return self._pair(outputs, targets), outputs if isinstance(outputs, Tensor) else None
 
 
-def _placed_criterion(criterion: Criterion | None, device: torch.device, dtype: torch.dtype) -> Criterion | None:
+def placed_criterion(criterion: Criterion | None, device: torch.device, dtype: torch.dtype) -> Criterion | None:
     """The criterion with its class weights on the device and in the dtype of the logits."""
     if isinstance(criterion, nn.Module):
         return copy.deepcopy(criterion).to(device, dtype)
@@ -86,7 +86,7 @@ class Replica:
         if self.objective.criterion is None:
             return
         device = self.objective.device
-        pair = _placed_criterion(self.objective.criterion, device, torch.float64)
+        pair = placed_criterion(self.objective.criterion, device, torch.float64)
         assert pair is not None
 
         def widened(outputs: object, targets: object) -> Tensor:
@@ -149,21 +149,28 @@ class Replica:
 
     def gradient(self) -> list[Tensor]:
         """Gradient of L at the scratch parameters; zeros for parameters that the loss does not use."""
+        return self.loss_and_gradient()[1]
+
+    def loss_and_gradient(self) -> tuple[float, list[Tensor]]:
+        """L, summed over batches in float64, and its gradient at the scratch parameters, from the same forwards."""
+        self.evaluations += 1
         parameters = dict(self.module.model.named_parameters())
         moved = [parameters[name] for name in self.objective.names]
         before = {name: parameter.requires_grad for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in self.objective.names)  # of the others nothing is stored for the backward pass
-        total = [torch.zeros_like(tensor) for tensor in moved]
+        total, value = [torch.zeros_like(tensor) for tensor in moved], 0.0
         with torch.enable_grad():
             for index, weight in enumerate(self.objective.batch_weights):
-                parts = torch.autograd.grad(self.batch_loss(index)[0], moved, allow_unused=True)
+                loss = self.batch_loss(index)[0]
+                parts = torch.autograd.grad(loss, moved, allow_unused=True)
+                value += weight * float(loss.detach())
                 for sum_, part in zip(total, parts, strict=True):
                     if part is not None:
                         sum_.add_(part.detach(), alpha=weight / self.objective.samples)
         for name, parameter in parameters.items():
             parameter.requires_grad_(before[name])
-        return total
+        return value / self.objective.samples, total
 
     def buffers(self) -> dict[str, Tensor]:
         """Copies of the private model's buffers."""

@@ -96,7 +96,8 @@ class Objective:
         self.dtype = dtype or reduce(torch.promote_types, (tensor.dtype for tensor in self._source))
         self.device = _device(self.model, device)
         self.batches = self._checked_batches(materialise(data, memory), move=device is not None)
-        self.batch_weights = tuple(self._weight(index, weight) for index in range(len(self.batches)))
+        self._user_weight = weight
+        self.batch_weights = tuple(self._weight(index) for index in range(len(self.batches)))
 
     # ------------------------------------------------------------------ the function and its parameters
 
@@ -171,6 +172,35 @@ class Objective:
         other.batches, other.batch_weights = [self.batches[batch]], (self.batch_weights[batch],)
         return other
 
+    def of(self, batches: Sequence[Batch]) -> Objective:
+        """The same function on other batches of the structure of its own, on its device; those without terms are left out.
+
+        Raises:
+            ValueError: no batch has terms.
+        """
+        weights = [self.terms(batch, index) for index, batch in enumerate(batches)]
+        kept = [index for index, weight in enumerate(weights) if weight != 0]
+        if not kept:
+            raise ValueError("batches must hold at least one term of the loss, got none")
+        other = self._copy()
+        other.batches, other.batch_weights = [batches[index] for index in kept], tuple(weights[index] for index in kept)
+        return other
+
+    def cast(self, dtype: torch.dtype) -> Objective:
+        """The same function in the arithmetic of another floating dtype, at the weights as ``dtype`` holds them."""
+        other = self._copy()
+        other.dtype = dtype
+        return other
+
+    def terms(self, batch: Batch, index: int = 0) -> float:
+        """Number of terms in the mean of a batch (see ``weight``); ``index`` is for messages."""
+        if self._user_weight is not None:
+            return weight_of(self._user_weight, batch, index)
+        if self.criterion is not None:
+            return terms(self.criterion, batch[1])
+        first = next((tensor for tensor in tensors_of(batch) if tensor.ndim), None)
+        return float(first.shape[0]) if first is not None else 1.0
+
     def replica(self, dtype: torch.dtype) -> Replica:
         """A private copy of the model and data in ``dtype``, whose parameters are scratch space."""
         return Replica(self, dtype)
@@ -214,15 +244,8 @@ class Objective:
                 )
         return [placed(batch, self.device) for batch in batches]
 
-    def _weight(self, index: int, weight: Callable[[Batch], float] | None) -> float:
-        batch = self.batches[index]
-        if weight is not None:
-            value = weight_of(weight, batch, index)
-        elif self.criterion is not None:
-            value = terms(self.criterion, batch[1])
-        else:
-            first = next((tensor for tensor in tensors_of(batch) if tensor.ndim), None)
-            value = float(first.shape[0]) if first is not None else 1.0
+    def _weight(self, index: int) -> float:
+        value = self.terms(self.batches[index], index)
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"weight of a batch must be positive and finite, got {value}; is the batch empty?")
         return value

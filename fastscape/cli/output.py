@@ -35,8 +35,10 @@ from fastscape.reports import (
     spectrum_tables,
     tables,
 )
+from fastscape.reports.document import Document
 from fastscape.reports.html import Spectrum, write_html
 from fastscape.reports.result import AnyResult
+from fastscape.reports.sections import section_table
 
 EXIT_TARGET, EXIT_MODEL = 3, 4
 
@@ -103,6 +105,8 @@ def show(result: AnyResult, spectrum: AnyResult | None = None, *, as_json: bool)
 
 def _table(result: AnyResult) -> RenderableType:
     match result:
+        case Document():
+            return section_table(result.section())
         case TrajectoryResult():
             return tables.trajectory_table(result)
         case MultifractalResult():
@@ -153,7 +157,7 @@ def write_page(page: Path, result: AnyResult, spectrum: AnyResult | None = None)
     Raises:
         ValueError: what should be a spectrum is none, or stands beside a spectrum.
     """
-    if spectrum is not None and not (isinstance(spectrum, Spectrum) and not isinstance(result, Spectrum)):
+    if spectrum is not None and not (isinstance(spectrum, Spectrum) and not isinstance(result, Spectrum | Document)):
         raise ValueError(
             f"--spectrum must be a spectrum to show beside a multifractal result, got a {type(spectrum).__name__} "
             f"beside a {type(result).__name__}"

@@ -16,7 +16,7 @@ from fastscape.estimators.spectra import Density
 from fastscape.estimators.trace import data_stderr, directional_variance, effective_rank, mean_estimate
 from fastscape.probes.spectral import SpectralRun, known
 from fastscape.reports.spectrum import SpectrumResult
-from fastscape.runs.provenance import provenance
+from fastscape.runs.provenance import objective_meta
 
 _ORTHOGONALITY_PROBES = 4
 
@@ -182,16 +182,9 @@ def _meta(run: SpectralRun, reason: str) -> dict[str, Any]:
         "trace_estimator": "exact" if run.complete else "deflated" if run.deflated else "plain",
         "probes": [run.probes, len(run.fresh)],
         "forms": [float(form) for form in (*run.plain()[0], *run.fresh.whole)],
-        "model": type(objective.model).__name__,
-        "samples": objective.samples,
-        "batches": len(objective.batches),
-        "batch_norm": objective.batch_norm,
-        "weight_fingerprint": objective.weight_fingerprint(),
-        "data_fingerprint": objective.data_fingerprint(),
+        **objective_meta(objective),
         "device": str(run.operator.device),
-        "dtype": str(objective.dtype),
         "product_dtype": str(run.operator.dtype),
-        **provenance(),
     }
 
 

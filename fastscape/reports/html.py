@@ -9,6 +9,8 @@ from typing import Any
 
 from fastscape._checks import counted
 from fastscape.reports import figures, tables
+from fastscape.reports.document import Document
+from fastscape.reports.document_html import document_page
 from fastscape.reports.result import AnyResult, MultifractalResult, TrajectoryResult
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 from fastscape.reports.spectrum_html import PROVENANCE, setting_rows, spectrum_context, spectrum_points
@@ -49,11 +51,13 @@ def write_html(result: AnyResult, path: str | Path, *, spectrum: Spectrum | None
         from jinja2 import Environment, PackageLoader, select_autoescape
     except ImportError as error:
         raise ImportError("reports need matplotlib and jinja2: pip install 'fastscape-probes[report]'") from error
-    if spectrum is not None and isinstance(result, Spectrum):
+    if spectrum is not None and isinstance(result, Spectrum | Document):
         raise TypeError(f"spectrum belongs beside a multifractal result, got a {type(result).__name__} to show with it")
     environment = Environment(loader=PackageLoader("fastscape.reports"), autoescape=select_autoescape(["j2"]))
     with mpl.rc_context({"svg.hashsalt": "fastscape", "font.size": 9, "svg.fonttype": "none"}):
-        if isinstance(result, Spectrum):
+        if isinstance(result, Document):
+            template, content = "document.html.j2", document_page(result)
+        elif isinstance(result, Spectrum):
             template, content = "spectrum.html.j2", _spectrum_page(result)
         else:
             template, content = "report.html.j2", _multifractal_page(result)

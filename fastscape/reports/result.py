@@ -19,6 +19,7 @@ from fastscape.estimators.scaling import Array
 from fastscape.estimators.trust import Trust
 from fastscape.evaluation.noise import passes_gate
 from fastscape.reports import figures, storage, tables
+from fastscape.reports.document import Document
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 from fastscape.runs.settings import ProbeSettings
 
@@ -260,7 +261,11 @@ class TrajectoryResult:
         return figures.trajectory_panels(self, axes)
 
 
-AnyResult = MultifractalResult | TrajectoryResult | SpectrumResult | SpectrumTrajectory
+AnyResult = MultifractalResult | TrajectoryResult | SpectrumResult | SpectrumTrajectory | Document
+
+storage.KINDS.update(
+    multifractal=MultifractalResult, trajectory=TrajectoryResult, spectrum=SpectrumResult, spectra=SpectrumTrajectory
+)
 
 
 def load(path: str | Path) -> AnyResult:
@@ -270,11 +275,5 @@ def load(path: str | Path) -> AnyResult:
         ValueError: not a result file, or a damaged one.
         FileNotFoundError: no such file.
     """
-    kinds = {
-        "multifractal": MultifractalResult,
-        "trajectory": TrajectoryResult,
-        "spectrum": SpectrumResult,
-        "spectra": SpectrumTrajectory,
-    }
-    result: AnyResult = storage.read(path, kinds)
+    result: AnyResult = storage.read(path)
     return result

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from fastscape._checks import first_line
 
 Arrays = dict[str, NDArray[Any]]
+KINDS: dict[str, type] = {}  # classes of results by the kind of their files
+_KIND = "$kind"  # of a result inside another, whose field may hold any
 
 
 def pack(value: Any, arrays: Arrays, prefix: str) -> Any:
@@ -27,7 +29,9 @@ def pack(value: Any, arrays: Arrays, prefix: str) -> Any:
         arrays[prefix] = value
         return {"array": prefix}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: pack(getattr(value, f.name), arrays, f"{prefix}.{f.name}") for f in dataclasses.fields(value)}
+        fields = {f.name: pack(getattr(value, f.name), arrays, f"{prefix}.{f.name}") for f in dataclasses.fields(value)}
+        kind = _kind(type(value))
+        return fields if kind is None else fields | {_KIND: kind}
     if isinstance(value, Mapping):
         return {key: pack(item, arrays, f"{prefix}.{key}") for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -35,11 +39,18 @@ def pack(value: Any, arrays: Arrays, prefix: str) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _kind(cls: type) -> str | None:
+    return next((name for name, known in KINDS.items() if known is cls), None)
+
+
 def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     """Rebuild a value of type ``kind`` from what :func:`pack` made of it."""
     origin, parameters = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(data, dict) and set(data) == {"array"} and isinstance(data["array"], str):
         return arrays[data["array"]]
+    if isinstance(data, dict) and _KIND in data:
+        kind, data = KINDS[data[_KIND]], {name: item for name, item in data.items() if name != _KIND}
+        origin, parameters = None, ()
     if origin in (typing.Union, types.UnionType):
         options = [option for option in parameters if option is not type(None)]
         return None if data is None else unpack(options[0], data, arrays)
@@ -85,11 +96,11 @@ def _umask() -> int:
     return mask
 
 
-def read(path: str | Path, kinds: Mapping[str, type]) -> Any:
+def read(path: str | Path) -> Any:
     """Read a result file written by :func:`save`.
 
     Raises:
-        ValueError: not such a file, damaged, or of a kind that is not in ``kinds``.
+        ValueError: not such a file, damaged, or of a kind that is not known.
     """
     if Path(path).is_file() and not zipfile.is_zipfile(path):
         raise ValueError(f"path must be a result file written by fastscape (npz), got {str(path)!r}, which is not or is damaged")
@@ -97,7 +108,7 @@ def read(path: str | Path, kinds: Mapping[str, type]) -> Any:
         with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             document = json.loads(str(archive["document"]))
             arrays = {name: archive[name] for name in archive.files if name != "document"}
-        kind = kinds[document["kind"]]
+        kind = KINDS[document["kind"]]
         return unpack(kind, document["result"], arrays)
     except FileNotFoundError:
         raise

@@ -8,7 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 
-def svg(rows: int, columns: int, draw: Callable[[list[Any]], object], *, width: float = 4.3, measured: bool = False) -> str:
+def svg(
+    rows: int,
+    columns: int,
+    draw: Callable[[list[Any]], object],
+    *,
+    width: float = 4.3,
+    measured: bool = False,
+    projection: str | None = None,
+) -> str:
     """A grid of panels as SVG.
 
     Args:
@@ -16,11 +24,12 @@ def svg(rows: int, columns: int, draw: Callable[[list[Any]], object], *, width: 
         draw: called with the axes, row by row.
         width: of a panel, in inches.
         measured: lay out around what was drawn, which takes twice as long.
+        projection: of the axes.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, 3.5 * rows), layout="constrained" if measured else None)
-    draw(list(figure.subplots(rows, columns).flat))
+    draw(list(figure.subplots(rows, columns, squeeze=False, subplot_kw={"projection": projection}).flat))
     if not measured:
         figure.subplots_adjust(
             left=0.18 / columns,

@@ -1,4 +1,4 @@
-"""When, with which versions and on how many threads a run was made."""
+"""When, with which versions and on how many threads a run was made, and of which model and data."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import scipy
 import torch
 
 from fastscape._version import __version__
+from fastscape.objective import Objective
 
 
 def provenance() -> dict[str, Any]:
@@ -25,4 +26,20 @@ def provenance() -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "threads": torch.get_num_threads(),
+    }
+
+
+def objective_meta(objective: Objective) -> dict[str, Any]:
+    """What the ``meta`` of a result says of the function that was probed, and :func:`provenance`."""
+    return {
+        "model": type(objective.model).__name__,
+        "parameters": objective.size,
+        "samples": objective.samples,
+        "batches": len(objective.batches),
+        "batch_norm": objective.batch_norm,
+        "weight_fingerprint": objective.weight_fingerprint(),
+        "data_fingerprint": objective.data_fingerprint(),
+        "device": str(objective.device),
+        "dtype": str(objective.dtype),
+        **provenance(),
     }

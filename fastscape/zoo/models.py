@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -44,16 +44,41 @@ def cnn(channels: int = 1, classes: int = 10, width: int = 8) -> nn.Sequential:
     )
 
 
-def resnet18(classes: int = 10, channels: int = 3) -> nn.Module:
-    """Torchvision's ResNet-18 with the CIFAR stem: 3x3 first convolution of stride 1 and no max-pool (11.2 M parameters)."""
+def resnet18(classes: int = 10, channels: int = 3, width: int = 64) -> nn.Module:
+    """Torchvision's ResNet-18 with the CIFAR stem: 3x3 first convolution of stride 1 and no max-pool (11.2 M parameters).
+
+    Args:
+        classes: outputs.
+        channels: of the images.
+        width: channels of the first stage, which each later stage doubles; 64 is ResNet-18, 8 has 176 k parameters.
+    """
     try:
-        from torchvision.models import resnet18 as build
+        from torchvision.models.resnet import BasicBlock, ResNet
     except ImportError as error:
         raise ImportError("zoo:resnet18 needs torchvision: pip install 'fastscape-probes[vision]'") from error
-    model: nn.Module = build(num_classes=classes)
-    model.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
+    model: nn.Module = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
+    model.conv1 = nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False)
     model.maxpool = nn.Identity()
+    if width != 64:
+        model.bn1 = nn.BatchNorm2d(width)
+        before = width
+        for stage in range(4):
+            planes = width << stage
+            setattr(model, f"layer{stage + 1}", _stage(BasicBlock, before, planes, stride=1 if stage == 0 else 2))
+            before = planes
+        model.fc = nn.Linear(before, classes)
+        for module in model.modules():  # torchvision's start
+            if isinstance(module, nn.Conv2d) and module is not model.conv1:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return model
+
+
+def _stage(block: Callable[..., nn.Module], before: int, planes: int, *, stride: int) -> nn.Sequential:
+    """Two basic blocks, the first with a projection where the shape changes."""
+    shortcut = None
+    if stride != 1 or before != planes:
+        shortcut = nn.Sequential(nn.Conv2d(before, planes, 1, stride=stride, bias=False), nn.BatchNorm2d(planes))
+    return nn.Sequential(block(before, planes, stride, shortcut), block(planes, planes))
 
 
 class TinyTransformer(nn.Module):

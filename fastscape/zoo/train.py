@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +35,11 @@ def train(
     learning_rate: float = 1e-2,
     batch_size: int = 64,
     seed: int = 0,
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
     progress: Callable[[int, float], None] | None = None,
+    each: Callable[[int, torch.optim.Optimizer], None] | None = None,
 ) -> list[Path]:
-    """Train ``model`` in place by Adam on minibatches of ``data``, and save state dicts as it goes.
+    """Train ``model`` in place by Adam, or another optimizer, on minibatches of ``data``, and save state dicts as it goes.
 
     Args:
         model: classifier whose outputs ``F.cross_entropy`` takes.
@@ -47,7 +49,9 @@ def train(
         steps: optimiser steps.
         checkpoints: how many state dicts: the initial one and log-spaced steps.
         learning_rate, batch_size, seed: of the optimisation; the global generators are left as they were.
+        optimizer: makes the optimizer of the parameters; ``None`` for Adam with ``learning_rate``.
         progress: called with (step, minibatch loss).
+        each: called with (step, optimizer) before the first step and after every one, whose gradients are still there.
 
     Returns:
         The checkpoint files in order.
@@ -56,16 +60,20 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     inputs, targets = (torch.cat([batch[part] for batch in data]) for part in (0, 1))
     wanted = checkpoint_steps(steps, checkpoints)
-    optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    optimiser = optimizer(model.parameters()) if optimizer else torch.optim.Adam(model.parameters(), lr=learning_rate)
     files = [_saved(model, optimiser, folder, 0)]
     generator = torch.Generator().manual_seed(seed)
     model.train()
     with preserved_rng():
         torch.manual_seed(seed)
+        if each is not None:
+            each(0, optimiser)
         for step in range(1, steps + 1):
             loss = _step(model, optimiser, inputs, targets, torch.randint(len(inputs), (batch_size,), generator=generator))
             if progress is not None:
                 progress(step, float(loss))
+            if each is not None:
+                each(step, optimiser)
             if step in wanted:
                 files.append(_saved(model, optimiser, folder, step))
     return files

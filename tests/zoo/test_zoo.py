@@ -151,3 +151,23 @@ def test_specifications_name_zoo_torchvision_modules_and_files(tmp_path, monkeyp
 def test_bad_specifications_are_named(spec, message):
     with pytest.raises(ValueError, match=message):
         specs.build(spec, "MODEL", specs.MODELS)
+
+
+def test_a_narrow_resnet_has_the_layers_of_resnet18():
+    wide, narrow = zoo.resnet18(width=64), zoo.resnet18(width=8)
+    assert [name for name, _ in narrow.named_parameters()] == [name for name, _ in wide.named_parameters()]
+    for (name, thin), (_, full) in zip(narrow.named_parameters(), wide.named_parameters(), strict=True):
+        ratio = [a / b for a, b in zip(full.shape, thin.shape, strict=True)]
+        assert set(ratio) <= {1.0, 8.0}, name
+    assert narrow.eval()(torch.rand(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_each_step_is_told_with_the_optimizer_and_its_gradients(tmp_path):
+    told = []
+
+    def each(step, optimizer):
+        told.append((step, type(optimizer).__name__, optimizer.param_groups[0]["params"][0].grad is not None))
+
+    sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.1)  # noqa: E731
+    zoo.train(zoo.mlp(hidden=(4,)), zoo.digits(samples=64), tmp_path, steps=2, checkpoints=2, optimizer=sgd, each=each)
+    assert told == [(0, "SGD", False), (1, "SGD", True), (2, "SGD", True)]

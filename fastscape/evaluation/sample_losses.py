@@ -1,0 +1,187 @@
+"""Losses of single samples behind an objective's mean, and how many of them are classified correctly."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastscape._criteria import SameShape, criterion_options
+from fastscape._replica import Replica, placed_criterion
+from fastscape.evaluation.points import Array
+
+_ULPS = 64  # of the loss's dtype by which the mean of the samples may differ from the criterion's own
+
+
+class SampleLosses:
+    r"""Splits each batch's loss into its samples', where the criterion can be asked for them.
+
+    .. math:: L = \sum_i \omega_i \ell_i \Big/ \sum_i \omega_i
+
+    A sample is an index of the first dimension of the targets: terms of one sample (tokens, pixels) are averaged with the weights
+    of the criterion's own mean (class weights, ignored targets), and :math:`\omega_i` is the sample's share of the objective's
+    weight. Criteria that take ``reduction="none"`` can be split: functions and modules of ``torch.nn``, and others with such an
+    argument. The split is checked: where the mean is not the criterion's own, the batches take the place of the samples.
+
+    Args:
+        replica: evaluated once at the objective's weights.
+        accuracy: count correct classifications where the task is classification.
+
+    Attributes:
+        unit: ``"samples"``, or ``"batches"`` where samples are not known.
+        weights: :math:`\omega`, float64 ``[N]``.
+        targets: number of targets that are counted in an accuracy; 0 without one.
+
+    Cost: one evaluation of the replica.
+    """
+
+    def __init__(self, replica: Replica, *, accuracy: bool = True) -> None:
+        objective = replica.objective
+        self._replica = replica
+        self._ignored = criterion_options(objective.criterion)[1]
+        self._unreduced = _unreduced(objective.criterion)
+        if self._unreduced is not None:
+            self._unreduced = placed_criterion(self._unreduced, objective.device, replica.dtype)
+        self._shares: list[Tensor] = []  # per batch: weight of each sample within the criterion's mean
+        self._divisors: list[Tensor] = []  # per batch: sum of those weights over a sample's terms, 1 where that is zero
+        self._classes: list[Tensor | None] = []  # per batch: targets that are not ignored, or None without classes
+        replica.reset()
+        replica.evaluations += 1
+        for index in range(len(replica.batches)):
+            loss, outputs = replica.batch_loss(index)
+            if self._unreduced is not None and not self._splits(loss, outputs, index):
+                self._unreduced = None
+            self._classes.append(self._kept(outputs, index) if accuracy else None)
+        if any(kept is None for kept in self._classes):
+            self._classes = [None] * len(self._classes)
+        self.targets = sum(int(kept.sum()) for kept in self._classes if kept is not None)
+        self.unit = "batches" if self._unreduced is None else "samples"
+        if self.unit == "samples":
+            parts = zip(objective.batch_weights, self._shares, strict=True)
+            self.weights: Array = np.concatenate([weight * share.cpu().numpy() for weight, share in parts])
+        else:
+            self.weights = np.array(objective.batch_weights, dtype=np.float64)
+
+    def split(self, outputs: Tensor | None, index: int) -> Tensor | None:
+        """Losses of a batch's samples, float64 ``[n]``; ``None`` where the batch is the unit. Works under ``vmap``."""
+        if self._unreduced is None or outputs is None:
+            return None
+        terms: Tensor = self._unreduced(outputs, self._replica.batches[index][1])
+        return self._by_sample(terms, index)
+
+    def correct(self, outputs: Tensor | None, index: int) -> Tensor | None:
+        """How many of a batch's targets are classified correctly, 0-dim; ``None`` without classes. Works under ``vmap``."""
+        kept = self._classes[index]
+        if kept is None or outputs is None:
+            return None
+        hits: Tensor = (outputs.argmax(1) == self._replica.batches[index][1]) & kept
+        return hits.sum()
+
+    def _by_sample(self, terms: Tensor, index: int) -> Tensor:
+        if terms.ndim > 1:
+            terms = terms.double().flatten(1).sum(1)
+        return terms.double() / self._divisors[index]
+
+    # ------------------------------------------------------------------ setting up
+
+    def _splits(self, loss: Tensor, outputs: Tensor | None, index: int) -> bool:
+        """Set up one batch; whether the weighted mean of its samples is the criterion's mean, up to rounding."""
+        assert self._unreduced is not None
+        targets = self._replica.batches[index][1]
+        try:
+            terms = self._unreduced(outputs, targets)
+        except (TypeError, ValueError, RuntimeError, NotImplementedError):  # whatever a criterion does with another reduction
+            return False
+        if not isinstance(terms, Tensor) or not terms.ndim or not isinstance(targets, Tensor) or not targets.ndim:
+            return False
+        if len(terms) != len(targets) or not len(terms):
+            return False
+        sums = self._term_weights(terms, targets)
+        total = float(sums.sum())
+        if not total > 0:
+            return False
+        self._divisors.append(torch.where(sums == 0, 1.0, sums))
+        self._shares.append(sums / total)
+        losses = self._by_sample(terms, index)
+        mean, size = self._shares[index] @ losses, float((self._shares[index] * losses.abs()).sum())
+        allowed = _ULPS * torch.finfo(loss.dtype).eps * (size if np.isfinite(size) else 1.0)
+        return torch.allclose(mean, loss.double(), rtol=0.0, atol=allowed, equal_nan=True)
+
+    def _term_weights(self, terms: Tensor, targets: Tensor) -> Tensor:
+        """Sum over each sample's terms of the weights that the criterion's mean divides by, float64 ``[n]``."""
+        classes, ignored, class_weight = criterion_options(self._replica.objective.criterion)
+        if classes and not targets.is_floating_point():
+            kept = targets != ignored
+            weights = kept.double()
+            if class_weight is not None:
+                weights = weights * class_weight.to(targets.device).double()[torch.where(kept, targets, 0)]
+            return weights.reshape(len(weights), -1).sum(1)
+        each = terms.numel() / len(terms)
+        return torch.full((len(terms),), each, dtype=torch.float64, device=terms.device)
+
+    def _kept(self, outputs: Tensor | None, index: int) -> Tensor | None:
+        batch = self._replica.batches[index]
+        if self._replica.objective.criterion is None or outputs is None or not isinstance(batch[1], Tensor):
+            return None
+        targets = batch[1]
+        if targets.is_floating_point() or targets.is_complex():
+            return None
+        if outputs.ndim != targets.ndim + 1 or outputs.shape[0] != targets.shape[0]:
+            return None
+        return targets != self._ignored
+
+
+def standard_errors(parts: Array, weights: Array) -> Array:
+    r"""Standard errors of weighted means over samples that are drawn independently.
+
+    .. math:: \hat\sigma^2 = \frac{N}{N - 1} \frac{\sum_i \omega_i^2 (\ell_i - L)^2}{(\sum_i \omega_i)^2}
+
+    the linearised variance of a ratio (Cochran, Sampling Techniques, 1977, section 6.3); for equal weights :math:`s^2 / N`.
+
+    Args:
+        parts: losses ``[P, N]``.
+        weights: ``[N]``; entries of weight 0 do not count.
+
+    Returns:
+        ``[P]``; NaN for fewer than two samples of positive weight, or where a loss is not finite.
+    """
+    used = weights > 0
+    number = int(used.sum())
+    if number < 2:
+        return np.full(len(parts), np.nan)
+    share = weights[used] / weights[used].sum()
+    kept = parts[:, used] if number < len(used) else parts
+    with np.errstate(invalid="ignore", over="ignore"):
+        residuals = share * (kept - (kept @ share)[:, None])
+        found: Array = np.sqrt(number / (number - 1) * np.einsum("pn,pn->p", residuals, residuals))
+    return found
+
+
+def _unreduced(criterion: Any) -> Any:
+    """The criterion with ``reduction="none"``, or ``None`` where it takes no such argument."""
+    if isinstance(criterion, SameShape):
+        return _unreduced(criterion.criterion)  # the guard has done its work in the criterion itself
+    if isinstance(criterion, nn.Module):
+        if getattr(criterion, "reduction", None) != "mean":
+            return None
+        changed = copy.deepcopy(criterion)
+        changed.reduction = "none"  # type: ignore[assignment]
+        return changed
+    function = criterion.func if isinstance(criterion, partial) else criterion
+    args, keywords = (criterion.args, criterion.keywords) if isinstance(criterion, partial) else ((), {})
+    function = function.criterion if isinstance(function, SameShape) else function
+    if keywords.get("reduction", "mean") != "mean" or not _takes_reduction(function):
+        return None
+    return partial(function, *args, **{**keywords, "reduction": "none"})
+
+
+def _takes_reduction(function: Any) -> bool:
+    try:
+        return "reduction" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a built-in without a signature
+        return False

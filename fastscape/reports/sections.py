@@ -1,0 +1,91 @@
+"""What a result shows, whether on a terminal or on a page: values with meanings, figures with definitions, tables, flags."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fastscape.reports.tables import RowsByWidth
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One line of a table: a name, the value with its interval as text, and its definition in one line."""
+
+    label: str
+    value: str
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A panel.
+
+    Attributes:
+        title: short; also the panel's own where ``draw`` sets none.
+        draw: draws on the axes that it is given.
+        definition: what is shown, with its formula; the page has it as caption and on hover.
+        projection: of the axes, ``"3d"`` for surfaces.
+        panels: rows and columns; where there is more than one, ``draw`` is given the list of axes.
+    """
+
+    title: str
+    draw: Callable[[Any], object]
+    definition: str
+    projection: str | None = None
+    panels: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of named cells; ``definitions`` tells what columns mean, by name."""
+
+    caption: str
+    rows: tuple[Mapping[str, str], ...]
+    definitions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything that a result shows, in the order of reading.
+
+    Attributes:
+        title: of the section.
+        verdict: what was found, in one sentence.
+        quantities, figures, grids: see their classes.
+        flags: what to beware of, in words.
+        settings: label and value of what the run was asked for.
+        children: sections of the parts of a compound result.
+    """
+
+    title: str
+    verdict: str
+    quantities: tuple[Quantity, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    grids: tuple[Grid, ...] = ()
+    flags: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
+    children: tuple[Section, ...] = ()
+
+
+def section_table(section: Section) -> RenderableType:
+    """A section on a terminal: tables, then verdict and flags; children follow."""
+    parts: list[RenderableType] = []
+    if section.quantities:
+        table = Table(title=section.title, title_justify="left", title_style="bold")
+        for column in ("quantity", "value [95 %]", "meaning"):
+            table.add_column(column)
+        for quantity in section.quantities:
+            table.add_row(Text(quantity.label), Text(quantity.value), Text(quantity.meaning))
+        parts.append(table)
+    parts += [RowsByWidth(grid.caption, [dict(row) for row in grid.rows], ()) for grid in section.grids if grid.rows]
+    parts.append(Text(section.verdict, style="bold"))
+    parts += [Text(f"! {flag}", style="yellow") for flag in section.flags]
+    for child in section.children:
+        parts += [Text(""), section_table(child)]
+    return Group(*parts)
