@@ -79,7 +79,7 @@ class LinePath:
                 correct[places] += hits
         for index, found in enumerate(samples):
             batches[:, index] = found @ self._terms.shares(index)
-        return Raw(batches, np.concatenate(samples, axis=1), correct if self._terms.targets else None)
+        return Raw(batches, samples[0] if len(samples) == 1 else np.concatenate(samples, axis=1), correct if self._terms.targets else None)
 
     # ------------------------------------------------------------------ one line
 
@@ -102,10 +102,10 @@ class LinePath:
                 if self._tail is not None:
                     outputs = self._tail(outputs, self._weights(points[piece]))
                 block = slice(row, row + rows)
-                losses[piece, block] = self._terms.split_points(outputs, index, block).cpu().numpy()
-                found = self._terms.correct_points(outputs, index, block)
-                if found is not None:
-                    hits[piece] += found.cpu().numpy()
+                found, correct = self._terms.at_points(outputs, index, block)
+                losses[piece, block] = found.cpu().numpy()
+                if correct is not None:
+                    hits[piece] += correct.cpu().numpy()
         return losses, hits
 
     def _weights(self, points: Array) -> dict[str, Tensor]:

@@ -87,35 +87,28 @@ class SampleLosses:
         found: Array = self._shares[index].cpu().numpy()
         return found
 
-    def split_points(self, outputs: Tensor, index: int, block: slice) -> Tensor:
-        """:meth:`split` for outputs ``[p, n, ...]`` of a block of a batch's samples at p points: ``[p, n]``.
+    def at_points(self, outputs: Tensor, index: int, block: slice) -> tuple[Tensor, Tensor | None]:
+        """:meth:`split` and :meth:`correct` for outputs ``[p, n, ...]`` of a block of a batch's samples at p points.
 
-        Cross-entropies take all points in one call with the classes in front of the samples, where torch's softmax of a few
-        classes is 20 times faster.
+        Cross-entropies of class targets take all points in one call with the classes in front of the samples: torch's softmax
+        and argmax over a few neighbouring elements are 20 times slower.
+
+        Returns:
+            losses, float64 ``[p, n]``, and numbers of correct classifications, int64 ``[p]``, or ``None`` without classes.
         """
         assert self._unreduced is not None
-        targets = self._replica.batches[index][1][block]
-        if self._many(outputs, targets):
-            terms = self._unreduced(outputs.mT.contiguous(), targets.expand(len(outputs), *targets.shape))
-        else:
+        targets, kept = self._replica.batches[index][1][block], self._classes[index]
+        kept = None if kept is None else kept[block]
+        if not self._many(outputs, targets):
             terms = torch.vmap(self._unreduced, in_dims=(0, None))(outputs, targets)
-        if terms.ndim > 2:
-            terms = terms.double().flatten(2).sum(2)
-        return terms.double() / self._divisors[index][block]
-
-    def correct_points(self, outputs: Tensor, index: int, block: slice) -> Tensor | None:
-        """:meth:`correct` for outputs ``[p, n, classes, ...]`` of a block of a batch's samples at p points: int64 ``[p]``."""
-        kept = self._classes[index]
-        if kept is None:
-            return None
-        kept, targets = kept[block], self._replica.batches[index][1][block]
-        if self._many(outputs, targets):
+            if terms.ndim > 2:
+                terms = terms.double().flatten(2).sum(2)
+            hits = None if kept is None else ((outputs.argmax(2) == targets) & kept).flatten(1).sum(1)
+        else:
             rows = outputs.mT.contiguous()
-            largest = rows.amax(1)
-            if int(torch.count_nonzero(rows == largest[:, None])) == largest.numel():  # no ties, no NaN
-                safe = torch.where(kept, targets, 0).expand(len(rows), 1, -1)
-                return ((rows.gather(1, safe)[:, 0] == largest) & kept).sum(1)
-        return ((outputs.argmax(2) == targets) & kept).flatten(1).sum(1)
+            terms = self._unreduced(rows, targets.expand(len(rows), -1))
+            hits = None if kept is None else _hits(rows, targets, kept)
+        return terms.double() / self._divisors[index][block], hits
 
     def _many(self, outputs: Tensor, targets: Tensor) -> bool:
         """Whether outputs ``[p, n, classes]`` have a class target for each sample."""
@@ -174,6 +167,17 @@ class SampleLosses:
         if outputs.ndim != targets.ndim + 1 or outputs.shape[0] != targets.shape[0]:
             return None
         return targets != self._ignored
+
+
+def _hits(rows: Tensor, targets: Tensor, kept: Tensor) -> Tensor:
+    """Correct classifications ``[p]`` of outputs ``[p, classes, n]``."""
+    places = torch.where(kept, targets, 0).expand(len(rows), 1, -1)
+    wanted = rows.gather(1, places)
+    others = torch.scatter(rows, 1, places, -torch.inf).amax(1, keepdim=True)
+    found = wanted > others
+    if not bool((found | (wanted < others)).all()):  # ties and NaN
+        found = rows.argmax(1, keepdim=True) == places
+    return (found & kept).sum((1, 2))
 
 
 def standard_errors(parts: Array, weights: Array) -> Array:
