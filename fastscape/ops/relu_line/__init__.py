@@ -64,7 +64,7 @@ def _native_kernel(
     inputs: Tensor, weight: Tensor, bias: Tensor, points: Sequence[float], head: Tensor | None, head_bias: Tensor | None
 ) -> Tensor:
     (_, rows, units), outputs = inputs.shape, weight.shape[2]
-    if units > UNITS:
+    if not 0 < units <= UNITS:
         return _reference(inputs, weight, bias, points, head, head_bias)
     out = torch.empty((len(points), rows, outputs if head is None else head.shape[2]), dtype=inputs.dtype)
     kept = {"inputs": inputs.contiguous(), "weight": weight.contiguous(), "bias": bias.contiguous(), "tiles": _tiles(weight)}
