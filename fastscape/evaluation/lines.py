@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +63,6 @@ class LinePath:
         self._inputs = [self._projected(batch[0]) for batch in replica.batches]
         self._maps = [self._map(index) for index in (layers.second, layers.head) if index is not None]
         rest = list(model.named_children())[layers.rest :]
-        self._rest = nn.ModuleDict(rest) if rest else None
         self._tail = self._batched_rest(rest) if rest else None
 
     def at(self, points: Array) -> Raw:
@@ -72,23 +72,29 @@ class LinePath:
         batches = np.empty((len(points), len(self._replica.batches)))
         samples = [np.empty((len(points), inputs.shape[1])) for inputs in self._inputs]
         correct = np.zeros(len(points), np.int64)
-        for places in _lines(points, axis):
-            for index in range(len(samples)):
-                losses, hits = self._line(points[places], axis, index)
-                samples[index][places] = losses
-                correct[places] += hits
+        with warnings.catch_warnings():  # operations without a batching rule are slow: the choice of path measures it
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            for places in _lines(points, axis):
+                for index in range(len(samples)):
+                    losses, hits = self._line(points[places], axis, index)
+                    samples[index][places] = losses
+                    correct[places] += hits
         for index, found in enumerate(samples):
             batches[:, index] = found @ self._terms.shares(index)
-        return Raw(batches, samples[0] if len(samples) == 1 else np.concatenate(samples, axis=1), correct if self._terms.targets else None)
+        return Raw(
+            batches,
+            samples[0] if len(samples) == 1 else np.concatenate(samples, axis=1),
+            correct if self._terms.targets else None,
+        )
 
     # ------------------------------------------------------------------ one line
 
     def _line(self, points: Array, axis: int, index: int) -> tuple[Array, NDArray[np.int64] | int]:
         """Sample losses ``[t, n]`` and correct classifications ``[t]`` of a batch at points that differ along one axis."""
         at, along = points[0], points[:, axis]
-        inputs, maps = self._inputs[index], [tuple(_start(part, at, axis) for part in pair) for pair in self._maps]
+        inputs, maps = self._inputs[index], [(_start(w, at, axis), _start(b, at, axis)) for w, b in self._maps]
         losses, hits = np.empty((len(points), inputs.shape[1])), np.zeros(len(points), np.int64)
-        head = maps[1] if len(maps) > 1 else (None, None)
+        (weight, bias), (head, head_bias) = maps[0], maps[1] if len(maps) > 1 else (None, None)
         width = max(1, _BLOCK_BYTES // (inputs.element_size() * maps[-1][0].shape[2]))
         if self._tail is None:  # samples are evaluated independently
             rows, count = max(1, width // len(points)), len(points)
@@ -98,7 +104,7 @@ class LinePath:
             start = _start(inputs[:, row : row + rows], at, axis)
             for first in range(0, len(points), count):
                 piece = slice(first, first + count)
-                outputs = relu_line(start, *maps[0], along[piece], *head)
+                outputs = relu_line(start, weight, bias, along[piece].tolist(), head, head_bias)
                 if self._tail is not None:
                     outputs = self._tail(outputs, self._weights(points[piece]))
                 block = slice(row, row + rows)
@@ -135,7 +141,8 @@ class LinePath:
         weight, bias = self._map(self._layers.first)
         return torch.baddbmm(bias[:, None], x.expand(1 + self._dims, *x.shape), weight)
 
-    def _batched_rest(self, rest: Sequence[tuple[str, nn.Module]]):  # type: ignore[no-untyped-def]
+    def _batched_rest(self, rest: Sequence[tuple[str, nn.Module]]) -> Callable[[Tensor, dict[str, Tensor]], Tensor]:
+        """The rest of the model for outputs ``[t, n, O]`` and parameters ``[t, ...]``."""
         module = nn.Sequential()
         for name, child in rest:
             module.add_module(name, child)
@@ -145,7 +152,12 @@ class LinePath:
             for name, parameter in module.named_parameters()
             if self._names[id(parameter)] in self._columns
         }
-        return vmap(lambda x, weights: functional_call(module, weights, (x,)), randomness="error")
+
+        def one(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+            value: Tensor = functional_call(module, weights, (x,))
+            return value
+
+        return vmap(one, randomness="error")
 
 
 def line_path(replica: Replica, family: Affine, terms: SampleLosses) -> LinePath | None:
@@ -157,6 +169,7 @@ def line_path(replica: Replica, family: Affine, terms: SampleLosses) -> LinePath
     if not all(isinstance(x, Tensor) and x.dtype == replica.dtype and x.ndim >= 2 for x in inputs):
         return None
     first = list(replica.module.model.children())[layers.first]
+    assert isinstance(first, nn.Linear)
     wanted = sum(len(x) for x in inputs if x is not None) * first.out_features * (2 + family.dims) * replica.dtype.itemsize
     if wanted > available_memory(replica.objective.device) // 4:
         return None
@@ -166,9 +179,9 @@ def line_path(replica: Replica, family: Affine, terms: SampleLosses) -> LinePath
 def _recognised(model: nn.Module) -> _Layers | None:
     if type(model) is not nn.Sequential or _hooked(model):
         return None
+    if len(list(model.named_modules(remove_duplicate=False))) != len(list(model.modules())):
+        return None  # a module that occurs twice: functional_call does not restore it
     modules = list(model.children())
-    if len(modules) != len(model):  # a module that occurs twice
-        return None
     first = 0
     while first < len(modules) and type(modules[first]) in (nn.Flatten, nn.Identity) and not _hooked(modules[first]):
         first += 1

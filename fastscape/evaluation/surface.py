@@ -31,7 +31,9 @@ from fastscape.objective import Objective, checked_objective
 
 SurfacePathName = Literal["loop", "vmap"]
 Candidate = Callable[[Replica, Affine, SampleLosses], "SurfacePath | None"]
-CANDIDATES: dict[str, Candidate] = {"lines": line_path}  # faster paths of single architectures, by name; None where a model is of another
+CANDIDATES: dict[str, Candidate] = {
+    "lines": line_path
+}  # faster paths of single architectures, by name; None where a model is of another
 
 _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap saves on a CPU, is below 2 %
 _TRIAL = 0.02  # seconds of the loop's trial

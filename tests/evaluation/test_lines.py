@@ -91,8 +91,7 @@ def test_batch_statistics_are_those_of_whole_batches(digits):
     ids=["smoothed", "weighted", "ignoring", "margin"],
 )
 def test_any_criterion_that_splits_is_split(criterion, digits):
-    options = {} if not callable(getattr(criterion, "__code__", None)) else {}
-    assert_same(*both(objective_of(NETS["two hidden layers"], digits, criterion, **options), grid(3, 4)))
+    assert_same(*both(objective_of(NETS["two hidden layers"], digits, criterion), grid(3, 4)))
 
 
 def test_regressions_have_no_accuracy(digits):
@@ -182,13 +181,18 @@ def _shared():
 )
 def test_other_models_are_left_to_other_paths(net, digits):
     objective = objective_of(net(), digits)
-    with Surface(objective, plane(objective)) as surface:
-        surface.at(grid())
-        assert "lines" not in surface.choice.seconds
     with Surface(objective, plane(objective), path="lines") as surface, pytest.raises(ValueError, match="path must be one that"):
         surface.at(grid())
 
 
+def test_the_path_competes_with_the_others(digits):
+    objective = objective_of(NETS["two hidden layers"], digits)
+    with Surface(objective, plane(objective)) as surface:
+        surface.at(grid())
+        assert {"loop", "lines"} <= set(surface.choice.seconds)
+
+
+@torch.no_grad()
 def test_the_path_is_not_taken_where_samples_are_not_known_or_memory_is_short(digits, monkeypatch):
     objective = objective_of(NETS["two hidden layers"], digits)
     plain = fs.Objective(objective.model, objective.batches, loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]))

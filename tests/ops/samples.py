@@ -228,7 +228,10 @@ def relu_line_tensors(rows, units, outputs, dtype=torch.float32, classes=None, s
     generator = torch.Generator().manual_seed(seed)
     shapes = [(2, rows, units), (2, units, outputs), (2, outputs)]
     shapes += [(2, outputs, classes), (2, classes)] if classes is not None else []
-    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    for weight in tensors[1::2]:  # results of the size of the inputs
+        weight /= max(1, weight.shape[1]) ** 0.5
+    tensors = [tensor.to(dtype) for tensor in tensors]
     tensors[0][1, :, ::3] = 0
     tensors[0][0, :, 1:2] = 0
     return [*tensors, None, None][:5]

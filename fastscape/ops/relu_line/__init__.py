@@ -109,8 +109,8 @@ def relu_line(
     .. math:: y(t) = \mathrm{relu}(A + t B)\,(W + t V) + (c + t d), \qquad
               u(t) = \mathrm{relu}(y(t))\,(P + t Q) + (p + t q)
 
-    Between the kinks :math:`t_h = -A_h / B_h` of its units y is a quadratic in t: one update of its coefficients for each unit that
-    switches replaces a product at each point.
+    Between the kinks :math:`t_h = -A_h / B_h` of its units y is a quadratic in t: one update of its coefficients for each unit
+    that switches replaces a product at each point.
 
     Args:
         inputs: A and B, ``[2, N, H]``, float32 or float64.
@@ -121,8 +121,8 @@ def relu_line(
         head_bias: p and q, ``[2, C]``.
 
     Returns:
-        u, ``[T, N, C]``, or y, ``[T, N, O]``, in the dtype of ``inputs``; NaN and infinities where products give them. Points that
-        round to zero for a unit count on either side of its kink, which changes y by rounding alone.
+        u, ``[T, N, C]``, or y, ``[T, N, O]``, in the dtype of ``inputs``; NaN and infinities where products give them. A unit
+        that rounds to zero at a point may be taken for active or not, which changes y by rounding alone.
 
     Raises:
         ValueError: naming the argument.
