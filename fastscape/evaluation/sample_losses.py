@@ -170,13 +170,13 @@ class SampleLosses:
 
 
 def _hits(rows: Tensor, targets: Tensor, kept: Tensor) -> Tensor:
-    """Correct classifications ``[p]`` of outputs ``[p, classes, n]``."""
+    """Correct classifications ``[p]`` of outputs ``[p, classes, n]``, which are overwritten."""
     places = torch.where(kept, targets, 0).expand(len(rows), 1, -1)
     wanted = rows.gather(1, places)
-    others = torch.scatter(rows, 1, places, -torch.inf).amax(1, keepdim=True)
+    others = rows.scatter_(1, places, -torch.inf).amax(1, keepdim=True)
     found = wanted > others
     if not bool((found | (wanted < others)).all()):  # ties and NaN
-        found = rows.argmax(1, keepdim=True) == places
+        found = rows.scatter_(1, places, wanted).argmax(1, keepdim=True) == places
     return (found & kept).sum((1, 2))
 
 

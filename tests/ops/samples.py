@@ -244,7 +244,7 @@ def relu_line():
         inputs, weight, bias, head, head_bias = relu_line_tensors(11, 37, 19, dtype, 10)
         yield inputs, weight, bias, several, head, head_bias
         yield inputs, weight, bias, several, None, None
-        yield inputs[:, :1], weight[:, :, :1], bias[:, :1], [0.5], None, None
+        yield inputs[:, :3], weight[:, :, :1], bias[:, :1], [0.5], None, None
     inputs, weight, bias, head, head_bias = relu_line_tensors(9, 130, 70, classes=33)
     yield inputs, weight, bias, torch.linspace(-2, 2, 131).tolist(), head, head_bias
     yield inputs, weight, bias, [], head, head_bias
