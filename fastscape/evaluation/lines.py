@@ -48,7 +48,7 @@ class LinePath:
     :func:`fastscape.ops.relu_line`, and the rest of the model is run batched over the points of a line. Lines go along the axis
     that leaves the fewest of them.
 
-    Memory: first-layer outputs of all data for the base and every axis.
+    Memory: first-layer outputs of all data for the base and every axis, those of the largest batch twice more.
     """
 
     name, chunk = "lines", _PIECE
@@ -61,6 +61,7 @@ class LinePath:
         self._columns = dict(zip(replica.objective.names, zip(family.base, *family.axes, strict=True), strict=True))
         self._names, self._dims = names, family.dims
         self._inputs = [self._projected(batch[0]) for batch in replica.batches]
+        self._held: tuple[int, int] | None = None
         self._maps = [self._map(index) for index in (layers.second, layers.head) if index is not None]
         rest = list(model.named_children())[layers.rest :]
         self._tail = self._batched_rest(rest) if rest else None
@@ -74,8 +75,9 @@ class LinePath:
         correct = np.zeros(len(points), np.int64)
         with warnings.catch_warnings():  # operations without a batching rule are slow: the choice of path measures it
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            for places in _lines(points, axis):
-                for index in range(len(samples)):
+            places_of_lines = list(_lines(points, axis))
+            for index in range(len(samples)):
+                for places in places_of_lines:
                     losses, hits = self._line(points[places], axis, index)
                     samples[index][places] = losses
                     correct[places] += hits
@@ -101,7 +103,7 @@ class LinePath:
         else:
             rows, count = inputs.shape[1], max(1, width // inputs.shape[1])
         for row in range(0, inputs.shape[1], rows):
-            start = _start(inputs[:, row : row + rows], at, axis)
+            start = _start(inputs[:, row : row + rows], at, axis, self._room(index, axis) if rows >= inputs.shape[1] else None)
             for first in range(0, len(points), count):
                 piece = slice(first, first + count)
                 outputs = relu_line(start, weight, bias, along[piece].tolist(), head, head_bias)
@@ -113,6 +115,13 @@ class LinePath:
                 if correct is not None:
                     hits[piece] += correct.cpu().numpy()
         return losses, hits
+
+    def _room(self, index: int, axis: int) -> Tensor:
+        """Room for the inputs of a line through a whole batch, with their slopes."""
+        if self._held != (index, axis):
+            self._inputs_along = torch.stack([self._inputs[index][0], self._inputs[index][1 + axis]])
+            self._held = index, axis
+        return self._inputs_along
 
     def _weights(self, points: Array) -> dict[str, Tensor]:
         """Parameters of the rest at every point, ``[t, ...]``."""
@@ -170,7 +179,7 @@ def line_path(replica: Replica, family: Affine, terms: SampleLosses) -> LinePath
         return None
     first = list(replica.module.model.children())[layers.first]
     assert isinstance(first, nn.Linear)
-    wanted = sum(len(x) for x in inputs if x is not None) * first.out_features * (2 + family.dims) * replica.dtype.itemsize
+    wanted = sum(len(x) for x in inputs if x is not None) * first.out_features * (3 + family.dims) * replica.dtype.itemsize
     if wanted > available_memory(replica.objective.device) // 4:
         return None
     return LinePath(replica, family, terms, layers)
@@ -215,17 +224,20 @@ def _lines(points: Array, axis: int) -> Iterator[NDArray[np.intp]]:
     yield from np.split(order, changes)
 
 
-def _at(stack: Tensor, point: Array) -> Tensor:
-    """Base plus axes times coordinates."""
+def _at(stack: Tensor, point: Array, out: Tensor | None = None) -> Tensor:
+    """Base plus axes times coordinates, in ``out`` if that is given."""
     value = stack[0]
     for part, coordinate in zip(stack[1:], point, strict=True):
         if coordinate:
-            value = torch.add(value, part, alpha=float(coordinate))
-    return value
+            value = torch.add(value, part, alpha=float(coordinate), out=out)
+    return value if out is None or value is out else out.copy_(value)
 
 
-def _start(stack: Tensor, point: Array, axis: int) -> Tensor:
-    """Where a line crosses 0 of its axis, and its slope, ``[2, ...]``."""
+def _start(stack: Tensor, point: Array, axis: int, out: Tensor | None = None) -> Tensor:
+    """Where a line crosses 0 of its axis, and its slope, ``[2, ...]``; ``out`` holds the slope already."""
     moved = point.copy()
     moved[axis] = 0.0
-    return torch.stack([_at(stack, moved), stack[1 + axis]])
+    if out is None:
+        return torch.stack([_at(stack, moved), stack[1 + axis]])
+    _at(stack, moved, out[0])
+    return out
