@@ -70,6 +70,11 @@ def main() -> None:
             "`make modes`: the zoo CNN on the digits, the same directions for all, every radius used.",
         )
         + measured(
+            "slices.json",
+            "planes of losses beside loss_landscapes and plain forwards",
+            "`make slices`: the same directions for all, losses compared first; medians of runs in turns.",
+        )
+        + measured(
             "peers.json",
             "curvature by fastscape, its peers and plain torch",
             "`make peers`: results are held against float64 before their times count; wrong ones are marked, and failures told.",

@@ -64,7 +64,7 @@ def test_imports_go_one_way(path):
             assert module.split(".")[1] != "zoo" or parts[0] in ("study", "cli"), f"{path} must not need the zoo"
 
 
-SPECTRAL = {"gram_schmidt.py", "krylov.py", "lanczos.py", "trace.py"}  # vectors of D numbers stay on their device
+SPECTRAL = {"davidson.py", "gram_schmidt.py", "krylov.py", "lanczos.py", "trace.py"}  # vectors of D numbers stay on their device
 
 
 def test_estimators_of_measures_need_no_torch():

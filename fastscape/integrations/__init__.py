@@ -1,0 +1,1 @@
+"""Shells for other frameworks; none is imported before it is asked for."""

@@ -1,0 +1,94 @@
+"""The record of a tracker on disk: points as they are made, and where to go on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastscape.reports.tracking import SkippedPoint, TrackPoint
+from fastscape.runs.allowance import Allowance
+from fastscape.runs.record import Record
+
+_FORMAT = 1
+
+
+class TrackRecord:
+    """Lines of a tracker's record, and what an earlier process has written.
+
+    Args:
+        path: the file, or ``None`` to keep nothing.
+        settings: what two runs must share to be one.
+
+    Attributes:
+        points, skipped: of an earlier process.
+        training, spent: its account in seconds.
+        resumed: whether there was one.
+
+    Raises:
+        ValueError: a path in no directory, or a record of another run (names what differs).
+    """
+
+    def __init__(self, path: str | Path | None, settings: Mapping[str, Any]) -> None:
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"path must be in an existing directory, got {str(path)!r}")
+        self._file = Record(path)
+        self.points: list[TrackPoint] = []
+        self.skipped: list[SkippedPoint] = []
+        self.training = self.spent = 0.0
+        self.resumed = bool(self._file.lines)
+        if self.resumed:
+            self._read(settings)
+        else:
+            self._file.append({"track": {"format": _FORMAT, **settings}})
+
+    def _read(self, settings: Mapping[str, Any]) -> None:
+        head = self._file.lines[0].get("track")
+        if not isinstance(head, dict):
+            raise ValueError(f"path must be the record of a tracker, got {str(self._file.path)!r}; choose another file")
+        different = [name for name, value in settings.items() if head.get(name) != value]
+        if different:
+            raise ValueError(
+                f"path must be a record of the same run, got {str(self._file.path)!r} with other {', '.join(different)}; choose "
+                "another file, or the same settings"
+            )
+        for line in self._file.lines[1:]:
+            if "point" in line:
+                self.points.append(_point(line["point"]))
+            elif "skipped" in line:
+                self.skipped.append(SkippedPoint(**line["skipped"]))
+            account = line.get("account")
+            if account is not None:
+                self.training, self.spent = account["training"], account["spent"]
+
+    def point(self, point: TrackPoint, account: Allowance) -> None:
+        """Write a point."""
+        self._file.append({"point": dataclasses.asdict(point), "account": _account(account)})
+
+    def skip(self, point: SkippedPoint) -> None:
+        """Write that a step was not measured."""
+        self._file.append({"skipped": dataclasses.asdict(point)})
+
+    def end(self, step: int, account: Allowance) -> None:
+        """Write that the run has ended."""
+        self._file.append({"end": {"step": step}, "account": _account(account)})
+
+    @property
+    def error(self) -> OSError | None:
+        """Why the last line could not be written."""
+        return self._file.error
+
+    @property
+    def unwritten(self) -> int:
+        """Lines that could not be written."""
+        return self._file.unwritten
+
+
+def _account(account: Allowance) -> dict[str, float]:
+    return {"training": account.training, "spent": account.spent}
+
+
+def _point(fields: dict[str, Any]) -> TrackPoint:
+    pairs = {name: (float(pair[0]), float(pair[1])) for name, pair in fields["intervals"].items()}
+    return TrackPoint(**(fields | {"intervals": pairs, "notes": tuple(fields["notes"])}))
