@@ -22,6 +22,7 @@ from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.evaluator import PathChoice, activation_bytes, check_memory
 from fastscape.evaluation.families import Affine as Affine
 from fastscape.evaluation.families import Family as Family
+from fastscape.evaluation.lines import line_path
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.sample_losses import SampleLosses, standard_errors
 from fastscape.evaluation.surface_paths import PointLoop, PointVmap, Prepare, Raw, SurfacePath
@@ -29,7 +30,7 @@ from fastscape.objective import Objective, checked_objective
 
 SurfacePathName = Literal["loop", "vmap"]
 Candidate = Callable[[Replica, Affine, SampleLosses], "SurfacePath | None"]
-CANDIDATES: dict[str, Candidate] = {}  # faster paths of single architectures, by name; None where a model is of another
+CANDIDATES: dict[str, Candidate] = {"lines": line_path}  # faster paths of single architectures; None where a model is of another
 
 _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap saves on a CPU, is below 2 %
 _TRIAL = 0.02  # seconds of the loop's trial
