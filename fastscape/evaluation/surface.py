@@ -33,7 +33,7 @@ Candidate = Callable[[Replica, Affine, SampleLosses], "SurfacePath | None"]
 CANDIDATES: dict[str, Candidate] = {"lines": line_path}  # faster paths of single architectures; None where a model is of another
 
 _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap saves on a CPU, is below 2 %
-_TRIAL = 0.02  # seconds of the loop's trial
+_TRIAL = 0.005  # seconds of one trial, beyond two calls
 _SIZES = (8, 32)  # points per batched call
 _CLEARLY = 1.2
 _AGREEMENT = 1000  # ulp of the loss by which two paths may differ
