@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -92,13 +93,28 @@ class Replica:
         def widened(outputs: object, targets: object) -> Tensor:
             return pair(*(placed(value, device, torch.float64) for value in (outputs, targets)))
 
+        self.take_criterion(widened)
+
+    @property
+    def criterion(self) -> Criterion | None:
+        """The criterion that the loss takes of (outputs, targets); ``None`` for a ``loss=``."""
+        return self.module._pair
+
+    def take_criterion(self, criterion: Criterion) -> None:
+        """Use another criterion in place of the objective's."""
         del self.module._pair  # where it is a module, assigning a function to its name is refused
-        self.module._pair = widened
+        self.module._pair = criterion
 
     def reset(self) -> None:
         """Write the unperturbed weights into the scratch parameters."""
         for slot, base in zip(self.scratch, self.base, strict=True):
             slot.copy_(base)
+
+    def take(self, objective: Objective) -> None:
+        """Evaluate on the batches of ``objective`` from now on: the same function of the same parameters on other data."""
+        self.objective = objective
+        self.batches = [placed(batch, objective.device, self.dtype) for batch in objective.batches]
+        self.forget()
 
     def forget(self) -> None:
         """Forget which batches the model writes into: they are others."""
@@ -151,9 +167,15 @@ class Replica:
         """Gradient of L at the scratch parameters; zeros for parameters that the loss does not use."""
         return self.loss_and_gradient()[1]
 
-    def loss_and_gradient(self) -> tuple[float, list[Tensor]]:
-        """L, summed over batches in float64, and its gradient at the scratch parameters, from the same forwards."""
+    def loss_and_gradient(self, batches: Sequence[int] | None = None) -> tuple[float, list[Tensor]]:
+        """L, summed over batches in float64, and its gradient at the scratch parameters, from the same forwards.
+
+        ``batches``: indices of those to average over; ``None`` for all.
+        """
         self.evaluations += 1
+        weights = self.objective.batch_weights
+        chosen = range(len(weights)) if batches is None else batches
+        terms = self.objective.samples if batches is None else math.fsum(weights[index] for index in chosen)
         parameters = dict(self.module.model.named_parameters())
         moved = [parameters[name] for name in self.objective.names]
         before = {name: parameter.requires_grad for name, parameter in parameters.items()}
@@ -161,16 +183,16 @@ class Replica:
             parameter.requires_grad_(name in self.objective.names)  # of the others nothing is stored for the backward pass
         total, value = [torch.zeros_like(tensor) for tensor in moved], 0.0
         with torch.enable_grad():
-            for index, weight in enumerate(self.objective.batch_weights):
-                loss = self.batch_loss(index)[0]
+            for index in chosen:
+                loss, weight = self.batch_loss(index)[0], weights[index]
                 parts = torch.autograd.grad(loss, moved, allow_unused=True)
                 value += weight * float(loss.detach())
                 for sum_, part in zip(total, parts, strict=True):
                     if part is not None:
-                        sum_.add_(part.detach(), alpha=weight / self.objective.samples)
+                        sum_.add_(part.detach(), alpha=weight / terms)
         for name, parameter in parameters.items():
             parameter.requires_grad_(before[name])
-        return value / self.objective.samples, total
+        return value / terms, total
 
     def buffers(self) -> dict[str, Tensor]:
         """Copies of the private model's buffers."""

@@ -186,6 +186,20 @@ class Objective:
         other.batches, other.batch_weights = [batches[index] for index in kept], tuple(weights[index] for index in kept)
         return other
 
+    def whole(self) -> Objective:
+        """The same function of every floating-point parameter, also those that were frozen or not selected."""
+        other = self._copy()
+        other.names = tuple(
+            name for name, tensor in self.model.named_parameters() if tensor.is_floating_point() and tensor.numel()
+        )
+        return other
+
+    def normalised(self, batch_norm: BatchNormMode) -> Objective:
+        """The same function with batch norm by ``"running"`` statistics or by those of each ``"batch"``."""
+        other = self._copy()
+        other.batch_norm = batch_norm
+        return other
+
     def cast(self, dtype: torch.dtype) -> Objective:
         """The same function in the arithmetic of another floating dtype, at the weights as ``dtype`` holds them."""
         other = self._copy()

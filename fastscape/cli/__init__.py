@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fastscape._version import __version__
-from fastscape.cli import probe, report, spectrum, status
+from fastscape.cli import bench, doctor, probe, report, slice, spectrum, status, study
 
 
 @click.group()
@@ -14,5 +14,14 @@ def main() -> None:
     """Measure the geometry of a neural network's loss."""
 
 
-for command in (status.show_status, probe.probe, spectrum.spectrum_command, report.report):
+for command in (
+    status.show_status,
+    doctor.doctor_command,
+    bench.bench_command,
+    probe.probe,
+    spectrum.spectrum_command,
+    slice.slice_command,
+    study.study_command,
+    report.report,
+):
     main.add_command(command)

@@ -26,7 +26,7 @@ from fastscape.evaluation import (
     PrecisionWarning,
     UntraceableError,
 )
-from fastscape.probes import ProbeError, SpectrumError
+from fastscape.probes import ProbeError, SliceError, SpectrumError
 from fastscape.reports import (
     MultifractalResult,
     SpectrumResult,
@@ -214,7 +214,7 @@ def exit_codes(work: Callable[[], Any]) -> Any:
     try:
         with _readable_warnings():
             return work()
-    except (ProbeError, SpectrumError) as error:
+    except (ProbeError, SliceError, SpectrumError) as error:
         rescue(error.partial)
         _fail(str(error), EXIT_MODEL)
     except (AsymmetricProductError, MissingRuleError, NondeterministicLossError, UntraceableError) as error:

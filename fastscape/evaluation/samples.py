@@ -16,7 +16,7 @@ def sample_count(batch: Batch) -> int:
     return int(first.shape[0]) if first is not None else 1
 
 
-def split_whole(batch: Batch, count: int) -> list[bool]:
+def split_rows(batch: Batch, count: int) -> list[bool]:
     """For every tensor of a batch of ``count`` samples, in order: whether it has a row per sample, or is shared by all."""
     return [tensor.ndim > 0 and tensor.shape[0] == count for tensor in tensors_of(batch)]
 

@@ -22,7 +22,6 @@ from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.evaluator import PathChoice, activation_bytes, check_memory
 from fastscape.evaluation.families import Affine as Affine
 from fastscape.evaluation.families import Family as Family
-from fastscape.evaluation.noise import rounding_model
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.sample_losses import SampleLosses, standard_errors
 from fastscape.evaluation.surface_paths import PointLoop, PointVmap, Prepare, Raw, SurfacePath
@@ -36,7 +35,8 @@ _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap 
 _TRIAL = 0.02  # seconds of the loop's trial
 _SIZES = (8, 32)  # points per batched call
 _AGREEMENT = 1000  # ulp of the loss by which two paths may differ
-_COMPARED = 4  # points that are evaluated in float64 as well, for the noise
+_COMPARED = 8  # points at which the noise is measured
+_NEAR = 1e-8  # relative step: 1e8 roundings of float64, and squared less than one
 _FEW = "few points"
 _KEPT_BYTES = 64 << 20  # of samples' losses at a time
 
@@ -51,6 +51,9 @@ class SurfaceLosses:
         accuracy: share of correct classifications ``[P]``; ``None`` where the task is not classification.
         samples: losses of single samples ``[P, N]``, where they were asked for and are known.
         weights: of the samples ``[N]``, where they are known.
+        batches: mean losses of the batches ``[P, batches]``.
+        hits: share of correct classifications of every sample ``[P, N]``, where samples were asked for and points are
+            evaluated one by one; ``None`` without classes.
     """
 
     losses: Array
@@ -58,6 +61,8 @@ class SurfaceLosses:
     accuracy: Array | None
     samples: Array | None
     weights: Array | None
+    batches: Array
+    hits: Array | None = None
 
 
 class Surface:
@@ -119,6 +124,7 @@ class Surface:
         self._seen: list[tuple[Array, Array]] = []
         self._noise: float | None = None
         self.seconds = 0.0
+        self._asked = 0  # points before a path is chosen
         self._beside = 0  # evaluations of the float64 copy
         self._stack = ExitStack()
 
@@ -154,12 +160,15 @@ class Surface:
         step = max(path.chunk, _KEPT_BYTES // (8 * len(self.terms.weights)) // path.chunk * path.chunk)
         parts = [self._part(path, rows[start : start + step]) for start in range(0, len(rows), step)]
         weights = self.terms.weights if self.terms.unit == "samples" else None
+        hits = [part.hits for part in parts if part.hits is not None]
         found = SurfaceLosses(
             losses=np.concatenate([part.losses for part in parts]),
             stderr=np.concatenate([part.stderr for part in parts]),
             accuracy=np.concatenate([part.accuracy for part in parts]) if self.terms.targets else None,
             samples=np.concatenate([part.samples for part in parts]) if self.keep_samples and weights is not None else None,
             weights=weights,
+            batches=np.concatenate([part.batches for part in parts]),
+            hits=np.concatenate(hits) if hits else None,
         )
         self._seen.append((rows, found.losses))
         return found
@@ -180,15 +189,14 @@ class Surface:
 
     @property
     def noise(self) -> float:
-        """RMS rounding error of one loss, in units of the loss; NaN before any point of finite loss was evaluated.
+        """RMS rounding error of one loss, weights included, in units of the loss; NaN before a finite loss was evaluated.
 
-        Below float64 it is measured: four of the points evaluated so far are evaluated in float64, weights included, and the
-        root mean square of the differences is taken. In float64 it comes from the dtype (:mod:`fastscape.evaluation.noise`, of
-        whose three losses in a second difference one carries a sixth of the variance). At least a rounding of the loss itself.
+        Measured once, at eight of the points evaluated so far (two where one takes 0.1 s). Below float64 the loss is evaluated
+        in float64 as well; in float64 it is evaluated at coordinates smaller by 1e-8 and 2e-8 of themselves, where the second
+        difference is rounding alone. At least a rounding of the loss itself.
         """
         if self._noise is None:
-            wide = self.dtype == torch.float64
-            self._noise = rounding_model(self.replica) / math.sqrt(6) if wide else self._compared()
+            self._noise = self._measured_noise()
         return self._noise
 
     # ------------------------------------------------------------------ private
@@ -225,23 +233,43 @@ class Surface:
             accuracy=None if raw.correct is None else raw.correct / self.terms.targets,
             samples=raw.samples,
             weights=None,
+            batches=raw.batches,
+            hits=None if raw.hits is None or not self.keep_samples else raw.hits / np.maximum(self.terms.counts(), 1),
         )
 
-    def _compared(self) -> float:
-        """RMS difference of losses from those in float64, at points spread over those seen."""
+    def _measured_noise(self) -> float:
+        """Rounding at points spread over those seen, the origin aside where there are others."""
         rows = np.concatenate([seen for seen, _ in self._seen]) if self._seen else np.zeros((0, self.family.dims))
         losses = np.concatenate([found for _, found in self._seen]) if self._seen else np.zeros(0)
-        usable = np.flatnonzero(np.isfinite(losses))
-        if not len(usable):
+        usable = np.isfinite(losses)
+        usable &= rows.any(axis=1) | ~(usable & rows.any(axis=1)).any()
+        known = np.flatnonzero(usable)
+        if not len(known):
             return math.nan
-        chosen = usable[np.unique(np.linspace(0, len(usable) - 1, _COMPARED).round().astype(int))]
+        few = _COMPARED if self.seconds < _SLOW else _COMPARED // 4
+        chosen = known[np.unique(((np.arange(few) + 0.5) / few * len(known)).astype(int))]
+        size = float(np.sqrt(np.mean(losses[chosen] ** 2)))
+        errors = self._nearby(rows[chosen]) if self.dtype == torch.float64 else losses[chosen] - self._exact(rows[chosen])
+        least = torch.finfo(self.dtype).eps * size / math.sqrt(48)  # ulp / sqrt(12), half of the losses' largest ulp
+        return float(np.fmax(np.sqrt(np.mean(errors[np.isfinite(errors)] ** 2)) if np.isfinite(errors).any() else 0.0, least))
+
+    def _nearby(self, rows: Array) -> Array:
+        """Second differences over coordinates that differ by 1e-8, as errors of one loss: six times the variance."""
+        plain = [self._reduced(self._loop.at(rows * (1 - step * _NEAR))).losses for step in range(3)]
+        return (plain[0] - 2 * plain[1] + plain[2]) / math.sqrt(6)
+
+    def _exact(self, rows: Array) -> Array:
+        """Losses in float64."""
         with exact_arithmetic(torch.float64):
             replica = self.objective.replica(torch.float64)
-            loop = PointLoop(replica, self.family, SampleLosses(replica, accuracy=False), self._prepare)
-            exact = self._reduced(loop.at(rows[chosen])).losses
-            self._beside += replica.evaluations
-        least = torch.finfo(self.dtype).eps * float(np.abs(losses[chosen]).mean()) / math.sqrt(48)
-        return float(np.fmax(np.sqrt(np.mean((losses[chosen] - exact) ** 2)), least))
+            exact = np.empty(len(rows))
+            for position, row in enumerate(rows.tolist()):
+                self.family.write(row, replica.scratch)
+                if self._prepare is not None:
+                    self._prepare(replica, row)
+                exact[position] = float(replica.loss())
+        self._beside += replica.evaluations
+        return exact
 
     # ------------------------------------------------------------------ choosing
 
@@ -260,41 +288,45 @@ class Surface:
             return PathChoice("loop", 1, {}, why), self._loop
         if self._wanted is not None:
             return self._only(self._wanted, rows)
-        if len(rows) < 2 * _SIZES[0]:
+        self._asked += len(rows)
+        if self._asked < 2 * _SIZES[0]:
             return PathChoice("loop", 1, {}, _FEW), self._loop
-        loop = self._timed(self._loop, rows)
-        seconds, reason = {"loop": loop}, ""
+        return self._fastest(family, rows)
+
+    def _fastest(self, family: Affine, rows: Array) -> tuple[PathChoice, SurfacePath]:
+        """The fastest of the loop and the paths that agree with it; the loop is timed only where there is a rival."""
+        seconds: dict[str, float] = {}
         best: SurfacePath = self._loop
-        for name, make in self._candidates(family, rows, loop).items():
+        reason = f"a forward takes {self.seconds:.2g} s, long against dispatch overhead"
+        for label, make in self._candidates(family, rows).items():
             try:
                 path = make()
                 if path is None:
                     continue
                 if not self._agree(path, rows):
-                    reason = f"{name} gives other losses"
+                    reason = f"{label} gives other losses"
                     continue
                 took = self._timed(path, rows)
-            except Exception as error:  # whatever a model does under vmap: the loop has just run it
-                reason = f"{name} cannot run this model: {type(error).__name__}: {first_line(error)[:120]}"
+            except Exception as error:  # whatever a model does under vmap: the gate has just run it
+                reason = f"{label} cannot run this model: {type(error).__name__}: {first_line(error)[:120]}"
                 continue
-            if took < seconds.get(path.name, math.inf):
-                seconds[path.name] = took
-            if took < min(value for key, value in seconds.items() if key != path.name):
+            if not seconds:
+                seconds["loop"] = self._timed(self._loop, rows)
+            if took < min(seconds.values()):
                 best = path
-        others = [value for key, value in seconds.items() if key != best.name]
+            seconds[path.name] = min(took, seconds.get(path.name, math.inf))
+        others = [value for name, value in seconds.items() if name != best.name]
         if others:
             reason = f"{min(others) / seconds[best.name]:.1f}x faster than the next on this model"
-        elif not reason:
-            reason = f"a forward takes {loop:.2g} s, long against dispatch overhead"
         return PathChoice(best.name, best.chunk, seconds, reason), best
 
-    def _candidates(self, family: Affine, rows: Array, loop: float) -> dict[str, Callable[[], SurfacePath | None]]:
+    def _candidates(self, family: Affine, rows: Array) -> dict[str, Callable[[], SurfacePath | None]]:
         """Paths worth a trial, by a label."""
         found: dict[str, Callable[[], SurfacePath | None]] = {
             name: lambda make=make: make(self.replica, family, self.terms)  # type: ignore[misc]
             for name, make in CANDIDATES.items()
         }
-        if loop < _SLOW:
+        if self.seconds < _SLOW:
             sizes = [size for size in _SIZES if size <= min(self._affordable(), len(rows))]
             found |= {
                 f"vmap of {size}": lambda size=size: PointVmap(self.replica, family, self.terms, size)  # type: ignore[misc]

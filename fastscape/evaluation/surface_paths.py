@@ -29,11 +29,13 @@ class Raw:
         batches: mean loss of every batch, float64 ``[p, batches]``.
         samples: losses of every sample in the order of the data, float64 ``[p, N]``; ``None`` where batches are the unit.
         correct: correct classifications ``[p]``; ``None`` without classes.
+        hits: correct classifications of every sample ``[p, N]``; ``None`` without classes, and from batched paths.
     """
 
     batches: Array
     samples: Array | None
     correct: NDArray[np.int64] | None
+    hits: NDArray[np.int64] | None = None
 
 
 class SurfacePath(Protocol):
@@ -77,19 +79,21 @@ def evaluated(replica: Replica, terms: SampleLosses) -> Raw:
     """One point: the replica at its scratch weights."""
     losses: list[float] = []
     samples: list[Array] = []
-    correct = 0
+    correct: list[NDArray[np.int64]] = []
     for index in range(len(replica.batches)):
         loss, outputs = replica.batch_loss(index)
         losses.append(float(loss))
-        found, hits = terms.split(outputs, index), terms.correct(outputs, index)
+        found, hits = terms.split(outputs, index), terms.hits(outputs, index)
         if found is not None:
             samples.append(found.detach().cpu().numpy())
         if hits is not None:
-            correct += int(hits)
+            correct.append(hits.cpu().numpy())
+    each = np.concatenate(correct) if terms.targets else None
     return Raw(
         np.array([losses]),
         np.concatenate(samples)[None] if samples else None,
-        np.array([correct]) if terms.targets else None,
+        None if each is None else each.sum(keepdims=True),
+        None if each is None else each[None],
     )
 
 
@@ -97,10 +101,12 @@ def joined(parts: Sequence[Raw]) -> Raw:
     """Points of several calls, one after the other."""
     samples = [part.samples for part in parts if part.samples is not None]
     correct = [part.correct for part in parts if part.correct is not None]
+    hits = [part.hits for part in parts if part.hits is not None]
     return Raw(
         np.concatenate([part.batches for part in parts]),
         np.concatenate(samples) if samples else None,
         np.concatenate(correct) if correct else None,
+        np.concatenate(hits) if hits else None,
     )
 
 

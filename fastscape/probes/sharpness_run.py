@@ -236,7 +236,8 @@ class SharpnessRun:
         worst = np.array([group.worst for group in groups])
         # A random point of all data bounds the mean over groups from below as well.
         known = [value for value in self.random if not math.isnan(value)]
-        mean = float(weights @ worst) if len(groups) else (max([0.0, *known]) if known else math.nan)
+        at_weights = self.loss - self.loss  # 0, or NaN where the loss is not finite
+        mean = float(weights @ worst) if len(groups) else at_weights
         settings = dataclasses.asdict(goals) | {"precision": None if goals.precision is None else str(goals.precision)[6:]}
         return SharpnessResult(
             name=name,

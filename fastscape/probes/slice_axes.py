@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ def axes_of(
     if isinstance(given, Mapping):
         return Axes.given(objective, given, scale=scale)
     if isinstance(given, Sequence):
-        return Axes.given(objective, list(given), scale=scale)
+        return Axes.given(objective, cast("Sequence[State]", given), scale=scale)
     raise TypeError(f"directions must be fs.Directions, tensors by name, a spectrum or {_NAMES}, got {type(given).__name__}")
 
 

@@ -39,12 +39,12 @@ def document_page(result: Document) -> dict[str, Any]:
     return {
         "title": whole.title,
         "verdict": whole.verdict,
-        "sections": [_context(part, f"s{index}", depth=0) for index, part in enumerate(parts)],
+        "sections": [_context(part, f"s{index}") for index, part in enumerate(parts)],
         "provenance": [(label, _text(result.meta[key])) for label, key in PROVENANCE if result.meta.get(key) is not None],
     }
 
 
-def _context(section: Section, anchor: str, depth: int) -> dict[str, Any]:
+def _context(section: Section, anchor: str) -> dict[str, Any]:
     return {
         "anchor": f"{anchor}-{re.sub(r'[^a-z0-9]+', '-', section.title.lower()).strip('-')}",
         "title": section.title,
@@ -54,8 +54,8 @@ def _context(section: Section, anchor: str, depth: int) -> dict[str, Any]:
         "grids": section.grids,
         "flags": section.flags,
         "settings": section.settings,
-        "open": depth == 1,
-        "children": [_context(child, f"{anchor}-{index}", depth + 1) for index, child in enumerate(section.children)],
+        "open": not section.folded,
+        "children": [_context(child, f"{anchor}-{index}") for index, child in enumerate(section.children)],
     }
 
 

@@ -61,6 +61,7 @@ class Section:
         flags: what to beware of, in words.
         settings: label and value of what the run was asked for.
         children: sections of the parts of a compound result.
+        folded: whether a page shows it closed where it stands inside another; terminals leave it out.
     """
 
     title: str
@@ -71,10 +72,11 @@ class Section:
     flags: tuple[str, ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
     children: tuple[Section, ...] = ()
+    folded: bool = False
 
 
 def section_table(section: Section) -> RenderableType:
-    """A section on a terminal: tables, then verdict and flags; children follow."""
+    """A section on a terminal: tables, then verdict and flags; children follow, but for those that a page folds away."""
     parts: list[RenderableType] = []
     if section.quantities:
         table = Table(title=section.title, title_justify="left", title_style="bold")
@@ -87,5 +89,7 @@ def section_table(section: Section) -> RenderableType:
     parts.append(Text(section.verdict, style="bold"))
     parts += [Text(f"! {flag}", style="yellow") for flag in section.flags]
     for child in section.children:
+        if child.folded:
+            continue
         parts += [Text(""), section_table(child)]
     return Group(*parts)

@@ -163,7 +163,7 @@ def _raised(result: SharpnessResult) -> list[str]:
     flags = []
     if result.nonfinite:
         flags.append(f"{counted(result.nonfinite, 'point')} with a NaN or infinite loss")
-    if 0 < result.worst < 10 * result.noise:
+    if result.worst < 10 * result.noise and max(result.worst, result.first_order) > 0:
         flags.append(f"the worst case is within 10 times the rounding noise ({result.noise:.1e})")
     if result.loss > 0 and result.worst > _LARGE * result.loss and result.worst > 10 * result.first_order:
         flags.append("the rise is far beyond first order and larger than the loss: this radius is no small neighbourhood")
@@ -189,22 +189,21 @@ def bars(result: SharpnessResult, ax: Axes | None = None) -> Axes:
     positive = [value for _, value, _ in rows if math.isfinite(value) and value > 0]
     if not positive:
         return nothing(ax, title, "no rise is positive and finite")
-    floor = min(positive) / 5
-    for place, (label, value, colour) in enumerate(rows):
+    floor, top = min(positive) / 5, max(positive)
+    for place, (_, value, colour) in enumerate(rows):
         shown = math.isfinite(value) and value > 0
         if shown:
             ax.barh(place, value - floor, left=floor, color=colour, alpha=0.85, height=0.6)
+        beyond = {0: result.random.interval[1], 2: result.quadratic_bound}.get(place, value)  # of interval and bound
+        end = max(value, beyond) if shown and math.isfinite(beyond) else value
         text = number(value) if shown or math.isnan(value) else f"{number(value)} (no bar)"
-        ax.annotate(text, (value if shown else floor, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-        rows[place] = (label, value, colour)
-    low, high = (min(max(bound, floor), 1e300) for bound in result.random.interval)
+        ax.annotate(text, (end if shown else floor, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        top = max(top, end) if shown else top
+    low, high = (max(bound, floor) for bound in result.random.interval)
     if result.random.value > 0 and math.isfinite(low) and math.isfinite(high):
         ax.plot([low, high], [0, 0], color="k", lw=1.2)
-    bound = result.quadratic_bound
-    top = max(positive)
-    if math.isfinite(bound) and 0 < bound < 30 * top:
-        ax.plot([bound, bound], [1.7, 2.3], color=RED, lw=1.2)
-        top = max(top, bound)
+    if math.isfinite(result.quadratic_bound) and result.quadratic_bound > 0:
+        ax.plot([result.quadratic_bound] * 2, [1.7, 2.3], color=RED, lw=1.2)
     ax.set(xscale="log", xlim=(floor, 6 * top), xlabel="L(w + step) - L(w)")
     ax.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize=8)
     ax.set_title(title, fontsize=10)
@@ -225,6 +224,7 @@ def ascents(result: SharpnessResult, ax: Axes | None = None) -> Axes:
         seen.add(start)
     if math.isfinite(result.noise):
         ax.axhspan(-result.noise, result.noise, color=GREY, alpha=0.25, lw=0)
+    ax.locator_params(axis="x", integer=True)
     ax.set(xlabel="gradient step", ylabel="L(w + step) - L(w)")
     ax.legend(fontsize=7)
     ax.set_title(title, fontsize=10)

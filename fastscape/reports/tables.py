@@ -32,6 +32,7 @@ QUANTITIES = {
 }
 
 _FULL_WIDTH = 120  # columns from which a trajectory's table is whole, its cells wrapped if need be
+_PROSE = 40  # characters of a cell that is no number
 _FIRST_TO_GO = ("decades", "||w||", "accuracy", "std h", "c2 [95 %]", "mean h", "loss", "M_tau q>0")
 _WORDS = {"m_tau": "M_tau", "m_tau_pos": "M_tau on q > 0", "c2": "c2"}
 
@@ -224,7 +225,8 @@ class RowsByWidth:
         table = Table(title=self.title, title_justify="left", title_style="bold")
         names = [name for name in self.rows[0] if name not in left_out]
         for index, name in enumerate(names):
-            table.add_column(name, justify="right" if index else "left", no_wrap=not index)
+            prose = any(len(row[name]) > _PROSE for row in self.rows)
+            table.add_column(name, justify="right" if index and not prose else "left", no_wrap=not index)
         for row in self.rows:
             table.add_row(*(row[name] for name in names))
         return table

@@ -43,12 +43,7 @@ class Checkpoint:
         Raises:
             ValueError: unreadable or pickled file, or tensors that do not fit the model (the first few are listed).
         """
-        state = read_state(self.path)
-        expected = objective.model.state_dict().keys()
-        for prefix in _PREFIXES:  # only where it makes the names fit better
-            stripped = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-            if len(expected & stripped.keys()) > len(expected & state.keys()):
-                state = stripped
+        state = without_prefix(read_state(self.path), objective)
         try:
             return objective.at(state)
         except ValueError as error:
@@ -68,6 +63,16 @@ class Checkpoint:
         content = _content(self.path)
         held = isinstance(content, Mapping) and any(isinstance(content.get(key), (Mapping, list)) for key in WRAPPERS)
         return OptimizerState.of(content) if held else None
+
+
+def without_prefix(state: dict[str, Tensor], objective: Objective) -> dict[str, Tensor]:
+    """A state dict without the prefix of a wrapper (``module.``, ``_orig_mod.``, ``model.``) where its names then fit better."""
+    expected = objective.model.state_dict().keys()
+    for prefix in _PREFIXES:
+        stripped = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        if len(expected & stripped.keys()) > len(expected & state.keys()):
+            state = stripped
+    return state
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -126,7 +131,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: corrupt file, one that would run code when unpickled, or one without a state dict.
     """
-    return _unwrapped(_content(path), path)
+    return unwrapped(_content(path), f"checkpoint {path}")
 
 
 def _content(path: Path) -> Any:
@@ -143,7 +148,12 @@ def _content(path: Path) -> Any:
         raise ValueError(f"checkpoint {path} cannot be read (damaged?): {type(error).__name__}: {first_line(error)}") from error
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+def unwrapped(content: Any, origin: str) -> dict[str, Tensor]:
+    """The state dict in what a file held, alone or under one of the usual keys.
+
+    Raises:
+        ValueError: none there; ``origin`` begins the message.
+    """
     if isinstance(content, Mapping):
         if content and all(isinstance(value, Tensor) for value in content.values()):
             return dict(content)
@@ -155,4 +165,4 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
         if tensors:  # a state dict with an epoch or a learning rate beside it
             return tensors
     found = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content).__name__
-    raise ValueError(f"checkpoint {path} must hold a state dict, alone or under one of {', '.join(_WRAPPERS)}; got {found}")
+    raise ValueError(f"{origin} must hold a state dict, alone or under one of {', '.join(_WRAPPERS)}; got {found}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,6 +45,11 @@ class Architecture:
         return partial(torch.optim.SGD, lr=self.learning_rate, momentum=self.momentum)
 
     @property
+    def critical(self) -> float:
+        """Curvature at which SGD with momentum stops contracting, 2 (1 + momentum) / learning rate."""
+        return 2 * (1 + self.momentum) / self.learning_rate
+
+    @property
     def sgd(self) -> str:
         """The optimizer in words."""
         return f"SGD, learning rate {self.learning_rate:g}, momentum {self.momentum:g}, batches of {self.batch_size}"
@@ -59,8 +65,9 @@ class Plan:
         seeds: runs of each, with seeds 0, 1, ...: initial weights and order of the data.
         early: fraction of training at which the early signature is taken.
         share: of the training time that the tracker may add.
-        seconds: for probing one checkpoint; the spectrum takes about half.
+        seconds: that the probes of one checkpoint may take.
         plane: points along each axis of the 2D slice.
+        lines, line_points: of the 1D slices: random directions, and points along each.
         radius: of slices, relative to the weights.
         epsilon: of the normalised sharpness.
         points: checkpoints along training.
@@ -73,13 +80,28 @@ class Plan:
     seeds: int
     early: float = 0.1
     share: float = 0.5
-    seconds: float = 6.0
+    seconds: float = 8.0
     plane: int = 21
-    radius: float = 1.0
+    lines: int = 6
+    line_points: int = 21
+    radius: float = 0.25
     epsilon: float = 1e-2
     points: int = 10
     every: int = 20
     k: int = 5
+
+    def words(self) -> dict[str, Any]:
+        """Everything that tells one study from another, as JSON data."""
+        return {
+            "networks": {each.name: each.words for each in self.architectures},
+            "optimizers": {each.name: each.sgd for each in self.architectures},
+            "steps": {each.name: each.steps for each in self.architectures},
+            **{
+                field.name: getattr(self, field.name)
+                for field in dataclasses.fields(self)
+                if field.name not in ("architectures", "name")
+            },
+        }
 
     def only(self, names: tuple[str, ...]) -> Plan:
         """The plan with the architectures of these names (as :func:`names` gives them), in the plan's order."""
@@ -115,7 +137,7 @@ def quick(seeds: int = 3) -> Plan:
                 partial(zoo.resnet18, channels=1, width=8),
                 zoo.digits,
                 partial(zoo.digits, "test"),
-                partial(zoo.digits, samples=256, batch_size=128),
+                partial(zoo.digits, samples=128),
                 steps=250,
                 batch_size=64,
                 learning_rate=0.05,
@@ -126,7 +148,7 @@ def quick(seeds: int = 3) -> Plan:
                 partial(zoo.tiny_transformer, width=32, context=32),
                 partial(text, samples=512),
                 partial(text, "test", samples=128),
-                partial(text, samples=64, batch_size=32),
+                partial(text, samples=32, batch_size=32),
                 steps=600,
                 batch_size=32,
                 learning_rate=0.1,
@@ -185,6 +207,8 @@ def full(seeds: int = 5, root: str | Path = FASHION_MNIST) -> Plan:
         share=0.2,
         seconds=300.0,
         plane=41,
+        lines=16,
+        line_points=41,
         points=20,
         every=50,
         k=10,

@@ -18,6 +18,22 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     return mean_estimate(known[np.isfinite(known)])
 
 
+def geometric(values: Sequence[float]) -> Estimate:
+    """Geometric mean over seeds with Student's t interval of the logarithms, for what is positive and may span decades.
+
+    Curvatures of seeds differ by factors: the interval of their arithmetic mean would hold negative numbers. Where one is not
+    positive it is the arithmetic mean.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    if not (known > 0).all():
+        return mean_estimate(known)
+    logs = mean_estimate(np.log(known))
+    value = float(np.exp(logs.value))
+    low, high = (float(np.exp(min(edge, 700.0))) for edge in logs.interval)
+    return Estimate(value, value * logs.stderr, (low, high), logs.n)
+
+
 def text(estimate: Estimate) -> str:
     """An estimate over seeds in a table; a single seed has no interval."""
     if estimate.n == 0:
@@ -25,7 +41,7 @@ def text(estimate: Estimate) -> str:
     return interval(estimate) if estimate.n > 1 else f"{number(estimate.value)} (one seed)"
 
 
-def spread(values: Array) -> tuple[float, float]:
-    """Smallest and largest of what is known, for error bars."""
-    known = values[np.isfinite(values)]
-    return (float(known.min()), float(known.max())) if len(known) else (float("nan"), float("nan"))
+def pairs(matrix: Array) -> Array:
+    """The values of a symmetric matrix above its diagonal."""
+    values: Array = matrix[np.triu_indices(len(matrix), 1)]
+    return values

@@ -125,6 +125,15 @@ def test_stratified_intervals_cover():
     assert held / RUNS >= 0.95 - 3 * 0.0154
 
 
+def test_a_perfect_order_has_fishers_interval_with_a_degree_of_freedom_less_per_group():
+    """Every resample of a perfect order is one, so that nothing but Fisher's z widens the interval."""
+    n, groups = 12, 3
+    found = association(np.arange(n), np.arange(n), np.repeat(np.arange(groups), n // groups), replicates=100)
+    nearest = 1 - 6 / (n * (n * n - 1))
+    half = 1.959964 * math.sqrt((1 + nearest**2 / 2) / (n - groups - 2))
+    assert found.interval == pytest.approx((math.tanh(math.atanh(nearest) - half), 1.0), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("x", "y", "groups", "reason"),
     [

@@ -1,0 +1,69 @@
+"""``fastscape bench``: what probes cost on this model, data and machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastscape._interrupts import Interrupts
+from fastscape.cli.budgets import run_budget
+from fastscape.cli.inputs import build_objective, gibibytes, objective_options
+from fastscape.cli.output import Outcome, check_out, check_writable, exit_codes, finish
+from fastscape.probes import bench
+from fastscape.reports.live import LiveProgress
+
+
+@click.command("bench")
+@click.argument("model")
+@objective_options
+@click.option("--budget", default="60s", show_default=True, help="Time for everything; what does not fit is listed as left out.")
+@click.option("--count", type=int, default=8, show_default=True, help="Directions per call, and vectors of a block.")
+@click.option("--repeats", type=int, default=9, show_default=True, help="Rounds at most.")
+@click.option("--memory", type=float, callback=gibibytes, help="GiB for each way to evaluate.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the directions.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for bench.html, bench.npz and bench.json."
+)
+@click.option(
+    "--benchmark-json",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the timings as pytest-benchmark does; its compare reads the file.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the table.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def bench_command(model: str, **options: Any) -> None:
+    """Time forwards, gradients, responses, quadratic forms and products of MODEL in turns, beside plain torch.
+
+    MODEL and data are named as for probe. Numbers are compared before anything is timed.
+
+    Exit codes: 0 done, 2 bad input, 4 the model cannot be probed, 130 interrupted (what was timed is saved).
+    """
+    with Interrupts() as interrupts:
+        outcome = exit_codes(lambda: _bench(model, options, interrupts))
+        exit_codes(lambda: finish(outcome, options["out"], interrupts, as_json=options["as_json"]))
+
+
+def _bench(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
+    budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=0)
+    check_out(options["out"])
+    file = options["benchmark_json"]
+    if file is not None:
+        check_writable(file.parent)
+    objective = build_objective(model, options)
+    settings = {key: options[key] for key in ("count", "repeats", "memory", "seed")}
+    with LiveProgress(quiet=options["quiet"]) as live:
+        result = bench(
+            objective,
+            budget=budget,
+            name=model,
+            progress=lambda words, share: live.draw(words, share, budget.remaining),
+            **settings,
+        )
+        interrupts.hold()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result.pytest_benchmark(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return Outcome({"bench": result})

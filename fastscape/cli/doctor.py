@@ -1,0 +1,39 @@
+"""``fastscape doctor``: what may keep numbers from being right or fast, and the remedy."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from fastscape._interrupts import EXIT_INTERRUPTED
+from fastscape.cli.inputs import build_objective, objective_options
+from fastscape.cli.output import EXIT_MODEL, exit_codes, show
+from fastscape.probes import doctor
+from fastscape.reports import Diagnosis
+
+
+@click.command("doctor")
+@click.argument("model", required=False)
+@objective_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the tables.")
+def doctor_command(model: str | None, as_json: bool, **options: Any) -> None:
+    """Look for what may keep numbers from being right or fast, on this machine and, with MODEL and --data, for a model.
+
+    Exit codes: 0 nothing is an error, 2 bad input, 4 the model cannot be probed (or the machine cannot), 130 interrupted.
+    """
+    if model is None and options["data"] is not None:
+        raise click.UsageError("--data is for a MODEL, which is missing")
+
+    def looked() -> Diagnosis:
+        try:
+            return doctor(name=None) if model is None else doctor(build_objective(model, options), name=model)
+        except KeyboardInterrupt:
+            click.echo("Error: interrupted", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+
+    found: Diagnosis = exit_codes(looked)
+    exit_codes(lambda: show(found, as_json=as_json))
+    if found.worst == "error":
+        sys.exit(EXIT_MODEL)

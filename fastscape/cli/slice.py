@@ -1,0 +1,131 @@
+"""``fastscape slice``: losses along lines, or over a plane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastscape._interrupts import Interrupts
+from fastscape.cli.budgets import run_budget
+from fastscape.cli.inputs import build_objective, checkpoint_files, gibibytes, objective_options
+from fastscape.cli.output import Outcome, check_out, exit_codes, finish
+from fastscape.directions import Axes
+from fastscape.evaluation.losses import DTYPES
+from fastscape.objective import Objective
+from fastscape.probes import slice1d, slice2d, spectrum
+from fastscape.probes.slice_axes import AnyDirections, states_of
+from fastscape.reports.live import LiveProgress
+from fastscape.reports.slices import PlaneResult, SliceResult
+from fastscape.runs.budget import Budget
+from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+
+DIRECTIONS = ("random", "gradient", "eigenvectors", "difference", "pca")
+_SHARE = 0.3  # of the budget, for the eigenvectors
+
+
+@click.command("slice")
+@click.argument("model")
+@objective_options
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Weights to slice around, the last of several; repeatable, or a directory. A plane shows the others projected.",
+)
+@click.option("--dims", type=click.Choice(["1", "2"]), default="1", show_default=True, help="Lines, or a plane.")
+@click.option(
+    "--direction",
+    type=click.Choice(DIRECTIONS),
+    default="random",
+    show_default=True,
+    help="difference: from the last checkpoint to the first. pca: principal components of the checkpoints.",
+)
+@click.option("--radius", type=float, help="Largest alpha, relative to ||w||; default 1, or what shows the checkpoints.")
+@click.option("--points", type=int, help="Odd number along each axis; default 41 for lines, 21 for a plane.")
+@click.option("--count", type=int, default=8, show_default=True, help="Lines, for random directions and eigenvectors.")
+@click.option("--normalize", default="filter", show_default=True, help="Of random directions: filter, tensor, module, global ...")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random directions.")
+@click.option("--precision", type=click.Choice(list(DTYPES)), help="Arithmetic; default the model's.")
+@click.option(
+    "--symlog/--linear", default=None, help="Scale of the loss; default: symmetric-logarithmic where its range is wide."
+)
+@click.option("--budget", help="Time for everything, such as 60s or 5m; lines and rows are left out beyond it.")
+@click.option("--memory", type=float, callback=gibibytes, help="GiB that batched evaluation may take.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for slice.html, slice.npz and slice.json."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the table.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def slice_command(model: str, **options: Any) -> None:
+    """Losses of MODEL along lines, or over a plane, through its weights, and their roughness.
+
+    Alpha is in units of relative change of the weights. MODEL and data are named as for probe.
+
+    Exit codes: 0 done, 2 bad input, 4 the model cannot be probed, 130 interrupted (the partial result is saved).
+    """
+    with Interrupts() as interrupts:
+        outcome = exit_codes(lambda: _slice(model, options, interrupts))
+        exit_codes(lambda: finish(outcome, options["out"], interrupts, as_json=options["as_json"]))
+
+
+def _slice(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
+    files = checkpoint_files(options["checkpoints"])
+    budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=1)
+    check_out(options["out"])
+    objective, name, step = _centre(build_objective(model, options), model, files)
+    with LiveProgress(quiet=options["quiet"]) as live:
+        result = _measured(objective, files, budget, options, live, {"name": name, "step": step})
+        interrupts.hold()
+    return Outcome({"slice": result})
+
+
+def _centre(objective: Objective, model: str, files: Sequence[Path]) -> tuple[Objective, str, int | None]:
+    """The objective at the last checkpoint, with its name and step; as it is without one."""
+    if not files:
+        return objective, model, None
+    last = read_checkpoints(files)[-1]
+    return last.at(objective), last.name, last.step
+
+
+def _measured(
+    objective: Objective,
+    files: Sequence[Path],
+    budget: Budget,
+    options: dict[str, Any],
+    live: LiveProgress,
+    labels: dict[str, Any],
+) -> SliceResult | PlaneResult:
+    plane = options["dims"] == "2"
+    noun = "rows" if plane else "directions"
+
+    def show(done: int, wanted: int) -> None:
+        live.draw(f"{labels['name']} · {done} of {wanted} {noun}", done / wanted, budget.remaining)
+
+    settings: dict[str, Any] = {key: options[key] for key in ("normalize", "seed", "precision", "symlog", "memory")}
+    settings |= {key: options[key] for key in ("radius", "points") if options[key] is not None}
+    directions = _directions(objective, files, budget, options)
+    trajectory = list(files) if len(files) > 1 else None
+    settings |= {"budget": budget, "progress": show, **labels}
+    if plane:
+        return slice2d(objective, directions, trajectory=trajectory, **settings)
+    return slice1d(objective, directions, trajectory=trajectory, count=options["count"], **settings)
+
+
+def _directions(objective: Objective, files: Sequence[Path], budget: Budget, options: dict[str, Any]) -> AnyDirections:
+    kind: str = options["direction"]
+    if kind == "pca" and len(files) < 2:
+        raise ValueError(f"--direction pca needs the --checkpoint files of a trajectory, got {len(files)}")
+    if kind == "difference":
+        if len(files) < 2:
+            raise ValueError(f"--direction difference needs two --checkpoint files, got {len(files)}")
+        states, _ = states_of(objective, [files[-1], files[0]], "checkpoint")
+        return Axes.difference(objective, *states)
+    if kind == "eigenvectors":
+        count = 2 if options["dims"] == "2" else options["count"]
+        share = _SHARE * budget.remaining if budget.limited else None
+        return spectrum(objective, min(count, objective.size), budget=share, targets={"trace": None}, seed=options["seed"])
+    return kind

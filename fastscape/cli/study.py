@@ -1,0 +1,60 @@
+"""``fastscape study``: architectures compared, several seeds of each, on one page."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastscape._interrupts import Interrupts
+from fastscape.cli.output import Outcome, check_out, exit_codes, finish
+from fastscape.reports.live import LiveProgress
+from fastscape.study.plan import full, quick, slug
+from fastscape.study.study import study
+
+ARCHITECTURES = [slug(each) for each in quick().architectures]
+
+
+@click.command("study")
+@click.option("--quick", "is_quick", is_flag=True, help="Digits and narrow networks: minutes on two cores, in place of hours.")
+@click.option("--seeds", type=click.IntRange(1), help="Runs of each architecture; default 3 with --quick, else 5.")
+@click.option("--architecture", "architectures", multiple=True, type=click.Choice(ARCHITECTURES), help="Only these; repeatable.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("study"),
+    show_default=True,
+    help="Directory for study.html, study.npz, study.json and the runs.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the tables.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def study_command(
+    is_quick: bool, seeds: int | None, architectures: tuple[str, ...], out: Path, as_json: bool, quiet: bool
+) -> None:
+    """Train an MLP, a ResNet-18 and a tiny Transformer with several seeds each, and compare the geometry of their losses.
+
+    Early signatures, slices, spectra, normalised sharpness, barriers between seeds, temperature, optimisation difficulty and
+    warnings, each with its interval; which claims of the source were seen; and whether early signals foretell outcomes.
+    Runs that are complete in --out are not repeated: the same command goes on where it was interrupted.
+
+    Exit codes: 0 done, 2 bad input, 130 interrupted (what was done is saved).
+    """
+    with Interrupts() as interrupts:
+        outcome = exit_codes(lambda: _study(is_quick, seeds, architectures, out, interrupts, quiet))
+        exit_codes(lambda: finish(outcome, out, interrupts, as_json=as_json))
+
+
+def _study(
+    is_quick: bool, seeds: int | None, architectures: tuple[str, ...], out: Path, interrupts: Interrupts, quiet: bool
+) -> Outcome:
+    check_out(out)
+    make: Any = quick if is_quick else full
+    plan = make() if seeds is None else make(seeds)
+    if architectures:
+        plan = plan.only(architectures)
+    with LiveProgress(quiet=quiet) as live:
+        result = study(plan, out, progress=lambda words, share: live.draw(words, share, math.inf))
+        interrupts.hold()
+    return Outcome({"study": result})

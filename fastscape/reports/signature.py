@@ -1,0 +1,324 @@
+"""The geometric signature of a checkpoint: one object of every quantity with its interval, and warnings on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.rules import DEFAULT_RULES, Rule, Verdict
+from fastscape.estimators.scaling import Array
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single
+from fastscape.reports.document import Document
+from fastscape.reports.sections import Figure, Grid, Quantity, Section
+from fastscape.reports.signature_parts import PARTS, QUANTITIES, Contribution, kind_of, shown
+from fastscape.reports.tables import number
+from fastscape.runs.provenance import provenance
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SHARED = ("model", "parameters", "samples", "batches", "batch_norm", "weight_fingerprint", "data_fingerprint", "device", "dtype")
+_TRAINING = ("difficulty",)  # results of a whole training: the weights of its start are not those of the others
+RULE_COLUMNS = {
+    "rule": "name of the rule; all its conditions must hold",
+    "status": "fired: the whole interval is beyond the threshold; inconclusive: it crosses it or is unknown",
+    "evidence": "value [95 % interval], comparison and threshold, or what is missing",
+    "advice": "what to do where it fires",
+    "source": "of rule and threshold",
+}
+
+
+@dataclass(frozen=True)
+class Signature(Document):
+    r"""The geometry of the loss at one checkpoint, every quantity with its interval and ``None`` where it was not had.
+
+    What each quantity means, and its unit, is in :data:`fastscape.reports.signature_parts.QUANTITIES`; tables show it. The
+    interval of an eigenvalue is its residual's bound; that of ``normalized_sharpness`` reaches from the lower bound that was
+    found to the bound of the quadratic model; other intervals are of 95 %.
+
+    Attributes:
+        name, step: of the checkpoint.
+        loss, accuracy: on the probed data; ``None`` where no result has them.
+        lambda_max, lambda_min, spectral_norm, trace, mean_curvature, effective_rank, directional_variance: of the Hessian.
+        preconditioned_sharpness, stability_ratio: of an optimizer.
+        critical_sharpness: at which its step stops contracting.
+        roughness, roughness_worst, roughness_detrended, roughness_noise: of slices, squared loss.
+        normalized_sharpness: NS_eps.
+        barrier, barrier_end, barrier_max: on the line to another solution.
+        temperature, temperature_h, noise_scale: of minibatch noise.
+        difficulty, difficulty_dimensionless: O(w0).
+        m_tau, h_mean: of the multifractal probe.
+        missing: why a field is ``None``, by its name.
+        deterministic: whether the loss passed the determinism gate.
+        meta: fingerprints, model, data, seconds, evaluations, stop reason; ``sources`` has seed and settings by kind of result.
+        notes: flags, in words.
+    """
+
+    kind: ClassVar[str] = "signature"
+
+    name: str
+    step: int | None
+    loss: float | None
+    accuracy: float | None
+    lambda_max: Estimate | None
+    lambda_min: Estimate | None
+    spectral_norm: Estimate | None
+    trace: Estimate | None
+    mean_curvature: Estimate | None
+    effective_rank: Estimate | None
+    directional_variance: Estimate | None
+    preconditioned_sharpness: Estimate | None
+    stability_ratio: Estimate | None
+    critical_sharpness: float | None
+    roughness: Estimate | None
+    roughness_worst: Estimate | None
+    roughness_detrended: Estimate | None
+    roughness_noise: Estimate | None
+    normalized_sharpness: Estimate | None
+    barrier: Estimate | None
+    barrier_end: Estimate | None
+    barrier_max: Estimate | None
+    temperature: Estimate | None
+    temperature_h: Estimate | None
+    noise_scale: Estimate | None
+    difficulty: Estimate | None
+    difficulty_dimensionless: Estimate | None
+    m_tau: Estimate | None
+    h_mean: Estimate | None
+    missing: dict[str, str]
+    deterministic: bool
+    meta: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        *results: Any,
+        name: str | None = None,
+        step: int | None = None,
+        missing: Mapping[str, str] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Signature:
+        """Assemble from results of one checkpoint, whatever there is.
+
+        Args:
+            results: of :func:`fastscape.spectrum` (of the Hessian), ``slice1d``, ``sharpness``, ``barrier``, ``temperature``,
+                ``difficulty``, :func:`fastscape.multifractal`; at most one of each kind.
+            name, step: of the checkpoint; default those of the results.
+            missing: reasons why a field or all fields of a kind of result (``"slice"``) are missing.
+            meta: what else to keep.
+
+        Raises:
+            TypeError: something that is no such result.
+            ValueError: two results of a kind, or results of different weights; both are named. A barrier must have one
+                end in common with the others; a difficulty is of a whole training and is not compared.
+        """
+        given = _by_kind(results)
+        _check_weights(given)
+        reasons = dict(missing or {})
+        unknown = [key for key in reasons if key not in QUANTITIES and key not in PARTS]
+        if unknown:
+            raise ValueError(f"missing must name fields or kinds of results, got {unknown[0]!r}")
+        parts = [PARTS[kind](result) for kind, result in given.items()]
+        found = {key: estimate for part in parts for key, estimate in part.fields.items()}
+        plain = {key: value for part in reversed(parts) for key, value in part.plain.items()}
+        local = [result for kind, result in given.items() if kind not in _TRAINING]
+        return cls(
+            name=name or next((result.name for result in local if result.name != "model"), "model"),
+            step=step if step is not None else next((result.step for result in local if result.step is not None), None),
+            loss=plain.get("loss"),
+            accuracy=plain.get("accuracy"),
+            critical_sharpness=plain.get("critical_sharpness"),
+            **{key: found.get(key) for key in QUANTITIES},
+            missing=_reasons(found, parts, reasons),
+            deterministic=not any(result.meta.get("deterministic") is False for result in given.values()),
+            meta=_meta(given) | dict(meta or {}),
+            notes=_notes(given),
+        )
+
+    def __repr__(self) -> str:
+        known = sum(getattr(self, name) is not None for name in QUANTITIES)
+        return f"<Signature {self.name!r}: {known} of {len(QUANTITIES)} quantities>"
+
+    def warnings(self, rules: Sequence[Rule] = DEFAULT_RULES, reference: Iterable[Signature] = ()) -> tuple[Verdict, ...]:
+        """What becomes of every rule.
+
+        Args:
+            rules: the default ones, or others; see :class:`fastscape.estimators.rules.Rule`.
+            reference: other signatures, e.g. of other seeds at the same step, of which thresholds may be quantiles.
+
+        Raises:
+            ValueError: a rule on a field that signatures do not have.
+        """
+        others = tuple(reference)
+        return tuple(rule.verdict(self, others) for rule in rules)
+
+    def table1(self) -> dict[str, Estimate | None]:
+        """The three numbers of the source's table 1: early trace tr(H), top curvature lambda_max, roughness R."""
+        return {"trace": self.trace, "lambda_max": self.lambda_max, "roughness": self.roughness}
+
+    def as_vector(self, names: Sequence[str] | None = None) -> Array:
+        """Values of fields ``[len(names)]``, NaN where missing; all quantities in order for ``None``.
+
+        Raises:
+            ValueError: a name that is no quantity.
+        """
+        wanted = list(QUANTITIES) if names is None else list(names)
+        unknown = [name for name in wanted if name not in QUANTITIES]
+        if unknown:
+            raise ValueError(f"names must be quantities of a signature, got {unknown[0]!r}; there are {', '.join(QUANTITIES)}")
+        found = [getattr(self, name) for name in wanted]
+        return np.array([math.nan if estimate is None else estimate.value for estimate in found])
+
+    def section(self) -> Section:
+        """See :class:`Document`."""
+        verdicts = self.warnings()
+        return Section(
+            f"Signature: {self.name}",
+            _verdict(self, verdicts),
+            tuple(
+                Quantity(quantity.label, shown(key, getattr(self, key)), self.meaning(key))
+                for key, quantity in QUANTITIES.items()
+            ),
+            (Figure("Distance from the thresholds", lambda ax: margins(verdicts, ax), MARGINS),),
+            (Grid("Early warnings", tuple(map(row_of, verdicts)), RULE_COLUMNS),),
+            self.notes,
+            tuple((kind, _settings(source)) for kind, source in self.meta.get("sources", {}).items()),
+        )
+
+    def meaning(self, name: str) -> str:
+        """Definition of a quantity with its unit, or why it is missing."""
+        if name in self.missing:
+            return f"missing: {self.missing[name]}"
+        quantity = QUANTITIES[name]
+        return f"{quantity.formula} [{quantity.unit}]" if quantity.unit else quantity.formula
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """How far every condition of the default rules is from its threshold (needs matplotlib)."""
+        return margins(self.warnings(), ax)
+
+
+def row_of(verdict: Verdict) -> dict[str, str]:
+    """A rule's row in a table."""
+    return {
+        "rule": verdict.rule,
+        "status": verdict.status,
+        "evidence": verdict.evidence if verdict.status == "fired" else verdict.reason,
+        "advice": verdict.advice if verdict.status == "fired" else "",
+        "source": verdict.source,
+    }
+
+
+MARGINS = (
+    "Every condition's value over its threshold with its interval, on a logarithmic axis; 1 is the threshold. Orange: the "
+    "condition holds. A rule fires where all its conditions hold with their whole intervals."
+)
+
+
+def margins(verdicts: Sequence[Verdict], ax: Axes | None = None) -> Axes:
+    """Value over threshold of every condition."""
+    ax = single(ax)
+    title = "Distance from the thresholds"
+    checks = [check for verdict in verdicts for check in verdict.checks]
+    shown = [check for check in checks if check.measured and check.value > 0 and 0 < check.threshold < math.inf]
+    if not shown:
+        return nothing(ax, title, "no condition has a value and a threshold")
+    for place, check in enumerate(shown):
+        colour = {True: ORANGE, False: BLUE, None: GREY}[check.holds]
+        low, high = (bound / check.threshold for bound in check.interval)
+        ratio = check.value / check.threshold
+        low = ratio if math.isnan(low) else max(low, ratio / 1e3)
+        ends = [low, ratio if math.isnan(high) else min(high, ratio * 1e3)]
+        ax.plot(ends, [place, place], color=colour, lw=1.6, solid_capstyle="butt")
+        ax.plot(ratio, place, "o", color=colour, ms=5)
+    ax.axvline(1, color=RED, lw=1)
+    ax.set(xscale="log", xlabel="value / threshold", ylim=(len(shown) - 0.5, -0.5))
+    labels = [f"{check.label} {check.operator} {number(check.threshold)}" for check in shown]
+    ax.set_yticks(range(len(shown)), labels, fontsize=7)
+    ax.set_title(title, fontsize=10)
+    return ax
+
+
+def _verdict(signature: Signature, verdicts: Sequence[Verdict]) -> str:
+    headline = ("lambda_max", "mean_curvature", "roughness_detrended")
+    known = [f"{QUANTITIES[key].label} = {shown(key, getattr(signature, key))}" for key in headline if getattr(signature, key)]
+    fired = [verdict.rule for verdict in verdicts if verdict.status == "fired"]
+    open_ = sum(verdict.status == "inconclusive" for verdict in verdicts)
+    warned = f"warnings: {', '.join(fired)}" if fired else "no warning fired"
+    left = f", {open_} inconclusive" if open_ else ""
+    return f"{', '.join(known) or 'Nothing of the signature is known'}; {warned}{left}."
+
+
+def _by_kind(results: Sequence[Any]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for result in results:
+        kind = kind_of(result)
+        if kind not in PARTS:
+            raise TypeError(f"results must be of {', '.join(PARTS)}, got {type(result).__name__}")
+        if kind in given:
+            raise ValueError(f"results must hold one {kind}, got {given[kind].name!r} and {result.name!r}")
+        given[kind] = result
+    return {kind: given[kind] for kind in PARTS if kind in given}
+
+
+def _check_weights(given: Mapping[str, Any]) -> None:
+    known = [(kind, found) for kind, result in given.items() if kind not in _TRAINING and (found := _weights(result.meta))]
+    for kind, found in known[1:]:
+        if not found & known[0][1]:
+            named = ((key, "/".join(sorted(print_[:8] for print_ in prints))) for key, prints in (known[0], (kind, found)))
+            words = " and ".join(f"{key} {given[key].name!r} ({prints})" for key, prints in named)
+            raise ValueError(f"results must be of the same weights, got {words}; pass those of one checkpoint")
+
+
+def _weights(meta: Mapping[str, Any]) -> set[str]:
+    """Fingerprints of the weights that a result is of; a barrier is of both its ends."""
+    ends = meta.get("weight_fingerprints")
+    return set(ends.values()) if ends else {meta["weight_fingerprint"]} if meta.get("weight_fingerprint") else set()
+
+
+def _reasons(found: Mapping[str, Any], parts: Sequence[Contribution], reasons: Mapping[str, str]) -> dict[str, str]:
+    """Why each absent field is absent: what the caller says, what its result says, or that there was no such result."""
+    told = {key: reason for part in parts for key, reason in part.missing.items()}
+    absent = [key for key in QUANTITIES if key not in found]
+    by_source = {key: reasons.get(QUANTITIES[key].source, f"no {QUANTITIES[key].source} result was given") for key in absent}
+    return {key: reasons.get(key) or told.get(key) or by_source[key] for key in absent}
+
+
+def _meta(given: Mapping[str, Any]) -> dict[str, Any]:
+    meta: dict[str, Any] = {}
+    for kind, result in given.items():
+        if kind not in _TRAINING:
+            meta |= {key: result.meta[key] for key in _SHARED if key not in meta and result.meta.get(key) is not None}
+    seconds = [result.meta.get("seconds") for result in given.values()]
+    evaluations = [result.meta.get("evaluations") for result in given.values()]
+    meta["seconds"] = math.fsum(value for value in seconds if value is not None)
+    meta["evaluations"] = sum(int(value) for value in evaluations if value is not None)
+    meta["sources"] = {
+        kind: {key: result.meta[key] for key in ("seed", "settings", "stop_reason", "created") if key in result.meta}
+        for kind, result in given.items()
+    }
+    return meta | provenance()
+
+
+def _notes(given: Mapping[str, Any]) -> tuple[str, ...]:
+    notes = []
+    prints = {result.meta.get("data_fingerprint") for kind, result in given.items() if kind not in _TRAINING} - {None}
+    if len(prints) > 1:
+        notes.append("the results are of different data: numbers of one and the other need not agree")
+    notes += [f"{kind}: {flag}" for kind, result in given.items() for flag in getattr(result, "flags", result.notes)]
+    ended = [kind for kind, result in given.items() if result.meta.get("stop_reason") == "interrupted"]
+    if ended:
+        notes.append(f"interrupted: {', '.join(ended)}")
+    return tuple(notes)
+
+
+def _settings(source: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in source.items() if key != "created")
+
+
+assert set(QUANTITIES) <= {field.name for field in fields(Signature)}

@@ -1,0 +1,133 @@
+"""What a study measures at one state of one run, each part under its share of the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastscape._checks import first_line
+from fastscape.estimators import AnalysisSettings
+from fastscape.evaluation.optimizers import OptimizerState
+from fastscape.objective import Objective
+from fastscape.probes.dynamics import temperature
+from fastscape.probes.multifractal import multifractal
+from fastscape.probes.sharpness import sharpness
+from fastscape.probes.slices import slice1d, slice2d
+from fastscape.probes.spectrum import spectrum
+from fastscape.reports.signature import Signature
+from fastscape.runs.settings import ProbeSettings
+from fastscape.study.plan import Architecture, Plan
+
+SIGNED = ("spectrum", "slice", "sharpness", "temperature")  # parts behind a signature
+_SHARES = {
+    "spectrum": 0.5,
+    "slice": 0.2,
+    "sharpness": 0.2,
+    "temperature": 0.1,
+}  # of the plan's seconds; plane and measure come on top
+_LINES = 8
+_RADII = tuple(np.geomspace(1e-4, 1e-1, 8).tolist())  # of the multifractal summary, relative to the weights
+_DIRECTIONS = 24  # moments carried by fewer than ten directions are biased
+
+
+class Measurement:
+    """Measures states of one run; what raises leaves a note and none of its numbers.
+
+    Args:
+        plan, architecture: of the study.
+        optimizer: of the run, for temperature and stability.
+        population: training samples that minibatches are drawn from.
+        told: called with what is being measured, in words.
+    """
+
+    def __init__(
+        self, plan: Plan, architecture: Architecture, optimizer: OptimizerState, population: int, told: Callable[[str], None]
+    ) -> None:
+        self._plan, self._architecture, self._optimizer, self._population, self._told = (
+            plan,
+            architecture,
+            optimizer,
+            population,
+            told,
+        )
+        self.notes: list[str] = []
+
+    def signed(self, objective: Objective, when: str, step: int) -> tuple[Signature, dict[str, Any]]:
+        """Signature of a state and the results behind it, by name."""
+        plan = self._plan
+        found: dict[str, Any] = {}
+        why: dict[str, str] = {}
+        name = f"{self._architecture.name}, {when}"
+        shared: dict[str, Any] = {"name": name, "step": step}
+        budget = {part: share * plan.seconds for part, share in _SHARES.items()}
+        parts: dict[str, Callable[[], Any]] = {
+            "spectrum": lambda: spectrum(objective, plan.k, budget=budget["spectrum"], optimizer=self._optimizer, **shared),
+            "slice": lambda: slice1d(
+                objective,
+                count=plan.lines,
+                points=plan.line_points,
+                radius=plan.radius,
+                path="loop",
+                budget=budget["slice"],
+                **shared,
+            ),
+            "sharpness": lambda: sharpness(objective, plan.epsilon, budget=budget["sharpness"], **shared),
+            "temperature": lambda: temperature(
+                objective,
+                batch_size=self._architecture.batch_size,
+                optimizer=self._optimizer,
+                spectrum=found.get("spectrum"),
+                budget=budget["temperature"],
+                **shared,
+            ),
+        }
+        for part, measure in parts.items():
+            result, reason = self._attempt(f"{part}, {when}", measure)
+            if reason:
+                why[part] = reason
+            else:
+                found[part] = result
+        signature = Signature.of(*found.values(), name=name, step=step, missing=why)
+        return signature, {f"{when}.{part}": result for part, result in found.items()}
+
+    def plane(self, objective: Objective, when: str, step: int) -> dict[str, Any]:
+        """The 2D slice of a state."""
+        plan = self._plan
+        result, reason = self._attempt(
+            f"plane, {when}",
+            lambda: slice2d(
+                objective,
+                radius=plan.radius,
+                points=plan.plane,
+                budget=2 * plan.seconds,
+                name=f"{self._architecture.name}, {when}",
+                step=step,
+            ),
+        )
+        return {} if reason else {f"{when}.plane": result}
+
+    def multifractal(self, objective: Objective, when: str) -> dict[str, Any]:
+        """The multifractal result of a state."""
+        result, reason = self._attempt(
+            f"multifractal probe, {when}",
+            lambda: multifractal(
+                objective,
+                ProbeSettings(radii=_RADII, count=_DIRECTIONS, banks=1),
+                AnalysisSettings(permutations=199, bootstrap=400),
+                budget=self._plan.seconds,
+                name=f"{self._architecture.name}, {when}",
+            ),
+        )
+        return {} if reason else {f"{when}.multifractal": result}
+
+    def _attempt(self, what: str, measure: Callable[[], Any]) -> tuple[Any, str]:
+        """A result, or why there is none."""
+        self._told(what)
+        try:
+            return measure(), ""
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            self.notes.append(f"{what} failed: {reason}")
+            return getattr(error, "partial", None), reason

@@ -1,0 +1,192 @@
+"""A whole study: every run trained under the tracker and measured, kept on disk as it ends, and resumed where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastscape._checks import counted, first_line
+from fastscape.estimators import Estimate
+from fastscape.estimators.scaling import Array
+from fastscape.evaluation.optimizers import OptimizerState
+from fastscape.objective import Objective
+from fastscape.probes.connectivity import barriers
+from fastscape.probes.difficulty import Difficulty
+from fastscape.probes.tracker import Tracker
+from fastscape.reports import load
+from fastscape.reports.connectivity import BarrierMatrix
+from fastscape.runs.provenance import provenance
+from fastscape.runs.schedule import log_spaced
+from fastscape.study.measure import Measurement
+from fastscape.study.plan import Architecture, Plan, slug
+from fastscape.study.result import RunResult, StudyResult
+from fastscape.study.training import build, train
+
+Progress = Callable[[str, float], None]  # what is being done, and the share of the study that is done
+_RESULT, _FINAL = "run.npz", "final.safetensors"
+
+
+def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyResult:
+    """Train and measure every run of a plan.
+
+    Runs are kept in ``out/runs``; those that a study of the same plan has left there are read, not repeated. Ctrl-C and failures
+    leave the runs that are complete, with a note.
+
+    Args:
+        plan: what to do; see :func:`fastscape.study.plan.quick` and :func:`fastscape.study.plan.full`.
+        out: directory, made where missing.
+        progress: called with words and the share of the study that is done.
+
+    Cost: that of the trainings, and ``plan.seconds`` for the early and twice to four times that for the final state of each run.
+    """
+    start = time.monotonic()
+    runs: list[RunResult] = []
+    matrices: dict[str, BarrierMatrix] = {}
+    notes: list[str] = []
+    total = len(plan.architectures) * (plan.seeds + 1)
+    reason = "complete"
+
+    def told(words: str, share: float) -> None:
+        if progress is not None:
+            progress(words, share)
+
+    try:
+        for row, architecture in enumerate(plan.architectures):
+            done = row * (plan.seeds + 1)
+            for seed in range(plan.seeds):
+                share = (done + seed) / total
+                runs.append(run(plan, architecture, seed, out, partial(told, share=share)))
+            if plan.seeds > 1:
+                told(f"{architecture.name}: barriers", (done + plan.seeds) / total)
+                try:
+                    matrices[architecture.name] = between(plan, architecture, out)
+                except Exception as error:
+                    notes.append(f"{architecture.name}: no barriers ({type(error).__name__}: {first_line(error)})")
+    except KeyboardInterrupt:
+        if not runs:
+            raise
+        reason = "interrupted"
+        notes.append(f"interrupted after {counted(len(runs), 'run')}; the same command goes on from there")
+    runs = [_with_barrier(each, matrices.get(each.architecture)) for each in runs]
+    notes += [f"{each.name}: {note}" for each in runs for note in each.notes]
+    meta = {"stop_reason": reason, "seconds": time.monotonic() - start, **provenance()}
+    return StudyResult(plan.name, None, plan.words(), tuple(runs), matrices, meta, tuple(notes))
+
+
+def folder_of(out: Path, architecture: Architecture, seed: int) -> Path:
+    """Where a run is kept."""
+    return out / "runs" / f"{slug(architecture)}-seed{seed}"
+
+
+def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Callable[[str], None]) -> RunResult:
+    """One run, read from its folder where a study of the same plan has left it there."""
+    folder = folder_of(out, architecture, seed)
+    kept = _kept(folder, plan)
+    if kept is not None:
+        return kept
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{architecture.name}, seed {seed}"
+    start = time.monotonic()
+    model = build(architecture, seed)
+    objective = Objective(model, architecture.probed(), criterion=F.cross_entropy)
+    record = folder / "record.jsonl"
+    record.unlink(missing_ok=True)  # of a run that did not end
+    tracker = Tracker(
+        objective,
+        when=log_spaced(architecture.steps, plan.points),
+        share=plan.share,
+        path=str(record),
+        what=("loss", "gradient", "spectrum"),
+        name=name,
+        seed=seed,
+    )
+    difficulty = Difficulty(objective, every=plan.every, name=name, seed=seed)
+
+    def each(step: int, optimizer: torch.optim.Optimizer) -> None:
+        difficulty.step(step, optimizer=optimizer)
+        tracker.step(step, optimizer=optimizer)
+
+    told(f"{name}: training")
+    trained = train(architecture, model, objective, folder, seed=seed, early=plan.early, each=each)
+    parts: dict[str, Any] = {"tracking": tracker.finish(), "difficulty": difficulty.finish()}
+    population = sum(len(targets) for _, targets in architecture.train())
+    optimizer = OptimizerState.of(architecture.optimizer()(model.parameters()), model)
+    measurement = Measurement(plan, architecture, optimizer, population, lambda words: told(f"{name}: {words}"))
+    first, found = measurement.signed(objective.at(trained.early), "early", trained.early_step)
+    last, more = measurement.signed(objective.at(trained.final), "final", trained.steps)
+    parts |= found | more
+    if seed == 0:
+        parts |= measurement.plane(objective.at(trained.final), "final", trained.steps)
+    parts |= measurement.multifractal(objective.at(trained.final), "final")
+    result = RunResult(
+        name,
+        architecture.steps,
+        architecture.name,
+        seed,
+        objective.size,
+        trained.early_step,
+        trained.outcome,
+        np.array(trained.losses),
+        first,
+        last,
+        parts,
+        {"seconds": time.monotonic() - start, "critical": architecture.critical, "plan": plan.words(), **provenance()},
+        tuple(measurement.notes),
+    )
+    _leave(folder, result, trained.final)
+    return result
+
+
+def between(plan: Plan, architecture: Architecture, out: Path) -> BarrierMatrix:
+    """Barriers between the final states of all seeds of an architecture, by the runs' probed data."""
+    model = build(architecture, 0)
+    objective = Objective(model, architecture.probed(), criterion=F.cross_entropy)
+    files = {f"seed {seed}": folder_of(out, architecture, seed) / _FINAL for seed in range(plan.seeds)}
+    return barriers(objective, files, name=architecture.name)
+
+
+def _with_barrier(result: RunResult, matrix: BarrierMatrix | None) -> RunResult:
+    """The run whose final signature has the barrier to the seed after it (the last: to the first)."""
+    if matrix is None:
+        return result
+    pair = result.seed, (result.seed + 1) % len(matrix.labels)
+    unknown = (math.nan, math.nan)
+
+    def found(table: Array, interval: tuple[float, float] = unknown) -> Estimate:
+        return Estimate(float(table[pair]), math.nan, interval, 1)
+
+    final = dataclasses.replace(
+        result.final,
+        barrier=found(matrix.linear, (float(matrix.low[pair]), float(matrix.high[pair]))),
+        barrier_end=found(matrix.end),
+        barrier_max=found(matrix.max),
+        missing={name: why for name, why in result.final.missing.items() if not name.startswith("barrier")},
+    )
+    return dataclasses.replace(result, final=final)
+
+
+def _leave(folder: Path, result: RunResult, final: Mapping[str, Tensor]) -> None:
+    """Keep a run: the final weights first, so that a result is never without them."""
+    save_file({name: tensor.contiguous() for name, tensor in final.items()}, folder / _FINAL)
+    result.save(folder / _RESULT)
+
+
+def _kept(folder: Path, plan: Plan) -> RunResult | None:
+    """The run that a study of the same plan has left, if it is whole."""
+    try:
+        found = load(folder / _RESULT)
+    except (OSError, ValueError):
+        return None
+    same = isinstance(found, RunResult) and found.meta.get("plan") == plan.words() and (folder / _FINAL).is_file()
+    return found if same else None  # type: ignore[return-value]
