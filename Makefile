@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(VENV)/.native
 
-.PHONY: demo test kernels gpu package native slow check bench noise accuracy modes eigenvalues slices tracker peers format clean
+.PHONY: demo test kernels gpu package native slow check bench noise accuracy modes eigenvalues slices tracker study peers format clean
 
 demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints and their spectra, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
@@ -67,11 +67,11 @@ eigenvalues: $(NATIVE) ## the README's spectrum, and one eigenvalue three times 
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/repeated_eigenvalues.py
 	$(BIN)/python benchmarks/readme.py
 
-tracker: $(NATIVE) ## share of a training run that a tracker takes, and the products that warm starts save
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tracker.py
-
 slices: $(VENV)/.bench $(NATIVE) ## planes of losses beside loss_landscapes and plain forwards; 10 minutes
 	OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/slices.py
+
+tracker: $(NATIVE) ## share of a training run that a tracker takes, and the products that warm starts save
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tracker.py
 
 PEERS ?= # options, e.g. make peers PEERS='--network gpt --package products --repeats 3'
 peers: $(VENV)/.bench $(NATIVE) ## fastscape, its peers and plain torch: 3 hours, 1 without resnet18; writes RESULTS.md

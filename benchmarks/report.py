@@ -70,6 +70,11 @@ def main() -> None:
             "`make modes`: the zoo CNN on the digits, the same directions for all, every radius used.",
         )
         + measured(
+            "slices.json",
+            "planes of losses beside loss_landscapes and plain forwards",
+            "`make slices`: the same directions for all, losses compared first; medians of runs in turns.",
+        )
+        + measured(
             "tracker.json",
             "the share of a training run that a tracker takes, and products of warm starts",
             "`make tracker`: the zoo CNN on the digits; shares by the tracker's own account, and how much longer the fastest\n"

@@ -4,7 +4,7 @@
 
 namespace fastscape {
 
-constexpr int ABI = 2;  // raise with any change of this file; fastscape/ops/_native.py names the number it was written for
+constexpr int ABI = 3;  // raise with any change of this file; fastscape/ops/_native.py names the number it was written for
 
 enum Type : int8_t { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
 enum Distribution : int32_t { GAUSSIAN = 0, RADEMACHER = 1 };
@@ -99,6 +99,21 @@ struct PoolTask {
   bool second;
 };
 
+constexpr int64_t TILE_BYTES = 128;  // 128 units with weights and slopes take 32 KiB
+
+// y = relu(x(t)) W(t) + b(t) at every point t, and relu(y) V(t) + c(t) where there is a second map; what moves is given by its
+// values at 0 and its slopes, in front of all other axes
+struct ReluLineTask {
+  const void *inputs;           // [2, rows, units]
+  const void *weight, *bias;    // [2, units, outputs], [2, outputs]
+  const void *head, *head_bias; // [2, outputs, classes], [2, classes], or null
+  const void *points;           // [points_count], ascending
+  void *out;                    // [points_count, rows, outputs or classes]
+  void *tiles, *head_tiles;     // scratch for the weights: [tiles, units, 2, TILE_BYTES], zeros behind the last output; or null
+  int64_t rows, units, outputs, classes, points_count;
+  int8_t type;                  // of everything
+};
+
 struct Kernels {
   void (*perturb)(const PerturbTask &, int64_t begin, int64_t end);  // blocks of BLOCK elements
   void (*dot)(const DotTask &, int64_t begin, int64_t end);          // blocks of SUM_BLOCK elements
@@ -110,6 +125,7 @@ struct Kernels {
   void (*layer_norm_difference)(const RowTask &, int64_t begin, int64_t end);
   void (*cross_entropy_difference)(const RowTask &, int64_t begin, int64_t end);
   void (*max_pool_difference)(const PoolTask &, int64_t begin, int64_t end);  // planes
+  void (*relu_line)(const ReluLineTask &, int64_t begin, int64_t end);        // eights of rows
 };
 
 // partial[block, i, j] = sum over one block of SUM_BLOCK elements of left[i] right[j], in float64

@@ -88,6 +88,18 @@ int row_blocks(ParallelFor for_, const RowTask &task, void (*kernel)(const RowTa
   return parallel(for_, (task.rows + size - 1) / size, grain_of(task.directions * task.radii_count, size * task.length), task, kernel);
 }
 
+// Pieces of the rows of a weight and of its slope, side by side.
+void tile_weights(const void *weight, int64_t units, int64_t row_bytes, void *tiles) {
+  char *to = (char *)tiles;
+  for (int64_t first = 0; tiles && first < row_bytes; first += TILE_BYTES)
+    for (int64_t unit = 0; unit < units; ++unit)
+      for (int64_t which = 0; which < 2; ++which, to += TILE_BYTES) {
+        const int64_t width = row_bytes - first < TILE_BYTES ? row_bytes - first : TILE_BYTES;
+        __builtin_memcpy(to, (const char *)weight + (which * units + unit) * row_bytes + first, width);
+        __builtin_memset(to + width, 0, TILE_BYTES - width);
+      }
+}
+
 }  // namespace
 }  // namespace fastscape
 
@@ -149,4 +161,11 @@ EXPORT int fastscape_cross_entropy_difference(ParallelFor for_, const RowTask *t
 EXPORT int fastscape_max_pool_difference(ParallelFor for_, const PoolTask *task) {
   const int64_t grain = grain_of(task->directions * task->radii_count, task->height * task->width);
   return parallel(for_, task->planes, grain, *task, kernels().max_pool_difference);
+}
+
+EXPORT int fastscape_relu_line(ParallelFor for_, const ReluLineTask *task) {
+  const int64_t bytes = task->type == FLOAT64 ? 8 : 4;
+  tile_weights(task->weight, task->units, task->outputs * bytes, task->tiles);
+  tile_weights(task->head, task->outputs, task->classes * bytes, task->head_tiles);
+  return parallel(for_, (task->rows + 7) / 8, grain_of(task->points_count, 8 * task->outputs), *task, kernels().relu_line);
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fastscape._version import __version__
-from fastscape.cli import bench, doctor, probe, report, slice, spectrum, status, study
+from fastscape.cli import barrier, bench, doctor, probe, report, slice, spectrum, status, study
 
 
 @click.group()
@@ -22,6 +22,7 @@ for command in (
     spectrum.spectrum_command,
     slice.slice_command,
     study.study_command,
+    barrier.barrier_command,
     report.report,
 ):
     main.add_command(command)

@@ -114,6 +114,11 @@ def association(
         ValueError: lengths that differ, arrays that are not one-dimensional, or fewer than 100 replicates.
 
     Cost: ``replicates`` x n log n; at most two million sums for the exact p.
+
+    Example:
+        >>> found = association([3.1, 0.4, 2.0, 5.6, 1.2], [0.9, 0.1, 0.5, 1.4, 0.3])
+        >>> round(found.rho, 6), round(found.p, 6)
+        (1.0, 0.016667)
     """
     x, y, labels = _checked(early, outcome, groups)
     integer("replicates", replicates, 100)

@@ -22,6 +22,7 @@ from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.evaluator import PathChoice, activation_bytes, check_memory
 from fastscape.evaluation.families import Affine as Affine
 from fastscape.evaluation.families import Family as Family
+from fastscape.evaluation.lines import line_path
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.sample_losses import SampleLosses, standard_errors
 from fastscape.evaluation.surface_paths import PointLoop, PointVmap, Prepare, Raw, SurfacePath
@@ -29,13 +30,14 @@ from fastscape.objective import Objective, checked_objective
 
 SurfacePathName = Literal["loop", "vmap"]
 Candidate = Callable[[Replica, Affine, SampleLosses], "SurfacePath | None"]
-CANDIDATES: dict[str, Candidate] = {}  # faster paths of single architectures, by name; None where a model is of another
+CANDIDATES: dict[str, Candidate] = {"lines": line_path}  # faster paths of single architectures; None where a model is of another
 
 _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap saves on a CPU, is below 2 %
 _TRIAL = 0.02  # seconds of the loop's trial
 _SIZES = (8, 32)  # points per batched call
+_CLEARLY = 1.2
 _AGREEMENT = 1000  # ulp of the loss by which two paths may differ
-_COMPARED = 8  # points at which the noise is measured
+_COMPARED, _COMPARING = (2, 8), 3e-3  # points at which the noise is measured: as many as evaluations of w fit in 3 ms
 _NEAR = 1e-8  # relative step: 1e8 roundings of float64, and squared less than one
 _FEW = "few points"
 _KEPT_BYTES = 64 << 20  # of samples' losses at a time
@@ -80,6 +82,7 @@ class Surface:
         memory: bytes that batched evaluation may take; default half of what is available.
         keep_samples: return the losses of single samples.
         accuracy: count correct classifications.
+        trial: seconds that trying batched evaluation may take.
         prepare: ``prepare(replica, coordinates)``, called when the weights of a point are written, such as to recompute
             batch-norm statistics; points are then evaluated one by one.
 
@@ -105,6 +108,7 @@ class Surface:
         memory: int | None = None,
         keep_samples: bool = False,
         accuracy: bool = True,
+        trial: float = math.inf,
         prepare: Prepare | None = None,
     ) -> None:
         self.objective, self.family = checked_objective(objective), family
@@ -118,7 +122,7 @@ class Surface:
         if isinstance(family, Affine) and [t.shape for t in family.base] != [t.shape for t in objective.base.values()]:
             raise ValueError("family must move the objective's parameters, got a base of other shapes")
         self.keep_samples, self._accuracy = keep_samples, accuracy
-        self._wanted, self._memory, self._prepare = path, memory, prepare
+        self._wanted, self._memory, self._prepare, self._trial = path, memory, prepare, trial
         self.choice: PathChoice | None = None
         self._path: SurfacePath | None = None
         self._seen: list[tuple[Array, Array]] = []
@@ -191,7 +195,7 @@ class Surface:
     def noise(self) -> float:
         """RMS rounding error of one loss, weights included, in units of the loss; NaN before a finite loss was evaluated.
 
-        Measured once, at eight of the points evaluated so far (two where one takes 0.1 s). Below float64 the loss is evaluated
+        Measured once, at two (large models) to eight of the points evaluated so far. Below float64 the loss is evaluated
         in float64 as well; in float64 it is evaluated at coordinates smaller by 1e-8 and 2e-8 of themselves, where the second
         difference is rounding alone. At least a rounding of the loss itself.
         """
@@ -246,7 +250,7 @@ class Surface:
         known = np.flatnonzero(usable)
         if not len(known):
             return math.nan
-        few = _COMPARED if self.seconds < _SLOW else _COMPARED // 4
+        few = int(np.clip(_COMPARING / max(self.seconds, 1e-9), *_COMPARED))
         chosen = known[np.unique(((np.arange(few) + 0.5) / few * len(known)).astype(int))]
         size = float(np.sqrt(np.mean(losses[chosen] ** 2)))
         errors = self._nearby(rows[chosen]) if self.dtype == torch.float64 else losses[chosen] - self._exact(rows[chosen])
@@ -299,6 +303,8 @@ class Surface:
         best: SurfacePath = self._loop
         reason = f"a forward takes {self.seconds:.2g} s, long against dispatch overhead"
         for label, make in self._candidates(family, rows).items():
+            if seconds.get("vmap", 0.0) > _CLEARLY * seconds.get("loop", math.inf):
+                break  # a larger batch makes up for dispatch, not for slower kernels
             try:
                 path = make()
                 if path is None:
@@ -312,6 +318,10 @@ class Surface:
                 continue
             if not seconds:
                 seconds["loop"] = self._timed(self._loop, rows)
+            if took < seconds["loop"] / 2:  # vmap has never been this much faster where a path of its own can run the model
+                seconds[path.name] = took
+                best = path
+                break
             if took < min(seconds.values()):
                 best = path
             seconds[path.name] = min(took, seconds.get(path.name, math.inf))
@@ -327,7 +337,8 @@ class Surface:
             for name, make in CANDIDATES.items()
         }
         if self.seconds < _SLOW:
-            sizes = [size for size in _SIZES if size <= min(self._affordable(), len(rows))]
+            most = min(self._affordable(), len(rows), self._trial / (4 * self.seconds))  # points of four calls: see _timed
+            sizes = [size for size in _SIZES if size <= most]
             found |= {
                 f"vmap of {size}": lambda size=size: PointVmap(self.replica, family, self.terms, size)  # type: ignore[misc]
                 for size in sizes

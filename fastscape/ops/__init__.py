@@ -19,6 +19,7 @@ from fastscape.ops.max_pool2d_difference import max_pool2d_difference
 from fastscape.ops.perturb import Perturbation, perturb
 from fastscape.ops.perturbed_linear import perturbed_linear
 from fastscape.ops.pointwise_difference import pointwise_difference
+from fastscape.ops.relu_line import relu_line
 from fastscape.ops.softmax_difference import softmax_difference
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "perturb",
     "perturbed_linear",
     "pointwise_difference",
+    "relu_line",
     "softmax_difference",
     "status",
     "tensor_ids",

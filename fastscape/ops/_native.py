@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastscape.ops._registry import Kernel
 
-ABI = 2  # of csrc/cpu/api.h
+ABI = 3  # of csrc/cpu/api.h
 ISAS = ("baseline", "avx2", "avx512")
 STREAM_BYTES = 1 << 25  # results above this leave the caches anyway: write around them
 BLOCK, SUM_BLOCK = 2048, 16384  # elements, as in csrc/cpu/api.h
@@ -40,6 +40,7 @@ _ENTRIES = (
     "fastscape_layer_norm_difference",
     "fastscape_cross_entropy_difference",
     "fastscape_max_pool_difference",
+    "fastscape_relu_line",
     "fastscape_isa",
     "fastscape_set_isa",
     "fastscape_softmax_difference",
@@ -199,6 +200,16 @@ class PoolTask(ctypes.Structure):
         ("x_type", ctypes.c_int8),
         ("lane_type", ctypes.c_int8),
         ("second", ctypes.c_bool),
+    )
+
+
+class ReluLineTask(ctypes.Structure):
+    """Mirror of ReluLineTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("inputs", "weight", "bias", "head", "head_bias", "points", "out", "tiles", "head_tiles")),
+        *((name, _int64) for name in ("rows", "units", "outputs", "classes", "points_count")),
+        ("type", ctypes.c_int8),
     )
 
 

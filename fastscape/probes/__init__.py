@@ -1,6 +1,7 @@
 """What a user asks: one file per question."""
 
 from fastscape.probes.bench import bench
+from fastscape.probes.connectivity import barrier, barriers, connect
 from fastscape.probes.curvature import mean_quadratic_form
 from fastscape.probes.difficulty import Difficulty
 from fastscape.probes.doctor import doctor
@@ -25,7 +26,10 @@ __all__ = [
     "SpectrumProgress",
     "Tracker",
     "TrackerWarning",
+    "barrier",
+    "barriers",
     "bench",
+    "connect",
     "doctor",
     "edge_of_stability",
     "mean_quadratic_form",

@@ -47,7 +47,8 @@ class Anytime:
                     return
                 work(unit)
                 self.done += 1
-                expected = time.perf_counter() - start
+                took = time.perf_counter() - start
+                expected = min(took, 2 * expected) if self.done == 1 else took  # the first unit may have tried paths as well
         except KeyboardInterrupt:
             if not self.done:
                 raise

@@ -23,6 +23,7 @@ from fastscape.probes.connectivity_run import (
     Line,
     PathLosses,
     Point,
+    Progress,
     barrier_result,
     checked_goals,
     named,
@@ -32,8 +33,6 @@ from fastscape.probes.curve_training import train_bend
 from fastscape.probes.end_points import EndPoint, Solution, distinct, end_point, end_points
 from fastscape.reports.connectivity import BarrierMatrix, BarrierResult, CurveResult
 from fastscape.runs.budget import Budget
-
-Progress = Callable[[str, float], None]
 
 
 def barrier(
@@ -51,6 +50,7 @@ def barrier(
     budget: str | float | Budget | None = None,
     name: str = "model",
     step: int | None = None,
+    progress: Progress | None = None,
 ) -> BarrierResult:
     r"""Loss barrier between two solutions along the straight line :math:`w(\alpha) = (1 - \alpha)\, a + \alpha\, b`.
 
@@ -58,8 +58,8 @@ def barrier(
         B_{lin} = \max_\alpha \bigl[L(w(\alpha)) - (1 - \alpha) L_a - \alpha L_b\bigr], \quad
         B_{end} = \max_\alpha L(w(\alpha)) - \max(L_a, L_b), \quad B_{max} = \max_\alpha L(w(\alpha))
 
-    and the accuracy barrier, :math:`\max_\alpha [(1 - \alpha) A_a + \alpha A_b - A(w(\alpha))]`. The first two, and the last, are 0
-    exactly where a and b are the same solution, and never negative, because both ends belong to the line and are evaluated with
+    and the accuracy barrier, :math:`\max_\alpha [(1 - \alpha) A_a + \alpha A_b - A(w(\alpha))]`. All but :math:`B_{max}` are
+    exactly 0 where a and b are the same solution, and never negative, because both ends belong to the line and are evaluated with
     the states a and b bit for bit. An even grid is refined where the second differences allow the most above the largest value.
 
     Intervals are over samples, of *paired* differences :math:`\ell_i(\alpha) - (1 - \alpha) \ell_i(a) - \alpha \ell_i(b)`, from a
@@ -75,22 +75,23 @@ def barrier(
         points: evaluated at most; start: of the even grid, both at least 3.
         tolerance: the refinement ends when no maximum between the points may exceed the largest by more than this share of the
             range of losses along the line.
-        bn: running statistics of batch norm. ``"recalibrate"`` (default with ``batch_norm="running"``): recomputed at every point,
-            the ends included, from the objective's data, because interpolated statistics fit no network of the line;
+        bn: running statistics of batch norm. ``"recalibrate"`` (default with ``batch_norm="running"``): recomputed at every
+            point, the ends included, from the objective's data, because interpolated statistics fit no network of the line;
             ``"running"``: interpolated, so that the ends are the checkpoints as they are; ``"batch"``: those of each batch.
         match: reorder b's hidden units to match a's first (:func:`fastscape.evaluation.matching.matched`).
         precision: ``"float32"`` or ``"float64"``; ``None`` for the model's.
         seed: of the draws behind the intervals, and of the matching.
         budget: seconds, or ``"60s"``; three points are always evaluated.
         name, step: of the result.
+        progress: called after every point with words and the share of ``points``.
 
     Returns:
         A :class:`BarrierResult`. Infinite losses make a barrier infinite, NaN are left out of the maxima, and both are counted
         and flagged. Ctrl-C gives the partial result, ``meta["stop_reason"] == "interrupted"``.
 
     Raises:
-        TypeError, ValueError: bad settings; states of another architecture (the first few keys are listed) or with NaN or inf (the
-            tensor is named); integer buffers that differ.
+        TypeError, ValueError: bad settings; states of another architecture (the first few keys are listed) or with NaN or inf
+            (the tensor is named); integer buffers that differ.
         NondeterministicLossError: two evaluations at a differ.
 
     Cost: one forward per batch and point (two with recalibration), three to begin with; memory of the samples' losses at all
@@ -111,7 +112,7 @@ def barrier(
     began = time.monotonic()
     goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, precision, seed)
     clock = budget if isinstance(budget, Budget) else Budget(budget)
-    losses = PathLosses(objective, ends[0], goals)
+    losses = PathLosses(objective, ends[0], goals, progress)
     path = Segment(losses.objective, ends[0].state, ends[1].state)
     with torch.inference_mode(False), losses.along(path):
         line = losses.walk(Line(), clock)
@@ -271,9 +272,9 @@ def connect(
 
     .. math:: \phi(t) = (1 - t)^2 a + 2 t (1 - t)\, \theta + t^2 b, \qquad \min_\theta E_{t \sim U(0, 1)} L(\phi(t))
 
-    :math:`\theta` starts on the straight line and is trained by Adam, one random t and one of the objective's batches a step (drawn
-    by weight), with a learning rate that falls linearly to 0. Then the losses along the curve are evaluated and refined as those of
-    :func:`barrier`, whose arguments the others are. Only the objective's own parameters bend; the others stay on the line.
+    :math:`\theta` starts on the straight line and is trained by Adam, one random t and one of the objective's batches a step
+    (drawn by weight), with a learning rate that falls linearly to 0. Then the losses along the curve are evaluated and refined as
+    those of :func:`barrier`. Only the objective's own parameters bend; the others stay on the line.
 
     Args:
         objective, a, b, points, start, tolerance, bn, match, precision, seed: see :func:`barrier`. The seed also draws t and the
@@ -285,15 +286,16 @@ def connect(
         progress: called after every step with words and the share of steps done.
 
     Returns:
-        A :class:`CurveResult` with the straight ``line`` and the ``curve``. Training ends at the first gradient that is not finite,
-        which is flagged. Ctrl-C gives the curve of the bend so far on the even grid.
+        A :class:`CurveResult` with the straight ``line`` and the ``curve``. Training ends at the first gradient that is not
+        finite, which is flagged. Ctrl-C gives the curve of the bend so far on the even grid.
 
     Raises:
         TypeError, ValueError, NondeterministicLossError: as :func:`barrier`.
 
     Cost: two lines, and a forward and backward of one batch per step; memory of six copies of the model.
 
-    Source: Garipov, Izmailov, Podoprikhin, Vetrov & Wilson, "Loss surfaces, mode connectivity, and fast ensembling of DNNs" (2018).
+    Source: Garipov, Izmailov, Podoprikhin, Vetrov & Wilson, "Loss surfaces, mode connectivity, and fast ensembling of DNNs"
+    (2018).
     """
     began = time.monotonic()
     if not (isinstance(learning_rate, (int, float)) and math.isfinite(learning_rate) and learning_rate > 0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._checks import integer
+from fastscape._checks import counted, integer
 from fastscape._replica import Replica
 from fastscape.estimators.maxima import band, largest_of_lesser, maximum
 from fastscape.estimators.refinement import coarse_to_fine, refine
@@ -31,6 +31,7 @@ from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import objective_meta
 
 BatchNorm = Literal["recalibrate", "running", "batch"]
+Progress = Callable[[str, float], None]
 _LEAST = 3  # points that are evaluated whatever the budget is: the ends and the middle
 _SINGLE = math.sqrt(6)  # the rounding model is of a second difference, one of whose losses carries a sixth of its variance
 _ROUNDINGS = 8  # times the rounding noise below which a maximum cannot be located
@@ -131,10 +132,11 @@ class PathLosses:
         objective: the function; all of its parameters are moved.
         first: an end, whose weights pass the determinism gate.
         goals: settings.
+        progress: called with words and a share after every point.
     """
 
-    def __init__(self, objective: Objective, first: EndPoint, goals: Goals) -> None:
-        self.goals = goals
+    def __init__(self, objective: Objective, first: EndPoint, goals: Goals, progress: Progress | None = None) -> None:
+        self.goals, self._progress = goals, progress
         normal = objective if goals.batch_norm == "none" else objective.normalised(_mode(goals.batch_norm))
         self.objective = normal.at(first.state).whole()
 
@@ -163,7 +165,7 @@ class PathLosses:
                     if len(line.points) >= _LEAST and not clock.admits(self.unit, reserve):
                         line.reason = "deadline"
                         break
-                    line.points[alpha] = self.at(alpha)
+                    self._add(line, alpha)
             self._refine(line, clock, reserve)
         except KeyboardInterrupt:
             if not line.whole:
@@ -184,7 +186,12 @@ class PathLosses:
             if line.reason == "deadline" or not clock.admits(self.unit, reserve):
                 line.reason = "deadline"
                 return
-            line.points[alpha] = self.at(alpha)
+            self._add(line, alpha)
+
+    def _add(self, line: Line, alpha: float) -> None:
+        line.points[alpha] = self.at(alpha)
+        if self._progress is not None:
+            self._progress(counted(len(line.points), "point"), len(line.points) / self.goals.points)
 
     def _open(self, line: Line) -> tuple[float, float]:
         """Where the largest loss, or the largest rise above the chord, may hide, and by how much it may exceed what is known."""

@@ -170,6 +170,15 @@ def signature(
     Cost: that of :func:`fastscape.spectrum`, ``slice1d``, ``sharpness``, ``temperature`` and ``barrier``.
 
     Source: Venkatasubramanian, "Loss landscape geometry & optimization dynamics" (2025), sections 5 and 6.
+
+    Example:
+        >>> import torch, fastscape as fs
+        >>> model = torch.nn.Linear(4, 3)
+        >>> objective = fs.Objective(model, [(torch.ones(2, 4), torch.tensor([0, 2]))],
+        ...                          criterion=torch.nn.functional.cross_entropy)
+        >>> found = fs.signature(objective, learning_rate=0.1, what="spectrum")
+        >>> found.stability_ratio.value < 1, found.missing["roughness"]
+        (True, 'it was not asked for (what=)')
     """
     checked_objective(objective)
     wanted: dict[str, dict[str, Any]] = {

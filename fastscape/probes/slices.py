@@ -36,6 +36,7 @@ from fastscape.runs.provenance import objective_meta
 
 Progress = Callable[[int, int], None]
 
+_TRIAL = 0.05  # of the budget, for trying batched evaluation
 _DEPTH = 4.0  # times the rounding of one loss: two losses differ by less in 99.5 % of cases
 _MARGIN = 1.2  # on the trajectory's reach, so that no checkpoint lies on the border
 
@@ -114,7 +115,7 @@ def slice1d(
     settings = _settings(directions, normalize, scale, radius, points, precision, symlog) | {"directions": len(given)}
     base, found = list(objective.base.values()), _Lines()
     run = Anytime(clock, "direction")
-    with Surface(objective, Affine(base, [base]), dtype=dtype, path=path, memory=memory) as surface:
+    with Surface(objective, Affine(base, [base]), dtype=dtype, path=path, memory=memory, trial=_TRIAL * clock.seconds) as surface:
 
         def evaluate(line: Line) -> None:
             surface.turn(Affine(base, [line.axis]))
@@ -196,9 +197,8 @@ def slice2d(
     settings = _settings(directions, normalize, scale, radii, sizes, precision, symlog) | {"orthogonal": orthogonal}
     plane = _Plane(alphas[0], alphas[1])
     run = Anytime(clock, "row")
-    with Surface(
-        objective, Affine(list(objective.base.values()), axes.tensors), dtype=dtype, path=path, memory=memory, accuracy=False
-    ) as surface:
+    family, trial = Affine(list(objective.base.values()), axes.tensors), _TRIAL * clock.seconds
+    with Surface(objective, family, dtype=dtype, path=path, memory=memory, accuracy=False, trial=trial) as surface:
 
         def evaluate(row: int) -> None:
             plane.fill(row, surface.at(np.column_stack([np.full(sizes[1], alphas[0][row]), alphas[1]])))

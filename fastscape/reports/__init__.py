@@ -2,6 +2,7 @@
 
 from fastscape.reports.bench import BenchResult
 from fastscape.reports.comparison import Comparison, compare
+from fastscape.reports.connectivity import BarrierMatrix, BarrierResult, CurveResult
 from fastscape.reports.doctor import Diagnosis
 from fastscape.reports.dynamics import TemperatureResult
 from fastscape.reports.probe import ProbeResult
@@ -13,8 +14,11 @@ from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 from fastscape.reports.tracking import DifficultyResult, TrackResult
 
 __all__ = [
+    "BarrierMatrix",
+    "BarrierResult",
     "BenchResult",
     "Comparison",
+    "CurveResult",
     "Diagnosis",
     "DifficultyResult",
     "Measured",

@@ -176,9 +176,7 @@ def _raised(result: BarrierResult) -> list[str]:
     if 0 < result.linear.value < 10 * result.noise:
         flags.append(f"the barrier is within 10 times the rounding noise ({result.noise:.1e}); precision='float64' tells")
     if result.batch_norm == "running" and result.path == "line":
-        flags.append(
-            "interpolated running statistics fit no point of the path: part of a barrier is theirs; see bn='recalibrate'"
-        )
+        flags.append("interpolated running statistics fit no network inside the path; bn='recalibrate' recomputes them")
     if math.isnan(result.linear.stderr) and math.isfinite(result.linear.value):
         flags.append("no intervals: the losses of samples are not known, and there is one batch")
     elif result.meta.get("unit") == "batches" and result.linear.n < _FEW:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _NUMBERED = 12  # solutions whose cells still hold a number that can be read
 _MEAN = 20  # steps of the running mean
 _TWICE = 1.96
+_WIDE = 30  # ratio of losses beyond which a linear axis hides the smaller ones
 
 
 def _chord(result: BarrierResult, values: Array) -> Array:
@@ -71,7 +72,8 @@ def accuracy_line(result: BarrierResult, ax: Axes | None = None) -> Axes:
         return nothing(ax, title, "the task is not classification")
     ax.plot(result.alphas, result.accuracy, "o-", color=BLUE, ms=3, lw=1.4)
     ax.plot(result.alphas, _chord(result, result.accuracy), "--", color=GREY, lw=1.1)
-    ax.set_ylim(min(0.0, float(np.nanmin(result.accuracy))), 1.03)
+    low = float(np.nanmin(result.accuracy))
+    ax.set_ylim(max(0.0, low - 0.25 * (1 - low) - 0.02), 1.0 + 0.03 * (1.1 - low))
     return _titled(ax, title, r"$\alpha$" if result.path == "line" else "t", "accuracy")
 
 
@@ -94,7 +96,13 @@ def heat_map(result: BarrierMatrix, values: Array, label: str, ax: Axes | None =
                 if not math.isnan(value):
                     dark = top > 0 and value > 0.6 * top
                     ax.text(
-                        column, row, number(value, 2), ha="center", va="center", fontsize=7, color="white" if dark else "black"
+                        column,
+                        row,
+                        number(value, 3 if count <= _NUMBERED // 2 else 2),
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        color="white" if dark else "black",
                     )
     bar = ax.figure.colorbar(image, ax=ax, shrink=0.8)
     bar.ax.tick_params(labelsize=7)
@@ -125,6 +133,9 @@ def both_lines(result: CurveResult, ax: Axes | None = None) -> Axes:
     _line(result.line, ax, ORANGE, "straight line")
     _line(result.curve, ax, BLUE, "Bezier curve")
     ax.legend(fontsize=8)
+    finite = np.concatenate([each.losses[np.isfinite(each.losses)] for each in (result.line, result.curve)])
+    if finite.min() > 0 and finite.max() > _WIDE * finite.min():
+        ax.set_yscale("log")
     return _titled(ax, title, r"position along the path, $\alpha$ or t", "loss")
 
 

@@ -63,7 +63,7 @@ def contour(result: PlaneResult, ax: Axes | None = None) -> Axes:
     if bar is not None:
         colours.set_ticks(bar.tolist(), labels=[number(value, 2) for value in bar])
     colours.ax.tick_params(labelsize=7)
-    ax.plot(0, 0, "+", color=RED, ms=9, mew=1.8, label="w")
+    ax.plot(0, 0, "+", color=RED, ms=9, mew=1.8, label="w", zorder=5)
     if result.trajectory is not None:
         ax.plot(result.trajectory[:, 0], result.trajectory[:, 1], ".-", color=ORANGE, lw=1.2, ms=5, label="checkpoints")
         ax.legend(fontsize=7, loc="upper right")
@@ -84,6 +84,8 @@ def surface(result: PlaneResult, ax: Any = None) -> Any:
     rows, losses = _shown(result)
     if len(rows) < 2 or not np.isfinite(losses).any():
         ax.set_title(_TITLES[1], fontsize=10)
+        words = "too few rows were evaluated" if len(rows) < 2 else "no loss is finite"
+        ax.text2D(0.5, 0.5, words, ha="center", transform=ax.transAxes, color=GREY, fontsize=8)
         return ax
     symlog = _symlog(result)
     threshold = _threshold(result)

@@ -223,6 +223,35 @@ def max_pool2d_difference():
     yield x, _lanes(x, 2, torch.float32), _pair(), [2, 2], [2, 2], [0, 0], [1, 1], [1, 2]
 
 
+def relu_line_tensors(rows, units, outputs, dtype=torch.float32, classes=None, seed=0):
+    """Inputs, weight and bias, and a second map; every third unit stands still and one column of another has a kink at 0."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(2, rows, units), (2, units, outputs), (2, outputs)]
+    shapes += [(2, outputs, classes), (2, classes)] if classes is not None else []
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    for weight in tensors[1::2]:  # results of the size of the inputs
+        weight /= max(1, weight.shape[1]) ** 0.5
+    tensors = [tensor.to(dtype) for tensor in tensors]
+    tensors[0][1, :, ::3] = 0
+    tensors[0][0, :, 1:2] = 0
+    return [*tensors, None, None][:5]
+
+
+def relu_line():
+    """One map and two, both dtypes, widths of no multiple of a vector, more than a piece of points, repeated points, nothing."""
+    several = [-1.0, -0.25, -0.25, 0.0, 0.1, 0.5, 2.0]
+    for dtype in (torch.float32, torch.float64):
+        inputs, weight, bias, head, head_bias = relu_line_tensors(11, 37, 19, dtype, 10)
+        yield inputs, weight, bias, several, head, head_bias
+        yield inputs, weight, bias, several, None, None
+        yield inputs[:, :3], weight[:, :, :1], bias[:, :1], [0.5], None, None
+    inputs, weight, bias, head, head_bias = relu_line_tensors(9, 130, 70, classes=33)
+    yield inputs, weight, bias, torch.linspace(-2, 2, 131).tolist(), head, head_bias
+    yield inputs, weight, bias, [], head, head_bias
+    yield inputs[:, :0], weight, bias, several, None, None
+    yield inputs[:, :, :0], weight[:, :0], bias, several, None, None
+
+
 SAMPLES = {
     "affine_difference": affine_difference,
     "block_gram": block_gram,
@@ -237,6 +266,7 @@ SAMPLES = {
     "perturb": perturb,
     "perturbed_linear": perturbed_linear,
     "pointwise_difference": pointwise_difference,
+    "relu_line": relu_line,
     "softmax_difference": softmax_difference,
 }
 
@@ -272,6 +302,7 @@ def large(name):
         "perturb": (weights, ids, 3, [1], torch.ones(1, 2).double(), [1, 1], [0.1, -0.1], torch.float32, "gaussian"),
         "perturbed_linear": (x, _rows(999, 128, torch.float32), 7, 3, [0], scales, torch.ones(1, 3), "gaussian"),
         "pointwise_difference": (*lanes((5, 21_003)), _radii(), "gelu", []),
+        "relu_line": (*(line := relu_line_tensors(1003, 40, 36, classes=10))[:3], [-1.0, 0.0, 0.7], *line[3:]),
     }[name]
 
 

@@ -144,6 +144,28 @@ def test_ctrl_c_keeps_what_was_measured(objective, monkeypatch):
     assert found.meta["stop_reason"] == "interrupted"
 
 
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+def test_ctrl_c_at_any_forward_gives_a_partial_signature_and_leaves_no_trace(tanh_net, digits, untouched, share):
+    calls, last = [0], [math.inf]
+
+    def loss(model, batch):
+        calls[0] += 1
+        if calls[0] == last[0]:
+            raise KeyboardInterrupt
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    objective = fs.Objective(tanh_net, [(digits[0][0][:32], digits[0][1][:32])], loss=loss)
+    settings = {"what": ("spectrum", "slice", "sharpness"), "options": {**QUICK, "spectrum": {"nodes": 12, "path": "rev-rev"}}}
+    whole = fs.signature(objective, **settings)
+    assert whole.meta["stop_reason"] == "complete"
+    last[0], calls[0] = int(share * calls[0]), 0
+    with untouched(tanh_net):
+        found = fs.signature(objective, **settings)
+    assert found.meta["stop_reason"] == "interrupted"
+    assert any("interrupted" in words for words in (*found.notes, *found.missing.values()))
+    assert len(found.missing) >= len(whole.missing)
+
+
 def test_ctrl_c_before_anything_is_ctrl_c(objective, monkeypatch):
     monkeypatch.setitem(module.PROBES, "spectrum", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -335,6 +335,22 @@ def test_a_budget_ends_a_plane_from_coarse_to_fine(tanh_objective):
         fs.slice2d(tanh_objective, points=9, budget=Budget(0.5, clock=Clock()))
 
 
+def test_a_first_unit_that_tried_paths_does_not_end_the_work():
+    """Trials make the first row slow; the second is expected to take what the gate foretold, the third what the second did."""
+    from fastscape.probes import anytime
+    from fastscape.runs.budget import Budget
+
+    times = iter([0.0, 5.0, 5.0, 5.1, 5.1, 5.2, 5.2, 9.2, 9.2])
+    patched = pytest.MonkeyPatch()
+    with patched.context() as context:
+        context.setattr(anytime.time, "perf_counter", lambda: next(times))
+        now = [0.0]
+        run = anytime.Anytime(Budget(10.0, clock=lambda: now[0]), "row")
+        now[0] = 7.0
+        run.over(range(9), lambda _: None, 0.1)
+    assert (run.done, run.reason) == (4, "deadline")  # 3 s are left: rows of 0.2 and 0.1 s fit, another of 4 s does not
+
+
 def test_rows_go_from_coarse_to_fine():
     assert coarse_to_fine(9) == [4, 0, 8, 2, 6, 1, 3, 5, 7]
     for count in (3, 5, 21, 42):

@@ -1,0 +1,96 @@
+"""``fastscape barrier``: how much the loss rises between solutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from fastscape._interrupts import Interrupts
+from fastscape.cli.budgets import run_budget
+from fastscape.cli.inputs import build_objective, checkpoint_files, objective_options
+from fastscape.cli.output import Outcome, check_out, exit_codes, finish
+from fastscape.evaluation.losses import DTYPES
+from fastscape.objective import Objective
+from fastscape.probes import barrier, barriers, connect
+from fastscape.probes.connectivity_run import BatchNorm
+from fastscape.reports.connectivity import BarrierMatrix, BarrierResult, CurveResult
+from fastscape.reports.live import LiveProgress
+from fastscape.runs.budget import Budget
+
+_OF_CURVE = ("steps", "learning_rate")
+
+
+@click.command("barrier")
+@click.argument("model")
+@click.argument("checkpoints", nargs=-1, type=click.Path(path_type=Path))
+@objective_options
+@click.option(
+    "--bn",
+    type=click.Choice(get_args(BatchNorm)),
+    help="Running statistics of batch norm along the way; default: recalibrate, recomputed on the data at every point.",
+)
+@click.option("--match", is_flag=True, help="First reorder the hidden units of the later checkpoint to match the earlier.")
+@click.option("--curve", is_flag=True, help="Also train a quadratic Bezier curve around the barrier; for two checkpoints.")
+@click.option("--steps", type=int, help="Of the curve's training; default 300.")
+@click.option("--learning-rate", type=float, help="Of the curve's training (Adam); default 0.01.")
+@click.option("--points", type=int, help="At most, along a path; default 41, and 21 for more than two checkpoints.")
+@click.option("--start", type=int, help="Points of the even grid that is refined; default 11.")
+@click.option(
+    "--tolerance", type=float, help="Of the maximum, relative to the range of losses; default 0.001 (0.01 for a matrix)."
+)
+@click.option("--precision", type=click.Choice(list(DTYPES)), help="Arithmetic; default the model's.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of intervals, matching and training.")
+@click.option("--budget", help="Time for everything, such as 60s or 5m; the refinement ends there.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for barrier.html, barrier.npz and barrier.json."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the table.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def barrier_command(model: str, checkpoints: Sequence[Path], **options: Any) -> None:
+    """Loss barrier of MODEL along the straight line between CHECKPOINTS.
+
+    Two checkpoints (files, or a directory of them) give the losses along their line; one gives that from the weights MODEL is
+    built with; more give a matrix of all pairs. MODEL and data are named as for probe.
+
+    Exit codes: 0 done, 2 bad input, 4 the model cannot be probed, 130 interrupted (the partial result is saved).
+    """
+    with Interrupts() as interrupts:
+        outcome = exit_codes(lambda: _barrier(model, checkpoints, options, interrupts))
+        exit_codes(lambda: finish(outcome, options["out"], interrupts, as_json=options["as_json"]))
+
+
+def _barrier(model: str, given: Sequence[Path], options: dict[str, Any], interrupts: Interrupts) -> Outcome:
+    files = checkpoint_files(given)
+    if not files:
+        raise ValueError("CHECKPOINTS must name at least one file; the line from a model to itself has no barrier")
+    if options["curve"] and len(files) > 2:
+        raise ValueError(f"--curve connects two checkpoints, got {len(files)}")
+    for name in _OF_CURVE:
+        if options[name] is not None and not options["curve"]:
+            raise ValueError(f"--{name.replace('_', '-')} is of the training of --curve, which is missing")
+    budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=1)
+    check_out(options["out"])
+    objective = build_objective(model, options)
+    with LiveProgress(quiet=options["quiet"]) as live:
+        result = _measured(objective, files, model, budget, options, live)
+        interrupts.hold()
+    return Outcome({"barrier": result})
+
+
+def _measured(
+    objective: Objective, files: Sequence[Path], model: str, budget: Budget, options: dict[str, Any], live: LiveProgress
+) -> BarrierResult | BarrierMatrix | CurveResult:
+    names = ("bn", "match", "points", "start", "tolerance", "precision", "seed", *_OF_CURVE)
+    settings: dict[str, Any] = {name: options[name] for name in names if options[name] is not None}
+
+    def show(words: str, share: float) -> None:
+        live.draw(f"{model} · {words}", share, budget.remaining)
+
+    settings |= {"budget": budget, "progress": show, "name": model}
+    if len(files) > 2:
+        return barriers(objective, files, **settings)
+    ends = (None, *files)[-2:]
+    return (connect if options["curve"] else barrier)(objective, *ends, **settings)
