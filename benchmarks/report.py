@@ -78,7 +78,7 @@ def main() -> None:
             "tracker.json",
             "the share of a training run that a tracker takes, and products of warm starts",
             "`make tracker`: the zoo CNN on the digits; shares by the tracker's own account, and how much longer the fastest\n"
-            "whole run is than without a tracker. Products of the spectral norms in O(w0) of the zoo MLP, the first and cold one\n"
+            "whole run is than without a tracker. Products of the spectral norms in O(w0) of the zoo MLP, the first (cold) one\n"
             "included.",
         )
         + measured(

@@ -296,8 +296,7 @@ class Tracker:
             return
         usual, limit = self._usual(item), None
         if item in TIMED:
-            full = 2 * usual if item in self._costs else self.allowance.balance
-            limit = max(seconds if seconds < usual else full, _SHORTEST)
+            limit = max(seconds if seconds < usual else self.allowance.balance, _SHORTEST)
         at = point.at(self.objective)
         visit = Visit(at, point.step, point.optimizer, point.learning_rate, self.seed, self.k, limit)
         began = self.allowance.clock()
@@ -332,11 +331,11 @@ class Tracker:
     def _finish_one(self, point: Pending, *, measure: bool) -> None:
         item = point.remaining[0]
         self.allowance.settle()
-        need = self._need(item)
-        if measure and self._affordable(point):
-            self._measure(point, need)
+        balance = max(self.allowance.balance, 0.0)
+        need = _LEAST * self._usual(item) if item in TIMED else self._need(item)
+        if measure and 0 < need <= balance:
+            self._measure(point, balance)
         else:
-            balance = max(self.allowance.balance, 0.0)
             words = f"it takes about {need:.2g} s, {balance:.2g} s were left of the share" if measure else "the run ended"
             point.left_out[item] = words
             del point.remaining[0]
