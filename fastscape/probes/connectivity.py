@@ -322,9 +322,10 @@ def connect(
             ends_known = {alpha: line.points[alpha] for alpha in (0.0, 1.0)}
             bent = losses.walk(Line(ends_known), clock)
             reason = reason if reason != "complete" else bent.reason
-            more = {"steps": len(trained.losses), "learning_rate": learning_rate, "training_evaluations": trained.evaluations}
-            meta = path_meta(losses, ends, began, reason)
-            meta |= {"settings": goals.settings() | {"steps": steps, "learning_rate": learning_rate}, **more}
+            asked = goals.settings() | {"steps": steps, "learning_rate": learning_rate}
+            counts = {"steps": len(trained.losses), "training_evaluations": trained.evaluations}
+            meta = path_meta(losses, ends, began, reason, settings=asked, learning_rate=learning_rate, **counts)
+            meta["evaluations"] += along_line.meta["evaluations"]
             along_curve = barrier_result(losses, bent, path, ends, name=name, step=step, meta=meta)
     return CurveResult(
         name=name,

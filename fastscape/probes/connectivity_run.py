@@ -276,12 +276,14 @@ def barrier_result(
 def path_meta(losses: PathLosses, ends: Sequence[EndPoint], began: float, reason: str, **more: Any) -> dict[str, Any]:
     """What the meta of all results of paths says."""
     objective, goals = losses.objective, losses.goals
-    prints = {end.label: objective.at(end.state).weight_fingerprint() for end in ends}
-    return objective_meta(objective) | {
+    meta = objective_meta(objective)
+    others = {end.label: objective.at(end.state).weight_fingerprint() for end in ends[1:]}
+    return meta | {
         "dtype": str(goals.precision or objective.dtype),
+        "batch_norm": objective.batch_norm if goals.batch_norm == "none" else goals.batch_norm,
         "seed": goals.seed,
         "settings": goals.settings(),
-        "weight_fingerprints": prints,
+        "weight_fingerprints": {ends[0].label: meta["weight_fingerprint"], **others},
         "evaluations": losses.surface.evaluations,
         "seconds": time.monotonic() - began,
         "stop_reason": reason,

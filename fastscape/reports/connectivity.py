@@ -259,7 +259,7 @@ class BarrierMatrix(Document):
             self._verdict(),
             (Quantity("batch norm", self.batch_norm, BATCH_NORM[self.batch_norm]),),
             tuple(shown),
-            (Grid("Pairs", tuple(_pair_row(pair) for pair in self.pairs), {"B_lin": words, "B_end": "max L - max(L_a, L_b)"}),),
+            (Grid("Pairs", tuple(_pair_row(pair) for pair in self.pairs), _COLUMNS),),
             self.flags,
             _settings(self.meta),
         )
@@ -278,6 +278,16 @@ class BarrierMatrix(Document):
     def plot(self, ax: Axes | None = None) -> Axes:
         """The matrix as a heat map (needs matplotlib)."""
         return figures.heat_map(self, self.linear, "B_lin", ax)
+
+
+_COLUMNS = {
+    "B_lin [95 %]": f"max over alpha of L(w(alpha)) - (1 - alpha) L_a - alpha L_b. {_BAND[:-1]}",
+    "at alpha": "where B_lin is reached, from 0 at the first of the pair to 1 at the second",
+    "B_end [95 %]": "max over alpha of L(w(alpha)) - max(L_a, L_b)",
+    "B_max": "largest loss along the line; not zero without a barrier",
+    "accuracy barrier [95 %]": "max over alpha of (1 - alpha) A_a + alpha A_b - A(w(alpha)), a share of the targets",
+    "distance": "||w_a - w_b|| over all parameters",
+}
 
 
 def _pair_row(pair: BarrierResult) -> dict[str, str]:

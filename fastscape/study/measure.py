@@ -39,19 +39,22 @@ class Measurement:
         plan, architecture: of the study.
         optimizer: of the run, for temperature and stability.
         population: training samples that minibatches are drawn from.
+        path: of the curvature products, see :func:`fastscape.hessian`; ``None`` to find it at every state.
         told: called with what is being measured, in words.
     """
 
     def __init__(
-        self, plan: Plan, architecture: Architecture, optimizer: OptimizerState, population: int, told: Callable[[str], None]
+        self,
+        plan: Plan,
+        architecture: Architecture,
+        optimizer: OptimizerState,
+        population: int,
+        *,
+        path: str | None,
+        told: Callable[[str], None],
     ) -> None:
-        self._plan, self._architecture, self._optimizer, self._population, self._told = (
-            plan,
-            architecture,
-            optimizer,
-            population,
-            told,
-        )
+        self._plan, self._architecture, self._optimizer, self._population = plan, architecture, optimizer, population
+        self._path, self._told = path, told
         self.notes: list[str] = []
 
     def signed(self, objective: Objective, when: str, step: int) -> tuple[Signature, dict[str, Any]]:
@@ -63,7 +66,9 @@ class Measurement:
         shared: dict[str, Any] = {"name": name, "step": step}
         budget = {part: share * plan.seconds for part, share in _SHARES.items()}
         parts: dict[str, Callable[[], Any]] = {
-            "spectrum": lambda: spectrum(objective, plan.k, budget=budget["spectrum"], optimizer=self._optimizer, **shared),
+            "spectrum": lambda: spectrum(
+                objective, plan.k, budget=budget["spectrum"], optimizer=self._optimizer, path=self._path, **shared
+            ),
             "slice": lambda: slice1d(
                 objective,
                 count=plan.lines,
@@ -78,6 +83,7 @@ class Measurement:
                 objective,
                 batch_size=self._architecture.batch_size,
                 optimizer=self._optimizer,
+                population=self._population,
                 spectrum=found.get("spectrum"),
                 budget=budget["temperature"],
                 **shared,

@@ -121,8 +121,9 @@ def warnings_grid(result: StudyResult) -> Grid:
     rows = []
     for when in ("early", "final"):
         counts: dict[str, dict[str, Counter[str]]] = {}
-        for run in result.runs:
-            for verdict in getattr(run, when).warnings():
+        signatures = [getattr(run, when) for run in result.runs]  # of all models: what is low in curvature is low among them
+        for run, signature in zip(result.runs, signatures, strict=True):
+            for verdict in signature.warnings(reference=signatures):
                 counts.setdefault(verdict.rule, {}).setdefault(run.architecture, Counter())[verdict.status] += 1
         rows += [
             {"rule": rule, "at": when, **{name: _counts(found.get(name, Counter())) for name in result.architectures}}

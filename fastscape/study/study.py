@@ -19,10 +19,12 @@ from torch.nn import functional as F
 from fastscape._checks import counted, first_line
 from fastscape.estimators import Estimate
 from fastscape.estimators.scaling import Array
+from fastscape.evaluation.curvature import hessian
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.objective import Objective
 from fastscape.probes.connectivity import barriers
 from fastscape.probes.difficulty import Difficulty
+from fastscape.probes.spectrum import BLOCK
 from fastscape.probes.tracker import Tracker
 from fastscape.reports import load
 from fastscape.reports.connectivity import BarrierMatrix
@@ -111,7 +113,9 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
         name=name,
         seed=seed,
     )
-    difficulty = Difficulty(objective, every=plan.every, name=name, seed=seed)
+    told(f"{name}: which path of curvature products is fastest")
+    path = hessian(objective).prepare(BLOCK).name
+    difficulty = Difficulty(objective, every=plan.every, path=path, name=name, seed=seed)
 
     def each(step: int, optimizer: torch.optim.Optimizer) -> None:
         difficulty.step(step, optimizer=optimizer)
@@ -122,7 +126,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
     parts: dict[str, Any] = {"tracking": tracker.finish(), "difficulty": difficulty.finish()}
     population = sum(len(targets) for _, targets in architecture.train())
     optimizer = OptimizerState.of(architecture.optimizer()(model.parameters()), model)
-    measurement = Measurement(plan, architecture, optimizer, population, lambda words: told(f"{name}: {words}"))
+    measurement = Measurement(plan, architecture, optimizer, population, path=path, told=lambda words: told(f"{name}: {words}"))
     first, found = measurement.signed(objective.at(trained.early), "early", trained.early_step)
     last, more = measurement.signed(objective.at(trained.final), "final", trained.steps)
     parts |= found | more

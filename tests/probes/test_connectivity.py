@@ -133,6 +133,13 @@ def test_a_curve_around_a_hill_has_no_barrier():
     assert connect(hill, *start, steps=0).curve.losses == pytest.approx(found.line.losses, abs=1e-12)
 
 
+def test_the_bend_over_a_quadratic_bowl_is_that_of_least_mean_loss():
+    """Of E_t ||phi(t) - c||^2 with weights s = 2 t (1 - t): theta = (c E[s] - E[s (1 - t)^2] a - E[s t^2] b) / E[s^2]."""
+    bowl = landscape(lambda w: (w - torch.tensor([0.0, 1.0], dtype=torch.float64)).square().sum(), 0.0, 0.0)
+    found = connect(bowl, state(-1.0, 0.0), state(2.0, 0.0), steps=1500, learning_rate=0.1)
+    assert found.bend["w"].tolist() == pytest.approx([-0.75 * (-1 + 2), 2.5], abs=0.1)
+
+
 def test_parameters_that_are_not_the_objectives_stay_on_the_line(mlps, batches):
     objective = fs.Objective(mlps[0], batches, criterion=F.cross_entropy, params="3.*")
     found = connect(objective, None, mlps[1], steps=3)
@@ -502,6 +509,9 @@ def test_results_survive_files_and_make_figures(mlps, cnns, batches, tmp_path):
             assert ax.get_title()
             plt.close(drawn)
     assert line.meta["settings"]["points"] == 41
+    assert (line.meta["batch_norm"], matrix.meta["batch_norm"]) == ("running", "recalibrate")
+    assert curve.meta["training_evaluations"] == 5
+    assert curve.meta["evaluations"] == 2 * 3 + len(curve.line.alphas) + len(curve.curve.alphas) - 2  # ends are known
     assert set(line.meta["weight_fingerprints"]) == {"own weights", "b"}
     assert "loss rises" in line.verdict()
     assert curve.bend is not None
