@@ -67,6 +67,10 @@ eigenvalues: $(NATIVE) ## the README's spectrum, and one eigenvalue three times 
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/repeated_eigenvalues.py
 	$(BIN)/python benchmarks/readme.py
 
+study: $(NATIVE) ## three architectures, three seeds each, on one page: study/study.html; 5 minutes; then the README's tables
+	OMP_NUM_THREADS=1 $(BIN)/fastscape study --quick --out study
+	$(BIN)/python benchmarks/study.py
+
 slices: $(VENV)/.bench $(NATIVE) ## planes of losses beside loss_landscapes and plain forwards; 10 minutes
 	OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/slices.py
 
@@ -92,5 +96,5 @@ $(NATIVE): $(STAMP) $(wildcard csrc/*.h csrc/cpu/*) # after a change in csrc; wi
 	touch $(NATIVE)
 
 clean:
-	rm -rf $(VENV) build dist demo fastscape/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist demo study fastscape/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

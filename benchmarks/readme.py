@@ -43,6 +43,11 @@ def spectrum() -> str:
     return "```\n" + json.loads((HERE / "results" / "repeated_eigenvalues.json").read_text())["printed"] + "\n```"
 
 
+def study() -> str:
+    """Tables of the comparison of three architectures."""
+    return json.loads((HERE / "results" / "study.json").read_text())["markdown"]
+
+
 def costs() -> str:
     """Times of responses and of quadratic forms, and operations, on one thread."""
     tables = [table for table in json.loads((HERE / "results" / "tables.json").read_text()) if table["threads"] == 1]
@@ -104,6 +109,7 @@ BLOCKS = (
     ("spectrum", spectrum),
     ("repeated", repeated),
     ("peers", peers),
+    ("study", study),
 )
 
 

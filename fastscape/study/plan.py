@@ -71,7 +71,7 @@ class Plan:
         radius: of slices, relative to the weights.
         epsilon: of the normalised sharpness.
         points: checkpoints along training.
-        every: steps between spectral norms in the optimisation difficulty O(w0).
+        norms: spectral norms along training behind the optimisation difficulty O(w0).
         k: eigenvalues.
     """
 
@@ -87,7 +87,7 @@ class Plan:
     radius: float = 0.25
     epsilon: float = 1e-2
     points: int = 10
-    every: int = 20
+    norms: int = 10
     k: int = 5
 
     def words(self) -> dict[str, Any]:
@@ -210,6 +210,6 @@ def full(seeds: int = 5, root: str | Path = FASHION_MNIST) -> Plan:
         lines=16,
         line_points=41,
         points=20,
-        every=50,
+        norms=40,
         k=10,
     )

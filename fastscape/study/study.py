@@ -115,7 +115,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
     )
     told(f"{name}: which path of curvature products is fastest")
     path = hessian(objective).prepare(BLOCK).name
-    difficulty = Difficulty(objective, every=plan.every, path=path, name=name, seed=seed)
+    difficulty = Difficulty(objective, every=max(1, architecture.steps // plan.norms), path=path, name=name, seed=seed)
 
     def each(step: int, optimizer: torch.optim.Optimizer) -> None:
         difficulty.step(step, optimizer=optimizer)
