@@ -34,7 +34,8 @@ PROVENANCE = (
 def document_page(result: Document) -> dict[str, Any]:
     """The template's variables; a compound result has a section for itself and one for each child."""
     whole = result.section()
-    own = Section(whole.title, whole.verdict, whole.quantities, whole.figures, whole.grids, whole.flags, whole.settings)
+    title = "Overview" if whole.children else whole.title
+    own = Section(title, whole.verdict, whole.quantities, whole.figures, whole.grids, whole.flags, whole.settings)
     parts = [own, *whole.children] if whole.children else [own]
     return {
         "title": whole.title,

@@ -44,7 +44,7 @@ def larger(values: Mapping[str, Array], first: str, second: str) -> tuple[Outcom
     if first not in values or second not in values:
         return "not measured", f"{first if first not in values else second} was not studied"
     a, b = (np.asarray(values[name], dtype=np.float64) for name in (first, second))
-    words = f"{first} {_listed(a)}, {second} {_listed(b)}"
+    words = f"{first} {_mean(a)}, {second} {_mean(b)} (means over seeds)"
     a, b = a[np.isfinite(a)], b[np.isfinite(b)]
     if len(a) < 2 or len(b) < 2:
         return "not measured", f"{words}; two seeds of each are needed"
@@ -61,18 +61,20 @@ def larger(values: Mapping[str, Array], first: str, second: str) -> tuple[Outcom
     return outcome, f"{words}; {what} in [{number(low)}, {number(high)}]"
 
 
-def _listed(values: Array) -> str:
-    return f"{number(float(np.nanmean(values)))} (mean of {counted(len(values), 'seed')})" if np.isfinite(values).any() else "n/a"
+def _mean(values: Array) -> str:
+    return number(float(np.nanmean(values))) if np.isfinite(values).any() else "n/a"
 
 
-def count_of(values: Mapping[str, Array], holds: Callable[[Array], NDArray[np.bool_]], words: str) -> tuple[Outcome, str]:
-    """Whether something holds in every run of every architecture."""
+def count_of(
+    values: Mapping[str, Array], holds: Callable[[Array], NDArray[np.bool_]], words: str, noun: str = "run"
+) -> tuple[Outcome, str]:
+    """Whether something holds in every run, or what else ``noun`` says, of every architecture."""
     held = {name: holds(np.asarray(row)[np.isfinite(row)]) for name, row in values.items()}
     total, true = sum(len(row) for row in held.values()), sum(int(row.sum()) for row in held.values())
     if not total:
-        return "not measured", "no run has the number"
+        return "not measured", f"no {noun} has the number"
     outcome: Outcome = "seen" if true == total else "not seen" if true == 0 else "inconclusive"
-    return outcome, f"{words} in {true} of {counted(total, 'run')}"
+    return outcome, f"{words} in {true} of {counted(total, noun)}"
 
 
 MLP, RESNET, TRANSFORMER = "MLP", "ResNet-18", "Tiny Transformer"
@@ -109,7 +111,7 @@ def claims(values: Values, sharpness_radius: float) -> tuple[Claim, ...]:
         (
             "Solutions of different seeds are separated by a barrier",
             "4.1-4.3",
-            count_of(of("barrier"), lambda row: row > 0, "B_lin > 0"),
+            count_of(of("barrier"), lambda row: row > 0, "B_lin > 0", "pair"),
         ),
         (
             f"The MLP's normalised sharpness is at most 1e-4 (here at eps = {sharpness_radius:g}, a lower bound)",

@@ -15,7 +15,7 @@ from fastscape.reports.parts import section_of
 from fastscape.reports.sections import Figure, Grid, Quantity, Section
 from fastscape.reports.tables import interval, number, p_text
 from fastscape.study import figures
-from fastscape.study.seeds import over_seeds, pairs, text
+from fastscape.study.seeds import geometric, over_seeds, pairs, text
 
 if TYPE_CHECKING:
     from fastscape.study.result import RunResult, StudyResult
@@ -95,17 +95,17 @@ def outcomes_grid(result: StudyResult) -> Grid:
         rows.append(
             {
                 "model": name,
-                "training loss": text(over_seeds([run.outcome.train_loss for run in runs])),
-                "test loss": text(over_seeds([run.outcome.test_loss for run in runs])),
+                "training loss": text(geometric([run.outcome.train_loss for run in runs])),
+                "test loss": text(geometric([run.outcome.test_loss for run in runs])),
                 "test accuracy": text(over_seeds([_known(run.outcome.test_accuracy) for run in runs])),
                 "halved after": text(over_seeds([run.outcome.halved for run in runs])),
                 "B_lin": text(over_seeds(linear.tolist())),
-                "O(w0)": text(over_seeds([_part(run, "value") for run in runs])),
-                "O dimensionless": text(over_seeds([_part(run, "dimensionless") for run in runs])),
+                "O(w0)": text(geometric([_part(run, "value") for run in runs])),
+                "O dimensionless": text(geometric([_part(run, "dimensionless") for run in runs])),
             }
         )
     return Grid(
-        "Outcomes and dynamics; mean over seeds [95 %]",
+        "Outcomes and dynamics; mean over seeds [95 %], geometric of losses and O",
         tuple(rows),
         {
             "halved after": "share of training after which the moving average of the minibatch loss was half of the first",

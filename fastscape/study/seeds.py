@@ -9,7 +9,7 @@ import numpy as np
 from fastscape.estimators import Estimate
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trace import mean_estimate
-from fastscape.reports.tables import interval, number
+from fastscape.reports.tables import number
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
@@ -38,7 +38,10 @@ def text(estimate: Estimate) -> str:
     """An estimate over seeds in a table; a single seed has no interval."""
     if estimate.n == 0:
         return "n/a"
-    return interval(estimate) if estimate.n > 1 else f"{number(estimate.value)} (one seed)"
+    if estimate.n == 1:
+        return f"{number(estimate.value)} (one seed)"
+    low, high = estimate.interval
+    return f"{number(estimate.value)} [{number(low, 2)}, {number(high, 2)}]"
 
 
 def pairs(matrix: Array) -> Array:

@@ -81,7 +81,7 @@ def test_a_second_study_reads_the_runs_of_the_first(whole, monkeypatch):
 
 
 def test_a_damaged_run_or_one_of_another_plan_is_repeated(whole, monkeypatch, tmp_path):
-    result, out, plan, _ = whole
+    _, out, plan, _ = whole
     repeated = []
     monkeypatch.setattr(driver, "train", lambda *_, seed, **__: repeated.append(seed) or pytest.fail("trains"))
     other = dataclasses.replace(plan, epsilon=0.5)
@@ -168,4 +168,4 @@ def test_the_command_writes_page_and_files(tmp_path, monkeypatch):
 
 
 def test_architectures_are_chosen_by_the_names_of_the_options():
-    assert command.ARCHITECTURES == [slug(each) for each in quick().architectures]
+    assert [slug(each) for each in quick().architectures] == command.ARCHITECTURES
