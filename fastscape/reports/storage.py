@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import tempfile
@@ -20,6 +21,10 @@ from fastscape._checks import first_line
 
 Arrays = dict[str, NDArray[Any]]
 KINDS: dict[str, type] = {}  # classes of results by the kind of their files
+_LATER = {
+    "study": "fastscape.study.result",
+    "study-run": "fastscape.study.result",
+}  # of a later layer
 _KIND = "$kind"  # of a result inside another, whose field may hold any
 
 
@@ -43,13 +48,19 @@ def _kind(cls: type) -> str | None:
     return next((name for name, known in KINDS.items() if known is cls), None)
 
 
+def _class_of(kind: str) -> type:
+    if kind not in KINDS and kind in _LATER:
+        importlib.import_module(_LATER[kind])
+    return KINDS[kind]
+
+
 def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     """Rebuild a value of type ``kind`` from what :func:`pack` made of it."""
     origin, parameters = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(data, dict) and set(data) == {"array"} and isinstance(data["array"], str):
         return arrays[data["array"]]
     if isinstance(data, dict) and _KIND in data:
-        kind, data = KINDS[data[_KIND]], {name: item for name, item in data.items() if name != _KIND}
+        kind, data = _class_of(data[_KIND]), {name: item for name, item in data.items() if name != _KIND}
         origin, parameters = None, ()
     if origin in (typing.Union, types.UnionType):
         options = [option for option in parameters if option is not type(None)]
@@ -108,7 +119,7 @@ def read(path: str | Path) -> Any:
         with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             document = json.loads(str(archive["document"]))
             arrays = {name: archive[name] for name in archive.files if name != "document"}
-        kind = KINDS[document["kind"]]
+        kind = _class_of(document["kind"])
         return unpack(kind, document["result"], arrays)
     except FileNotFoundError:
         raise

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -152,6 +154,13 @@ def test_a_study_is_saved_read_back_and_shown_without_network(whole, tmp_path):
         assert f">{name}</a>" in page
     for outside in ("<script", "<link", "src=", "@import", "url(http"):
         assert outside not in page
+
+
+def test_a_process_that_has_not_heard_of_studies_loads_one(whole, tmp_path):
+    file = whole[0].save(tmp_path / "study")
+    script = f"import fastscape as fs; print(fs.load({str(file)!r}).verdict())"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert found.stdout.strip() == whole[0].verdict(), found.stderr
 
 
 def test_the_command_writes_page_and_files(tmp_path, monkeypatch):
