@@ -162,6 +162,8 @@ def barriers(
     clock = budget if isinstance(budget, Budget) else Budget(budget)
     losses = PathLosses(objective, ends[0], goals)
     path = Segment(losses.objective, ends[0].state, ends[1].state)
+    for end in ends[2:]:
+        path.turn(ends[0].state, end.state)  # refuses integers that differ before any pair is evaluated
     pairs, known, reason = dict[tuple[int, int], BarrierResult](), dict[int, Point](), "complete"
     order = list(combinations(range(len(ends)), 2))
     with torch.inference_mode(False), losses.along(path):
