@@ -320,14 +320,17 @@ def connect(
         reason = line.reason if line.reason != "complete" else trained.reason
         if reason == "interrupted":
             losses.goals = dataclasses.replace(goals, points=start)
-        with losses.along(path):
-            ends_known = {alpha: line.points[alpha] for alpha in (0.0, 1.0)}
-            bent = losses.walk(Line(ends_known), clock)
-            reason = reason if reason != "complete" else bent.reason
-            more = {"steps": len(trained.losses), "learning_rate": learning_rate, "training_evaluations": trained.evaluations}
-            meta = path_meta(losses, ends, began, reason)
-            meta |= {"settings": goals.settings() | {"steps": steps, "learning_rate": learning_rate}, **more}
-            along_curve = barrier_result(losses, bent, path, ends, name=name, step=step, meta=meta)
+        bent = Line({alpha: line.points[alpha] for alpha in (0.0, 1.0)})
+        try:
+            with losses.along(path):
+                losses.walk(bent, clock)
+        except KeyboardInterrupt:  # before the first point: the line and its ends are known
+            bent.reason = "interrupted"
+        reason = reason if reason != "complete" else bent.reason
+        more = {"steps": len(trained.losses), "learning_rate": learning_rate, "training_evaluations": trained.evaluations}
+        meta = path_meta(losses, ends, began, reason)
+        meta |= {"settings": goals.settings() | {"steps": steps, "learning_rate": learning_rate}, **more}
+        along_curve = barrier_result(losses, bent, path, ends, name=name, step=step, meta=meta)
     return CurveResult(
         name=name,
         step=step,
