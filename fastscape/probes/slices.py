@@ -297,7 +297,9 @@ def _notes(meta: dict[str, Any], done: int, wanted: int, noun: str, *, errors: b
     notes = []
     if done < wanted:
         notes.append(f"{done} of {wanted} {noun}s were evaluated ({meta['stop_reason']})")
-    if not errors:
+    if not errors and meta["errors_over"] == "samples":
+        notes.append("no standard errors: they need two samples with finite losses")
+    elif not errors:
         notes.append("no standard errors: the criterion does not tell samples apart, and there is a single batch")
     elif meta["errors_over"] == "batches":
         notes.append(f"standard errors are over the {meta['batches']} batches: the criterion does not tell samples apart")

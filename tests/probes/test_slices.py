@@ -328,6 +328,11 @@ class Clock:
         return self.now
 
 
+def test_a_single_sample_has_no_standard_errors_for_the_right_reason():
+    objective = fs.Objective(nn.Linear(4, 3), [(torch.ones(1, 4), torch.tensor([1]))], criterion=F.cross_entropy)
+    assert fs.slice1d(objective, points=5, count=1).notes == ("no standard errors: they need two samples with finite losses",)
+
+
 def test_a_budget_ends_a_plane_from_coarse_to_fine(tanh_objective):
     from fastscape.runs.budget import Budget
 
