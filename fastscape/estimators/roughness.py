@@ -160,7 +160,9 @@ def _deep(values: Array, threshold: float) -> int:
             cell = parent[cell]
         return cell
 
-    order = np.argsort(values, axis=None, kind="stable")
+    inside = np.zeros(values.shape, dtype=bool)
+    inside[tuple(slice(1, -1) for _ in values.shape)] = True
+    order = np.lexsort((inside.reshape(-1), values.reshape(-1)))  # of equals the border first: a plateau that reaches it is open
     steps = [step for step in itertools.product((-1, 0, 1), repeat=values.ndim) if any(step)]
     for flat in order:
         cell = tuple(int(i) for i in np.unravel_index(flat, values.shape))
@@ -172,7 +174,7 @@ def _deep(values: Array, threshold: float) -> int:
             near = tuple(a + b for a, b in zip(cell, step, strict=True))
             if near not in parent:
                 continue
-            first, second = sorted((root(cell), root(near)), key=lambda c: (values[c], c != root(near)))
+            first, second = sorted((root(cell), root(near)), key=lambda c: (values[c], inside[c]))
             if first == second:
                 continue
             parent[second] = first  # the basin of the higher minimum ends here

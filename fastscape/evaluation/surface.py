@@ -197,7 +197,7 @@ class Surface:
 
         Measured once, at two (large models) to eight of the points evaluated so far. Below float64 the loss is evaluated
         in float64 as well; in float64 it is evaluated at coordinates smaller by 1e-8 and 2e-8 of themselves, where the second
-        difference is rounding alone. At least a rounding of the loss itself.
+        difference is rounding alone; so for models that cannot run in float64. At least a rounding of the loss itself.
         """
         if self._noise is None:
             self._noise = self._measured_noise()
@@ -253,13 +253,23 @@ class Surface:
         few = int(np.clip(_COMPARING / max(self.seconds, 1e-9), *_COMPARED))
         chosen = known[np.unique(((np.arange(few) + 0.5) / few * len(known)).astype(int))]
         size = float(np.sqrt(np.mean(losses[chosen] ** 2)))
-        errors = self._nearby(rows[chosen]) if self.dtype == torch.float64 else losses[chosen] - self._exact(rows[chosen])
+        errors = self._errors(rows[chosen], losses[chosen])
         least = torch.finfo(self.dtype).eps * size / math.sqrt(48)  # ulp / sqrt(12), half of the losses' largest ulp
         return float(np.fmax(np.sqrt(np.mean(errors[np.isfinite(errors)] ** 2)) if np.isfinite(errors).any() else 0.0, least))
 
+    def _errors(self, rows: Array, losses: Array) -> Array:
+        """Rounding errors of losses."""
+        if self.dtype == torch.float64:
+            return self._nearby(rows)
+        try:
+            return losses - self._exact(rows)
+        except Exception:  # such as a dtype that the model fixes: what was evaluated is kept
+            return self._nearby(rows)
+
     def _nearby(self, rows: Array) -> Array:
-        """Second differences over coordinates that differ by 1e-8, as errors of one loss: six times the variance."""
-        plain = [self._reduced(self._loop.at(rows * (1 - step * _NEAR))).losses for step in range(3)]
+        """Second differences over coordinates that differ by 1e-8 (in float64), as errors of one loss: six times the variance."""
+        near = _NEAR * math.sqrt(torch.finfo(self.dtype).eps / torch.finfo(torch.float64).eps)
+        plain = [self._reduced(self._loop.at(rows * (1 - step * near))).losses for step in range(3)]
         return (plain[0] - 2 * plain[1] + plain[2]) / math.sqrt(6)
 
     def _exact(self, rows: Array) -> Array:

@@ -162,6 +162,8 @@ def barriers(
     clock = budget if isinstance(budget, Budget) else Budget(budget)
     losses = PathLosses(objective, ends[0], goals)
     path = Segment(losses.objective, ends[0].state, ends[1].state)
+    for end in ends[2:]:
+        path.turn(ends[0].state, end.state)  # refuses integers that differ before any pair is evaluated
     pairs, known, reason = dict[tuple[int, int], BarrierResult](), dict[int, Point](), "complete"
     order = list(combinations(range(len(ends)), 2))
     with torch.inference_mode(False), losses.along(path):
@@ -318,15 +320,18 @@ def connect(
         reason = line.reason if line.reason != "complete" else trained.reason
         if reason == "interrupted":
             losses.goals = dataclasses.replace(goals, points=start)
-        with losses.along(path):
-            ends_known = {alpha: line.points[alpha] for alpha in (0.0, 1.0)}
-            bent = losses.walk(Line(ends_known), clock)
-            reason = reason if reason != "complete" else bent.reason
-            asked = goals.settings() | {"steps": steps, "learning_rate": learning_rate}
-            counts = {"steps": len(trained.losses), "training_evaluations": trained.evaluations}
-            meta = path_meta(losses, ends, began, reason, settings=asked, learning_rate=learning_rate, **counts)
-            meta["evaluations"] += along_line.meta["evaluations"]
-            along_curve = barrier_result(losses, bent, path, ends, name=name, step=step, meta=meta)
+        bent = Line({alpha: line.points[alpha] for alpha in (0.0, 1.0)})
+        try:
+            with losses.along(path):
+                losses.walk(bent, clock)
+        except KeyboardInterrupt:  # before the first point: the line and its ends are known
+            bent.reason = "interrupted"
+        reason = reason if reason != "complete" else bent.reason
+        asked = goals.settings() | {"steps": steps, "learning_rate": learning_rate}
+        counts = {"steps": len(trained.losses), "training_evaluations": trained.evaluations}
+        meta = path_meta(losses, ends, began, reason, settings=asked, learning_rate=learning_rate, **counts)
+        meta["evaluations"] += along_line.meta["evaluations"]
+        along_curve = barrier_result(losses, bent, path, ends, name=name, step=step, meta=meta)
     return CurveResult(
         name=name,
         step=step,

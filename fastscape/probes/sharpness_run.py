@@ -134,12 +134,24 @@ class SharpnessRun:
             if abs(size) < SIGNAL_TO_NOISE * noise:  # not of NaN: more digits would not help
                 self.dtypes[part] = torch.float64
         wide = [part for part, dtype in self.dtypes.items() if dtype != wanted]
-        if wide:
+        if wide and not self._runs_in_float64():
+            self.dtypes = dict.fromkeys(self.dtypes, wanted)
+        elif wide:
             parts = {"worst": "the worst case", "random": "the average case"}
             self.notes.append(
                 f"{' and '.join(parts[part] for part in wide)} in float64: differences of {str(wanted)[6:]} losses would drown "
                 f"in rounding noise of {noise:.1e}"
             )
+
+    def _runs_in_float64(self) -> bool:
+        """Whether the model can be evaluated in float64; a note says why not."""
+        try:
+            with self._prepared(self.objective, torch.float64, self._balls(torch.float64)):
+                return True
+        except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:  # such as a dtype that the model fixes
+            why = f"{type(error).__name__}: {first_line(error)[:120]}"
+            self.notes.append(f"differences may drown in rounding noise, and the model cannot run in float64: {why}")
+            return False
 
     # ------------------------------------------------------------------ the parts
 

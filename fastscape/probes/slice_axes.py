@@ -155,10 +155,10 @@ def grid(radius: float, points: int, argument: str = "") -> Array:
     """``points`` coordinates from -radius to radius, evenly spaced, symmetric, with an exact 0 in the middle.
 
     Raises:
-        ValueError: a radius that is not positive and finite, or an even number of points.
+        ValueError: a radius that is not positive and finite in float32, or an even number of points.
     """
     number = isinstance(radius, (int, float, np.floating, np.integer)) and not isinstance(radius, bool)
-    if not (number and np.isfinite(radius) and radius > 0):
+    if not (number and 0 < radius <= torch.finfo(torch.float32).max):
         raise ValueError(
             f"radius{argument} must be positive and finite, got {radius!r}; it is the largest |alpha|, relative to ||w|| with "
             "scale='relative'"

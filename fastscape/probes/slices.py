@@ -186,7 +186,10 @@ def slice2d(
     sizes = points if isinstance(points, tuple) else (points, points)
     if len(sizes) != 2:
         raise ValueError(f"points must be a number or a pair, got {points!r}")
-    for size, reach in zip(sizes, radius if isinstance(radius, tuple) else (radius, radius), strict=True):
+    reaches = radius if isinstance(radius, tuple) else (radius, radius)
+    if len(reaches) != 2:
+        raise ValueError(f"radius must be a number or a pair, got {radius!r}")
+    for size, reach in zip(sizes, reaches, strict=True):
         grid(1.0 if reach is None else reach, size)
     states, names = (None, []) if trajectory is None else states_of(objective, trajectory)
     given = axes_of(objective, directions, count=2, normalize=normalize, scale=scale, seed=seed, trajectory=states)
@@ -294,7 +297,9 @@ def _notes(meta: dict[str, Any], done: int, wanted: int, noun: str, *, errors: b
     notes = []
     if done < wanted:
         notes.append(f"{done} of {wanted} {noun}s were evaluated ({meta['stop_reason']})")
-    if not errors:
+    if not errors and meta["errors_over"] == "samples":
+        notes.append("no standard errors: they need two samples with finite losses")
+    elif not errors:
         notes.append("no standard errors: the criterion does not tell samples apart, and there is a single batch")
     elif meta["errors_over"] == "batches":
         notes.append(f"standard errors are over the {meta['batches']} batches: the criterion does not tell samples apart")

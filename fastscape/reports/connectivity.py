@@ -346,7 +346,11 @@ class CurveResult(Document):
         curves = {flag: f"curve: {flag}" for flag in self.curve.flags}
         both = [flag for flag in lines if flag in curves]
         single = [words for table in (lines, curves) for flag, words in table.items() if flag not in both]
-        return (*self.notes, *both, *single)
+        done, wanted, reason = len(self.training), self.meta["settings"]["steps"], self.meta["stop_reason"]
+        short = (
+            [f"the bend was trained for {done} of {wanted} steps ({reason})"] if done < wanted and reason != "complete" else []
+        )
+        return (*self.notes, *short, *both, *single)
 
     def section(self) -> Section:
         """See :class:`Document`."""

@@ -104,6 +104,15 @@ def test_minima_of_a_plane_look_in_all_eight_directions():
     assert minima((x - y) ** 2 + 1e-3 * (x + y) ** 2) == 1  # a narrow diagonal valley is one basin
 
 
+@pytest.mark.parametrize("shape", [(7,), (4, 5)])
+def test_minima_do_not_depend_on_the_orientation_where_losses_tie(shape):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        losses = rng.integers(0, 4, shape).astype(float)
+        assert len({minima(turned) for turned in (losses, losses[::-1], losses.T, losses.T[::-1])}) == 1, losses
+    assert minima(np.array([2.0, 1.0, 1.0])) == minima(np.array([1.0, 1.0, 2.0])) == 0, "a plateau that reaches the border"
+
+
 def test_intervals_of_means_cover_as_often_as_they_say():
     rng = np.random.default_rng(2)
     draws = rng.normal(3.0, 1.0, (3000, 8))

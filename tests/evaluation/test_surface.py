@@ -264,6 +264,27 @@ def test_noise_is_the_rounding_of_the_losses(ragged):
     assert error / 5 < noise < 5 * error
 
 
+class Casting(nn.Module):
+    """Refuses float64 weights, as models do that fix a dtype."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x.float())
+
+
+def test_a_model_that_cannot_run_in_float64_has_its_noise_from_nearby_points(ragged):
+    fixed = fs.Objective(Casting(ragged.model), ragged.batches, criterion=F.cross_entropy)
+    noises = []
+    for objective in (ragged, fixed):
+        with Surface(objective, affine(objective)) as surface:
+            surface.at(grid(5))
+            noises.append(surface.noise)
+    assert noises[0] / 5 < noises[1] < 5 * noises[0]
+
+
 class Counting(nn.Module):
     calls = 0
 

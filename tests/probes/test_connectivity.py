@@ -438,6 +438,23 @@ def test_an_interrupt_leaves_what_is_known():
         barrier(fs.Objective(Point(0.0), [torch.ones(2)], loss=Interrupting(5)), state(-1.0), state(1.0))
 
 
+class Counted(nn.Module):
+    """A weight and a buffer of integers."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(1, dtype=torch.float64))
+        self.register_buffer("count", torch.tensor(count))
+
+
+def test_integers_that_differ_are_refused_before_any_pair_is_evaluated():
+    done = []
+    objective = fs.Objective(Counted(1), [torch.ones(2)], loss=lambda model, _batch: model.w.sum() * model.count)
+    with pytest.raises(ValueError, match="must agree in 'count'"):
+        barriers(objective, [Counted(1), Counted(1), Counted(2)], progress=lambda *_: done.append(1))
+    assert not done
+
+
 def test_an_interrupted_matrix_keeps_its_pairs():
     objective = fs.Objective(Point(0.0), [torch.ones(2)], loss=Interrupting(20))
     found = barriers(objective, [state(-1.0), state(1.0), state(2.0)])
@@ -465,6 +482,17 @@ def test_an_interrupted_training_gives_its_curve():
     assert found.meta["stop_reason"] == "interrupted"
     assert 0 < len(found.training) < 100
     assert len(found.curve.alphas) == 11
+
+
+def test_an_interrupt_at_any_evaluation_after_the_line_leaves_a_curve():
+    counter = Interrupting(10**9)
+    connect(fs.Objective(Point(0.0), [torch.ones(2)], loss=counter), state(-1.0), state(1.0), start=3, points=3, steps=2)
+    for call in range(9, 10**9 - counter.left + 1):
+        objective = fs.Objective(Point(0.0), [torch.ones(2)], loss=Interrupting(call))
+        found = connect(objective, state(-1.0), state(1.0), start=3, points=3, steps=2)
+        assert found.meta["stop_reason"] == "interrupted"
+        assert len(found.line.alphas) == 3
+        assert any("interrupted" in flag for flag in found.flags)
 
 
 # ---------------------------------------------------------------------- traces, files, pages

@@ -154,6 +154,24 @@ def test_differences_that_drown_in_rounding_are_taken_in_float64(tanh_net, digit
     assert fs.sharpness(objective, 0.3, restarts=1, steps=1, products=0).meta["precision"]["worst"] == "float32"
 
 
+class Casting(nn.Module):
+    """Refuses float64 weights, as models do that fix a dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1).float())
+
+
+def test_a_model_that_cannot_run_in_float64_keeps_its_dtype_and_says_so(digits):
+    objective = fs.Objective(Casting(), digits, criterion=F.cross_entropy)
+    result = fs.sharpness(objective, 1e-7, restarts=1, products=0)
+    assert result.meta["precision"] == {"worst": "float32", "random": "float32"}
+    assert any("cannot run in float64: RuntimeError" in note for note in result.notes)
+
+
 # ---------------------------------------------------------------------- groups of samples
 
 

@@ -207,7 +207,7 @@ def test_a_plane_through_a_trajectory_says_how_much_lies_outside(trained_mlp, di
 # ---------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("radius", [0, 0.0, -1.0, math.inf, math.nan, True, "1"])
+@pytest.mark.parametrize("radius", [0, 0.0, -1.0, math.inf, math.nan, 1e308, True, "1"])
 @pytest.mark.parametrize("probe", [fs.slice1d, fs.slice2d])
 def test_a_radius_that_is_not_positive_is_refused(tanh_objective, probe, radius):
     with pytest.raises(ValueError, match=r"radius must be positive and finite, got"):
@@ -233,6 +233,12 @@ def test_a_radius_that_is_not_positive_is_refused(tanh_objective, probe, radius)
 def test_bad_settings_are_refused_by_name(tanh_objective, arguments, message):
     with pytest.raises(ValueError, match=message):
         fs.slice1d(tanh_objective, **arguments)
+
+
+@pytest.mark.parametrize("radius", [(1.0,), (1.0, 1.0, 1.0)])
+def test_a_plane_has_two_radii(tanh_objective, radius):
+    with pytest.raises(ValueError, match=r"radius must be a number or a pair, got \("):
+        fs.slice2d(tanh_objective, radius=radius)
 
 
 def test_one_direction_makes_no_plane(tanh_objective):
@@ -320,6 +326,11 @@ class Clock:
     def __call__(self):
         self.now += 1.0
         return self.now
+
+
+def test_a_single_sample_has_no_standard_errors_for_the_right_reason():
+    objective = fs.Objective(nn.Linear(4, 3), [(torch.ones(1, 4), torch.tensor([1]))], criterion=F.cross_entropy)
+    assert fs.slice1d(objective, points=5, count=1).notes == ("no standard errors: they need two samples with finite losses",)
 
 
 def test_a_budget_ends_a_plane_from_coarse_to_fine(tanh_objective):
