@@ -21,6 +21,7 @@ from fastscape.estimators.scaling import Array
 
 KEEP = 4  # Ritz pairs: with 2 products rose by 7 %, with 20 they did not fall further
 _SECOND, _PROBE = 0.1, 0.1  # of the second Ritz vector and the probe in the first vector: an eigenvalue may overtake
+_RIVAL = 2 / 3  # of the eigenvalue: size of the second recycled one from which it is multiplied too, for it may have overtaken
 _NEAR = 0.05  # of the eigenvalue: distance to a recycled one below which the preconditioner is not trusted
 _ROWS = 64  # of a basis before it is shortened
 
@@ -72,8 +73,9 @@ def leading_pair(
     The subspace grows by one vector a product: by :math:`t = P r - P x\, (x^\top P r) / (x^\top P x)` with the residual r of the
     Ritz pair (theta, x) and :math:`P = (M - \theta)^{-1}`, or by r itself without recycled pairs. The first vector is the
     recycled one with a tenth of the second and of a probe: started at an eigenvector alone, the residual would be zero whatever
-    the others are. An eigenvalue that has overtaken is noticed where its vector has more than about ten tolerances in either;
-    the gradient is a good probe, because it lies mostly along the eigenvectors of large eigenvalues (Gur-Ari et al. 2018).
+    the others are. A second one of two thirds of its size or more, which may have overtaken, is multiplied by itself before the
+    end; another is noticed where it has much of the probe. The gradient is a good one, because it lies mostly along the
+    eigenvectors of large eigenvalues (Gur-Ari et al. 2018).
 
     Args:
         matmat: H as a function of ``[D, K]`` to ``[D, K]``.
@@ -108,12 +110,17 @@ def leading_pair(
         row = probe.reshape(1, -1).to(device, dtype)
     start = row if recycled is None else _mixed(recycled, row)
     space = _Subspace(matmat, start)
+    rival = None if recycled is None or len(recycled.values) < 2 else (float(recycled.values[1]), recycled.vectors[1:2].to(start))
     while True:
         if not space.multiply():
             return LeadingPair(math.nan, math.nan, False, space.products, recycled)
         value, residual, norm = space.leading()
         converged = norm <= tolerance * abs(value)
-        if converged or space.products >= limit or len(space.basis) == size:
+        full = space.products >= limit or len(space.basis) == size
+        if converged and not full and rival is not None and abs(rival[0]) >= _RIVAL * abs(value) and space.add(rival[1]):
+            rival = None
+            continue
+        if converged or full:
             return LeadingPair(value, norm, bool(converged), space.products, space.pairs(keep))
         if len(space.basis) >= max(_ROWS, 2 * keep):
             space.shorten(keep)

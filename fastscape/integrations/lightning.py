@@ -29,10 +29,16 @@ class TrackerCallback(Callback):  # type: ignore[misc]
 
     def __init__(self, tracker: Tracker, *, optimizer: int = 0) -> None:
         self.tracker, self._index, self._last = tracker, optimizer, -1
+        self._rate: float | None = None
 
     def on_train_start(self, trainer: Any, _module: Any) -> None:
         """The first point."""
         self._step(trainer)
+
+    def on_before_optimizer_step(self, trainer: Any, _module: Any, optimizer: Any) -> None:
+        """The learning rate of the step; Lightning moves its schedules on before the batch ends."""
+        if optimizer is trainer.optimizers[self._index]:
+            self._rate = float(optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         """After a batch; with accumulated gradients not all of them step."""
@@ -50,4 +56,4 @@ class TrackerCallback(Callback):  # type: ignore[misc]
     def _step(self, trainer: Any) -> None:
         self._last = trainer.global_step
         held = trainer.optimizers
-        self.tracker.step(self._last, optimizer=held[self._index] if held else None)
+        self.tracker.step(self._last, lr=self._rate, optimizer=held[self._index] if held else None)

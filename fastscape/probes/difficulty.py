@@ -17,6 +17,7 @@ from fastscape.estimators.difficulty import RICHARDSON, difficulty, dimensionles
 from fastscape.estimators.scaling import Array
 from fastscape.evaluation.curvature import ggn, hessian
 from fastscape.evaluation.curvature.products import PathName
+from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.objective import Objective, checked_objective
 from fastscape.reports.tracking import DifficultyResult
 from fastscape.runs.provenance import objective_meta
@@ -104,7 +105,7 @@ class Difficulty:
         step: int,
         *,
         lr: float | None = None,
-        optimizer: torch.optim.Optimizer | Mapping[str, Any] | None = None,
+        optimizer: torch.optim.Optimizer | Mapping[str, Any] | OptimizerState | None = None,
         gradient_squared: float | Tensor | None = None,
         measure: bool | None = None,
     ) -> None:
@@ -275,10 +276,12 @@ class Difficulty:
         return tuple(notes)
 
 
-def _learning_rate(lr: float | None, optimizer: torch.optim.Optimizer | Mapping[str, Any] | None) -> float:
+def _learning_rate(lr: float | None, optimizer: torch.optim.Optimizer | Mapping[str, Any] | OptimizerState | None) -> float:
     if lr is not None:
         return float(lr)
     if optimizer is None:
         raise ValueError("lr must be given, or an optimizer that holds it; got neither")
-    groups = optimizer.param_groups if isinstance(optimizer, torch.optim.Optimizer) else optimizer["param_groups"]
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return float(optimizer.param_groups[0]["lr"])
+    groups = optimizer.groups if isinstance(optimizer, OptimizerState) else optimizer["param_groups"]
     return float(groups[0]["lr"])

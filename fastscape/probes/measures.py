@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastscape._checks import first_line
+from fastscape._state import preserved_rng
 from fastscape.estimators import Estimate
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.evaluation.precision import Precision
@@ -198,7 +199,12 @@ def checked_measures(what: Sequence[str | Custom]) -> dict[str, Measure]:
                 raise ValueError(f"what must name {', '.join(MEASURES)} or be functions (objective, step), got {item!r}")
             found[item] = MEASURES[item]
         elif callable(item):
-            found[getattr(item, "__name__", f"function {index}")] = _custom(item)
+            name = getattr(item, "__name__", f"function {index}")
+            if name in found or name in MEASURES:
+                raise ValueError(
+                    f"what must hold functions of distinct names, got {name!r} twice at what[{index}]; use def to name it"
+                )
+            found[name] = _custom(item)
         else:
             raise TypeError(f"what[{index}] must be a name or a function (objective, step), got {type(item).__name__}")
     if not found:
@@ -209,8 +215,9 @@ def checked_measures(what: Sequence[str | Custom]) -> dict[str, Measure]:
 def _custom(function: Custom) -> Measure:
     def measure(visit: Visit, _carried: Carried) -> Numbers:
         found = Numbers()
-        for name, value in function(visit.objective, visit.step).items():
-            found.add(str(name), value)
+        with preserved_rng():
+            for name, value in function(visit.objective, visit.step).items():
+                found.add(str(name), value)
         return found
 
     return measure

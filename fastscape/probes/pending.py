@@ -50,6 +50,8 @@ class Pending:
             copies: dict[tuple[int, torch.Size], Tensor] = {}  # tied tensors once
             state = {}
             for name, tensor in objective.model.state_dict().items():
+                if not isinstance(tensor, Tensor):  # a module's extra state
+                    continue
                 key = tensor.data_ptr(), tensor.shape
                 if key not in copies:
                     copies[key] = _copied(tensor)
@@ -102,3 +104,9 @@ def crowded(queue: Sequence[Pending], step: int, *, even: bool) -> Pending | Non
         return float(after - before) if even else math.log((after + 1) / (before + 1))
 
     return queue[min(range(1, len(queue)), key=gap)] if len(queue) > 1 else None
+
+
+def rate_of(optimizer: OptimizerState) -> float | None:
+    """Learning rate of the first group, where it has one."""
+    rate = optimizer.groups[0].get("lr") if optimizer.groups else None
+    return None if rate is None else float(rate)

@@ -57,6 +57,7 @@ def run_stages(stages: Sequence[Stage], clock: Budget) -> Several:
     Raises:
         NondeterministicLossError: from the first stage that evaluates: none could be believed.
         KeyboardInterrupt: before the first result.
+        BudgetError: no time was left for the first stage.
         Exception: the first stage's, where no stage has a result.
     """
     done = Several()
@@ -96,8 +97,12 @@ def run_stages(stages: Sequence[Stage], clock: Budget) -> Several:
             return _interrupted(done, stages[index + 1 :])
         if reason == "deadline":
             done.stop_reason = "deadline"
-    if not done.results and failures:
-        raise failures[0]
+    if not done.results:
+        raise (
+            failures[0]
+            if failures
+            else BudgetError(f"budget must leave time for a probe, got {clock.seconds:g} s; use 1s or more")
+        )
     return done
 
 

@@ -14,7 +14,7 @@ from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.objective import Objective, checked_objective
 from fastscape.probes.difficulty import Difficulty
 from fastscape.probes.measures import GUESSES, TIMED, Carried, Custom, Visit, checked_measures
-from fastscape.probes.pending import Pending, crowded
+from fastscape.probes.pending import Pending, crowded, rate_of
 from fastscape.probes.track_record import TrackRecord
 from fastscape.probes.warned import Warned
 from fastscape.reports.tracking import SkippedPoint, TrackPoint, TrackResult
@@ -47,7 +47,8 @@ class Tracker:
         share: of the training time.
         path: file of JSON lines, appended to and synchronised at every point; an existing one of the same run is continued.
         what: names of ``"loss"``, ``"gradient"``, ``"spectrum"``, ``"slice"``, ``"multifractal"``, and functions
-            ``f(objective, step) -> {name: number or Estimate}``, in the order of measuring.
+            ``f(objective, step) -> {name: number or Estimate}``, in the order of measuring; the weights are those of
+            ``objective.base``, while ``objective.model`` has moved on where a point has waited.
         k: eigenvalues of the spectrum.
         loggers: functions ``f(values, step)`` called with every point (see :mod:`fastscape.integrations.loggers`).
         difficulty: a :class:`fastscape.Difficulty` that is fed at every step; its first spectral norm is computed at once,
@@ -113,13 +114,12 @@ class Tracker:
         self.allowance.restore(self._record.training, self._record.spent)
         self._order = {item: index for index, item in enumerate(self.measures)}
         self._done = {point.step for point in self.points} | {point.step for point in self.skipped}
-        self._last = -1
+        self._last, self._finished = -1, False
         self._queue: list[Pending] = []
         self._carried = Carried()
         self._costs: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._warned = Warned()
-        self._finished = False
 
     # ------------------------------------------------------------------ the training loop
 
@@ -149,10 +149,12 @@ class Tracker:
             due = self._due(number)
             if due:
                 self._enqueue(number, lr, optimizer)
-            if self._queue and self._affordable(self._next()):
-                self._work(number)
-            if due and self._queue and self._queue[-1].state is None:
-                self._keep(self._queue[-1])
+            try:
+                if self._queue and self._affordable(self._next()):
+                    self._work(number)
+            finally:  # also after Ctrl-C, which a loop may catch to go on
+                if due and self._queue and self._queue[-1].state is None:
+                    self._keep(self._queue[-1])
         self._warned.say(3)
 
     def finish(self, *, measure: bool = True) -> TrackResult:
@@ -221,7 +223,7 @@ class Tracker:
                 state = OptimizerState.of(optimizer, self.objective.model)
             except (TypeError, ValueError) as error:
                 self._warned.add("optimizer", f"no stability of the optimizer: {first_line(error)}")
-        rate = lr if lr is not None or state is None else float(state.groups[0]["lr"])
+        rate = lr if lr is not None or state is None else rate_of(state)
         point = Pending(step, self.schedule.fraction(step), rate, list(self.measures), state)
         self._done.add(step)
         if self._queue:
@@ -367,11 +369,10 @@ class Tracker:
 
     def _feed(self, step: int, lr: float | None, optimizer: Any) -> None:
         assert self.difficulty is not None
-        due = step % self.difficulty.every == 0
-        if due and self.allowance.balance < self.difficulty.norm_seconds:
-            due = False  # the trapezoid takes unequal steps
+        seconds = self.difficulty.norm_seconds  # 0 before the first norm
+        measure = None if not seconds or self.allowance.balance >= seconds else False  # the trapezoid takes unequal steps
         try:
-            self.difficulty.step(step, lr=lr, optimizer=optimizer, measure=due)
+            self.difficulty.step(step, lr=lr, optimizer=optimizer, measure=measure)
         except Exception as error:
             self.difficulty = None
             self._warned.add("difficulty", f"optimisation difficulty failed at step {step} and is given up: {first_line(error)}")
@@ -379,8 +380,7 @@ class Tracker:
     # ------------------------------------------------------------------ what is said
 
     def _told_of_disk(self) -> None:
-        error = self._record.error
-        if error is not None:
+        if (error := self._record.error) is not None:
             self._warned.add("disk", f"the record cannot be written ({error}); training goes on, the record is kept in memory")
 
     def _notes(self) -> tuple[str, ...]:

@@ -268,6 +268,7 @@ def _by_kind(results: Sequence[Any]) -> dict[str, Any]:
 
 def _check_weights(given: Mapping[str, Any]) -> None:
     known = [(kind, found) for kind, result in given.items() if kind not in _TRAINING and (found := _weights(result.meta))]
+    known.sort(key=lambda item: len(item[1]))  # a barrier, which is of two states, goes with either
     for kind, found in known[1:]:
         if not found & known[0][1]:
             named = ((key, "/".join(sorted(print_[:8] for print_ in prints))) for key, prints in (known[0], (kind, found)))

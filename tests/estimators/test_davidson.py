@@ -102,3 +102,17 @@ def test_products_that_are_not_finite_give_nan_and_keep_the_pairs():
 def test_bad_settings_are_named(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         leading(torch.eye(3, dtype=torch.float64), **settings)
+
+
+def test_a_negative_eigenvalue_that_overtakes_the_positive_one_is_noticed_at_once():
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.linalg.qr(torch.randn(200, 200, generator=generator, dtype=torch.float64))[0]
+    bulk = torch.cat([torch.linspace(0, 2, 50, dtype=torch.float64), torch.zeros(148, dtype=torch.float64)])
+
+    def found(positive, negative, recycled, seed):
+        matrix = vectors @ torch.diag(torch.cat([torch.tensor([positive, negative]).double(), bulk])) @ vectors.T
+        return leading_pair(lambda block: matrix @ block, 200, recycled=recycled, dtype=torch.float64, seed=seed)
+
+    for seed in range(5):
+        before = found(5.0, -4.9, None, seed)
+        assert found(4.7, -5.2, before.pairs, seed).value == pytest.approx(-5.2, rel=1e-3)

@@ -21,7 +21,7 @@ def batch():
     return zoo.digits(samples=64)[0]
 
 
-def trained_by_lightning(batch, callbacks, *, fail_at=None):
+def trained_by_lightning(batch, callbacks, *, fail_at=None, decay=None):
     lightning = pytest.importorskip("lightning.pytorch")
 
     class Module(lightning.LightningModule):
@@ -35,7 +35,11 @@ def trained_by_lightning(batch, callbacks, *, fail_at=None):
             return F.cross_entropy(self.net(batch[0]), batch[1])
 
         def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+            if decay is None:
+                return optimizer
+            schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, decay)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     torch.manual_seed(0)
     module = Module()
@@ -74,6 +78,21 @@ def test_lightning_trains_the_same_with_the_callback_and_points_are_optimizer_st
     assert found.points[-1].values["loss"] == fs.Objective(tracked.net, [batch], criterion=F.cross_entropy).loss()
     assert found.points[-1].values["critical"] == pytest.approx(2 * 1.9 / 0.1)
     assert held[0].difficulty.result.step == 8
+
+
+def test_a_step_in_lightning_counts_with_its_own_learning_rate_not_the_next_one(batch):
+    pytest.importorskip("lightning.pytorch")
+    from fastscape.integrations.lightning import TrackerCallback
+
+    held = []
+
+    def callbacks(module):
+        objective = fs.Objective(module.net, [batch], criterion=F.cross_entropy)
+        held.append(fs.Tracker(objective, every=4, what=("loss",), difficulty=fs.Difficulty(objective, every=4)))
+        return [TrackerCallback(held[0])]
+
+    trained_by_lightning(batch, callbacks, decay=0.5)
+    assert held[0].difficulty.result.learning_rates == pytest.approx([0.1 * 0.5**step for step in range(8)])
 
 
 def test_after_an_exception_in_lightning_the_record_is_closed(batch, tmp_path):

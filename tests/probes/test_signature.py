@@ -16,6 +16,7 @@ from fastscape.reports.html import write_html
 from fastscape.reports.probe import ProbeResult
 from fastscape.reports.signature import Signature
 from fastscape.runs.budget import Budget, BudgetError
+from fastscape.runs.settings import ProbeSettings
 
 module = importlib.import_module("fastscape.probes.signature")  # the name in the package is the function
 
@@ -362,3 +363,19 @@ def test_a_loss_that_turns_out_random_refuses_everything():
 
     with pytest.raises(NondeterministicLossError):
         run_stages([Stage("a", 1.0, lambda *_: Result()), Stage("b", 1.0, fails)], Budget(None))
+
+
+def test_a_budget_that_is_over_before_the_first_probe_is_an_error_and_no_empty_signature(objective):
+    with pytest.raises(BudgetError, match="budget"):
+        fs.signature(objective, budget=1e-9)
+
+
+def test_a_barrier_does_not_bridge_results_of_its_two_ends(objective):
+    state = {name: tensor + 0.01 for name, tensor in objective.model.state_dict().items()}
+    both = fs.barrier(objective, None, state, points=11)
+    here = fs.temperature(objective, batch_size=16, learning_rate=0.05)
+    probe = ProbeSettings(count=4, banks=2)
+    there = fs.multifractal(objective.at(state), probe)
+    Signature.of(both, there)
+    with pytest.raises(ValueError, match="same weights"):
+        Signature.of(both, here, there)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
+from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.runs.record import read_record
 
 mpl.use("agg")
@@ -489,3 +490,118 @@ def test_an_objective_at_a_fixed_state_and_steps_after_the_end_are_refused():
         tracker.step(1)
     with pytest.raises(ValueError, match="step"):
         fs.Tracker(objective, every=1).step(1.5)
+
+
+# ---------------------------------------------------------------------------------------- what loops are really like
+
+
+class Extra(nn.Module):
+    """Adds to the state dict what is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs):
+        return inputs * self.scale
+
+    def get_extra_state(self):
+        return {"calls": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_extra_state_of_a_module_neither_stops_training_nor_the_points_that_wait():
+    model, data = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), Extra()), zoo.digits(samples=16)
+    clock = Clock()
+    tracker = fs.Tracker(fs.Objective(model, data, criterion=F.cross_entropy), every=1, what=("loss",), share=10.0, clock=clock)
+    tracker.step(0)
+    clock.now += 100.0
+    tracker.step(1)
+    assert [point.step for point in tracker.points] == [0, 1]
+
+
+def test_an_optimizer_without_a_learning_rate_does_not_stop_training():
+    class Rateless(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {})
+
+    model, objective, _ = small()
+    tracker = fs.Tracker(objective, every=1, what=("loss",), share=1e9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fs.TrackerWarning)
+        tracker.step(0, optimizer=Rateless(model.parameters()))
+        tracker.step(1, optimizer=Rateless(model.parameters()))
+    assert tracker.finish().points[-1].learning_rate is None
+
+
+def test_the_state_of_an_optimizer_gives_the_learning_rate_of_the_difficulty():
+    model, objective, (inputs, targets) = small()
+    model.eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.125)
+    tracker = fs.Tracker(objective, every=1, what=("loss",), difficulty=fs.Difficulty(objective))
+    tracker.step(0)
+    F.cross_entropy(model(inputs), targets).backward()
+    tracker.step(1, optimizer=OptimizerState.of(optimizer, model))
+    assert tracker.difficulty is not None
+    assert tracker.difficulty.result.learning_rates.tolist() == [0.125]
+
+
+def test_a_point_that_ctrl_c_interrupted_is_measured_at_its_own_weights_when_the_loop_goes_on():
+    _model, objective, _ = small()
+    calls = []
+
+    def measured(at, step):
+        calls.append(step)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return {"norm": at.norm}
+
+    clock = Clock()
+    tracker = fs.Tracker(objective, every=2, what=(measured,), share=10.0, clock=clock)
+    tracker.step(1)
+    clock.now += 100.0
+    with pytest.raises(KeyboardInterrupt):
+        tracker.step(2)
+    norm = objective.norm
+    with torch.no_grad():
+        for parameter in objective.model.parameters():
+            parameter.fill_(3.0)
+    tracker.step(3)
+    assert [(point.step, point.values["norm"]) for point in tracker.points] == [(2, norm)]
+
+
+def test_random_numbers_that_a_user_s_measure_draws_are_not_those_of_training():
+    _model, objective, _ = small()
+
+    def drawn(at, step):
+        return {"drawn": float(torch.rand(()))}
+
+    clock = Clock()
+    tracker = fs.Tracker(objective, every=1, what=(drawn,), share=10.0, clock=clock)
+    tracker.step(0)
+    clock.now += 100.0
+    before = torch.get_rng_state()
+    tracker.step(1)
+    assert tracker.points
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_run_that_goes_on_at_any_step_has_the_first_spectral_norm_there():
+    _model, objective, _ = small()
+    tracker = fs.Tracker(objective, every=1, what=("loss",), difficulty=fs.Difficulty(objective, every=10))
+    tracker.step(503)
+    assert tracker.difficulty is not None
+    assert tracker.difficulty.result.nodes.tolist() == [503]
+
+
+def test_two_measures_of_one_name_are_refused_rather_than_one_of_them_lost():
+    _model, objective, _ = small()
+
+    def loss(at, step):
+        return {"other": 1.0}
+
+    for what in ((lambda at, step: {"a": 1.0}, lambda at, step: {"b": 1.0}), ("loss", loss)):
+        with pytest.raises(ValueError, match="distinct names"):
+            fs.Tracker(objective, every=1, what=what)
