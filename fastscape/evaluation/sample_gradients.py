@@ -134,8 +134,11 @@ class SampleGradients:
         if len(objective.batches) >= _OWN or not self._split:
             self._groups = [objective.on(index) for index in range(len(objective.batches))]
         else:
-            least = 2 if objective.batch_norm == "batch" else 1
-            self._groups = groups_of(objective, max(least, samples_of(objective) // _GROUPS))
+            count, coupled = samples_of(objective), objective.batch_norm == "batch"
+            size = max(2 if coupled else 1, count // _GROUPS)
+            while coupled and count % size == 1 and size < count:  # a last sample alone has no batch statistics
+                size += 1
+            self._groups = groups_of(objective, size)
         sizes = [samples_of(group) for group in self._groups]
         self._set_units(sizes, [group.samples for group in self._groups])
         total: list[Tensor] | None = None

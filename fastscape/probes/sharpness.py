@@ -65,7 +65,7 @@ def sharpness(
         seed: of everything random.
         precision: ``"float32"``, ``"float64"``, or ``None``: the model's dtype where the differences stand at least 10 times
             above its rounding noise, else float64. Ascent and average case choose apart; ``meta["precision"]`` says what.
-        budget: seconds, or ``"60s"``; ascents end there with what is known.
+        budget: seconds, or ``"60s"``; ascents end there with what is known, and a quadratic model that does not fit is left out.
         name, step: of the checkpoint.
 
     Returns:

@@ -32,6 +32,7 @@ from fastscape.runs.provenance import objective_meta
 
 _PILOTS = 2  # pairs of random points that tell the size of the average case
 _ADDS_UP = 1e-4  # relative deviation of the mean over groups from the loss; float32 leaves 1e-6
+_PRODUCT = 4.0  # gradients that a Hessian product takes, with choosing how: 3.4 on a perceptron of 4e6 parameters
 _FAR = 1 << 31  # index of the first random start: far from the points of the average case
 
 
@@ -161,8 +162,14 @@ class SharpnessRun:
         with self._prepared(self.objective, dtype, balls) as (replica, function):
             if math.isnan(self.noise[dtype]):
                 self.noise[dtype] = rounding_model(replica)
+            took = 0.0
             for index in range(goals.samples // 2):
+                if index >= _PILOTS and not self.budget.admits(took):
+                    self.notes.append(f"{len(self.random)} of {goals.samples} random points were evaluated (deadline)")
+                    return
+                began = time.monotonic()
                 self.random += self._pair(function, balls, index)
+                took = time.monotonic() - began
 
     def _pair(self, function: BallLoss, balls: Balls, index: int) -> list[float]:
         """Rises at u and -u: what is odd in u cancels in their mean, and with it nearly all of the variance."""
@@ -217,9 +224,15 @@ class SharpnessRun:
 
     def _model(self, objective: Objective, gradient: Tensor, balls: Balls) -> ModelMaximum | None:
         """The maximum of the quadratic model, or ``None`` where the Hessian cannot be multiplied."""
+        goals = self.goals
         if not bool(gradient.isfinite().all()) or not self._fits():
             return None
-        goals = self.goals
+        seconds = _PRODUCT * goals.products * self._unit
+        if not self.budget.admits(seconds, (goals.steps + 1) * self._unit):  # one ascent comes before it
+            words = "no quadratic model: its products do not fit into the budget"
+            if words not in self.notes:
+                self.notes.append(words)
+            return None
         try:
             operator = hessian(objective.cast(gradient.dtype), path=self._path)  # type: ignore[arg-type]
             found = maximise_model(operator, gradient, balls, goals.epsilon, goals.products, goals.seed)

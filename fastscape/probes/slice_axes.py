@@ -97,6 +97,9 @@ def axes_of(
     if isinstance(given, Mapping):
         return Axes.given(objective, given, scale=scale)
     if isinstance(given, Sequence):
+        other = next((item for item in given if not isinstance(item, Mapping)), None)
+        if other is not None:
+            raise TypeError(f"directions must hold tensors by parameter name, got {type(other).__name__} among them")
         return Axes.given(objective, cast("Sequence[State]", given), scale=scale)
     raise TypeError(f"directions must be fs.Directions, tensors by name, a spectrum or {_NAMES}, got {type(given).__name__}")
 

@@ -127,3 +127,13 @@ def test_class_weights_enter_as_the_terms_of_a_sample(digits):
     shares = shares / shares.mean()
     mean = (shares[:, None] * gradients).mean(0)
     assert result.trace.value == pytest.approx(float((shares[:, None] * (gradients - mean)).square().sum() / 29), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [9, 13, 21, 65])
+def test_groups_for_batch_statistics_hold_at_least_two_samples(count):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    data = [(torch.randn(count, 4), torch.arange(count) % 3)]
+    with SampleGradients(fs.Objective(model, data, criterion=F.cross_entropy, batch_norm="batch")) as source:
+        assert source.sizes.min() >= 2
+        assert source.sizes.sum() == count

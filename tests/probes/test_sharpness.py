@@ -1,6 +1,7 @@
 """Sharpness against closed forms: quadratic and linear losses, random directions, rescaled layers."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
+from fastscape.probes import sharpness_run
 from fastscape.reports.html import write_html
 
 
@@ -306,6 +308,32 @@ def test_an_interrupt_gives_what_is_known(tanh_net, digits, after):
     assert result.worst >= 0
     assert any("interrupted" in flag for flag in result.flags)
     str(result)
+
+
+class Ticking(nn.Module):
+    """A model whose forward takes a second of its own clock."""
+
+    now = 0.0
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        type(self).now += 1
+        return torch.tanh(self.layer(x.flatten(1)))
+
+
+@pytest.mark.parametrize(("samples", "products"), [(4, 200), (200, 0)])
+def test_products_and_random_points_keep_to_the_budget(digits, monkeypatch, samples, products):
+    objective = fs.Objective(Ticking(), digits, criterion=F.cross_entropy)
+    Ticking.now = 0.0
+    monkeypatch.setattr(sharpness_run, "time", SimpleNamespace(monotonic=lambda: Ticking.now))
+    budget = fs.runs.budget.Budget(60, clock=lambda: Ticking.now)
+    result = fs.sharpness(objective, 0.1, samples=samples, products=products, precision="float32", budget=budget)
+    assert 40 < Ticking.now < 70
+    assert result.meta["stop_reason"] == "deadline"
+    assert any("budget" in note or "deadline" in note for note in result.notes)
 
 
 def test_a_budget_ends_the_ascents(tanh_objective):

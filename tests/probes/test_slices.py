@@ -241,6 +241,11 @@ def test_a_plane_has_two_radii(tanh_objective, radius):
         fs.slice2d(tanh_objective, radius=radius)
 
 
+def test_a_list_of_other_things_is_no_direction(tanh_objective):
+    with pytest.raises(TypeError, match="directions must hold tensors by parameter name, got int"):
+        fs.slice1d(tanh_objective, [3, 4])
+
+
 def test_one_direction_makes_no_plane(tanh_objective):
     with pytest.raises(ValueError, match="directions must be two for a plane, got 1"):
         fs.slice2d(tanh_objective, "gradient")
