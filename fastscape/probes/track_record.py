@@ -53,14 +53,26 @@ class TrackRecord:
                 f"path must be a record of the same run, got {str(self._file.path)!r} with other {', '.join(different)}; choose "
                 "another file, or the same settings"
             )
-        for line in self._file.lines[1:]:
-            if "point" in line:
-                self.points.append(_point(line["point"]))
-            elif "skipped" in line:
-                self.skipped.append(SkippedPoint(**line["skipped"]))
-            account = line.get("account")
-            if account is not None:
-                self.training, self.spent = account["training"], account["spent"]
+        try:
+            for line in self._file.lines[1:]:
+                self._take(line)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"path must be a whole record, got {str(self._file.path)!r} with another line ({error!r}); choose another"
+            ) from error
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        """A step that was left out may come again in a later process."""
+        found = _point(line["point"]) if "point" in line else SkippedPoint(**line["skipped"]) if "skipped" in line else None
+        if found is not None:
+            self.skipped = [other for other in self.skipped if other.step != found.step]
+        if isinstance(found, TrackPoint):
+            self.points.append(found)
+        elif found is not None:
+            self.skipped.append(found)
+        account = line.get("account")
+        if account is not None:
+            self.training, self.spent = account["training"], account["spent"]
 
     def point(self, point: TrackPoint, account: Allowance) -> None:
         """Write a point."""

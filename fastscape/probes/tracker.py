@@ -113,7 +113,7 @@ class Tracker:
         self.skipped: list[SkippedPoint] = list(self._record.skipped)
         self.allowance.restore(self._record.training, self._record.spent)
         self._order = {item: index for index, item in enumerate(self.measures)}
-        self._done = {point.step for point in self.points} | {point.step for point in self.skipped}
+        self._done = {point.step for point in self.points}
         self._last, self._finished = -1, False
         self._queue: list[Pending] = []
         self._carried = Carried()
@@ -204,7 +204,7 @@ class Tracker:
         due = self.schedule.between(min(after, step - 1), step) if after >= 0 or self.schedule.steps is not None else ()
         if after < 0 and self.schedule.every is not None:
             due = (step,) if step % self.schedule.every == 0 else ()
-        missed = [other for other in due if other < step and other not in self._done]
+        missed = [other for other in due if other < step and other not in self._done | {point.step for point in self.skipped}]
         for other in missed:
             words = "the run had ended before it was measured" if self._record.resumed else f"step() was first called at {step}"
             self._skip(other, words if after < 0 else f"step() was not called between {after} and {step}")
@@ -352,6 +352,7 @@ class Tracker:
             return
         found = point.point(step)
         self.points.append(found)
+        self.skipped = [other for other in self.skipped if other.step != found.step]  # by an earlier process
         self._record.point(found, self.allowance)
         self._told_of_disk()
         bounds = {f"{name}_low": pair[0] for name, pair in found.intervals.items()}
@@ -364,8 +365,7 @@ class Tracker:
                 self._warned.add(f"logger {index}", words)
 
     def _skip(self, step: int, reason: str) -> None:
-        self._done.add(step)
-        self.skipped.append(SkippedPoint(step, reason))
+        self.skipped = [*(other for other in self.skipped if other.step != step), SkippedPoint(step, reason)]
         self._record.skip(self.skipped[-1])
 
     def _feed(self, step: int, lr: float | None, optimizer: Any) -> None:

@@ -605,3 +605,23 @@ def test_two_measures_of_one_name_are_refused_rather_than_one_of_them_lost():
     for what in ((lambda at, step: {"a": 1.0}, lambda at, step: {"b": 1.0}), ("loss", loss)):
         with pytest.raises(ValueError, match="distinct names"):
             fs.Tracker(objective, every=1, what=what)
+
+
+def test_a_step_that_was_left_out_is_measured_when_a_later_process_comes_to_it_again(tmp_path):
+    _model, objective, _ = small()
+    for share, measured, left_out in ((1e-9, [], [0, 2]), (1e9, [0, 2], []), (1e9, [0, 2], [])):
+        tracker = fs.Tracker(objective, every=2, what=("loss",), share=share, path=tmp_path / "run.jsonl")
+        for step in range(4):
+            tracker.step(step)
+        found = tracker.finish()
+        assert ([point.step for point in found.points], [point.step for point in found.skipped]) == (measured, left_out)
+
+
+def test_a_record_with_a_point_of_another_form_is_refused_by_its_name(tmp_path):
+    path = tmp_path / "run.jsonl"
+    _model, objective, _ = small()
+    fs.Tracker(objective, every=2, path=path)
+    with path.open("a") as file:
+        file.write('{"point": {"step": 9}}\n')
+    with pytest.raises(ValueError, match=r"path .*run\.jsonl"):
+        fs.Tracker(objective, every=2, path=path)
