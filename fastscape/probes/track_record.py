@@ -35,7 +35,7 @@ class TrackRecord:
             raise ValueError(f"path must be in an existing directory, got {str(path)!r}")
         self._file = Record(path)
         self.points: list[TrackPoint] = []
-        self.skipped: list[SkippedPoint] = []
+        self.skipped: dict[int, SkippedPoint] = {}
         self.training = self.spent = 0.0
         self.resumed = bool(self._file.lines)
         if self.resumed:
@@ -64,12 +64,11 @@ class TrackRecord:
     def _take(self, line: Mapping[str, Any]) -> None:
         """A step that was left out may come again in a later process."""
         found = _point(line["point"]) if "point" in line else SkippedPoint(**line["skipped"]) if "skipped" in line else None
-        if found is not None:
-            self.skipped = [other for other in self.skipped if other.step != found.step]
         if isinstance(found, TrackPoint):
             self.points.append(found)
+            self.skipped.pop(found.step, None)
         elif found is not None:
-            self.skipped.append(found)
+            self.skipped[found.step] = found
         account = line.get("account")
         if account is not None:
             self.training, self.spent = account["training"], account["spent"]
@@ -79,8 +78,8 @@ class TrackRecord:
         self._file.append({"point": dataclasses.asdict(point), "account": _account(account)})
 
     def skip(self, point: SkippedPoint) -> None:
-        """Write that a step was not measured."""
-        self._file.append({"skipped": dataclasses.asdict(point)})
+        """Write that a step was not measured, with the next point: a synchronised line takes as long as many training steps."""
+        self._file.append({"skipped": dataclasses.asdict(point)}, flush=False)
 
     def end(self, step: int, account: Allowance) -> None:
         """Write that the run has ended."""
