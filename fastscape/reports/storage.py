@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import tempfile
@@ -20,6 +21,7 @@ from fastscape._checks import first_line
 
 Arrays = dict[str, NDArray[Any]]
 KINDS: dict[str, type] = {}  # classes of results by the kind of their files
+_LATER = {"study": "fastscape.study.result", "study-run": "fastscape.study.result"}  # registered when they are imported
 _KIND = "$kind"  # of a result inside another, whose field may hold any
 
 
@@ -108,6 +110,8 @@ def read(path: str | Path) -> Any:
         with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             document = json.loads(str(archive["document"]))
             arrays = {name: archive[name] for name in archive.files if name != "document"}
+        if document["kind"] in _LATER:
+            importlib.import_module(_LATER[document["kind"]])
         kind = KINDS[document["kind"]]
         return unpack(kind, document["result"], arrays)
     except FileNotFoundError:
