@@ -35,7 +35,7 @@ class TrackRecord:
             raise ValueError(f"path must be in an existing directory, got {str(path)!r}")
         self._file = Record(path)
         self.points: list[TrackPoint] = []
-        self.skipped: list[SkippedPoint] = []
+        self.skipped: dict[int, SkippedPoint] = {}
         self.training = self.spent = 0.0
         self.resumed = bool(self._file.lines)
         if self.resumed:
@@ -53,22 +53,33 @@ class TrackRecord:
                 f"path must be a record of the same run, got {str(self._file.path)!r} with other {', '.join(different)}; choose "
                 "another file, or the same settings"
             )
-        for line in self._file.lines[1:]:
-            if "point" in line:
-                self.points.append(_point(line["point"]))
-            elif "skipped" in line:
-                self.skipped.append(SkippedPoint(**line["skipped"]))
-            account = line.get("account")
-            if account is not None:
-                self.training, self.spent = account["training"], account["spent"]
+        try:
+            for line in self._file.lines[1:]:
+                self._take(line)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"path must be a whole record, got {str(self._file.path)!r} with another line ({error!r}); choose another"
+            ) from error
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        """A step that was left out may come again in a later process."""
+        found = _point(line["point"]) if "point" in line else SkippedPoint(**line["skipped"]) if "skipped" in line else None
+        if isinstance(found, TrackPoint):
+            self.points.append(found)
+            self.skipped.pop(found.step, None)
+        elif found is not None:
+            self.skipped[found.step] = found
+        account = line.get("account")
+        if account is not None:
+            self.training, self.spent = account["training"], account["spent"]
 
     def point(self, point: TrackPoint, account: Allowance) -> None:
         """Write a point."""
         self._file.append({"point": dataclasses.asdict(point), "account": _account(account)})
 
     def skip(self, point: SkippedPoint) -> None:
-        """Write that a step was not measured."""
-        self._file.append({"skipped": dataclasses.asdict(point)})
+        """Write that a step was not measured, with the next point: a synchronised line takes as long as many training steps."""
+        self._file.append({"skipped": dataclasses.asdict(point)}, flush=False)
 
     def end(self, step: int, account: Allowance) -> None:
         """Write that the run has ended."""

@@ -110,10 +110,10 @@ class Tracker:
         self._meta = objective_meta(objective) | settings
         self._record = TrackRecord(path, settings | {"data": self._meta["data_fingerprint"], "names": list(objective.names)})
         self.points: list[TrackPoint] = list(self._record.points)
-        self.skipped: list[SkippedPoint] = list(self._record.skipped)
+        self.skipped: dict[int, SkippedPoint] = dict(self._record.skipped)
         self.allowance.restore(self._record.training, self._record.spent)
         self._order = {item: index for index, item in enumerate(self.measures)}
-        self._done = {point.step for point in self.points} | {point.step for point in self.skipped}
+        self._done = {point.step for point in self.points}
         self._last, self._finished = -1, False
         self._queue: list[Pending] = []
         self._carried = Carried()
@@ -188,7 +188,7 @@ class Tracker:
             name=self.name,
             step=max(self._last, *(point.step for point in self.points), 0) if self.points else max(self._last, 0),
             points=tuple(sorted(self.points, key=lambda point: point.step)),
-            skipped=tuple(sorted(self.skipped, key=lambda point: point.step)),
+            skipped=tuple(sorted(self.skipped.values(), key=lambda point: point.step)),
             share=account.share,
             training_seconds=account.training,
             tracker_seconds=account.spent,
@@ -204,7 +204,7 @@ class Tracker:
         due = self.schedule.between(min(after, step - 1), step) if after >= 0 or self.schedule.steps is not None else ()
         if after < 0 and self.schedule.every is not None:
             due = (step,) if step % self.schedule.every == 0 else ()
-        missed = [other for other in due if other < step and other not in self._done]
+        missed = [other for other in due if other < step and other not in self._done and other not in self.skipped]
         for other in missed:
             words = "the run had ended before it was measured" if self._record.resumed else f"step() was first called at {step}"
             self._skip(other, words if after < 0 else f"step() was not called between {after} and {step}")
@@ -214,7 +214,7 @@ class Tracker:
         self, step: int, lr: float | None, optimizer: torch.optim.Optimizer | Mapping[str, Any] | OptimizerState | None
     ) -> None:
         self._wait_for_training()
-        if len(self._queue) >= self._most and not self._make_room(step):
+        if len(self._queue) >= self._most and (self.allowance.balance < 0 or not self._make_room(step)):  # a copy costs too
             self._skip(step, f"{counted(len(self._queue), 'earlier point')} waited for their time")
             return
         state = None
@@ -351,6 +351,7 @@ class Tracker:
             return
         found = point.point(step)
         self.points.append(found)
+        self.skipped.pop(found.step, None)  # of an earlier process
         self._record.point(found, self.allowance)
         self._told_of_disk()
         bounds = {f"{name}_low": pair[0] for name, pair in found.intervals.items()}
@@ -363,9 +364,8 @@ class Tracker:
                 self._warned.add(f"logger {index}", words)
 
     def _skip(self, step: int, reason: str) -> None:
-        self._done.add(step)
-        self.skipped.append(SkippedPoint(step, reason))
-        self._record.skip(self.skipped[-1])
+        self.skipped[step] = SkippedPoint(step, reason)
+        self._record.skip(self.skipped[step])
 
     def _feed(self, step: int, lr: float | None, optimizer: Any) -> None:
         assert self.difficulty is not None

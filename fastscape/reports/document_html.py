@@ -73,7 +73,7 @@ def _drawn(figure: Figure) -> dict[str, Any]:
 
     width = _WIDTH.get(columns, 3.6)
     text = svg(rows, columns, draw, width=width, measured=True, projection=figure.projection)
-    return {"svg": text, "definition": figure.definition, "wide": columns > 1}
+    return {"svg": text, "definition": figure.definition, "wide": columns > 1, "columns": columns}
 
 
 def _text(value: object) -> str:

@@ -13,7 +13,7 @@ _NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Record:
-    """Lines of JSON objects in a file, each written whole and synchronised to disk before the next.
+    """Lines of JSON objects in a file, each written whole; those that are flushed are synchronised to disk.
 
     What cannot be written stays in memory and is tried again with the next line. NaN and inf are the strings ``"NaN"``,
     ``"Infinity"`` and ``"-Infinity"``, so that every line is strict JSON.
@@ -44,12 +44,13 @@ class Record:
             content = self.path.read_bytes()
             self._torn = bool(content) and not content.endswith(b"\n")
 
-    def append(self, line: Mapping[str, Any]) -> None:
-        """Write a line; a failure is kept in :attr:`error` and raises nothing."""
+    def append(self, line: Mapping[str, Any], *, flush: bool = True) -> None:
+        """Write a line, or keep it for the next one that is flushed; a failure is kept in :attr:`error` and raises nothing."""
         if self.path is None:
             return
         self._pending.append(json.dumps(_encoded(line), allow_nan=False).encode() + b"\n")
-        self.flush()
+        if flush:
+            self.flush()
 
     def flush(self) -> None:
         """Write what could not be written before."""
@@ -62,9 +63,9 @@ class Record:
                     content = (b"\n" if self._torn else b"") + self._pending[0]
                     self._torn = True  # until the whole line is there
                     _write(descriptor, content)
-                    os.fsync(descriptor)
                     self._torn = False
                     del self._pending[0]
+                os.fsync(descriptor)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -75,7 +76,7 @@ class Record:
     @property
     def unwritten(self) -> int:
         """Lines that are in memory only because they could not be written."""
-        return len(self._pending)
+        return len(self._pending) if self.error is not None else 0
 
 
 def read_record(path: str | Path) -> list[dict[str, Any]]:

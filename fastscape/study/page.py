@@ -173,8 +173,8 @@ def study_section(result: StudyResult) -> Section:
         f"Landscape study: {', '.join(result.architectures)}",
         verdict(result),
         (
-            Quantity("plan", f"{result.name}: {counted(len(result.runs), 'run')}, up to {counted(seeds, 'seed')} of each model"),
-            Quantity("source", "", SOURCE),
+            Quantity("plan", result.name, f"{counted(len(result.runs), 'run')}, up to {counted(seeds, 'seed')} of each model"),
+            Quantity("source", "2025", SOURCE),
         ),
         drawn,
         tuple(grids),
@@ -201,7 +201,7 @@ def architecture_section(result: StudyResult, name: str) -> Section:
     along = Figure(
         "Sharpness along training",
         lambda ax: figures.sharpness_along(tracked, ink, ax),
-        "Spectral norm of the Hessian by warm-started block Lanczos, a line for each seed; dashed: 2 (1 + momentum)/eta.",
+        "Spectral norm of the Hessian, warm-started, a line for each seed; dashed: 2 (1 + momentum)/eta.",
     )
     barrier = [section_of(result.barriers[name])] if name in result.barriers else []
     row = table(result, "final", _FINAL, "At the end of training; geometric mean over seeds [95 %]")

@@ -145,6 +145,7 @@ class StudyResult(Document):
             "resolved": self._per_run(_resolved),
             "roughness_worst": self.values("roughness_worst", "final"),
             "normalized_sharpness": self.values("normalized_sharpness", "final"),
+            "normalized_sharpness_bound": self._per_run(_sharpness_bound),
             "difficulty": self._per_run(_difficulty),
             "barrier": {name: pairs(matrix.linear) for name, matrix in self.barriers.items()},
             "barrier_max": {name: pairs(matrix.max) for name, matrix in self.barriers.items()},
@@ -169,6 +170,11 @@ def _resolved(run: RunResult) -> float:
     """1 where the two largest eigenvalues at the end are further apart than their residuals, 0 where not."""
     spectrum = run.parts.get("final.spectrum")
     return float("nan") if spectrum is None or len(spectrum.eigenvalues) < 2 else float(spectrum.gap.resolved)
+
+
+def _sharpness_bound(run: RunResult) -> float:
+    found = run.final.normalized_sharpness
+    return float("nan") if found is None else found.interval[1]
 
 
 def _difficulty(run: RunResult) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -187,10 +187,11 @@ def _leave(folder: Path, result: RunResult, final: Mapping[str, Tensor]) -> None
 
 
 def _kept(folder: Path, plan: Plan) -> RunResult | None:
-    """The run that a study of the same plan has left, if it is whole."""
+    """The run that a study of the same plan has left, if its files are whole."""
     try:
         found = load(folder / _RESULT)
-    except (OSError, ValueError):
+        load_file(folder / _FINAL)
+    except Exception:  # a damaged archive fails in many ways; the run is repeated
         return None
-    same = isinstance(found, RunResult) and found.meta.get("plan") == plan.words() and (folder / _FINAL).is_file()
+    same = isinstance(found, RunResult) and found.meta.get("plan") == plan.words()
     return found if same else None  # type: ignore[return-value]

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 import fastscape as fs
 from fastscape import zoo
 from fastscape.evaluation.optimizers import OptimizerState
+from fastscape.probes.pending import Pending
 from fastscape.runs.record import read_record
 
 mpl.use("agg")
@@ -605,3 +606,51 @@ def test_two_measures_of_one_name_are_refused_rather_than_one_of_them_lost():
     for what in ((lambda at, step: {"a": 1.0}, lambda at, step: {"b": 1.0}), ("loss", loss)):
         with pytest.raises(ValueError, match="distinct names"):
             fs.Tracker(objective, every=1, what=what)
+
+
+def test_a_step_that_was_left_out_is_measured_when_a_later_process_comes_to_it_again(tmp_path):
+    _model, objective, _ = small()
+    for share, measured, left_out in ((1e-9, [], [0, 2]), (1e9, [0, 2], []), (1e9, [0, 2], [])):
+        tracker = fs.Tracker(objective, every=2, what=("loss",), share=share, path=tmp_path / "run.jsonl")
+        for step in range(4):
+            tracker.step(step)
+        found = tracker.finish()
+        assert ([point.step for point in found.points], [point.step for point in found.skipped]) == (measured, left_out)
+
+
+def test_a_record_with_a_point_of_another_form_is_refused_by_its_name(tmp_path):
+    path = tmp_path / "run.jsonl"
+    _model, objective, _ = small()
+    fs.Tracker(objective, every=2, path=path)
+    with path.open("a") as file:
+        file.write('{"point": {"step": 9}}\n')
+    with pytest.raises(ValueError, match=r"path .*run\.jsonl"):
+        fs.Tracker(objective, every=2, path=path)
+
+
+def test_steps_that_cannot_be_afforded_cost_neither_a_synchronised_line_nor_a_copy(tmp_path, monkeypatch):
+    _model, objective, _ = small()
+    clock, costs = Clock(), {"synchronised": 0, "copied": 0}
+    keep, fsync = Pending.keep, os.fsync
+
+    def synchronised(descriptor):
+        costs["synchronised"] += 1
+        fsync(descriptor)
+
+    def kept(point, objective):
+        costs["copied"] += 1
+        clock.now += 1.0
+        keep(point, objective)
+
+    monkeypatch.setattr(os, "fsync", synchronised)
+    monkeypatch.setattr(Pending, "keep", kept)
+    path = tmp_path / "run.jsonl"
+    tracker = fs.Tracker(objective, every=1, what=("loss",), share=0.05, clock=clock, path=path, pending=4)
+    for step in range(400):
+        tracker.step(step)
+        clock.now += 0.1
+    found = tracker.finish()
+    assert costs["synchronised"] < 60
+    assert costs["copied"] < 60
+    assert found.tracker_seconds <= 1.1 * 0.05 * found.training_seconds + 4.0  # of the first four copies
+    assert len(read_record(path)) == 1 + len(found.points) + len(found.skipped) + 1

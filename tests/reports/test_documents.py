@@ -101,3 +101,15 @@ def test_a_page_has_definitions_on_hover_and_as_caption_and_needs_no_network(tmp
 def test_a_spectrum_beside_a_document_is_refused(tmp_path):
     with pytest.raises(TypeError, match="got a Leaf"):
         write_html(leaf(), tmp_path / "page.html", spectrum=object())
+
+
+def test_wide_figures_and_wordy_columns_keep_a_width_that_can_be_read_on_a_phone():
+    words = "at least four runs are needed, and one was left out"
+    jinja2 = pytest.importorskip("jinja2")
+    source = jinja2.Environment(loader=jinja2.PackageLoader("fastscape.reports"), autoescape=True).from_string(
+        "{% from 'sections.j2' import named_grid, figures %}{{ named_grid(grid) }}{{ figures([figure]) }}"
+    )
+    figure = {"svg": "", "definition": "", "wide": True, "columns": 4}
+    text = source.render(grid=Grid("", ({"p": "1", "note": words},), {}), figure=figure)
+    assert 'class="wordy"' in text
+    assert "--columns: 4" in text

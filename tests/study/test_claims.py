@@ -1,9 +1,13 @@
 """Claims are decided by intervals over seeds, and say what they rest on."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from fastscape.study.claims import claims, count_of, larger
+from fastscape.study.result import StudyResult
 
 LOW, HIGH = np.array([1.0, 1.1, 0.9]), np.array([100.0, 130.0, 90.0])
 
@@ -54,3 +58,23 @@ def test_every_claim_has_an_outcome_without_any_number():
 def test_repeated_eigenvalues_are_not_seen_where_gaps_are_resolved():
     resolved = {name: np.ones(3) for name in ("MLP", "ResNet-18")}
     assert claims({"resolved": resolved}, 1e-2)[0].outcome == "not seen"
+
+
+def test_a_saved_study_is_loaded_by_a_process_that_has_made_none(tmp_path):
+    StudyResult("quick", None, {"networks": {}}, (), {}, {}).save(tmp_path / "study.npz")
+    code = f"import fastscape as fs; print(type(fs.load({str(tmp_path / 'study.npz')!r})).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "StudyResult", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("found", "bound", "outcome"),
+    [
+        ([2e-4, 5e-5], [3e-4, 6e-5], "not seen"),
+        ([5e-5, 5e-5], [9e-5, 8e-5], "seen"),
+        ([5e-5, 5e-5], [9e-5, 2e-4], "inconclusive"),
+    ],
+)
+def test_a_lower_bound_alone_shows_no_flatness(found, bound, outcome):
+    values = {"normalized_sharpness": {"MLP": np.array(found)}, "normalized_sharpness_bound": {"MLP": np.array(bound)}}
+    assert next(claim for claim in claims(values, 1e-2) if "sharpness" in claim.claim).outcome == outcome

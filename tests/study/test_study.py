@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -94,7 +95,12 @@ def test_a_damaged_run_or_one_of_another_plan_is_repeated(whole, monkeypatch, tm
     (folder / "run.npz").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(BaseException, match="trains"):
         driver.study(plan, tmp_path)
-    assert repeated == [0, 0]
+    shutil.copytree(out, tmp_path / "again")
+    weights = driver.folder_of(tmp_path / "again", plan.architectures[0], 0) / "final.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(BaseException, match="trains"):
+        driver.study(plan, tmp_path / "again")
+    assert repeated == [0, 0, 0]
 
 
 def test_an_interrupted_study_keeps_the_runs_that_are_complete(whole, monkeypatch):
