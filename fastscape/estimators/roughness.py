@@ -145,13 +145,13 @@ def minima(losses: Array, threshold: float = 0.0) -> int:
     bottoms = np.argwhere((values == lowest_near) & np.isfinite(values))
     if len(bottoms) < 2:  # a smooth basin, or none: 20 times quicker than joining cells on a 41 x 41 grid
         return sum(_inside(tuple(bottom), values.shape) for bottom in bottoms)
-    return _deep(values, threshold)
+    return _deep(values, threshold, {tuple(map(int, bottom)) for bottom in bottoms})
 
 
-def _deep(values: Array, threshold: float) -> int:
-    """Minima deeper than the threshold, by joining cells in ascending order (a merge tree)."""
+def _deep(values: Array, threshold: float, bottoms: set[tuple[int, ...]]) -> int:
+    """Minima deeper than the threshold, by joining cells in ascending order (a merge tree) until one basin holds all ``bottoms``."""
     parent: dict[tuple[int, ...], tuple[int, ...]] = {}
-    found = 0
+    found = basins = 0
     lowest: tuple[int, ...] | None = None
 
     def root(cell: tuple[int, ...]) -> tuple[int, ...]:
@@ -168,7 +168,11 @@ def _deep(values: Array, threshold: float) -> int:
         cell = tuple(int(i) for i in np.unravel_index(flat, values.shape))
         if not values[cell] < math.inf:
             break
+        if not bottoms and basins == 1:  # every later cell only widens it
+            break
+        bottoms.discard(cell)
         parent[cell] = cell
+        basins += 1
         lowest = cell if lowest is None else lowest
         for step in steps:
             near = tuple(a + b for a, b in zip(cell, step, strict=True))
@@ -178,6 +182,7 @@ def _deep(values: Array, threshold: float) -> int:
             if first == second:
                 continue
             parent[second] = first  # the basin of the higher minimum ends here
+            basins -= 1
             if values[cell] - values[second] > threshold and _inside(second, values.shape):
                 found += 1
     return found + int(lowest is not None and _inside(lowest, values.shape))
