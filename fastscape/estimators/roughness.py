@@ -149,7 +149,7 @@ def minima(losses: Array, threshold: float = 0.0) -> int:
 
 
 def _deep(values: Array, threshold: float, bottoms: set[tuple[int, ...]]) -> int:
-    """Minima deeper than the threshold, by joining cells in ascending order (a merge tree) until one basin holds all ``bottoms``."""
+    """Minima deeper than the threshold: cells join in ascending order (a merge tree) until one basin holds all ``bottoms``."""
     parent: dict[tuple[int, ...], tuple[int, ...]] = {}
     found = basins = 0
     lowest: tuple[int, ...] | None = None

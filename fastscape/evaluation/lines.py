@@ -20,7 +20,7 @@ from fastscape.evaluation.sample_losses import SampleLosses
 from fastscape.evaluation.surface_paths import Raw
 from fastscape.ops import relu_line
 
-_BLOCK_BYTES = 1 << 24  # of outputs at a time
+_BLOCK_BYTES = 1 << 20  # of outputs at a time: what follows stays in the cache
 _PIECE = 64  # points along which the kernel goes with one sum: a good number of points to a call
 
 
