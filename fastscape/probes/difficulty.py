@@ -41,7 +41,7 @@ class Difficulty:
             :math:`E\|g_B\|^2 = \|g\|^2 + \mathrm{tr}\,\Sigma / B`; ``"full"`` computes the objective's gradient at every step.
         tolerance: residual of the norm relative to it.
         operator: ``"hessian"`` or ``"ggn"``.
-        warm: start from the Ritz pairs of the last norm; half the products
+        warm: start from the Ritz pairs of the last norm; about half the products
             (:func:`fastscape.estimators.davidson.leading_pair`).
         max_products: of one norm.
         path: of the products, see :func:`fastscape.hessian`; ``None`` to choose by measuring at the first norm.
