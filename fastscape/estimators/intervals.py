@@ -33,12 +33,16 @@ class Estimate:
         interval: 95 % interval: bootstrap percentiles, widened to the value where noise pulls nearly all replicates past it.
             The basic and the bias-corrected interval leave the value out in the same cases; widening can only add coverage.
         n: what it was averaged over (directions).
+        method: how the interval was made, in words; empty in files of version 0.1.
+        withheld: why there is no interval, and the remedy; empty where there is one.
     """
 
     value: float
     stderr: float
     interval: tuple[float, float]
     n: int
+    method: str = ""
+    withheld: str = ""
 
     @classmethod
     def from_replicates(cls, value: float, replicates: Array, n: int) -> Estimate:
