@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from fastscape._batches import Batch, map_tensors, placed, tensors_of
+from fastscape._norms import use_batch
 
 if TYPE_CHECKING:
     from fastscape.objective import Criterion, Objective
@@ -65,8 +65,8 @@ class Replica:
 
     ``base[i]`` are the objective's weights (read, never written) and ``scratch[i]`` the copy's parameters, in the order
     of ``objective.names``. Parameters that are not probed are shared with the user's model where dtype and device
-    allow. Batch-norm layers in ``"batch"`` mode lose their running statistics in the copy, which makes torch use
-    the batch's own in evaluation mode and leaves nothing to update.
+    allow. Layers with running statistics use the batch's own in ``"batch"`` mode, and nothing of theirs is updated
+    (:func:`fastscape._norms.use_batch`).
 
     Memory: one copy of the probed parameters, and of the data where it needs casting.
     """
@@ -241,11 +241,11 @@ def _private_copy(objective: Objective, dtype: torch.dtype) -> nn.Module:
         for name, buffer in private.named_buffers():
             if name in state:
                 buffer.copy_(state[name])
-    for module in private.modules():
-        if isinstance(module, _NormBase) and objective.batch_norm == "batch":
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
     private.eval()  # its result is not used: a train() that returns nothing is common
+    if objective.batch_norm == "batch":
+        layers = dict(private.named_modules())
+        for name in objective.by_batch:
+            use_batch(layers[name])
     return private
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import reduce
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from fastscape._batches import Batch, fingerprint, leaves, materialise, placed, 
 from fastscape._checks import first_line
 from fastscape._criteria import Criterion as Criterion
 from fastscape._criteria import checked_criterion, checked_loss, criterion_options, terms, weight_of
+from fastscape._norms import BatchNormMode, Statistics, compared, frozen, tracking, unmoved
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 Select = str | Sequence[str] | Callable[[str, Tensor], bool] | None
-BatchNormMode = Literal["running", "batch"]
 
 
 class Objective:
@@ -46,7 +46,11 @@ class Objective:
             class weights; with ``loss``, the leading dimension of the batch's first tensor.
         params: which parameters to move: ``None`` for every trainable one, a glob or globs on their names, or a
             predicate ``(name, tensor) -> bool``. Tied parameters count once; frozen ones are left out.
-        batch_norm: ``"running"`` uses the running statistics, ``"batch"`` those of each batch; neither updates them.
+        batch_norm: statistics of batch norm and of other layers that keep running ones: ``"running"``, or ``"batch"``, those of
+            each batch; neither updates them. ``None`` is ``"running"`` for the loss itself, slices, barriers, sharpness, spectra
+            and responses, and ``"batch"``, the function that was trained, for what speaks of training: stability of an
+            optimizer (and the spectrum beside it), temperature, difficulty, tracker, signature (see :meth:`trained`). Results
+            say both losses where they differ by more than 5 %.
         dtype: floating dtype the weights are rounded to first; ``None`` keeps the model's.
         device: where to evaluate; ``None`` for the model's device.
         memory: bytes that the data may take; default half of the available memory.
@@ -74,7 +78,7 @@ class Objective:
         loss: Loss | None = None,
         weight: Callable[[Batch], float] | None = None,
         params: Select = None,
-        batch_norm: BatchNormMode = "running",
+        batch_norm: BatchNormMode | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         memory: int | None = None,
@@ -82,15 +86,17 @@ class Objective:
         self.model = _checked_model(model)
         if (criterion is None) == (loss is None):
             raise ValueError("pass either criterion= for (inputs, targets) batches or loss= for any other, not both")
-        if batch_norm not in ("running", "batch"):
-            raise ValueError(f"batch_norm must be 'running' or 'batch', got {batch_norm!r}")
+        if batch_norm not in (None, "running", "batch"):
+            raise ValueError(f"batch_norm must be 'running', 'batch' or None, got {batch_norm!r}")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}")
         if weight is not None and not callable(weight):
             raise TypeError(f"weight must be a function of a batch, got {weight!r}; use weight=lambda batch: n")
         self.criterion = None if criterion is None else checked_criterion(criterion)
         self.user_loss = None if loss is None else checked_loss(loss)
-        self.batch_norm = batch_norm
+        self.batch_norm_asked, self.batch_norm = batch_norm, batch_norm or "running"
+        self.tracking, self._frozen = tuple(tracking(self.model)), frozen(self.model)
+        self._statistics: tuple[str, Statistics] | None = None
         self.names = _selected(self.model, params)
         self._state: Mapping[str, Tensor] | None = None
         self.dtype = dtype or reduce(torch.promote_types, (tensor.dtype for tensor in self._source))
@@ -195,10 +201,40 @@ class Objective:
         return other
 
     def normalised(self, batch_norm: BatchNormMode) -> Objective:
-        """The same function with batch norm by ``"running"`` statistics or by those of each ``"batch"``."""
-        other = self._copy()
-        other.batch_norm = batch_norm
+        """The same function with batch norm by ``"running"`` statistics or by those of each ``"batch"``, as if asked for."""
+        other = self.switched(batch_norm)
+        other.batch_norm_asked = batch_norm
         return other
+
+    def switched(self, batch_norm: BatchNormMode) -> Objective:
+        """The same function by other statistics, where what was asked for stays what it is."""
+        other = self._copy()
+        other.batch_norm, other._statistics = batch_norm, self._statistics
+        return other
+
+    def trained(self) -> Objective:
+        """The function that training lowers: by the statistics of each batch, unless others were asked for.
+
+        Layers that a model in training mode keeps in evaluation mode are taken as frozen, with their running statistics. Where
+        the batch's cannot be had (a single value per channel) it is this objective itself.
+
+        Cost: two forwards per batch at new weights.
+        """
+        if self.batch_norm_asked is not None or not self.by_batch or self.statistics().failure or unmoved(self):
+            return self
+        return self.switched("batch")
+
+    @property
+    def by_batch(self) -> tuple[str, ...]:
+        """Layers that ``"batch"`` statistics concern, by name."""
+        return tuple(name for name in self.tracking if self.batch_norm_asked is not None or name not in self._frozen)
+
+    def statistics(self) -> Statistics:
+        """L(w) by running statistics and by those of each batch, evaluated once at each weights."""
+        key = self.weight_fingerprint()
+        if self._statistics is None or self._statistics[0] != key:
+            self._statistics = key, compared(self)
+        return self._statistics[1]
 
     def cast(self, dtype: torch.dtype) -> Objective:
         """The same function in the arithmetic of another floating dtype, at the weights as ``dtype`` holds them."""
@@ -244,6 +280,7 @@ class Objective:
     def _copy(self) -> Objective:
         other = object.__new__(Objective)
         other.__dict__.update(self.__dict__)
+        other._statistics = None  # of other data, or in another arithmetic
         return other
 
     def _checked_batches(self, batches: list[Batch], *, move: bool) -> list[Batch]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from fastscape._interrupts import EXIT_INTERRUPTED, Interrupts
 from fastscape._replica import MODEL_NOTE
@@ -27,18 +27,9 @@ from fastscape.evaluation import (
     UntraceableError,
 )
 from fastscape.probes import ProbeError, SliceError, SpectrumError
-from fastscape.reports import (
-    MultifractalResult,
-    SpectrumResult,
-    SpectrumTrajectory,
-    TrajectoryResult,
-    spectrum_tables,
-    tables,
-)
 from fastscape.reports.document import Document
 from fastscape.reports.html import Spectrum, write_html
 from fastscape.reports.result import AnyResult
-from fastscape.reports.sections import section_table
 
 EXIT_TARGET, EXIT_MODEL = 3, 4
 
@@ -100,21 +91,7 @@ def show(result: AnyResult, spectrum: AnyResult | None = None, *, as_json: bool)
     for index, each in enumerate(shown):
         if index:
             console.print()
-        console.print(_table(each))
-
-
-def _table(result: AnyResult) -> RenderableType:
-    match result:
-        case Document():
-            return section_table(result.section())
-        case TrajectoryResult():
-            return tables.trajectory_table(result)
-        case MultifractalResult():
-            return tables.multifractal_table(result)
-        case SpectrumTrajectory():
-            return spectrum_tables.trajectory_table(result)
-        case SpectrumResult():
-            return spectrum_tables.spectrum_table(result)
+        console.print(each.table())
 
 
 def _write(outcome: Outcome, out: Path) -> int:

@@ -21,6 +21,7 @@ from fastscape.evaluation.precision import Noise, PrecisionChoice
 from fastscape.evaluation.responses import relative, warn_if_noise
 from fastscape.objective import Objective
 from fastscape.reports.result import STOPPED, Measured, MultifractalResult
+from fastscape.runs.provenance import statistics_meta
 from fastscape.runs.settings import ProbeSettings
 
 
@@ -95,6 +96,7 @@ class Track:
         """Record the provenance of a checkpoint, evaluated or not."""
         self.weight_norm = objective.norm
         self.meta = _identity(objective, self.precision) | {
+            **statistics_meta(objective),
             "model": type(objective.model).__name__,
             "parameters": objective.size,
             "samples": objective.samples,

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from fastscape.reports import storage
-from fastscape.reports.sections import Section, section_table
+from rich.console import RenderableType
+
+from fastscape.reports import batch_norm, storage
+from fastscape.reports.sections import Section, led, section_table
 from fastscape.reports.tables import as_text
 
 
@@ -42,13 +44,22 @@ class Document:
         """Everything to beware of, in words."""
         return self.section().flags
 
+    @property
+    def lead(self) -> str:
+        """What must be read before the numbers: of which function they are, where batch norm makes two of it."""
+        return batch_norm.lead(self.meta)
+
     def verdict(self) -> str:
-        """What was found, in one sentence."""
-        return self.section().verdict
+        """What was found, in one sentence, behind :attr:`lead`."""
+        return batch_norm.before(self.lead, self.section().verdict)
+
+    def table(self) -> RenderableType:
+        """What a terminal shows."""
+        return led(self.lead, section_table(self.section()))
 
     def summary(self) -> str:
         """The table a person wants, as text."""
-        return as_text(section_table(self.section()))
+        return as_text(self.table())
 
     def __str__(self) -> str:
         return self.summary()
@@ -61,7 +72,7 @@ class Document:
         """Everything as JSON data, NaN and inf as ``None``."""
         content: dict[str, Any] = storage.plain(self.stored())
         section = self.section()
-        return content | {"flags": list(section.flags), "verdict": section.verdict}
+        return content | {"flags": list(section.flags), "verdict": self.verdict()}
 
     def to_json(self) -> str:
         """:meth:`to_dict` as JSON text."""

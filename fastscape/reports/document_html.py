@@ -35,11 +35,11 @@ def document_page(result: Document) -> dict[str, Any]:
     """The template's variables; a compound result has a section for itself and one for each child."""
     whole = result.section()
     title = "Overview" if whole.children else whole.title
-    own = Section(title, whole.verdict, whole.quantities, whole.figures, whole.grids, whole.flags, whole.settings)
+    own = Section(title, result.verdict(), whole.quantities, whole.figures, whole.grids, whole.flags, whole.settings)
     parts = [own, *whole.children] if whole.children else [own]
     return {
         "title": whole.title,
-        "verdict": whole.verdict,
+        "verdict": result.verdict(),
         "sections": [_context(part, f"s{index}") for index, part in enumerate(parts)],
         "provenance": [(label, _text(result.meta[key])) for label, key in PROVENANCE if result.meta.get(key) is not None],
     }

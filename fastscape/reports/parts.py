@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -39,7 +40,7 @@ def section_of(result: AnyResult) -> Section:
     """What a result of any kind shows as part of a page."""
     match result:
         case Document():
-            return result.section()
+            return dataclasses.replace(result.section(), verdict=result.verdict())
         case SpectrumResult():
             rows = (state_rows, eigenvalue_rows, average_rows, layer_rows, stability_rows)
             return Section(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import RenderableType
 
 from fastscape._checks import counted, one_line
 from fastscape.estimators import Analysis, AnalysisSettings, analyse
@@ -18,8 +19,9 @@ from fastscape.estimators.flags import analysis_flags
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trust import Trust
 from fastscape.evaluation.noise import passes_gate
-from fastscape.reports import figures, storage, tables
+from fastscape.reports import batch_norm, figures, storage, tables
 from fastscape.reports.document import Document
+from fastscape.reports.sections import led
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 from fastscape.runs.settings import ProbeSettings
 
@@ -164,11 +166,15 @@ class MultifractalResult:
 
     def verdict(self) -> str:
         """What was found, in one sentence."""
-        return tables.verdict(self)
+        return batch_norm.before(batch_norm.lead(self.meta), tables.verdict(self))
 
     def summary(self) -> str:
         """The table a person wants, as text."""
-        return tables.as_text(tables.multifractal_table(self))
+        return tables.as_text(self.table())
+
+    def table(self) -> RenderableType:
+        """What a terminal shows."""
+        return led(batch_norm.lead(self.meta), tables.multifractal_table(self))
 
     def __str__(self) -> str:
         return self.summary()
@@ -247,11 +253,19 @@ class TrajectoryResult:
 
     def verdict(self) -> str:
         """What was found, in one sentence."""
-        return tables.trajectory_verdict(self)
+        return batch_norm.before(self._lead, tables.trajectory_verdict(self))
+
+    @property
+    def _lead(self) -> str:
+        return batch_norm.lead_along([(point.name, point.meta) for point in self.points])
 
     def summary(self) -> str:
         """The table a person wants, as text."""
-        return tables.as_text(tables.trajectory_table(self))
+        return tables.as_text(self.table())
+
+    def table(self) -> RenderableType:
+        """What a terminal shows."""
+        return led(self._lead, tables.trajectory_table(self))
 
     def __str__(self) -> str:
         return self.summary()

@@ -75,6 +75,11 @@ class Section:
     folded: bool = False
 
 
+def led(lead: str, table: RenderableType) -> RenderableType:
+    """A table with what must be read before it."""
+    return Group(Text(f"! {lead}", style="bold yellow"), table) if lead else table
+
+
 def section_table(section: Section) -> RenderableType:
     """A section on a terminal: tables, then verdict and flags; children follow, but for those that a page folds away."""
     parts: list[RenderableType] = []

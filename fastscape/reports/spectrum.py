@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import RenderableType
 from torch import Tensor
 
 from fastscape._checks import counted
 from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Density, Gap, Stability
-from fastscape.reports import spectrum_figures, spectrum_tables, storage, tables
+from fastscape.reports import batch_norm, spectrum_figures, spectrum_tables, storage, tables
+from fastscape.reports.sections import led
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,12 +133,16 @@ class SpectrumResult:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def verdict(self) -> str:
-        """What was found, in one sentence."""
-        return spectrum_tables.verdict(self)
+        """What was found, in one sentence, behind what batch norm makes of it."""
+        return batch_norm.before(batch_norm.lead(self.meta), spectrum_tables.verdict(self))
 
     def summary(self) -> str:
         """The table a person wants, as text."""
-        return tables.as_text(spectrum_tables.spectrum_table(self))
+        return tables.as_text(self.table())
+
+    def table(self) -> RenderableType:
+        """What a terminal shows."""
+        return led(batch_norm.lead(self.meta), spectrum_tables.spectrum_table(self))
 
     def __str__(self) -> str:
         return self.summary()
@@ -200,11 +206,19 @@ class SpectrumTrajectory:
 
     def verdict(self) -> str:
         """What happened along the checkpoints, in one sentence."""
-        return spectrum_tables.trajectory_verdict(self)
+        return batch_norm.before(self._lead, spectrum_tables.trajectory_verdict(self))
 
     def summary(self) -> str:
         """The table a person wants, as text."""
-        return tables.as_text(spectrum_tables.trajectory_table(self))
+        return tables.as_text(self.table())
+
+    def table(self) -> RenderableType:
+        """What a terminal shows."""
+        return led(self._lead, spectrum_tables.trajectory_table(self))
+
+    @property
+    def _lead(self) -> str:
+        return batch_norm.lead_along([(point.name, point.meta) for point in self.points])
 
     def __str__(self) -> str:
         return self.summary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +30,14 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def statistics_meta(objective: Objective) -> dict[str, Any]:
+    """Which statistics batch norm takes, which were asked for, and where layers keep running ones, the loss by either."""
+    told: dict[str, Any] = {"batch_norm": objective.batch_norm, "batch_norm_asked": objective.batch_norm_asked}
+    if objective.by_batch:
+        told["statistics"] = dataclasses.asdict(objective.statistics())
+    return told
+
+
 def objective_meta(objective: Objective) -> dict[str, Any]:
     """What the ``meta`` of a result says of the function that was probed, and :func:`provenance`."""
     return {
@@ -36,7 +45,7 @@ def objective_meta(objective: Objective) -> dict[str, Any]:
         "parameters": objective.size,
         "samples": objective.samples,
         "batches": len(objective.batches),
-        "batch_norm": objective.batch_norm,
+        **statistics_meta(objective),
         "weight_fingerprint": objective.weight_fingerprint(),
         "data_fingerprint": objective.data_fingerprint(),
         "device": str(objective.device),
