@@ -14,6 +14,7 @@ Source: Cohen et al., "Gradient descent on neural networks typically occurs at t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 
 def critical_curvature(
@@ -132,13 +133,38 @@ def checked_learning_rate(value: float) -> float:
     return value
 
 
-def relation(ratio: float) -> str:
-    """In words where a ratio of curvature to critical curvature lies; it says nothing about minibatch dynamics."""
+def relation(ratio: float, error: float = 0.0) -> str:
+    """In words where a ratio of curvature to critical curvature lies; it says nothing about minibatch dynamics.
+
+    The ratio of a Ritz value is a lower bound, and lies at most ``error`` below the true one where that is the nearest eigenvalue.
+    """
     if math.isnan(ratio):
         return "unknown: no preconditioned sharpness"
-    if abs(ratio - 1) <= EDGE:
+    if ratio > 1 + EDGE:
+        return "above the full-batch edge"
+    if ratio >= 1 - EDGE:
         return "at the full-batch edge"
-    return "above the full-batch edge" if ratio > 1 else "below the full-batch edge"
+    return "at the full-batch edge or below it" if ratio + error >= 1 - EDGE else "below the full-batch edge"
 
 
+def first_steps(momentum: float, startup: Callable[[int], float]) -> int:
+    r"""The first step at which an adaptive optimizer's start-up is over: then its preconditioner can be taken as frozen.
+
+    Averages that begin at zero let the preconditioner grow as ``startup(t)``, :math:`1 - \beta_1^t` for Adam. The step is the least
+    t, at least 10, after which it grows by less than a tenth within the memory of the momentum, :math:`1 / (1 - \beta)`, and within
+    ten steps: 20 for Adam with beta_1 = 0.9, 38 for RMSprop, 48 for Adagrad.
+
+    Args:
+        momentum: beta of the recursion, in [0, 1).
+        startup: positive and increasing, of steps t >= 1.
+    """
+    memory = max(LEAST, math.ceil(1 / (1 - momentum)))
+    step = LEAST
+    while startup(step + memory) > (1 + UNSETTLED) * startup(step):
+        step += 1
+    return step
+
+
+LEAST = 10  # gradients that an average of squares is taken of
+UNSETTLED = 0.1  # growth of the preconditioner within the memory of the momentum
 EDGE = 0.05  # full-batch training hovers within a few percent of the threshold (Cohen et al. 2021, figure 2)

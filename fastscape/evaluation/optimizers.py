@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastscape._checks import counted
 
 WRAPPERS = ("optimizer_state_dict", "optimizer", "optim", "optimizer_states")  # the last is Lightning's, a list
+_MOVES = {"e_w", "old_p"}  # what SAM keeps of its first step
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
@@ -24,12 +25,16 @@ class OptimizerState:
         groups: parameter groups as in ``state_dict()["param_groups"]``; ``params`` are numbers.
         state: number of a parameter -> its state, as in ``state_dict()["state"]``.
         names: names of the parameters in the order of the groups, where they are known.
+        remarks: what was assumed, in words.
+        reason: why its edge of stability is not that of its class; empty where it is.
     """
 
     name: str
     groups: tuple[Mapping[str, Any], ...]
     state: Mapping[int, Mapping[str, Any]]
     names: tuple[str, ...] | None = None
+    remarks: tuple[str, ...] = ()
+    reason: str = ""
 
     @classmethod
     def of(cls, value: object, model: nn.Module | None = None) -> OptimizerState:
@@ -41,7 +46,8 @@ class OptimizerState:
 
         Raises:
             TypeError: something else.
-            ValueError: a mapping that is no optimizer's state, or of an optimizer that its settings do not tell.
+            ValueError: a mapping that is no optimizer's state, or of an optimizer that its settings do not tell; an optimizer
+                around another (SAM, Lookahead ...), whose steps are not those of the one inside.
         """
         if isinstance(value, OptimizerState):
             return value
@@ -107,17 +113,47 @@ def _fits(parameter: Tensor, state: Mapping[str, Any]) -> bool:
 
 
 def _of_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> OptimizerState:
+    inner = _wrapped(optimizer)
+    if inner is not None:
+        name, base = inner
+        raise ValueError(
+            f"optimizer must be one whose own step is known, got {type(optimizer).__name__} around {type(base).__name__}: its edge "
+            f"and its noise are not those of the base optimizer; pass optimizer.{name} for the base optimizer's, or optimizer=None"
+        )
     content = optimizer.state_dict()
-    classes = [kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch.optim.")]
-    found = next((kind.__name__ for kind in classes if kind is not torch.optim.Optimizer), type(optimizer).__name__)
+    known = [kind for kind in _torch_classes(optimizer) if kind is not torch.optim.Optimizer]
+    found = known[0].__name__ if known else type(optimizer).__name__
+    groups = tuple(content["param_groups"])
+    remark, own = _perturbed(found, groups), bool(known) and type(optimizer).step is not known[0].step
+    reason = f"{type(optimizer).__name__} is SAM: its gradients are those of weights moved by rho" if remark and own else ""
+    remarks = (remark,) if remark else ()
+    if own:
+        remarks += (f"{type(optimizer).__name__} steps in a way of its own; taken for {found}, from which it is derived",)
     names = None
     if model is not None:
         by_identity = {id(tensor): name for name, tensor in model.named_parameters()}
         held = [by_identity.get(id(tensor)) for group in optimizer.param_groups for tensor in group["params"]]
         if all(name is not None for name in held):
             names = tuple(str(name) for name in held)
-    groups = tuple(content["param_groups"])
-    return OptimizerState(found, groups, content["state"], names or _names_in(groups))
+    return OptimizerState(found, groups, content["state"], names or _names_in(groups), remarks, reason)
+
+
+def _torch_classes(optimizer: torch.optim.Optimizer) -> list[type]:
+    return [kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch.optim.")]
+
+
+def _wrapped(optimizer: torch.optim.Optimizer) -> tuple[str, torch.optim.Optimizer] | None:
+    """The optimizer inside another, and the name of the attribute that holds it."""
+    held = ((name, value) for name, value in vars(optimizer).items() if isinstance(value, torch.optim.Optimizer))
+    return next((pair for pair in held if pair[1] is not optimizer), None)
+
+
+def _perturbed(name: str, groups: Sequence[Mapping[str, Any]]) -> str:
+    """A remark on settings of sharpness-aware minimisation, which has a radius rho beside those of its base optimizer."""
+    radius = next((key for group in groups for key in group if str(key).startswith("rho")), None)
+    if radius is None or name == "Adadelta":
+        return ""
+    return f"the settings hold {radius!r}, as SAM's do: edge and noise are those of its base optimizer {name}, not SAM's"
 
 
 def _of_mapping(content: Mapping[str, Any]) -> OptimizerState:
@@ -134,7 +170,17 @@ def _of_mapping(content: Mapping[str, Any]) -> OptimizerState:
     groups = tuple(inner["param_groups"])
     name = content.get("optimizer_class") or _inferred(groups)
     names = content.get("names")
-    return OptimizerState(str(name), groups, inner["state"], tuple(names) if names else _names_in(groups))
+    remark = _perturbed(str(name), groups)
+    moved = any(_MOVES & set(values) for values in inner["state"].values() if isinstance(values, Mapping))
+    reason = "the state is SAM's own; pass that of its base_optimizer for the base optimizer's edge" if remark and moved else ""
+    return OptimizerState(
+        str(name),
+        groups,
+        inner["state"],
+        tuple(names) if names else _names_in(groups),
+        (remark,) if remark else (),
+        reason,
+    )
 
 
 def _names_in(groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:

@@ -50,7 +50,7 @@ def effective_rates(
         )
     rates = [_of_group(by_name[name][0]) for name in objective.names]
     remarks = ("weight decay is not in the loss whose temperature this is",) if _decays(by_name, objective) else ()
-    return np.array(rates), remarks
+    return np.array(rates), remarks + found.remarks
 
 
 def _of_group(group: Any) -> float:

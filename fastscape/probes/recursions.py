@@ -16,6 +16,7 @@ from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.objective import Objective
 
 Settings = Mapping[str, Any]
+_FULL = 0.99  # of the rate that a schedule began from
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Recursion:
         weight_decay: coupled, float64 ``[D]``, or one number for all.
         known: whether the state needed for P is there.
         notes: what was assumed.
+        reason: why the ratio to ``critical`` means nothing at this step; empty where it does.
     """
 
     optimizer: str
@@ -42,6 +44,7 @@ class Recursion:
     weight_decay: Tensor | float
     known: bool
     notes: tuple[str, ...]
+    reason: str = ""
 
 
 def recursion(objective: Objective, optimizer: OptimizerState | torch.optim.Optimizer | Mapping[str, Any]) -> Recursion:
@@ -71,7 +74,7 @@ def recursion(objective: Objective, optimizer: OptimizerState | torch.optim.Opti
     criticals = [CRITICAL[found.name](group, state) for group, state in slots]
     rates = [_rate(found.name, group, state) for group, state in slots]
     smallest = min(range(len(slots)), key=lambda index: criticals[index])
-    notes += _mixture(slots, rates)
+    notes += _mixture(slots, rates) + _schedule(slots)
     known = True
     diagonal: Tensor | None = None
     if found.name in PRECONDITIONER or len(set(criticals)) > 1:
@@ -86,8 +89,25 @@ def recursion(objective: Objective, optimizer: OptimizerState | torch.optim.Opti
         preconditioner=diagonal,
         weight_decay=_coupled(objective, found.name, [group for group, _ in slots]),
         known=known,
-        notes=notes,
+        notes=notes + found.remarks,
+        reason=found.reason or _meaningless(found.name, slots, rates, known),
     )
+
+
+def _meaningless(name: str, slots: list[tuple[Settings, Settings]], rates: list[float], known: bool) -> str:
+    """Why a ratio to the critical curvature would mean nothing: no step, none yet, or one of the first."""
+    if not any(rates):
+        return "the learning rate is 0: no step"
+    if not known:
+        return f"no preconditioned sharpness, {name} has made no step yet"
+    for group, state in slots:
+        done = int(_number(state["step"])) if name in STARTUP and state.get("step") is not None else 0
+        if done:
+            beta, startup = STARTUP[name](group)
+            settled = stability.first_steps(beta, startup)
+            if done < settled:
+                return f"step {done} of {name}: its averages begin at zero and settle by step {settled}"
+    return ""
 
 
 # ---------------------------------------------------------------------------------------- by optimizer
@@ -208,6 +228,22 @@ PRECONDITIONER: dict[str, Callable[[Settings, Settings], Tensor]] = {
 }
 
 
+def _momentum_startup(group: Settings) -> tuple[float, Callable[[int], float]]:
+    beta = _number(group["betas"][0])
+    return beta, lambda step: float(1 - beta**step)
+
+
+STARTUP: dict[str, Callable[[Settings], tuple[float, Callable[[int], float]]]] = {  # beta, and how P grows with the steps
+    **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax"), _momentum_startup),
+    "RMSprop": lambda group: (
+        _number(group["momentum"]),
+        lambda step: math.sqrt(1 - _number(group["alpha"]) ** step),
+    ),
+    "Adagrad": lambda _group: (0.0, lambda step: math.sqrt(step)),
+    "Adadelta": lambda _group: (0.0, lambda _step: 1.0),  # both averages begin at zero, and their ratio is P
+}
+
+
 # ---------------------------------------------------------------------------------------- all together
 
 
@@ -222,7 +258,7 @@ def _preconditioner(
         factor = critical / smallest if math.isfinite(smallest) else 1.0
         if name not in PRECONDITIONER:
             diagonal = torch.ones(tensor.shape, dtype=torch.float64)
-        elif not state or not _number(state.get("step", 1)):
+        elif not state or not _number(state.get("step", 1)) or not _averages(name, state):
             silent.append(parameter)
             factor, diagonal = math.inf, torch.ones(tensor.shape, dtype=torch.float64)
         else:
@@ -233,6 +269,12 @@ def _preconditioner(
         return None, False, (f"{name} has made no step yet: no preconditioner, only the raw sharpness",)
     words = (f"{counted(len(silent), 'parameter')} without state ({silent[0]} ...) taken as not moved",) if silent else ()
     return torch.cat(pieces).to(objective.device), True, words
+
+
+def _averages(name: str, state: Settings) -> bool:
+    """Whether a state has what the preconditioner is made of; that of an optimizer around this one has not."""
+    needed = {"RMSprop": "square_avg", "Adadelta": "square_avg", "Adagrad": "sum", "Adamax": "exp_inf"}
+    return needed.get(name, "exp_avg_sq") in state
 
 
 def _check_positive(diagonal: Tensor, parameter: str) -> None:
@@ -267,3 +309,13 @@ def _mixture(slots: list[tuple[Settings, Settings]], rates: list[float]) -> tupl
     if len(set(rates)) > 1:
         return (f"{len(set(rates))} learning rates: their ratios to the one shown are part of the preconditioner",)
     return ()
+
+
+def _schedule(slots: list[tuple[Settings, Settings]]) -> tuple[str, ...]:
+    """A remark where a schedule is below the rate that it began from; a state alone does not tell whether it rises or falls."""
+    begun = [(_number(group["lr"]), _number(group["initial_lr"])) for group, _ in slots if group.get("initial_lr")]
+    if not any(rate < _FULL * first for rate, first in begun):
+        return ()
+    rate, first = min(begun, key=lambda pair: pair[0] / pair[1])
+    share = f"{rate / first:.2g} of its schedule's {first:g}"
+    return (f"the learning rate, {rate:g}, is {share}: where that is a warm-up the ratio is not that of training",)

@@ -23,7 +23,6 @@ from fastscape.reports.spectrum import SpectrumResult
 
 _SINGLE = {"graph, batched": "graph", "replay": "graph", "channels-last": "graph"}  # for one product, with little set-up
 _SHARE, _BATCHES = 0.3, 0.1  # of the time: for an eigenvalue of P^-1 H, which takes 20 to 100 products; for batches alone
-_FAR = 0.1  # residual over eigenvalue above which the first blocks' value was up to 80 times too small in a small CNN
 _MOST = 400  # products to that eigenvalue
 
 
@@ -79,12 +78,10 @@ class StabilityStage:
                 return result
             found = self._stability(lambda: True)
         result = dataclasses.replace(result, stability=found)
-        if self.moves.known and math.isnan(found.ratio):
-            return with_note(result, "no stability ratio of the optimizer: the run ended before its eigenvalue, or it is NaN")
-        judged = found.sharpness if found.preconditioned is None else found.preconditioned
-        if found.residual > _FAR * abs(judged):
-            return with_note(result, "the stability ratio is a lower bound: its eigenvalue has not converged")
-        return result
+        if not found.reason:
+            return result
+        bound = f", at least {found.at_least:.3g}" if math.isfinite(found.at_least) else ""
+        return with_note(result, f"no stability ratio of the optimizer{bound}: {found.reason}")
 
     def _stability(self, stop: Callable[[], bool]) -> Stability:
         run, choice = self.run, self.run.operator.choice

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastscape._checks import counted, integer
+from fastscape._norms import untrained
 from fastscape.estimators import Estimate
 from fastscape.estimators.lanczos import extreme_pairs
 from fastscape.estimators.spectra import Stability
@@ -28,6 +28,7 @@ from fastscape.runs.checkpoints import read_optimizer
 
 Optimizer = torch.optim.Optimizer | OptimizerState | Mapping[str, Any]
 _INACCURATE = 1e-2  # residual over eigenvalue above which float32 products have not told the eigenvalue
+_UNKNOWN = 0.1  # above which there is none: the first blocks' value was up to 80 times too small in a small CNN
 
 
 class Products(Protocol):
@@ -60,6 +61,11 @@ class Top:
     value: float
     residual: float
     stopped: bool = False
+
+    @property
+    def told(self) -> float:
+        """The value where its residual is at most a tenth of it, else NaN."""
+        return math.nan if self.residual > _UNKNOWN * abs(self.value) else self.value
 
 
 class Preconditioned:
@@ -106,7 +112,8 @@ def edge_of_stability(
     curvature at which the optimizer's recursion stops contracting (:mod:`fastscape.estimators.stability`): 2 / eta for gradient
     descent, 38 / eta for Adam with beta_1 = 0.9. A ratio near 1 is the edge of stability of *full-batch* training. Minibatch
     training stays below it and is judged by the batch sharpness, for which the batches of the objective must have the size of
-    the training's.
+    the training's. The loss is the one that was trained (:meth:`fastscape.Objective.trained`): batch norm takes the statistics of
+    each batch. Asked for running ones, there is no ratio.
 
     Args:
         objective: the loss at the weights that the optimizer has reached.
@@ -120,8 +127,9 @@ def edge_of_stability(
         path: of the products.
 
     Returns:
-        A :class:`Stability` in units of the loss over squared parameters (preconditioned: loss over squared steps). Without a
-        step of an adaptive optimizer, ``preconditioned`` is ``None`` and ``ratio`` NaN.
+        A :class:`Stability` in units of the loss over squared parameters (preconditioned: loss over squared steps). The ratio is
+        NaN, and ``reason`` says why, where it would mean nothing: before and in the first steps of an adaptive optimizer, at
+        learning rate 0, where the eigenvalue's residual exceeds a tenth of it (then ``at_least`` bounds the ratio).
 
     Raises:
         TypeError, ValueError: an optimizer that is unknown, maximizes, or does not hold the probed parameters.
@@ -130,14 +138,14 @@ def edge_of_stability(
 
     Source: Cohen et al. (2021, 2022); Andreyev & Beneventano, "Edge of stochastic stability" (2024), for the batch sharpness.
     """
-    checked_objective(objective)
+    objective = checked_objective(objective)
     if operator not in ("hessian", "ggn"):
         raise ValueError(f"operator must be 'hessian' or 'ggn', got {operator!r}")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
     integer("max_products", max_products, 1)
     state = read_optimizer(Path(optimizer)) if isinstance(optimizer, (str, Path)) else optimizer
-    moves = recursion(objective, state)
+    moves, objective = recursion(objective, state), objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
 
     whole = make(objective, memory=memory, path=path)
@@ -183,34 +191,47 @@ def stability(
     judged, preconditioned = sharpness, None
     if moves.preconditioner is not None:
         judged = top(Preconditioned(whole, moves.preconditioner, decay))
-        preconditioned = None if judged.stopped and math.isnan(judged.value) else judged.value
-    ratio = judged.value / moves.critical if moves.known else math.nan
-    batch, words = batch_sharpness(objective, products, decay, stop)
+        preconditioned = None if judged.stopped and math.isnan(judged.value) else judged.told
+    other = untrained(objective)
+    batch, words = (None, ()) if other else batch_sharpness(objective, products, decay, stop)
+    reason = other or moves.reason or _unresolved(judged)
+    ratio = math.nan if reason else judged.value / moves.critical
+    resolved = other or moves.reason or math.isnan(judged.value)
     return Stability(
         optimizer=moves.optimizer,
         learning_rate=moves.learning_rate,
         critical=moves.critical,
-        sharpness=sharpness.value,
+        sharpness=sharpness.told,
         preconditioned=preconditioned,
         ratio=ratio,
-        eta_lambda=moves.learning_rate * sharpness.value,
+        eta_lambda=math.nan if other or not moves.learning_rate else moves.learning_rate * sharpness.told,
         residual=judged.residual,
         batch_sharpness=batch,
-        notes=(*_verdict(ratio, judged), *_batch_norm_words(objective), *words, *moves.notes),
+        notes=(*_verdict(ratio, judged, moves.critical, reason), *words, *moves.notes),
+        reason=reason,
+        at_least=judged.value / moves.critical if reason and not resolved else math.nan,
     )
 
 
-def _batch_norm_words(objective: Objective) -> tuple[str, ...]:
-    """A flag where the loss is not the one that was trained: normalisation by running statistics.
+def _unresolved(judged: Top) -> str:
+    """Why an eigenvalue tells no ratio; empty where it does."""
+    if math.isnan(judged.value):
+        return (
+            "the run ended before the largest eigenvalue was computed"
+            if judged.stopped
+            else "no largest eigenvalue: a product is not finite"
+        )
+    if math.isnan(judged.told):
+        return f"the residual is {_share(judged):.0%} of the eigenvalue: {_remedy(judged)}"
+    return ""
 
-    Biases before a batch norm have no gradient in training, so that Adam's P is eps there: with running statistics, which let
-    them have curvature, P^-1 H has eigenvalues of 1e4 times the edge in a small CNN that is below the edge in training.
-    """
-    if objective.batch_norm != "running" or not any(isinstance(module, _BatchNorm) for module in objective.model.modules()):
-        return ()
-    return (
-        "batch norm takes its running statistics, training the batch's: pass batch_norm='batch' for the loss that was trained",
-    )
+
+def _share(judged: Top) -> float:
+    return judged.residual / abs(judged.value) if judged.value else math.inf
+
+
+def _remedy(judged: Top) -> str:
+    return "time ran out" if judged.stopped else "raise max_products, or use dtype=torch.float64"
 
 
 def batch_sharpness(
@@ -308,14 +329,11 @@ def _after_first(stop: Callable[[], bool]) -> Callable[[], bool]:
     return lambda: next(asked, True) and stop()
 
 
-def _verdict(ratio: float, judged: Top) -> tuple[str, ...]:
-    words = [f"{relation(ratio)}; minibatch training is judged by its batch sharpness"]
-    if math.isnan(judged.value) and judged.stopped:
-        words.append("the run ended before the largest eigenvalue was computed")
-    elif math.isnan(judged.value):
-        words.append("no largest eigenvalue: a product is not finite")
-    elif judged.residual > _INACCURATE * abs(judged.value):
-        share = judged.residual / abs(judged.value) if judged.value else math.inf
-        remedy = "time ran out" if judged.stopped else "raise max_products, or use dtype=torch.float64"
-        words.append(f"the residual is {share:.1%} of the eigenvalue: {remedy}")
+def _verdict(ratio: float, judged: Top, critical: float, reason: str) -> tuple[str, ...]:
+    """Where the ratio lies, or why there is none, and what its eigenvalue lacks."""
+    if reason:
+        return (f"unknown: {reason}",)
+    words = [f"{relation(ratio, judged.residual / critical)}; minibatch training is judged by its batch sharpness"]
+    if judged.residual > _INACCURATE * abs(judged.value):
+        words.append(f"the residual is {_share(judged):.1%} of the eigenvalue: {_remedy(judged)}")
     return tuple(words)

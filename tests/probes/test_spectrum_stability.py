@@ -41,12 +41,15 @@ def quadratic(batches=1):
 
 
 def optimizer(objective, kind="Adam", **options):
-    """Of a model after one step of noise, whose preconditioner is anything but constant; the weights stay."""
+    """Of a model after a long run of one noise, whose preconditioner is anything but constant; the weights stay."""
     weight = objective.model.weight
     found = getattr(torch.optim, kind)([weight], **({"lr": 0.01} | options))
     before = weight.detach().clone()
     weight.grad = torch.linspace(0.5, 2, len(weight), dtype=weight.dtype)
     found.step()
+    for state in found.state.values():
+        if "step" in state:
+            state["step"] += 999
     weight.grad = None
     with torch.no_grad():
         weight.copy_(before)
@@ -104,7 +107,10 @@ def test_the_budget_holds_with_a_preconditioned_eigenvalue(seconds, batches):
     assert took <= seconds
     assert result.meta["stop_reason"] == "deadline"
     assert result.stability is not None
-    assert result.stability.eta_lambda == pytest.approx(0.01 * result.lambda_max, rel=1e-2)
+    if result.residuals[0] <= 0.1 * result.lambda_max:
+        assert result.stability.eta_lambda == pytest.approx(0.01 * result.lambda_max, rel=1e-2)
+    else:
+        assert math.isnan(result.stability.eta_lambda)
 
 
 def test_the_preconditioned_eigenvalue_has_its_share_of_a_time_too_short_for_the_rest():
@@ -120,23 +126,33 @@ def test_without_time_for_its_eigenvalue_the_ratio_is_missing_and_flagged():
     result, _, _ = timed(2)
     found = result.stability
     assert (found.preconditioned, math.isnan(found.ratio)) == (None, True)
-    assert found.eta_lambda == pytest.approx(0.01 * result.lambda_max)
-    assert "the run ended before the largest eigenvalue was computed" in found.notes
+    assert result.residuals[0] > 0.1 * result.lambda_max
+    assert math.isnan(found.eta_lambda), "of an eigenvalue that is not known either"
+    assert found.reason == "the run ended before the largest eigenvalue was computed"
+    assert found.reason in found.notes[0]
     assert any("no stability ratio of the optimizer" in note for note in result.notes)
 
 
-def test_a_ratio_of_an_eigenvalue_that_has_not_converged_is_flagged_as_a_lower_bound():
+def test_a_ratio_of_an_eigenvalue_that_has_not_converged_is_a_bound_in_words_and_no_number():
     short, long = timed(4)[0], timed(60)[0]
-    assert short.stability.ratio < long.stability.ratio
-    flags = [[note for note in result.notes if "lower bound" in note] for result in (short, long)]
-    assert flags == [["the stability ratio is a lower bound: its eigenvalue has not converged"], []]
+    assert math.isnan(short.stability.ratio)
+    assert math.isnan(short.stability.preconditioned)
+    assert short.stability.at_least < long.stability.ratio
+    assert math.isnan(long.stability.at_least)
+    flags = [[note for note in result.notes if "no stability ratio" in note] for result in (short, long)]
+    assert f"at least {short.stability.at_least:.3g}: the residual is" in flags[0][0]
+    assert flags[1] == []
+    assert short.to_dict()["stability"]["ratio"] is None
+    assert "of the edge of stability" not in short.verdict()
 
 
 @pytest.mark.parametrize("seconds", [1.5, 4])
 def test_a_ratio_that_takes_no_products_needs_no_time(seconds):
     result, took, _ = timed(seconds, kind="SGD", batches=3)
     assert took <= seconds
-    assert result.stability.ratio == pytest.approx(result.lambda_max * 0.01 / 2)
+    known = result.residuals[0] <= 0.1 * result.lambda_max
+    assert (result.stability.ratio if known else result.stability.at_least) == pytest.approx(result.lambda_max * 0.01 / 2)
+    assert math.isnan(result.stability.ratio) is not known
     assert result.stability.batch_sharpness is None
     assert any("ended before the batch sharpness" in note for note in result.stability.notes)
     assert result.meta["stability_products"] == 0

@@ -90,10 +90,10 @@ def test_momentum_is_judged_by_the_largest_eigenvalue(model, objective, untouche
 
 
 def test_adam_is_judged_by_its_preconditioned_hessian(model, objective):
-    optimizer = trained(model, objective, "Adam", lr=0.01, weight_decay=0.1)
+    optimizer = trained(model, objective, "Adam", steps=20, lr=0.01, weight_decay=0.1)
     found = edge_of_stability(objective, optimizer, tolerance=1e-8)
     v = torch.cat([optimizer.state[p]["exp_avg_sq"].flatten() for p in model.parameters()])
-    p = (1 - 0.9**7) * ((v / (1 - 0.999**7)).sqrt() + 1e-8)
+    p = (1 - 0.9**20) * ((v / (1 - 0.999**20)).sqrt() + 1e-8)
     decayed = dense(objective) + 0.1 * torch.eye(objective.size, dtype=torch.float64)
     expected = float(torch.linalg.eigvals(decayed / p[:, None]).real.max())
     assert found.preconditioned == pytest.approx(expected, rel=1e-9)
@@ -254,8 +254,3 @@ def test_optimizers_inside_a_training_checkpoint_are_found_and_absent_ones_are_n
         read_optimizer(tmp_path / "none.pt")
 
 
-@pytest.mark.parametrize(("mode", "flagged"), [("running", True), ("batch", False)])
-def test_running_statistics_are_flagged(bn_net, digits, mode, flagged):
-    objective = fs.Objective(bn_net, [(digits[0][0][:20], digits[0][1][:20])], criterion=F.cross_entropy, batch_norm=mode)
-    found = fs.edge_of_stability(objective, torch.optim.SGD(bn_net.parameters(), lr=0.1))
-    assert any("pass batch_norm='batch' for the loss that was trained" in note for note in found.notes) is flagged
