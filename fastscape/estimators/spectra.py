@@ -77,9 +77,9 @@ class Stability:
         critical: sharpness at the edge of stability (2 / eta for gradient descent), of the raw or the preconditioned Hessian.
         sharpness: largest eigenvalue lambda_1, with coupled weight decay.
         preconditioned: largest eigenvalue of the preconditioned Hessian; ``None`` where the optimizer has no preconditioner.
-        ratio: ``preconditioned`` (or ``sharpness``) over ``critical``; above 1 the quadratic model diverges. NaN where it would mean
-            nothing, which ``reason`` says: an eigenvalue whose residual exceeds a tenth of it, the first steps of an adaptive
-            optimizer or a rising learning rate, learning rate 0, a loss that is not the one that was trained.
+        ratio: ``preconditioned`` (or ``sharpness``) over ``critical``; above 1 the quadratic model diverges. NaN where it would
+            mean nothing, which ``reason`` says: an eigenvalue whose residual exceeds a tenth of it, the first steps of an
+            adaptive optimizer or a rising learning rate, learning rate 0, a loss that is not the one that was trained.
         eta_lambda: eta times lambda_1; NaN likewise.
         residual: of the eigenvalue in ``ratio``, in its units.
         batch_sharpness: mean of g'Hg / g'g over batches with their own gradient and Hessian; ``None`` where not measured.

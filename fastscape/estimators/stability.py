@@ -136,7 +136,7 @@ def checked_learning_rate(value: float) -> float:
 def relation(ratio: float, error: float = 0.0) -> str:
     """In words where a ratio of curvature to critical curvature lies; it says nothing about minibatch dynamics.
 
-    The ratio of a Ritz value is a lower bound, and lies at most ``error`` below the true one where that is the nearest eigenvalue.
+    The ratio of a Ritz value is a lower bound; the nearest eigenvalue is at most ``error`` above it.
     """
     if math.isnan(ratio):
         return "unknown: no preconditioned sharpness"
@@ -150,9 +150,9 @@ def relation(ratio: float, error: float = 0.0) -> str:
 def first_steps(momentum: float, startup: Callable[[int], float]) -> int:
     r"""The first step at which an adaptive optimizer's start-up is over: then its preconditioner can be taken as frozen.
 
-    Averages that begin at zero let the preconditioner grow as ``startup(t)``, :math:`1 - \beta_1^t` for Adam. The step is the least
-    t, at least 10, after which it grows by less than a tenth within the memory of the momentum, :math:`1 / (1 - \beta)`, and within
-    ten steps: 20 for Adam with beta_1 = 0.9, 38 for RMSprop, 48 for Adagrad.
+    Averages that begin at zero let the preconditioner grow as ``startup(t)``, :math:`1 - \beta_1^t` for Adam. The step is the
+    least t, at least 10, after which it grows by less than a tenth within the memory of the momentum, :math:`1 / (1 - \beta)`,
+    and within ten steps: 20 for Adam with beta_1 = 0.9, 38 for RMSprop, 48 for Adagrad.
 
     Args:
         momentum: beta of the recursion, in [0, 1).

@@ -117,8 +117,8 @@ def _of_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> 
     if inner is not None:
         name, base = inner
         raise ValueError(
-            f"optimizer must be one whose own step is known, got {type(optimizer).__name__} around {type(base).__name__}: its edge "
-            f"and its noise are not those of the base optimizer; pass optimizer.{name} for the base optimizer's, or optimizer=None"
+            f"optimizer must be one whose own step is known, got {type(optimizer).__name__} around {type(base).__name__}: its "
+            f"edge and its noise are not those of the base optimizer; pass optimizer.{name} for those, or optimizer=None"
         )
     content = optimizer.state_dict()
     known = [kind for kind in _torch_classes(optimizer) if kind is not torch.optim.Optimizer]

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fastscape._batches import Batch, available_memory, map_tensors, tensors_of
 from fastscape._checks import first_line
@@ -68,6 +69,7 @@ class SampleGradients:
             other (batch norm with batch statistics makes them).
         memory: bytes that a block of sample gradients may take; default 1 GiB, or half of what is available.
         split: whether batches may be cut into groups for ``"two-batch"``.
+        group: samples of such a group at most, where batch norm takes their statistics: those of a minibatch of training.
 
     Raises:
         ValueError: ``"per-sample"`` for a model that couples samples, or fewer than 3 units.
@@ -83,7 +85,13 @@ class SampleGradients:
     """
 
     def __init__(
-        self, objective: Objective, *, method: Method | None = None, memory: int | None = None, split: bool = True
+        self,
+        objective: Objective,
+        *,
+        method: Method | None = None,
+        memory: int | None = None,
+        split: bool = True,
+        group: int | None = None,
     ) -> None:
         if method not in (None, "per-sample", "two-batch"):
             raise ValueError(f"method must be 'per-sample', 'two-batch' or None, got {method!r}")
@@ -91,9 +99,13 @@ class SampleGradients:
         half = objective.dtype in (torch.float16, torch.bfloat16)
         self.dtype = torch.float32 if half else objective.dtype
         self._memory, self._split, self._stack = memory, split, ExitStack()
-        coupled = objective.batch_norm == "batch" and any(isinstance(module, _NormBase) for module in objective.model.modules())
+        self.coupled = coupled = _coupled(objective)
+        self._most = group
         if coupled and method == "per-sample":
-            raise ValueError("method must be 'two-batch' for batch_norm='batch', got 'per-sample': samples share statistics")
+            raise ValueError(
+                "method must be 'two-batch' for batch_norm='batch' (which None is in training), got 'per-sample': samples share "
+                "statistics"
+            )
         self.method: Method = method or ("two-batch" if coupled else "per-sample")
         self.reason = "asked for" if method else "batch statistics couple the samples of a batch" if coupled else ""
         self.path, self._chunk = "loop", 1
@@ -134,8 +146,10 @@ class SampleGradients:
         if len(objective.batches) >= _OWN or not self._split:
             self._groups = [objective.on(index) for index in range(len(objective.batches))]
         else:
-            count, coupled = samples_of(objective), objective.batch_norm == "batch"
-            size = max(2 if coupled else 1, count // _GROUPS)
+            count, coupled = samples_of(objective), self.coupled
+            size = max(1, count // _GROUPS)
+            if coupled:  # as many as a minibatch, whose statistics they stand for, or as leave eight groups
+                size = max(2, count // _GROUPS if self._most is None else min(self._most, count // _OWN))
             while coupled and count % size == 1 and size < count:  # a last sample alone has no batch statistics
                 size += 1
             self._groups = groups_of(objective, size)
@@ -293,6 +307,16 @@ class SampleGradients:
             found = batched([tensor.to(self.dtype) for tensor in replica.base], *tensors)
         self.evaluations += len(units)
         return torch.cat([gradient.reshape(len(units), -1) for gradient in found], 1)
+
+
+def _coupled(objective: Objective) -> bool:
+    """Whether samples share the statistics of their batch: in batch norm that takes them, asked for or without running ones."""
+    switched = set(objective.by_batch) if objective.batch_norm == "batch" else set()
+    return any(
+        name in switched or (isinstance(module, _BatchNorm) and module.running_mean is None)
+        for name, module in objective.model.named_modules()
+        if not isinstance(module, _InstanceNorm)
+    )
 
 
 class CoupledSamplesError(RuntimeError):

@@ -35,7 +35,8 @@ class Difficulty:
     linearly; :attr:`DifficultyResult.discretisation` compares with every 2k-th.
 
     Args:
-        objective: the loss whose Hessian is taken; it follows the weights of its model.
+        objective: the loss whose Hessian is taken, as it was trained (:meth:`fastscape.Objective.trained`); it follows the
+            weights of its model.
         every: k, calls between spectral norms.
         gradient: ``"minibatch"`` sums the norms of the gradients in ``.grad``, which exceed those of the full data on average,
             :math:`E\|g_B\|^2 = \|g\|^2 + \mathrm{tr}\,\Sigma / B`; ``"full"`` computes the objective's gradient at every step.
@@ -76,7 +77,7 @@ class Difficulty:
         seed: int = 0,
         name: str = "run",
     ) -> None:
-        self.objective = checked_objective(objective)
+        self.objective = checked_objective(objective).trained()
         self.every = integer("every", every, 1)
         if gradient not in get_args(GradientKind):
             raise ValueError(f"gradient must be 'minibatch' or 'full', got {gradient!r}")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fastscape._checks import integer
+from fastscape._norms import untrained
 from fastscape.estimators.gradient_noise import (
     Units,
     batch_factor,
@@ -70,7 +71,8 @@ def temperature(
     Sigma_1 is the covariance of :math:`w_i (g_i - \bar g) / \bar w` (its linearisation).
 
     Args:
-        objective: the loss; n samples of the training data, D parameters.
+        objective: the loss; n samples of the training data, D parameters. It is taken as it was trained
+            (:meth:`fastscape.Objective.trained`): with batch norm, from groups of samples with statistics of their own.
         batch_size: B of the training.
         learning_rate, momentum: of SGD; or
         optimizer: a ``torch.optim`` optimizer, its state or a file. Optimizers that precondition (Adam ...) have no temperature
@@ -108,7 +110,7 @@ def temperature(
         >>> fs.temperature(objective, batch_size=2, learning_rate=0.1).temperature.value > 0
         True
     """
-    checked_objective(objective)
+    objective = checked_objective(objective).trained()
     size = integer("batch_size", batch_size, 1)
     total = samples_of(objective)
     if population is not None and integer("population", population, 1) < max(size, total):
@@ -133,7 +135,7 @@ def temperature(
         "budget": None if not clock.limited else clock.seconds,
     }
     with torch.inference_mode(False):
-        measured = _Measured(objective, method, memory, products, spectrum, seed, clock)
+        measured = _Measured(objective, method, memory, products, spectrum, seed, clock, size)
     return measured.result(size, population, rates, notes, settings, name, step)
 
 
@@ -149,10 +151,12 @@ class _Measured:
         spectrum: SpectrumResult | None,
         seed: int,
         budget: Budget,
+        batch_size: int,
     ) -> None:
         self.objective, self.seed, self.stop_reason = objective, seed, "complete"
         self.curvature: NoiseCurvature | None = None
-        self.notes: list[str] = []
+        self.notes: list[str] = [words] if (words := untrained(objective)) else []
+        self._batch_size = batch_size
         self._began = time.monotonic()
         try:
             self._measure(method, memory, True, budget, products, spectrum)
@@ -172,7 +176,13 @@ class _Measured:
         spectrum: SpectrumResult | None,
     ) -> None:
         self.found = Deviations()
-        with SampleGradients(self.objective, method=method, memory=memory, split=split) as source:
+        size = self._batch_size
+        with SampleGradients(self.objective, method=method, memory=memory, split=split, group=size) as source:
+            if source.coupled and source.sizes.max() != size:
+                self.notes.append(
+                    f"batch norm takes the statistics of groups of {_range(source.sizes)} samples, training of {size}: pass "
+                    "batches of that size, eight at least"
+                )
             self.source, began = source, time.monotonic()
 
             def late() -> bool:
@@ -265,6 +275,11 @@ class _Measured:
         if not len(rates):
             return None, scale
         return ratio(scaled(found.noise_form(rates, units.unsampled), factor / 2), found.trace), scale
+
+
+def _range(sizes: Array) -> str:
+    low, high = int(sizes.min()), int(sizes.max())
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _check_spectrum(objective: Objective, spectrum: SpectrumResult | None) -> None:

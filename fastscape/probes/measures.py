@@ -37,6 +37,7 @@ class Visit:
         seed: of all random directions: the same at every step.
         k: eigenvalues.
         seconds: that the measure may take; ``None`` without a limit.
+        warm_up: what tells that the learning rate was rising; empty where it was not.
     """
 
     objective: Objective
@@ -46,6 +47,7 @@ class Visit:
     seed: int
     k: int
     seconds: float | None
+    warm_up: str = ""
 
 
 @dataclass
@@ -77,12 +79,14 @@ class Numbers:
 
 
 def loss(visit: Visit, _carried: Carried) -> Numbers:
-    """Loss, accuracy and ||w||; one forward per batch."""
+    """Loss, accuracy and ||w||; where batch norm takes the batch's statistics unasked, the loss by running ones as well."""
     found = Numbers()
     value, accuracy = visit.objective.evaluate_once()
     found.add("loss", value)
     found.add("accuracy", accuracy)
     found.add("weight_norm", visit.objective.norm)
+    if visit.objective.batch_norm != "running" and visit.objective.batch_norm_asked is None:
+        found.add("loss_running", visit.objective.switched("running").loss())
     return found
 
 
@@ -132,8 +136,13 @@ def eigenvalues(visit: Visit, carried: Carried) -> Numbers:
     stability = found.stability
     if stability is not None:
         numbers.add("critical", stability.critical)
-        numbers.add("stability_ratio", stability.ratio)
-        numbers.add("preconditioned_sharpness", stability.preconditioned)
+        reason = stability.reason or (f"{visit.warm_up}: a warm-up" if visit.warm_up else "")
+        if reason:
+            numbers.notes.append(f"step {visit.step}: no stability ratio: {reason}")
+        else:
+            numbers.add("stability_ratio", stability.ratio)
+        if stability.preconditioned is not None and not math.isnan(stability.preconditioned):
+            numbers.add("preconditioned_sharpness", stability.preconditioned)
         numbers.add("batch_sharpness", stability.batch_sharpness)
     elif visit.learning_rate is not None:
         numbers.add("critical", 2 / visit.learning_rate if visit.learning_rate else math.inf)

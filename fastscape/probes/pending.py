@@ -16,6 +16,8 @@ from fastscape.objective import Objective
 from fastscape.probes.measures import Numbers
 from fastscape.reports.tracking import TrackPoint
 
+_RISEN = 0.99  # of the rate that a schedule names as its own
+
 
 @dataclass(eq=False)
 class Pending:
@@ -31,6 +33,7 @@ class Pending:
         left_out: what is not, and why.
         seconds: so far.
         refused: budgets that were too small for the next measurement.
+        warm_up: what tells that the learning rate was rising then; empty where it was not.
     """
 
     step: int
@@ -43,6 +46,7 @@ class Pending:
     left_out: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     refused: int = 0
+    warm_up: str = ""
 
     def keep(self, objective: Objective) -> None:
         """Copy the weights and the optimizer's averages to main memory, before training changes them."""
@@ -110,3 +114,39 @@ def rate_of(optimizer: OptimizerState) -> float | None:
     """Learning rate of the first group, where it has one."""
     rate = optimizer.groups[0].get("lr") if optimizer.groups else None
     return None if rate is None else float(rate)
+
+
+class Rates:
+    """The learning rates that a tracker is told, step by step, and whether they are in a warm-up.
+
+    They are where the last call raised the rate, and where a schedule is below the rate that it names as its own
+    (``initial_lr``) and has never lowered it.
+    """
+
+    def __init__(self) -> None:
+        self.warm_up = ""
+        self._last = math.nan
+        self._fallen = False
+
+    def add(self, lr: float | None, optimizer: torch.optim.Optimizer | Mapping[str, Any] | OptimizerState | None) -> None:
+        """Take in the rate of a step, where it is known."""
+        groups = _groups(optimizer)
+        rate = lr if lr is not None else groups[0].get("lr") if groups else None
+        if rate is None:
+            return
+        now, last = float(rate), self._last
+        self._last, self._fallen = now, self._fallen or now < last
+        goal = float(groups[0].get("initial_lr") or math.nan) if groups else math.nan
+        self.warm_up = ""
+        if now > last:
+            self.warm_up = f"the learning rate rose to {now:g}"
+        elif now < _RISEN * goal and not self._fallen:
+            self.warm_up = f"the learning rate, {now:g}, has not reached its schedule's {goal:g}"
+
+
+def _groups(optimizer: torch.optim.Optimizer | Mapping[str, Any] | OptimizerState | None) -> Sequence[Mapping[str, Any]]:
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return optimizer.param_groups
+    if isinstance(optimizer, OptimizerState):
+        return optimizer.groups
+    return (optimizer or {}).get("param_groups", ())

@@ -84,7 +84,8 @@ def spectrum(
             that differences are paired.
         warm: an earlier result with ``vectors``, which join the first block.
         optimizer: an optimizer, its state or a file, for :attr:`SpectrumResult.stability`
-            (see :func:`fastscape.edge_of_stability`).
+            (see :func:`fastscape.edge_of_stability`). With it the whole spectrum is that of the function which was trained
+            (:meth:`fastscape.Objective.trained`): batch norm takes the statistics of each batch unless others were asked for.
         path: of the products, see :func:`fastscape.hessian`; ``None`` to try them.
         name, step: of the checkpoint.
         progress: called after every block with a :class:`SpectrumProgress`.
@@ -113,6 +114,7 @@ def spectrum(
     start = _warm_vectors(objective, warm)
     clock = budget if isinstance(budget, Budget) else Budget(budget)
     moves = None if optimizer is None else recursion(objective, _read(optimizer))
+    objective = objective if moves is None else objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
     chosen_path = cast("PathName | None", path)
     matrix = make(objective, memory=memory, path=chosen_path)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
+from fastscape.estimators.spectra import Stability
 from fastscape.evaluation.curvature import ggn, hessian
 from fastscape.objective import Objective, checked_objective
+from fastscape.probes.spectral_result import with_note
 from fastscape.probes.spectrum import BLOCK, SpectrumError, SpectrumProgress, spectrum
 from fastscape.probes.stability import Optimizer
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 from fastscape.runs.budget import Budget, BudgetError
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+
+_RISEN = 0.99  # of the highest rate
 
 
 def spectra(
@@ -35,6 +40,9 @@ def spectra(
     progress: Callable[[str, float, SpectrumProgress], None] | None = None,
 ) -> SpectrumTrajectory:
     """Spectra of several checkpoints of one model, with the same probes, each started from the Ritz vectors of the one before.
+
+    Where an optimizer is given or lies beside any of them, all are of the function that was trained (see :func:`spectrum`).
+    Checkpoints before the learning rate's first maximum, in a warm-up, have no stability ratio.
 
     Args:
         objective: model architecture, loss and data; its weights are not used.
@@ -57,10 +65,16 @@ def spectra(
     files = read_checkpoints(checkpoints)
     for file in files:
         file.at(objective)  # every file is read and matched before any work
+    of_training = optimizer is not None or any(file.optimizer() is not None for file in files)
+
+    def function(file: Checkpoint) -> Objective:
+        """The loss at a checkpoint: one function for all, that which was trained where any has an optimizer."""
+        return file.at(objective).trained() if of_training else file.at(objective)
+
     tried = None
     if path is None:  # once for all checkpoints: a trial takes as long as tens of products
         make = {"hessian": hessian, "ggn": ggn}[operator]
-        tried = make(files[0].at(objective), memory=memory).prepare(block or BLOCK)
+        tried = make(function(files[0]), memory=memory).prepare(block or BLOCK)
     points: list[SpectrumResult] = []
 
     def one(file: Checkpoint) -> SpectrumResult:
@@ -68,7 +82,7 @@ def spectra(
         share = max(whole.remaining / left, 1e-3) if whole.limited else None
         done = len(points) / len(files)
         found = spectrum(
-            file.at(objective),
+            function(file),
             k,
             operator=operator,
             budget=share,
@@ -107,6 +121,32 @@ def spectra(
     return _joined(points, whole)
 
 
+def without_warm_up(points: Sequence[SpectrumResult]) -> tuple[SpectrumResult, ...]:
+    """The points, without a stability ratio where the learning rate was still rising to its first maximum."""
+    order = sorted(range(len(points)), key=lambda index: -1 if points[index].step is None else cast(int, points[index].step))
+    rates = [found.learning_rate for index in order if (found := points[index].stability) is not None]
+    peak = rates.index(max(rates)) if rates and None not in [point.step for point in points] else 0
+    risen, known = list(points), 0
+    for index in order:
+        found = points[index].stability
+        if found is None:
+            continue
+        if known < peak and found.learning_rate < _RISEN * max(rates):
+            risen[index] = _warming(points[index], found, max(rates))
+        known += 1
+    return tuple(risen)
+
+
+def _warming(point: SpectrumResult, found: Stability, highest: float) -> SpectrumResult:
+    reason = f"the learning rate, {found.learning_rate:g}, was still rising to {highest:g}: a warm-up"
+    notes = (
+        f"unknown: {reason}",
+        *(note for note in found.notes if not note.startswith(("below", "above", "at the", "unknown"))),
+    )
+    left = dataclasses.replace(found, ratio=math.nan, at_least=math.nan, reason=reason, notes=notes)
+    return dataclasses.replace(with_note(point, f"no stability ratio of the optimizer: {reason}"), stability=left)
+
+
 def _joined(points: Sequence[SpectrumResult], budget: Budget, reason: str = "") -> SpectrumTrajectory:
     reasons = Counter(str(point.meta["stop_reason"]) for point in points)
     if not reason:
@@ -114,4 +154,4 @@ def _joined(points: Sequence[SpectrumResult], budget: Budget, reason: str = "") 
             f"{words} ({count})" for words, count in reasons.items()
         )
     limit = budget.seconds if budget.limited else None
-    return SpectrumTrajectory(tuple(points), {"stop_reason": reason, "seconds": budget.elapsed, "budget": limit})
+    return SpectrumTrajectory(without_warm_up(points), {"stop_reason": reason, "seconds": budget.elapsed, "budget": limit})

@@ -14,7 +14,7 @@ from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.objective import Objective, checked_objective
 from fastscape.probes.difficulty import Difficulty
 from fastscape.probes.measures import GUESSES, TIMED, Carried, Custom, Visit, checked_measures
-from fastscape.probes.pending import Pending, crowded, rate_of
+from fastscape.probes.pending import Pending, Rates, crowded, rate_of
 from fastscape.probes.track_record import TrackRecord
 from fastscape.probes.warned import Warned
 from fastscape.reports.tracking import SkippedPoint, TrackPoint, TrackResult
@@ -41,7 +41,8 @@ class Tracker:
     left out, and said so. Nothing is evaluated, copied or synchronised at other steps.
 
     Args:
-        objective: the loss; it follows the weights of its model.
+        objective: the loss; it follows the weights of its model. Everything is of the function that is trained: batch norm takes
+            the statistics of each batch unless others were asked for (:meth:`fastscape.Objective.trained`).
         when: :func:`fastscape.log_spaced`, :func:`fastscape.fractions`, or ascending steps.
         every: in its place, a number of steps.
         share: of the training time.
@@ -89,7 +90,7 @@ class Tracker:
         name: str = "run",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.objective = checked_objective(objective)
+        self.objective = checked_objective(objective).trained()
         if objective.state is not None:
             raise ValueError("objective must follow its model, got one at a fixed state; pass the objective before .at(...)")
         self.schedule = checked_schedule(when, every)
@@ -107,7 +108,7 @@ class Tracker:
         self.difficulty, self.name = difficulty, name
         self._most = integer("pending", pending, 1)
         settings = {"what": list(self.measures), "k": self.k, "seed": self.seed, "when": self.schedule.words()}
-        self._meta = objective_meta(objective) | settings
+        self._meta = objective_meta(self.objective) | settings
         self._record = TrackRecord(path, settings | {"data": self._meta["data_fingerprint"], "names": list(objective.names)})
         self.points: list[TrackPoint] = list(self._record.points)
         self.skipped: dict[int, SkippedPoint] = dict(self._record.skipped)
@@ -120,6 +121,7 @@ class Tracker:
         self._costs: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._warned = Warned()
+        self._rates = Rates()
 
     # ------------------------------------------------------------------ the training loop
 
@@ -143,6 +145,7 @@ class Tracker:
         number = integer("step", step, 0)
         if self._finished:
             raise ValueError(f"step must not be called after finish(), got step {number}; make a new Tracker on the same path")
+        self._rates.add(lr, optimizer)
         with self.allowance.visit():
             if self.difficulty is not None:
                 self._feed(number, lr, optimizer)
@@ -224,7 +227,7 @@ class Tracker:
             except (TypeError, ValueError) as error:
                 self._warned.add("optimizer", f"no stability of the optimizer: {first_line(error)}")
         rate = lr if lr is not None or state is None else rate_of(state)
-        point = Pending(step, self.schedule.fraction(step), rate, list(self.measures), state)
+        point = Pending(step, self.schedule.fraction(step), rate, list(self.measures), state, warm_up=self._rates.warm_up)
         self._done.add(step)
         if self._queue:
             self._keep(point)
@@ -300,7 +303,7 @@ class Tracker:
         if item in TIMED:
             limit = max(seconds if seconds < usual else self.allowance.balance, _SHORTEST)
         at = point.at(self.objective)
-        visit = Visit(at, point.step, point.optimizer, point.learning_rate, self.seed, self.k, limit)
+        visit = Visit(at, point.step, point.optimizer, point.learning_rate, self.seed, self.k, limit, point.warm_up)
         began = self.allowance.clock()
         try:
             found = self.measures[item](visit, self._carried)

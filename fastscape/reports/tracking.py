@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MEANINGS = {
-    "loss": "L on the data of the objective, in evaluation mode",
+    "loss": "L on the data of the objective, in evaluation mode; batch norm by the statistics of each batch, as in training",
+    "loss_running": "the same with the running statistics of batch norm",
     "accuracy": "share of correct classifications",
     "gradient_norm_squared": "||g||^2 of the full data",
     "weight_norm": "||w|| of the probed parameters",

@@ -252,5 +252,3 @@ def test_optimizers_inside_a_training_checkpoint_are_found_and_absent_ones_are_n
         read_optimizer(tmp_path / "bare.pt")
     with pytest.raises(ValueError, match="optimizer must be a file"):
         read_optimizer(tmp_path / "none.pt")
-
-
