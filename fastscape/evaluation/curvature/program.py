@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from fastscape._batches import Batch, map_tensors, tensors_of
 from fastscape._criteria import terms
+from fastscape._embedding import backward_nodes
 from fastscape._replica import Replica
 from fastscape.evaluation.curvature.flat import Layout
 from fastscape.objective import Objective
@@ -94,17 +95,8 @@ class Program:
     def differentiates_by_hand(self, batch: int) -> bool:
         """Whether the loss goes through a custom ``autograd.Function``, whose backward may not be differentiable."""
         with torch.enable_grad():
-            pending = [self.loss(batch).grad_fn]
-        seen = set()
-        while pending:
-            node = pending.pop()
-            if node is None or node in seen:
-                continue
-            if isinstance(node, torch.autograd.function.BackwardCFunction):
-                return True
-            seen.add(node)
-            pending += [following for following, _ in node.next_functions]
-        return False
+            nodes = backward_nodes(self.loss(batch))
+        return any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in nodes)
 
     def _total(self) -> float:
         self.replica.forget()
