@@ -115,7 +115,7 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _apart(values: Any, others: Any) -> Any:
-    """Values of which none is one of the others: a model may write into what it is given, as detectors do into matched indices."""
+    """Values of which none is one of the others: a model may write into what it is given, as detectors do into indices."""
     known = {id(tensor) for tensor in tensors_of(others)}
     return map_tensors(values, lambda tensor: tensor.clone() if id(tensor) in known else tensor)
 
