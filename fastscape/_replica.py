@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastscape._batches import Batch, map_tensors, placed, tensors_of
+from fastscape._embedding import PlainEmbeddings, has_altered_gradient, went_through_altered_gradient
 from fastscape._norms import use_batch
 
 if TYPE_CHECKING:
@@ -29,8 +31,13 @@ class _LossModule(nn.Module):
         self.model = model
         self._pair = placed_criterion(objective.criterion, objective.device, dtype)
         self._loss = objective.user_loss
+        self.plain_embeddings = has_altered_gradient(model)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        with PlainEmbeddings() if self.plain_embeddings else nullcontext():
+            return self._evaluated(batch)
+
+    def _evaluated(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         if self._pair is None:
             assert self._loss is not None
             return self._loss(self.model, batch), None
@@ -81,6 +88,7 @@ class Replica:
         self.evaluations = 0
         self._fresh = _returns_fresh_tensors(objective.criterion)
         self._overwritten: dict[int, bool] = {}  # whether the model writes into a batch's tensors
+        self._differentiated: set[int] = set()  # batches whose graph was looked at
 
     def widen_criterion(self) -> None:
         """Take the criterion in float64 of the outputs, so that its mean adds no rounding; a ``loss=`` stays as it is."""
@@ -119,6 +127,7 @@ class Replica:
     def forget(self) -> None:
         """Forget which batches the model writes into: they are others."""
         self._overwritten.clear()
+        self._differentiated.clear()
 
     def batch(self, index: int) -> Batch:
         """A batch that the model may have for one evaluation: a copy unless it is known to leave its inputs alone."""
@@ -137,6 +146,9 @@ class Replica:
         versions = [tensor._version for tensor in tensors_of(batch)] if overwritten is None else []
         try:
             value, outputs = self.module.forward(batch)  # our own wrapper has no hooks; the model's are called
+            if self._needs_plain_embeddings(index, value):
+                self.module.plain_embeddings = True
+                value, outputs = self.module.forward(self.batch(index))
         except Exception as error:
             error.add_note(f"{MODEL_NOTE} {index}")
             raise
@@ -144,6 +156,13 @@ class Replica:
             self._overwritten[index] = versions != [tensor._version for tensor in tensors_of(batch)]
             check_scalar(value, "criterion" if self.objective.criterion is not None else "loss")
         return value, outputs
+
+    def _needs_plain_embeddings(self, index: int, value: object) -> bool:
+        """Whether the graph of a batch's loss, looked at once, leaves rows of an embedding out of its gradient."""
+        if index in self._differentiated or not (isinstance(value, Tensor) and value.requires_grad):
+            return False
+        self._differentiated.add(index)
+        return not self.module.plain_embeddings and went_through_altered_gradient(value)
 
     def loss(self) -> Tensor:
         """L at the scratch parameters, 0-dim, on the device (no synchronisation).

@@ -72,9 +72,9 @@ def plain_arithmetic(dtype: torch.dtype) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.enter_context(torch.autocast("cpu", enabled=False, cache_enabled=False))
         if torch.cuda.is_available():
-            stack.enter_context(torch.autocast("cuda", enabled=False))
+            stack.enter_context(torch.autocast("cuda", enabled=False, cache_enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         try:
             if matmul is not None:

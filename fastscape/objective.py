@@ -34,6 +34,10 @@ class Objective:
     buffers, gradients and the global random generators stay bit-identical. Its *weights* are read at every call, so
     an objective built once follows a model that is being trained.
 
+    All derivatives are those of this function of *all* the parameters it is given. Where torch's gradient is another's, it is put
+    right: an embedding's row for padding (``padding_idx``), which training leaves alone, counts like every other, and
+    ``scale_grad_by_freq`` scales nothing.
+
     Args:
         model: any ``nn.Module`` in eager mode. ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``
             wrappers are taken off.

@@ -21,7 +21,9 @@ LAYERS = (
     "study",
     "cli",
 )
-FOUNDATION = {"_criteria", "_interrupts", "_checks", "_state", "_batches", "_norms", "_replica", "_version"}  # below every layer
+FOUNDATION = {
+    *("_criteria", "_embedding", "_interrupts", "_checks", "_state", "_batches", "_norms", "_replica", "_version")  # below every layer
+}
 
 
 def layer(module):

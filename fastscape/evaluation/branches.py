@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastscape._batches import map_tensors, tensors_of
 from fastscape.evaluation.pieces import RULES, guarded, rule_of
 
 
@@ -78,7 +79,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         given = (args[0].clone(), *args[1:]) if in_place else args
         out = func(*args, **kwargs)
-        self._pieces.append((name, RULES[name][0](given, kwargs, out)))
+        self._pieces.append((name, _apart(RULES[name][0](given, kwargs, out), out)))
         return out
 
 
@@ -102,7 +103,7 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name not in RULES:
             _refuse_change(name, guarded(name, args, kwargs), pieces)
             return func(*args, **kwargs)
-        out = RULES[name][1](args, kwargs, pieces)
+        out = _apart(RULES[name][1](args, kwargs, pieces), pieces)
         return args[0].copy_(out) if in_place else out
 
     def check_end(self) -> None:
@@ -111,6 +112,12 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise BranchesChangedError(
                 f"the forward must take the same operations at all weights, got its end in place of {self._pieces[self._next][0]}"
             )
+
+
+def _apart(values: Any, others: Any) -> Any:
+    """Values of which none is one of the others: a model may write into what it is given, as detectors do into indices."""
+    known = {id(tensor) for tensor in tensors_of(others)}
+    return map_tensors(values, lambda tensor: tensor.clone() if id(tensor) in known else tensor)
 
 
 def _refuse_change(name: str, found: list[Tensor], recorded: list[Tensor]) -> None:

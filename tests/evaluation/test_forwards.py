@@ -447,3 +447,73 @@ def test_forwards_that_change_their_operations_are_told():
         torch.abs(torch.ones(2))
     with pytest.raises(BranchesChangedError, match="got its end in place of relu"), branches.held(0):
         pass
+
+
+def picked_maximum(h, given):
+    values, places = h.max(1)
+    given(places).fill_(0)
+    return values.square()
+
+
+def sorted_values(h, given):
+    values, places = h.sort(1)
+    given(places).mul_(0)
+    return (values * torch.linspace(1, 2, h.shape[1], dtype=h.dtype)).square().sum(1)
+
+
+def largest_two(h, given):
+    values, places = torch.topk(h, 2, dim=1)
+    given(places).sub_(places)
+    return values.square().sum(1)
+
+
+def pooled(h, given):
+    values, places = F.max_pool1d(h[:, None], 2, return_indices=True)
+    given(places).zero_()
+    return values.square().sum((1, 2))
+
+
+def masked(h, given):
+    positive = h > 0
+    out = torch.where(positive, h.square(), 0.5 * h.square()).sum(1)
+    given(positive).logical_not_()
+    return out
+
+
+def looked_up(h, given):
+    place = h.argmax(1)
+    out = h.gather(1, place[:, None]).squeeze(1).square()
+    given(place).fill_(-1)
+    return out
+
+
+@pytest.mark.parametrize("decide", [picked_maximum, sorted_values, largest_two, pooled, masked, looked_up])
+def test_a_model_may_write_into_the_indices_and_masks_it_was_given(decide):
+    """Detectors mark unmatched anchors with -1 in the indices of a maximum: what was recorded is not theirs to write into."""
+
+    class Decides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.scale = nn.Linear(3, 4), nn.Parameter(torch.tensor(1.5))
+            self.given = lambda tensor: tensor
+
+        def forward(self, inputs):
+            return self.scale * decide(self.layer(inputs), self.given)
+
+    torch.manual_seed(0)
+    model, inputs = Decides().double(), torch.randn(7, 3, dtype=torch.float64)
+    made = fs.Objective(model, [(inputs, torch.zeros(7, dtype=torch.float64))], criterion=F.mse_loss)
+    directions = fs.Directions(made, 6, seed=1)
+    copies = Decides().double()
+    copies.given = torch.clone  # automatic differentiation needs what it was given
+    hessian = torch.autograd.functional.hessian(
+        lambda *w: torch.func.functional_call(copies, dict(zip(made.names, w, strict=True)), (inputs,)).square().mean(),
+        tuple(made.base.values()),
+    )
+    flats = [[t.double().flatten() for t in directions.tensors(i, torch.float64)[0]] for i in range(6)]
+    sizes = [t.numel() for t in made.base.values()]
+    expected = [
+        sum(float(v[i] @ hessian[i][j].reshape(sizes[i], sizes[j]) @ v[j]) for i in range(3) for j in range(3)) for v in flats
+    ]
+    for path in ("forwards", None):
+        np.testing.assert_allclose(fs.quadratic_forms(made, directions, path=path).curvature, expected, rtol=1e-5)

@@ -18,6 +18,7 @@ from fastscape.evaluation.curvature.flat import norm
 from fastscape.evaluation.curvature.gradient_difference import DifferencePath, InaccurateDifferenceError
 from fastscape.evaluation.curvature.paths import Product, ProductPath
 from fastscape.evaluation.curvature.peak import MemoryCapError, give_back, peak_bytes
+from fastscape.evaluation.curvature.point import LossCurvature, UnsoundProductError, Verdict
 from fastscape.evaluation.curvature.program import Parts, Program
 from fastscape.evaluation.determinism import NondeterministicLossError
 
@@ -122,16 +123,31 @@ class Trial:
         gradient_seconds: seconds of one gradient.
         given: a vector to try with, ``[1, *shape]`` by parameter, where memory for others is short; symmetry is not checked then.
         seed: of the vectors.
+        borne_out: names of paths whose products were found to be those of the loss before; grows. ``None``: not to be compared.
+
+    Attributes:
+        refused: paths that failed, and why.
+        rounded: whether one failed as rounding may make it, so that float64 may do better.
+        note: what the losses near w say of products that they cannot judge.
     """
 
     def __init__(
-        self, program: Program, batch: int, limit: float, gradient_seconds: float, given: Parts | None = None, seed: int = 0
+        self,
+        program: Program,
+        batch: int,
+        limit: float,
+        gradient_seconds: float,
+        given: Parts | None = None,
+        seed: int = 0,
+        borne_out: set[str] | None = None,
     ) -> None:
         self.program, self.batch, self.limit = program, batch, limit
         self.slow, self.very_slow = gradient_seconds > SLOW, gradient_seconds > VERY_SLOW
         self.refused: dict[str, str] = {}
         self.asymmetry = math.nan
         self.asymmetric: AsymmetricProductError | None = None
+        self.rounded, self.note = False, ""
+        self._borne_out = borne_out
         self.products = 0
         self._reference: Sketch | None = None
         self.over_cap = False
@@ -174,11 +190,13 @@ class Trial:
         except AsymmetricProductError as error:
             self.asymmetric = error.with_traceback(None)  # whose frames hold tensors
             self.refused[path.name] = first_line(error).split(";")[0]
+            self.rounded = True
         except MemoryCapError:
             self.over_cap = True
             self.refused[path.name] = f"needs more than {self.limit / 2**20:.3g} MiB"
-        except InaccurateDifferenceError as error:
+        except (InaccurateDifferenceError, UnsoundProductError) as error:
             self.refused[path.name] = str(error)
+            self.rounded |= isinstance(error, UnsoundProductError)
         except Exception as error:  # whatever a model does on another path
             self.refused[path.name] = missing_derivative(error) or f"{type(error).__name__}: {first_line(error)[:200]}"
         give_back()
@@ -200,8 +218,11 @@ class Trial:
         found, peak, candidate.seconds = self._measured(product, (0, 1)[:size], room)
         candidate.held, candidate.slope = built, peak // size + vector  # a block of them is copied for the trial
         candidate.peak = built + peak - (size - 1) * (peak // size)
+        self._check_finite(found[0])
         if self._reference is None:
             self._check(path, product, found[0], None if size == 1 else found[1])
+            self._compare_with_losses(path, product, limit - built)
+            self._reference = found[0]
         elif not self._agrees(path, found[0]):
             return None
         if not self.very_slow:  # elsewhere the counting of memory, 30 us an operation, does not show
@@ -297,7 +318,46 @@ class Trial:
             self._check_symmetry(path, product, first, second)
         if path.exact and self.program.differentiates_by_hand(self.batch):
             self._compare_with_differences(first)
-        self._reference = first
+
+    def _check_finite(self, found: Sketch) -> None:
+        """Refuse NaN and inf in a product where the gradient has none.
+
+        Raises:
+            UnsoundProductError: as it says.
+        """
+        if math.isfinite(found.norm) or (self._reference is not None and not math.isfinite(self._reference.norm)):
+            return
+        if math.isfinite(norm(self.program.gradient(self.batch))):
+            raise UnsoundProductError(
+                "its products hold NaN or inf where the gradient has none: an operation has no finite second derivative at these "
+                "weights as torch computes it (a norm or a root at zero), or it overflows"
+            )
+
+    def _compare_with_losses(self, path: ProductPath, product: Product, limit: float) -> None:
+        """Compare v'Hv with second differences of the loss, once for a path.
+
+        Raises:
+            UnsoundProductError: they differ, or a product that is zero is not borne out.
+        """
+        if self._borne_out is None or path.name in self._borne_out:
+            return
+        vector = self._vectors((0,))
+        found = product(vector)
+        verdict = self._judged(vector, found, limit)
+        nothing = not any(bool(part.any()) for part in found)
+        if verdict.agrees is False or (nothing and verdict.agrees is None and not path.exact):
+            raise UnsoundProductError(verdict.words or "its products are zero, and the losses near w do not bear that out")
+        self.note = self.note or verdict.words
+        self._borne_out.add(path.name)
+
+    def _judged(self, vector: Parts, found: Parts, limit: float) -> Verdict:
+        def judge() -> Verdict:
+            return LossCurvature(self.program, self.batch).judge([part[0] for part in vector], [part[0] for part in found])
+
+        try:
+            return peak_bytes(judge, limit)[0]
+        except Exception:  # no memory, no float64, a kink without a rule: nothing to compare with
+            return Verdict(None)
 
     def _check_symmetry(self, path: ProductPath, product: Product, first: Sketch, second: Sketch) -> None:
         """Compare u'Hv with v'Hu.
@@ -312,8 +372,12 @@ class Trial:
                 f"products must be those of a symmetric matrix, got u'Hv and v'Hu that differ by {self.asymmetry:.1g} of their "
                 f"terms on the path {path.name!r}; is a custom backward of the model wrong, or marked @once_differentiable, "
                 "which torch takes for a constant? Its double backward must differentiate what its backward computes "
-                "(torch.autograd.gradgradcheck tells)"
+                f"(torch.autograd.gradgradcheck tells){self._inside()}"
             )
+
+    def _inside(self) -> str:
+        narrow = self.program.narrow
+        return "" if narrow is None else f"; or the rounding to {str(narrow[0])[6:]} inside the model ({narrow[1]})"
 
     def _compare_with_differences(self, first: Sketch) -> None:
         """Compare a product through a custom backward with a difference of gradients, which only needs those.

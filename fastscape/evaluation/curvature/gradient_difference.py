@@ -13,6 +13,7 @@ from fastscape.evaluation.curvature.program import Parts, Program
 HOPELESS = 1e-2  # relative error of products above which they are refused
 _LARGEST, _RATIO, _LEVELS = 16.0, 4.0, 12  # steps that are tried, relative to u^(1/3): kinks want far smaller ones
 _ENOUGH = 3.0  # times the root of the rounding unit: an error that is small enough, 1e-3 in float32 and 5e-8 in float64
+_COARSE = 3.0  # units of the narrowest dtype inside: a smaller step leaves weights that are rounded to it where they are
 _GOOD = 1e-3  # error at which the search stops once steps get worse
 
 
@@ -28,7 +29,9 @@ class DifferencePath:
     with u the rounding unit. On the first vector the factor s is taken from a ladder: where the products of neighbouring steps
     differ least, rounding (1 / h) and truncation (h^2, or crossed kinks) balance; a smaller one is taken while it is good
     enough. ``error`` is that difference relative to the product; by Richardson's rule the truncation error of the smaller of the
-    two steps h and 4 h is a fifteenth of it.
+    two steps h and 4 h is a fifteenth of it. A step that leaves the gradient as it was tells nothing: the product is zero only
+    where no step, up to 8 % of the weights in float32, moves the gradient. Where the model rounds to a narrower dtype inside,
+    steps below its resolution are not tried: they would leave out what they do not move.
 
     Cost: 2 gradients a product, and 6 to 24 on the first; memory of a gradient, one more, and a copy of the parameters. Runs
     wherever a gradient does.
@@ -82,24 +85,37 @@ class DifferencePath:
                 weight.copy_(origin)
 
     def _calibrate(self, batch: int, vector: Parts, length: float) -> None:
-        unit = torch.finfo(self._weights[0].dtype).eps ** (1 / 3)
-        steps = [_LARGEST * unit / _RATIO**level for level in range(_LEVELS)]
+        eps = torch.finfo(self._weights[0].dtype).eps
+        steps = [_LARGEST * eps ** (1 / 3) / _RATIO**level for level in range(_LEVELS)]
+        narrow = self._program.narrow
+        if narrow is not None:
+            steps = [step for step in steps if step >= _COARSE * torch.finfo(narrow[0]).eps] or steps[:1]
         coarse = self._difference(batch, vector, steps[0] * self._scale / length)
+        moved = norm(coarse) > 0
         errors: list[float] = []
-        enough = _ENOUGH * math.sqrt(torch.finfo(self._weights[0].dtype).eps)
+        enough = _ENOUGH * math.sqrt(eps)
         for step in steps[1:]:
             fine = self._difference(batch, vector, step * self._scale / length)
             size, change = norm(fine), norm([c - f for c, f in zip(coarse, fine, strict=True)])
-            errors.append(change / size if size and math.isfinite(change) else 0.0 if change == 0 else math.inf)
+            moved = moved or size > 0
+            errors.append(change / size if size and math.isfinite(change) else math.inf)
             coarse = fine
             if min(errors) < _GOOD and errors[-1] > max(enough, min(errors)):  # past the balance of rounding and truncation
                 break
-        best = min(range(len(errors)), key=errors.__getitem__)
-        if errors[best] <= enough:  # the least step that is good enough: other vectors cross their kinks at other steps
+        if not moved:  # a loss that is linear along the vector
+            self.step, self.error = steps[0], 0.0
+            return
+        best = min(range(len(errors)), key=errors.__getitem__, default=0)
+        if errors and errors[best] <= enough:  # the least step that is good enough: other vectors cross their kinks at others
             best = max(index for index, error in enumerate(errors) if error <= enough)
-        if not errors[best] <= HOPELESS:
-            raise InaccurateDifferenceError(
-                f"products by differences of gradients in {str(self._weights[0].dtype)[6:]} have an estimated relative error of "
-                f"{errors[best]:.1g}, above {HOPELESS:g}; use dtype=torch.float64 in the objective, or another path"
-            )
+        if not errors or not errors[best] <= HOPELESS:
+            raise InaccurateDifferenceError(self._inaccurate(errors[best] if errors else math.inf))
         self.step, self.error = steps[best + 1], errors[best]
+
+    def _inaccurate(self, error: float) -> str:
+        dtype, narrow = str(self._weights[0].dtype)[6:], self._program.narrow
+        inside = "" if narrow is None else f", with {str(narrow[0])[6:]} inside ({narrow[1]}),"
+        return (
+            f"products by differences of gradients in {dtype}{inside} have an estimated relative error of "
+            f"{error:.1g}, above {HOPELESS:g}; use dtype=torch.float64 in the objective, or another path"
+        )

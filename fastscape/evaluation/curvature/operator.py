@@ -181,8 +181,18 @@ class CurvatureOperator(SymmetricOperator):
         self.objective, self.matrix = objective, matrix
         self._products = Products(objective, matrix, checked_path(path), memory, compile_=compile)
         self.layout = Layout(objective.names, [tensor.shape for tensor in objective.base.values()])
-        self.dtype, self.device = self._products.dtype, objective.device
+        self.device = objective.device
         self._last: ProductChoice | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """Of the products: the objective's, float32 for half precision; float64 where the first use finds float32 too coarse."""
+        return self._products.dtype
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of the products: another arithmetic than the model's, a gradient that is not the loss's."""
+        return self._products.notes
 
     def __repr__(self) -> str:
         path = f", path {self.choice.name!r}" if self.choice else ""

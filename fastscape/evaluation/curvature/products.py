@@ -63,6 +63,8 @@ class Products:
         choices: what was chosen, by vectors in a block (at most 8).
         products, nan_products: vectors multiplied so far, trials included; those with NaN or inf in the product.
         gradient_seconds, gradient_peak: seconds of a gradient of the largest batch, and bytes alive in it.
+        dtype: of the products: the objective's, float32 for half precision, and float64 where float32 cannot give them.
+        notes: what a reader must know of the products, in words.
     """
 
     def __init__(
@@ -72,15 +74,10 @@ class Products:
         half = objective.dtype in (torch.float16, torch.bfloat16)
         self.dtype = torch.float32 if half else objective.dtype
         self.capped, self.memory = memory is not None, memory or 0
-        limit = memory if memory is not None else available_memory(objective.device) // 2
-        copies = objective.size * torch.finfo(self.dtype).bits // 8
-        self.limit = CAP * limit - 2 * copies  # the private copy, and a vector
-        if self.limit <= 0:
-            least = math.ceil(2 * copies / CAP)
-            raise ValueError(
-                f"memory must hold a copy of the parameters and a vector, {least} bytes, and what a gradient takes, got "
-                f"{limit:.0f}; raise memory="
-            )
+        self._available = memory if memory is not None else available_memory(objective.device) // 2
+        self.limit = self._room(self.dtype)
+        self.notes: tuple[str, ...] = ()
+        self._borne_out: set[str] = set()
         self.choices: dict[int, ProductChoice] = {}
         self.products = self.nan_products = 0
         self.gradient_seconds = math.nan
@@ -88,10 +85,42 @@ class Products:
         self._chosen: dict[int, Candidate] = {}
         self._spent: dict[int, float] = {}
         self._thorough: set[int] = set()
-        self._inside = False
+        self._inside: torch.dtype | None = None
         with self.arithmetic():
             self.program = Program(objective, self.dtype)
             unperturbed_loss(self.program.replica)
+            if self.program.narrow is not None and self.dtype == torch.float32:
+                self._drop_autocast(self.program.narrow[0])
+
+    def _room(self, dtype: torch.dtype) -> float:
+        """Bytes for a computation beside the private copy and a vector."""
+        copies = self.objective.size * torch.finfo(dtype).bits // 8
+        room = CAP * self._available - 2 * copies
+        if room <= 0:
+            least = math.ceil(2 * copies / CAP)
+            raise ValueError(
+                f"memory must hold a copy of the parameters and a vector, {least} bytes, and what a gradient takes, got "
+                f"{self._available:.0f}; raise memory="
+            )
+        return room
+
+    def _drop_autocast(self, narrow: torch.dtype) -> None:
+        """Go on in float64 where that takes the rounding inside away: torch's autocast casts float32, and never float64."""
+        with plain_arithmetic(torch.float64):
+            wide = Program(self.objective, torch.float64)
+        if wide.narrow is None:
+            self._widen(wide, f"curvature in float64, without your autocast to {str(narrow)[6:]}, whose rounding has no derivatives")
+
+    def _widen(self, program: Program, note: str) -> None:
+        """Multiply with a program in float64 from now on."""
+        self.limit = self._room(torch.float64)
+        self.dtype, self.program = torch.float64, program
+        self.notes = (*self.notes, note)
+        self.gradient_seconds = math.nan
+        self._chosen.clear()
+        self.choices.clear()
+        self._thorough.clear()
+        self._borne_out.clear()
 
     @contextmanager
     def arithmetic(self, *, draws: bool = True) -> Iterator[None]:
@@ -99,26 +128,31 @@ class Products:
 
         Without ``draws``, random generators are not kept (half of the 0.1 ms): for what runs no code of the user's.
         """
-        if self._inside:
+        outer = self._inside
+        if outer == self.dtype:
             yield
             return
-        self._inside = True
+        self._inside = self.dtype
         try:
-            with exact_arithmetic(self.dtype) if draws else plain_arithmetic(self.dtype):
+            with exact_arithmetic(self.dtype) if draws and outer is None else plain_arithmetic(self.dtype):
                 yield
         finally:
-            self._inside = False
+            self._inside = outer
 
     # ------------------------------------------------------------------ multiplying
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """Products ``[K, D]`` of rows ``[K, D]``."""
+        """Products ``[K, D]`` of rows ``[K, D]``, in the dtype of products."""
+        self.prepare(len(rows), rows)
+        rows = rows.to(self.dtype)
         out = torch.empty_like(rows)
         self._multiply(rows, out, None)
         return out
 
     def forms(self, rows: Tensor, *, keep: bool) -> tuple[Tensor | None, Array]:
         """v'H_b v of rows ``[K, D]`` with every batch's own matrix, ``[batches, K]``, and the products if they are to be kept."""
+        self.prepare(len(rows), rows)
+        rows = rows.to(self.dtype)
         out = torch.empty_like(rows) if keep else None
         forms = np.zeros((len(self.objective.batches), len(rows)))
         self._multiply(rows, out, forms)
@@ -192,7 +226,8 @@ class Products:
         if rows is not None and vector > _SCARCE * self.limit and math.isfinite(total := float(rows[:1].norm())) and total:
             given = program.layout.views(rows[:1])
         limit = self.limit - (vector if given is None else 0)
-        trial = Trial(program, self._largest, limit, self.gradient_seconds, given)
+        borne_out = self._borne_out if self.matrix == "hessian" else None
+        trial = Trial(program, self._largest, limit, self.gradient_seconds, given, borne_out=borne_out)
         found: list[Candidate] = []
         try:
             for make in self._makers(program, key, found, thorough=thorough):
@@ -212,13 +247,29 @@ class Products:
                 self.gradient_seconds = math.nan
                 self._choose(key, rows, thorough=thorough)
                 return
+            if trial.rounded and self.dtype == torch.float32 and self._goes_on_in_float64():
+                with self.arithmetic():
+                    self._choose(key, None if rows is None else rows.double(), thorough=thorough)
+                return
             raise trial.asymmetric or self._no_path(trial.refused, over_cap=trial.over_cap)
+        if trial.note and trial.note not in self.notes:
+            self.notes = (*self.notes, trial.note)
         self._chosen[key], self._spent[key] = best(found), 0.0
         if self.capped:
             give_back()
         if thorough or self.path is not None:
             self._thorough.add(key)
         self.choices[key] = self._record(trial, found, key)
+
+    def _goes_on_in_float64(self) -> bool:
+        """Open the program in float64, where memory and model allow."""
+        try:
+            with plain_arithmetic(torch.float64):
+                program = Program(self.objective, torch.float64)
+            self._widen(program, "products in float64: float32 does not hold them")
+        except Exception:  # a model that is bound to float32
+            return False
+        return True
 
     def _makers(
         self, program: Program, key: int, found: Sequence[Candidate], *, thorough: bool
@@ -294,10 +345,15 @@ class Products:
             seconds=seconds,
             peak=chosen.peak + (chunk - 1) * chosen.slope,
             refused=dict(trial.refused),
-            error=getattr(chosen.path, "error", 0.0) or 0.0,
+            error=max(getattr(chosen.path, "error", 0.0) or 0.0, self._unit_inside()),
             asymmetry=trial.asymmetry,
             reason="asked for" if self.path is not None else "; ".join(others) or "the only one tried",
         )
+
+    def _unit_inside(self) -> float:
+        """Relative error of products through a rounding inside the model, which derivatives pass over."""
+        narrow = self.program.narrow
+        return 0.0 if narrow is None else torch.finfo(narrow[0]).eps
 
     def _no_path(self, refused: dict[str, str], *, over_cap: bool) -> Exception:
         tried = "; ".join(f"{name}: {why}" for name, why in refused.items())

@@ -13,8 +13,10 @@ from torch.func import functional_call
 
 from fastscape._batches import Batch, map_tensors, tensors_of
 from fastscape._criteria import terms
+from fastscape._embedding import backward_nodes
 from fastscape._replica import Replica
 from fastscape.evaluation.curvature.flat import Layout
+from fastscape.evaluation.noise import narrow_step
 from fastscape.objective import Objective
 
 Parts = list[Tensor]  # one tensor per parameter, in the order of the layout
@@ -31,6 +33,7 @@ class Program:
         layout: of flat vectors over them.
         weights: share of each batch in the loss, n_b / N.
         whole: the objective's batch that each batch is a part of; see :meth:`halve`.
+        narrow: dtype and name of an operation inside the model that rounds to less than half of the digits; ``None`` if none does.
     """
 
     def __init__(self, objective: Objective, dtype: torch.dtype, *, channels_last: bool = False) -> None:
@@ -46,6 +49,7 @@ class Program:
         self.weights = tuple(weight / objective.samples for weight in objective.batch_weights)
         self.whole = tuple(range(len(self.weights)))
         self._names = [f"model.{name}" for name in objective.names]
+        self.narrow = _narrow(self.replica)
 
     def halve(self) -> bool:
         """Cut every batch of more than one sample in two, where the loss of the parts is that of the whole.
@@ -94,17 +98,8 @@ class Program:
     def differentiates_by_hand(self, batch: int) -> bool:
         """Whether the loss goes through a custom ``autograd.Function``, whose backward may not be differentiable."""
         with torch.enable_grad():
-            pending = [self.loss(batch).grad_fn]
-        seen = set()
-        while pending:
-            node = pending.pop()
-            if node is None or node in seen:
-                continue
-            if isinstance(node, torch.autograd.function.BackwardCFunction):
-                return True
-            seen.add(node)
-            pending += [following for following, _ in node.next_functions]
-        return False
+            nodes = backward_nodes(self.loss(batch))
+        return any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in nodes)
 
     def _total(self) -> float:
         self.replica.forget()
@@ -149,6 +144,15 @@ class Program:
             if not loss.requires_grad:
                 return [torch.zeros_like(leaf) for leaf in self.leaves]
             return list(torch.autograd.grad(loss, self.leaves, create_graph=create_graph, materialize_grads=True))
+
+
+def _narrow(replica: Replica) -> tuple[torch.dtype, str] | None:
+    """Dtype and operation of a rounding inside to less than float32; ``None`` without one."""
+    try:
+        found = narrow_step(replica)
+    except Exception:  # parts that torch compiled cannot be followed
+        return None
+    return found if found is not None and torch.finfo(found[0]).bits < 32 else None
 
 
 def _halves(batch: Batch) -> list[Batch]:
