@@ -31,6 +31,9 @@ class _LossModule(nn.Module):
         self._loss = objective.user_loss
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        # An autocast inside keeps its casts of the weights while any other is around it, and one made beforehand, as an
+        # attribute or a decorator, keeps its own choice to do so; the weights have moved since.
+        torch.clear_autocast_cache()
         if self._pair is None:
             assert self._loss is not None
             return self._loss(self.model, batch), None

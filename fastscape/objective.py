@@ -92,6 +92,7 @@ class Objective:
         self.user_loss = None if loss is None else checked_loss(loss)
         self.batch_norm = batch_norm
         self.names = _selected(self.model, params)
+        self.known: dict[Any, Any] = {}  # of the function, found once by probes and shared with what is derived from this
         self._state: Mapping[str, Tensor] | None = None
         self.dtype = dtype or reduce(torch.promote_types, (tensor.dtype for tensor in self._source))
         self.device = _device(self.model, device)

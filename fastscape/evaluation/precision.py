@@ -110,8 +110,8 @@ def measure_noise(evaluator: Evaluator | DifferenceEvaluator, directions: Direct
         return _noise_of_differences(evaluator, directions, radii)
     indices = range(min(CALIBRATION, len(directions)))
     if evaluator.dtype == torch.float64:
-        sigma, narrow = noise_float64(evaluator, directions, indices)
-        return Noise(np.full(len(radii), sigma), None, narrow, 0)
+        sigma, narrow = noise_float64(evaluator, directions, indices, radii)
+        return Noise(sigma, None, narrow, 0)
     measured = evaluator.responses(directions, indices, radii)
     with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
         reference = exact.responses(directions, indices, radii)
@@ -222,14 +222,14 @@ class _Trial:
             )
             few = range(min(CALIBRATION if quick else 1, len(self.directions)))
             even = evaluator.responses(self.directions, few, self.sample)[0]
-            noise = noise_float64(evaluator, self.directions, few)[0]
+            noise = noise_float64(evaluator, self.directions, few, self.sample)[0]
             self.evaluations += evaluator.evaluations
-            if not passes_gate(even, np.full(len(self.sample), noise)).all():
+            if not passes_gate(even, noise).all():
                 self.refused["float64"] = f"rounding noise at {self._lost(even, noise)}"
         return path
 
-    def _lost(self, even: Array, noise: float | Array) -> str:
-        failed = self.sample[~passes_gate(even, np.broadcast_to(noise, len(self.sample)))]
+    def _lost(self, even: Array, noise: Array) -> str:
+        failed = self.sample[~passes_gate(even, noise)]
         return f"radii up to {failed.max():.1e}"
 
     def _difference(self) -> PathChoice:
