@@ -81,7 +81,9 @@ class Arithmetic:
         """What to beware of where another function than the trained one is measured; empty where it is that one."""
         parts = []
         if self.dropped:
-            parts.append(f"measured in float64 without your autocast to {_name(self.autocast)}: the network as trained rounds more")
+            parts.append(
+                f"measured in float64 without your autocast to {_name(self.autocast)}: the network as trained rounds more"
+            )
         if self.outside is not None:
             parts.append(
                 f"measured without the autocast to {_name(self.outside)} around the call; an autocast inside the model or loss= "
@@ -130,7 +132,7 @@ def _traced(replica: Replica) -> Arithmetic:
 
 
 class _Autocasts(TorchFunctionMode):
-    """Notes an autocast that is on where a function of torch is called (torch turns it off again below), and values that leave."""
+    """Notes an autocast that is on where a function of torch is called: below, torch has it off again; and values that leave."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -183,7 +185,8 @@ def _rounds(operation: Any, arguments: list[Tensor], out: Any) -> bool:
     name = operation._schema.name.split("::")[1].rstrip("_")
     if name in _CASTS:
         return any(tensor.is_floating_point() for tensor in arguments) and any(
-            not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool for tensor in tensors_of(out)
+            not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+            for tensor in tensors_of(out)
         )
     return name in _ROUNDS or "quantize" in name
 

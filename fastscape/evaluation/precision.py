@@ -18,7 +18,7 @@ from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
 from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName
 from fastscape.evaluation.losses import DTYPES
-from fastscape.evaluation.noise import noise_float64, passes_gate
+from fastscape.evaluation.noise import narrow_noise, noise_float64, passes_gate
 from fastscape.evaluation.points import Array
 from fastscape.objective import Objective
 
@@ -116,10 +116,12 @@ def measure_noise(evaluator: Evaluator | DifferenceEvaluator, directions: Direct
     with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
         reference = exact.responses(directions, indices, radii)
         evaluations = exact.evaluations
+    casts, operation = narrow_noise(evaluator, directions, indices)  # which round the reference alike
     with np.errstate(invalid="ignore", over="ignore"):
         errors = [np.sqrt(np.mean((measured[part] - reference[part]) ** 2, axis=1)) for part in (0, 1)]
+        errors = [np.fmax(error, casts) for error in errors]
     verdicts = np.stack([passes_gate(reference[part], errors[part]) for part in (0, 1)])
-    return Noise(errors[0], verdicts, "", evaluations)
+    return Noise(errors[0], verdicts, operation, evaluations)
 
 
 def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions, radii: Array) -> Noise:
