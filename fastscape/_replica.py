@@ -34,6 +34,9 @@ class _LossModule(nn.Module):
         self.plain_embeddings = has_altered_gradient(model)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        # An autocast inside keeps its casts of the weights while any other is around it, and one made beforehand, as an
+        # attribute or a decorator, keeps its own choice to do so; the weights have moved since.
+        torch.clear_autocast_cache()
         with PlainEmbeddings() if self.plain_embeddings else nullcontext():
             return self._evaluated(batch)
 

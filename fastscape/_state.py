@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 
 # The leaves of torch's precision tree. CUDA kernels check that the legacy switches (set_float32_matmul_precision,
 # cudnn.allow_tf32) agree with the leaves, so both are written, and the leaves restored last: they return every legacy
@@ -23,6 +25,7 @@ _PRECISION_LEAVES = (
     _backends.mkldnn.conv,
     _backends.mkldnn.rnn,
 )
+_AUTOCAST = ("cpu", "cuda")  # kinds of devices whose autocast evaluations take off
 
 
 @contextmanager
@@ -49,6 +52,47 @@ def _legacy(getter: Callable[[], Any]) -> Any:
         return None
 
 
+class _Outside(threading.local):
+    """The autocast around the outermost evaluation of a thread, by kind of device; ``None`` while there is none."""
+
+    dtypes: dict[str, torch.dtype] | None = None
+
+
+_outside = _Outside()
+
+
+def autocast_here() -> dict[str, torch.dtype]:
+    """Dtypes of the autocasts that are on, by kind of device."""
+    return {device: torch.get_autocast_dtype(device) for device in _AUTOCAST if torch.is_autocast_enabled(device)}
+
+
+def autocast_outside() -> dict[str, torch.dtype]:
+    """Dtypes of the autocasts that the caller of a probe has put around it, which evaluations take off."""
+    return autocast_here() if _outside.dtypes is None else _outside.dtypes
+
+
+def _enter_outside() -> dict[str, torch.dtype] | None:
+    before = _outside.dtypes
+    _outside.dtypes = autocast_outside()
+    return before
+
+
+def _leave_outside(before: dict[str, torch.dtype] | None) -> None:
+    _outside.dtypes = before
+
+
+@contextmanager
+def _uncached_parametrizations() -> Iterator[None]:
+    """Inside a caller's ``parametrize.cached()``, weights are made at every use: they move from one evaluation to the next."""
+    module: Any = parametrize
+    cached = module._cache_enabled
+    module._cache_enabled = 0
+    try:
+        yield
+    finally:
+        module._cache_enabled = cached
+
+
 @contextmanager
 def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
     """Evaluate in plain IEEE ``dtype``, and restore every flag and the random generators afterwards; see below."""
@@ -60,9 +104,12 @@ def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
 def plain_arithmetic(dtype: torch.dtype) -> Iterator[None]:
     """Evaluate in plain IEEE ``dtype`` and restore every flag afterwards; for code that draws no random numbers.
 
-    No gradients, no autocast, no TF32 or reduced-precision accumulation, no cuDNN benchmarking, the MATH
-    attention back end and no fused transformer fast path, so that L(w), L(w + e d) and L(w - e d) go through
+    No gradients, no autocast around the model, no TF32 or reduced-precision accumulation, no cuDNN benchmarking, the
+    MATH attention back end and no fused transformer fast path, so that L(w), L(w + e d) and L(w - e d) go through
     one and the same arithmetic. The default dtype is ``dtype``, for models that create tensors in their forward.
+
+    An autocast that the model or the loss enters itself is theirs and stays, without torch's cache of cast weights,
+    which outlives an evaluation wherever another autocast is around it; so does ``parametrize.cached``.
     """
     cuda, cudnn = _backends.cuda.matmul, _backends.cudnn
     precision = [leaf.fp32_precision for leaf in _PRECISION_LEAVES]
@@ -72,6 +119,8 @@ def plain_arithmetic(dtype: torch.dtype) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(_uncached_parametrizations())
+        stack.callback(_leave_outside, _enter_outside())
         stack.enter_context(torch.autocast("cpu", enabled=False, cache_enabled=False))
         if torch.cuda.is_available():
             stack.enter_context(torch.autocast("cuda", enabled=False, cache_enabled=False))

@@ -102,6 +102,7 @@ class Objective:
         self.tracking, self._frozen = tuple(tracking(self.model)), frozen(self.model)
         self._statistics: tuple[str, Statistics] | None = None
         self.names = _selected(self.model, params)
+        self.known: dict[Any, Any] = {}  # of the function, found once by probes and shared with what is derived from this
         self._state: Mapping[str, Tensor] | None = None
         self.dtype = dtype or reduce(torch.promote_types, (tensor.dtype for tensor in self._source))
         self.device = _device(self.model, device)

@@ -10,22 +10,31 @@ from torch import nn
 from fastscape._replica import Replica
 from fastscape._state import preserved_rng
 
+_DISPLACED = 1e-2  # of the size of each weight
+
 
 class NondeterministicLossError(RuntimeError):
     """The loss of the same weights on the same data is not the same number twice."""
 
 
 def unperturbed_loss(replica: Replica) -> float:
-    """L(w), after checking that two evaluations agree to the last bit.
+    """L(w), after checking that two evaluations agree to the last bit, and that the loss follows the weights.
+
+    Between the two the weights are displaced, once for an objective and dtype, and the loss of the first batch is held against
+    that of another copy of the model, which has never seen other weights.
 
     Raises:
         NondeterministicLossError: naming the difference and its cause: random numbers drawn in the forward (dropout,
-            shuffling or noise inside the loss), buffers that the forward changes (batch-norm statistics), or an
-            operation without a deterministic implementation.
+            shuffling or noise inside the loss), buffers that the forward changes (batch-norm statistics), an
+            operation without a deterministic implementation, or something kept from an evaluation at other weights.
     """
     before = replica.buffers()
-    first, second = _evaluate(replica), _evaluate(replica)
+    first = _evaluate(replica)
+    pair = _displaced_pair(replica)
+    second = _evaluate(replica)
     if first == second or (math.isnan(first) and math.isnan(second)):
+        if pair is not None:
+            _check_follows(replica, *pair)
         return first
     raise NondeterministicLossError(
         f"the loss must be deterministic, got {first!r} and then {second!r} at the same weights and data: "
@@ -36,6 +45,40 @@ def unperturbed_loss(replica: Replica) -> float:
 def _evaluate(replica: Replica) -> float:
     replica.reset()
     return float(replica.loss())
+
+
+def _displaced_pair(replica: Replica) -> tuple[float, float] | None:
+    """Losses of the first batch at displaced weights, by this replica and by a fresh one; ``None`` where it was done before."""
+    known, key = replica.objective.known, ("follows the weights", replica.dtype)
+    if key in known:
+        return None
+    losses = []
+    for copy in (replica, replica.objective.replica(replica.dtype)):
+        for slot, base in zip(copy.scratch, copy.base, strict=True):
+            wide = base.to(torch.promote_types(replica.dtype, torch.float32))
+            wave = torch.arange(wide.numel(), dtype=torch.float32, device=wide.device).sin_().reshape(wide.shape).to(wide.dtype)
+            slot.copy_(wide + wave * (wide.abs() + wide.abs().mean()) * max(_DISPLACED, 8 * torch.finfo(replica.dtype).eps))
+        replica.evaluations += 1
+        losses.append(float(copy.batch_loss(0)[0]))
+    known[key] = True
+    return losses[0], losses[1]
+
+
+def _check_follows(replica: Replica, found: float, fresh: float) -> None:
+    """Raise where a copy of the model that was evaluated before gives another loss than one that was not."""
+    if found == fresh or not (math.isfinite(found) and math.isfinite(fresh)):
+        return
+    replica.reset()
+    moved = abs(fresh - float(replica.batch_loss(0)[0]))
+    if abs(found - fresh) <= max(0.01 * moved, 64 * torch.finfo(replica.dtype).eps * max(abs(found), abs(fresh))):
+        return
+    del replica.objective.known["follows the weights", replica.dtype]
+    raise NondeterministicLossError(
+        f"the loss must be a function of the present weights, got {found!r} at displaced weights where a copy of the model that "
+        f"was never evaluated elsewhere gives {fresh!r}: the model or the loss keeps something from an evaluation at earlier "
+        "weights (weights cast or normalised once, an attribute filled on first use, a cache by address or version); "
+        "compute it from the parameters in every forward"
+    )
 
 
 def _cause(replica: Replica, before: dict[str, torch.Tensor]) -> str:

@@ -10,40 +10,71 @@ model was within 0.5 to 20 times of the measured RMS on six networks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
-from fastscape._batches import tensors_of
 from fastscape._replica import Replica
 from fastscape.directions import Directions
+from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.evaluator import Evaluator
-from fastscape.evaluation.points import second_difference, signed_radii
+from fastscape.evaluation.points import Array, second_difference, signed_radii
+from fastscape.evaluation.steps import (
+    COARSE,
+    EVEN,
+    SINGLE,
+    Write,
+    along,
+    around,
+    narrow_error,
+    relative,
+    rms,
+    step_errors,
+    steps_found,
+)
 
 _FLOOR_RADIUS = 1e-11  # of ||w||: true responses are below 1e-19 there, weights still move by 1e5 ulp in float64
-_NARROW_RADII = (1e-8, 3e-8, 1e-7)  # one to two ulp of float32: its roundings are independent on the two sides
+_HIDDEN = "steps that no dtype shows, such as a hidden cast or a quantisation"
+_DRAWS = 4  # displacements of the weights over which the error of one loss is measured
+_SECOND = math.sqrt(6)  # the rounding model is of a second difference, one of whose losses carries a sixth of its variance
 SIGNAL_TO_NOISE = 10.0
 SHARE_ABOVE = 0.9
 
 
-def passes_gate(even: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Scales ``[K]`` where at least 90 % of the reference responses ``[K, m]`` are 10 or more times the noise ``[K]``."""
+def passes_gate(
+    even: NDArray[np.float64], noise: NDArray[np.float64], holds: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """Scales ``[K]`` where at least 90 % of the reference responses ``[K, m]`` are 10 or more times the noise ``[K]``.
+
+    ``holds [K, m]``: where a response that is exactly zero is known to be so; see :func:`zeros_hold`.
+    """
     with np.errstate(invalid="ignore"):
         clear = np.abs(even) >= SIGNAL_TO_NOISE * noise[:, None]
+    if holds is not None:
+        clear &= holds
     passed: NDArray[np.bool_] = clear.mean(axis=1) >= SHARE_ABOVE
     return passed
+
+
+def zeros_hold(response: Array, other: Array, *, flat: bool) -> NDArray[np.bool_]:
+    """Where a response ``[K, m]`` may be believed although it is zero: ``[K, m]``, true where it is not zero.
+
+    No loss is known to be flat by not having moved: it may be saturated, or the direction may leave out what moves it. A zero
+    holds beside an odd response (or even one, for odd zeros) that is none, as of a loss that is linear there, and where the
+    gradient is zero as well (``flat``).
+    """
+    return np.asarray((response != 0) | (other != 0) | flat)
 
 
 def rounding_model(replica: Replica) -> float:
     """8 u (L0 + G) with u of the replica's dtype, or of the loss where a model narrows it; G needs visible outputs."""
     objective = replica.objective
     replica.reset()
+    replica.evaluations += 1
     total = sensitivity = 0.0
     for index, weight in enumerate(objective.batch_weights):
         loss, outputs = replica.batch_loss(index)
@@ -66,60 +97,65 @@ def _norm(values: Tensor, dim: int) -> Tensor:
     return values.abs() if values.ndim == 1 else values.square().sum(dim).sqrt()
 
 
-def narrow_step(replica: Replica) -> tuple[torch.dtype, str] | None:
-    """First operation that turns what depends on the weights into a narrower float than the replica's, or None.
+def measured_floor(evaluator: Evaluator, directions: Directions, indices: Sequence[int]) -> float:
+    """RMS even response over a tiny relative radius, where only rounding is left."""
+    steps = signed_radii([_FLOOR_RADIUS * relative(directions, indices)])
+    return rms(second_difference(evaluator.losses(directions, indices, steps))[0])
 
-    Such a step (an attention softmax or a norm in float32, a ``.float()`` before the loss) limits every response, whatever
-    the precision asked for. Cost: one evaluation, a few microseconds slower per operation.
+
+def noise_float64(
+    evaluator: Evaluator, directions: Directions, indices: Sequence[int], radii: Array
+) -> tuple[NDArray[np.float64], str]:
+    """Noise of float64 responses at each radius, and the operation behind it where it is not the rounding of float64.
+
+    The largest of the rounding model, the floor measured at 1e-11 ||w||, and the error of an operation that is narrower than
+    float64, which rounds alike on both sides at 1e-11 (:func:`narrow_error`). Quantisations, and steps that no dtype shows but
+    the losses do (:func:`steps_found`), have an error at each radius besides.
     """
-    replica.reset()
-    steps = _NarrowSteps(replica)
-    with steps:
-        replica.loss()
-    return steps.found
+    modelled, floor = rounding_model(evaluator.replica), measured_floor(evaluator, directions, indices)
+    lines, found = along(evaluator, directions, indices), replica_arithmetic(evaluator.replica)
+    narrow = EVEN * narrow_error(lines, found)
+    noise, reason = np.full(len(radii), np.fmax(np.fmax(modelled, floor), narrow)), found.step
+    if np.isnan(noise).any() or not (found.rounds or steps_found(lines, float(np.fmax(modelled, narrow)), floor)):
+        return noise, reason
+    hidden = f"roundings in {found.rounds}" if found.rounds else _HIDDEN
+    errors = EVEN * step_errors(lines, radii / relative(directions, indices))
+    return np.fmax(noise, errors), "; ".join(filter(None, (reason, hidden)))
 
 
-class _NarrowSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follow tensors that depend on the scratch parameters, and note where one becomes narrower."""
-
-    def __init__(self, replica: Replica) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._bits = torch.finfo(replica.dtype).bits
-        self._tainted = WeakIdKeyDictionary()
-        for parameter in replica.module.parameters():
-            self._tainted[parameter] = True
-        self.found: tuple[torch.dtype, str] | None = None
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if any(tensor in self._tainted for tensor in tensors_of([args, kwargs or {}])):
-            for tensor in tensors_of(out):
-                self._tainted[tensor] = True
-                if self.found is None and tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < self._bits:
-                    self.found = tensor.dtype, str(func)
-        return out
+def narrow_noise(evaluator: Evaluator, directions: Directions, indices: Sequence[int]) -> tuple[float, str]:
+    """Error of even responses by operations that are narrower than the evaluator's dtype, and the narrowest; 0 without one."""
+    found = replica_arithmetic(evaluator.replica)
+    return EVEN * narrow_error(along(evaluator, directions, indices), found), found.step
 
 
-def measured_floor(
-    evaluator: Evaluator, directions: Directions, indices: Sequence[int], radii: Sequence[float] = (_FLOOR_RADIUS,)
-) -> float:
-    """Largest RMS even response over tiny relative radii, where only rounding is left."""
-    norm = directions.length(indices[0])
-    steps = np.array(radii) * (directions.weight_norm / norm if directions.weight_norm > 0 else 1.0)
-    even, _, _ = second_difference(evaluator.losses(directions, indices, signed_radii(steps)))
-    with np.errstate(invalid="ignore", over="ignore"):
-        return float(np.sqrt(np.mean(even**2, axis=1)).max())
+def step_noise(replica: Replica, write: Write) -> float:
+    """RMS error of one loss by steps inside the model: narrower dtypes, quantisations, and what no dtype shows; 0 without any.
 
+    Whether there are any is found once for an objective and dtype, from eleven losses; their size at every call, where there are.
 
-def noise_float64(evaluator: Evaluator, directions: Directions, indices: Sequence[int]) -> tuple[float, str]:
-    """Noise of float64 responses, and the narrower operation behind it, if any.
-
-    The larger of the rounding model and the floor measured at 1e-11 ||w||. Where an operation is narrower than float64 that
-    radius rounds alike on both sides, and the floor is measured at 1e-8 .. 1e-7 as well, with a factor of 2.
+    Args:
+        replica: whose scratch weights are displaced.
+        write: writes the weights around which to look.
     """
-    sigma = np.fmax(rounding_model(evaluator.replica), measured_floor(evaluator, directions, indices))
-    narrow = narrow_step(evaluator.replica)
-    if narrow is None:
-        return float(sigma), ""
-    sigma = np.fmax(sigma, 2 * measured_floor(evaluator, directions, indices, _NARROW_RADII))
-    return float(sigma), f"{narrow[0]} in {narrow[1]}".replace("torch.", "")
+    return _step_noise(replica, write, None)
+
+
+def rounding(replica: Replica) -> float:
+    """Error of a second difference at the objective's weights: the rounding model, or steps inside the model where larger."""
+    modelled = rounding_model(replica)
+    return float(np.fmax(modelled, _SECOND * _step_noise(replica, replica.reset, modelled)))
+
+
+def _step_noise(replica: Replica, write: Write, modelled: float | None) -> float:
+    found, known = replica_arithmetic(replica), replica.objective.known
+    lines = around(replica, write, _DRAWS)
+    error = narrow_error(lines, found)
+    key = "steps", replica.dtype
+    if key not in known:
+        least = rounding_model(replica) if modelled is None else modelled
+        line = around(replica, write, 1)
+        known[key] = bool(found.rounds) or steps_found(line, max(least, EVEN * error), distances=COARSE)
+    if known[key]:
+        error = max(error, float(step_errors(lines, np.zeros(0), level=True)))
+    return SINGLE * error

@@ -18,7 +18,7 @@ from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
 from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName
 from fastscape.evaluation.losses import DTYPES
-from fastscape.evaluation.noise import noise_float64, passes_gate
+from fastscape.evaluation.noise import narrow_noise, noise_float64, passes_gate
 from fastscape.evaluation.points import Array
 from fastscape.objective import Objective
 
@@ -110,16 +110,18 @@ def measure_noise(evaluator: Evaluator | DifferenceEvaluator, directions: Direct
         return _noise_of_differences(evaluator, directions, radii)
     indices = range(min(CALIBRATION, len(directions)))
     if evaluator.dtype == torch.float64:
-        sigma, narrow = noise_float64(evaluator, directions, indices)
-        return Noise(np.full(len(radii), sigma), None, narrow, 0)
+        sigma, narrow = noise_float64(evaluator, directions, indices, radii)
+        return Noise(sigma, None, narrow, 0)
     measured = evaluator.responses(directions, indices, radii)
     with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
         reference = exact.responses(directions, indices, radii)
         evaluations = exact.evaluations
+    casts, operation = narrow_noise(evaluator, directions, indices)  # which round the reference alike
     with np.errstate(invalid="ignore", over="ignore"):
         errors = [np.sqrt(np.mean((measured[part] - reference[part]) ** 2, axis=1)) for part in (0, 1)]
+        errors = [np.fmax(error, casts) for error in errors]
     verdicts = np.stack([passes_gate(reference[part], errors[part]) for part in (0, 1)])
-    return Noise(errors[0], verdicts, "", evaluations)
+    return Noise(errors[0], verdicts, operation, evaluations)
 
 
 def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions, radii: Array) -> Noise:
@@ -222,14 +224,14 @@ class _Trial:
             )
             few = range(min(CALIBRATION if quick else 1, len(self.directions)))
             even = evaluator.responses(self.directions, few, self.sample)[0]
-            noise = noise_float64(evaluator, self.directions, few)[0]
+            noise = noise_float64(evaluator, self.directions, few, self.sample)[0]
             self.evaluations += evaluator.evaluations
-            if not passes_gate(even, np.full(len(self.sample), noise)).all():
+            if not passes_gate(even, noise).all():
                 self.refused["float64"] = f"rounding noise at {self._lost(even, noise)}"
         return path
 
-    def _lost(self, even: Array, noise: float | Array) -> str:
-        failed = self.sample[~passes_gate(even, np.broadcast_to(noise, len(self.sample)))]
+    def _lost(self, even: Array, noise: Array) -> str:
+        failed = self.sample[~passes_gate(even, noise)]
         return f"radii up to {failed.max():.1e}"
 
     def _difference(self) -> PathChoice:

@@ -23,6 +23,7 @@ from fastscape.evaluation.evaluator import PathChoice, activation_bytes, check_m
 from fastscape.evaluation.families import Affine as Affine
 from fastscape.evaluation.families import Family as Family
 from fastscape.evaluation.lines import line_path
+from fastscape.evaluation.noise import step_noise
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.sample_losses import SampleLosses, standard_errors
 from fastscape.evaluation.surface_paths import PointLoop, PointVmap, Prepare, Raw, SurfacePath
@@ -197,7 +198,9 @@ class Surface:
 
         Measured once, at two (large models) to eight of the points evaluated so far. Below float64 the loss is evaluated
         in float64 as well; in float64 it is evaluated at coordinates smaller by 1e-8 and 2e-8 of themselves, where the second
-        difference is rounding alone; so for models that cannot run in float64. At least a rounding of the loss itself.
+        difference is rounding alone; so for models that cannot run in float64. At least a rounding of the loss itself, and the
+        error of narrower dtypes and other steps inside the model, which float64 rounds to as well
+        (:mod:`fastscape.evaluation.steps`).
         """
         if self._noise is None:
             self._noise = self._measured_noise()
@@ -255,7 +258,14 @@ class Surface:
         size = float(np.sqrt(np.mean(losses[chosen] ** 2)))
         errors = self._errors(rows[chosen], losses[chosen])
         least = torch.finfo(self.dtype).eps * size / math.sqrt(48)  # ulp / sqrt(12), half of the losses' largest ulp
-        return float(np.fmax(np.sqrt(np.mean(errors[np.isfinite(errors)] ** 2)) if np.isfinite(errors).any() else 0.0, least))
+        finite = errors[np.isfinite(errors)]
+        steps = step_noise(self.replica, lambda: self._write(rows[chosen[-1]].tolist()))
+        return float(np.fmax(np.fmax(np.sqrt(np.mean(finite**2)) if len(finite) else 0.0, least), steps))
+
+    def _write(self, row: list[float]) -> None:
+        self.family.write(row, self.replica.scratch)
+        if self._prepare is not None:
+            self._prepare(self.replica, row)
 
     def _errors(self, rows: Array, losses: Array) -> Array:
         """Rounding errors of losses."""

@@ -21,7 +21,7 @@ from fastscape.estimators.refinement import coarse_to_fine, refine
 from fastscape.estimators.scaling import Array
 from fastscape.evaluation.batch_statistics import recalibrate, statistics
 from fastscape.evaluation.losses import checked_dtype
-from fastscape.evaluation.noise import rounding_model
+from fastscape.evaluation.noise import rounding
 from fastscape.evaluation.surface import Surface
 from fastscape.evaluation.weight_paths import Segment
 from fastscape.objective import Objective
@@ -153,7 +153,7 @@ class PathLosses:
             self.objective, path, dtype=self.goals.precision, path="loop", keep_samples=True, prepare=prepare
         ) as surface:
             self.surface, self.unit = surface, 0.0
-            self.noise = rounding_model(surface.replica) / _SINGLE
+            self.noise = rounding(surface.replica) / _SINGLE
             yield self
 
     def walk(self, line: Line, clock: Budget, reserve: float = 0.0) -> Line:

@@ -23,7 +23,7 @@ from fastscape.evaluation.curvature.flat import Layout, norm
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
 from fastscape.evaluation.evaluator import activation_bytes
-from fastscape.evaluation.noise import SIGNAL_TO_NOISE, rounding_model
+from fastscape.evaluation.noise import SIGNAL_TO_NOISE, rounding
 from fastscape.evaluation.operators import operators
 from fastscape.evaluation.quadratic import quadratic_forms
 from fastscape.objective import Objective
@@ -212,7 +212,7 @@ class ModelCheckup:
         """Rounding of a loss, and the radius from which on subtraction resolves responses."""
         objective, name = self.objective, str(self.objective.dtype)[6:]
         with exact_arithmetic(objective.dtype):
-            noise = rounding_model(objective.replica(objective.dtype))
+            noise = rounding(objective.replica(objective.dtype))
         words = f"at most about {noise:.1e} in a {name} loss"
         try:
             forms = quadratic_forms(objective, Directions(objective, _TYPICAL))

@@ -21,7 +21,7 @@ from fastscape.estimators.trace import mean_estimate
 from fastscape.evaluation.balls import BallLoss, Balls, Variant
 from fastscape.evaluation.curvature import hessian
 from fastscape.evaluation.determinism import unperturbed_loss
-from fastscape.evaluation.noise import SIGNAL_TO_NOISE, rounding_model
+from fastscape.evaluation.noise import SIGNAL_TO_NOISE, rounding
 from fastscape.evaluation.samples import groups_of
 from fastscape.objective import Objective
 from fastscape.probes.ascent import Ascent, ascend
@@ -124,7 +124,7 @@ class SharpnessRun:
         wanted, balls = self.goals.precision or own, self._balls(self.goals.precision or own)
         with self._prepared(self.objective, wanted, balls) as (replica, function):
             self.loss = unperturbed_loss(replica)
-            self.noise[wanted] = noise = rounding_model(replica)
+            self.noise[wanted] = noise = rounding(replica)
             self.dtypes = dict.fromkeys(("worst", "random"), wanted)
             if wanted == torch.float64 or self.goals.precision is not None:
                 return
@@ -161,7 +161,7 @@ class SharpnessRun:
         balls = self._balls(dtype)
         with self._prepared(self.objective, dtype, balls) as (replica, function):
             if math.isnan(self.noise[dtype]):
-                self.noise[dtype] = rounding_model(replica)
+                self.noise[dtype] = rounding(replica)
             took = 0.0
             for index in range(goals.samples // 2):
                 if index >= _PILOTS and not self.budget.admits(took):
@@ -197,7 +197,7 @@ class SharpnessRun:
         goals, dtype = self.goals, self.dtypes["worst"]
         with self._prepared(objective, dtype, balls) as (replica, function):
             if math.isnan(self.noise[dtype]):
-                self.noise[dtype] = rounding_model(replica)
+                self.noise[dtype] = rounding(replica)
             began = time.monotonic()
             gradient = function.value_and_gradient(torch.zeros_like(balls.scale))[1]
             self._unit = time.monotonic() - began

@@ -19,6 +19,7 @@ from fastscape._batches import available_memory, map_tensors, tensors_of
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
+from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.differences.program import Program, UntraceableError, trace
 from fastscape.evaluation.differences.programs import Kept, held
@@ -27,7 +28,7 @@ from fastscape.evaluation.differences.sharing import bends, interpolated, sharea
 from fastscape.evaluation.differences.subclass import Dispatched
 from fastscape.evaluation.differences.triple import Frame, Products
 from fastscape.evaluation.evaluator import PathChoice, activation_bytes, check_memory
-from fastscape.evaluation.noise import narrow_step, rounding_model
+from fastscape.evaluation.noise import rounding_model
 from fastscape.evaluation.paths import LoopPath
 from fastscape.evaluation.points import Array, Radii, blocks
 from fastscape.objective import Objective, checked_objective
@@ -363,9 +364,9 @@ class DifferenceEvaluator:
 
         if not any(wrong(name, floor) for name in pairs):
             return None
-        narrow = narrow_step(self.replica)  # rounds subtraction, and not the lanes
+        narrow = replica_arithmetic(self.replica).narrow  # rounds subtraction, and not the lanes
         if narrow is not None:
-            floor *= torch.finfo(narrow[0]).eps / torch.finfo(BASE).eps
+            floor *= torch.finfo(narrow).eps / torch.finfo(BASE).eps
             part = max(part, _AGREEMENT["bfloat16"])
         return next((name for name in pairs if wrong(name, floor)), None)
 
