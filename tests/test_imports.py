@@ -21,7 +21,21 @@ LAYERS = (
     "study",
     "cli",
 )
-FOUNDATION = {"_criteria", "_interrupts", "_checks", "_state", "_batches", "_replica", "_version"}  # below every layer
+FOUNDATION = {
+    *(
+        "_batches",
+        "_checks",
+        "_criteria",
+        "_examination",
+        "_interrupts",
+        "_private",
+        "_replica",
+        "_state",
+        "_structures",
+        "_terms",
+    ),
+    "_version",
+}  # below every layer
 
 
 def layer(module):

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fastscape._batches import tensors_of
 from fastscape._replica import Replica
+from fastscape._structures import tensors_in
 from fastscape.directions import Directions
 from fastscape.evaluation.evaluator import Evaluator
 from fastscape.evaluation.points import second_difference, signed_radii
@@ -92,8 +92,8 @@ class _NarrowSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if any(tensor in self._tainted for tensor in tensors_of([args, kwargs or {}])):
-            for tensor in tensors_of(out):
+        if any(tensor in self._tainted for tensor in tensors_in([args, kwargs or {}])):
+            for tensor in tensors_in(out):
                 self._tainted[tensor] = True
                 if self.found is None and tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < self._bits:
                     self.found = tensor.dtype, str(func)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._batches import available_memory, tensors_of
+from fastscape._batches import available_memory
 from fastscape._state import exact_arithmetic, plain_arithmetic
+from fastscape._structures import tensors_of
 from fastscape.evaluation.curvature.choice import (
     BLOCK,
     CAP,

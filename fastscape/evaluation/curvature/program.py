@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastscape._batches import Batch, map_tensors, tensors_of
-from fastscape._criteria import terms
+from fastscape._batches import Batch
 from fastscape._replica import Replica
+from fastscape._structures import map_tensors, tensors_of
 from fastscape.evaluation.curvature.flat import Layout
 from fastscape.objective import Objective
 
@@ -61,7 +61,7 @@ class Program:
         whole: list[int] = []
         for batch, weight, origin in zip(*before, strict=True):
             parts = _halves(batch) if objective.criterion is not None else [batch]
-            counts = [terms(objective.criterion, part[1]) for part in parts] if objective.criterion is not None else [1.0]
+            counts = [objective.terms(part) for part in parts] if len(parts) > 1 else [1.0]
             kept = [(part, count) for part, count in zip(parts, counts, strict=True) if count]
             batches += [part for part, _ in kept]
             weights += [weight * count / sum(counts) for _, count in kept]
