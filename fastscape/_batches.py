@@ -1,20 +1,27 @@
-"""Batches of any structure: read them once, move and cast them, count and fingerprint them."""
+"""Batches: read them once, move and cast them, and fingerprint them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from fastscape._checks import counted
 from fastscape._state import preserved_rng
+from fastscape._structures import Arrays, arrays_of, digest, leaves, map_tensors, raw_bytes, strided, tensors_of
 
 Batch = Any
-Leaf = TypeVar("Leaf")
+
+_COMPLEX = {
+    torch.float64: torch.complex128,
+    torch.complex128: torch.complex128,
+}  # torch hardly computes with narrower than complex64
 
 
 def available_memory(device: torch.device) -> int:
@@ -28,37 +35,6 @@ def available_memory(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
-    """Apply ``function`` to every tensor of a nested batch (tensors, mappings, sequences); keep its structure."""
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        mapped = {key: map_tensors(value, function) for key, value in batch.items()}
-        return mapped if type(batch) is dict else type(batch)(mapped)  # type: ignore[call-arg]
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(value, function) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(map_tensors(value, function) for value in batch)
-    return batch
-
-
-def tensors_of(batch: Batch) -> Iterator[Tensor]:
-    """Yield the tensors of a nested batch in a fixed order."""
-    return leaves(batch, Tensor)
-
-
-def leaves(batch: Batch, kind: type[Leaf]) -> Iterator[Leaf]:
-    """Yield what is of a kind in a nested batch, in a fixed order."""
-    if isinstance(batch, kind):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from leaves(value, kind)
-    elif isinstance(batch, (tuple, list)):
-        for value in batch:
-            yield from leaves(value, kind)
-
-
 def materialise(data: Iterable[Batch], memory: int | None) -> list[Batch]:
     """Read ``data`` once into memory, so that every evaluation sees the same batches.
 
@@ -67,7 +43,7 @@ def materialise(data: Iterable[Batch], memory: int | None) -> list[Batch]:
 
     Raises:
         ValueError: no batches, or more bytes than ``memory`` (default: half of what is available).
-        TypeError: ``data`` is not an iterable of batches.
+        TypeError: ``data`` is not an iterable of batches, or a batch holds what cannot be copied.
     """
     if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
         raise TypeError(
@@ -79,39 +55,84 @@ def materialise(data: Iterable[Batch], memory: int | None) -> list[Batch]:
     size = 0
     with preserved_rng(), torch.inference_mode(False):
         for batch in data:
-            size += sum(tensor.nbytes for tensor in tensors_of(batch))
+            size += _bytes(batch)
             if size > limit:
                 raise ValueError(
                     f"data must fit in memory={limit / 2**20:.0f} MiB, got {counted(len(batches) + 1, 'batch')} of "
                     f"{size / 2**20:.0f} MiB and more to come; pass fewer batches (itertools.islice) or a larger memory="
                 )
-            batches.append(map_tensors(batch, _copy))
+            batches.append(_copied(batch, len(batches)))
     if not batches:
         raise ValueError("data must hold at least one batch, got none; an iterator that was read before is empty")
     return batches
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
+def _copied(batch: Batch, index: int) -> Batch:
+    """A batch of its own, whose tensors do not belong to a graph."""
+    try:
+        return map_tensors(batch, lambda tensor: tensor.detach().clone(), np.copy)
+    except TypeError as error:
+        error.add_note(f"in data[{index}]")
+        raise
+
+
+def _bytes(batch: Batch) -> int:
+    """Bytes of the tensors and arrays of a batch."""
+    tensors = sum(part.nbytes for tensor in tensors_of(batch) for part in strided(tensor))
+    return tensors + sum(array.nbytes for array in arrays_of(batch))
+
+
+def fitted_dtype(found: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
+    """What a dtype is cast to for a model in ``dtype``: real ones to it, complex ones to its width, others to nothing.
+
+    Complex numbers are of at least 32-bit parts: complex128 beside float64, and complex64 beside every other dtype.
+    """
+    if dtype is None:
+        return found
+    if found.is_complex:
+        return _COMPLEX.get(dtype, torch.complex64)
+    return dtype if found.is_floating_point else found
+
+
+def cast(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on a device and in the :func:`fitted_dtype`; itself where it is that already."""
+    return tensor.to(device=device, dtype=fitted_dtype(tensor.dtype, dtype))
 
 
 def placed(batch: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
-    """Move a batch to ``device`` and cast its floating-point tensors to ``dtype``; integers and masks keep theirs."""
+    """Move a batch to ``device`` and cast its numbers to the :func:`fitted_dtype`; integers and masks keep theirs.
+
+    The batch sizes of a packed sequence stay on the CPU, where torch wants them. NumPy arrays of floats are cast too, where
+    NumPy has the dtype.
+    """
+    still = {id(packed.batch_sizes) for packed in leaves(batch, PackedSequence)}
 
     def place(tensor: Tensor) -> Tensor:
-        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        return tensor if id(tensor) in still else cast(tensor, device, dtype)
 
-    return map_tensors(batch, place)
+    return map_tensors(batch, place, None if dtype is None else lambda array: _cast_array(array, dtype))
+
+
+def _cast_array(array: Arrays, dtype: torch.dtype) -> Arrays:
+    """An array of floats or complex numbers in the fitted dtype; float32 where NumPy has none."""
+    if array.dtype.kind not in "fc" or array.dtype.itemsize > 16:
+        return array.copy()
+    wanted = fitted_dtype(torch.from_numpy(np.empty(0, array.dtype.newbyteorder("="))).dtype, dtype)
+    names = {torch.float16: np.float16, torch.float64: np.float64, torch.complex64: np.complex64, torch.complex128: np.complex128}
+    return array.astype(names.get(wanted, np.float32))
 
 
 def fingerprint(items: Iterable[tuple[str, Batch]]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of every tensor, in order."""
-    digest = hashlib.sha256()
+    """SHA-256 over names, dtypes, shapes and bytes of every tensor, in order, and of what else there is in a batch."""
+    whole = hashlib.sha256()
     for name, batch in items:
-        digest.update(f"{name}:{type(batch).__name__};".encode())
-        for tensor in tensors_of(batch):
-            digest.update(f"{tensor.dtype}{tuple(tensor.shape)};".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            if flat.numel():
-                digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        whole.update(f"{name}:{type(batch).__name__};".encode())
+        parts = batch if type(batch) in (tuple, list) else [batch]
+        if not all(isinstance(part, Tensor) and part.layout == torch.strided for part in parts):
+            whole.update(digest(batch))
+            continue
+        for tensor in parts:
+            whole.update(f"{tensor.dtype}{tuple(tensor.shape)};".encode())
+            for part in raw_bytes(tensor):
+                whole.update(part)
+    return whole.hexdigest()

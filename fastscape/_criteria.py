@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
-from fastscape._batches import tensors_of
-
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
+_MEANS = ("mean", "batchmean")
 _COMPARING = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.poisson_nll_loss)
 _COMPARING_FORWARDS = {kind.forward for kind in (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)}
 
@@ -33,13 +33,43 @@ def checked_criterion(criterion: Any) -> Criterion:
             f"criterion must be a function or module of (outputs, targets), got {criterion!r}; pass such as "
             "torch.nn.functional.cross_entropy itself"
         )
-    if getattr(criterion, "reduction", "mean") != "mean":
-        raise ValueError(f"criterion must be a mean over the batch, got reduction={criterion.reduction!r}; use reduction='mean'")
+    reduction = _reduction(criterion)
+    if reduction not in _MEANS:
+        raise ValueError(f"criterion must be a mean over the batch, got reduction={reduction!r}; use reduction='mean'")
     if isinstance(criterion, partial) and criterion.func in _COMPARING and not criterion.args:
         return partial(SameShape(criterion.func), **criterion.keywords)
     if criterion in _COMPARING or (isinstance(criterion, nn.Module) and type(criterion).forward in _COMPARING_FORWARDS):
         return SameShape(criterion)
     return criterion  # type: ignore[no-any-return]
+
+
+def _reduction(criterion: Any) -> str:
+    """How torch's criteria reduce, as modules or functions, also where the option is bound; ``"mean"`` for others."""
+    if not isinstance(criterion, partial):
+        return str(getattr(criterion, "reduction", "mean"))
+    function = criterion.func
+    if not _is_torch(function):
+        return _reduction(function) if isinstance(function, nn.Module) else "mean"
+    try:
+        bound = inspect.signature(function).bind_partial(*criterion.args, **criterion.keywords).arguments
+    except (TypeError, ValueError):
+        bound = criterion.keywords
+    if bound.get("reduce") is False:
+        return "none"
+    if bound.get("size_average") is False:
+        return "sum"
+    return str(bound.get("reduction", getattr(function, "reduction", "mean")))
+
+
+def _is_torch(criterion: Any) -> bool:
+    return getattr(criterion, "__module__", "") in ("torch.nn.functional", "torch.nn.modules.loss", "torch._C._nn", "torch")
+
+
+def is_known_mean(criterion: Any) -> bool:
+    """Whether a criterion is torch's own, and so takes the mean that its checked ``reduction`` says."""
+    while isinstance(criterion, (partial, SameShape)):
+        criterion = criterion.func if isinstance(criterion, partial) else criterion.criterion
+    return _is_torch(criterion)
 
 
 def checked_loss(loss: Any) -> Callable[..., Tensor]:
@@ -93,11 +123,10 @@ def criterion_options(criterion: Any) -> tuple[bool, int, Tensor | None]:
     return classes, int(ignored), weight
 
 
-def terms(criterion: Criterion, targets: Any) -> float:
-    """Number of terms in the mean that ``criterion`` takes over ``targets``."""
-    if not isinstance(targets, Tensor):
-        first = next(tensors_of(targets), None)
-        return float(first.shape[0]) if first is not None and first.ndim else 1.0
+def terms(criterion: Criterion, targets: Any, samples: int) -> float:
+    """Number of terms in the mean that ``criterion`` takes over the ``targets`` of a number of samples."""
+    if not isinstance(targets, Tensor) or _reduction(criterion) == "batchmean":
+        return float(samples)
     classes, ignored, class_weight = criterion_options(criterion)
     if classes and targets.is_floating_point():  # probabilities [B, classes, ...]: one term per distribution
         return targets.numel() / targets.shape[1] if targets.ndim > 1 else 1.0

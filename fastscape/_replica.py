@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.rnn import PackedSequence
 
-from fastscape._batches import Batch, map_tensors, placed, tensors_of
+from fastscape._batches import Batch, cast, placed
 from fastscape._embedding import PlainEmbeddings, has_altered_gradient, went_through_altered_gradient
 from fastscape._norms import use_batch
+from fastscape._private import held_tensors, moved
+from fastscape._structures import map_tensors, strided, tensors_of
 
 if TYPE_CHECKING:
     from fastscape.objective import Criterion, Objective
@@ -24,16 +28,33 @@ MODEL_NOTE = "raised by the model or the loss on batch"
 
 
 class _LossModule(nn.Module):
-    """``loss(model, batch)`` as a module, so that ``functional_call`` can replace the model's parameters."""
+    """``loss(model, batch)`` as a module, so that ``functional_call`` can replace the model's parameters.
 
-    def __init__(self, model: nn.Module, objective: Objective, dtype: torch.dtype) -> None:
+    Parameters that the forward writes into (``max_norm``, weight clipping) are handed to it as copies made anew for every
+    evaluation, so that the loss stays a function of the parameters and nobody's tensor is written into.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, dtype: torch.dtype, rewritten: frozenset[str]) -> None:
         super().__init__()
         self.model = model
         self._pair = placed_criterion(objective.criterion, objective.device, dtype)
         self._loss = objective.user_loss
+        self._rewritten, self._shielded = rewritten, False
         self.plain_embeddings = has_altered_gradient(model)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if not self._rewritten or self._shielded:
+            return self._plainly_evaluated(batch)
+        held = dict(self.model.named_parameters())
+        copies = {f"model.{name}": held[name].clone() for name in self._rewritten}
+        self._shielded = True
+        try:
+            found: tuple[Tensor, Tensor | None] = functional_call(self, copies, (batch,))
+        finally:
+            self._shielded = False
+        return found
+
+    def _plainly_evaluated(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         # An autocast inside keeps its casts of the weights while any other is around it, and one made beforehand, as an
         # attribute or a decorator, keeps its own choice to do so; the weights have moved since.
         torch.clear_autocast_cache()
@@ -47,7 +68,7 @@ class _LossModule(nn.Module):
         inputs, targets = batch
         if isinstance(inputs, Mapping):
             outputs = self.model(**inputs)
-        elif isinstance(inputs, (tuple, list)):
+        elif isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence):
             outputs = self.model(*inputs)
         else:
             outputs = self.model(inputs)
@@ -55,11 +76,18 @@ class _LossModule(nn.Module):
 
 
 def placed_criterion(criterion: Criterion | None, device: torch.device, dtype: torch.dtype) -> Criterion | None:
-    """The criterion with its class weights on the device and in the dtype of the logits."""
+    """The criterion with its class weights and constants on the device and in the dtype of the logits."""
     if isinstance(criterion, nn.Module):
-        return copy.deepcopy(criterion).to(device, dtype)
+        memo: dict[int, object] = {}
+        tensors = [*criterion.parameters(), *criterion.buffers(), *held_tensors(criterion)]
+        for tensor in tensors:
+            copied = cast(tensor.detach(), device, dtype).clone()
+            memo[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+        return moved(copy.deepcopy(criterion, memo), device, dtype)
     if isinstance(criterion, partial):
-        return partial(criterion.func, *criterion.args, **placed(criterion.keywords, device, dtype))
+        function = placed_criterion(criterion.func, device, dtype)
+        assert function is not None
+        return partial(function, *placed(criterion.args, device, dtype), **placed(criterion.keywords, device, dtype))
     return criterion
 
 
@@ -75,19 +103,25 @@ class Replica:
 
     ``base[i]`` are the objective's weights (read, never written) and ``scratch[i]`` the copy's parameters, in the order
     of ``objective.names``. Parameters that are not probed are shared with the user's model where dtype and device
-    allow. Layers with running statistics use the batch's own in ``"batch"`` mode, and nothing of theirs is updated
+    allow, and the forward was seen not to write into any (see :mod:`fastscape._examination`). Layers with running
+    statistics use the batch's own in ``"batch"`` mode, and nothing of theirs is updated
     (:func:`fastscape._norms.use_batch`).
+
+    ``examined``: false for the evaluation that finds this out, on a copy that shares nothing.
 
     Memory: one copy of the probed parameters, and of the data where it needs casting.
     """
 
-    def __init__(self, objective: Objective, dtype: torch.dtype) -> None:
+    def __init__(self, objective: Objective, dtype: torch.dtype, *, examined: bool = True) -> None:
         self.objective, self.dtype = objective, dtype
-        self.module = _LossModule(_private_copy(objective, dtype), objective, dtype)
+        rewritten = objective.findings.rewritten if examined else frozenset[str]()
+        own = rewritten if examined else frozenset(name for name, _ in objective.model.named_parameters())
+        self.module = _LossModule(_private_copy(objective, dtype, own), objective, dtype, rewritten)
         self.batches = [placed(batch, objective.device, dtype) for batch in objective.batches]
         self.base = list(objective.base.values())
         parameters = dict(self.module.model.named_parameters())
         self.scratch = [parameters[name].data for name in objective.names]
+        self._still = [held for name, held in parameters.items() if name not in own and name not in objective.names]
         self.evaluations = 0
         self._fresh = _returns_fresh_tensors(objective.criterion)
         self._overwritten: dict[int, bool] = {}  # whether the model writes into a batch's tensors
@@ -146,7 +180,8 @@ class Replica:
         """
         overwritten = self._overwritten.get(index)
         batch = self.batch(index)
-        versions = [tensor._version for tensor in tensors_of(batch)] if overwritten is None else []
+        versions = _versions(tensors_of(batch)) if overwritten is None else []
+        still = _versions(self._still)
         try:
             value, outputs = self.module.forward(batch)  # our own wrapper has no hooks; the model's are called
             if self._needs_plain_embeddings(index, value):
@@ -155,8 +190,13 @@ class Replica:
         except Exception as error:
             error.add_note(f"{MODEL_NOTE} {index}")
             raise
+        if still != _versions(self._still):
+            raise RuntimeError(
+                "the forward must write into the same parameters at every evaluation, but it wrote into one that is not probed on "
+                f"batch {index}, after it had left all of them alone: restore the model's weights, and take the writing out"
+            )
         if overwritten is None:
-            self._overwritten[index] = versions != [tensor._version for tensor in tensors_of(batch)]
+            self._overwritten[index] = versions != _versions(tensors_of(batch))
             check_scalar(value, "criterion" if self.objective.criterion is not None else "loss")
         return value, outputs
 
@@ -232,43 +272,67 @@ def check_scalar(value: object, argument: str) -> None:
         )
 
 
-def _private_copy(objective: Objective, dtype: torch.dtype) -> nn.Module:
-    """Deep copy with its own scratch for probed parameters; the rest shares storage with the user's where it can."""
-    model, state = objective.model, objective.state
+def _versions(tensors: Sequence[Tensor]) -> list[int | None]:
+    """How often each tensor was written into; ``None`` for inference tensors, which nobody may write into."""
+    return [None if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one dtype and shape hold the same numbers, NaN beside NaN."""
+    pairs = zip(strided(one), strided(other), strict=True)
+    return all(torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in pairs)
+
+
+def _private_copy(objective: Objective, dtype: torch.dtype, own: frozenset[str]) -> nn.Module:
+    """Deep copy with scratch for probed parameters; the rest shares storage with the user's where it can, but for ``own``."""
+    model, state, device = objective.model, objective.state or {}, objective.device
     probed = set(objective.names)
     memo: dict[int, object] = {}
     for name, tensor in model.named_parameters():
+        source = state.get(name, tensor).detach()
         if name in probed:
-            data = torch.empty_like(tensor, device=objective.device, dtype=dtype, requires_grad=False)
+            data = torch.empty_like(tensor, device=device, dtype=dtype, requires_grad=False)
         else:
-            source = tensor if state is None else state[name]
-            data = source.detach().to(objective.device, dtype if source.is_floating_point() else None)
+            data = cast(source, device, dtype)
+            data = data.clone() if name in own and data is source else data
         memo[id(tensor)] = nn.Parameter(data, requires_grad=tensor.requires_grad)  # torch picks kernels by it: matmul folds
-    for module in model.modules():
-        for value in tensors_of(list(vars(module).values())):
-            if not value.is_leaf:  # e.g. the product that weight_norm caches, or stored activations
-                memo[id(value)] = value.detach().clone()
+    for name, buffer in model.named_buffers():
+        memo[id(buffer)] = cast(state.get(name, buffer).detach().clone(), device, dtype)
+    for loose in held_tensors(model):  # e.g. the product that weight_norm caches, or stored activations
+        if id(loose) not in memo:
+            copied = cast(loose.detach().clone(), device, dtype)
+            memo[id(loose)] = nn.Parameter(copied, loose.requires_grad) if isinstance(loose, nn.Parameter) else copied
     try:
         private = copy.deepcopy(model, memo)
     except Exception as error:
         raise TypeError(
             f"model must be copyable with copy.deepcopy, because it is evaluated on a private copy; {type(model).__name__} "
-            f"raised {type(error).__name__}: {error}"
+            f"raised {type(error).__name__}: {error}{_held_by(model)}"
         ) from error
     _check_private(private, model, memo, probed)
-    private.to(objective.device, dtype)
-    for module in private.modules():
-        _cast_attributes(module, objective.device, dtype)
-    if state is not None:
-        for name, buffer in private.named_buffers():
-            if name in state:
-                buffer.copy_(state[name])
+    moved(private, device, dtype)
     private.eval()  # its result is not used: a train() that returns nothing is common
     if objective.batch_norm == "batch":
         layers = dict(private.named_modules())
         for name in objective.by_batch:
             use_batch(layers[name])
     return private
+
+
+def _held_by(model: nn.Module) -> str:
+    """Which attribute cannot be copied, and what to do about it."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute in ("_parameters", "_buffers", "_modules"):
+                continue
+            try:
+                copy.deepcopy(
+                    value, {id(held): held for held in model.modules()} | {id(held): held for held in held_tensors(model)}
+                )
+            except Exception:
+                where = f"{name}.{attribute}" if name else attribute
+                return f"; remove the attribute {where!r}, a {type(value).__name__}, while probing"
+    return ""
 
 
 def _check_private(private: object, model: nn.Module, memo: dict[int, object], probed: set[str]) -> None:
@@ -283,13 +347,3 @@ def _check_private(private: object, model: nn.Module, memo: dict[int, object], p
             f"model must be copyable with copy.deepcopy, but a __deepcopy__ in {type(model).__name__} does not copy what it "
             "holds; remove it, or let it pass its memo on"
         )
-
-
-def _cast_attributes(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Move and cast tensors that a module holds outside its parameters and buffers, as ``.to`` does for those."""
-    for name, value in list(vars(module).items()):
-        if name in ("_parameters", "_buffers", "_modules") or not isinstance(value, (Tensor, list, tuple, dict)):
-            continue
-        loose = [tensor for tensor in tensors_of(value) if not isinstance(tensor, nn.Parameter)]
-        if any(tensor.device != device or (tensor.is_floating_point() and tensor.dtype != dtype) for tensor in loose):
-            setattr(module, name, placed(value, device, dtype))

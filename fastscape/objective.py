@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastscape._batches import Batch, fingerprint, leaves, materialise, placed, tensors_of
-from fastscape._checks import first_line
+from fastscape._batches import Batch, fingerprint, materialise, placed
+from fastscape._checks import first_line, integer
 from fastscape._criteria import Criterion as Criterion
-from fastscape._criteria import checked_criterion, checked_loss, criterion_options, terms, weight_of
+from fastscape._criteria import checked_criterion, checked_loss, criterion_options, is_known_mean, terms, weight_of
+from fastscape._examination import Findings, confirmed, examine
 from fastscape._norms import BatchNormMode, Statistics, compared, frozen, tracking, unmoved
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
+from fastscape._structures import arrays_of, tensors_of
+from fastscape._terms import Rule, Weighting, sample_guess, weighting
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 Select = str | Sequence[str] | Callable[[str, Tensor], bool] | None
@@ -47,7 +50,10 @@ class Objective:
         loss: ``loss(model, batch) -> scalar mean`` for everything else; it must use the ``model`` it is given.
         weight: ``weight(batch) -> n``, the number of terms in the mean of a batch. Default: with ``criterion``, the
             number of target elements, for cross-entropy (also in ``functools.partial``) without ignored ones and with
-            class weights; with ``loss``, the leading dimension of the batch's first tensor.
+            class weights; with ``loss``, ``samples`` where given, and otherwise what the batch's labels tell: see
+            :attr:`remarks`, which name a guess.
+        samples: number of independent samples in a batch, an int or ``samples(batch) -> n``: the units of standard errors
+            and of per-sample gradients. Default: rows of the labels or targets, else of the first tensor.
         params: which parameters to move: ``None`` for every trainable one, a glob or globs on their names, or a
             predicate ``(name, tensor) -> bool``. Tied parameters count once; frozen ones are left out.
         batch_norm: statistics of batch norm and of other layers that keep running ones: ``"running"``, or ``"batch"``, those of
@@ -81,6 +87,7 @@ class Objective:
         criterion: Criterion | None = None,
         loss: Loss | None = None,
         weight: Callable[[Batch], float] | None = None,
+        samples: int | Callable[[Batch], int] | None = None,
         params: Select = None,
         batch_norm: BatchNormMode | None = None,
         dtype: torch.dtype | None = None,
@@ -96,6 +103,8 @@ class Objective:
             raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}")
         if weight is not None and not callable(weight):
             raise TypeError(f"weight must be a function of a batch, got {weight!r}; use weight=lambda batch: n")
+        if samples is not None and not callable(samples):
+            samples = integer("samples", samples, 1)
         self.criterion = None if criterion is None else checked_criterion(criterion)
         self.user_loss = None if loss is None else checked_loss(loss)
         self.batch_norm_asked, self.batch_norm = batch_norm, batch_norm or "running"
@@ -104,10 +113,12 @@ class Objective:
         self.names = _selected(self.model, params)
         self.known: dict[Any, Any] = {}  # of the function, found once by probes and shared with what is derived from this
         self._state: Mapping[str, Tensor] | None = None
+        self._found: list[Findings] = []  # one at most, shared by the copies of this objective
         self.dtype = dtype or reduce(torch.promote_types, (tensor.dtype for tensor in self._source))
         self.device = _device(self.model, device)
         self.batches = self._checked_batches(materialise(data, memory), move=device is not None)
-        self._user_weight = weight
+        self._user_weight, self._user_samples = weight, samples
+        self.weighting = self._weighting()
         self.batch_weights = tuple(self._weight(index) for index in range(len(self.batches)))
 
     # ------------------------------------------------------------------ the function and its parameters
@@ -251,14 +262,47 @@ class Objective:
         """Number of terms in the mean of a batch (see ``weight``); ``index`` is for messages."""
         if self._user_weight is not None:
             return weight_of(self._user_weight, batch, index)
-        if self.criterion is not None:
-            return terms(self.criterion, batch[1])
-        first = next((tensor for tensor in tensors_of(batch) if tensor.ndim), None)
-        return float(first.shape[0]) if first is not None else 1.0
+        return float(self.weighting.rule.count(batch))
+
+    def count(self, batch: Batch) -> int:
+        """Number of samples in a batch (see ``samples``)."""
+        if self._user_samples is None:
+            return sample_guess(batch)
+        if callable(self._user_samples):
+            return integer("samples(batch)", self._user_samples(batch), 0)
+        return self._user_samples
 
     def replica(self, dtype: torch.dtype) -> Replica:
         """A private copy of the model and data in ``dtype``, whose parameters are scratch space."""
         return Replica(self, dtype)
+
+    @property
+    def findings(self) -> Findings:
+        """What the first evaluation showed; cost: that evaluation, once."""
+        if not self._found:
+            self._found.append(examine(self))
+        return self._found[0]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know of this function beside its numbers, in sentences: guesses, and what the forward was seen to do.
+
+        Cost: none after the first evaluation.
+
+        Raises:
+            ValueError: the loss of a batch is a sum over its samples.
+        """
+        guess = (self.weighting.remark,) if self.weighting.remark else ()
+        return (*guess, *self.findings.remarks)
+
+    def says_sum(self, batch: Batch, twice: Batch) -> bool:
+        """Whether losses of batches may be sums: the given weight is that of every sample twice, or batches are of one sample."""
+        if self._user_weight is None:
+            return all(self.count(each) == 1 for each in self.batches)
+        try:
+            return weight_of(self._user_weight, batch, 0) == weight_of(self._user_weight, twice, 0)
+        except Exception:  # a weight that takes no other batch
+            return False
 
     @property
     def state(self) -> Mapping[str, Tensor] | None:
@@ -300,10 +344,30 @@ class Objective:
                 )
         return [placed(batch, self.device) for batch in batches]
 
+    def _weighting(self) -> Weighting:
+        if self._user_weight is not None:
+            return Weighting(Rule("weight=", self._user_weight))
+        if self.criterion is None and self._user_samples is not None:
+            return Weighting(Rule("samples=", self.count))
+        own: Rule | None = None
+        if self.criterion is not None:
+            criterion = self.criterion
+            own = Rule("the criterion's terms", lambda batch: terms(criterion, batch[1], self.count(batch)))
+            if is_known_mean(criterion) or criterion_options(criterion)[0]:
+                return Weighting(own)
+            for batch in self.batches:
+                own.count(batch)  # refuses targets whose ignored ones it hides
+        return weighting(self.model, self.batches, self.count, own, partial(confirmed, self))
+
     def _weight(self, index: int) -> float:
         value = self.terms(self.batches[index], index)
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"weight of a batch must be positive and finite, got {value}; is the batch empty?")
+            why = (
+                "are all its targets ignored?"
+                if tensors_of(self.batches[index]) and self.count(self.batches[index])
+                else "is it empty?"
+            )
+            raise ValueError(f"weight of a batch must be positive and finite, got {value} for data[{index}]; {why} Leave it out")
         return value
 
     def _correct(self, outputs: Tensor, targets: Any) -> tuple[int, int] | None:
@@ -326,12 +390,12 @@ def _check_pairs(batches: list[Batch]) -> None:
                 f"data[{index}] must be a pair (inputs, targets) for criterion=, got {found}; "
                 "use loss=lambda model, batch: ... for other batches"
             )
-        array = next(leaves(batch, np.ndarray), None)
+        array = next(iter(arrays_of(batch)), None)
         if array is not None:
             raise ValueError(
                 f"data[{index}] must hold tensors, got a NumPy array of shape {array.shape}; convert it with torch.from_numpy"
             )
-        if next(tensors_of(batch[1]), None) is None:
+        if not tensors_of(batch[1]):
             raise ValueError(f"data[{index}] must hold targets, got {type(batch[1]).__name__} beside the inputs")
 
 
@@ -419,7 +483,11 @@ def _selected(model: nn.Module, params: Select) -> tuple[str, ...]:
         raise ValueError(f"params must select at least one trainable parameter, got params={params!r}: {why}")
     for name, tensor in movable:
         if not tensor.is_floating_point():
-            raise ValueError(f"params must select real floating-point tensors, got {name!r} of {tensor.dtype}")
+            raise ValueError(
+                f"params must select real floating-point tensors, got the {'complex' if tensor.is_complex() else 'integer'} "
+                f"parameter {name!r} of {tensor.dtype}; move the others with params=lambda name, tensor: "
+                "tensor.is_floating_point(), which keeps it fixed, or hold it as real pairs (torch.view_as_complex in forward)"
+            )
     return tuple(name for name, _ in movable)
 
 

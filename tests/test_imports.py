@@ -22,8 +22,22 @@ LAYERS = (
     "cli",
 )
 FOUNDATION = {
-    *("_criteria", "_embedding", "_interrupts", "_checks", "_state", "_batches", "_norms", "_replica", "_version")  # below every layer
-}
+    *(
+        "_batches",
+        "_checks",
+        "_criteria",
+        "_embedding",
+        "_examination",
+        "_interrupts",
+        "_norms",
+        "_private",
+        "_replica",
+        "_state",
+        "_structures",
+        "_terms",
+    ),
+    "_version",
+}  # below every layer
 
 
 def layer(module):

@@ -11,9 +11,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fastscape._batches import tensors_of
 from fastscape._replica import Replica
 from fastscape._state import autocast_here, autocast_outside, exact_arithmetic
+from fastscape._structures import tensors_in
 from fastscape.objective import Objective
 
 _ROUNDS = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "floor_divide", "bucketize", "searchsorted"}
@@ -161,11 +161,11 @@ class _NarrowSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        moving = [tensor for tensor in tensors_of([args, kwargs or {}]) if tensor in self._tainted]
+        moving = [tensor for tensor in tensors_in([args, kwargs or {}]) if tensor in self._tainted]
         if moving:
             if not self.rounds and _rounds(func, moving, out):
                 self.rounds = str(func)
-            for tensor in tensors_of(out):
+            for tensor in tensors_in(out):
                 self._tainted[tensor] = True
                 self._note(tensor, str(func))
         return out
@@ -186,7 +186,7 @@ def _rounds(operation: Any, arguments: list[Tensor], out: Any) -> bool:
     if name in _CASTS:
         return any(tensor.is_floating_point() for tensor in arguments) and any(
             not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
-            for tensor in tensors_of(out)
+            for tensor in tensors_in(out)
         )
     return name in _ROUNDS or "quantize" in name
 

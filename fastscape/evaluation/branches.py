@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastscape._batches import map_tensors, tensors_of
+from fastscape._structures import map_tensors, tensors_of
 from fastscape.evaluation.pieces import RULES, guarded, rule_of
 
 

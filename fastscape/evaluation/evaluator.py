@@ -13,10 +13,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fastscape._batches import available_memory, tensors_of
+from fastscape._batches import available_memory
 from fastscape._checks import first_line
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
+from fastscape._structures import tensors_in, tensors_of
 from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.paths import LoopPath, Path, VmapPath
@@ -214,7 +215,7 @@ def activation_bytes(replica: Replica) -> int:
     """Bytes of all module outputs in one forward of the largest batch: an upper bound on what is alive at once."""
     sizes: list[int] = []
     hooks = [
-        module.register_forward_hook(lambda _module, _inputs, out: sizes.append(sum(t.nbytes for t in tensors_of(out))))
+        module.register_forward_hook(lambda _module, _inputs, out: sizes.append(sum(t.nbytes for t in tensors_in(out))))
         for module in replica.module.model.modules()
     ]
     largest = max(range(len(replica.batches)), key=lambda i: sum(t.nbytes for t in tensors_of(replica.batches[i])))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscape._batches import tensors_of
+from fastscape._structures import tensors_in
 
 Encode = Callable[..., Any]  # (arguments of the operation, its result) -> piece of every element
 Apply = Callable[..., Any]  # (arguments, pieces) -> result on those pieces
@@ -22,7 +22,7 @@ def rule_of(func: Any, args: Any, kwargs: Any) -> tuple[str, bool] | None:
     base = bare.removeprefix("_foreach_")
     if base not in _KINKED or (base in NEEDED and not NEEDED[base](args, kwargs)):
         return None
-    if not any(tensor.is_floating_point() for tensor in tensors_of([*args, *kwargs.values()])):
+    if not any(tensor.is_floating_point() for tensor in tensors_in([*args, *kwargs.values()])):
         return None  # of tokens or masks: data
     key = bare if func._overloadname in ("", "default") else f"{bare}.{func._overloadname}"
     return key if key in RULES else bare, name != bare
@@ -31,7 +31,7 @@ def rule_of(func: Any, args: Any, kwargs: Any) -> tuple[str, bool] | None:
 def guarded(key: str, args: Any, kwargs: Any) -> list[Tensor]:
     """Arguments of an operation without a rule at which it has kinks, as long as they change."""
     values = REFUSED[key](args, kwargs) if key in REFUSED else [*args, *kwargs.values()]
-    return [tensor for tensor in tensors_of(values) if tensor.is_floating_point()]
+    return [tensor for tensor in tensors_in(values) if tensor.is_floating_point()]
 
 
 def _argument(args: Any, kwargs: Any, place: int, name: str, default: Any = None) -> Any:

@@ -17,13 +17,14 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fastscape._batches import Batch, available_memory, map_tensors, tensors_of
-from fastscape._checks import first_line
+from fastscape._batches import Batch, available_memory
+from fastscape._checks import counted, first_line
 from fastscape._state import exact_arithmetic
+from fastscape._structures import map_tensors, tensors_of
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.evaluator import activation_bytes
 from fastscape.evaluation.points import Array
-from fastscape.evaluation.samples import groups_of, part, sample_count, samples_of, split_rows
+from fastscape.evaluation.samples import groups_of, part, rows_of, samples_of, split_rows
 from fastscape.objective import Objective
 
 Method = Literal["per-sample", "two-batch"]
@@ -132,8 +133,11 @@ class SampleGradients:
     def _use_samples(self) -> None:
         objective, units = self.objective, list[tuple[int, int, float]]()
         for index, batch in enumerate(self.replica.batches):
-            for row in range(sample_count(batch)):
-                weight = objective.terms(part(objective.batches[index], row, row + 1))
+            count = objective.count(batch)
+            if rows_of(objective, batch) != count:
+                raise CoupledSamplesError(f"batch {index} cannot be cut into its {counted(count, 'sample')}: its rows are others")
+            for row in range(count):
+                weight = objective.terms(part(objective.batches[index], count, row, row + 1))
                 if weight:
                     units.append((index, row, weight))
         self._places = units
@@ -245,7 +249,8 @@ class SampleGradients:
 
     def _sample(self, unit: int) -> Objective:
         index, row, _ = self._places[unit]
-        return self.objective.of([part(self.objective.batches[index], row, row + 1)])
+        batch = self.objective.batches[index]
+        return self.objective.of([part(batch, self.objective.count(batch), row, row + 1)])
 
     def _slices(self) -> list[slice]:
         stops = np.cumsum([tensor.numel() for tensor in self.mean]).tolist()
@@ -260,7 +265,7 @@ class SampleGradients:
         loop, expected = _timed(lambda: self.rows(trial))
         per_row = self.objective.size * 4 * torch.finfo(self.dtype).bits // 8
         self.replica.take(self.objective)
-        per_row += activation_bytes(self.replica) // max(1, min(sample_count(batch) for batch in self.replica.batches))
+        per_row += activation_bytes(self.replica) // max(1, min(self.objective.count(batch) for batch in self.replica.batches))
         limit = self._memory or min(_BLOCK_BYTES, available_memory(self.objective.device) // 2)
         self._chunk = int(max(1, min(_CHUNK, limit // per_row)))
         try:
@@ -290,7 +295,7 @@ class SampleGradients:
         if replica.objective is not self.objective:
             replica.take(self.objective)
         batch = replica.batches[index]
-        own = split_rows(batch, sample_count(batch))
+        own = split_rows(batch, self.objective.count(batch))
         picked = torch.tensor([self._places[unit][1] for unit in units], device=self.objective.device)
         tensors = [
             tensor[picked].unsqueeze(1) if rows else tensor.clone() for tensor, rows in zip(tensors_of(batch), own, strict=True)
@@ -304,7 +309,8 @@ class SampleGradients:
         with warnings.catch_warnings():  # operations without a batching rule are slow: the choice of path measures it
             warnings.filterwarnings("ignore", message="There is a performance drop")
             batched = vmap(grad(loss), in_dims=(None, *[0 if rows else None for rows in own]), randomness="error")
-            found = batched([tensor.to(self.dtype) for tensor in replica.base], *tensors)
+            replica.reset()
+            found = batched([tensor.detach() for tensor in replica.scratch], *tensors)  # base is the user's own memory
         self.evaluations += len(units)
         return torch.cat([gradient.reshape(len(units), -1) for gradient in found], 1)
 

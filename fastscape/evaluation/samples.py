@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
-from fastscape._batches import Batch, map_tensors, tensors_of
+from fastscape._batches import Batch
+from fastscape._structures import leaves, map_tensors, tensors_of
+from fastscape._terms import labels_of
 from fastscape.objective import Objective
 
 
-def sample_count(batch: Batch) -> int:
-    """Samples of a batch: the leading dimension of its first tensor that has one (a sentence, not a token); 1 without."""
-    first = next((tensor for tensor in tensors_of(batch) if tensor.ndim), None)
-    return int(first.shape[0]) if first is not None else 1
+def rows_of(objective: Objective, batch: Batch) -> int:
+    """Samples that a batch can be cut into: its :meth:`Objective.count`, or 1 where rows of its tensors are not samples.
+
+    They are where labels and the largest tensor have one row per sample, and so has every tensor of integers: those of another
+    length may be edges of a graph or lengths. Packed sequences, nested and sparse tensors, and lists of samples are not cut.
+    """
+    count, tensors, labels = objective.count(batch), tensors_of(batch), labels_of(batch)
+    if count < 2 or not tensors or leaves(batch, PackedSequence) or any(_is_list(part, count) for part in _parts(batch)):
+        return 1
+    if any(tensor.is_nested or tensor.layout != torch.strided for tensor in tensors):
+        return 1
+    whole = [max(tensors, key=Tensor.numel), *([labels] if isinstance(labels, Tensor) and labels.ndim else [])]
+    whole += [tensor for tensor in tensors if tensor.ndim and len(tensor) > 1 and not tensor.is_floating_point()]
+    return count if all(tensor.ndim and len(tensor) == count for tensor in whole) else 1
+
+
+def _parts(batch: Batch) -> list[object]:
+    return [*batch] if isinstance(batch, (tuple, list)) else [*batch.values()] if isinstance(batch, Mapping) else []
+
+
+def _is_list(part: object, count: int) -> bool:
+    """Whether a part of a batch is a list with one item, of tensors, per sample."""
+    return isinstance(part, list) and len(part) == count and bool(tensors_of(part))
 
 
 def split_rows(batch: Batch, count: int) -> list[bool]:
@@ -21,9 +44,8 @@ def split_rows(batch: Batch, count: int) -> list[bool]:
     return [tensor.ndim > 0 and tensor.shape[0] == count for tensor in tensors_of(batch)]
 
 
-def part(batch: Batch, start: int, stop: int) -> Batch:
-    """Samples ``start`` to ``stop`` of a batch; tensors without a row per sample are shared by all parts."""
-    count = sample_count(batch)
+def part(batch: Batch, count: int, start: int, stop: int) -> Batch:
+    """Samples ``start`` to ``stop`` of a batch of ``count``; tensors without a row per sample are shared by all parts."""
 
     def cut(tensor: Tensor) -> Tensor:
         return tensor[start:stop] if tensor.ndim and tensor.shape[0] == count else tensor
@@ -35,15 +57,17 @@ def groups_of(objective: Objective, size: int) -> list[Objective]:
     """The objective on consecutive groups of ``size`` samples, the last of them smaller; groups without terms are left out.
 
     A group may span batches; batches that lie whole within one stay whole, so that ``size`` of all samples gives the objective.
+    A batch that cannot be cut is whole in its group, which may thereby be larger.
     """
     found, pieces, room = [], list[Batch](), size
     for batch in objective.batches:
-        count, start = sample_count(batch), 0
+        count, start = objective.count(batch), 0
+        cut = rows_of(objective, batch) == count
         while start < count:
-            stop = min(count, start + room)
-            pieces.append(batch if stop - start == count else part(batch, start, stop))
+            stop = min(count, start + room) if cut else count
+            pieces.append(batch if stop - start == count else part(batch, count, start, stop))
             room, start = room - (stop - start), stop
-            if not room:
+            if room <= 0:
                 found.append(pieces)
                 pieces, room = [], size
     if pieces:
@@ -57,5 +81,5 @@ def has_terms(objective: Objective, batches: Sequence[Batch]) -> bool:
 
 
 def samples_of(objective: Objective) -> int:
-    """Samples of all batches (see :func:`sample_count`)."""
-    return sum(sample_count(batch) for batch in objective.batches)
+    """Samples of all batches (see :meth:`Objective.count`)."""
+    return sum(objective.count(batch) for batch in objective.batches)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fastscape._batches import available_memory, tensors_of
+from fastscape._batches import available_memory
 from fastscape._checks import counted, first_line
 from fastscape._state import exact_arithmetic, preserved_rng
+from fastscape._structures import tensors_of
 from fastscape.directions import Directions
 from fastscape.evaluation import (
     AsymmetricProductError,

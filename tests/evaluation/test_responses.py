@@ -78,7 +78,8 @@ def quadratic_objective(scale=1.0):
         def forward(self, x):
             return self.w * x
 
-    return fs.Objective(Point(), [(torch.ones(3), torch.zeros(3))], criterion=lambda out, _: scale * out.square().sum() / 2)
+    data, weight = [(torch.ones(3), torch.zeros(3))], lambda _batch: 1  # a sum is meant
+    return fs.Objective(Point(), data, criterion=lambda out, _: scale * out.square().sum() / 2, weight=weight)
 
 
 @pytest.mark.parametrize("path", PATHS)

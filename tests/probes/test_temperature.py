@@ -231,6 +231,8 @@ def test_an_interrupt_gives_what_is_known(digits, after):
         return F.cross_entropy(model(batch[0]), batch[1])
 
     objective = fs.Objective(net, data, loss=loss)
+    assert objective.remarks == ()  # has evaluated it once
+    calls.clear()
     result = fs.temperature(objective, batch_size=4, learning_rate=0.1, method="two-batch", products=0)
     assert result.meta["stop_reason"] == "interrupted"
     assert result.units == after

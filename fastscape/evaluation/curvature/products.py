@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._batches import available_memory, tensors_of
+from fastscape._batches import available_memory
 from fastscape._state import exact_arithmetic, plain_arithmetic
+from fastscape._structures import tensors_of
 from fastscape.evaluation.curvature.choice import (
     BLOCK,
     CAP,
@@ -109,7 +110,9 @@ class Products:
         with plain_arithmetic(torch.float64):
             wide = Program(self.objective, torch.float64)
         if wide.narrow is None:
-            self._widen(wide, f"curvature in float64, without your autocast to {str(narrow)[6:]}, whose rounding has no derivatives")
+            self._widen(
+                wide, f"curvature in float64, without your autocast to {str(narrow)[6:]}, whose rounding has no derivatives"
+            )
 
     def _widen(self, program: Program, note: str) -> None:
         """Multiply with a program in float64 from now on."""

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastscape._batches import Batch, map_tensors, tensors_of
-from fastscape._criteria import terms
+from fastscape._batches import Batch
 from fastscape._embedding import backward_nodes
 from fastscape._replica import Replica
+from fastscape._structures import map_tensors, tensors_of
+from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.curvature.flat import Layout
-from fastscape.evaluation.noise import narrow_step
 from fastscape.objective import Objective
 
 Parts = list[Tensor]  # one tensor per parameter, in the order of the layout
@@ -33,7 +33,7 @@ class Program:
         layout: of flat vectors over them.
         weights: share of each batch in the loss, n_b / N.
         whole: the objective's batch that each batch is a part of; see :meth:`halve`.
-        narrow: dtype and name of an operation inside the model that rounds to less than half of the digits; ``None`` if none does.
+        narrow: dtype and name of an operation inside the model that rounds to less than half of the digits; ``None`` if none.
     """
 
     def __init__(self, objective: Objective, dtype: torch.dtype, *, channels_last: bool = False) -> None:
@@ -65,7 +65,7 @@ class Program:
         whole: list[int] = []
         for batch, weight, origin in zip(*before, strict=True):
             parts = _halves(batch) if objective.criterion is not None else [batch]
-            counts = [terms(objective.criterion, part[1]) for part in parts] if objective.criterion is not None else [1.0]
+            counts = [objective.terms(part) for part in parts] if len(parts) > 1 else [1.0]
             kept = [(part, count) for part, count in zip(parts, counts, strict=True) if count]
             batches += [part for part, _ in kept]
             weights += [weight * count / sum(counts) for _, count in kept]
@@ -148,11 +148,9 @@ class Program:
 
 def _narrow(replica: Replica) -> tuple[torch.dtype, str] | None:
     """Dtype and operation of a rounding inside to less than float32; ``None`` without one."""
-    try:
-        found = narrow_step(replica)
-    except Exception:  # parts that torch compiled cannot be followed
-        return None
-    return found if found is not None and torch.finfo(found[0]).bits < 32 else None
+    found = replica_arithmetic(replica)
+    narrow = found.narrow is not None and torch.finfo(found.narrow).bits < 32
+    return (found.narrow, found.operation) if narrow and found.narrow is not None else None
 
 
 def _halves(batch: Batch) -> list[Batch]:

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._batches import available_memory, map_tensors, tensors_of
+from fastscape._batches import available_memory
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
+from fastscape._structures import map_tensors, tensors_of
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import unperturbed_loss

@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from fastscape._batches import tensors_of
 from fastscape._replica import Replica
+from fastscape._structures import tensors_of
 from fastscape.evaluation.differences.program import Program
 
 _MOST = 256  # programs per model; the oldest goes first

@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fastscape._batches import tensors_of
 from fastscape._checks import first_line
+from fastscape._structures import tensors_in
 from fastscape.evaluation.differences import collapsed
 from fastscape.evaluation.differences.layout import image_format
 from fastscape.evaluation.differences.program import HOST, Program, Step
@@ -56,7 +56,7 @@ class Propagation:
         for step in self.program.steps:
             values[step.name] = self._at_w(step, values)
             if step.moves:
-                alive[step.name] = sum(tensor.numel() for tensor in tensors_of(plain(values[step.name])))
+                alive[step.name] = sum(tensor.numel() for tensor in tensors_in(plain(values[step.name])))
                 self.peak = max(self.peak, sum(alive.values()))
             for name in step.last:
                 values.pop(name, None)
@@ -95,7 +95,7 @@ class Propagation:
         if "conv" in step.name and isinstance(result, Tensor):
             result = result.contiguous(memory_format=image_format(result))
         result = as_values(result)
-        size = 3 * sum(tensor.nbytes for tensor in tensors_of(plain(result))) // 2  # with the copy in the dtype of the lanes
+        size = 3 * sum(tensor.nbytes for tensor in tensors_in(plain(result))) // 2  # with the copy in the dtype of the lanes
         if size <= self._room:
             self._kept[step.name] = result
             self._room -= size

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastscape as fs
-from fastscape._batches import map_tensors, tensors_of
 from fastscape._state import exact_arithmetic
+from fastscape._structures import map_tensors, tensors_of
 from fastscape.evaluation.differences.program import trace
 from fastscape.evaluation.differences.propagation import Propagation
 from fastscape.evaluation.differences.subclass import Dispatched
