@@ -92,14 +92,14 @@ def materialise(data: Iterable[Batch], memory: int | None) -> list[Batch]:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def placed(batch: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
     """Move a batch to ``device`` and cast its floating-point tensors to ``dtype``; integers and masks keep theirs."""
 
     def place(tensor: Tensor) -> Tensor:
-        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        return tensor.detach().to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
     return map_tensors(batch, place)
 

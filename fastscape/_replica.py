@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 MODEL_NOTE = "raised by the model or the loss on batch"
 
 
+@dataclass
+class Traits:
+    """What is learnt of an objective's model and loss while they run; its copies share it.
+
+    Attributes:
+        differentiates: whether they take derivatives themselves (a physics-informed loss, forces, a gradient penalty), so that
+            they run with gradients on; ``None`` before the first evaluation.
+        leaves: for every tensor of a batch, whether it required gradients when it was read.
+    """
+
+    differentiates: bool | None = None
+    leaves: tuple[bool, ...] = ()
+
+
 class _LossModule(nn.Module):
     """``loss(model, batch)`` as a module, so that ``functional_call`` can replace the model's parameters."""
 
@@ -29,8 +44,20 @@ class _LossModule(nn.Module):
         self.model = model
         self._pair = placed_criterion(objective.criterion, objective.device, dtype)
         self._loss = objective.user_loss
+        self._traits = objective.traits
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if torch.is_grad_enabled() or not self._traits.differentiates:
+            return self._evaluated(batch)
+        with torch.enable_grad():
+            value, outputs = self._evaluated(batch)
+        return value.detach() if isinstance(value, Tensor) else value, None if outputs is None else outputs.detach()
+
+    def _evaluated(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if torch.is_grad_enabled():
+            for tensor, leaf in zip(tensors_of(batch), self._traits.leaves, strict=False):
+                if leaf:  # as the user's own tensor was: the loss differentiates with respect to it
+                    tensor.requires_grad_()
         if self._pair is None:
             assert self._loss is not None
             return self._loss(self.model, batch), None
@@ -136,7 +163,7 @@ class Replica:
         batch = self.batch(index)
         versions = [tensor._version for tensor in tensors_of(batch)] if overwritten is None else []
         try:
-            value, outputs = self.module.forward(batch)  # our own wrapper has no hooks; the model's are called
+            value, outputs = self._evaluated(index, batch)
         except Exception as error:
             error.add_note(f"{MODEL_NOTE} {index}")
             raise
@@ -144,6 +171,30 @@ class Replica:
             self._overwritten[index] = versions != [tensor._version for tensor in tensors_of(batch)]
             check_scalar(value, "criterion" if self.objective.criterion is not None else "loss")
         return value, outputs
+
+    def _evaluated(self, index: int, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """A batch's loss; what fails without gradients is tried with them, for models and losses that differentiate."""
+        traits = self.objective.traits
+        try:
+            found = self.module.forward(batch)  # our own wrapper has no hooks; the model's are called
+        except Exception as error:
+            before = traits.differentiates
+            if torch.is_grad_enabled() or not (before is None or _wants_gradients(error)):  # what ran before may fail once
+                raise
+            try:
+                traits.differentiates = True
+                return self.module.forward(self.batch(index))
+            except Exception as second:
+                traits.differentiates = before
+                raise (second if _wants_gradients(error) else error) from None
+        if traits.differentiates is None and not torch.is_grad_enabled():
+            traits.differentiates = False
+        return found
+
+    def settle(self) -> None:
+        """Learn on the first batch, unless it is known, whether the loss differentiates."""
+        if self.objective.traits.differentiates is None:
+            self.batch_loss(0)
 
     def loss(self) -> Tensor:
         """L at the scratch parameters, 0-dim, on the device (no synchronisation).
@@ -197,6 +248,11 @@ class Replica:
     def buffers(self) -> dict[str, Tensor]:
         """Copies of the private model's buffers."""
         return {name: buffer.clone() for name, buffer in self.module.model.named_buffers()}
+
+
+def _wants_gradients(error: Exception) -> bool:
+    """Whether an error is what torch raises where something is differentiated while gradients are off."""
+    return isinstance(error, RuntimeError) and "require grad" in str(error)
 
 
 def check_scalar(value: object, argument: str) -> None:

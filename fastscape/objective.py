@@ -16,7 +16,7 @@ from fastscape._batches import Batch, fingerprint, leaves, materialise, placed, 
 from fastscape._checks import first_line
 from fastscape._criteria import Criterion as Criterion
 from fastscape._criteria import checked_criterion, checked_loss, criterion_options, terms, weight_of
-from fastscape._replica import Replica
+from fastscape._replica import Replica, Traits
 from fastscape._state import exact_arithmetic
 
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -95,7 +95,9 @@ class Objective:
         self._state: Mapping[str, Tensor] | None = None
         self.dtype = dtype or reduce(torch.promote_types, (tensor.dtype for tensor in self._source))
         self.device = _device(self.model, device)
-        self.batches = self._checked_batches(materialise(data, memory), move=device is not None)
+        batches = materialise(data, memory)
+        self.traits = Traits(leaves=tuple(tensor.requires_grad for tensor in tensors_of(batches[0])))
+        self.batches = self._checked_batches(batches, move=device is not None)
         self._user_weight = weight
         self.batch_weights = tuple(self._weight(index) for index in range(len(self.batches)))
 

@@ -33,7 +33,8 @@ def objective_of(shape, params=None):
 @pytest.mark.parametrize("method", ["per-sample", "two-batch"])
 def test_temperature_does_not_depend_on_how_a_single_weight_is_shaped(params, method):
     found = [
-        fs.temperature(objective_of(shape, params), batch_size=4, learning_rate=0.1, method=method) for shape in ((), (1,), (1, 1))
+        fs.temperature(objective_of(shape, params), batch_size=4, learning_rate=0.1, method=method)
+        for shape in ((), (1,), (1, 1))
     ]
     for result in found[1:]:
         assert result.trace.value == pytest.approx(found[0].trace.value, rel=1e-12)

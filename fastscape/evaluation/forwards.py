@@ -71,7 +71,7 @@ def by_forwards(
         shared = directions.separable and len(directions) > 1
         found = (_together if shared else _one_by_one)(line, len(directions), progress)
     curvature, slope, error, words = found
-    _refuse(curvature, error, line.dtype)
+    _refuse(curvature, error, line.dtype, exact=not why)
     seconds = time.perf_counter() - start
     reason = f"{why}{words}; {line.forwards} forwards"
     choice = PathChoice(NAME, 1, {NAME: seconds / len(directions)}, reason)
@@ -100,6 +100,7 @@ class _Line(AbstractContextManager["_Line"]):
             self._displacement = Displacement(self._replica.base, self._replica.scratch)
             self._branches = Branches()
             self._replica.reset()
+            self._replica.settle()  # a second attempt would be recorded beside the first
             recorded, self.base = self._loss(self._branches.recording), self._loss(self._branches.held)
             if recorded != self.base and not math.isnan(self.base):
                 unperturbed_loss(self._replica)  # refuses and says why, unless held pieces round otherwise: hardswish does
@@ -298,11 +299,12 @@ def _rms(values: Array) -> float:
     return float(np.sqrt(np.mean(kept**2))) if len(kept) else math.nan
 
 
-def _refuse(curvature: Array, error: Array, dtype: torch.dtype) -> None:
-    """Refuse errors near the forms themselves; what is not finite is a result."""
+def _refuse(curvature: Array, error: Array, dtype: torch.dtype, *, exact: bool) -> None:
+    """Refuse errors near the forms themselves; what is not finite is a result. ``exact``: another path may follow the model."""
     share, size = _rms(error), _rms(curvature)
     if share > _HOPELESS * size and size > 0:
-        remedy = "path=None for exact forms" + ("" if dtype == torch.float64 else ", or an objective with dtype=torch.float64")
+        remedy = "path=None for exact forms" if exact else "products of fs.hessian(objective)"
+        remedy += "" if dtype == torch.float64 else ", or an objective with dtype=torch.float64"
         raise ValueError(
             f"path='forwards' must resolve the forms, got an estimated error of {share / size:.0%} of the RMS form; use {remedy}"
         )

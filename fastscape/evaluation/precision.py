@@ -97,6 +97,11 @@ def responder(
     return DifferenceEvaluator(objective, products=products, memory=memory, gate=gate, front_end=front_end)  # type: ignore[arg-type]
 
 
+def refused_precision(precision: str, error: UntraceableError | MissingRuleError) -> ValueError:
+    """The refusal of a model that difference propagation cannot follow, with the argument that asked for it."""
+    return type(error)(f"precision must be 'float64', 'float32' or None for this model, got {precision!r}: {error}")
+
+
 # ---------------------------------------------------------------- noise
 def measure_noise(evaluator: Evaluator | DifferenceEvaluator, directions: Directions, radii: Array) -> Noise:
     """Noise of an evaluator at each radius.

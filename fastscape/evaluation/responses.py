@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
+from fastscape.evaluation.differences.program import UntraceableError
+from fastscape.evaluation.differences.propagation import MissingRuleError
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.losses import checked_radii
 from fastscape.evaluation.points import blocks
@@ -22,6 +24,7 @@ from fastscape.evaluation.precision import (
     checked_precision,
     choose_precision,
     measure_noise,
+    refused_precision,
     responder,
 )
 from fastscape.objective import Objective
@@ -140,7 +143,10 @@ def responses(
     chosen = _chosen(objective, checked_directions(directions), steps, checked_precision(precision), path, memory)
     columns: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
     with responder(objective, chosen.name, chosen.path or path, memory) as evaluator:
-        choice = evaluator.choose(directions, steps.tolist())
+        try:
+            choice = evaluator.choose(directions, steps.tolist())
+        except (UntraceableError, MissingRuleError) as error:
+            raise refused_precision(chosen.name, error) from error
         for indices in blocks(len(directions), choice.chunk):
             columns.append(evaluator.responses(directions, indices, steps.tolist()))
             if progress is not None:
