@@ -96,12 +96,10 @@ class _Line(AbstractContextManager["_Line"]):
         with ExitStack() as stack:
             stack.enter_context(exact_arithmetic(self.dtype))
             self._replica = self.objective.replica(self.dtype)
-            self._replica.widen_criterion()
             self._displacement = Displacement(self._replica.base, self._replica.scratch)
-            self._branches = Branches()
             self._replica.reset()
             self._replica.settle()  # a second attempt would be recorded beside the first
-            recorded, self.base = self._loss(self._branches.recording), self._loss(self._branches.held)
+            recorded, self.base = self._widened_losses()
             if recorded != self.base and not math.isnan(self.base):
                 unperturbed_loss(self._replica)  # refuses and says why, unless held pieces round otherwise: hardswish does
             self._stack = stack.pop_all()
@@ -109,6 +107,20 @@ class _Line(AbstractContextManager["_Line"]):
 
     def __exit__(self, *details: object) -> None:
         self._stack.close()
+
+    def _widened_losses(self) -> tuple[float, float]:
+        """L(w) as its pieces are recorded and on them, with a criterion in float64 unless that holds tensors of one dtype."""
+        plain = self._replica.criterion
+        self._replica.widen_criterion()
+        self._branches = Branches()
+        try:
+            return self._loss(self._branches.recording), self._loss(self._branches.held)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):
+            if plain is None:
+                raise
+        self._replica.take_criterion(plain)
+        self._branches = Branches()
+        return self._loss(self._branches.recording), self._loss(self._branches.held)
 
     def _loss(self, mode: Callable[[int], AbstractContextManager[None]]) -> float:
         self.forwards += 1
