@@ -49,7 +49,8 @@ class Objective:
         batch_norm: ``"running"`` uses the running statistics, ``"batch"`` those of each batch; neither updates them.
         dtype: floating dtype the weights are rounded to first; ``None`` keeps the model's.
         device: where to evaluate; ``None`` for the model's device.
-        memory: bytes that the data may take; default half of the available memory.
+        memory: bytes that the data may take; default half of the available memory. Data without a length, which may have no end,
+            are refused beyond 4096 batches or 4 GiB unless ``memory`` is given.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and the remedy, before any work is done.
