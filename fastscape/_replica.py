@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,20 @@ if TYPE_CHECKING:
 MODEL_NOTE = "raised by the model or the loss on batch"
 
 
+@dataclass
+class Traits:
+    """What is learnt of an objective's model and loss while they run; its copies share it.
+
+    Attributes:
+        differentiates: whether they take derivatives themselves (a physics-informed loss, forces, a gradient penalty), so that
+            they run with gradients on; ``None`` before the first evaluation.
+        leaves: for every tensor of a batch, whether it required gradients when it was read.
+    """
+
+    differentiates: bool | None = None
+    leaves: tuple[bool, ...] = ()
+
+
 class _LossModule(nn.Module):
     """``loss(model, batch)`` as a module, so that ``functional_call`` can replace the model's parameters.
 
@@ -39,10 +54,18 @@ class _LossModule(nn.Module):
         self.model = model
         self._pair = placed_criterion(objective.criterion, objective.device, dtype)
         self._loss = objective.user_loss
+        self._traits = objective.traits
         self._rewritten, self._shielded = rewritten, False
         self.plain_embeddings = has_altered_gradient(model)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if torch.is_grad_enabled() or not self._traits.differentiates:
+            return self._shielded_from_writes(batch)
+        with torch.enable_grad():
+            value, outputs = self._shielded_from_writes(batch)
+        return value.detach() if isinstance(value, Tensor) else value, None if outputs is None else outputs.detach()
+
+    def _shielded_from_writes(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         if not self._rewritten or self._shielded:
             return self._plainly_evaluated(batch)
         held = dict(self.model.named_parameters())
@@ -62,6 +85,10 @@ class _LossModule(nn.Module):
             return self._evaluated(batch)
 
     def _evaluated(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if torch.is_grad_enabled():
+            for tensor, leaf in zip(tensors_of(batch), self._traits.leaves, strict=False):
+                if leaf:  # as the user's own tensor was: the loss differentiates with respect to it
+                    tensor.requires_grad_()
         if self._pair is None:
             assert self._loss is not None
             return self._loss(self.model, batch), None
@@ -183,10 +210,7 @@ class Replica:
         versions = _versions(tensors_of(batch)) if overwritten is None else []
         still = _versions(self._still)
         try:
-            value, outputs = self.module.forward(batch)  # our own wrapper has no hooks; the model's are called
-            if self._needs_plain_embeddings(index, value):
-                self.module.plain_embeddings = True
-                value, outputs = self.module.forward(self.batch(index))
+            value, outputs = self._evaluated(index, batch)
         except Exception as error:
             error.add_note(f"{MODEL_NOTE} {index}")
             raise
@@ -200,12 +224,43 @@ class Replica:
             check_scalar(value, "criterion" if self.objective.criterion is not None else "loss")
         return value, outputs
 
+    def _forward(self, index: int, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        value, outputs = self.module.forward(batch)  # our own wrapper has no hooks; the model's are called
+        if self._needs_plain_embeddings(index, value):
+            self.module.plain_embeddings = True
+            value, outputs = self.module.forward(self.batch(index))
+        return value, outputs
+
     def _needs_plain_embeddings(self, index: int, value: object) -> bool:
         """Whether the graph of a batch's loss, looked at once, leaves rows of an embedding out of its gradient."""
         if index in self._differentiated or not (isinstance(value, Tensor) and value.requires_grad):
             return False
         self._differentiated.add(index)
         return not self.module.plain_embeddings and went_through_altered_gradient(value)
+
+    def _evaluated(self, index: int, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """A batch's loss; what fails without gradients is tried with them, for models and losses that differentiate."""
+        traits = self.objective.traits
+        try:
+            found = self._forward(index, batch)
+        except Exception as error:
+            before = traits.differentiates
+            if torch.is_grad_enabled() or not (before is None or _wants_gradients(error)):  # what ran before may fail once
+                raise
+            try:
+                traits.differentiates = True
+                return self._forward(index, self.batch(index))
+            except Exception as second:
+                traits.differentiates = before
+                raise (second if _wants_gradients(error) else error) from None
+        if traits.differentiates is None and not torch.is_grad_enabled():
+            traits.differentiates = False
+        return found
+
+    def settle(self) -> None:
+        """Learn on the first batch, unless it is known, whether the loss differentiates."""
+        if self.objective.traits.differentiates is None:
+            self.batch_loss(0)
 
     def loss(self) -> Tensor:
         """L at the scratch parameters, 0-dim, on the device (no synchronisation).
@@ -259,6 +314,11 @@ class Replica:
     def buffers(self) -> dict[str, Tensor]:
         """Copies of the private model's buffers."""
         return {name: buffer.clone() for name, buffer in self.module.model.named_buffers()}
+
+
+def _wants_gradients(error: Exception) -> bool:
+    """Whether an error is what torch raises where something is differentiated while gradients are off."""
+    return isinstance(error, RuntimeError) and "require grad" in str(error)
 
 
 def check_scalar(value: object, argument: str) -> None:

@@ -18,7 +18,7 @@ from fastscape._criteria import Criterion as Criterion
 from fastscape._criteria import checked_criterion, checked_loss, criterion_options, is_known_mean, terms, weight_of
 from fastscape._examination import Findings, confirmed, examine
 from fastscape._norms import BatchNormMode, Statistics, compared, frozen, tracking, unmoved
-from fastscape._replica import Replica
+from fastscape._replica import Replica, Traits
 from fastscape._state import exact_arithmetic
 from fastscape._structures import arrays_of, tensors_of
 from fastscape._terms import Rule, Weighting, sample_guess, weighting
@@ -63,7 +63,8 @@ class Objective:
             say both losses where they differ by more than 5 %.
         dtype: floating dtype the weights are rounded to first; ``None`` keeps the model's.
         device: where to evaluate; ``None`` for the model's device.
-        memory: bytes that the data may take; default half of the available memory.
+        memory: bytes that the data may take; default half of the available memory. Data without a length, which may have no end,
+            are refused beyond 4096 batches or 4 GiB unless ``memory`` is given.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and the remedy, before any work is done.
@@ -116,7 +117,9 @@ class Objective:
         self._found: list[Findings] = []  # one at most, shared by the copies of this objective
         self.dtype = dtype or reduce(torch.promote_types, (tensor.dtype for tensor in self._source))
         self.device = _device(self.model, device)
-        self.batches = self._checked_batches(materialise(data, memory), move=device is not None)
+        batches = materialise(data, memory)
+        self.traits = Traits(leaves=tuple(tensor.requires_grad for tensor in tensors_of(batches[0])))
+        self.batches = self._checked_batches(batches, move=device is not None)
         self._user_weight, self._user_samples = weight, samples
         self.weighting = self._weighting()
         self.batch_weights = tuple(self._weight(index) for index in range(len(self.batches)))

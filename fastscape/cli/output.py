@@ -22,6 +22,7 @@ from fastscape._replica import MODEL_NOTE
 from fastscape.evaluation import (
     AsymmetricProductError,
     MissingRuleError,
+    NarrowLossError,
     NondeterministicLossError,
     PrecisionWarning,
     UntraceableError,
@@ -194,7 +195,7 @@ def exit_codes(work: Callable[[], Any]) -> Any:
     except (ProbeError, SliceError, SpectrumError) as error:
         rescue(error.partial)
         _fail(str(error), EXIT_MODEL)
-    except (AsymmetricProductError, MissingRuleError, NondeterministicLossError, UntraceableError) as error:
+    except (AsymmetricProductError, MissingRuleError, NarrowLossError, NondeterministicLossError, UntraceableError) as error:
         _fail(str(error), EXIT_MODEL)
     except BrokenPipeError:
         sys.stdout = None  # or Python flushes the closed pipe again at exit

@@ -8,7 +8,7 @@ from fastscape.evaluation.curvature import (
     ggn,
     hessian,
 )
-from fastscape.evaluation.determinism import NondeterministicLossError
+from fastscape.evaluation.determinism import NarrowLossError, NondeterministicLossError
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
 from fastscape.evaluation.losses import losses
@@ -20,6 +20,7 @@ __all__ = [
     "AsymmetricProductError",
     "CurvatureOperator",
     "MissingRuleError",
+    "NarrowLossError",
     "NoPathError",
     "NondeterministicLossError",
     "Operators",

@@ -7,14 +7,19 @@ import math
 import torch
 from torch import nn
 
+from fastscape._checks import first_line
 from fastscape._replica import Replica
-from fastscape._state import preserved_rng
+from fastscape._state import exact_arithmetic, preserved_rng
 
 _DISPLACED = 1e-2  # of the size of each weight
 
 
 class NondeterministicLossError(RuntimeError):
     """The loss of the same weights on the same data is not the same number twice."""
+
+
+class NarrowLossError(ValueError):
+    """The loss runs in the model's own dtype, and not in a wider one."""
 
 
 def unperturbed_loss(replica: Replica) -> float:
@@ -24,12 +29,20 @@ def unperturbed_loss(replica: Replica) -> float:
     that of another copy of the model, which has never seen other weights.
 
     Raises:
+        NarrowLossError: the replica is wider than the model, and the loss runs in the model's own dtype alone: it holds tensors
+            that are neither parameters, buffers nor data, such as those of a second network, or casts, or has a kernel of one
+            dtype.
         NondeterministicLossError: naming the difference and its cause: random numbers drawn in the forward (dropout,
             shuffling or noise inside the loss), buffers that the forward changes (batch-norm statistics), an
             operation without a deterministic implementation, or something kept from an evaluation at other weights.
     """
     before = replica.buffers()
-    first = _evaluate(replica)
+    try:
+        first = _evaluate(replica)
+    except Exception as error:
+        if _runs_as_it_is(replica):
+            raise _narrow(replica, error) from error
+        raise
     pair = _displaced_pair(replica)
     second = _evaluate(replica)
     if first == second or (math.isnan(first) and math.isnan(second)):
@@ -39,6 +52,29 @@ def unperturbed_loss(replica: Replica) -> float:
     raise NondeterministicLossError(
         f"the loss must be deterministic, got {first!r} and then {second!r} at the same weights and data: "
         + _cause(replica, before)
+    )
+
+
+def _runs_as_it_is(replica: Replica) -> bool:
+    """Whether the loss runs in the model's own dtype, where the replica's is another."""
+    objective = replica.objective
+    if objective.dtype == replica.dtype:
+        return False
+    try:
+        with exact_arithmetic(objective.dtype):
+            _evaluate(objective.replica(objective.dtype))
+    except Exception:  # the model's own failure, of which the first is told
+        return False
+    return True
+
+
+def _narrow(replica: Replica, error: Exception) -> NarrowLossError:
+    wanted, own = (str(dtype).removeprefix("torch.") for dtype in (replica.dtype, replica.objective.dtype))
+    return NarrowLossError(
+        f"the loss must run in {wanted} for this, and runs in {own} alone, got {type(error).__name__}: {first_line(error)[:160]}"
+        f"; cast what model and loss hold beside parameters, buffers and data (of a second network: "
+        f"teacher(x.to({own})).to(x.dtype), or make it a part of the model)"
+        + ("; or precision='float32'" if own == "float32" else "")
     )
 
 

@@ -171,7 +171,11 @@ class Evaluator:
             raise ValueError(
                 f"memory must hold {len(radii)} copies of the parameters and activations for path='vmap'; use path='loop'"
             )
-        if not self._agree(VmapPath(self.replica, 1), directions, few):
+        try:
+            agree = self._agree(VmapPath(self.replica, 1), directions, few)
+        except Exception as error:  # whatever a model does under vmap: the gate has just run it
+            raise cannot_run("vmap", error) from error
+        if not agree:
             raise ValueError(f"path must be 'loop' for this model, got 'vmap': {_DIFFERS}")
         size, seconds = self._best_batch(directions, radii, [size for size in _SIZES if size <= chunk])
         return PathChoice("vmap", size, {"vmap": seconds}, "asked for")
@@ -203,6 +207,16 @@ class Evaluator:
         width = torch.finfo(self.dtype).bits // 8
         per_point = 3 * self.objective.size * width + activation_bytes(self.replica)
         return int(limit // (per_point * points))
+
+
+class PathError(ValueError, RuntimeError):
+    """The path that was asked for cannot run the model: a wrong argument, that shows while the model runs."""
+
+
+def cannot_run(path: str, error: Exception) -> PathError:
+    """The refusal of a path that was asked for, with what the model raised on it."""
+    words = f"{type(error).__name__}: {first_line(error)[:160]}"
+    return PathError(f"path must be 'loop' for this model, got {path!r}, which cannot run it ({words}); use path='loop' or None")
 
 
 def check_memory(memory: object) -> None:

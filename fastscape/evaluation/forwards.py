@@ -71,7 +71,7 @@ def by_forwards(
         shared = directions.separable and len(directions) > 1
         found = (_together if shared else _one_by_one)(line, len(directions), progress)
     curvature, slope, error, words = found
-    _refuse(curvature, error, line.dtype)
+    _refuse(curvature, error, line.dtype, exact=not why)
     seconds = time.perf_counter() - start
     reason = f"{why}{words}; {line.forwards} forwards"
     choice = PathChoice(NAME, 1, {NAME: seconds / len(directions)}, reason)
@@ -96,11 +96,10 @@ class _Line(AbstractContextManager["_Line"]):
         with ExitStack() as stack:
             stack.enter_context(exact_arithmetic(self.dtype))
             self._replica = self.objective.replica(self.dtype)
-            self._replica.widen_criterion()
             self._displacement = Displacement(self._replica.base, self._replica.scratch)
-            self._branches = Branches()
             self._replica.reset()
-            recorded, self.base = self._loss(self._branches.recording), self._loss(self._branches.held)
+            self._replica.settle()  # a second attempt would be recorded beside the first
+            recorded, self.base = self._widened_losses()
             if recorded != self.base and not math.isnan(self.base):
                 unperturbed_loss(self._replica)  # refuses and says why, unless held pieces round otherwise: hardswish does
             self._stack = stack.pop_all()
@@ -108,6 +107,20 @@ class _Line(AbstractContextManager["_Line"]):
 
     def __exit__(self, *details: object) -> None:
         self._stack.close()
+
+    def _widened_losses(self) -> tuple[float, float]:
+        """L(w) as its pieces are recorded and on them, with a criterion in float64 unless that holds tensors of one dtype."""
+        plain = self._replica.criterion
+        self._replica.widen_criterion()
+        self._branches = Branches()
+        try:
+            return self._loss(self._branches.recording), self._loss(self._branches.held)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):
+            if plain is None:
+                raise
+        self._replica.take_criterion(plain)
+        self._branches = Branches()
+        return self._loss(self._branches.recording), self._loss(self._branches.held)
 
     def _loss(self, mode: Callable[[int], AbstractContextManager[None]]) -> float:
         self.forwards += 1
@@ -298,11 +311,12 @@ def _rms(values: Array) -> float:
     return float(np.sqrt(np.mean(kept**2))) if len(kept) else math.nan
 
 
-def _refuse(curvature: Array, error: Array, dtype: torch.dtype) -> None:
-    """Refuse errors near the forms themselves; what is not finite is a result."""
+def _refuse(curvature: Array, error: Array, dtype: torch.dtype, *, exact: bool) -> None:
+    """Refuse errors near the forms themselves; what is not finite is a result. ``exact``: another path may follow the model."""
     share, size = _rms(error), _rms(curvature)
     if share > _HOPELESS * size and size > 0:
-        remedy = "path=None for exact forms" + ("" if dtype == torch.float64 else ", or an objective with dtype=torch.float64")
+        remedy = "path=None for exact forms" if exact else "products of fs.hessian(objective)"
+        remedy += "" if dtype == torch.float64 else ", or an objective with dtype=torch.float64"
         raise ValueError(
             f"path='forwards' must resolve the forms, got an estimated error of {share / size:.0%} of the RMS form; use {remedy}"
         )

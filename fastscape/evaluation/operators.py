@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastscape.directions import Directions
+from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd
 from fastscape.evaluation.differences.rules import PIECEWISE, RULES, STRUCTURE
 from fastscape.objective import Objective, checked_objective
@@ -84,6 +85,8 @@ def operators(objective: Objective, *, path: FrontEnd | None = None) -> Operator
 
     Raises:
         UntraceableError, MissingRuleError: what cannot be followed, naming the module and the operation.
+        NarrowLossError: the loss does not run in float64, in which values at w are taken.
+        NondeterministicLossError: two evaluations at w differ.
 
     Cost: a few forwards and one direction of the first batch.
 
@@ -97,6 +100,7 @@ def operators(objective: Objective, *, path: FrontEnd | None = None) -> Operator
     """
     first = checked_objective(objective).on(0)
     with DifferenceEvaluator(first, front_end=path, gate=False) as evaluator:
+        unperturbed_loss(evaluator.replica)
         directions = Directions(first, 1)
         choice = evaluator.choose(directions, _TRIED)
         evaluator.derivatives(directions, [0], _TRIED)

@@ -109,7 +109,7 @@ class VmapPath:
         else:
             block = [directions.tensors(index, dtype)[0] for index in indices]
             ones = torch.ones(len(indices), 1, dtype=torch.float64, device=base[0].device)
-            steps = [torch.stack(column).flatten(1) for column in zip(*block, strict=True)]
+            steps = [torch.stack(column).reshape(len(block), -1) for column in zip(*block, strict=True)]
             moved = [displaced(weight, step, ones, radii, dtype) for weight, step in zip(base, steps, strict=True)]
         return [tensor.reshape(-1, *weight.shape) for tensor, weight in zip(moved, base, strict=True)]
 

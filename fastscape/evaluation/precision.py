@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from fastscape._checks import first_line
 from fastscape.directions import Directions
+from fastscape.evaluation.determinism import NarrowLossError
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
 from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName
 from fastscape.evaluation.losses import DTYPES
-from fastscape.evaluation.noise import narrow_noise, noise_float64, passes_gate
+from fastscape.evaluation.noise import narrow_noise, neighbouring_noise, noise_float64, passes_gate
 from fastscape.evaluation.points import Array
 from fastscape.objective import Objective
 
@@ -30,6 +31,7 @@ _DIRECTIONS = 2  # of the calibration of difference propagation
 _SLOW = 0.05  # seconds per forward above which one direction has to do
 _LEAST, _FORWARDS = 1.0, 40  # seconds, and forwards, below which trying other arithmetics does not fit
 _WARM = 0.1  # seconds of a block that need not be timed again
+_NEIGHBOURS = "rounding noise is measured between neighbouring weights"
 _SAFETY = 2.0  # times the relative error of the lanes that was measured
 
 
@@ -41,13 +43,15 @@ class Noise:
         sigma: RMS error of the even responses ``[K]``.
         calibrated: the gate's verdict on even and on odd responses ``[2, K]``, where measured against float64.
         narrow: the operation inside a float64 model that is narrower; empty if none.
-        evaluations: done in float64 for the calibration.
+        evaluations: done for the calibration beside the evaluator's own.
+        how: in words, where it could not be held against float64.
     """
 
     sigma: Array
     calibrated: NDArray[np.bool_] | None
     narrow: str
     evaluations: int
+    how: str = ""
 
     def trusted(self, even: Array) -> NDArray[np.bool_]:
         """The gate's verdict per scale: from the calibration, or else from the even responses ``[K, N]`` themselves."""
@@ -97,12 +101,18 @@ def responder(
     return DifferenceEvaluator(objective, products=products, memory=memory, gate=gate, front_end=front_end)  # type: ignore[arg-type]
 
 
+def refused_precision(precision: str, error: UntraceableError | MissingRuleError) -> ValueError:
+    """The refusal of a model that difference propagation cannot follow, with the argument that asked for it."""
+    return type(error)(f"{error}; precision={precision!r} must follow the model: use precision=None, or 'float64'")
+
+
 # ---------------------------------------------------------------- noise
 def measure_noise(evaluator: Evaluator | DifferenceEvaluator, directions: Directions, radii: Array) -> Noise:
     """Noise of an evaluator at each radius.
 
     float64 subtraction: a model and a measured floor, the same at every radius. float32: RMS difference from float64 over the
-    first four directions, evaluated in both. Difference propagation: its relative error does not depend on the radius; it is
+    first four directions, evaluated in both; where the loss does not run in float64, the scatter between neighbouring weights.
+    Difference propagation: its relative error does not depend on the radius; it is
     measured against float64 lanes on two directions at the ends and the middle of the radii, doubled, and applied to the
     responses of these directions.
     """
@@ -112,10 +122,15 @@ def measure_noise(evaluator: Evaluator | DifferenceEvaluator, directions: Direct
     if evaluator.dtype == torch.float64:
         sigma, narrow = noise_float64(evaluator, directions, indices, radii)
         return Noise(sigma, None, narrow, 0)
+    try:
+        with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
+            reference = exact.responses(directions, indices, radii)
+            evaluations = exact.evaluations
+    except Exception as error:  # such as a dtype that the loss fixes, or no memory: float32 has just run it
+        scatter, narrow = neighbouring_noise(evaluator, directions, indices, radii)
+        why = f"{type(error).__name__}: {first_line(error)[:120]}"
+        return Noise(scatter, None, narrow, 0, f"{_NEIGHBOURS}, because the loss does not run in float64 ({why})")
     measured = evaluator.responses(directions, indices, radii)
-    with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
-        reference = exact.responses(directions, indices, radii)
-        evaluations = exact.evaluations
     casts, operation = narrow_noise(evaluator, directions, indices)  # which round the reference alike
     with np.errstate(invalid="ignore", over="ignore"):
         errors = [np.sqrt(np.mean((measured[part] - reference[part]) ** 2, axis=1)) for part in (0, 1)]
@@ -184,7 +199,10 @@ class _Trial:
         self.sample = radii[sorted({0, len(radii) // 2, len(radii) - 1})]
 
     def choice(self) -> PrecisionChoice:
-        paths: dict[str, PathChoice] = {"float64": self._float64()}
+        try:
+            paths: dict[str, PathChoice] = {"float64": self._float64()}
+        except NarrowLossError as error:  # difference propagation takes its values at w in float64 as well
+            return PrecisionChoice("float32", first_line(error))
         if max(_LEAST, self.forward * _FORWARDS) > self.limit:
             reason = f"the budget is too short to try others: a forward takes {self.forward:.2g} s"
             return PrecisionChoice("float64", reason, self.seconds, paths["float64"], self.evaluations)

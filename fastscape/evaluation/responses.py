@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
+from fastscape.evaluation.differences.program import UntraceableError
+from fastscape.evaluation.differences.propagation import MissingRuleError
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.losses import checked_radii
 from fastscape.evaluation.points import blocks
@@ -22,6 +24,7 @@ from fastscape.evaluation.precision import (
     checked_precision,
     choose_precision,
     measure_noise,
+    refused_precision,
     responder,
 )
 from fastscape.objective import Objective
@@ -74,13 +77,14 @@ class Responses:
     seconds: float
 
 
-def warn_if_noise(precision: str, radii: NDArray[np.float64], trusted: NDArray[np.bool_]) -> None:
-    """Warn about the radii that a precision below float64 cannot resolve."""
+def warn_if_noise(precision: str, radii: NDArray[np.float64], trusted: NDArray[np.bool_], alone: str = "") -> None:
+    """Warn about the radii that a precision below float64 cannot resolve; ``alone``: why no other arithmetic can."""
     if precision == "float32" and not trusted.all():
         lost = radii[~trusted]
+        remedy = f"pass larger radii; {alone}" if alone else "use precision='difference', or 'float64'"
         warnings.warn(
             f"precision={precision!r}: {len(lost)} of {len(radii)} radii ({lost.min():.1e} .. {lost.max():.1e}) are rounding "
-            "noise on this model; use precision='difference', or 'float64'",
+            f"noise on this model; {remedy}",
             PrecisionWarning,
             stacklevel=3,  # the caller of fs.responses
         )
@@ -140,7 +144,10 @@ def responses(
     chosen = _chosen(objective, checked_directions(directions), steps, checked_precision(precision), path, memory)
     columns: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
     with responder(objective, chosen.name, chosen.path or path, memory) as evaluator:
-        choice = evaluator.choose(directions, steps.tolist())
+        try:
+            choice = evaluator.choose(directions, steps.tolist())
+        except (UntraceableError, MissingRuleError) as error:
+            raise refused_precision(chosen.name, error) from error
         for indices in blocks(len(directions), choice.chunk):
             columns.append(evaluator.responses(directions, indices, steps.tolist()))
             if progress is not None:
@@ -151,7 +158,7 @@ def responses(
         handled = evaluator.handling if isinstance(evaluator, DifferenceEvaluator) else None
     even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
     trusted = noise.trusted(even)
-    warn_if_noise(chosen.name, steps, trusted)
+    warn_if_noise(chosen.name, steps, trusted, noise.how)
     length = float(np.mean(norms)) if norms else {"unit": 1.0, "relative": directions.weight_norm}[directions.scale]
     eps_abs, weight_norm = steps * length, objective.norm
     return Responses(
@@ -165,7 +172,7 @@ def responses(
         noise=noise.sigma,
         trusted=trusted & (not (handled is not None and handled.frozen)),
         precision=chosen.name,
-        reason=chosen.reason,
+        reason="; ".join(filter(None, (chosen.reason, noise.how))),
         fallbacks=handled.fallbacks if handled is not None else {},
         frozen=handled.frozen if handled is not None else {},
         narrow=noise.narrow,

@@ -19,7 +19,7 @@ from fastscape._checks import first_line
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
 from fastscape.evaluation.determinism import unperturbed_loss
-from fastscape.evaluation.evaluator import PathChoice, activation_bytes, check_memory
+from fastscape.evaluation.evaluator import PathChoice, activation_bytes, cannot_run, check_memory
 from fastscape.evaluation.families import Affine as Affine
 from fastscape.evaluation.families import Family as Family
 from fastscape.evaluation.lines import line_path
@@ -372,7 +372,11 @@ class Surface:
         path = self._named(name, size)
         if path is None:
             raise ValueError(f"path must be one that can run this model, got {name!r}; use path=None")
-        if not self._agree(path, rows):
+        try:
+            agree = self._agree(path, rows)
+        except Exception as error:  # whatever a model does on another path: the gate has just run it
+            raise cannot_run(name, error) from error
+        if not agree:
             raise ValueError(f"path must be 'loop' for this model, got {name!r}, which gives other losses")
         return PathChoice(path.name, path.chunk, {}, "asked for"), path
 

@@ -320,7 +320,7 @@ class Workshop:
 
     def _rows(self, count: int, dtype: torch.dtype) -> Tensor:
         """Directions as rows ``[count, D]``."""
-        return torch.cat([part.flatten(1) for part in self.directions.block(range(count), dtype)], 1).contiguous()
+        return torch.cat([part.reshape(count, -1) for part in self.directions.block(range(count), dtype)], 1).contiguous()
 
     def _double_backward(self) -> Ready:
         layout = Layout(self.objective.names, [tensor.shape for tensor in self.objective.base.values()])

@@ -21,7 +21,7 @@ from fastscape.evaluation import (
 )
 from fastscape.evaluation.curvature import hessian
 from fastscape.evaluation.curvature.flat import Layout, norm
-from fastscape.evaluation.determinism import unperturbed_loss
+from fastscape.evaluation.determinism import NarrowLossError, unperturbed_loss
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
 from fastscape.evaluation.evaluator import activation_bytes
 from fastscape.evaluation.noise import SIGNAL_TO_NOISE, rounding
@@ -232,8 +232,9 @@ class ModelCheckup:
 
     def _memory(self) -> Finding:
         objective = self.objective
-        with exact_arithmetic(torch.float64):
-            activations = activation_bytes(objective.replica(torch.float64))
+        dtype = self._widest()
+        with exact_arithmetic(dtype):
+            activations = activation_bytes(objective.replica(dtype)) * 8 // torch.finfo(dtype).bits * 8
         copy, free = 8 * objective.size, available_memory(objective.device)
         words = (
             f"{copy / 2**20:.3g} MiB a copy of the parameters in float64, up to {activations / 2**20:.3g} MiB of activations, "
@@ -245,6 +246,15 @@ class ModelCheckup:
             )
         return Finding("memory", "ok", words)
 
+    def _widest(self) -> torch.dtype:
+        """float64, or the model's own dtype where the loss runs in that alone."""
+        try:
+            with exact_arithmetic(torch.float64):
+                unperturbed_loss(self.objective.replica(torch.float64))
+        except NarrowLossError:
+            return self.objective.dtype
+        return torch.float64
+
     def _operators(self) -> Finding:
         name, remedy = "difference propagation", "float64 subtraction serves, with a rounding floor at small radii"
         try:
@@ -253,6 +263,9 @@ class ModelCheckup:
                 direction = Directions(self.objective, 1)
                 evaluator.responses(direction, [0], [_RADIUS])
                 frozen = evaluator.handling.frozen
+        except NarrowLossError as error:
+            what, _, remedy = str(error).partition("; ")
+            return Finding(name, "warning", what, f"{remedy}; until then responses are float32 subtraction, flagged")
         except ValueError as error:  # UntraceableError is one, and weights that no direction moves
             return Finding(name, "warning", f"cannot follow the model: {first_line(error)[:240]}", remedy)
         if frozen:

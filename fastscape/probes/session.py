@@ -18,7 +18,14 @@ from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
 from fastscape.evaluation.evaluator import Evaluator, PathChoice
 from fastscape.evaluation.points import blocks
-from fastscape.evaluation.precision import AnyPath, PrecisionChoice, choose_precision, measure_noise, responder
+from fastscape.evaluation.precision import (
+    AnyPath,
+    PrecisionChoice,
+    choose_precision,
+    measure_noise,
+    refused_precision,
+    responder,
+)
 from fastscape.objective import Objective
 from fastscape.probes.track import Track
 from fastscape.reports.result import MultifractalResult, TrajectoryResult
@@ -239,7 +246,7 @@ class Session:
                 self._visit(track, whole, objective, directions, radii, batch, visit_banks)
             except (MissingRuleError, UntraceableError) as error:
                 if self.probe.precision is not None or track.directions:
-                    raise
+                    raise refused_precision(track.chosen.name if track.chosen else "difference", error) from error
                 words = f"difference propagation refused this checkpoint: {first_line(error)[:300]}"
                 track.chosen = PrecisionChoice("float64", words)
                 self._visit(track, whole, objective, directions, radii, batch, visit_banks)

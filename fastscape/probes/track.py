@@ -89,6 +89,8 @@ class Track:
         self.loss, self.accuracy = objective.evaluate_once()
         self._batches = len(objective.batches) if self.probe.bank_batches == "rotate" else 1
         self.notes = _weight_notes(objective)
+        if noise.how:
+            self.notes.append(noise.how)
         if noise.narrow:
             self.notes.append(f"the model computes in lower precision inside ({noise.narrow}): its rounding sets the noise")
 

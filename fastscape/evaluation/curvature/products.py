@@ -419,6 +419,6 @@ def _input_bytes(program: Program, batch: int) -> int:
 
 def _forms(vectors: Sequence[Tensor], products: Sequence[Tensor]) -> Array:
     """V'Hv of a block ``[K]``, in float64."""
-    total = sum((v * p).flatten(1).sum(1, dtype=torch.float64) for v, p in zip(vectors, products, strict=True))
+    total = sum((v * p).reshape(len(v), -1).sum(1, dtype=torch.float64) for v, p in zip(vectors, products, strict=True))
     found: Array = total.cpu().numpy()  # type: ignore[union-attr]
     return found

@@ -84,7 +84,6 @@ class Program:
         with torch.no_grad():
             kept = [leaf.detach().clone() for leaf in self.leaves]
             moved = [leaf * 1.01 + 0.01 * leaf.abs().mean() for leaf in kept]
-            named = float(self.loss(batch, moved))
             try:
                 for leaf, other in zip(self.leaves, moved, strict=True):
                     leaf.copy_(other)
@@ -92,6 +91,7 @@ class Program:
             finally:
                 for leaf, other in zip(self.leaves, kept, strict=True):
                     leaf.copy_(other)
+            named = float(self.loss(batch, moved))
         close = math.isclose(named, written, rel_tol=1e3 * torch.finfo(kept[0].dtype).eps)
         return close or (math.isnan(named) and math.isnan(written))
 
