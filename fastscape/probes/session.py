@@ -11,7 +11,6 @@ from typing import Any
 from fastscape._checks import checked_settings, first_line
 from fastscape.directions import Directions
 from fastscape.estimators import AnalysisSettings, Estimate
-from fastscape.estimators.headline import MIXED_SIGNS
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trust import checked_windows
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
@@ -107,7 +106,6 @@ class Session:
         self.path: AnyPath | PathChoice | None = path
         self.limit = self.probe.count or (None if self.budget.limited else DEFAULT_COUNT)
         self.estimate: Estimate | None = None
-        self.unreachable = ""  # why M_tau has no interval however many directions there are
         self.unit = 0.0  # seconds of the slowest block so far
         self.evaluating, self.fresh = 0.0, 0  # seconds of all blocks, and the directions in them
         self.opening = 0.0  # seconds of the slowest first visit so far
@@ -167,8 +165,6 @@ class Session:
                 return "all directions done"
             if self._satisfied():
                 return "target met"
-            if self.unreachable and not self.budget.limited:
-                return f"target out of reach ({self.unreachable})"
             goal = self._next_goal(goal)
 
     def _round(self, goals: Sequence[int]) -> None:
@@ -204,8 +200,6 @@ class Session:
             self._time_analysis(track.directions, self.budget.elapsed - start)
             if track is self.tracks[0]:
                 self.estimate = estimate
-            if estimate is not None and estimate.withheld and track.directions >= MIXED_SIGNS:
-                self.unreachable = estimate.withheld
             low, high = estimate.interval if estimate is not None else (-math.inf, math.inf)
             met = met and self.target is not None and (high - low) / 2 <= self.target
         return met
