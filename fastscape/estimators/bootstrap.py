@@ -66,10 +66,8 @@ def multiplicities(members: Sequence[Ints], replicates: int, rng: np.random.Gene
 
 
 def standard_errors(weights: Array, influence: Array) -> Array:
-    """Standard errors ``[b]`` from influences ``[b, N]`` under weights ``[b, N]`` that sum to 1."""
-    first = np.einsum("bi,bi->b", weights, influence)
-    second = np.einsum("bi,bi,bi->b", weights, influence, influence)
-    result: Array = np.sqrt(np.maximum(second - first**2, 0) / weights.shape[1])
+    """Standard errors ``[b]`` from influences ``[b, N]``, whose mean is 0 under the weights ``[b, N]``, which sum to 1."""
+    result: Array = np.sqrt(np.einsum("bi,bi->b", weights, np.square(influence)) / weights.shape[1])
     return result
 
 

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
 
-from fastscape.estimators.moments import Moments, log_measure, moments
+from fastscape.estimators.moments import Moments, log_measure, log_sum, moments
 from fastscape.estimators.scaling import Array, fit_line, slope
 
 
@@ -63,7 +62,7 @@ def structure_exponents(log_r: Array, x: Array, q: Array, weights: Array | None 
     """
     empty = np.isneginf(log_r).any(axis=1)
     with np.errstate(invalid="ignore"):
-        sums = np.stack([logsumexp(np.where(order == 0, 0.0, order * log_r), axis=1) for order in q], axis=1)
+        sums = np.stack([log_sum(np.where(order == 0, 0.0, order * log_r))[:, 0] for order in q], axis=1)
     sums[np.ix_(empty, q <= 0)] = np.nan
     return slope(x, sums, weights)
 

@@ -174,9 +174,8 @@ class Headline:
             for counts in multiplicities(strata(measure.banks), self.settings.bootstrap, rng):
                 weighted = [sample.under(counts) for sample in samples]
                 for name, statistic in statistics.items():
-                    parts = [statistic(sample) for sample in weighted]
-                    psi = np.mean([part[1] for part in parts], axis=0)
-                    values[name].append(np.mean([part[0] for part in parts], axis=0))
+                    value, psi = _window_mean([statistic(sample) for sample in weighted])
+                    values[name].append(value)
                     errors[name].append(standard_errors(weighted[0].weights, psi))
                     if name == "c2" and not len(of_c2):
                         of_c2 = psi[0]
@@ -319,6 +318,13 @@ class Headline:
 
 _HULL = "hull of percentile and studentised bootstrap"
 _HULL_LOG = f"{_HULL} on the log scale"
+
+
+def _window_mean(parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Means over windows of the values ``[b]`` and of the influences ``[b, N]``: windows share their directions."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.mean([value for value, _ in parts], axis=0), np.mean([psi for _, psi in parts], axis=0)
 
 
 def _label(orders: Array) -> str:

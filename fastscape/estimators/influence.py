@@ -20,9 +20,9 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from fastscape.estimators.bootstrap import Ints
+from fastscape.estimators.moments import log_sum
 from fastscape.estimators.scalars import off_line
 from fastscape.estimators.scaling import Array, slope_weights
 
@@ -51,7 +51,7 @@ class Sample:
         self.h = np.where(self.usable, self.slope @ self.offset + self.slope @ self.centre, 0.0)
         raised = log_r
         if floor is not None:
-            raised = np.maximum(log_r, logsumexp(log_r, axis=1, keepdims=True) + np.log(floor))
+            raised = np.maximum(log_r, log_sum(log_r) + np.log(floor))
         powers = q[:, None, None] * raised
         self.top = powers.max(axis=2, initial=-np.inf)
         self.powers = np.exp(powers - self.top[:, :, None])  # [Q, K, N]
@@ -70,6 +70,7 @@ class Weighted:
     def __init__(self, sample: Sample, counts: Ints) -> None:
         self.sample, self.counts = sample, counts
         self.weights: Array = counts / counts.shape[1]
+        self._known: dict[tuple[str, int], tuple[Array, Array]] = {}
 
     @cached_property
     def share(self) -> Array:
@@ -124,7 +125,7 @@ class Weighted:
 
     @cached_property
     def of_total(self) -> Array:
-        """Influence of the slope of ln sum r, up to its mean ``[b, N]``."""
+        """Influence of the slope of ln sum r ``[b, N]``."""
         result: Array = (self.sample.slope / self.totals) @ self.sample.total
         return result
 
@@ -135,6 +136,23 @@ class Weighted:
         rows = self.sample.powers[used].reshape(-1, self.counts.shape[1])
         result: Array = coefficients.reshape(len(weights), -1) @ rows
         return result - (weights @ self.sample.q)[:, None] * self.of_total
+
+    def tau_at(self, order: int) -> tuple[Array, Array]:
+        """Tau at one order."""
+        if ("tau", order) not in self._known:
+            q, powers = self.sample.q[order], self.sample.powers[order]
+            influence = (self.sample.slope / self.moments[:, order]) @ powers - q * self.of_total
+            self._known["tau", order] = self.tau[:, order], influence
+        return self._known["tau", order]
+
+    def alpha_at(self, order: int) -> tuple[Array, Array]:
+        """Alpha at one order."""
+        if ("alpha", order) not in self._known:
+            sample, mean_log = self.sample, self.mean_log[:, order]
+            coefficients = sample.slope / self.moments[:, order]
+            influence = coefficients @ sample.logged[order] - (coefficients * mean_log) @ sample.powers[order]
+            self._known["alpha", order] = mean_log @ sample.slope - self.zeta_one, influence - self.of_total
+        return self._known["alpha", order]
 
     def of_variances(self, coefficients: Array) -> Array:
         """Influence of sum_k coefficients[b, k] Var(ln r_k) ``[b, N]``."""
@@ -209,32 +227,19 @@ def m_tau_on(orders: NDArray[np.bool_]) -> Statistic:
 
 def tau_at(order: int) -> Statistic:
     """Tau at the sample's order of this index."""
-
-    def tau(found: Weighted) -> tuple[Array, Array]:
-        weights = np.zeros_like(found.tau)
-        weights[:, order] = 1
-        return found.tau[:, order], found.of_tau(weights)
-
-    return tau
+    return lambda found: found.tau_at(order)
 
 
 def alpha_at(order: int) -> Statistic:
     """Alpha at the sample's order of this index."""
-
-    def alpha(found: Weighted) -> tuple[Array, Array]:
-        sample, mean_log = found.sample, found.mean_log[:, order]
-        coefficients = sample.slope / found.moments[:, order]
-        influence = coefficients @ sample.logged[order] - (coefficients * mean_log) @ sample.powers[order]
-        return mean_log @ sample.slope - found.zeta_one, influence - found.of_total
-
-    return alpha
+    return lambda found: found.alpha_at(order)
 
 
 def f_at(order: int) -> Statistic:
     """F = q alpha - tau at the sample's order of this index."""
 
     def f(found: Weighted) -> tuple[Array, Array]:
-        (alpha, of_alpha), (tau, of_tau) = alpha_at(order)(found), tau_at(order)(found)
+        (alpha, of_alpha), (tau, of_tau) = found.alpha_at(order), found.tau_at(order)
         q = found.sample.q[order]
         return q * alpha - tau, q * of_alpha - of_tau
 
@@ -245,7 +250,7 @@ def alpha_between(first: int, last: int) -> Statistic:
     """Alpha at one of the sample's orders less alpha at another."""
 
     def width(found: Weighted) -> tuple[Array, Array]:
-        (low, of_low), (high, of_high) = alpha_at(first)(found), alpha_at(last)(found)
+        (low, of_low), (high, of_high) = found.alpha_at(first), found.alpha_at(last)
         return low - high, of_low - of_high
 
     return width

@@ -95,7 +95,11 @@ class _Measures:
     def analysis(self) -> Analysis:
         pooled_response = [np.concatenate([self.response[b] for b in group], axis=1) for group in self.groups]
         pooled = tuple(tuple(self._window(signed, w) for w in self.windows) for signed in pooled_response)
-        banks = tuple(tuple(self._window(signed, w) for w in self.windows) for signed in self.response)
+        alone = {group[0]: found for group, found in zip(self.groups, pooled, strict=True) if len(group) == 1}
+        banks = tuple(
+            alone[bank] if bank in alone else tuple(self._window(signed, w) for w in self.windows)
+            for bank, signed in enumerate(self.response)
+        )
         profiles = tuple(self._profile(signed) for signed in pooled_response)
         headline = self._headline(pooled_response, pooled)
         h = np.concatenate([window.holder.h for group in pooled for window in group])
