@@ -38,7 +38,7 @@ class Eigenpairs:
 
     Attributes:
         values: Ritz values theta ``[n]``, outermost first: descending, but ascending for the smallest ones.
-        residuals: bound on ||Hv - theta v|| for unit v ``[n]``, rounding included; some eigenvalue of H lies in theta +- residual.
+        residuals: bound on ||Hv - theta v|| for unit v, with rounding ``[n]``; some eigenvalue of H lies in theta +- residual.
         converged: residual <= tolerance * max |theta| over all Ritz values of the basis ``[n]``.
         vectors: Ritz vectors ``[D, n]``, or ``None``.
     """
