@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import integer, one_line
-from fastscape.estimators.gram_schmidt import NonFiniteRowsError, combine, gram, orthonormalise, random_rows
+from fastscape.estimators.gram_schmidt import NonFiniteRowsError, combine, gram, orthonormalise, random_rows, ritz_rounding
 from fastscape.estimators.krylov import Matmat
 from fastscape.estimators.scaling import Array
 
@@ -41,7 +41,7 @@ class LeadingPair:
 
     Attributes:
         value: Ritz value theta, with its sign.
-        residual: ||Hx - theta x|| for unit x; some eigenvalue of H lies in theta +- residual.
+        residual: bound on ||Hx - theta x|| for unit x, rounding included; some eigenvalue of H lies in theta +- residual.
         converged: whether the residual is at most the tolerance times \|theta\|.
         products: vectors multiplied.
         pairs: to recycle at the next matrix; those that were given where a product is not finite.
@@ -140,6 +140,7 @@ class _Subspace:
         self.vector = start
         self._pending = start / torch.linalg.vector_norm(start)
         self._ritz: tuple[Array, Array] = np.empty(0), np.empty((0, 0))
+        self._rounding = 0.0
 
     def multiply(self) -> bool:
         """Multiply the pending row; whether the product is finite."""
@@ -153,16 +154,17 @@ class _Subspace:
         values, turn = np.linalg.eigh((projected + projected.T) / 2)
         order = np.argsort(-np.abs(values), kind="stable")
         self._ritz = values[order], turn[:, order]
+        self._rounding = ritz_rounding(projected, abs(float(values[order[0]])), self.basis.dtype)
         return True
 
     def leading(self) -> tuple[float, Tensor, float]:
-        """Ritz value of largest size, its residual ``[1, D]`` and the norm of that; the Ritz vector is kept."""
+        """Ritz value of largest size, its residual ``[1, D]`` and the bound on its norm; the Ritz vector is kept."""
         values, turn = self._ritz
         first: Array = np.ascontiguousarray(turn[:, :1])
         self.vector = combine(self.basis, first)[0]
         image = combine(self.images, first)[0]
         residual = image - float(values[0]) * self.vector
-        return float(values[0]), residual, float(torch.linalg.vector_norm(residual.double()))
+        return float(values[0]), residual, float(torch.linalg.vector_norm(residual.double())) + self._rounding
 
     def add(self, row: Tensor) -> bool:
         """Orthonormalise the next row; false where the subspace holds it already."""

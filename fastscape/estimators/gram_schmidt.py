@@ -2,6 +2,7 @@ r"""Orthonormal bases of tall blocks by classical Gram-Schmidt, a matrix product
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from fastscape.ops import Distribution, block_gram, block_update, direction
 _ROUNDING = 32  # units in the last place of the largest product below which a direction is rounding
 _PASSES = 6  # two do for a block of full rank; each further one divides what is left by 1e7 (float32) or more
 _SETTLED = 0.3  # overlap with the basis, and distance of the Gram matrix from I, after which a pass was the last
+_ORTHONORMAL = 4  # units in the last place by which inner products of the rows of a basis may differ from those of I
+_DIAGONALISED = 8  # float64 units in the last place of ||T|| that diagonalising T costs beside the square root of its rows
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,30 @@ def gram(left: Tensor, right: Tensor) -> Array:
     """Products of rows ``[k, m]`` as a float64 array."""
     result: Array = block_gram(left, right).cpu().numpy()
     return result
+
+
+def ritz_rounding(projected: Array, norm: float, dtype: torch.dtype) -> float:
+    r"""What rounding adds to the residual of a Ritz pair of :math:`T = Q^\top H Q`, on any processor.
+
+    .. math:: \|T - T^\top\|_2 + \bigl(4\,u_Q + (8 + \sqrt m)\,u_{64}\bigr)\,\|H\|
+
+    The antisymmetric part of T is the rounding of the products, and the symmetric part, which moves the eigenvalues, holds as
+    much of it; its norm is counted twice. The second term is that of a basis Q of m rows, orthonormal to 4 units :math:`u_Q` in
+    the last place, and of the diagonalisation in float64: two orders of summation, or two LAPACKs, differ by this much where
+    the residual in exact arithmetic is zero.
+
+    Args:
+        projected: T as the products gave it ``[m, m]``.
+        norm: ||H||, or a lower bound near it.
+        dtype: of Q.
+
+    Source: Higham & Mary, "A new approach to probabilistic rounding error analysis" (2019), for the square root of m.
+    """
+    skew = projected - projected.T
+    largest = float(np.abs(skew).max(initial=0.0)) or 1.0
+    products = largest * math.sqrt(np.linalg.eigvalsh((skew / largest) @ (skew.T / largest)).max(initial=0.0))
+    units = _ORTHONORMAL * torch.finfo(dtype).eps + (_DIAGONALISED + math.sqrt(len(projected))) * torch.finfo(torch.float64).eps
+    return products + units * norm
 
 
 def orthonormalise(block: Tensor, basis: Tensor, *, near: int = 0, scale: float = 0.0) -> Orthonormalised:
@@ -103,7 +130,7 @@ def orthonormalise(block: Tensor, basis: Tensor, *, near: int = 0, scale: float 
             against += overlap.cpu().numpy() @ within
         products = gram(rows, rows)
         deviation = float(np.abs(products - np.eye(len(rows))).max())
-        if deviation > 4 * torch.finfo(block.dtype).eps:
+        if deviation > _ORTHONORMAL * torch.finfo(block.dtype).eps:
             rows, within, more = _independent(rows, products, within, floor)
             lost = np.hypot(lost, more)
         if max(moved, deviation) < _SETTLED:

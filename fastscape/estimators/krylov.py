@@ -1,9 +1,9 @@
 r"""Block Lanczos with full reorthogonalisation and thick restart: extreme eigenpairs and Gauss quadrature of one Krylov basis.
 
 With orthonormal Q and a block F orthogonal to it, :math:`HQ = Q T + F C`. The whole projected matrix T is kept, as the
-products gave it, and its symmetric part is diagonalised, so that the residual
-:math:`\|Hy - \theta y\|^2 = \|Cs\|^2 + \|(T - T_{sym}) s\|^2` of a Ritz pair :math:`y = Qs` holds for the products that were
-made, also where they are rounded to half precision. Two units in the last place of the largest product are added in quadrature.
+products gave it, and its symmetric part is diagonalised; the residual of a Ritz pair :math:`y = Qs` is :math:`\|Cs\|`. What
+rounding adds is measured by the antisymmetric part of T, also for products in half precision, and is never below a few units
+in the last place of ||H|| (:func:`~fastscape.estimators.gram_schmidt.ritz_rounding`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastscape._checks import one_line
-from fastscape.estimators.gram_schmidt import NonFiniteRowsError, combine, gram, orthonormalise, random_rows
+from fastscape.estimators.gram_schmidt import NonFiniteRowsError, combine, gram, orthonormalise, random_rows, ritz_rounding
 from fastscape.estimators.repeats import certain
 from fastscape.estimators.scaling import Array
 from fastscape.ops import block_gram, block_update
@@ -38,7 +38,7 @@ class Eigenpairs:
 
     Attributes:
         values: Ritz values theta ``[n]``, outermost first: descending, but ascending for the smallest ones.
-        residuals: ||Hv - theta v|| for unit v ``[n]``; some eigenvalue of H lies in theta +- residual.
+        residuals: bound on ||Hv - theta v|| for unit v, with rounding ``[n]``; some eigenvalue of H lies in theta +- residual.
         converged: residual <= tolerance * max |theta| over all Ritz values of the basis ``[n]``.
         vectors: Ritz vectors ``[D, n]``, or ``None``.
     """
@@ -295,11 +295,10 @@ class BlockLanczos:
             m = self._done
             theta, vectors = np.linalg.eigh(self._symmetric())
             self._norm = max(self._norm, float(np.abs(theta).max(initial=0.0)))
-            skew = self._matrix[:m, :m] - self._symmetric()
             coupling = self._matrix[m : m + self._pending, :m]
-            squares = np.sum((coupling @ vectors) ** 2, axis=0) + np.sum((skew @ vectors) ** 2, axis=0)
-            rounding = 2 * torch.finfo(self._basis.dtype).eps * self._scale
-            self._ritz = theta, vectors, np.sqrt(squares + (self._lost[:m] @ np.abs(vectors)) ** 2 + rounding**2)
+            squares = np.sum((coupling @ vectors) ** 2, axis=0) + (self._lost[:m] @ np.abs(vectors)) ** 2
+            rounding = ritz_rounding(self._matrix[:m, :m], max(self._norm, self._scale), self._basis.dtype)
+            self._ritz = theta, vectors, np.sqrt(squares) + rounding
         return self._ritz
 
     def _order(self, theta: Array, k: int, which: Which) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 
 from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
@@ -17,6 +18,7 @@ from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.displacement import Displacement
 from fastscape.evaluation.evaluator import PathChoice
+from fastscape.evaluation.noise import output_sensitivity
 from fastscape.evaluation.points import Array
 from fastscape.objective import Objective
 
@@ -25,12 +27,11 @@ _TINY = 20  # units of round-off relative to ||w|| where differences are roundin
 _START, _LARGEST = 2.5e-2, 0.3  # first step tried and largest allowed, relative to ||w||
 _TRIALS = 6  # steps tried at most in one search
 _NEAR = 5.0  # factor on the second difference within which a step is taken as found
-_ROUNDED = 3  # pairs of losses there: their scatter tells the rounding, their mean is a better L(w) than one evaluation
-_CHECKED = 3  # random directions whose truncation stands for that of all
-_LEAST = (0.5, 1e-2)  # of an ulp of L0: least rounding of a loss of the model's dtype, and of one averaged in float64
-_DEVIATIONS = 3.2  # of the rounding in a reported error: Student's t for a scatter of 3 degrees of freedom, 95 %
+_ROUNDED = 4  # pairs of losses there: their scatter tells the rounding, their mean is a better L(w) than one evaluation
+_CHECKED = 5  # random directions whose truncation stands for that of all; of 3 all were small in one set of eight
+_DEVIATIONS = float(stats.t.ppf(0.975, _ROUNDED))  # of the rounding in a reported error: that scatter has so many degrees
 _ROUGH = 1e-3  # share of the RMS form above which rounding, or truncation, moves the directions checked out, or in
-_MARGIN = 2.0  # on the largest relative truncation seen
+_MARGIN = 2.0  # on the largest relative truncation seen in a direction of its own
 _HOPELESS = 0.1  # reported error, RMS over directions relative to the RMS form, above which the result is refused
 
 
@@ -62,7 +63,7 @@ def by_forwards(
             kinks within a step look like curvature at every step, so that no comparison of steps would show them.
         NondeterministicLossError: two evaluations at w differ.
 
-    Cost: 2 N + 14 to 22 forwards for random directions, 4 to 8 N for given ones; memory of the scratch copy of the weights and
+    Cost: 2 N + 18 to 44 forwards for random directions, 4 to 8 N for given ones; memory of the scratch copy of the weights and
     of one byte per element of every ReLU.
     """
     start = time.perf_counter()
@@ -87,7 +88,7 @@ class _Line(AbstractContextManager["_Line"]):
         self.lengths = np.array([directions.length(index) for index in range(len(directions))])
         self.norm = directions.weight_norm or 1.0
         self.base, self.rounding, self.forwards = math.nan, math.nan, 0
-        self._widened = False
+        self._widened, self._sensitivity = False, 0.0
         self._selected: int | None = None
         self._known: dict[tuple[int, float], tuple[float, float]] = {}
         self._stack = ExitStack()
@@ -127,9 +128,11 @@ class _Line(AbstractContextManager["_Line"]):
         parts = []
         for index, weight in enumerate(self.objective.batch_weights):
             with mode(index):
-                loss = self._replica.batch_loss(index)[0]
+                loss, outputs = self._replica.batch_loss(index)
             parts.append(weight * loss.double())
             self._widened = loss.dtype == torch.float64 != self.dtype
+            if mode == self._branches.recording:
+                self._sensitivity += weight / self.objective.samples * output_sensitivity(self._replica, index, outputs)
         return float(torch.stack(parts).sum()) / self.objective.samples
 
     def differences(self, index: int, distance: float) -> tuple[float, float]:
@@ -155,6 +158,8 @@ class _Line(AbstractContextManager["_Line"]):
         """Deviation of a second difference by rounding, and a mean L(w), from weights moved by a few roundings.
 
         The rounding of one L(w) would be in all forms alike: half of their error on a ResNet-18. The slope cancels in each pair.
+        Whatever the scatter on this processor, a loss is not taken to be better than its dtype allows: rounded once, uniformly,
+        or, where it is a mean taken in float64, the outputs of every sample rounded once and carried to their mean.
         """
         tiny = _TINY * torch.finfo(self.dtype).eps * self.norm
         moving = np.flatnonzero(self.lengths)
@@ -166,9 +171,10 @@ class _Line(AbstractContextManager["_Line"]):
         weights = np.array([1.0] + [2.0] * _ROUNDED)  # losses in each
         with np.errstate(invalid="ignore", over="ignore"):
             self.base = float(weights @ centres / weights.sum())
-            one = math.sqrt(float(weights @ (centres - self.base) ** 2) / _ROUNDED)
-            least = _LEAST[self._widened] * torch.finfo(self.dtype).eps * abs(self.base)
-            self.rounding = float(np.fmax(math.sqrt(2 + 4 / weights.sum()) * one, least)) or np.finfo(np.float64).tiny
+            measured = math.sqrt(float(weights @ (centres - self.base) ** 2) / _ROUNDED)
+            moved = self._sensitivity / math.sqrt(self.objective.samples) if self._widened else abs(self.base)
+            one = float(np.fmax(measured, torch.finfo(self.dtype).eps * moved / math.sqrt(12)))
+            self.rounding = math.sqrt(2 + 4 / weights.sum()) * one or np.finfo(np.float64).tiny
 
     @property
     def wanted(self) -> float:

@@ -80,18 +80,29 @@ def rounding_model(replica: Replica) -> float:
     for index, weight in enumerate(objective.batch_weights):
         loss, outputs = replica.batch_loss(index)
         total += weight * float(loss)
-        if outputs is not None and objective.criterion is not None and outputs.is_floating_point():
-            with torch.enable_grad():
-                leaf = outputs.detach().requires_grad_(True)
-                value = replica.module._pair(leaf, replica.batches[index][1])  # type: ignore[misc]
-                gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
-            if gradient is not None:
-                per_term = gradient.double().flatten(2) if gradient.ndim > 2 else gradient.double()
-                size = outputs.double().flatten(2) if outputs.ndim > 2 else outputs.double()
-                dim = 1 if gradient.ndim > 1 else 0
-                sensitivity += weight * float((_norm(per_term, dim) * _norm(size, dim)).sum())
+        sensitivity += weight * output_sensitivity(replica, index, outputs)
     unit = max(torch.finfo(replica.dtype).eps, torch.finfo(loss.dtype).eps) / 2
     return 8 * unit * (abs(total) + sensitivity) / objective.samples
+
+
+def output_sensitivity(replica: Replica, index: int, outputs: Tensor | None) -> float:
+    r"""Sum over the samples of a batch of :math:`\|\partial \ell / \partial z\| \, \|z\|`, for a batch's mean loss of outputs z.
+
+    How far a relative error of the outputs moves the loss: its condition number times the loss. Zero where the outputs or the
+    criterion are not seen.
+    """
+    if outputs is None or replica.objective.criterion is None or not outputs.is_floating_point():
+        return 0.0
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_(True)
+        value = replica.module._pair(leaf, replica.batches[index][1])  # type: ignore[misc]
+        gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
+    if gradient is None:
+        return 0.0
+    per_term = gradient.double().flatten(2) if gradient.ndim > 2 else gradient.double()
+    size = outputs.double().flatten(2) if outputs.ndim > 2 else outputs.double()
+    dim = 1 if gradient.ndim > 1 else 0
+    return float((_norm(per_term, dim) * _norm(size, dim)).sum())
 
 
 def _norm(values: Tensor, dim: int) -> Tensor:

@@ -93,7 +93,7 @@ def quadratic_forms(
         NondeterministicLossError: two evaluations at w differ.
 
     Cost: 4 N + 1 forwards' operations, less those of the first layer, and no graph for a backward pass; memory of a block of
-    directions and twice the widest activations for each. By two forwards 2 N + 14 to 22 forwards, at most 10 N for given
+    directions and twice the widest activations for each. By two forwards 2 N + 18 to 44 forwards, at most 10 N for given
     directions, and the memory of one.
 
     Source: Taylor mode, Griewank & Walther, "Evaluating derivatives" (2008), chapter 13. Nested forward mode of torch is not

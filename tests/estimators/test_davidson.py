@@ -36,6 +36,16 @@ def test_the_residual_is_that_of_the_vector():
     assert abs(found.value + 9.0) <= found.residual
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-15), (torch.float32, 1e-7)])
+def test_the_residual_is_a_bound_up_to_the_rounding_of_any_processor(dtype, tolerance):
+    values = torch.cat([torch.tensor([-5.0]), torch.arange(-32, 33) / 64]).double()[:, None]
+    for seed in range(6):
+        found = leading_pair(lambda v: (values * v.double()).to(dtype), len(values), tolerance=tolerance, dtype=dtype, seed=seed)
+        assert abs(found.value + 5.0) <= found.residual
+        assert found.residual >= 4 * 5.0 * torch.finfo(dtype).eps
+        assert not found.converged
+
+
 def test_ritz_pairs_of_a_matrix_that_was_nearly_this_one_halve_the_products():
     rng = np.random.default_rng(1)
     bulk = np.r_[10.0, 8.0, 7.0, 6.0, rng.standard_normal(396)]

@@ -95,6 +95,48 @@ def test_residuals_are_those_of_the_products(dtype):
         assert np.abs(exact - value).min() <= residual
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("copies", [2, 3])
+def test_copies_of_an_eigenvalue_are_never_a_resolved_gap(dtype, copies, seed):
+    values = torch.cat([torch.ones(copies, dtype=F64), torch.linspace(-1, 0.875, 64, dtype=F64)])[:, None]
+    tolerance = 400 * torch.finfo(dtype).eps
+    found = extreme_pairs(lambda v: values.to(dtype) * v, len(values), 2, block=3, tolerance=tolerance, dtype=dtype, seed=seed)
+    assert found.largest.converged.all()
+    assert not found.gap.resolved
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+def test_residuals_are_bounds_up_to_the_rounding_of_any_processor(dtype):
+    """Powers of two and their sums: the products of a diagonal matrix are exact, and so are its eigenvalues."""
+    exact = np.concatenate([[-4.0, 5.0, 5.0, 6.0], np.arange(-64, 64) / 64])
+    matrix, unit = torch.from_numpy(exact)[:, None], torch.finfo(dtype).eps
+    for seed in range(3):
+        run = BlockLanczos(lambda v: (matrix * v.double()).to(dtype), random_rows(132, range(2), seed, dtype=dtype).T)
+        while run.step():
+            pairs = run.pairs(4, "both")
+            off = np.abs(pairs.values[:, None] - exact).min(axis=1)
+            assert np.all(off <= pairs.residuals)
+            assert pairs.residuals.min() >= 4 * unit * run.norm
+        assert run.stop_reason == "complete"
+        assert pairs.residuals.max() < 1e3 * unit * run.norm
+
+
+@pytest.mark.parametrize("products", [torch.bfloat16, F32])
+@pytest.mark.parametrize("dtype", [F64, F32])
+def test_residuals_are_bounds_for_products_in_narrower_arithmetic(dtype, products):
+    exact = np.concatenate([[5.0, 5.0, 5.0, 4.0, 4.0], np.linspace(-1, 1, 123)])
+    matrix, within, resolved = torch.from_numpy(exact)[:, None], 0, 0
+    for seed in range(8):
+        start = random_rows(128, range(3), seed, dtype=dtype).T
+        run = grown(BlockLanczos(lambda v: matrix.to(products) * v.to(products), start), 45)
+        pairs = run.pairs(5)
+        within += int((np.abs(pairs.values[:, None] - exact).min(axis=1) <= pairs.residuals).sum())
+        resolved += Gap.between(pairs.values[:2], pairs.residuals[:2]).resolved
+    assert within >= 36, "95 % of 40 are 38"
+    assert not resolved
+
+
 def test_multiplicity_up_to_the_block_is_found():
     spectrum = np.concatenate([[5.0, 5.0, 5.0, 4.0, 4.0], np.linspace(-1, 1, 95)])
     found = extreme_pairs(lambda v: planted(spectrum) @ v, 100, 5, block=3, tolerance=1e-9)

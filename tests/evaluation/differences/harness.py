@@ -93,6 +93,30 @@ class Problem:
             second = sum((h * d).sum() for h, d in zip(hessian, self.steps(k), strict=True) if h is not None)
         return slope.detach(), torch.as_tensor(second, dtype=F64).detach()
 
+    def conditions(self, radius, k=0):
+        r"""Condition numbers of a and b, sum |d f / d x_i  x_i| / |f| over weights and directions x: arithmetic of round-off u leaves
+        errors of about u times them, whatever the order of its sums."""
+        weights = [tensor.double().clone().requires_grad_() for tensor in self.objective.base.values()]
+        steps = [step.double().clone().requires_grad_() for step in self.steps(k)]
+
+        def at(e):
+            return self.loss_at([w + e * d for w, d in zip(weights, steps, strict=True)])
+
+        with exact_arithmetic(F64), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            if radius < 1e-4:  # truncation is far below the first digit; subtraction would leave rounding
+                e = torch.zeros((), dtype=F64, requires_grad=True)
+                first = torch.autograd.grad(at(e), e, create_graph=True)[0]
+                second = torch.autograd.grad(first, e, create_graph=True)[0]
+            else:
+                up, here, down = at(radius), at(0.0), at(-radius)
+                first, second = (up - down) / (2 * radius), (up - 2 * here + down) / radius**2
+            found = []
+            for value in (first, second):
+                parts = torch.autograd.grad(value, [*weights, *steps], retain_graph=True, allow_unused=True)
+                moved = [(g * x).abs().sum() for g, x in zip(parts, [*weights, *steps], strict=True) if g is not None]
+                found.append(float((sum(moved) / value.abs()).detach()))
+        return found
+
 
 def problem(model, data, *, count=3, criterion=F.cross_entropy, directions=None, seed=0, trace_it=True, **options):
     """Trace the loss of a model; ``directions`` replaces random ones by ``{name: [K, *shape]}``."""
