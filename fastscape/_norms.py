@@ -75,7 +75,7 @@ def use_batch(module: nn.Module) -> None:
     torch's own lose their buffers and stay in evaluation mode. Others are put into training mode; their buffers are copies while
     the forward runs, so that what it writes into them is gone afterwards.
     """
-    if of_torch(module):
+    if isinstance(module, _NormBase) and of_torch(module):
         module.track_running_stats = False
         module.running_mean = module.running_var = module.num_batches_tracked = None
         return
