@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 SOURCE = "Venkatasubramanian, Loss Landscape Geometry & Optimization Dynamics in Deep Neural Architectures (2025)"
 BATCH_NORM = (
-    "numbers, and claims that rest on them, are of the function that was trained: by the statistics of each batch. Rows of running "
-    "statistics stand beside them: these lag behind early in training, and make it another, far sharper function"
+    "numbers, and claims that rest on them, are of the function that was trained: by the statistics of each batch. Rows of "
+    "running statistics stand beside them: these lag behind early in training, and make it another, far sharper function"
 )
 _TABLE = {  # heading: (field, definition)
     "trace": ("trace", "tr(H), Hutchinson with deflation"),
