@@ -1,4 +1,4 @@
-"""What speaks of training is of the function that was trained: the ratio, the temperature, the difficulty, trackers, signatures."""
+"""What speaks of training is of the function that was trained: ratio, temperature, difficulty, trackers and signatures."""
 
 import copy
 import json
@@ -208,11 +208,11 @@ def test_barriers_recompute_statistics_unless_the_batch_s_were_asked_for():
 # ---------------------------------------------------------------------------------------- on the command line
 
 
-MODULE = '''
+MODULE = """
 import sys
 sys.path.insert(0, {tests!r})
 from norms import data, net as model
-'''
+"""
 
 
 @pytest.fixture
