@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fastscape._checks import first_line
-from fastscape._state import preserved_rng
+from fastscape._state import exact_arithmetic, preserved_rng
 
 if TYPE_CHECKING:
     from fastscape.objective import Objective
@@ -75,7 +75,7 @@ def use_batch(module: nn.Module) -> None:
     torch's own lose their buffers and stay in evaluation mode. Others are put into training mode; their buffers are copies while
     the forward runs, so that what it writes into them is gone afterwards.
     """
-    if of_torch(module):
+    if isinstance(module, _NormBase) and of_torch(module):
         module.track_running_stats = False
         module.running_mean = module.running_var = module.num_batches_tracked = None
         return
@@ -104,7 +104,7 @@ def compared(objective: Objective) -> Statistics:
             try:
                 switched = objective.switched(mode)
                 losses[mode] = switched.loss()
-                if mode == "batch" and not own and not _same(losses[mode], switched.loss()):
+                if mode == "batch" and not own and not _repeats(switched):
                     failure, losses[mode] = "layers draw random numbers in training mode", math.nan
             except Exception as error:  # of the model: batches of one sample, or layers that need what they lost
                 failure = f"{type(error).__name__}: {first_line(error)}"
@@ -130,5 +130,10 @@ def untrained(objective: Objective) -> str:
     return "training used batch statistics; pass batch_norm='batch'"
 
 
-def _same(first: float, second: float) -> bool:
+def _repeats(objective: Objective) -> bool:
+    """Whether two evaluations after each other agree."""
+    with exact_arithmetic(objective.dtype):
+        replica = objective.replica(objective.dtype)
+        replica.reset()
+        first, second = float(replica.loss()), float(replica.loss())
     return first == second or (math.isnan(first) and math.isnan(second))

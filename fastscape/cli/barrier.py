@@ -12,10 +12,10 @@ from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
 from fastscape.cli.inputs import build_objective, checkpoint_files, objective_options
 from fastscape.cli.output import Outcome, check_out, exit_codes, finish
+from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.evaluation.losses import DTYPES
 from fastscape.objective import Objective
 from fastscape.probes import barrier, barriers, connect
-from fastscape.probes.connectivity_run import BatchNorm
 from fastscape.reports.connectivity import BarrierMatrix, BarrierResult, CurveResult
 from fastscape.reports.live import LiveProgress
 from fastscape.runs.budget import Budget

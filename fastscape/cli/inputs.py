@@ -36,7 +36,11 @@ def objective_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--loss", help="module:function(model, batch) -> mean, for batches that are not (inputs, targets)."),
         click.option("--params", multiple=True, help="Glob on the names of parameters to move; repeatable."),
-        click.option("--batch-norm", type=click.Choice(["running", "batch"]), default="running", show_default=True),
+        click.option(
+            "--batch-norm",
+            type=click.Choice(["running", "batch"]),
+            help="Statistics of batch norm; default: running, but those of each batch, as in training, with an optimizer.",
+        ),
         click.option("--device", help="Where to evaluate; default the CPU."),
     )
     for option in reversed(options):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -13,6 +13,7 @@ from fastscape.cli.budgets import run_budget
 from fastscape.cli.inputs import build_objective, checkpoint_files, gibibytes, objective_options
 from fastscape.cli.output import Outcome, check_out, exit_codes, finish
 from fastscape.directions import Axes
+from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.evaluation.losses import DTYPES
 from fastscape.objective import Objective
 from fastscape.probes import slice1d, slice2d, spectrum
@@ -49,6 +50,11 @@ _SHARE = 0.3  # of the budget, for the eigenvectors
 @click.option("--count", type=int, default=8, show_default=True, help="Lines, for random directions and eigenvectors.")
 @click.option("--normalize", default="filter", show_default=True, help="Of random directions: filter, tensor, module, global ...")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random directions.")
+@click.option(
+    "--bn",
+    type=click.Choice(get_args(BatchNorm)),
+    help="Running statistics of batch norm along the way; default: those of the centre, held against recomputed ones.",
+)
 @click.option("--precision", type=click.Choice(list(DTYPES)), help="Arithmetic; default the model's.")
 @click.option(
     "--symlog/--linear", default=None, help="Scale of the loss; default: symmetric-logarithmic where its range is wide."
@@ -105,7 +111,7 @@ def _measured(
     def show(done: int, wanted: int) -> None:
         live.draw(f"{labels['name']} · {done} of {wanted} {noun}", done / wanted, budget.remaining)
 
-    settings: dict[str, Any] = {key: options[key] for key in ("normalize", "seed", "precision", "symlog", "memory")}
+    settings: dict[str, Any] = {key: options[key] for key in ("normalize", "seed", "precision", "symlog", "memory", "bn")}
     settings |= {key: options[key] for key in ("radius", "points") if options[key] is not None}
     directions = _directions(objective, files, budget, options)
     trajectory = list(files) if len(files) > 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ ARCHITECTURES = [slug(each) for each in quick().architectures]
 @click.option("--seeds", type=click.IntRange(1), help="Runs of each architecture; default 3 with --quick, else 5.")
 @click.option("--architecture", "architectures", multiple=True, type=click.Choice(ARCHITECTURES), help="Only these; repeatable.")
 @click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="That the probes of one state may take; default 8 with --quick, else 300. More where the machine has other work.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("study"),
@@ -31,7 +37,13 @@ ARCHITECTURES = [slug(each) for each in quick().architectures]
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the tables.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def study_command(
-    is_quick: bool, seeds: int | None, architectures: tuple[str, ...], out: Path, as_json: bool, quiet: bool
+    is_quick: bool,
+    seeds: int | None,
+    architectures: tuple[str, ...],
+    seconds: float | None,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Train an MLP, a ResNet-18 and a tiny Transformer with several seeds each, and compare the geometry of their losses.
 
@@ -42,18 +54,26 @@ def study_command(
     Exit codes: 0 done, 2 bad input, 130 interrupted (what was done is saved).
     """
     with Interrupts() as interrupts:
-        outcome = exit_codes(lambda: _study(is_quick, seeds, architectures, out, interrupts, quiet))
+        outcome = exit_codes(lambda: _study(is_quick, seeds, architectures, seconds, out, interrupts, quiet))
         exit_codes(lambda: finish(outcome, out, interrupts, as_json=as_json))
 
 
 def _study(
-    is_quick: bool, seeds: int | None, architectures: tuple[str, ...], out: Path, interrupts: Interrupts, quiet: bool
+    is_quick: bool,
+    seeds: int | None,
+    architectures: tuple[str, ...],
+    seconds: float | None,
+    out: Path,
+    interrupts: Interrupts,
+    quiet: bool,
 ) -> Outcome:
     check_out(out)
     make: Any = quick if is_quick else full
     plan = make() if seeds is None else make(seeds)
     if architectures:
         plan = plan.only(architectures)
+    if seconds is not None:
+        plan = dataclasses.replace(plan, seconds=seconds)
     with LiveProgress(quiet=quiet) as live:
         result = study(plan, out, progress=lambda words, share: live.draw(words, share, math.inf))
         interrupts.hold()

@@ -303,7 +303,8 @@ def above_edge(threshold: float | None = None) -> Rule:
         source = f"{_SOURCE}; threshold of Cohen et al. (2021, 2022)"
     else:
         condition, source = Condition("lambda_max", ">", threshold), f"{_SOURCE}; threshold of the user"
-    return Rule("curvature above the edge of stability", condition, "lower the learning rate or take larger batches", source)
+    advice = "lower the learning rate or take larger batches"
+    return Rule("curvature above the edge of stability", condition, advice, source, _untrained)
 
 
 def rugged_but_flat(r0: float = 10.0, quantile: float = 0.25) -> Rule:
@@ -359,12 +360,24 @@ def flat_but_isolated(sharpness: float = 1e-4, barrier: float = 1.0) -> Rule:
         ),
         "expect results to depend on the seed: report several, or average weights only along connected solutions",
         _SOURCE,
+        _untrained,
     )
 
 
 def _nondeterministic(signature: Any) -> str | None:
     if getattr(signature, "deterministic", None) is False:
         return "the loss is not deterministic, so that roughness would be evaluation noise"
+    return _untrained(signature)
+
+
+def _untrained(signature: Any) -> str | None:
+    """Warnings are of training: numbers by running statistics of batch norm may be those of another function."""
+    meta = getattr(signature, "meta", {})
+    losses = meta.get("statistics") or {}
+    if meta.get("batch_norm") == "running" and losses and losses["running"] != losses["batch"]:
+        return (
+            "batch norm took its running statistics, training those of the batch: pass batch_norm='batch', or none to signature"
+        )
     return None
 
 

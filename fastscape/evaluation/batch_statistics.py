@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fastscape._replica import Replica
+from fastscape.objective import Objective
+
+BatchNorm = Literal["recalibrate", "running", "batch"]
+
+
+def checked_mode(objective: Objective, bn: BatchNorm | None, usual: BatchNorm) -> str:
+    """What becomes of running statistics where the weights move: as asked for, or as usual; ``"none"`` without any.
+
+    Layers that are not torch's keep theirs or take the batch's: nothing is known that recomputes them.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed.
+    """
+    if bn not in (None, *get_args(BatchNorm)):
+        raise ValueError(f"bn must be 'recalibrate', 'running', 'batch' or None, got {bn!r}")
+    if statistics(objective.model):
+        return bn or usual
+    if not objective.tracking:
+        return "none"
+    if bn == "recalibrate":
+        raise ValueError(f"bn must be 'running' or 'batch' for {objective.tracking[0]!r}, which is no layer of torch, got {bn!r}")
+    return bn or objective.batch_norm
 
 
 def statistics(model: nn.Module) -> list[_NormBase]:
@@ -57,3 +83,16 @@ def recalibrate(replica: Replica) -> None:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.eval()
             layer.momentum = momentum
+
+
+@contextmanager
+def kept(replica: Replica) -> Iterator[None]:
+    """Restore the running statistics of a replica on exit."""
+    layers = statistics(replica.module.model)
+    buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)

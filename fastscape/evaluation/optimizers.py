@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -121,12 +122,12 @@ def _of_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> 
             f"edge and its noise are not those of the base optimizer; pass optimizer.{name} for those, or optimizer=None"
         )
     content = optimizer.state_dict()
-    known = [kind for kind in _torch_classes(optimizer) if kind is not torch.optim.Optimizer]
+    known = _torch_classes(optimizer)
     found = known[0].__name__ if known else type(optimizer).__name__
     groups = tuple(content["param_groups"])
-    remark, own = _perturbed(found, groups), bool(known) and type(optimizer).step is not known[0].step
+    remark, own = _perturbed(found, groups), bool(known) and unwrap(type(optimizer).step) is not unwrap(known[0].step)
     reason = f"{type(optimizer).__name__} is SAM: its gradients are those of weights moved by rho" if remark and own else ""
-    remarks = (remark,) if remark else ()
+    remarks: tuple[str, ...] = (remark,) if remark else ()
     if own:
         remarks += (f"{type(optimizer).__name__} steps in a way of its own; taken for {found}, from which it is derived",)
     names = None
@@ -138,8 +139,10 @@ def _of_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> 
     return OptimizerState(found, groups, content["state"], names or _names_in(groups), remarks, reason)
 
 
-def _torch_classes(optimizer: torch.optim.Optimizer) -> list[type]:
-    return [kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch.optim.")]
+def _torch_classes(optimizer: torch.optim.Optimizer) -> list[type[torch.optim.Optimizer]]:
+    """Optimizers of torch from which one is derived, the nearest first."""
+    kinds = [kind for kind in type(optimizer).__mro__ if issubclass(kind, torch.optim.Optimizer)]
+    return [kind for kind in kinds if kind is not torch.optim.Optimizer and kind.__module__.startswith("torch.optim.")]
 
 
 def _wrapped(optimizer: torch.optim.Optimizer) -> tuple[str, torch.optim.Optimizer] | None:

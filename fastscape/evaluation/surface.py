@@ -18,6 +18,7 @@ from fastscape._batches import available_memory
 from fastscape._checks import first_line
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
+from fastscape.evaluation.batch_statistics import kept, recalibrate
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.evaluator import PathChoice, activation_bytes, cannot_run, check_memory
 from fastscape.evaluation.families import Affine as Affine
@@ -191,6 +192,23 @@ class Surface:
         self._seen.clear()  # coordinates of the other family
         if self._path is not None and self.choice is not None:
             self._path = self._named(self.choice.name, self.choice.chunk) or self._loop
+
+    def recalibrated(self, points: ArrayLike) -> Array:
+        """Losses ``[P]`` with the running statistics of batch norm recomputed at every point; the replica keeps its own.
+
+        Raises:
+            ValueError: as :meth:`at`, or a batch with a single value per channel.
+
+        Cost: two evaluations per point.
+        """
+        rows = self._checked(points)
+        found = np.empty(len(rows))
+        with kept(self.replica):
+            for position, row in enumerate(rows.tolist()):
+                self.family.write(row, self.replica.scratch)
+                recalibrate(self.replica)
+                found[position] = float(self.replica.loss())
+        return found
 
     @property
     def noise(self) -> float:

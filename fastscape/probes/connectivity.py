@@ -14,11 +14,11 @@ import torch
 
 from fastscape._checks import integer
 from fastscape.estimators.scaling import Array
+from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.evaluation.matching import matched
 from fastscape.evaluation.weight_paths import Bezier, Segment
 from fastscape.objective import Objective, checked_objective
 from fastscape.probes.connectivity_run import (
-    BatchNorm,
     Goals,
     Line,
     PathLosses,
@@ -75,7 +75,7 @@ def barrier(
         points: evaluated at most; start: of the even grid, both at least 3.
         tolerance: the refinement ends when no maximum between the points may exceed the largest by more than this share of the
             range of losses along the line.
-        bn: running statistics of batch norm. ``"recalibrate"`` (default with ``batch_norm="running"``): recomputed at every
+        bn: running statistics of batch norm. ``"recalibrate"`` (default but for ``batch_norm="batch"``): recomputed at every
             point, the ends included, from the objective's data, because interpolated statistics fit no network of the line;
             ``"running"``: interpolated, so that the ends are the checkpoints as they are; ``"batch"``: those of each batch.
         match: reorder b's hidden units to match a's first (:func:`fastscape.evaluation.matching.matched`).

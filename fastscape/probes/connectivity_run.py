@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from fastscape._replica import Replica
 from fastscape.estimators.maxima import band, largest_of_lesser, maximum
 from fastscape.estimators.refinement import coarse_to_fine, refine
 from fastscape.estimators.scaling import Array
-from fastscape.evaluation.batch_statistics import recalibrate, statistics
+from fastscape.evaluation.batch_statistics import BatchNorm, checked_mode, recalibrate
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.noise import rounding
 from fastscape.evaluation.surface import Surface
@@ -30,7 +30,6 @@ from fastscape.reports.connectivity import BarrierResult
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import objective_meta
 
-BatchNorm = Literal["recalibrate", "running", "batch"]
 Progress = Callable[[str, float], None]
 _LEAST = 3  # points that are evaluated whatever the budget is: the ends and the middle
 _SINGLE = math.sqrt(6)  # the rounding model is of a second difference, one of whose losses carries a sixth of its variance
@@ -74,10 +73,7 @@ def checked_goals(
         raise ValueError(f"points must be at least start = {start}, got {points}; start is the first, even grid of a path")
     if not (isinstance(tolerance, (int, float)) and math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance must be finite and not negative, got {tolerance!r}; 0 refines until points are used up")
-    if bn not in (None, *get_args(BatchNorm)):
-        raise ValueError(f"bn must be 'recalibrate', 'running', 'batch' or None, got {bn!r}")
-    usual = "recalibrate" if objective.batch_norm == "running" else "batch"
-    mode = (bn or usual) if statistics(objective.model) else "none"
+    mode = checked_mode(objective, bn, "batch" if objective.batch_norm_asked == "batch" else "recalibrate")
     dtype = None if precision is None else checked_dtype(precision)
     return Goals(points, start, float(tolerance), mode, bool(match), dtype, integer("seed", seed, 0, 2**64))
 

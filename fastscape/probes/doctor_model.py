@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fastscape._batches import available_memory
 from fastscape._checks import counted, first_line
+from fastscape._norms import tracking
 from fastscape._state import exact_arithmetic, preserved_rng
 from fastscape._structures import tensors_of
 from fastscape.directions import Directions
@@ -128,22 +129,37 @@ class ModelCheckup:
         return Finding("zero weights", "warning", words, "normalize='global' or 'module' moves them; or train a few steps first")
 
     def _batch_norm(self) -> Finding:
-        layers = {name: module for name, module in self.objective.model.named_modules() if isinstance(module, _NormBase)}
-        tracked = {name: module for name, module in layers.items() if module.running_mean is not None}
+        layers = tracking(self.objective.model)
+        untracked = [module for module in self.objective.model.modules() if isinstance(module, _NormBase)]
         if not layers:
-            return Finding("batch norm", "ok", "no layer of it")
-        if self.objective.batch_norm == "batch" or not tracked:
-            return Finding("batch norm", "ok", f"{counted(len(layers), 'layer')}, with the statistics of each batch")
-        fresh = [name for name in tracked if self._initial(name, tracked[name])]
-        words = f"{counted(len(layers), 'layer')}, with running statistics"
-        if fresh:
-            words = f"{words}, of which {len(fresh)} at their initial values 0 and 1: {_few(fresh)}"
-            remedy = "batch_norm='batch', or run the training data through the model in training mode first"
+            words = f"{counted(len(untracked), 'layer')}, with the statistics of each batch" if untracked else "no layer of it"
+            return Finding("batch norm", "ok", words)
+        found, asked = self.objective.statistics(), self.objective.batch_norm_asked
+        words = f"{counted(len(layers), 'layer')} with running statistics, loss {found.running:.3g}; "
+        if found.failure:
+            words += f"those of the batch cannot be had: {found.failure}"
+            remedy = "larger batches: without their statistics nothing is told of training (stability, temperature, difficulty)"
             return Finding("batch norm", "warning", words, remedy)
-        return Finding("batch norm", "ok", words)
+        words += f"with those of the batch {found.batch:.3g}; "
+        words += (
+            "both are probed: running ones, but the batch's, as in training, where an optimizer is given"
+            if asked is None
+            else (f"{asked!r} were asked for")
+        )
+        fresh = [name for name in layers if self._initial(name, layers[name])]
+        if asked == "batch" or not (fresh or found.differ):
+            return Finding("batch norm", "ok", words)
+        if fresh:
+            words = f"{words}; {len(fresh)} at their initial values 0 and 1: {_few(fresh)}"
+        remedy = (
+            "batch_norm='batch' for the function that was trained, or run the training data through it in training mode first"
+        )
+        return Finding("batch norm", "warning", words, remedy)
 
-    def _initial(self, name: str, module: _NormBase) -> bool:
+    def _initial(self, name: str, module: nn.Module) -> bool:
         """Whether running statistics are the mean 0 and variance 1 that they start from."""
+        if not isinstance(module, _NormBase):
+            return False
         state = self.objective.state or {}
         mean, variance = (state.get(f"{name}.{part}", getattr(module, part)) for part in ("running_mean", "running_var"))
         return not bool(mean.any()) and bool((variance - 1 == 0).all())

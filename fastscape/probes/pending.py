@@ -149,4 +149,5 @@ def _groups(optimizer: torch.optim.Optimizer | Mapping[str, Any] | OptimizerStat
         return optimizer.param_groups
     if isinstance(optimizer, OptimizerState):
         return optimizer.groups
-    return (optimizer or {}).get("param_groups", ())
+    held: Sequence[Mapping[str, Any]] = (optimizer or {}).get("param_groups", ())
+    return held

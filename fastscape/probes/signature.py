@@ -140,7 +140,9 @@ def signature(
 ) -> Signature:
     """Geometric signature of a checkpoint: curvature, roughness, sharpness, barrier and gradient noise, with intervals.
 
-    Eigenvalues, trace, effective rank and directional variance come from one set of Hessian products.
+    Eigenvalues, trace, effective rank and directional variance come from one set of Hessian products. All parts are of the
+    function that was trained (:meth:`fastscape.Objective.trained`); a barrier recomputes running statistics, see
+    :func:`fastscape.barrier`.
 
     Args:
         objective: the loss.
@@ -197,7 +199,7 @@ def signature(
     absent = _absent(what, given, other)
     kinds = tuple(kind for kind in _SIGNATURE if kind not in absent) if what is None else what
     found = probe(
-        objective,
+        objective.trained(),
         kinds,
         budget=budget,
         targets=targets,

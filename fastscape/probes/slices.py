@@ -15,6 +15,7 @@ from fastscape.directions.axes import Axes
 from fastscape.directions.directions import Scale
 from fastscape.estimators.roughness import Trend, mean_estimate, minima, second_difference_energy
 from fastscape.estimators.scaling import Array
+from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.surface import Affine, Surface, SurfaceLosses
 from fastscape.objective import Objective, checked_objective
@@ -30,6 +31,7 @@ from fastscape.probes.slice_axes import (
     plane_axes,
     states_of,
 )
+from fastscape.probes.slice_norms import Norms, norm_notes
 from fastscape.reports.slices import PlaneResult, SliceResult
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import objective_meta
@@ -38,6 +40,7 @@ Progress = Callable[[int, int], None]
 
 _TRIAL = 0.05  # of the budget, for trying batched evaluation
 _DEPTH = 4.0  # times the rounding of one loss: two losses differ by less in 99.5 % of cases
+_TRIED = 4  # checkpoints of a trajectory at which running statistics are compared: the farthest from w
 _MARGIN = 1.2  # on the trajectory's reach, so that no checkpoint lies on the border
 
 
@@ -61,6 +64,7 @@ def slice1d(
     seed: int = 0,
     trajectory: Sequence[AnyState] | None = None,
     symlog: bool | None = None,
+    bn: BatchNorm | None = None,
     precision: str | None = None,
     budget: str | float | Budget | None = None,
     path: str | None = None,
@@ -85,6 +89,11 @@ def slice1d(
         scale: length of the directions made here: ``"relative"`` ||w||, ``"unit"`` 1, ``"none"`` as they are.
         trajectory: checkpoints for ``"pca"``: files, state dicts or modules.
         symlog: show the loss on a symmetric-logarithmic scale; ``None`` where its range is wide.
+        bn: running statistics of batch norm. ``"running"``: those of w at every point, which far from w fit no network: at the
+            ends they are held against recomputed ones, and a flag says both losses where they differ by more than 5 %.
+            ``"recalibrate"``: recomputed at every point from the objective's data, as :func:`fastscape.barrier` does, so that
+            another checkpoint on the line has its own loss up to its statistics. ``"batch"``: those of each batch. ``None``: as
+            the objective has them.
         precision: ``"float64"``, ``"float32"``, or ``None`` for the model's dtype.
         budget: seconds, or ``"60s"``, ``"5m"``: directions are evaluated one after the other while they fit.
         path: ``"loop"``, ``"vmap"``, or ``None`` to measure.
@@ -110,21 +119,26 @@ def slice1d(
     count, seed = integer("count", count, 1), integer("seed", seed, 0, 2**64)
     dtype = None if precision is None else checked_dtype(precision)
     clock = budget if isinstance(budget, Budget) else Budget(budget)
+    norms = Norms(objective, bn)
     states = None if trajectory is None else states_of(objective, trajectory)[0]
     given = axes_of(objective, directions, count=count, normalize=normalize, scale=scale, seed=seed, trajectory=states)
-    settings = _settings(directions, normalize, scale, radius, points, precision, symlog) | {"directions": len(given)}
+    settings = _settings(directions, normalize, scale, radius, points, precision, symlog) | {"directions": len(given), "bn": bn}
     base, found = list(objective.base.values()), _Lines()
     run = Anytime(clock, "direction")
-    with Surface(objective, Affine(base, [base]), dtype=dtype, path=path, memory=memory, trial=_TRIAL * clock.seconds) as surface:
+    watched = len(given) if isinstance(given, Axes) else 1
+    common: dict[str, Any] = {"dtype": dtype, "path": path, "memory": memory, "trial": _TRIAL * clock.seconds}
+    with Surface(norms.objective, Affine(base, [base]), prepare=norms.prepare, **common) as surface:
 
         def evaluate(line: Line) -> None:
             surface.turn(Affine(base, [line.axis]))
             found.add(line, surface.at(alphas))
+            if len(found.lines) <= watched:
+                norms.compare(surface, alphas[[0, -1]][:, None], found.found[-1].losses[[0, -1]], f"of {line.label}")
             if progress is not None:
                 progress(run.done + 1, len(given))
 
         run.over(lines_of(given, surface.dtype), evaluate, surface.seconds * points)
-        meta = _meta(objective, surface, run, settings, seed)
+        meta = _meta(norms.objective, surface, run, settings, seed) | norms.meta
     result = _line_result(name, step, alphas, found, meta)
     if run.error is not None:
         raise _failed(run, result)
@@ -143,6 +157,7 @@ def slice2d(
     seed: int = 0,
     trajectory: Sequence[AnyState] | None = None,
     symlog: bool | None = None,
+    bn: BatchNorm | None = None,
     precision: str | None = None,
     budget: str | float | Budget | None = None,
     path: str | None = None,
@@ -161,7 +176,7 @@ def slice2d(
         directions: two of what :func:`slice1d` takes; more than two random ones or eigenvectors are cut to the first two.
         radius: A, or (A_1, A_2); ``None`` for 1, and with a trajectory for the least that shows it.
         points: odd number along each axis, or (along alpha_1, along alpha_2).
-        normalize, scale, seed, symlog, precision, path, memory, name, step: as for :func:`slice1d`.
+        normalize, scale, seed, symlog, bn, precision, path, memory, name, step: as for :func:`slice1d`.
         orthogonal: make v_2 orthogonal to v_1 (Gram-Schmidt after scaling); otherwise their cosine is reported as it is.
         trajectory: checkpoints to project onto the plane: files, state dicts or modules; ``directions="pca"`` takes their
             principal components.
@@ -191,17 +206,19 @@ def slice2d(
         raise ValueError(f"radius must be a number or a pair, got {radius!r}")
     for size, reach in zip(sizes, reaches, strict=True):
         grid(1.0 if reach is None else reach, size)
+    norms = Norms(objective, bn)
     states, names = (None, []) if trajectory is None else states_of(objective, trajectory)
     given = axes_of(objective, directions, count=2, normalize=normalize, scale=scale, seed=seed, trajectory=states)
     axes = plane_axes(given, dtype or objective.dtype, orthogonal=orthogonal)
     projected = None if states is None else axes.project(objective, states)
     radii = _radii(radius, projected)
     alphas = [grid(reach, size) for reach, size in zip(radii, sizes, strict=True)]
-    settings = _settings(directions, normalize, scale, radii, sizes, precision, symlog) | {"orthogonal": orthogonal}
+    settings = _settings(directions, normalize, scale, radii, sizes, precision, symlog) | {"orthogonal": orthogonal, "bn": bn}
     plane = _Plane(alphas[0], alphas[1])
     run = Anytime(clock, "row")
-    family, trial = Affine(list(objective.base.values()), axes.tensors), _TRIAL * clock.seconds
-    with Surface(objective, family, dtype=dtype, path=path, memory=memory, accuracy=False, trial=trial) as surface:
+    family = Affine(list(objective.base.values()), axes.tensors)
+    common: dict[str, Any] = {"dtype": dtype, "path": path, "memory": memory, "trial": _TRIAL * clock.seconds}
+    with Surface(norms.objective, family, accuracy=False, prepare=norms.prepare, **common) as surface:
 
         def evaluate(row: int) -> None:
             plane.fill(row, surface.at(np.column_stack([np.full(sizes[1], alphas[0][row]), alphas[1]])))
@@ -209,7 +226,11 @@ def slice2d(
                 progress(run.done + 1, sizes[0])
 
         run.over(coarse_to_fine(sizes[0]), evaluate, surface.seconds * sizes[1])
-        meta = _meta(objective, surface, run, settings, seed) | {"checkpoints": names}
+        try:
+            norms.compare(surface, *plane.ends(projected), clock=clock)
+        except KeyboardInterrupt:  # the plane is there
+            run.reason = "interrupted"
+        meta = _meta(norms.objective, surface, run, settings, seed) | {"checkpoints": names} | norms.meta
     result = _plane_result(name, step, plane, axes, projected, meta)
     if run.error is not None:
         raise _failed(run, result)
@@ -240,8 +261,24 @@ class _Plane:
         self.stderr = self.losses.copy()
         self.evaluated = np.zeros(len(alpha_1), dtype=bool)
 
+    def ends(self, projected: tuple[Array, Array] | None) -> tuple[Array, Array]:
+        """Points at which running statistics are compared, and their losses: the axes' ends; NaN where not evaluated."""
+        rows, columns = len(self.alpha_1), len(self.alpha_2)
+        places = [(0, columns // 2), (rows - 1, columns // 2), (rows // 2, 0), (rows // 2, columns - 1)]
+        if projected is not None:  # and the points of the grid nearest to the checkpoints
+            near = np.where(np.isfinite(projected[0]), projected[0], 0.0)
+            farthest = near[np.argsort(-np.linalg.norm(near, axis=1))][:_TRIED]
+            places += [(_nearest(self.alpha_1, first), _nearest(self.alpha_2, second)) for first, second in farthest]
+        known = [place for place in dict.fromkeys(places) if self.evaluated[place[0]]]
+        points = np.array([[self.alpha_1[row], self.alpha_2[column]] for row, column in known])
+        return points, np.array([self.losses[place] for place in known])
+
     def fill(self, row: int, found: SurfaceLosses) -> None:
         self.losses[row], self.stderr[row], self.evaluated[row] = found.losses, found.stderr, True
+
+
+def _nearest(alphas: Array, value: float) -> int:
+    return int(np.abs(alphas - value).argmin())
 
 
 def _radii(radius: float | tuple[float, float] | None, projected: tuple[Array, Array] | None) -> tuple[float, float]:
@@ -311,6 +348,7 @@ def _line_result(name: str, step: int | None, alphas: Array, found: _Lines, meta
     stderr = np.stack([line.stderr for line in found.found])
     noise = meta["noise"]
     depth = 0.0 if math.isnan(noise) else _DEPTH * noise
+    notes = _notes(meta, len(losses), meta["settings"]["directions"], "direction", errors=bool(np.isfinite(stderr).any()))
     accuracies = [line.accuracy for line in found.found if line.accuracy is not None]
     return SliceResult(
         name=name,
@@ -329,7 +367,7 @@ def _line_result(name: str, step: int | None, alphas: Array, found: _Lines, meta
         noise_floor=noise**2,
         accuracy=np.stack(accuracies) if accuracies else None,
         meta=meta,
-        notes=_notes(meta, len(losses), meta["settings"]["directions"], "direction", errors=bool(np.isfinite(stderr).any())),
+        notes=notes + norm_notes(meta),
     )
 
 
@@ -340,7 +378,7 @@ def _plane_result(
     known, noise = plane.losses[rows], meta["noise"]
     grids = [plane.alpha_1[rows], plane.alpha_2]
     whole = known.reshape(1, -1)
-    notes = _notes(meta, int(rows.sum()), len(rows), "row", errors=bool(np.isfinite(plane.stderr).any()))
+    notes = _notes(meta, int(rows.sum()), len(rows), "row", errors=bool(np.isfinite(plane.stderr).any())) + norm_notes(meta)
     return PlaneResult(
         name=name,
         step=step,

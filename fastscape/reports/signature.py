@@ -22,7 +22,19 @@ from fastscape.runs.provenance import provenance
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SHARED = ("model", "parameters", "samples", "batches", "batch_norm", "weight_fingerprint", "data_fingerprint", "device", "dtype")
+_SHARED = (
+    "model",
+    "parameters",
+    "samples",
+    "batches",
+    "batch_norm",
+    "batch_norm_asked",
+    "statistics",
+    "weight_fingerprint",
+    "data_fingerprint",
+    "device",
+    "dtype",
+)
 _TRAINING = ("difficulty",)  # results of a whole training: the weights of its start are not those of the others
 RULE_COLUMNS = {
     "rule": "name of the rule; all its conditions must hold",
@@ -312,6 +324,13 @@ def _notes(given: Mapping[str, Any]) -> tuple[str, ...]:
     if len(prints) > 1:
         notes.append("the results are of different data: numbers of one and the other need not agree")
     notes += [f"{kind}: {flag}" for kind, result in given.items() for flag in getattr(result, "flags", result.notes)]
+    modes: dict[str, list[str]] = {}
+    for kind, result in given.items():
+        if kind not in _TRAINING and result.meta.get("statistics"):
+            modes.setdefault(str(result.meta.get("batch_norm")), []).append(kind)
+    if len(modes) > 1:
+        words = "; ".join(f"{mode}: {', '.join(kinds)}" for mode, kinds in modes.items())
+        notes.append(f"statistics of batch norm differ between the results ({words})")
     ended = [kind for kind, result in given.items() if result.meta.get("stop_reason") == "interrupted"]
     if ended:
         notes.append(f"interrupted: {', '.join(ended)}")

@@ -14,7 +14,7 @@ from fastscape._checks import counted
 from fastscape.estimators.difficulty import RICHARDSON, over_seeds
 from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.scaling import Array
-from fastscape.reports import tracking_figures
+from fastscape.reports import batch_norm, tracking_figures
 from fastscape.reports.document import Document
 from fastscape.reports.sections import Figure, Grid, Quantity, Section
 
@@ -139,6 +139,15 @@ class TrackResult(Document):
         bounds = np.array([point.intervals.get(name, unknown) for point in found], dtype=np.float64)
         steps = np.array([point.step for point in found], dtype=np.float64)
         return Series(steps, np.array([point.values[name] for point in found], dtype=np.float64), bounds[:, 0], bounds[:, 1])
+
+    @property
+    def lead(self) -> str:
+        """See :class:`Document`; of the point whose losses by the two kinds of statistics differ most."""
+        both = [point for point in self.points if "loss_running" in point.values and "loss" in point.values]
+        told = [
+            (f"step {point.step}", {"running": point.values["loss_running"], "batch": point.values["loss"]}) for point in both
+        ]
+        return batch_norm.lead_along([(name, self.meta | {"statistics": found}) for name, found in told]) or super().lead
 
     def early(self, limit: float = 0.1) -> tuple[TrackPoint, ...]:
         """Points within the first ``limit`` of the planned steps; none where the plan is not known."""

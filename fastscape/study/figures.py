@@ -78,7 +78,8 @@ def foretold(result: StudyResult, axes: Sequence[Axes]) -> None:
             outcome = [run.outcome.test_loss for run in result.of(name)]
             ax.plot(row, outcome, _MARKS[index % len(_MARKS)], color=colour(result, name), ms=6, alpha=0.8, label=name)
         ax.set(xlabel=label, ylabel="final test loss", yscale="log")
-        if all((row[np.isfinite(row)] > 0).all() for row in result.values(quantity).values()):
+        known = np.concatenate([row[np.isfinite(row)] for row in result.values(quantity).values()])
+        if len(known) and (known > 0).all():
             ax.set_xscale("log")
     axes[0].legend(fontsize=7)
 

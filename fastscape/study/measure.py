@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from fastscape.runs.settings import ProbeSettings
 from fastscape.study.plan import Architecture, Plan
 
 SIGNED = ("spectrum", "slice", "sharpness", "temperature")  # parts behind a signature
+RUNNING = ("spectrum", "slice", "sharpness")  # those that are measured by running statistics as well
 _SHARES = {
     "spectrum": 0.5,
     "slice": 0.2,
@@ -58,16 +59,29 @@ class Measurement:
         self.notes: list[str] = []
 
     def signed(self, objective: Objective, when: str, step: int) -> tuple[Signature, dict[str, Any]]:
-        """Signature of a state and the results behind it, by name."""
+        """Signature of a state and the results behind it, by name; of the function that was trained."""
+        return self._measured(objective.trained(), SIGNED, when, f"{self._architecture.name}, {when}", step)
+
+    def running(self, objective: Objective, when: str, step: int) -> tuple[dict[str, Signature], dict[str, Any]]:
+        """The same by running statistics, of networks that keep them: what is not of training."""
+        if not objective.tracking:
+            return {}, {}
+        name = f"{self._architecture.name}, {when}, running statistics"
+        signature, found = self._measured(objective.normalised("running"), RUNNING, f"{when}.running", name, step)
+        return {when: signature}, found
+
+    def _measured(
+        self, objective: Objective, kinds: Sequence[str], when: str, name: str, step: int
+    ) -> tuple[Signature, dict[str, Any]]:
         plan = self._plan
         found: dict[str, Any] = {}
         why: dict[str, str] = {}
-        name = f"{self._architecture.name}, {when}"
         shared: dict[str, Any] = {"name": name, "step": step}
+        moves = self._optimizer if "temperature" in kinds else None  # of the function that was trained alone
         budget = {part: share * plan.seconds for part, share in _SHARES.items()}
         parts: dict[str, Callable[[], Any]] = {
             "spectrum": lambda: spectrum(
-                objective, plan.k, budget=budget["spectrum"], optimizer=self._optimizer, path=self._path, **shared
+                objective, plan.k, budget=budget["spectrum"], optimizer=moves, path=self._path, **shared
             ),
             "slice": lambda: slice1d(
                 objective,
@@ -89,8 +103,8 @@ class Measurement:
                 **shared,
             ),
         }
-        for part, measure in parts.items():
-            result, reason = self._attempt(f"{part}, {when}", measure)
+        for part in kinds:
+            result, reason = self._attempt(f"{part}, {when}", parts[part])
             if reason:
                 why[part] = reason
             else:
@@ -99,8 +113,8 @@ class Measurement:
         return signature, {f"{when}.{part}": result for part, result in found.items()}
 
     def plane(self, objective: Objective, when: str, step: int) -> dict[str, Any]:
-        """The 2D slice of a state."""
-        plan = self._plan
+        """The 2D slice of a state, of the function that was trained."""
+        plan, objective = self._plan, objective.trained()
         result, reason = self._attempt(
             f"plane, {when}",
             lambda: slice2d(
@@ -115,7 +129,8 @@ class Measurement:
         return {} if reason else {f"{when}.plane": result}
 
     def multifractal(self, objective: Objective, when: str) -> dict[str, Any]:
-        """The multifractal result of a state."""
+        """The multifractal result of a state, of the function that was trained."""
+        objective = objective.trained()
         result, reason = self._attempt(
             f"multifractal probe, {when}",
             lambda: multifractal(

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from fastscape.study.result import RunResult, StudyResult
 
 SOURCE = "Venkatasubramanian, Loss Landscape Geometry & Optimization Dynamics in Deep Neural Architectures (2025)"
+BATCH_NORM = (
+    "numbers, and claims that rest on them, are of the function that was trained: by the statistics of each batch. Rows of "
+    "running statistics stand beside them: these lag behind early in training, and make it another, far sharper function"
+)
 _TABLE = {  # heading: (field, definition)
     "trace": ("trace", "tr(H), Hutchinson with deflation"),
     "lambda_max": ("lambda_max", "largest eigenvalue of the Hessian, block Lanczos"),
@@ -38,16 +42,20 @@ _FINAL = {
 
 
 def table(result: StudyResult, when: str, columns: Mapping[str, tuple[str, str]], caption: str) -> Grid:
-    """Geometric means over seeds with 95 % intervals, a row for each architecture."""
-    cells = {heading: result.across(field, when) for heading, (field, _) in columns.items()}
-    rows = [
-        {
-            "model": name,
-            "D": f"{result.of(name)[0].size:,}",
-            **{heading: text(found[name]) for heading, found in cells.items()},
-        }
-        for name in result.architectures
-    ]
+    """Geometric means over seeds with 95 % intervals, a row for each architecture, and one more by running statistics."""
+    rows = []
+    for running, label in ((False, "{}"), (True, "{}, running statistics")):
+        cells = {heading: result.across(field, when, running=running) for heading, (field, _) in columns.items()}
+        rows += [
+            {
+                "model": label.format(name),
+                "D": f"{result.of(name)[0].size:,}",
+                **{heading: text(found[name]) for heading, found in cells.items()},
+            }
+            for name in result.architectures
+            if result.signatures(name, when, running=running)
+        ]
+    rows.sort(key=lambda row: [row["model"].startswith(name) for name in result.architectures].index(True))
     return Grid(caption, tuple(rows), {heading: words for heading, (_, words) in columns.items()})
 
 
@@ -152,6 +160,7 @@ def study_section(result: StudyResult) -> Section:
     """The whole page."""
     grids = [table1(result), outcomes_grid(result), claims_grid(result), associations_grid(result), warnings_grid(result)]
     seeds = max((len(result.of(name)) for name in result.architectures), default=0)
+    normed = [name for name in result.architectures if result.signatures(name, running=True)]
     drawn = (
         Figure(
             "Early signature",
@@ -175,6 +184,7 @@ def study_section(result: StudyResult) -> Section:
         (
             Quantity("plan", result.name, f"{counted(len(result.runs), 'run')}, up to {counted(seeds, 'seed')} of each model"),
             Quantity("source", "2025", SOURCE),
+            *((Quantity("batch norm", ", ".join(normed), BATCH_NORM),) if normed else ()),
         ),
         drawn,
         tuple(grids),
@@ -209,7 +219,7 @@ def architecture_section(result: StudyResult, name: str) -> Section:
         name,
         f"{result.plan['networks'][name]}; {result.plan['optimizers'][name]}.",
         figures=tuple(figure for section in shown for figure in section.figures) + ((along,) if tracked else ()),
-        grids=(Grid(row.caption, tuple(cells for cells in row.rows if cells["model"] == name), row.definitions),),
+        grids=(Grid(row.caption, tuple(cells for cells in row.rows if cells["model"].startswith(name)), row.definitions),),
         children=(*(_folded(section) for section in barrier), *(_folded(run_section(run)) for run in runs[:1])),
     )
 

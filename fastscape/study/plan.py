@@ -96,6 +96,7 @@ class Plan:
             "networks": {each.name: each.words for each in self.architectures},
             "optimizers": {each.name: each.sgd for each in self.architectures},
             "steps": {each.name: each.steps for each in self.architectures},
+            "batch norm": "statistics of each batch, as in training; running ones beside them",
             **{
                 field.name: getattr(self, field.name)
                 for field in dataclasses.fields(self)
@@ -137,7 +138,7 @@ def quick(seeds: int = 3) -> Plan:
                 partial(zoo.resnet18, channels=1, width=8),
                 zoo.digits,
                 partial(zoo.digits, "test"),
-                partial(zoo.digits, samples=128),
+                partial(zoo.digits, samples=128, batch_size=64),  # as in training, whose statistics they stand for
                 steps=250,
                 batch_size=64,
                 learning_rate=0.05,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -42,6 +42,8 @@ class RunResult(Document):
         parts: single results by name, such as ``"final.spectrum"``; those behind the signatures and the record of the tracker.
         meta: seconds and settings.
         notes: what could not be had, in words.
+        running: ``"early"`` and ``"final"`` by the running statistics of batch norm, where the network keeps them; ``early`` and
+            ``final`` are of the function that was trained.
     """
 
     kind: ClassVar[str] = "study-run"
@@ -59,6 +61,7 @@ class RunResult(Document):
     parts: dict[str, Any]
     meta: dict[str, Any]
     notes: tuple[str, ...] = ()
+    running: dict[str, Signature] = field(default_factory=dict)
 
     def stored(self) -> Self:
         """The run without eigenvectors."""
@@ -109,21 +112,30 @@ class StudyResult(Document):
         """Runs of an architecture."""
         return tuple(run for run in self.runs if run.architecture == architecture)
 
-    def values(self, quantity: str, when: str = "early") -> dict[str, Array]:
+    def values(self, quantity: str, when: str = "early", *, running: bool = False) -> dict[str, Array]:
         """One number per seed of a field of the signatures, by architecture; NaN where it is missing.
 
         Args:
             quantity: a field of :class:`Signature`.
             when: ``"early"`` or ``"final"``.
+            running: by running statistics of batch norm, for the architectures that have them, in place of those of each batch.
         """
         return {
-            name: np.array([_value(getattr(getattr(run, when), quantity)) for run in self.of(name)])
+            name: np.array([_value(getattr(signature, quantity)) for signature in signatures])
             for name in self.architectures
+            if (signatures := self.signatures(name, when, running=running))
         }
 
-    def across(self, quantity: str, when: str = "early") -> dict[str, Estimate]:
+    def signatures(self, architecture: str, when: str = "early", *, running: bool = False) -> tuple[Signature, ...]:
+        """Signatures of an architecture's runs; see :meth:`values`."""
+        runs = self.of(architecture)
+        if running:
+            return tuple(run.running[when] for run in runs if when in run.running)
+        return tuple(getattr(run, when) for run in runs)
+
+    def across(self, quantity: str, when: str = "early", *, running: bool = False) -> dict[str, Estimate]:
         """Geometric mean over seeds with its interval (:func:`fastscape.study.seeds.geometric`), by architecture."""
-        return {name: geometric(values.tolist()) for name, values in self.values(quantity, when).items()}
+        return {name: geometric(values.tolist()) for name, values in self.values(quantity, when, running=running).items()}
 
     def outcomes(self, name: str) -> Array:
         """One field of the outcomes, run by run."""
@@ -139,8 +151,10 @@ class StudyResult(Document):
         return tuple(found)
 
     def claims(self) -> tuple[Claim, ...]:
-        """The source's claims against these runs."""
+        """The source's claims against these runs, by the function that was trained; by running statistics in the evidence."""
         early = {name: self.values(name) for name in ("trace", "lambda_max", "roughness_detrended")}
+        beside = {name: self.values(name, running=True) for name in early}
+        beside["roughness_worst"] = self.values("roughness_worst", "final", running=True)
         rest: dict[str, Mapping[str, Array]] = {
             "resolved": self._per_run(_resolved),
             "roughness_worst": self.values("roughness_worst", "final"),
@@ -150,7 +164,7 @@ class StudyResult(Document):
             "barrier": {name: pairs(matrix.linear) for name, matrix in self.barriers.items()},
             "barrier_max": {name: pairs(matrix.max) for name, matrix in self.barriers.items()},
         }
-        return claims(early | rest, self.plan["epsilon"])
+        return claims(early | rest, self.plan["epsilon"], beside)
 
     def _per_run(self, number: Any) -> dict[str, Array]:
         return {name: np.array([number(run) for run in self.of(name)]) for name in self.architectures}

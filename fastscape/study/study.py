@@ -28,6 +28,7 @@ from fastscape.probes.spectrum import BLOCK
 from fastscape.probes.tracker import Tracker
 from fastscape.reports import load
 from fastscape.reports.connectivity import BarrierMatrix
+from fastscape.reports.signature import Signature
 from fastscape.runs.provenance import provenance
 from fastscape.runs.schedule import log_spaced
 from fastscape.study.measure import Measurement
@@ -114,7 +115,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
         seed=seed,
     )
     told(f"{name}: which path of curvature products is fastest")
-    path = hessian(objective).prepare(BLOCK).name
+    path = hessian(objective.trained()).prepare(BLOCK).name
     difficulty = Difficulty(objective, every=max(1, architecture.steps // plan.norms), path=path, name=name, seed=seed)
 
     def each(step: int, optimizer: torch.optim.Optimizer) -> None:
@@ -129,6 +130,11 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
     measurement = Measurement(plan, architecture, optimizer, population, path=path, told=lambda words: told(f"{name}: {words}"))
     first, found = measurement.signed(objective.at(trained.early), "early", trained.early_step)
     last, more = measurement.signed(objective.at(trained.final), "final", trained.steps)
+    by_running: dict[str, Signature] = {}
+    for state, when, step in ((trained.early, "early", trained.early_step), (trained.final, "final", trained.steps)):
+        signatures, beside = measurement.running(objective.at(state), when, step)
+        by_running |= signatures
+        parts |= beside
     parts |= found | more
     if seed == 0:
         parts |= measurement.plane(objective.at(trained.final), "final", trained.steps)
@@ -147,6 +153,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
         parts,
         {"seconds": time.monotonic() - start, "critical": architecture.critical, "plan": plan.words(), **provenance()},
         tuple(measurement.notes),
+        by_running,
     )
     _leave(folder, result, trained.final)
     return result

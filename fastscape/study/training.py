@@ -29,7 +29,7 @@ class TrainingOutcome:
         test_loss, test_accuracy: at the end, on the test data.
         halved: fraction of the planned steps after which the moving average (0.9) of the minibatch losses was half of the first
             loss; 1 where it never was.
-        descent: loss of the probed data at the first step minus at the last.
+        descent: loss of the probed data, as it was trained, at the first step minus at the last.
     """
 
     train_loss: float
@@ -91,7 +91,8 @@ def train(
     early_step = max(1, round(early * architecture.steps))
     losses: list[float] = []
     kept: dict[str, State] = {"start": _copied(model)}
-    first = objective.loss()
+    probed = objective.trained()
+    first = probed.loss()
 
     def told(step: int, loss: float) -> None:
         losses.append(loss)
@@ -115,7 +116,7 @@ def train(
     )
     train_loss, _ = Objective(model, data, criterion=F.cross_entropy).evaluate_once()
     test_loss, accuracy = Objective(model, architecture.test(), criterion=F.cross_entropy).evaluate_once()
-    outcome = TrainingOutcome(train_loss, test_loss, accuracy, _halved(losses), first - objective.loss())
+    outcome = TrainingOutcome(train_loss, test_loss, accuracy, _halved(losses), first - probed.loss())
     return Trained(kept["start"], kept["early"], _copied(model), early_step, architecture.steps, outcome, tuple(losses))
 
 

@@ -162,6 +162,6 @@ def test_transformers_trains_the_same_with_the_callback_and_gradients_are_there(
     assert all(torch.equal(one, other) for one, other in zip(plain.parameters(), tracked.parameters(), strict=True))
     found = held[0].result
     assert [point.step for point in found.points] == [0, 2, 4, 6, 8]
-    assert "stability_ratio" in found.names
+    assert "preconditioned_sharpness" in found.names
     assert held[0].difficulty.result.step == 8
     assert held[0].difficulty.result.value > 0

@@ -252,3 +252,192 @@ def test_optimizers_inside_a_training_checkpoint_are_found_and_absent_ones_are_n
         read_optimizer(tmp_path / "bare.pt")
     with pytest.raises(ValueError, match="optimizer must be a file"):
         read_optimizer(tmp_path / "none.pt")
+
+
+# ------------------------------------------------------------------------------------------- no ratio that means nothing
+
+
+def test_an_eigenvalue_that_has_not_converged_gives_a_bound_and_no_ratio(model, objective):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = edge_of_stability(objective, optimizer, max_products=1, seed=4)
+    eigenvalues = torch.linalg.eigvalsh(dense(objective))
+    assert found.residual > 0.1 * abs(found.at_least * found.critical), "one product is not enough here"
+    assert math.isnan(found.ratio)
+    assert math.isnan(found.eta_lambda)
+    assert found.at_least * found.critical <= float(eigenvalues[-1]) * (1 + 1e-12)
+    assert found.notes[0].startswith("unknown: the residual is")
+    assert "below the full-batch edge" not in " ".join(found.notes)
+    whole = edge_of_stability(objective, optimizer, tolerance=1e-6)
+    assert (whole.reason, math.isnan(whole.at_least)) == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settled"),
+    [
+        ("Adam", 20),
+        ("AdamW", 20),
+        ("NAdam", 20),
+        ("RAdam", 20),
+        ("Adamax", 20),
+        ("RMSprop", 38),
+        ("Adagrad", 48),
+        ("Adadelta", 10),
+    ],
+)
+def test_first_steps_of_an_adaptive_optimizer_have_no_ratio(model, objective, kind, settled):
+    optimizer = trained(model, objective, kind, steps=1, lr=0.01)
+    state, names = optimizer.state, list(model.parameters())
+    for step, known in ((1, False), (settled - 1, False), (settled, True)):
+        for parameter in names:
+            state[parameter]["step"] = torch.tensor(float(step))
+        found = edge_of_stability(objective, optimizer)
+        assert math.isfinite(found.ratio) is known
+        assert (found.reason == "") is known
+        if not known:
+            assert f"step {step} of {kind}" in found.reason
+            assert found.notes[0] == f"unknown: {found.reason}"
+            assert math.isnan(found.at_least), "the eigenvalue is known; what it is held against is not"
+
+
+def test_the_start_up_is_over_where_the_preconditioner_settles(model, objective):
+    """P with the averages held grows by less than a tenth in the ten steps after, and by more at every step before."""
+    optimizer = trained(model, objective, "Adam", steps=1, lr=0.01)
+
+    def scale(step):
+        for parameter in model.parameters():
+            optimizer.state[parameter]["step"] = torch.tensor(float(step))
+            optimizer.state[parameter]["exp_avg_sq"].fill_(1 - 0.999**step)  # of gradients of size 1
+        return float(probe.recursion(objective, optimizer).preconditioner.mean())
+
+    growth = {step: scale(step + 10) / scale(step) for step in range(10, 25)}
+    assert next(step for step, factor in growth.items() if factor <= 1.1) == 20
+
+
+def test_a_learning_rate_of_zero_has_no_ratio(model, objective):
+    for optimizer in (torch.optim.SGD(model.parameters(), lr=0.0), trained(model, objective, "Adam", steps=25, lr=0.0)):
+        found = edge_of_stability(objective, optimizer)
+        assert math.isnan(found.ratio)
+        assert math.isnan(found.eta_lambda)
+        assert found.reason == "the learning rate is 0: no step"
+        assert math.isfinite(found.sharpness)
+
+
+def test_a_rate_below_its_schedule_s_is_remarked(model, objective):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=10)
+    assert any("0.01 of its schedule's 0.5" in note for note in edge_of_stability(objective, optimizer).notes)
+    for _ in range(10):
+        optimizer.step()
+        schedule.step()
+    assert not any("schedule" in note for note in edge_of_stability(objective, optimizer).notes)
+
+
+def warmed(model, folder, rates):
+    """Checkpoints of one state with optimizers of these rates."""
+    files = []
+    for step, rate in enumerate(rates):
+        file = folder / f"step{step}.pt"
+        state = torch.optim.SGD(model.parameters(), lr=rate).state_dict()
+        torch.save({"model": model.state_dict(), "optimizer": state}, file)
+        files.append(file)
+    return files
+
+
+def test_checkpoints_of_a_warm_up_are_left_out_of_the_headline(model, objective, tmp_path):
+    rates = [0.0, 0.01, 0.1, 0.1, 0.05]
+    found = fs.spectra(objective, warmed(model, tmp_path, rates), 1, nodes=4)
+    ratios = found.series("stability_ratio")[0]
+    assert np.isnan(ratios).tolist() == [True, True, False, False, False]
+    reasons = [point.stability.reason for point in found.points]
+    assert reasons[0] == "the learning rate is 0: no step" or "still rising to 0.1" in reasons[0]
+    assert "still rising to 0.1: a warm-up" in reasons[1]
+    assert reasons[2:] == ["", "", ""]
+    assert f"{ratios[2]:.3g} at most" in found.verdict()
+    assert [point.to_dict()["stability"]["ratio"] is None for point in found.points] == [True, True, False, False, False]
+    falling = fs.spectra(objective, warmed(model, tmp_path, [0.1, 0.05, 0.02]), 1, nodes=4)
+    assert np.isfinite(falling.series("stability_ratio")[0]).all()
+
+
+def test_the_first_steps_of_adam_are_left_out_of_the_headline(run):
+    _, files, _ = run
+    objective = fs.Objective(zoo.mlp(hidden=(4,)), zoo.digits(samples=64), criterion=F.cross_entropy)
+    found = fs.spectra(objective, files, 1, nodes=4)
+    ratios = found.series("stability_ratio")[0]
+    assert np.isnan(ratios).tolist() == [True, True, False]
+    assert f"{ratios[2]:.3g} at most (step20; 1 = edge)" in found.verdict()
+
+
+# ------------------------------------------------------------------------------------------- optimizers around others
+
+
+class Sharpness(torch.optim.Optimizer):
+    """SAM as its forks have it: shares the groups of its base optimizer, and keeps its own first step in its state."""
+
+    def __init__(self, params, base, rho=0.05, **settings):
+        super().__init__(params, {"rho": rho, **settings})
+        self.base_optimizer = base(self.param_groups, **settings)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["e_w"] = torch.zeros_like(parameter)
+        self.base_optimizer.step()
+
+
+class Derived(torch.optim.SGD):
+    """SAM derived from SGD."""
+
+    def __init__(self, params, lr, rho):
+        super().__init__(params, lr=lr)
+        self.param_groups[0]["rho"] = rho
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class Renamed(torch.optim.SGD):
+    pass
+
+
+def test_sharpness_aware_optimizers_are_not_taken_for_their_base(model, objective):
+    sam = Sharpness(model.parameters(), torch.optim.SGD, lr=0.1)
+    F.cross_entropy(model(objective.batches[0][0]), objective.batches[0][1]).backward()
+    sam.step()
+    with pytest.raises(ValueError, match=r"got Sharpness around SGD: .* pass optimizer.base_optimizer"):
+        edge_of_stability(objective, sam)
+    with pytest.raises(ValueError, match="around SGD"):
+        fs.temperature(objective, batch_size=4, optimizer=sam, products=0)
+    base = edge_of_stability(objective, sam.base_optimizer)
+    assert base.ratio == pytest.approx(base.sharpness / 20.0)
+    assert any("not SAM's" in note for note in base.notes)
+    own = edge_of_stability(objective, sam.state_dict())
+    assert math.isnan(own.ratio)
+    assert "SAM's own" in own.reason
+    derived = edge_of_stability(objective, Derived(model.parameters(), lr=0.1, rho=0.05))
+    assert math.isnan(derived.ratio)
+    assert "Derived is SAM" in derived.reason
+    temperature = fs.temperature(objective, batch_size=4, optimizer=sam.base_optimizer, products=0)
+    assert any("not SAM's" in note for note in temperature.notes)
+
+
+def test_adam_inside_sam_without_its_averages_has_no_preconditioner(model, objective):
+    sam = Sharpness(model.parameters(), torch.optim.Adam, lr=0.01, betas=(0.9, 0.999))
+    F.cross_entropy(model(objective.batches[0][0]), objective.batches[0][1]).backward()
+    sam.step()
+    found = edge_of_stability(objective, sam.state_dict())
+    assert found.critical == pytest.approx(3800)
+    assert (math.isnan(found.ratio), found.preconditioned) == (True, None)
+
+
+def test_a_class_of_another_name_is_its_base_s_and_one_with_its_own_step_is_remarked(model, objective):
+    plain = edge_of_stability(objective, torch.optim.SGD(model.parameters(), lr=0.1))
+    renamed = edge_of_stability(objective, Renamed(model.parameters(), lr=0.1))
+    assert renamed.ratio == pytest.approx(plain.ratio)
+    assert not any("way of its own" in note for note in renamed.notes)
+
+    class Clipped(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    clipped = edge_of_stability(objective, Clipped(model.parameters(), lr=0.1))
+    assert any("Clipped steps in a way of its own; taken for SGD" in note for note in clipped.notes)

@@ -654,3 +654,38 @@ def test_steps_that_cannot_be_afforded_cost_neither_a_synchronised_line_nor_a_co
     assert costs["copied"] < 60
     assert found.tracker_seconds <= 1.1 * 0.05 * found.training_seconds + 4.0  # of the first four copies
     assert len(read_record(path)) == 1 + len(found.points) + len(found.skipped) + 1
+
+
+# ---------------------------------------------------------------------------------------- warm-up
+
+
+def followed(rates, initial=None):
+    """Points of a run whose learning rate at step t is rates[t], told by the optimizer."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).double()
+    objective = fs.Objective(model, [(torch.randn(6, 4).double(), torch.arange(6) % 3)], criterion=F.cross_entropy)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rates[0])
+    if initial is not None:
+        optimizer.param_groups[0]["initial_lr"] = initial
+    tracker = fs.Tracker(objective, when=range(len(rates)), share=1e6, what=("spectrum",))
+    for step, rate in enumerate(rates):
+        optimizer.param_groups[0]["lr"] = rate
+        tracker.step(step, optimizer=optimizer)
+    return tracker.finish()
+
+
+def test_steps_of_a_warm_up_have_no_ratio_and_no_headline():
+    found = followed([0.0, 0.05, 0.1, 0.1, 0.05])
+    assert [point.step for point in found.points if "stability_ratio" in point.values] == [3, 4]
+    assert any("a warm-up" in note for note in found.points[2].notes)
+    assert any("the learning rate is 0" in note for note in found.points[0].notes)
+    only = followed([0.01, 0.02, 0.03])
+    assert "stability_ratio" not in only.names or only.series("stability_ratio").steps.tolist() == [0]
+    assert "of its critical value" not in str(followed([0.0, 0.1]).verdict())
+
+
+def test_a_schedule_that_has_not_reached_its_rate_is_a_warm_up_until_it_falls():
+    steps = [
+        point.step for point in followed([0.01, 0.01, 0.1, 0.1, 0.01], initial=0.1).points if "stability_ratio" in point.values
+    ]
+    assert steps == [3, 4]
