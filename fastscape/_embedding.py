@@ -46,7 +46,7 @@ def went_through_altered_gradient(loss: Tensor) -> bool:
 
 
 class PlainEmbeddings(TorchFunctionMode):
-    """Embeddings as plain functions of their weights inside the block: values stay, no row is left out of the gradient.
+    """Embeddings as plain functions of their weights inside the block: values stay, no row is left out of gradients.
 
     The layers keep their ``padding_idx``, which models read to find padding. That of an embedding bag leaves rows out of its sums,
     in the values themselves, and stays.

@@ -196,7 +196,7 @@ def stability(
         eta_lambda=moves.learning_rate * sharpness.value,
         residual=judged.residual,
         batch_sharpness=batch,
-        notes=(*_verdict(ratio, judged), *_batch_norm_words(objective), *words, *moves.notes),
+        notes=(*_verdict(ratio, judged), *_batch_norm_words(objective), *words, *moves.notes, *getattr(whole, "notes", ())),
     )
 
 

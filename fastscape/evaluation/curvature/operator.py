@@ -186,7 +186,7 @@ class CurvatureOperator(SymmetricOperator):
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """Of the products: the objective's, float32 for half precision; float64 where the first use finds float32 too coarse."""
+        """Of the products: the objective's, float32 for half precision; float64 where the first use finds that they overflow."""
         return self._products.dtype
 
     @property
