@@ -385,7 +385,7 @@ class DifferenceEvaluator:
             if found.agrees is False:
                 raise UntraceableError(
                     f"model must have the second derivatives of its operations, got d'Hd = {form:.6g} by them and "
-                    f"{found.form:.6g} by losses nearby: some are smooth at these weights only together (the square of a norm at 0)"
+                    f"{found.form:.6g} by losses nearby: some are smooth at these weights only together (a norm squared, at 0)"
                 )
 
     def _judged(self, directions: Directions, index: int, form: float, size: float) -> Verdict:
