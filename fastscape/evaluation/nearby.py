@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 RADII = (1e-3, 6e-5, 4e-6)  # relative to ||w||: sharp losses want small ones, flat ones large
-_CLOSE = 1e-2  # of the size of a form: products and lanes in float32 are a hundred times nearer
+CLOSE = 1e-3  # of the size of a form: products and lanes in float32 are ten times nearer and more
 _CONVERGED = 0.25  # of the gap between losses and a form: how far losses at two radii may lie apart to outweigh it
 _ROUNDING = 1e4 * torch.finfo(torch.float64).eps  # of a loss, inner cancellation included
 _KINK = (1.8, 2.2)  # ratio of forms at r and 2 r where the loss has a kink: its second difference grows as r, not as r^2
@@ -32,7 +32,9 @@ class Verdict:
     kink: bool = False
 
 
-def judged(losses: Callable[[float], tuple[float, float]], base: float, unit: float, form: float, size: float) -> Verdict:
+def judged(
+    losses: Callable[[float], tuple[float, float]], base: float, unit: float, form: float, size: float, close: float = CLOSE
+) -> Verdict:
     r"""Compare a form with second differences of losses in float64 on the pieces of the network that hold at w.
 
     .. math:: v^T H v = \frac{L(w + h v) - 2 L(w) + L(w - h v)}{h^2} + O(h^2), \qquad h = r \|w\| / \|v\|
@@ -46,6 +48,7 @@ def judged(losses: Callable[[float], tuple[float, float]], base: float, unit: fl
         unit: ||w|| / ||v||.
         form: what is judged; NaN and inf too.
         size: what it is of, where terms cancel in it.
+        close: relative distance that is none.
 
     Cost: 2 evaluations where they agree, at most 12.
     """
@@ -55,12 +58,12 @@ def judged(losses: Callable[[float], tuple[float, float]], base: float, unit: fl
         if not math.isfinite(near):
             return Verdict(None)
         gap = abs(near - form)
-        if gap <= max(_CLOSE * max(abs(form), abs(near), size), floor):
+        if gap <= max(close * max(abs(form), abs(near), size), floor):
             return Verdict(True)
         far = _quotients(losses, base, 2 * radius * unit)[0]
         apart = abs(near - far)
         ratios.append(near / far if far else math.nan)
-        if apart <= _CONVERGED * gap or (not math.isfinite(form) and apart <= max(_CLOSE * abs(near), floor)):
+        if apart <= _CONVERGED * gap or (not math.isfinite(form) and apart <= max(close * abs(near), floor)):
             return Verdict(False, near + (near - far) / 3, slope)
     return Verdict(False, kink=True) if all(_KINK[0] < ratio < _KINK[1] for ratio in ratios) else Verdict(None)
 

@@ -348,18 +348,18 @@ class Trial:
             return
         vector = self._vectors((0,))
         found = product(vector)
-        words, agrees = self._judged(vector, found, limit)
+        words, agrees = self._judged(vector, found, getattr(path, "error", 0.0) or 0.0, limit)
         nothing = not any(bool(part.any()) for part in found)
         if agrees is False or (nothing and agrees is None and (words or not path.exact)):
             raise UnsoundProductError(words or "its products are zero, and no losses near w bear that out")
         self.note = self.note or words
         self._borne_out.add(path.name)
 
-    def _judged(self, vector: Parts, found: Parts, limit: float) -> tuple[str, bool | None]:
+    def _judged(self, vector: Parts, found: Parts, error: float, limit: float) -> tuple[str, bool | None]:
+        first = [[part[0] for part in parts] for parts in (vector, found)]
+
         def judge() -> tuple[str, bool | None]:
-            return LossCurvature(self.program, self.batch).contradiction(
-                [part[0] for part in vector], [part[0] for part in found]
-            )
+            return LossCurvature(self.program, self.batch).contradiction(first[0], first[1], error)
 
         try:
             return peak_bytes(judge, limit)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from fastscape._batches import placed
 from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.curvature.flat import norm
 from fastscape.evaluation.curvature.program import Parts, Program
-from fastscape.evaluation.nearby import judged
+from fastscape.evaluation.nearby import CLOSE, Verdict, judged
 
-_CLOSE = 1e-2  # of the size of a slope: how far losses and a gradient may lie apart
+_SAME = 1e-2  # of the size of a slope: how far losses and a gradient may lie apart
 
 
 class UnsoundProductError(ValueError):
@@ -39,18 +39,23 @@ class LossCurvature:
         self._write(program.leaves, 0.0)
         with self._branches.recording(0):
             self._replica.batch_loss(0)
-        self.base = self._loss()
+        self.base = self._held()
 
-    def contradiction(self, vector: Parts, product: Parts) -> tuple[str, bool | None]:
+    def contradiction(self, vector: Parts, product: Parts, error: float = 0.0) -> tuple[str, bool | None]:
         """Why a product cannot be that of the Hessian, and whether it is that; see :func:`~fastscape.evaluation.nearby.judged`.
 
-        Where the slope of the losses is not that of the gradient (a part is detached, or a backward is made up) they do not
-        tell: the second derivative is automatic differentiation's, and no other has been asked for. Then the words say that.
+        ``error`` is what it is off by its own account. Where the slope of the losses is not that of the gradient (a part is
+        detached, or a backward is made up) they do not tell: the second derivative is automatic differentiation's, and no other
+        has been asked for. Then the words say that.
         """
         length, count = norm(vector), sum(part.numel() for part in vector)
         form, unit = _dot(vector, product), (norm(self._program.leaves) or 1.0) / length
         size = norm(product) * length / math.sqrt(count)
-        found = judged(lambda step: self._both(vector, step), self.base, unit, form, size)
+        close = max(CLOSE, 3 * error)
+        found = judged(lambda step: self._both(vector, step, self._held), self.base, unit, form, size, close)
+        if found.agrees is None:  # a piece may end at w itself, as that of normalize within 1e-12 of zero
+            found = judged(lambda step: self._both(vector, step, self._plain), self._plain(), unit, form, size, close)
+            found = Verdict(None) if found.kink else found
         if found.kink:
             return "the loss has a kink at these weights: its second differences grow as the distance, not as its square", False
         if found.agrees is not False:
@@ -59,7 +64,7 @@ class LossCurvature:
             return f"its products hold NaN or inf, and v'Hv is {found.form:.4g} by losses nearby", False
         gradient = self._program.gradient(self._batch)
         slope = _dot(gradient, vector)
-        if not abs(slope - found.slope) <= _CLOSE * max(abs(slope), norm(gradient) * length / math.sqrt(count)):
+        if not abs(slope - found.slope) <= _SAME * max(abs(slope), norm(gradient) * length / math.sqrt(count)):
             return "the gradient is not that of the loss (a part is detached, or has a backward of its own)", None
         return (
             f"v'Hv is {form:.4g} by its products and {found.form:.4g} by losses nearby: torch differentiates an operation "
@@ -67,11 +72,12 @@ class LossCurvature:
             False,
         )
 
-    def _both(self, vector: Parts, step: float) -> tuple[float, float]:
+    def _both(self, vector: Parts, step: float, loss: Callable[[], float]) -> tuple[float, float]:
         losses = []
         for sign in (1, -1):
             self._write(vector, sign * step)
-            losses.append(self._loss())
+            losses.append(loss())
+        self._write(vector, 0.0)
         return losses[0], losses[1]
 
     def _write(self, vector: Sequence[Tensor], step: float) -> None:
@@ -80,9 +86,12 @@ class LossCurvature:
             if step:
                 slot.add_(direction, alpha=step)
 
-    def _loss(self) -> float:
+    def _held(self) -> float:
         with self._branches.held(0):
-            return float(self._replica.batch_loss(0)[0])
+            return self._plain()
+
+    def _plain(self) -> float:
+        return float(self._replica.batch_loss(0)[0])
 
 
 def _dot(one: Parts, other: Parts) -> float:
