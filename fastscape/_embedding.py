@@ -46,10 +46,10 @@ def went_through_altered_gradient(loss: Tensor) -> bool:
 
 
 class PlainEmbeddings(TorchFunctionMode):
-    """Embeddings as plain functions of their weights inside the block: values stay, no row is left out of the gradient.
+    """Embeddings as plain functions of their weights: values stay, and no row is left out of a gradient.
 
-    The layers keep their ``padding_idx``, which models read to find padding. That of an embedding bag leaves rows out of its sums,
-    in the values themselves, and stays.
+    The layers keep their ``padding_idx``, which models read to find padding. That of an embedding bag is part of its values (the
+    rows are left out of its sums) and stays.
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:

@@ -332,6 +332,7 @@ class ModelCheckup:
         finally:
             operator.release()
         words = f"by {choice.name!r}, {choice.gradients:.2g} gradients each, symmetric to {choice.asymmetry:.0e}"
+        words = "; ".join((words, *operator.notes))
         if choice.error:
             refused = "; ".join(f"{path}: {why}" for path, why in choice.refused.items())
             words = f"{words}, with a relative error near {choice.error:.0e} ({refused[:200]})"

@@ -102,6 +102,7 @@ def curvature_of_noise(
     forms, slopes = [], []
     try:
         operator = hessian(source.objective)
+        operator.prepare(1)  # which tells the dtype
         mean = torch.cat([tensor.reshape(-1) for tensor in source.mean]).to(operator.dtype)
         curved = operator.matvec(mean)
         for block in _blocks(source, different.tolist()):

@@ -67,6 +67,7 @@ def maximise_model(
         products: to spend, at least 6.
         seed: of Lanczos.
     """
+    operator.prepare(1)  # which tells the dtype
     matrix = ScaledCurvature(operator, balls.scale, epsilon)
     size, linear = len(gradient), gradient.to(operator.dtype)
     share = max(2, products // 3)

@@ -244,6 +244,7 @@ class SharpnessRun:
         if self._path is None and operator.choice is not None:
             self._path = operator.choice.name  # of the first group: choosing takes longer than a group's products
         self.products += found.products
+        self.notes += [note for note in operator.notes if note not in self.notes]
         return found
 
     def _late(self) -> bool:

@@ -23,7 +23,7 @@ _ORTHOGONALITY_PROBES = 4
 
 def spectrum_result(run: SpectralRun, reason: str, operator: str, step: int | None, extra: Mapping[str, Any]) -> SpectrumResult:
     """Everything that the products of a run tell; NaN where they do not."""
-    notes = list(run.notes)
+    notes = [*getattr(run.operator, "notes", ()), *run.notes]
     trace = run.trace_estimate()
     square, rank = _squares(run, notes)
     largest, smallest = _ends(run)

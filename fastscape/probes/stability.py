@@ -207,7 +207,7 @@ def stability(
         eta_lambda=math.nan if other or not moves.learning_rate else moves.learning_rate * sharpness.told,
         residual=judged.residual,
         batch_sharpness=batch,
-        notes=(*_verdict(ratio, judged, moves.critical, reason), *words, *moves.notes),
+        notes=(*_verdict(ratio, judged, moves.critical, reason), *words, *moves.notes, *getattr(whole, "notes", ())),
         reason=reason,
         at_least=judged.value / moves.critical if reason and not resolved else math.nan,
     )

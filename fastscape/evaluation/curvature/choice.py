@@ -18,7 +18,7 @@ from fastscape.evaluation.curvature.flat import norm
 from fastscape.evaluation.curvature.gradient_difference import DifferencePath, InaccurateDifferenceError
 from fastscape.evaluation.curvature.paths import Product, ProductPath
 from fastscape.evaluation.curvature.peak import MemoryCapError, give_back, peak_bytes
-from fastscape.evaluation.curvature.point import LossCurvature, UnsoundProductError, Verdict
+from fastscape.evaluation.curvature.point import LossCurvature, UnsoundProductError
 from fastscape.evaluation.curvature.program import Parts, Program
 from fastscape.evaluation.determinism import NondeterministicLossError
 
@@ -158,6 +158,11 @@ class Trial:
         size = program.layout.size
         self._used = range(2 if self.slow else 3)
         self._rms = (1.0 if given is None else norm(given) / math.sqrt(size), 1.0, 1.0)
+
+    @property
+    def size(self) -> float:
+        """Norm of the product of the first path that works; 0 before."""
+        return 0.0 if self._reference is None else self._reference.norm
 
     def attempt(self, make: Callable[[], ProductPath], count: int, others: Sequence[Candidate]) -> Candidate | None:
         """Try a path for blocks of ``count`` vectors; ``None`` where it fails, and ``refused`` says why.
@@ -343,21 +348,23 @@ class Trial:
             return
         vector = self._vectors((0,))
         found = product(vector)
-        verdict = self._judged(vector, found, limit)
+        words, agrees = self._judged(vector, found, getattr(path, "error", 0.0) or 0.0, limit)
         nothing = not any(bool(part.any()) for part in found)
-        if verdict.agrees is False or (nothing and verdict.agrees is None and not path.exact):
-            raise UnsoundProductError(verdict.words or "its products are zero, and the losses near w do not bear that out")
-        self.note = self.note or verdict.words
+        if agrees is False or (nothing and agrees is None and (words or not path.exact)):
+            raise UnsoundProductError(words or "its products are zero, and no losses near w bear that out")
+        self.note = self.note or words
         self._borne_out.add(path.name)
 
-    def _judged(self, vector: Parts, found: Parts, limit: float) -> Verdict:
-        def judge() -> Verdict:
-            return LossCurvature(self.program, self.batch).judge([part[0] for part in vector], [part[0] for part in found])
+    def _judged(self, vector: Parts, found: Parts, error: float, limit: float) -> tuple[str, bool | None]:
+        first = [[part[0] for part in parts] for parts in (vector, found)]
+
+        def judge() -> tuple[str, bool | None]:
+            return LossCurvature(self.program, self.batch).contradiction(first[0], first[1], error)
 
         try:
             return peak_bytes(judge, limit)[0]
         except Exception:  # no memory, no float64, a kink without a rule: nothing to compare with
-            return Verdict(None)
+            return "", None
 
     def _check_symmetry(self, path: ProductPath, product: Product, first: Sketch, second: Sketch) -> None:
         """Compare u'Hv with v'Hu.

@@ -165,6 +165,7 @@ class CurvatureOperator(SymmetricOperator):
     Attributes:
         matrix: ``"hessian"`` or ``"ggn"``.
         objective: the loss.
+        dtype: of the products: the objective's, float32 for half precision; float64 once a use finds that they overflow.
     """
 
     def __init__(
@@ -181,13 +182,8 @@ class CurvatureOperator(SymmetricOperator):
         self.objective, self.matrix = objective, matrix
         self._products = Products(objective, matrix, checked_path(path), memory, compile_=compile)
         self.layout = Layout(objective.names, [tensor.shape for tensor in objective.base.values()])
-        self.device = objective.device
+        self.dtype, self.device = self._products.dtype, objective.device
         self._last: ProductChoice | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """Of the products: the objective's, float32 for half precision; float64 where the first use finds float32 too coarse."""
-        return self._products.dtype
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -203,7 +199,7 @@ class CurvatureOperator(SymmetricOperator):
         if not len(rows):
             return torch.empty_like(rows)
         found = self._products.multiply(rows)
-        self._last = self._products.prepare(len(rows))
+        self._prepared(len(rows))
         return found
 
     def forms(self, block: Tensor) -> tuple[Tensor, Array]:
@@ -212,7 +208,7 @@ class CurvatureOperator(SymmetricOperator):
             rows, _ = self.layout.rows_of(block, self.dtype, self.device)
             found, forms = self._products.forms(rows, keep=True)
         assert found is not None
-        self._last = self._products.prepare(len(rows))
+        self._prepared(len(rows))
         return found.T, forms
 
     def quadratic_forms(self, block: Tensor) -> Array:
@@ -220,7 +216,7 @@ class CurvatureOperator(SymmetricOperator):
         with torch.inference_mode(False):
             rows, _ = self.layout.rows_of(block, self.dtype, self.device)
             forms = self._products.forms(rows, keep=False)[1]
-        self._last = self._products.prepare(len(rows))
+        self._prepared(len(rows))
         return np.average(forms, axis=0, weights=self.batch_weights)
 
     def session(self) -> AbstractContextManager[None]:
@@ -234,7 +230,10 @@ class CurvatureOperator(SymmetricOperator):
             count: vectors.
             thorough: also try what takes 20 to 500 gradients to set up: worth it for thousands of products.
         """
-        self._last = self._products.prepare(integer("count", count, 1), thorough=thorough)
+        return self._prepared(integer("count", count, 1), thorough=thorough)
+
+    def _prepared(self, count: int, *, thorough: bool = False) -> ProductChoice:
+        self._last, self.dtype = self._products.prepare(count, thorough=thorough), self._products.dtype
         return self._last
 
     @property

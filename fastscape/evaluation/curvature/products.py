@@ -46,6 +46,7 @@ Matrix = Literal["hessian", "ggn"]
 PathName = Literal["graph", "graph, batched", "forward", "replay", "reverse", "gradient difference", "channels-last"]
 _SCARCE = 0.1  # of the memory for a computation: a vector above this is not made for a trial if one is there
 FUNCTIONAL = ("forward", "replay")  # paths that put parameters in place by name
+_OVERFLOW = 1e36  # norm of a product with signs above which float32 may not hold products
 _REPLAY_AFTER = 500.0  # gradients' worth of products after which linearising, of 20 to 500, may pay
 
 
@@ -64,7 +65,7 @@ class Products:
         choices: what was chosen, by vectors in a block (at most 8).
         products, nan_products: vectors multiplied so far, trials included; those with NaN or inf in the product.
         gradient_seconds, gradient_peak: seconds of a gradient of the largest batch, and bytes alive in it.
-        dtype: of the products: the objective's, float32 for half precision, and float64 where float32 cannot give them.
+        dtype: of the products: the objective's, float32 for half precision; float64 where they overflow in float32.
         notes: what a reader must know of the products, in words.
     """
 
@@ -76,7 +77,8 @@ class Products:
         self.dtype = torch.float32 if half else objective.dtype
         self.capped, self.memory = memory is not None, memory or 0
         self._available = memory if memory is not None else available_memory(objective.device) // 2
-        self.limit = self._room(self.dtype)
+        self.work = self.dtype  # they are computed in
+        self.limit = self._room(self.work)
         self.notes: tuple[str, ...] = ()
         self._borne_out: set[str] = set()
         self.choices: dict[int, ProductChoice] = {}
@@ -88,9 +90,9 @@ class Products:
         self._thorough: set[int] = set()
         self._inside: torch.dtype | None = None
         with self.arithmetic():
-            self.program = Program(objective, self.dtype)
+            self.program = Program(objective, self.work)
             unperturbed_loss(self.program.replica)
-            if self.program.narrow is not None and self.dtype == torch.float32:
+            if self.program.narrow is not None and self.work == torch.float32:
                 self._drop_autocast(self.program.narrow[0])
 
     def _room(self, dtype: torch.dtype) -> float:
@@ -117,7 +119,7 @@ class Products:
     def _widen(self, program: Program, note: str) -> None:
         """Multiply with a program in float64 from now on."""
         self.limit = self._room(torch.float64)
-        self.dtype, self.program = torch.float64, program
+        self.work, self.program = torch.float64, program
         self.notes = (*self.notes, note)
         self.gradient_seconds = math.nan
         self._chosen.clear()
@@ -132,12 +134,12 @@ class Products:
         Without ``draws``, random generators are not kept (half of the 0.1 ms): for what runs no code of the user's.
         """
         outer = self._inside
-        if outer == self.dtype:
+        if outer == self.work:
             yield
             return
-        self._inside = self.dtype
+        self._inside = self.work
         try:
-            with exact_arithmetic(self.dtype) if draws and outer is None else plain_arithmetic(self.dtype):
+            with exact_arithmetic(self.work) if draws and outer is None else plain_arithmetic(self.work):
                 yield
         finally:
             self._inside = outer
@@ -147,19 +149,19 @@ class Products:
     def multiply(self, rows: Tensor) -> Tensor:
         """Products ``[K, D]`` of rows ``[K, D]``, in the dtype of products."""
         self.prepare(len(rows), rows)
-        rows = rows.to(self.dtype)
+        rows = rows.to(self.work)
         out = torch.empty_like(rows)
         self._multiply(rows, out, None)
-        return out
+        return out.to(self.dtype)
 
     def forms(self, rows: Tensor, *, keep: bool) -> tuple[Tensor | None, Array]:
         """v'H_b v of rows ``[K, D]`` with every batch's own matrix, ``[batches, K]``, and the products if they are to be kept."""
         self.prepare(len(rows), rows)
-        rows = rows.to(self.dtype)
+        rows = rows.to(self.work)
         out = torch.empty_like(rows) if keep else None
         forms = np.zeros((len(self.objective.batches), len(rows)))
         self._multiply(rows, out, forms)
-        return out, forms
+        return None if out is None else out.to(self.dtype), forms
 
     def _multiply(self, rows: Tensor, out: Tensor | None, forms: Array | None) -> None:
         choice = self.prepare(len(rows), rows)
@@ -250,11 +252,13 @@ class Products:
                 self.gradient_seconds = math.nan
                 self._choose(key, rows, thorough=thorough)
                 return
-            if trial.rounded and self.dtype == torch.float32 and self._goes_on_in_float64():
+            if trial.rounded and self.work == torch.float32 and self._goes_on_in_float64():
                 with self.arithmetic():
                     self._choose(key, None if rows is None else rows.double(), thorough=thorough)
                 return
             raise trial.asymmetric or self._no_path(trial.refused, over_cap=trial.over_cap)
+        if self.dtype != self.work and trial.size > _OVERFLOW:
+            self.dtype = self.work
         if trial.note and trial.note not in self.notes:
             self.notes = (*self.notes, trial.note)
         self._chosen[key], self._spent[key] = best(found), 0.0
@@ -313,7 +317,7 @@ class Products:
             "reverse": lambda: ReversePath(program),
             "replay": lambda: ReplayPath(program),
             "channels-last": lambda: GraphPath(
-                Program(self.objective, self.dtype, channels_last=True), batched=False, name="channels-last"
+                Program(self.objective, self.work, channels_last=True), batched=False, name="channels-last"
             ),
             "gradient difference": lambda: DifferencePath(program),
         }

@@ -33,7 +33,7 @@ class Program:
         layout: of flat vectors over them.
         weights: share of each batch in the loss, n_b / N.
         whole: the objective's batch that each batch is a part of; see :meth:`halve`.
-        narrow: dtype and name of an operation inside the model that rounds to less than half of the digits; ``None`` if none.
+        narrow: dtype and name of an operation inside the model that rounds to less than float32; ``None`` if none does.
     """
 
     def __init__(self, objective: Objective, dtype: torch.dtype, *, channels_last: bool = False) -> None:

@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -21,6 +21,7 @@ from fastscape._state import exact_arithmetic
 from fastscape._structures import map_tensors, tensors_of
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import replica_arithmetic
+from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.differences.program import Program, UntraceableError, trace
 from fastscape.evaluation.differences.programs import Kept, held
@@ -28,7 +29,9 @@ from fastscape.evaluation.differences.propagation import Propagation
 from fastscape.evaluation.differences.sharing import bends, interpolated, shareable
 from fastscape.evaluation.differences.subclass import Dispatched
 from fastscape.evaluation.differences.triple import Frame, Products
+from fastscape.evaluation.displacement import Displacement
 from fastscape.evaluation.evaluator import PathChoice, activation_bytes, check_memory
+from fastscape.evaluation.nearby import Verdict, judged
 from fastscape.evaluation.noise import rounding_model
 from fastscape.evaluation.paths import LoopPath
 from fastscape.evaluation.points import Array, Radii, blocks
@@ -56,6 +59,10 @@ class Handling:
 
     fallbacks: dict[str, int] = field(default_factory=dict)
     frozen: dict[str, int] = field(default_factory=dict)
+
+
+class KinkError(ValueError):
+    """A loss has no second derivative at its weights."""
 
 
 class DifferenceEvaluator:
@@ -165,6 +172,8 @@ class DifferenceEvaluator:
                 break
             try:
                 self._cross_check(directions, max(radii))
+                if min(radii) == 0:
+                    self._check_jets(directions)
                 break
             except UntraceableError:
                 if anew or not kept.used:
@@ -352,6 +361,58 @@ class DifferenceEvaluator:
                 f"model must give the response that its operations give, got an {differing} response of {expected:.6g} instead "
                 f"of {found:.6g} at radius {radius:.1e}{why}; use fs.responses with precision='float64'"
             )
+
+    def _check_jets(self, directions: Directions) -> None:
+        """Hold second derivatives at w against losses nearby, on the pieces that hold at w: of two directions at once.
+
+        Raises:
+            UntraceableError: they differ: rules, and torch's derivatives, are not those of operations that are smooth only
+                together.
+            KinkError: the loss has no second derivative at w.
+        """
+        last = min(1, len(directions) - 1)
+        forms = self._lanes(self._directions(directions, (0, last)), [0.0], "float32")[:, 1, 0]
+        size = float(np.nanmax(np.abs(forms), initial=0.0))
+        for index, form in {0: forms[0], last: forms[1]}.items():
+            try:
+                found = self._judged(directions, index, float(form), size)
+            except Exception:  # a kink without a rule, a forward that branches: nothing to compare with
+                found = Verdict(None)
+            self.replica.reset()
+            if found.kink:
+                raise KinkError(
+                    "the loss must have a second derivative at these weights, got one with a kink: its second differences grow "
+                    "as the distance, not as its square (a norm that is zero?); use fs.responses at finite radii"
+                )
+            if found.agrees is False:
+                raise UntraceableError(
+                    f"model must have the second derivatives of its operations, got d'Hd = {form:.6g} by them and "
+                    f"{found.form:.6g} by losses nearby: some are smooth at these weights only together (a norm squared, at 0)"
+                )
+
+    def _judged(self, directions: Directions, index: int, form: float, size: float) -> Verdict:
+        replica, branches = self.replica, Branches()
+        displacement = Displacement(replica.base, replica.scratch)
+
+        def loss(mode: Callable[[int], AbstractContextManager[None]]) -> float:
+            total = 0.0
+            for batch, weight in enumerate(self.objective.batch_weights):
+                with mode(batch):
+                    total += weight * float(replica.batch_loss(batch)[0])
+            return total / self.objective.samples
+
+        def losses(step: float) -> tuple[float, float]:
+            found = []
+            for sign in (1, -1):
+                displacement.write(sign * step)
+                found.append(loss(branches.held))
+            return found[0], found[1]
+
+        replica.reset()
+        loss(branches.recording)
+        base = loss(branches.held)
+        displacement.select(directions, index)
+        return judged(losses, base, (directions.weight_norm or 1.0) / directions.length(index), form, size)
 
     def _differing(self, pairs: Mapping[str, tuple[float, float]], floor: float) -> str | None:
         """The response that differs from subtraction by more than rounding, if any."""
