@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,58 +77,83 @@ class Arithmetic:
         return f"{name}; roundings in {self.rounds}" if self.rounds else name
 
     @property
-    def note(self) -> str:
-        """What to beware of where another function than the trained one is measured; empty where it is that one."""
-        parts = []
-        if self.dropped:
-            parts.append(
-                f"measured in float64 without your autocast to {_name(self.autocast)}: the network as trained rounds more"
-            )
-        if self.outside is not None:
-            parts.append(
-                f"measured without the autocast to {_name(self.outside)} around the call; an autocast inside the model or loss= "
-                "would be part of the function"
-            )
-        return "; ".join(parts)
+    def plain(self) -> bool:
+        """Whether everything on the way from the weights to the loss is in ``dtype``, without an autocast anywhere."""
+        return self.narrow is None and not self.rounds and self.autocast is None and self.outside is None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a result says of its arithmetic: ``meta["arithmetic"]``, and a flag where it is not plain."""
+
+    meta: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def measured_in(objective: Objective, precision: str | torch.dtype) -> Measured:
+    """The arithmetic behind a result: of a dtype, or of a precision by name, such as ``"difference"``.
+
+    The gate of an evaluation has found it; a model that raises where none has is left to what was to be measured.
+    """
+    by_difference = isinstance(precision, str) and precision.startswith("difference")
+    name = "float64" if by_difference else precision
+    dtype = name if isinstance(name, torch.dtype) else getattr(torch, name)
+    try:
+        found = arithmetic(objective, dtype)
+    except Exception:
+        found = Arithmetic(dtype)
+    words = found.difference if by_difference else found.words
+    if found.plain:
+        return Measured({"arithmetic": words}, ())
+    note = f"measured by {words}" if by_difference else f"measured in {words}"
+    if found.dropped:
+        note += ": the network as it is trained rounds more"
+    if found.outside is not None:
+        note += "; an autocast counts where the model or loss= enters it"
+    return Measured({"arithmetic": words}, (note,))
 
 
 def arithmetic(objective: Objective, dtype: torch.dtype) -> Arithmetic:
     """The arithmetic of an objective's forward in ``dtype``; found once, by one traced forward of the first batch."""
-    known: dict[Any, Arithmetic] = objective.known
-    key = "arithmetic", dtype
-    if key not in known:
+    if _key(dtype) not in objective.known:
         with exact_arithmetic(dtype):
             replica = objective.replica(dtype)
             replica.reset()
-            known[key] = _traced(replica)
-    return _outside(known[key], objective)
+            traced_loss(replica)
+    return _known(objective, dtype)
 
 
 def replica_arithmetic(replica: Replica) -> Arithmetic:
-    """:func:`arithmetic` of a replica, inside of its evaluation; its scratch weights are those of the objective afterwards."""
-    known: dict[Any, Arithmetic] = replica.objective.known
-    key = "arithmetic", replica.dtype
-    if key not in known:
+    """:func:`arithmetic` of a replica, inside of its evaluation; writes the objective's weights where they are evaluated."""
+    if _key(replica.dtype) not in replica.objective.known:
         replica.reset()
-        known[key] = _traced(replica)
-    return _outside(known[key], replica.objective)
+        traced_loss(replica)
+    return _known(replica.objective, replica.dtype)
 
 
-def _outside(found: Arithmetic, objective: Objective) -> Arithmetic:
-    here = autocast_outside().get(objective.device.type)
-    return found if here is None else Arithmetic(**{**vars(found), "outside": here})
-
-
-def _traced(replica: Replica) -> Arithmetic:
+def traced_loss(replica: Replica) -> float:
+    """The loss of the first batch at the scratch weights, traced for :func:`arithmetic`; counts as an evaluation."""
     steps, entered = _NarrowSteps(replica), _Autocasts(replica.objective.device.type)
     replica.evaluations += 1
     try:
         with steps, entered:
-            replica.batch_loss(0)
+            loss = replica.batch_loss(0)[0]
+        rounds = steps.rounds or entered.left
     except Exception:  # parts that torch compiled cannot run under its modes: they tell nothing of their steps
-        replica.batch_loss(0)
-        return Arithmetic(replica.dtype, rounds="parts that cannot be followed")
-    return Arithmetic(replica.dtype, steps.dtype, steps.operation, steps.elements, steps.rounds or entered.left, entered.dtype)
+        loss, rounds = replica.batch_loss(0)[0], "parts that cannot be followed"
+    found = Arithmetic(replica.dtype, steps.dtype, steps.operation, steps.elements, rounds, entered.dtype)
+    replica.objective.known[_key(replica.dtype)] = found
+    return float(loss)
+
+
+def _key(dtype: torch.dtype) -> tuple[str, torch.dtype]:
+    return "arithmetic", dtype
+
+
+def _known(objective: Objective, dtype: torch.dtype) -> Arithmetic:
+    found: Arithmetic = objective.known[_key(dtype)]
+    outside = autocast_outside().get(objective.device.type)
+    return found if outside is None else replace(found, outside=outside)
 
 
 class _Autocasts(TorchFunctionMode):

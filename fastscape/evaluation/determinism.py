@@ -9,6 +9,7 @@ from torch import nn
 
 from fastscape._replica import Replica
 from fastscape._state import preserved_rng
+from fastscape.evaluation.arithmetic import traced_loss
 
 _DISPLACED = 1e-2  # of the size of each weight
 
@@ -52,16 +53,16 @@ def _displaced_pair(replica: Replica) -> tuple[float, float] | None:
     known, key = replica.objective.known, ("follows the weights", replica.dtype)
     if key in known:
         return None
-    losses = []
-    for copy in (replica, replica.objective.replica(replica.dtype)):
+    fresh = replica.objective.replica(replica.dtype)
+    for copy in (replica, fresh):
         for slot, base in zip(copy.scratch, copy.base, strict=True):
             wide = base.to(torch.promote_types(replica.dtype, torch.float32))
             wave = torch.arange(wide.numel(), dtype=torch.float32, device=wide.device).sin_().reshape(wide.shape).to(wide.dtype)
             slot.copy_(wide + wave * (wide.abs() + wide.abs().mean()) * max(_DISPLACED, 8 * torch.finfo(replica.dtype).eps))
-        replica.evaluations += 1
-        losses.append(float(copy.batch_loss(0)[0]))
+    replica.evaluations += 2
+    losses = float(replica.batch_loss(0)[0]), traced_loss(fresh)
     known[key] = True
-    return losses[0], losses[1]
+    return losses
 
 
 def _check_follows(replica: Replica, found: float, fresh: float) -> None:

@@ -6,11 +6,13 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastscape.directions import Directions, checked_directions
+from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.losses import checked_radii
@@ -53,6 +55,8 @@ class Responses:
         path: the evaluation path, its measured alternatives and the reason.
         evaluations: loss evaluations done, calibration included.
         seconds: wall time.
+        arithmetic: what was measured, in one sentence, such as ``"float64, without your autocast to bfloat16"``.
+        notes: what to beware of, in words.
     """
 
     even: NDArray[np.float64]
@@ -72,6 +76,13 @@ class Responses:
     path: PathChoice
     evaluations: int
     seconds: float
+    arithmetic: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What other results say in their ``meta``: precision and arithmetic, with the reason for the choice."""
+        return {"precision": self.precision, "precision_reason": self.reason, "arithmetic": self.arithmetic}
 
 
 def warn_if_noise(precision: str, radii: NDArray[np.float64], trusted: NDArray[np.bool_]) -> None:
@@ -152,6 +163,7 @@ def responses(
     even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
     trusted = noise.trusted(even)
     warn_if_noise(chosen.name, steps, trusted)
+    arithmetic = measured_in(objective, chosen.name)
     length = float(np.mean(norms)) if norms else {"unit": 1.0, "relative": directions.weight_norm}[directions.scale]
     eps_abs, weight_norm = steps * length, objective.norm
     return Responses(
@@ -172,6 +184,8 @@ def responses(
         path=choice,
         evaluations=evaluations,
         seconds=time.perf_counter() - start,
+        arithmetic=arithmetic.meta["arithmetic"],
+        notes=arithmetic.notes,
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from fastscape.directions import Directions
 from fastscape.estimators import AnalysisSettings
 from fastscape.estimators.scaling import Array
+from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.differences.evaluator import Handling
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.precision import Noise, PrecisionChoice
@@ -87,7 +88,9 @@ class Track:
         self.eps_abs = radii * (1.0 if directions.scale == "unit" else directions.weight_norm)
         self.loss, self.accuracy = objective.evaluate_once()
         self._batches = len(objective.batches) if self.probe.bank_batches == "rotate" else 1
-        self.notes = _weight_notes(objective)
+        arithmetic = measured_in(objective, str(self.precision))
+        self.meta |= arithmetic.meta
+        self.notes = [*_weight_notes(objective), *arithmetic.notes]
         if noise.narrow:
             self.notes.append(f"the model computes in lower precision inside ({noise.narrow}): its rounding sets the noise")
 
