@@ -45,29 +45,30 @@ SIGNAL_TO_NOISE = 10.0
 SHARE_ABOVE = 0.9
 
 
-def passes_gate(
-    even: NDArray[np.float64], noise: NDArray[np.float64], holds: NDArray[np.bool_] | None = None
-) -> NDArray[np.bool_]:
-    """Scales ``[K]`` where at least 90 % of the reference responses ``[K, m]`` are 10 or more times the noise ``[K]``.
+def passes_gate(even: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Scales ``[K]`` where at least 90 % of the reference responses ``[K, m]`` are 10 or more times the noise ``[K]``."""
+    return _mostly(_clear(even, noise))
 
-    ``holds [K, m]``: where a response that is exactly zero is known to be so; see :func:`zeros_hold`.
+
+def known_from_zero(response: Array, other: Array, noise: Array, *, flat: bool) -> NDArray[np.bool_]:
+    """:func:`passes_gate` for responses ``[K, m]`` of which some are exactly zero, beside the ``other`` (odd or even) ones.
+
+    That a loss has not moved does not show that it is flat: it may be saturated, or the directions may leave out what moves it.
+    A zero is known beside another response that is none, as of a loss that is linear there; and where nothing has moved and
+    the gradient is exactly zero as well (``flat``).
     """
+    if flat and not response.any() and not other.any():
+        return np.ones(len(response), dtype=np.bool_)
+    return _mostly(_clear(response, noise) & ((response != 0) | (other != 0)))
+
+
+def _clear(response: Array, noise: Array) -> NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
-        clear = np.abs(even) >= SIGNAL_TO_NOISE * noise[:, None]
-    if holds is not None:
-        clear &= holds
-    passed: NDArray[np.bool_] = clear.mean(axis=1) >= SHARE_ABOVE
-    return passed
+        return np.asarray(np.abs(response) >= SIGNAL_TO_NOISE * noise[:, None])
 
 
-def zeros_hold(response: Array, other: Array, *, flat: bool) -> NDArray[np.bool_]:
-    """Where a response ``[K, m]`` may be believed although it is zero: ``[K, m]``, true where it is not zero.
-
-    No loss is known to be flat by not having moved: it may be saturated, or the direction may leave out what moves it. A zero
-    holds beside an odd response (or even one, for odd zeros) that is none, as of a loss that is linear there, and where the
-    gradient is zero as well (``flat``).
-    """
-    return np.asarray((response != 0) | (other != 0) | flat)
+def _mostly(clear: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.asarray(clear.mean(axis=1) >= SHARE_ABOVE)
 
 
 def rounding_model(replica: Replica) -> float:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastscape._batches import available_memory
 from fastscape._checks import first_line
+from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
-from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName
+from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName, activation_bytes
+from fastscape.evaluation.influence import Influence, influence
 from fastscape.evaluation.losses import DTYPES
-from fastscape.evaluation.noise import narrow_noise, noise_float64, passes_gate
+from fastscape.evaluation.noise import known_from_zero, narrow_noise, noise_float64, passes_gate
 from fastscape.evaluation.points import Array
 from fastscape.objective import Objective
 
@@ -29,6 +32,7 @@ CALIBRATION = 4  # directions evaluated in float64 as well, to measure the noise
 _DIRECTIONS = 2  # of the calibration of difference propagation
 _SLOW = 0.05  # seconds per forward above which one direction has to do
 _LEAST, _FORWARDS = 1.0, 40  # seconds, and forwards, below which trying other arithmetics does not fit
+_GRADIENT = 4  # times the activations that a gradient may take of what is available
 _WARM = 0.1  # seconds of a block that need not be timed again
 _SAFETY = 2.0  # times the relative error of the lanes that was measured
 
@@ -42,16 +46,26 @@ class Noise:
         calibrated: the gate's verdict on even and on odd responses ``[2, K]``, where measured against float64.
         narrow: the operation inside a float64 model that is narrower; empty if none.
         evaluations: done in float64 for the calibration.
+        influence: which parameters move the loss; ``None`` where a gradient takes too much memory, or the model has none.
     """
 
     sigma: Array
     calibrated: NDArray[np.bool_] | None
     narrow: str
     evaluations: int
+    influence: Influence | None = None
 
-    def trusted(self, even: Array) -> NDArray[np.bool_]:
+    def trusted(self, even: Array, odd: Array) -> NDArray[np.bool_]:
         """The gate's verdict per scale: from the calibration, or else from the even responses ``[K, N]`` themselves."""
-        return self.calibrated[0] if self.calibrated is not None else passes_gate(even, self.sigma)
+        if self.calibrated is not None:
+            return self.calibrated[0]
+        return known_from_zero(even, odd, self.sigma, flat=self.influence is not None and self.influence.flat)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to beware of, in words."""
+        note = "" if self.influence is None else self.influence.note
+        return (note,) if note else ()
 
 
 @dataclass(frozen=True)
@@ -98,20 +112,25 @@ def responder(
 
 
 # ---------------------------------------------------------------- noise
-def measure_noise(evaluator: Evaluator | DifferenceEvaluator, directions: Directions, radii: Array) -> Noise:
+def measure_noise(
+    evaluator: Evaluator | DifferenceEvaluator, directions: Directions, radii: Array, *, zeros: bool = False
+) -> Noise:
     """Noise of an evaluator at each radius.
 
-    float64 subtraction: a model and a measured floor, the same at every radius. float32: RMS difference from float64 over the
-    first four directions, evaluated in both. Difference propagation: its relative error does not depend on the radius; it is
-    measured against float64 lanes on two directions at the ends and the middle of the radii, doubled, and applied to the
-    responses of these directions.
+    float64 subtraction: a model and a measured floor, the same at every radius unless the loss goes in steps of unknown size.
+    float32: RMS difference from float64 over the first four directions, evaluated in both, and the error of narrower steps, which
+    round both alike. Difference propagation: its relative error does not depend on the radius; it is measured against float64
+    lanes on two directions at the ends and the middle of the radii, doubled, and applied to the responses of these directions.
+
+    ``zeros``: find out which parameters move the loss as well, so that zero responses can be judged.
     """
+    found = _influence(evaluator) if zeros else None
     if isinstance(evaluator, DifferenceEvaluator):
-        return _noise_of_differences(evaluator, directions, radii)
+        return replace(_noise_of_differences(evaluator, directions, radii), influence=found)
     indices = range(min(CALIBRATION, len(directions)))
     if evaluator.dtype == torch.float64:
         sigma, narrow = noise_float64(evaluator, directions, indices, radii)
-        return Noise(sigma, None, narrow, 0)
+        return Noise(sigma, None, narrow, 0, found)
     measured = evaluator.responses(directions, indices, radii)
     with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
         reference = exact.responses(directions, indices, radii)
@@ -120,8 +139,23 @@ def measure_noise(evaluator: Evaluator | DifferenceEvaluator, directions: Direct
     with np.errstate(invalid="ignore", over="ignore"):
         errors = [np.sqrt(np.mean((measured[part] - reference[part]) ** 2, axis=1)) for part in (0, 1)]
         errors = [np.fmax(error, casts) for error in errors]
-    verdicts = np.stack([passes_gate(reference[part], errors[part]) for part in (0, 1)])
-    return Noise(errors[0], verdicts, operation, evaluations)
+    flat = found is not None and found.flat
+    verdicts = np.stack([known_from_zero(reference[part], reference[1 - part], errors[part], flat=flat) for part in (0, 1)])
+    return Noise(errors[0], verdicts, operation, evaluations, found)
+
+
+def _influence(evaluator: Evaluator | DifferenceEvaluator) -> Influence | None:
+    """Which parameters move the loss, in float64 where gradients underflow less; ``None`` where that cannot be told."""
+    objective = evaluator.objective
+    if _GRADIENT * activation_bytes(evaluator.replica) > available_memory(objective.device):
+        return None
+    try:
+        if evaluator.replica.dtype == torch.float64:
+            return influence(evaluator.replica)
+        with exact_arithmetic(torch.float64):
+            return influence(objective.replica(torch.float64))
+    except (RuntimeError, ValueError, TypeError, NotImplementedError):  # such as a model without a backward pass
+        return None
 
 
 def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions, radii: Array) -> Noise:

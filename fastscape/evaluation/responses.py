@@ -46,7 +46,9 @@ class Responses:
         eps_rel: ``eps_abs / ||w||``.
         weight_norm: ||w||.
         noise: RMS rounding error of ``even`` at each radius, ``[K]``.
-        trusted: radii where at least 90 % of the directions stand 10 times above the noise, ``[K]`` bool.
+        trusted: radii where at least 90 % of the directions stand 10 times above the noise, ``[K]`` bool. An even response that
+            is exactly zero counts as such beside an odd one that is not, of a loss that is linear there, and where the gradient
+            is exactly zero too; else the direction may leave out what moves the loss, or the loss be saturated.
         precision: the arithmetic: ``"float64"`` or ``"float32"`` subtraction, or ``"difference"`` propagation.
         reason: why this one.
         fallbacks: operations without a difference rule, which were evaluated locally in float64: name -> calls.
@@ -156,12 +158,12 @@ def responses(
             columns.append(evaluator.responses(directions, indices, steps.tolist()))
             if progress is not None:
                 progress(indices[-1] + 1, len(directions))
-        noise = measure_noise(evaluator, directions, steps)
+        noise = measure_noise(evaluator, directions, steps, zeros=True)
         evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
         handled = evaluator.handling if isinstance(evaluator, DifferenceEvaluator) else None
     even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
-    trusted = noise.trusted(even)
+    trusted = noise.trusted(even, odd)
     warn_if_noise(chosen.name, steps, trusted)
     arithmetic = measured_in(objective, chosen.name)
     length = float(np.mean(norms)) if norms else {"unit": 1.0, "relative": directions.weight_norm}[directions.scale]
@@ -185,7 +187,7 @@ def responses(
         evaluations=evaluations,
         seconds=time.perf_counter() - start,
         arithmetic=arithmetic.meta["arithmetic"],
-        notes=arithmetic.notes,
+        notes=(*arithmetic.notes, *noise.notes),
     )
 
 
