@@ -34,6 +34,7 @@ class Arithmetic:
             of torch; empty if none.
         autocast: the dtype of an autocast that the model or the loss enters; ``None`` without one.
         outside: the dtype of an autocast around the call, which the evaluation takes off.
+        own: the dtype of the model.
     """
 
     dtype: torch.dtype
@@ -43,6 +44,7 @@ class Arithmetic:
     rounds: str = ""
     autocast: torch.dtype | None = None
     outside: torch.dtype | None = None
+    own: torch.dtype | None = None
 
     @property
     def dropped(self) -> bool:
@@ -66,6 +68,8 @@ class Arithmetic:
 
     def spoken(self, name: str) -> str:
         """The words after the name of an arithmetic."""
+        if self.own in (torch.float16, torch.bfloat16) and self.dtype != self.own:
+            name += f", in place of the model's {_name(self.own)}"
         if self.dropped:
             name += f", without your autocast to {_name(self.autocast)}"
         elif self.autocast is not None:
@@ -153,7 +157,7 @@ def _key(dtype: torch.dtype) -> tuple[str, torch.dtype]:
 def _known(objective: Objective, dtype: torch.dtype) -> Arithmetic:
     found: Arithmetic = objective.known[_key(dtype)]
     outside = autocast_outside().get(objective.device.type)
-    return found if outside is None else replace(found, outside=outside)
+    return replace(found, outside=outside, own=objective.dtype)
 
 
 class _Autocasts(TorchFunctionMode):

@@ -9,6 +9,7 @@ from torch import nn
 
 from fastscape._replica import Replica
 from fastscape._state import preserved_rng
+from fastscape.evaluation.agreement import check_same_function
 from fastscape.evaluation.arithmetic import traced_loss
 
 _DISPLACED = 1e-2  # of the size of each weight
@@ -28,7 +29,9 @@ def unperturbed_loss(replica: Replica) -> float:
         NondeterministicLossError: naming the difference and its cause: random numbers drawn in the forward (dropout,
             shuffling or noise inside the loss), buffers that the forward changes (batch-norm statistics), an
             operation without a deterministic implementation, or something kept from an evaluation at other weights.
+        DtypeDependentLossError: another function than in the objective's own dtype (:mod:`fastscape.evaluation.agreement`).
     """
+    check_same_function(replica)
     before = replica.buffers()
     first = _evaluate(replica)
     pair = _displaced_pair(replica)

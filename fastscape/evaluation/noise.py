@@ -1,28 +1,20 @@
-r"""How much of a response is rounding: noise models, calibration, and the gate that decides.
-
-A second difference of losses computed in arithmetic of unit round-off u carries an absolute error of about
-
-.. math:: \sigma = 8 u (L_0 + G), \qquad G = \operatorname{mean}_b \|\partial \ell_b / \partial z_b\| \, \|z_b\|
-
-(z_b the outputs for sample b; for cross-entropy the gradient is ``softmax - onehot``), independent of the radius. The
-model was within 0.5 to 20 times of the measured RMS on six networks.
-"""
+"""How much of a response is rounding: calibration, floors that are measured, and the gate that decides."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fastscape._replica import Replica
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import replica_arithmetic
-from fastscape.evaluation.evaluator import Evaluator
 from fastscape.evaluation.points import Array, second_difference, signed_radii
+from fastscape.evaluation.rounding import rounding_model as rounding_model
 from fastscape.evaluation.steps import (
     COARSE,
     EVEN,
@@ -35,7 +27,11 @@ from fastscape.evaluation.steps import (
     rms,
     step_errors,
     steps_found,
+    unit_error,
 )
+
+if TYPE_CHECKING:
+    from fastscape.evaluation.evaluator import Evaluator
 
 _FLOOR_RADIUS = 1e-11  # of ||w||: true responses are below 1e-19 there, weights still move by 1e5 ulp in float64
 _HIDDEN = "steps that no dtype shows, such as a hidden cast or a quantisation"
@@ -71,33 +67,6 @@ def _mostly(clear: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(clear.mean(axis=1) >= SHARE_ABOVE)
 
 
-def rounding_model(replica: Replica) -> float:
-    """8 u (L0 + G) with u of the replica's dtype, or of the loss where a model narrows it; G needs visible outputs."""
-    objective = replica.objective
-    replica.reset()
-    replica.evaluations += 1
-    total = sensitivity = 0.0
-    for index, weight in enumerate(objective.batch_weights):
-        loss, outputs = replica.batch_loss(index)
-        total += weight * float(loss)
-        if outputs is not None and objective.criterion is not None and outputs.is_floating_point():
-            with torch.enable_grad():
-                leaf = outputs.detach().requires_grad_(True)
-                value = replica.module._pair(leaf, replica.batches[index][1])  # type: ignore[misc]
-                gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
-            if gradient is not None:
-                per_term = gradient.double().flatten(2) if gradient.ndim > 2 else gradient.double()
-                size = outputs.double().flatten(2) if outputs.ndim > 2 else outputs.double()
-                dim = 1 if gradient.ndim > 1 else 0
-                sensitivity += weight * float((_norm(per_term, dim) * _norm(size, dim)).sum())
-    unit = max(torch.finfo(replica.dtype).eps, torch.finfo(loss.dtype).eps) / 2
-    return 8 * unit * (abs(total) + sensitivity) / objective.samples
-
-
-def _norm(values: Tensor, dim: int) -> Tensor:
-    return values.abs() if values.ndim == 1 else values.square().sum(dim).sqrt()
-
-
 def measured_floor(evaluator: Evaluator, directions: Directions, indices: Sequence[int]) -> float:
     """RMS even response over a tiny relative radius, where only rounding is left."""
     steps = signed_radii([_FLOOR_RADIUS * relative(directions, indices)])
@@ -128,6 +97,12 @@ def narrow_noise(evaluator: Evaluator, directions: Directions, indices: Sequence
     """Error of even responses by operations that are narrower than the evaluator's dtype, and the narrowest; 0 without one."""
     found = replica_arithmetic(evaluator.replica)
     return EVEN * narrow_error(along(evaluator, directions, indices), found), found.step
+
+
+def own_noise(evaluator: Evaluator, directions: Directions, indices: Sequence[int]) -> float:
+    """Error of even responses in the evaluator's own dtype and what is narrower inside, where no wider one can be held beside."""
+    lines, found = along(evaluator, directions, indices), replica_arithmetic(evaluator.replica)
+    return EVEN * max(unit_error(lines, torch.finfo(evaluator.dtype).eps), narrow_error(lines, found))
 
 
 def step_noise(replica: Replica, write: Write) -> float:

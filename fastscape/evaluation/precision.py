@@ -15,13 +15,14 @@ from fastscape._batches import available_memory
 from fastscape._checks import first_line
 from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
+from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
 from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName, activation_bytes
 from fastscape.evaluation.influence import Influence, influence
 from fastscape.evaluation.losses import DTYPES
-from fastscape.evaluation.noise import known_from_zero, narrow_noise, noise_float64, passes_gate
+from fastscape.evaluation.noise import known_from_zero, narrow_noise, noise_float64, own_noise, passes_gate
 from fastscape.evaluation.points import Array
 from fastscape.objective import Objective
 
@@ -58,7 +59,8 @@ class Noise:
     def trusted(self, even: Array, odd: Array) -> NDArray[np.bool_]:
         """The gate's verdict per scale: from the calibration, or else from the even responses ``[K, N]`` themselves."""
         if self.calibrated is not None:
-            return self.calibrated[0]
+            verdict: NDArray[np.bool_] = self.calibrated[0]
+            return verdict
         return known_from_zero(even, odd, self.sigma, flat=self.influence is not None and self.influence.flat)
 
     @property
@@ -132,6 +134,11 @@ def measure_noise(
         sigma, narrow = noise_float64(evaluator, directions, indices, radii)
         return Noise(sigma, None, narrow, 0, found)
     measured = evaluator.responses(directions, indices, radii)
+    try:
+        with exact_arithmetic(torch.float64):
+            check_same_function(evaluator.objective.replica(torch.float64))
+    except DtypeDependentLossError:
+        return Noise(np.full(len(radii), own_noise(evaluator, directions, indices)), None, "", 0, found)
     with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
         reference = exact.responses(directions, indices, radii)
         evaluations = exact.evaluations
@@ -202,7 +209,12 @@ def choose_precision(
         return PrecisionChoice("difference", f"path={path!r} was asked for")
     if path is not None:
         return PrecisionChoice("float64", f"path={path!r} was asked for")
-    return _Trial(objective, directions, radii, memory, trial).choice()
+    try:
+        return _Trial(objective, directions, radii, memory, trial).choice()
+    except DtypeDependentLossError as error:
+        if objective.dtype != torch.float32:
+            raise
+        return PrecisionChoice("float32", f"float64 and difference: {first_line(error)}")
 
 
 class _Trial:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fastscape._checks import first_line
 from fastscape.directions import Directions, checked_directions
+from fastscape.evaluation.agreement import DtypeDependentLossError
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd, Handling
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
@@ -110,7 +111,7 @@ def quadratic_forms(
         return _two_forwards(objective, directions, "", progress)
     try:
         return _exact(objective, directions, lanes, path, memory, progress)
-    except (UntraceableError, MissingRuleError) as error:
+    except (UntraceableError, MissingRuleError, DtypeDependentLossError) as error:
         if path is not None:
             raise
         why = f"the exact path cannot follow the model ({first_line(error)[:160]}): "

@@ -19,6 +19,7 @@ from fastscape._state import exact_arithmetic
 from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trace import mean_estimate
+from fastscape.evaluation.agreement import check_same_function
 from fastscape.evaluation.arithmetic import arithmetic, measured_in
 from fastscape.evaluation.balls import BallLoss, Balls, Variant
 from fastscape.evaluation.curvature import hessian
@@ -109,6 +110,7 @@ class SharpnessRun:
     def _prepared(self, objective: Objective, dtype: torch.dtype, balls: Balls) -> Iterator[tuple[Replica, BallLoss]]:
         with exact_arithmetic(dtype):
             replica = objective.replica(dtype)
+            check_same_function(replica)
             try:
                 replica.reset()
                 yield replica, BallLoss(replica, balls.scale, self.goals.epsilon, float(replica.loss()))

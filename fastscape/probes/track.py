@@ -205,8 +205,8 @@ class Track:
 
 
 _LEFT_OUT = (
-    "the directions move only what cannot move it at these weights; normalize='global' moves tensors of zeros too, and after some "
-    "steps of training they are none"
+    "the directions move only what cannot move it at these weights; normalize='global' moves tensors of zeros too, and after "
+    "some steps of training they are none"
 )
 
 
