@@ -74,7 +74,7 @@ def _words(dtype: torch.dtype, own: torch.dtype, found: float, expected: float, 
     )
     return (
         f"the loss must be the same function in {wide} as in the model's {narrow}, got {found:.6g} and {expected:.6g} at "
-        f"the same weights, where rounding explains {explained:.1e}: it draws random numbers in its dtype (also seeded ones), branches "
-        "on it, or has constants that depend on it; pass the noise as data, in the batch, or draw it in a fixed dtype: "
+        f"the same weights, where rounding explains {explained:.1e}: it draws random numbers in its dtype (also seeded ones), "
+        "branches on it, or has constants that depend on it; pass the noise as data, in the batch, or draw it in a fixed dtype: "
         f"torch.randn(..., dtype=torch.float32).to(x.dtype); {remedy}"
     )

@@ -16,6 +16,7 @@ from fastscape._checks import first_line
 from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
 from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
+from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
@@ -123,6 +124,7 @@ def measure_noise(
     float32: RMS difference from float64 over the first four directions, evaluated in both, and the error of narrower steps, which
     round both alike. Difference propagation: its relative error does not depend on the radius; it is measured against float64
     lanes on two directions at the ends and the middle of the radii, doubled, and applied to the responses of these directions.
+    Casts to a narrower dtype round the values at w, not the differences: a few of its units are stated then.
 
     ``zeros``: find out which parameters move the loss as well, so that zero responses can be judged.
     """
@@ -175,7 +177,16 @@ def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions
         relative = _rms(narrow[sample] - wide) / _rms(wide)
         unit = torch.finfo(evaluator.dtype).eps
         error = max(float(np.nanmax(relative, initial=0.0)), unit) if np.isfinite(relative).any() else unit
-        return Noise(_SAFETY * error * _rms(narrow), None, "", 0)
+        found = replica_arithmetic(evaluator.replica)
+        smooth = evaluator.program is not None and evaluator.program.smooth
+        sigma = max(_SAFETY * error, found.error_around(smooth=smooth)) * _rms(narrow)
+    evaluations = 0
+    if found.rounds:  # its jumps are followed: they are in the responses, as they are in subtraction
+        with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
+            sigma = np.fmax(sigma, noise_float64(exact, directions, indices, radii)[0])
+            evaluations = exact.evaluations
+    narrower = "; ".join(filter(None, (found.step, f"roundings in {found.rounds}" if found.rounds else "")))
+    return Noise(sigma, None, narrower, evaluations)
 
 
 def _rms(values: Array) -> Array:
