@@ -22,6 +22,7 @@ from fastscape.estimators.spectra import Stability
 from fastscape.evaluation import (
     AsymmetricProductError,
     CurvatureOperator,
+    DtypeDependentLossError,
     MissingRuleError,
     NarrowLossError,
     NondeterministicLossError,
@@ -109,6 +110,7 @@ __all__ = [
     "Difficulty",
     "DifficultyResult",
     "Directions",
+    "DtypeDependentLossError",
     "Estimate",
     "MissingRuleError",
     "MultifractalResult",

@@ -1,5 +1,6 @@
 """Evaluate losses, responses and curvature along directions: numerically careful, on the fastest path that runs the model."""
 
+from fastscape.evaluation.agreement import DtypeDependentLossError
 from fastscape.evaluation.curvature import (
     AsymmetricProductError,
     CurvatureOperator,
@@ -19,6 +20,7 @@ from fastscape.evaluation.responses import PrecisionWarning, Responses, response
 __all__ = [
     "AsymmetricProductError",
     "CurvatureOperator",
+    "DtypeDependentLossError",
     "MissingRuleError",
     "NarrowLossError",
     "NoPathError",

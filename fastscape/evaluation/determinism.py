@@ -10,6 +10,8 @@ from torch import nn
 from fastscape._checks import first_line
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic, preserved_rng
+from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
+from fastscape.evaluation.arithmetic import traced_loss
 
 _DISPLACED = 1e-2  # of the size of each weight
 
@@ -35,10 +37,14 @@ def unperturbed_loss(replica: Replica) -> float:
         NondeterministicLossError: naming the difference and its cause: random numbers drawn in the forward (dropout,
             shuffling or noise inside the loss), buffers that the forward changes (batch-norm statistics), an
             operation without a deterministic implementation, or something kept from an evaluation at other weights.
+        DtypeDependentLossError: another function than in the objective's own dtype (:mod:`fastscape.evaluation.agreement`).
     """
     before = replica.buffers()
     try:
+        check_same_function(replica)
         first = _evaluate(replica)
+    except DtypeDependentLossError:
+        raise
     except Exception as error:
         if _runs_as_it_is(replica):
             raise _narrow(replica, error) from error
@@ -88,16 +94,16 @@ def _displaced_pair(replica: Replica) -> tuple[float, float] | None:
     known, key = replica.objective.known, ("follows the weights", replica.dtype)
     if key in known:
         return None
-    losses = []
-    for copy in (replica, replica.objective.replica(replica.dtype)):
+    fresh = replica.objective.replica(replica.dtype)
+    for copy in (replica, fresh):
         for slot, base in zip(copy.scratch, copy.base, strict=True):
             wide = base.to(torch.promote_types(replica.dtype, torch.float32))
             wave = torch.arange(wide.numel(), dtype=torch.float32, device=wide.device).sin_().reshape(wide.shape).to(wide.dtype)
             slot.copy_(wide + wave * (wide.abs() + wide.abs().mean()) * max(_DISPLACED, 8 * torch.finfo(replica.dtype).eps))
-        replica.evaluations += 1
-        losses.append(float(copy.batch_loss(0)[0]))
+    replica.evaluations += 2
+    losses = float(replica.batch_loss(0)[0]), traced_loss(fresh)
     known[key] = True
-    return losses[0], losses[1]
+    return losses
 
 
 def _check_follows(replica: Replica, found: float, fresh: float) -> None:

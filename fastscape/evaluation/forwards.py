@@ -18,8 +18,8 @@ from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.displacement import Displacement
 from fastscape.evaluation.evaluator import PathChoice
-from fastscape.evaluation.noise import output_sensitivity
 from fastscape.evaluation.points import Array
+from fastscape.evaluation.rounding import output_sensitivity
 from fastscape.objective import Objective
 
 NAME = "forwards"

@@ -1,28 +1,21 @@
-r"""How much of a response is rounding: noise models, calibration, and the gate that decides.
-
-A second difference of losses computed in arithmetic of unit round-off u carries an absolute error of about
-
-.. math:: \sigma = 8 u (L_0 + G), \qquad G = \operatorname{mean}_b \|\partial \ell_b / \partial z_b\| \, \|z_b\|
-
-(z_b the outputs for sample b; for cross-entropy the gradient is ``softmax - onehot``), independent of the radius. The
-model was within 0.5 to 20 times of the measured RMS on six networks.
-"""
+"""How much of a response is rounding: calibration, floors that are measured, and the gate that decides."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fastscape._replica import Replica
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.evaluator import Evaluator
 from fastscape.evaluation.points import Array, Radii, second_difference, signed_radii
+from fastscape.evaluation.rounding import rounding_model as rounding_model
 from fastscape.evaluation.steps import (
     COARSE,
     EVEN,
@@ -37,6 +30,9 @@ from fastscape.evaluation.steps import (
     steps_found,
 )
 
+if TYPE_CHECKING:
+    from fastscape.evaluation.evaluator import Evaluator
+
 _FLOOR_RADIUS = 1e-11  # of ||w||: true responses are below 1e-19 there, weights still move by 1e5 ulp in float64
 _HIDDEN = "steps that no dtype shows, such as a hidden cast or a quantisation"
 _DRAWS = 4  # displacements of the weights over which the error of one loss is measured
@@ -46,67 +42,30 @@ SIGNAL_TO_NOISE = 10.0
 SHARE_ABOVE = 0.9
 
 
-def passes_gate(
-    even: NDArray[np.float64], noise: NDArray[np.float64], holds: NDArray[np.bool_] | None = None
-) -> NDArray[np.bool_]:
-    """Scales ``[K]`` where at least 90 % of the reference responses ``[K, m]`` are 10 or more times the noise ``[K]``.
+def passes_gate(even: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Scales ``[K]`` where at least 90 % of the reference responses ``[K, m]`` are 10 or more times the noise ``[K]``."""
+    return _mostly(_clear(even, noise))
 
-    ``holds [K, m]``: where a response that is exactly zero is known to be so; see :func:`zeros_hold`.
+
+def known_from_zero(response: Array, other: Array, noise: Array, *, flat: bool) -> NDArray[np.bool_]:
+    """:func:`passes_gate` for responses ``[K, m]`` of which some are exactly zero, beside the ``other`` (odd or even) ones.
+
+    That a loss has not moved does not show that it is flat: it may be saturated, or the directions may leave out what moves it.
+    A zero is known beside another response that is none, as of a loss that is linear there; and where nothing has moved and
+    the gradient is exactly zero as well (``flat``).
     """
+    if flat and not response.any() and not other.any():
+        return np.ones(len(response), dtype=np.bool_)
+    return _mostly(_clear(response, noise) & ((response != 0) | (other != 0)))
+
+
+def _clear(response: Array, noise: Array) -> NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
-        clear = np.abs(even) >= SIGNAL_TO_NOISE * noise[:, None]
-    if holds is not None:
-        clear &= holds
-    passed: NDArray[np.bool_] = clear.mean(axis=1) >= SHARE_ABOVE
-    return passed
+        return np.asarray(np.abs(response) >= SIGNAL_TO_NOISE * noise[:, None])
 
 
-def zeros_hold(response: Array, other: Array, *, flat: bool) -> NDArray[np.bool_]:
-    """Where a response ``[K, m]`` may be believed although it is zero: ``[K, m]``, true where it is not zero.
-
-    No loss is known to be flat by not having moved: it may be saturated, or the direction may leave out what moves it. A zero
-    holds beside an odd response (or even one, for odd zeros) that is none, as of a loss that is linear there, and where the
-    gradient is zero as well (``flat``).
-    """
-    return np.asarray((response != 0) | (other != 0) | flat)
-
-
-def rounding_model(replica: Replica) -> float:
-    """8 u (L0 + G) with u of the replica's dtype, or of the loss where a model narrows it; G needs visible outputs."""
-    objective = replica.objective
-    replica.reset()
-    replica.evaluations += 1
-    total = sensitivity = 0.0
-    for index, weight in enumerate(objective.batch_weights):
-        loss, outputs = replica.batch_loss(index)
-        total += weight * float(loss)
-        sensitivity += weight * output_sensitivity(replica, index, outputs)
-    unit = max(torch.finfo(replica.dtype).eps, torch.finfo(loss.dtype).eps) / 2
-    return 8 * unit * (abs(total) + sensitivity) / objective.samples
-
-
-def output_sensitivity(replica: Replica, index: int, outputs: Tensor | None) -> float:
-    r"""Sum over the samples of a batch of :math:`\|\partial \ell / \partial z\| \, \|z\|`, for a batch's mean loss of outputs z.
-
-    How far a relative error of the outputs moves the loss: its condition number times the loss. Zero where the outputs or the
-    criterion are not seen.
-    """
-    if outputs is None or replica.objective.criterion is None or not outputs.is_floating_point():
-        return 0.0
-    with torch.enable_grad():
-        leaf = outputs.detach().requires_grad_(True)
-        value = replica.module._pair(leaf, replica.batches[index][1])  # type: ignore[misc]
-        gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
-    if gradient is None:
-        return 0.0
-    per_term = gradient.double().flatten(2) if gradient.ndim > 2 else gradient.double()
-    size = outputs.double().flatten(2) if outputs.ndim > 2 else outputs.double()
-    dim = 1 if gradient.ndim > 1 else 0
-    return float((_norm(per_term, dim) * _norm(size, dim)).sum())
-
-
-def _norm(values: Tensor, dim: int) -> Tensor:
-    return values.abs() if values.ndim == 1 else values.square().sum(dim).sqrt()
+def _mostly(clear: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.asarray(clear.mean(axis=1) >= SHARE_ABOVE)
 
 
 def measured_floor(evaluator: Evaluator, directions: Directions, indices: Sequence[int]) -> float:

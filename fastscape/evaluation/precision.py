@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastscape._batches import available_memory
 from fastscape._checks import first_line
+from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
+from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
+from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import NarrowLossError
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
-from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName
+from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName, activation_bytes
+from fastscape.evaluation.influence import Influence, influence
 from fastscape.evaluation.losses import DTYPES
-from fastscape.evaluation.noise import narrow_noise, neighbouring_noise, noise_float64, passes_gate
+from fastscape.evaluation.noise import known_from_zero, narrow_noise, neighbouring_noise, noise_float64, passes_gate
 from fastscape.evaluation.points import Array
 from fastscape.objective import Objective
 
@@ -30,6 +35,7 @@ CALIBRATION = 4  # directions evaluated in float64 as well, to measure the noise
 _DIRECTIONS = 2  # of the calibration of difference propagation
 _SLOW = 0.05  # seconds per forward above which one direction has to do
 _LEAST, _FORWARDS = 1.0, 40  # seconds, and forwards, below which trying other arithmetics does not fit
+_GRADIENT = 4  # times the activations that a gradient may take of what is available
 _WARM = 0.1  # seconds of a block that need not be timed again
 _NEIGHBOURS = "rounding noise is measured between neighbouring weights"
 _SAFETY = 2.0  # times the relative error of the lanes that was measured
@@ -45,6 +51,7 @@ class Noise:
         narrow: the operation inside a float64 model that is narrower; empty if none.
         evaluations: done for the calibration beside the evaluator's own.
         how: in words, where it could not be held against float64.
+        influence: which parameters move the loss; ``None`` where a gradient takes too much memory, or the model has none.
     """
 
     sigma: Array
@@ -52,10 +59,20 @@ class Noise:
     narrow: str
     evaluations: int
     how: str = ""
+    influence: Influence | None = None
 
-    def trusted(self, even: Array) -> NDArray[np.bool_]:
+    def trusted(self, even: Array, odd: Array) -> NDArray[np.bool_]:
         """The gate's verdict per scale: from the calibration, or else from the even responses ``[K, N]`` themselves."""
-        return self.calibrated[0] if self.calibrated is not None else passes_gate(even, self.sigma)
+        if self.calibrated is not None:
+            verdict: NDArray[np.bool_] = self.calibrated[0]
+            return verdict
+        return known_from_zero(even, odd, self.sigma, flat=self.influence is not None and self.influence.flat)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to beware of, in words."""
+        note = "" if self.influence is None else self.influence.note
+        return (note,) if note else ()
 
 
 @dataclass(frozen=True)
@@ -107,36 +124,59 @@ def refused_precision(precision: str, error: UntraceableError | MissingRuleError
 
 
 # ---------------------------------------------------------------- noise
-def measure_noise(evaluator: Evaluator | DifferenceEvaluator, directions: Directions, radii: Array) -> Noise:
+def measure_noise(
+    evaluator: Evaluator | DifferenceEvaluator, directions: Directions, radii: Array, *, zeros: bool = False
+) -> Noise:
     """Noise of an evaluator at each radius.
 
-    float64 subtraction: a model and a measured floor, the same at every radius. float32: RMS difference from float64 over the
-    first four directions, evaluated in both; where the loss does not run in float64, the scatter between neighbouring weights.
-    Difference propagation: its relative error does not depend on the radius; it is
-    measured against float64 lanes on two directions at the ends and the middle of the radii, doubled, and applied to the
-    responses of these directions.
+    float64 subtraction: a model and a measured floor, the same at every radius unless the loss goes in steps of unknown size.
+    float32: RMS difference from float64 over the first four directions, evaluated in both, and the error of narrower steps, which
+    round both alike; where there is no float64 to hold beside it, the scatter between neighbouring weights. Difference
+    propagation: its relative error does not depend on the radius; it is measured against float64 lanes on two directions at the
+    ends and the middle of the radii, doubled, and applied to the responses of these directions. Casts to a narrower dtype round
+    the values at w, not the differences: a few of its units are stated then.
+
+    ``zeros``: find out which parameters move the loss as well, so that zero responses can be judged.
     """
+    found = _influence(evaluator) if zeros else None
     if isinstance(evaluator, DifferenceEvaluator):
-        return _noise_of_differences(evaluator, directions, radii)
+        return replace(_noise_of_differences(evaluator, directions, radii), influence=found)
     indices = range(min(CALIBRATION, len(directions)))
     if evaluator.dtype == torch.float64:
         sigma, narrow = noise_float64(evaluator, directions, indices, radii)
-        return Noise(sigma, None, narrow, 0)
+        return Noise(sigma, None, narrow, 0, influence=found)
     try:
+        with exact_arithmetic(torch.float64):
+            check_same_function(evaluator.objective.replica(torch.float64))
         with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
             reference = exact.responses(directions, indices, radii)
             evaluations = exact.evaluations
     except Exception as error:  # such as a dtype that the loss fixes, or no memory: float32 has just run it
         scatter, narrow = neighbouring_noise(evaluator, directions, indices, radii)
         why = f"{type(error).__name__}: {first_line(error)[:120]}"
-        return Noise(scatter, None, narrow, 0, f"{_NEIGHBOURS}, because the loss does not run in float64 ({why})")
+        return Noise(scatter, None, narrow, 0, f"{_NEIGHBOURS}, because the loss does not run in float64 as it does in float32 ({why})", found)
     measured = evaluator.responses(directions, indices, radii)
     casts, operation = narrow_noise(evaluator, directions, indices)  # which round the reference alike
     with np.errstate(invalid="ignore", over="ignore"):
         errors = [np.sqrt(np.mean((measured[part] - reference[part]) ** 2, axis=1)) for part in (0, 1)]
         errors = [np.fmax(error, casts) for error in errors]
-    verdicts = np.stack([passes_gate(reference[part], errors[part]) for part in (0, 1)])
-    return Noise(errors[0], verdicts, operation, evaluations)
+    flat = found is not None and found.flat
+    verdicts = np.stack([known_from_zero(reference[part], reference[1 - part], errors[part], flat=flat) for part in (0, 1)])
+    return Noise(errors[0], verdicts, operation, evaluations, influence=found)
+
+
+def _influence(evaluator: Evaluator | DifferenceEvaluator) -> Influence | None:
+    """Which parameters move the loss, in float64 where gradients underflow less; ``None`` where that cannot be told."""
+    objective = evaluator.objective
+    if _GRADIENT * activation_bytes(evaluator.replica) > available_memory(objective.device):
+        return None
+    try:
+        if evaluator.replica.dtype == torch.float64:
+            return influence(evaluator.replica)
+        with exact_arithmetic(torch.float64):
+            return influence(objective.replica(torch.float64))
+    except (RuntimeError, ValueError, TypeError, NotImplementedError):  # such as a model without a backward pass
+        return None
 
 
 def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions, radii: Array) -> Noise:
@@ -149,7 +189,16 @@ def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions
         relative = _rms(narrow[sample] - wide) / _rms(wide)
         unit = torch.finfo(evaluator.dtype).eps
         error = max(float(np.nanmax(relative, initial=0.0)), unit) if np.isfinite(relative).any() else unit
-        return Noise(_SAFETY * error * _rms(narrow), None, "", 0)
+        found = replica_arithmetic(evaluator.replica)
+        smooth = evaluator.program is not None and evaluator.program.smooth
+        sigma = max(_SAFETY * error, found.error_around(smooth=smooth)) * _rms(narrow)
+    evaluations = 0
+    if found.rounds:  # its jumps are followed: they are in the responses, as they are in subtraction
+        with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
+            sigma = np.fmax(sigma, noise_float64(exact, directions, indices, radii)[0])
+            evaluations = exact.evaluations
+    narrower = "; ".join(filter(None, (found.step, f"roundings in {found.rounds}" if found.rounds else "")))
+    return Noise(sigma, None, narrower, evaluations)
 
 
 def _rms(values: Array) -> Array:
@@ -201,8 +250,10 @@ class _Trial:
     def choice(self) -> PrecisionChoice:
         try:
             paths: dict[str, PathChoice] = {"float64": self._float64()}
-        except NarrowLossError as error:  # difference propagation takes its values at w in float64 as well
-            return PrecisionChoice("float32", first_line(error))
+        except (NarrowLossError, DtypeDependentLossError) as error:  # difference propagation takes its values at w in float64 too
+            if isinstance(error, DtypeDependentLossError) and self.objective.dtype != torch.float32:
+                raise
+            return PrecisionChoice("float32", f"float64 and difference: {first_line(error)}")
         if max(_LEAST, self.forward * _FORWARDS) > self.limit:
             reason = f"the budget is too short to try others: a forward takes {self.forward:.2g} s"
             return PrecisionChoice("float64", reason, self.seconds, paths["float64"], self.evaluations)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from fastscape._checks import first_line
 from fastscape.directions import Directions, checked_directions
+from fastscape.evaluation.agreement import DtypeDependentLossError
+from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import NarrowLossError
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd, Handling
 from fastscape.evaluation.differences.program import UntraceableError
@@ -37,8 +39,8 @@ class QuadraticForms:
         path: how they were computed.
         fallbacks: operations without a rule, which were differentiated locally in float64: name -> calls.
         seconds: wall time.
-        error: estimated absolute error of ``curvature`` by two forwards, made to bound it in 95 % of directions; ``None`` for the
-            exact path, whose relative error is the rounding of its lanes.
+        error: estimated absolute error of ``curvature`` by two forwards, made to bound it in 95 % of directions, and of the exact
+            path around values that the model rounds to less than float32; else ``None``: the rounding of the lanes.
     """
 
     curvature: Array
@@ -111,7 +113,7 @@ def quadratic_forms(
         return _two_forwards(objective, directions, "", progress)
     try:
         return _exact(objective, directions, lanes, path, memory, progress)
-    except (UntraceableError, MissingRuleError, NarrowLossError) as error:
+    except (UntraceableError, MissingRuleError, NarrowLossError, DtypeDependentLossError) as error:
         if path is not None:
             raise
         why = f"the exact path cannot follow the model ({first_line(error)[:160]}): "
@@ -160,6 +162,7 @@ def _exact(
             if progress is not None:
                 progress(indices[-1] + 1, len(directions))
         handled, base = evaluator.handling, evaluator.base
+        around = replica_arithmetic(evaluator.replica).error_around(smooth=True)  # on the branches at w
         _refuse_frozen(handled)
     slope, curvature = (np.concatenate([column[part][0] for column in columns]) for part in (0, 1))
     return QuadraticForms(
@@ -170,6 +173,7 @@ def _exact(
         path=choice,
         fallbacks=handled.fallbacks,
         seconds=time.perf_counter() - start,
+        error=None if around <= torch.finfo(torch.float32).eps else around * np.abs(curvature),
     )
 
 

@@ -6,11 +6,13 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastscape.directions import Directions, checked_directions
+from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
 from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
@@ -47,7 +49,9 @@ class Responses:
         eps_rel: ``eps_abs / ||w||``.
         weight_norm: ||w||.
         noise: RMS rounding error of ``even`` at each radius, ``[K]``.
-        trusted: radii where at least 90 % of the directions stand 10 times above the noise, ``[K]`` bool.
+        trusted: radii where at least 90 % of the directions stand 10 times above the noise, ``[K]`` bool. An even response that
+            is exactly zero counts as such beside an odd one that is not, of a loss that is linear there, and where the gradient
+            is exactly zero too; else the direction may leave out what moves the loss, or the loss be saturated.
         precision: the arithmetic: ``"float64"`` or ``"float32"`` subtraction, or ``"difference"`` propagation.
         reason: why this one.
         fallbacks: operations without a difference rule, which were evaluated locally in float64: name -> calls.
@@ -56,6 +60,8 @@ class Responses:
         path: the evaluation path, its measured alternatives and the reason.
         evaluations: loss evaluations done, calibration included.
         seconds: wall time.
+        arithmetic: what was measured, in one sentence, such as ``"float64, without your autocast to bfloat16"``.
+        notes: what to beware of, in words.
     """
 
     even: NDArray[np.float64]
@@ -75,6 +81,13 @@ class Responses:
     path: PathChoice
     evaluations: int
     seconds: float
+    arithmetic: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What other results say in their ``meta``: precision and arithmetic, with the reason for the choice."""
+        return {"precision": self.precision, "precision_reason": self.reason, "arithmetic": self.arithmetic}
 
 
 def warn_if_noise(precision: str, radii: NDArray[np.float64], trusted: NDArray[np.bool_], alone: str = "") -> None:
@@ -152,13 +165,14 @@ def responses(
             columns.append(evaluator.responses(directions, indices, steps.tolist()))
             if progress is not None:
                 progress(indices[-1] + 1, len(directions))
-        noise = measure_noise(evaluator, directions, steps)
+        noise = measure_noise(evaluator, directions, steps, zeros=True)
         evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
         handled = evaluator.handling if isinstance(evaluator, DifferenceEvaluator) else None
     even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
-    trusted = noise.trusted(even)
+    trusted = noise.trusted(even, odd)
     warn_if_noise(chosen.name, steps, trusted, noise.how)
+    arithmetic = measured_in(objective, chosen.name)
     length = float(np.mean(norms)) if norms else {"unit": 1.0, "relative": directions.weight_norm}[directions.scale]
     eps_abs, weight_norm = steps * length, objective.norm
     return Responses(
@@ -179,6 +193,8 @@ def responses(
         path=choice,
         evaluations=evaluations,
         seconds=time.perf_counter() - start,
+        arithmetic=arithmetic.meta["arithmetic"],
+        notes=(*arithmetic.notes, *noise.notes),
     )
 
 

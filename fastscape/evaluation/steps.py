@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ import torch
 from fastscape._replica import Replica
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import Arithmetic
-from fastscape.evaluation.evaluator import Evaluator
 from fastscape.evaluation.points import Array, second_difference, signed_radii
+
+if TYPE_CHECKING:
+    from fastscape.evaluation.evaluator import Evaluator
 
 Lines = Callable[[Sequence[float]], Array]  # losses [n, P] along n lines at P distances relative to the weights
 Write = Callable[[], None]
@@ -80,11 +83,15 @@ def narrow_error(lines: Lines, found: Arithmetic) -> float:
     """
     if found.narrow is None:
         return 0.0
-    unit = torch.finfo(found.narrow).eps / 2
-    losses = [lines(_five(step * unit)) for step in _NARROW_UNITS]
-    measured = max(rms(_fourth(five)) for five in losses)
-    modelled = 2 * unit * abs(float(losses[0][0, 0])) / math.sqrt(max(found.elements, 1)) / EVEN
+    unit = torch.finfo(found.narrow).eps
+    measured = unit_error(lines, unit / 2)
+    modelled = unit * abs(float(lines([0.0])[0, 0])) / math.sqrt(max(found.elements, 1)) / EVEN
     return modelled if measured < 0.01 * modelled else measured
+
+
+def unit_error(lines: Lines, unit: float) -> float:
+    """Largest RMS fourth difference over weights that move by 1/2 and 2 units relative to themselves."""
+    return max(rms(_fourth(lines(_five(step * unit)))) for step in _NARROW_UNITS)
 
 
 def step_errors(lines: Lines, distances: Array, *, level: bool = False) -> Array:

@@ -18,6 +18,7 @@ from fastscape._batches import available_memory
 from fastscape._checks import first_line
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
+from fastscape.evaluation.agreement import check_same_function
 from fastscape.evaluation.batch_statistics import kept, recalibrate
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.evaluator import PathChoice, activation_bytes, cannot_run, check_memory
@@ -304,6 +305,7 @@ class Surface:
         """Losses in float64."""
         with exact_arithmetic(torch.float64):
             replica = self.objective.replica(torch.float64)
+            check_same_function(replica)
             exact = np.empty(len(rows))
             for position, row in enumerate(rows.tolist()):
                 self.family.write(row, replica.scratch)

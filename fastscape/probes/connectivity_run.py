@@ -19,6 +19,7 @@ from fastscape._replica import Replica
 from fastscape.estimators.maxima import band, largest_of_lesser, maximum
 from fastscape.estimators.refinement import coarse_to_fine, refine
 from fastscape.estimators.scaling import Array
+from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.batch_statistics import BatchNorm, checked_mode, recalibrate
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.noise import rounding
@@ -265,7 +266,7 @@ def barrier_result(
         batch_norm=goals.batch_norm,
         matched=goals.matched,
         meta=meta | {"unit": terms.unit, "stop_reason": line.reason},
-        notes=tuple(notes),
+        notes=(*measured_in(losses.objective, losses.surface.dtype).notes, *notes),
     )
 
 
@@ -275,6 +276,7 @@ def path_meta(losses: PathLosses, ends: Sequence[EndPoint], began: float, reason
     meta = objective_meta(objective)
     others = {end.label: objective.at(end.state).weight_fingerprint() for end in ends[1:]}
     return meta | {
+        **measured_in(objective, losses.surface.dtype).meta,
         "dtype": str(goals.precision or objective.dtype),
         "batch_norm": objective.batch_norm if goals.batch_norm == "none" else goals.batch_norm,
         "seed": goals.seed,

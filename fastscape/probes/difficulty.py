@@ -15,6 +15,7 @@ from fastscape._checks import counted, integer
 from fastscape.estimators.davidson import LeadingPair, RitzPairs, leading_pair
 from fastscape.estimators.difficulty import RICHARDSON, difficulty, dimensionless
 from fastscape.estimators.scaling import Array
+from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.curvature import ggn, hessian
 from fastscape.evaluation.curvature.products import PathName
 from fastscape.evaluation.optimizers import OptimizerState
@@ -125,7 +126,7 @@ class Difficulty:
         number = integer("step", step, 0)
         if self._first < 0:
             self._first = number
-            self._meta = objective_meta(self.objective)
+            self._meta = objective_meta(self.objective) | measured_in(self.objective, self.objective.dtype).meta
         elif number != self._last + 1:
             raise ValueError(f"step must be {self._last + 1}, one more than the last, got {number}; the sum runs over all steps")
         else:

@@ -20,6 +20,7 @@ from fastscape.evaluation import (
     NondeterministicLossError,
     NoPathError,
 )
+from fastscape.evaluation.arithmetic import arithmetic
 from fastscape.evaluation.curvature import hessian
 from fastscape.evaluation.curvature.flat import Layout, norm
 from fastscape.evaluation.determinism import NarrowLossError, unperturbed_loss
@@ -68,6 +69,7 @@ class ModelCheckup:
         )
         moving: tuple[tuple[str, Callable[[], Finding]], ...] = (
             ("gradient", self._gradient),
+            ("arithmetic of the loss", self._arithmetic),
             ("rounding", self._rounding),
             ("memory", self._memory),
             ("difference propagation", self._operators),
@@ -224,6 +226,18 @@ class ModelCheckup:
         if unused:
             return Finding("gradient", "warning", "zero at every parameter", "does the loss use the model that it is given?")
         return Finding("gradient", "ok", f"||g|| = {size:.3g}, finite")
+
+    def _arithmetic(self) -> Finding:
+        """What the loss is computed in, and what float64 probes and difference propagation make of it."""
+        name, found = "arithmetic of the loss", arithmetic(self.objective, self.objective.dtype)
+        if found.plain:
+            return Finding(name, "ok", f"{found.words} throughout")
+        if found.outside is not None:
+            return Finding(name, "warning", found.words, "enter the autocast in the model or in loss= to have it measured")
+        wide = arithmetic(self.objective, torch.float64)
+        words = f"{found.words}; with precision='float64': {wide.words}; with 'difference': {wide.difference}"
+        remedy = "precision= says which function is measured; the results name it"
+        return Finding(name, "warning", words, remedy)
 
     def _rounding(self) -> Finding:
         """Rounding of a loss, and the radius from which on subtraction resolves responses."""

@@ -23,6 +23,7 @@ from fastscape.estimators.gradient_noise import (
 )
 from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.scaling import Array
+from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.evaluator import check_memory
 from fastscape.evaluation.sample_gradients import CoupledSamplesError, Deviations, Method, SampleGradients
 from fastscape.evaluation.samples import samples_of
@@ -213,6 +214,7 @@ class _Measured:
     ) -> TemperatureResult:
         """Estimates of what was measured."""
         found, source, objective = self.found, self.source, self.objective
+        arithmetic = measured_in(objective, source.dtype)
         spread = np.concatenate(found.spread)  # [units, tensors]
         squares = np.array([float(tensor.double().square().sum()) for tensor in source.mean])
         units = Units(
@@ -251,6 +253,7 @@ class _Measured:
             gradient_norm=math.sqrt(float(squares.sum())),
             loss=source.loss,
             meta=objective_meta(objective)
+            | arithmetic.meta
             | {
                 "seed": self.seed,
                 "settings": settings,
@@ -262,7 +265,7 @@ class _Measured:
                 "seconds": time.monotonic() - self._began,
                 "stop_reason": self.stop_reason,
             },
-            notes=(*notes, *self.notes),
+            notes=(*arithmetic.notes, *notes, *self.notes),
         )
 
     def _curved(self, rates: Array, factor: float, units: Units) -> tuple[Estimate | None, Estimate | None]:

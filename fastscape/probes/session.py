@@ -306,7 +306,7 @@ class Session:
         if track.chosen is self.chosen:
             self.path = choice
         if batch not in track.opened:
-            noise = measure_noise(evaluator, directions, radii)
+            noise = measure_noise(evaluator, directions, radii, zeros=True)
             track.evaluations += noise.evaluations
             track.open(batch, whole, directions, radii, noise, choice)
             self.opening = max(self.opening, self.budget.elapsed - start)

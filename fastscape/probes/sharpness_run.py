@@ -16,8 +16,11 @@ from torch import Tensor
 from fastscape._checks import counted, first_line
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
+from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trace import mean_estimate
+from fastscape.evaluation.agreement import check_same_function
+from fastscape.evaluation.arithmetic import arithmetic, measured_in
 from fastscape.evaluation.balls import BallLoss, Balls, Variant
 from fastscape.evaluation.curvature import hessian
 from fastscape.evaluation.determinism import unperturbed_loss
@@ -107,6 +110,7 @@ class SharpnessRun:
     def _prepared(self, objective: Objective, dtype: torch.dtype, balls: Balls) -> Iterator[tuple[Replica, BallLoss]]:
         with exact_arithmetic(dtype):
             replica = objective.replica(dtype)
+            check_same_function(replica)
             try:
                 replica.reset()
                 yield replica, BallLoss(replica, balls.scale, self.goals.epsilon, float(replica.loss()))
@@ -257,13 +261,17 @@ class SharpnessRun:
 
     def result(self, stop_reason: str, name: str, step: int | None) -> SharpnessResult:
         """What is known, as a result."""
-        goals, groups = self.goals, self.groups
+        goals, groups, average = self.goals, self.groups, self._average_case()
         weights = np.array([group.weight for group in groups])
         worst = np.array([group.worst for group in groups])
         # A random point of all data bounds the mean over groups from below as well.
         known = [value for value in self.random if not math.isnan(value)]
         at_weights = self.loss - self.loss  # 0, or NaN where the loss is not finite
         mean = float(weights @ worst) if len(groups) else at_weights
+        parts = {part: measured_in(self.objective, dtype) for part, dtype in self.dtypes.items()}
+        words = {part: of.meta["arithmetic"] for part, of in parts.items()}
+        same = len(set(words.values())) == 1
+        described = words["worst"] if same else "; ".join(f"{part}: {found}" for part, found in words.items())
         settings = dataclasses.asdict(goals) | {"precision": None if goals.precision is None else str(goals.precision)[6:]}
         return SharpnessResult(
             name=name,
@@ -272,7 +280,7 @@ class SharpnessRun:
             epsilon=goals.epsilon,
             loss=self.loss,
             worst=mean if math.isnan(mean) else max([mean, *known]),
-            random=mean_estimate(np.array(self.random[: len(self.random) // 2 * 2]).reshape(-1, 2).mean(axis=1)),
+            random=average,
             first_order=self._mean([group.first_order for group in groups]),
             quadratic=self._mean([math.nan if group.model is None else group.model.value for group in groups]),
             quadratic_bound=self._mean([math.nan if group.model is None else group.model.bound for group in groups]),
@@ -288,6 +296,7 @@ class SharpnessRun:
             | {
                 "seed": goals.seed,
                 "settings": settings,
+                "arithmetic": described,
                 "precision": {part: str(dtype)[6:] for part, dtype in self.dtypes.items()},
                 "rounding_noise": {part: self.noise[dtype] for part, dtype in self.dtypes.items()},
                 "evaluations": self.evaluations,
@@ -297,8 +306,22 @@ class SharpnessRun:
                 "seconds": time.monotonic() - self._began,
                 "stop_reason": stop_reason,
             },
-            notes=(*self.notes, *self._remarks()),
+            notes=(*dict.fromkeys(note for part in parts.values() for note in part.notes), *self.notes, *self._remarks()),
         )
+
+    def _average_case(self) -> Estimate:
+        """Mean over pairs; NaN where steps inside the model, as of an autocast, are as large as what it averages."""
+        found = mean_estimate(np.array(self.random[: len(self.random) // 2 * 2]).reshape(-1, 2).mean(axis=1))
+        dtype = self.dtypes.get("random")
+        stepped = dtype is not None and not arithmetic(self.objective, dtype).plain
+        least = SIGNAL_TO_NOISE * self.noise.get(dtype, math.nan) / math.sqrt(max(found.n, 1)) if dtype is not None else 0.0
+        if stepped and abs(found.value) < least:
+            self.notes.append(
+                f"the average case is withheld: a rise of {found.value:.1e} is within 10 times the error of the model's own "
+                f"roundings, {least / SIGNAL_TO_NOISE:.1e}; precision='float64' measures without an autocast"
+            )
+            return mean_estimate(np.empty(0))
+        return found
 
     def _remarks(self) -> Iterator[str]:
         if self.fixed:

@@ -15,6 +15,7 @@ from fastscape.directions.axes import Axes
 from fastscape.directions.directions import Scale
 from fastscape.estimators.roughness import Trend, mean_estimate, minima, second_difference_energy
 from fastscape.estimators.scaling import Array
+from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.surface import Affine, Surface, SurfaceLosses
@@ -313,11 +314,14 @@ def _meta(objective: Objective, surface: Surface, run: Anytime, settings: dict[s
         noise = surface.noise
     except KeyboardInterrupt:  # what was evaluated is kept
         noise, run.reason = math.nan, "interrupted"
-    choice = surface.choice
-    return objective_meta(objective) | {
+    choice, arithmetic = surface.choice, measured_in(objective, surface.dtype)
+    return {
+        **objective_meta(objective),
+        **arithmetic.meta,
         "seed": seed,
         "settings": settings,
         "dtype": str(surface.dtype),
+        "arithmetic_notes": list(arithmetic.notes),
         "noise": noise,
         "gate": "two evaluations at w agree bit for bit",
         "errors_over": surface.terms.unit,
@@ -331,7 +335,7 @@ def _meta(objective: Objective, surface: Surface, run: Anytime, settings: dict[s
 
 
 def _notes(meta: dict[str, Any], done: int, wanted: int, noun: str, *, errors: bool) -> tuple[str, ...]:
-    notes = []
+    notes = list(meta["arithmetic_notes"])
     if done < wanted:
         notes.append(f"{done} of {wanted} {noun}s were evaluated ({meta['stop_reason']})")
     if not errors and meta["errors_over"] == "samples":

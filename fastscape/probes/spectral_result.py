@@ -14,6 +14,7 @@ from fastscape.estimators.density import density
 from fastscape.estimators.krylov import Eigenpairs
 from fastscape.estimators.spectra import Density
 from fastscape.estimators.trace import data_stderr, directional_variance, effective_rank, mean_estimate
+from fastscape.evaluation.arithmetic import measured_in
 from fastscape.probes.spectral import SpectralRun, known
 from fastscape.reports.spectrum import SpectrumResult
 from fastscape.runs.provenance import objective_meta
@@ -63,7 +64,7 @@ def spectrum_result(run: SpectralRun, reason: str, operator: str, step: int | No
         stability=None,
         products=run.multiplied,
         meta=_meta(run, reason) | dict(extra),
-        notes=tuple(notes),
+        notes=(*measured_in(run.objective, run.operator.dtype).notes, *notes),
         vectors=largest.vectors,
     )
 
@@ -183,6 +184,7 @@ def _meta(run: SpectralRun, reason: str) -> dict[str, Any]:
         "probes": [run.probes, len(run.fresh)],
         "forms": [float(form) for form in (*run.plain()[0], *run.fresh.whole)],
         **objective_meta(objective),
+        **measured_in(objective, run.operator.dtype).meta,
         "device": str(run.operator.device),
         "product_dtype": str(run.operator.dtype),
     }

@@ -15,6 +15,7 @@ import torch
 from fastscape.directions import Directions
 from fastscape.estimators import AnalysisSettings
 from fastscape.estimators.scaling import Array
+from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.differences.evaluator import Handling
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.precision import Noise, PrecisionChoice
@@ -45,6 +46,7 @@ class Track:
         self._columns: list[list[tuple[Array, Array]]] = [[] for _ in range(probe.banks)]
         self._base = np.full(probe.banks, np.nan)
         self._batches = 1
+        self._why_still = "does loss= use the model it is given?"
 
     @property
     def precision(self) -> str | None:
@@ -88,7 +90,11 @@ class Track:
         self.eps_abs = radii * (1.0 if directions.scale == "unit" else directions.weight_norm)
         self.loss, self.accuracy = objective.evaluate_once()
         self._batches = len(objective.batches) if self.probe.bank_batches == "rotate" else 1
-        self.notes = _weight_notes(objective)
+        arithmetic = measured_in(objective, str(self.precision))
+        self.meta |= arithmetic.meta
+        if noise.influence is not None and not noise.influence.flat:
+            self._why_still = _LEFT_OUT
+        self.notes = [*_weight_notes(objective), *arithmetic.notes, *noise.notes]
         if noise.how:
             self.notes.append(noise.how)
         if noise.narrow:
@@ -156,7 +162,7 @@ class Track:
         notes = list(self.notes)
         responses = measured.response("even") + measured.response("odd")
         if responses and not any(np.any(part != 0) for part in responses):
-            notes.append("the loss did not change under any perturbation: does loss= use the model it is given?")
+            notes.append(f"the loss did not change under any perturbation: {self._why_still}")
         if reason not in ("all directions done", "target met", "deadline"):
             notes.append(f"partial result: {reason}")
         meta = self.meta | {"evaluations": self.evaluations, "seconds": self.seconds}
@@ -200,6 +206,12 @@ class Track:
         self.loss, self.accuracy, self.meta = earlier.loss, earlier.accuracy, dict(earlier.meta)
         self.notes = [note for note in earlier.notes if not note.startswith("partial result")]
         self.evaluations, self.seconds = earlier.meta["evaluations"], earlier.meta["seconds"]
+
+
+_LEFT_OUT = (
+    "the directions move only what cannot move it at these weights; normalize='global' moves tensors of zeros too, and after "
+    "some steps of training they are none"
+)
 
 
 def _comparable(probe: ProbeSettings) -> ProbeSettings:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fastscape._checks import counted, first_line, integer
+from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.objective import Objective, checked_objective
 from fastscape.probes.difficulty import Difficulty
@@ -317,6 +318,8 @@ class Tracker:
             self._failed(point, item, error)
         else:
             self._failures[item] = 0
+            if "arithmetic" not in self._meta:
+                self._meta |= measured_in(at, at.dtype).meta
             self._costs[item] = self.allowance.clock() - began
             point.found.values |= found.values
             point.found.intervals |= found.intervals
@@ -387,7 +390,9 @@ class Tracker:
             self._warned.add("disk", f"the record cannot be written ({error}); training goes on, the record is kept in memory")
 
     def _notes(self) -> tuple[str, ...]:
-        notes = []
+        notes: list[str] = []
+        if "arithmetic" in self._meta:
+            notes += measured_in(self.objective, self.objective.dtype).notes
         account = self.allowance
         if not self.points and account.training:
             item = next(iter(self.measures), "loss")

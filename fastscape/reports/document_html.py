@@ -21,6 +21,7 @@ PROVENANCE = (
     ("batch norm", "batch_norm"),
     ("device", "device"),
     ("dtype", "dtype"),
+    ("arithmetic", "arithmetic"),
     ("seed", "seed"),
     ("evaluations", "evaluations"),
     ("seconds", "seconds"),

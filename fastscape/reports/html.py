@@ -28,6 +28,7 @@ _PROVENANCE = (
     ("parameters probed", "parameters"),
     ("share not moved", "skipped_fraction"),
     ("precision", "precision"),
+    ("arithmetic", "arithmetic"),
     ("device", "device"),
     ("versions", "versions"),
     ("created", "created"),
@@ -207,5 +208,5 @@ def _provenance(points: Sequence[MultifractalResult | SpectrumResult], shown: Se
         elif isinstance(values[0], dict):
             rows.append((label, ", ".join(f"{name} {version}" for name, version in values[0].items())))
         else:
-            rows.append((label, str(values[0])))
+            rows.append((label, "n/a" if values[0] is None else str(values[0])))
     return rows

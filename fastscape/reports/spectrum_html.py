@@ -105,6 +105,7 @@ PROVENANCE = (
     ("batches", "batches"),
     ("device", "device"),
     ("dtype", "dtype"),
+    ("arithmetic", "arithmetic"),
     ("versions", "versions"),
     ("created", "created"),
 )

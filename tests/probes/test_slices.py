@@ -295,16 +295,16 @@ def interrupted(digits):
 
 
 def test_ctrl_c_leaves_the_directions_before_it(interrupted):
-    found = fs.slice1d(interrupted(3 + 5 + 5 + 2, KeyboardInterrupt), count=4, points=5, path="loop")
+    found = fs.slice1d(interrupted(5 + 5 + 5 + 2, KeyboardInterrupt), count=4, points=5, path="loop")
     assert found.meta["stop_reason"] == "interrupted"
     assert found.losses.shape == (2, 5)
     assert any("2 of 4 directions were evaluated (interrupted)" in flag for flag in found.flags)
     with pytest.raises(KeyboardInterrupt):
-        fs.slice1d(interrupted(3 + 2, KeyboardInterrupt), count=4, points=5, path="loop")
+        fs.slice1d(interrupted(5 + 2, KeyboardInterrupt), count=4, points=5, path="loop")
 
 
 def test_ctrl_c_leaves_the_rows_before_it(interrupted, untouched):
-    objective = interrupted(3 + 3 * 5 + 2, KeyboardInterrupt)
+    objective = interrupted(5 + 3 * 5 + 2, KeyboardInterrupt)
     with untouched(objective.model):
         found = fs.slice2d(objective, points=5, path="loop", radius=0.5)
     assert found.meta["stop_reason"] == "interrupted"
@@ -316,10 +316,10 @@ def test_ctrl_c_leaves_the_rows_before_it(interrupted, untouched):
 
 def test_an_error_of_the_model_keeps_what_was_evaluated(interrupted):
     with pytest.raises(fs.SliceError, match="failed after 2 directions: RuntimeError") as caught:
-        fs.slice1d(interrupted(3 + 5 + 5 + 2, RuntimeError), count=4, points=5, path="loop")
+        fs.slice1d(interrupted(5 + 5 + 5 + 2, RuntimeError), count=4, points=5, path="loop")
     assert caught.value.partial.losses.shape == (2, 5)
     with pytest.raises(RuntimeError):
-        fs.slice1d(interrupted(3 + 2, RuntimeError), count=4, points=5, path="loop")
+        fs.slice1d(interrupted(5 + 2, RuntimeError), count=4, points=5, path="loop")
 
 
 class Clock:
