@@ -83,10 +83,26 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor], arrays: Callab
     expected = {id(tensor) for tensor in memo.values()}
     if arrays is not None:
         memo.update((id(array), arrays(array)) for array in arrays_of(batch))
-    made = _copied(batch, memo)
+    made = substituted(batch, memo)
     if {id(tensor) for tensor in tensors_of(made)} != expected:
         raise TypeError(f"{_name(batch)} in data holds tensors that a copy of it does not take along; {_REMEDY}")
     return made
+
+
+def substituted(value: Any, memo: dict[int, Any]) -> Any:
+    """A copy with other objects in place of those whose ids are in ``memo``; registered types are rebuilt from their children."""
+    kept = []  # until the copy is made, for their ids
+    for node in _found(value, _is_registered):
+        if id(node) not in memo:
+            children, context = SUPPORTED_NODES[type(node)].flatten_fn(node)
+            kept.append((node, children))
+            memo[id(node)] = SUPPORTED_NODES[type(node)].unflatten_fn([substituted(child, memo) for child in children], context)
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception as error:  # whatever a type does on being copied
+        raise TypeError(
+            f"{_name(value)} in data cannot be copied ({type(error).__name__}: {first_line(error)}); {_REMEDY}"
+        ) from error
 
 
 def digest(batch: object) -> bytes:
@@ -173,22 +189,6 @@ def _reduced(value: Any) -> list[Any]:
         raise TypeError(
             f"{_name(value)} in data cannot be opened, and may hold tensors ({type(error).__name__}: {first_line(error)}); "
             f"{_REMEDY}"
-        ) from error
-
-
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """``copy.deepcopy``, with registered types rebuilt from their children."""
-    kept = []  # until the copy is made, for their ids
-    for node in _found(value, _is_registered):
-        if id(node) not in memo:
-            children, context = SUPPORTED_NODES[type(node)].flatten_fn(node)
-            kept.append((node, children))
-            memo[id(node)] = SUPPORTED_NODES[type(node)].unflatten_fn([_copied(child, memo) for child in children], context)
-    try:
-        return copy.deepcopy(value, memo)
-    except Exception as error:  # whatever a type does on being copied
-        raise TypeError(
-            f"{_name(value)} in data cannot be copied ({type(error).__name__}: {first_line(error)}); {_REMEDY}"
         ) from error
 
 

@@ -92,7 +92,9 @@ def weighting(
     causal = any(_CAUSAL.search(type(module).__name__) for module in model.modules())
     rules = [shifted, labels, samples] if causal else [labels, shifted, samples]
     if not _matters(batches, rules):
-        return Weighting(default or samples)
+        if default is not None or len({count(batch) for batch in batches}) == 1 or labels_of(batches[0]) is not None:
+            return Weighting(default or samples)
+        rules = [samples]  # of rows, and no labels beside them
     if len(batches) == 1:
         return Weighting(default or rules[0])
     contradicted = ""

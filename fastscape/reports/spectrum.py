@@ -19,6 +19,7 @@ from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Density, Gap, Stability
 from fastscape.reports import spectrum_figures, spectrum_tables, storage, tables
+from fastscape.runs.provenance import told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +113,7 @@ class SpectrumResult:
     @property
     def flags(self) -> tuple[str, ...]:
         """Every flag raised, of the evaluation and of the numbers, in words."""
-        return (*self.notes, *spectrum_tables.raised(self))
+        return (*told(self.meta, self.notes), *spectrum_tables.raised(self))
 
     def save(self, path: str | Path) -> Path:
         """Write one npz file (plain arrays and a JSON string, without ``vectors``) and return its path."""
