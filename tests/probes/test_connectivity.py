@@ -494,10 +494,10 @@ def test_an_interrupted_training_gives_its_curve():
 
 
 def test_an_interrupt_at_any_evaluation_after_the_line_leaves_a_curve():
-    counter = Interrupting(10**9)
-    connect(fs.Objective(Point(0.0), [torch.ones(2)], loss=counter), state(-1.0), state(1.0), start=3, points=3, steps=2)
-    for call in range(9, 10**9 - counter.left + 1):
-        objective = fs.Objective(Point(0.0), [torch.ones(2)], loss=Interrupting(call))
+    whole = interrupted(10**9)
+    connect(whole, state(-1.0), state(1.0), start=3, points=3, steps=2)
+    for call in range(9, 10**9 - whole.user_loss.left + 1):
+        objective = interrupted(call)
         found = connect(objective, state(-1.0), state(1.0), start=3, points=3, steps=2)
         assert found.meta["stop_reason"] == "interrupted"
         assert len(found.line.alphas) == 3
