@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import BUILTIN_TYPES, SUPPORTED_NODES
+from torch.utils._pytree import BUILTIN_TYPES, CONSTANT_NODES, SUPPORTED_NODES
 
 from fastscape._checks import first_line
 
@@ -161,7 +161,8 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, _CONSTANT):
         return []
     if _is_registered(value):
-        return list(SUPPORTED_NODES[type(value)].flatten_fn(value)[0])
+        children, context = SUPPORTED_NODES[type(value)].flatten_fn(value)
+        return [*children, context]
     if type(value) in _ITEMS:
         return list(value)
     if type(value) is dict:
@@ -248,7 +249,7 @@ def _refusal(value: object, error: Exception) -> TypeError:
 
 def _is_registered(value: object) -> bool:
     kind = type(value)
-    return kind in SUPPORTED_NODES and kind not in BUILTIN_TYPES and not isinstance(value, _CONSTANT)
+    return kind in SUPPORTED_NODES and kind not in BUILTIN_TYPES | CONSTANT_NODES and not isinstance(value, _CONSTANT)
 
 
 def _is_array(value: object) -> bool:
@@ -293,8 +294,6 @@ class _Digests:
 
     def _opened(self, value: Any) -> bytes:
         parts = [self.of(part) for part in _parts(value)]
-        if _is_registered(value):
-            parts.append(self.of(SUPPORTED_NODES[type(value)].flatten_fn(value)[1]))
         if isinstance(value, (set, frozenset)):
             parts.sort()
         if type(value) is dict:
