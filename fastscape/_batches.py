@@ -77,8 +77,7 @@ def _copied(batch: Batch, index: int) -> Batch:
     try:
         return map_tensors(batch, _copy, np.copy)
     except TypeError as error:
-        error.add_note(f"in data[{index}]")
-        raise
+        raise TypeError(f"{error}: data[{index}]") from error
 
 
 def _bytes(batch: Batch) -> int:
@@ -183,7 +182,7 @@ def fingerprint(items: Iterable[tuple[str, Batch]]) -> str:
     for name, batch in items:
         whole.update(f"{name}:{type(batch).__name__};".encode())
         parts = batch if type(batch) in (tuple, list) else [batch]
-        if not all(isinstance(part, Tensor) and part.layout == torch.strided for part in parts):
+        if not all(isinstance(part, Tensor) and part.layout == torch.strided and not part.is_nested for part in parts):
             whole.update(digest(batch))
             continue
         for tensor in parts:

@@ -97,7 +97,7 @@ def confirmed(objective: Objective, index: int, counts: Sequence[Callable[[Batch
         middle = _length(whole) // 2
         halves = [map_tensors(whole, lambda tensor: tensor[:middle]), map_tensors(whole, lambda tensor: tensor[middle:])]
         shares = [_share(*(count(half) for half in halves)) for count in counts]
-        if max(shares) - min(shares) < _SAME:
+        if len(shares) > 1 and max(shares) - min(shares) < _SAME:
             return None
         with exact_arithmetic(dtype):
             replica = Replica(objective, dtype, examined=False)

@@ -216,8 +216,8 @@ class Replica:
             raise
         if still != _versions(self._still):
             raise RuntimeError(
-                "the forward must write into the same parameters at every evaluation, but it wrote into one that is not probed on "
-                f"batch {index}, after it had left all of them alone: restore the model's weights, and take the writing out"
+                "the forward must write into the same parameters at every evaluation, but it wrote into one not probed on "
+                f"batch {index}, after it had left all of them alone: restore the weights, and take the writing out"
             )
         if overwritten is None:
             self._overwritten[index] = versions != _versions(tensors_of(batch))

@@ -7,7 +7,6 @@ dataclasses, named tuples, packed sequences, ``UserDict`` and objects with attri
 
 from __future__ import annotations
 
-import copy
 import copyreg
 import hashlib
 import types
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import BUILTIN_TYPES, SUPPORTED_NODES
+from torch.utils._pytree import BUILTIN_TYPES, CONSTANT_NODES, SUPPORTED_NODES
 
 from fastscape._checks import first_line
 
@@ -83,10 +82,25 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor], arrays: Callab
     expected = {id(tensor) for tensor in memo.values()}
     if arrays is not None:
         memo.update((id(array), arrays(array)) for array in arrays_of(batch))
-    made = _copied(batch, memo)
+    made = substituted(batch, memo)
     if {id(tensor) for tensor in tensors_of(made)} != expected:
-        raise TypeError(f"{_name(batch)} in data holds tensors that a copy of it does not take along; {_REMEDY}")
+        raise TypeError(f"data must hold what can be copied, got {_name(batch)} with tensors that its copy shares; {_REMEDY}")
     return made
+
+
+def substituted(value: Any, memo: dict[int, Any]) -> Any:
+    """A copy with other objects in place of those whose ids are in ``memo``, to which the copies of the others are added."""
+    if id(value) in memo:
+        return memo[id(value)]
+    memo.setdefault(id(memo), []).append(value)  # the id of what is gone would be used again
+    try:
+        return _rebuilt(value, memo)
+    except TypeError as error:
+        if _REMEDY in str(error):
+            raise
+        raise _refusal(value, error) from error
+    except Exception as error:  # whatever a type does on being rebuilt
+        raise _refusal(value, error) from error
 
 
 def digest(batch: object) -> bytes:
@@ -147,7 +161,8 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, _CONSTANT):
         return []
     if _is_registered(value):
-        return list(SUPPORTED_NODES[type(value)].flatten_fn(value)[0])
+        children, context = SUPPORTED_NODES[type(value)].flatten_fn(value)
+        return [*children, context]
     if type(value) in _ITEMS:
         return list(value)
     if type(value) is dict:
@@ -170,31 +185,71 @@ def _reduced(value: Any) -> list[Any]:
         function, arguments, state, items, entries = (*found, None, None, None)[:5]
         return [function, arguments, state, list(items or ()), dict(entries or ())]
     except Exception as error:  # whatever a type does on being copied
-        raise TypeError(
-            f"{_name(value)} in data cannot be opened, and may hold tensors ({type(error).__name__}: {first_line(error)}); "
-            f"{_REMEDY}"
-        ) from error
+        raise _refusal(value, error) from error
 
 
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """``copy.deepcopy``, with registered types rebuilt from their children."""
-    kept = []  # until the copy is made, for their ids
-    for node in _found(value, _is_registered):
-        if id(node) not in memo:
-            children, context = SUPPORTED_NODES[type(node)].flatten_fn(node)
-            kept.append((node, children))
-            memo[id(node)] = SUPPORTED_NODES[type(node)].unflatten_fn([_copied(child, memo) for child in children], context)
-    try:
-        return copy.deepcopy(value, memo)
-    except Exception as error:  # whatever a type does on being copied
-        raise TypeError(
-            f"{_name(value)} in data cannot be copied ({type(error).__name__}: {first_line(error)}); {_REMEDY}"
-        ) from error
+def _rebuilt(value: Any, memo: dict[int, Any]) -> Any:
+    """:func:`substituted`, of what is not in the memo: as ``copy.deepcopy`` does, but by what :func:`_parts` sees of it."""
+    if isinstance(value, torch.Generator):
+        return value.clone_state()
+    if isinstance(value, (*_CONSTANT, types.FunctionType)):
+        return value
+    if _is_registered(value):
+        node = SUPPORTED_NODES[type(value)]
+        children, context = node.flatten_fn(value)
+        made = node.unflatten_fn([substituted(child, memo) for child in children], context)
+    elif type(value) is tuple:
+        made = tuple(substituted(item, memo) for item in value)
+    elif type(value) in (list, dict):
+        made = memo[id(value)] = type(value)()
+        if isinstance(made, list):
+            made.extend(substituted(item, memo) for item in value)
+        else:
+            made.update((key, substituted(item, memo)) for key, item in value.items())
+    elif isinstance(value, np.ndarray):
+        made = value.copy()
+        if value.dtype.hasobject:
+            made.flat[:] = [substituted(item, memo) for item in value.flat]
+    else:
+        made = _reconstructed(value, memo)
+    memo[id(value)] = made
+    return made
+
+
+def _reconstructed(value: Any, memo: dict[int, Any]) -> Any:
+    """An object from what ``__reduce_ex__`` says of it, in the order of pickle's protocol."""
+    function, *parts = _reduced(value)
+    if not parts:
+        return value  # a global
+    arguments, state, items, entries = parts
+    made = memo[id(value)] = function(*[substituted(argument, memo) for argument in arguments])
+    if state is not None:
+        state = substituted(state, memo)
+        if hasattr(type(made), "__setstate__"):
+            made.__setstate__(state)
+        else:
+            plain, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+            if plain:
+                made.__dict__.update(plain)
+            for name, item in (slots or {}).items():
+                object.__setattr__(made, name, item)
+    for item in items:
+        made.append(substituted(item, memo))
+    for key, item in entries.items():
+        made[key] = substituted(item, memo)
+    return made
+
+
+def _refusal(value: object, error: Exception) -> TypeError:
+    return TypeError(
+        f"data must hold what can be opened and copied, got {_name(value)}, which may hold tensors ({type(error).__name__}: "
+        f"{first_line(error)}); {_REMEDY}"
+    )
 
 
 def _is_registered(value: object) -> bool:
     kind = type(value)
-    return kind in SUPPORTED_NODES and kind not in BUILTIN_TYPES and not isinstance(value, _CONSTANT)
+    return kind in SUPPORTED_NODES and kind not in BUILTIN_TYPES | CONSTANT_NODES and not isinstance(value, _CONSTANT)
 
 
 def _is_array(value: object) -> bool:
@@ -223,7 +278,8 @@ class _Digests:
 
     def of(self, value: Any) -> bytes:
         if isinstance(value, Tensor):
-            return _hashed(f"{value.dtype}{tuple(value.shape)};".encode(), *raw_bytes(value))
+            shapes = [tuple(part.shape) for part in strided(value)] if value.is_nested else tuple(value.shape)
+            return _hashed(f"{value.dtype}{shapes};".encode(), *raw_bytes(value))
         if _is_array(value):
             return _hashed(f"array {value.dtype.str}{value.shape};".encode(), np.ascontiguousarray(value).tobytes())
         if isinstance(value, _CONSTANT):

@@ -38,13 +38,13 @@ def sample_guess(batch: Batch) -> int:
     parts: list[Any] = [labels_of(batch), batch[0] if isinstance(batch, (tuple, list)) and batch else None]
     for part in parts:
         if isinstance(part, Tensor) and part.ndim:
-            return len(part)
+            return int(part.size(0))
         if isinstance(part, PackedSequence):
             return int(part.batch_sizes[0])
         if type(part) in (list, tuple) and len(part):
             return len(part)
     rows = next((tensor for tensor in tensors_of(batch) if tensor.ndim), None)
-    return len(rows) if rows is not None else 1
+    return int(rows.size(0)) if rows is not None else 1
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def weighting(
     causal = any(_CAUSAL.search(type(module).__name__) for module in model.modules())
     rules = [shifted, labels, samples] if causal else [labels, shifted, samples]
     if not _matters(batches, rules):
-        return Weighting(default or samples)
+        if default is not None or len({count(batch) for batch in batches}) == 1 or labels_of(batches[0]) is not None:
+            return Weighting(default or samples)
+        rules = [samples]  # of rows, and no labels beside them
     if len(batches) == 1:
         return Weighting(default or rules[0])
     contradicted = ""

@@ -355,7 +355,7 @@ class Objective:
         own: Rule | None = None
         if self.criterion is not None:
             criterion = self.criterion
-            own = Rule("the criterion's terms", lambda batch: terms(criterion, batch[1], self.count(batch)))
+            own = Rule("terms of the criterion", lambda batch: terms(criterion, batch[1], self.count(batch)))
             if is_known_mean(criterion) or criterion_options(criterion)[0]:
                 return Weighting(own)
             for batch in self.batches:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from fastscape._batches import Batch
-from fastscape._structures import leaves, map_tensors, tensors_of
+from fastscape._structures import leaves, map_tensors, substituted, tensors_of
 from fastscape._terms import labels_of
 from fastscape.objective import Objective
 
@@ -18,14 +18,19 @@ def rows_of(objective: Objective, batch: Batch) -> int:
     """Samples that a batch can be cut into: its :meth:`Objective.count`, or 1 where rows of its tensors are not samples.
 
     They are where labels and the largest tensor have one row per sample, and so has every tensor of integers: those of another
-    length may be edges of a graph or lengths. Packed sequences, nested and sparse tensors, and lists of samples are not cut.
+    length may be edges of a graph or lengths. Packed sequences are cut by their own count; nested and sparse tensors, and
+    lists of samples, are not.
     """
-    count, tensors, labels = objective.count(batch), tensors_of(batch), labels_of(batch)
-    if count < 2 or not tensors or leaves(batch, PackedSequence) or any(_is_list(part, count) for part in _parts(batch)):
+    count, labels, packed = objective.count(batch), labels_of(batch), leaves(batch, PackedSequence)
+    tensors = [tensor for tensor in tensors_of(batch) if id(tensor) not in _ids_within(packed)]
+    if count < 2 or not (tensors or packed) or any(_is_list(part, count) for part in _parts(batch)):
         return 1
     if any(tensor.is_nested or tensor.layout != torch.strided for tensor in tensors):
         return 1
-    whole = [max(tensors, key=Tensor.numel), *([labels] if isinstance(labels, Tensor) and labels.ndim else [])]
+    if any(int(each.batch_sizes[0]) != count for each in packed):
+        return 1
+    whole = [labels] if isinstance(labels, Tensor) and labels.ndim else []
+    whole += [] if packed else [max(tensors, key=Tensor.numel)]
     whole += [tensor for tensor in tensors if tensor.ndim and len(tensor) > 1 and not tensor.is_floating_point()]
     return count if all(tensor.ndim and len(tensor) == count for tensor in whole) else 1
 
@@ -50,7 +55,23 @@ def part(batch: Batch, count: int, start: int, stop: int) -> Batch:
     def cut(tensor: Tensor) -> Tensor:
         return tensor[start:stop] if tensor.ndim and tensor.shape[0] == count else tensor
 
-    return map_tensors(batch, cut)
+    packed = leaves(batch, PackedSequence)
+    if not packed:
+        return map_tensors(batch, cut)
+    others = [tensor for tensor in tensors_of(batch) if id(tensor) not in _ids_within(packed)]
+    memo: dict[int, object] = {id(tensor): cut(tensor) for tensor in others}
+    return substituted(batch, memo | {id(each): _sequences(each, start, stop) for each in packed})
+
+
+def _sequences(packed: PackedSequence, start: int, stop: int) -> PackedSequence:
+    """Sequences ``start`` to ``stop`` of a packed batch."""
+    padded, lengths = pad_packed_sequence(packed)
+    longest = int(lengths[start:stop].max())
+    return pack_padded_sequence(padded[:longest, start:stop], lengths[start:stop], enforce_sorted=False)
+
+
+def _ids_within(packed: Sequence[PackedSequence]) -> set[int]:
+    return {id(tensor) for each in packed for tensor in tensors_of(each)}
 
 
 def groups_of(objective: Objective, size: int) -> list[Objective]:

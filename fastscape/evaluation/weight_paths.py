@@ -45,14 +45,14 @@ class Segment:
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
         for name in [*sorted(buffers), *(name for name, _ in model.named_parameters() if name not in self._names)]:
             first, second = (state[name].detach().to(place) for state in (a, b))
-            if name in buffers and first.is_floating_point():
+            if name in buffers and (first.is_floating_point() or first.is_complex()):
                 self._buffers[name] = first, second
             elif not name.endswith(_COUNTER) and not torch.equal(first, second):
                 raise ValueError(f"a and b must agree in {name!r}, which is of {first.dtype} and has no values between them")
 
     @property
     def moves_buffers(self) -> bool:
-        """Whether a floating-point buffer changes along the path."""
+        """Whether a floating-point or complex buffer changes along the path."""
         return any(not torch.equal(first, second) for first, second in self._buffers.values())
 
     def write(self, coordinates: Sequence[float], out: Sequence[Tensor]) -> None:
@@ -61,7 +61,7 @@ class Segment:
             between(first, second, coordinates[0], slot)
 
     def write_buffers(self, replica: Replica, coordinates: Sequence[float]) -> None:
-        """Write the interpolated floating-point buffers into a replica's model."""
+        """Write the interpolated floating-point and complex buffers into a replica's model."""
         held = dict(replica.module.model.named_buffers())
         for name, (first, second) in self._buffers.items():
             if name in held:  # batch norm by batch statistics has none

@@ -49,6 +49,6 @@ def doctor(objective: Objective | None = None, *, name: str | None = None, step:
             with torch.inference_mode(False):
                 checkup = ModelCheckup(checked_objective(objective))
                 found = tuple(checkup.findings())
-                meta = objective_meta(objective) | {"loss": checkup.loss, "accuracy": checkup.accuracy}
+                meta = objective_meta(objective, checkup.remarks) | {"loss": checkup.loss, "accuracy": checkup.accuracy}
     title = name or ("machine" if objective is None else type(objective.model).__name__)
     return Diagnosis(title, step, machine, found, meta | {"seconds": time.monotonic() - start})

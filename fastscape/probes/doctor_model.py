@@ -13,7 +13,7 @@ from fastscape._batches import available_memory
 from fastscape._checks import counted, first_line
 from fastscape._norms import tracking
 from fastscape._state import exact_arithmetic, preserved_rng
-from fastscape._structures import tensors_of
+from fastscape._structures import strided, tensors_of
 from fastscape.directions import Directions
 from fastscape.evaluation import (
     AsymmetricProductError,
@@ -53,6 +53,11 @@ class ModelCheckup:
         self.loss = math.nan
         self.accuracy: float | None = None
         self._usable = False
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Those of the objective, as far as it can be evaluated."""
+        return self.objective.remarks if self._usable else tuple(filter(None, [self.objective.weighting.remark]))
 
     def findings(self) -> Iterator[Finding]:
         """One finding per check; whatever the model raises is one."""
@@ -115,7 +120,11 @@ class ModelCheckup:
         named = {**dict(self.objective.model.named_parameters()), **dict(self.objective.model.named_buffers())}
         held = {name: state[name] if state is not None and name in state else tensor for name, tensor in named.items()}
         held |= self.objective.base
-        bad = [name for name, tensor in held.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+        bad = [
+            name
+            for name, tensor in held.items()
+            if (tensor.is_floating_point() or tensor.is_complex()) and not bool(tensor.isfinite().all())
+        ]
         if bad:
             remedy = "load an earlier checkpoint; training diverged, or the file is damaged"
             return Finding("finite weights", "error", f"NaN or inf in {_few(bad)}", remedy)
@@ -175,16 +184,17 @@ class ModelCheckup:
 
     def _data(self) -> Finding:
         objective = self.objective
-        sizes = [next((tensor.shape[0] for tensor in tensors_of(batch) if tensor.ndim), 1) for batch in objective.batches]
+        sizes = [objective.count(batch) for batch in objective.batches]
         words = f"{objective.samples:g} terms in {counted(len(sizes), 'batch')} of {_range(sizes)} samples"
-        if any(not bool(t.isfinite().all()) for batch in objective.batches for t in tensors_of(batch) if t.is_floating_point()):
+        if any(not bool(part.isfinite().all()) for batch in objective.batches for part in _numbers(batch)):
             return Finding(
                 "data", "error", f"{words}, with NaN or inf in them", "clean the data: one such sample is the whole loss"
             )
-        if len(set(sizes)) > 1 and objective.user_loss is not None and objective._user_weight is None:
-            words = f"{words}: ragged, and weighted by the leading dimension, as loss= tells no number of terms"
+        rule = objective.weighting.rule.words
+        if not objective.weighting.sure or (len(set(sizes)) > 1 and rule == "their samples"):
+            words = f"{words}: ragged, and weighted by {rule}, a guess, as loss= tells no number of terms"
             return Finding("data", "warning", words, "pass weight=lambda batch: n, the number of terms in each batch's mean")
-        return Finding("data", "ok", words + (": ragged, weighted by terms" if len(set(objective.batch_weights)) > 1 else ""))
+        return Finding("data", "ok", words + (f": ragged, weighted by {rule}" if len(set(objective.batch_weights)) > 1 else ""))
 
     def _device(self) -> Finding:
         device = self.objective.device
@@ -368,6 +378,12 @@ def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
 def _few(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
+
+
+def _numbers(batch: object) -> list[Tensor]:
+    """The floating-point and complex numbers of a batch."""
+    parts = [part for tensor in tensors_of(batch) for part in strided(tensor)]
+    return [part for part in parts if part.is_floating_point()]
 
 
 def _range(sizes: Sequence[int]) -> str:

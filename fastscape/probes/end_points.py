@@ -43,9 +43,9 @@ def end_point(objective: Objective, solution: Solution, argument: str) -> EndPoi
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from error
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
             place = int((~torch.isfinite(tensor)).flatten().nonzero()[0])
-            value = float(tensor.detach().flatten()[place])
+            value = tensor.detach().flatten()[place].item()
             raise ValueError(f"{argument} must be finite, got {value} in {name!r} (element {place}); no path can start there")
     return EndPoint(label, state)
 

@@ -16,6 +16,7 @@ from fastscape.reports.axes import BLUE, GREY, nothing, single
 from fastscape.reports.document import Document
 from fastscape.reports.sections import Figure, Grid, Quantity, Section
 from fastscape.reports.tables import number
+from fastscape.runs.provenance import told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,7 +153,7 @@ class BenchResult(Document):
                 ),
             ),
             tuple(grids),
-            self.notes,
+            told(self.meta, self.notes),
             tuple((key, str(value)) for key, value in self.meta.get("settings", {}).items()),
         )
 

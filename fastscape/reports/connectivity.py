@@ -15,6 +15,7 @@ from fastscape.reports import connectivity_figures as figures
 from fastscape.reports.document import Document
 from fastscape.reports.sections import Figure, Grid, Quantity, Section
 from fastscape.reports.tables import interval, number
+from fastscape.runs.provenance import told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,7 +91,7 @@ class BarrierResult(Document):
     @property
     def flags(self) -> tuple[str, ...]:
         """Everything to beware of, in words."""
-        return (*self.notes, *_raised(self))
+        return (*told(self.meta, self.notes), *_raised(self))
 
     def section(self) -> Section:
         """See :class:`Document`."""
@@ -236,10 +237,10 @@ class BarrierMatrix(Document):
         early = [f"{total - len(self.pairs)} of {counted(total, 'pair')} were not evaluated"] if len(self.pairs) < total else []
         single: dict[str, list[str]] = {}
         for pair in self.pairs:
-            for flag in pair.flags:
+            for flag in (flag for flag in pair.flags if flag not in self.meta.get("remarks", ())):
                 single.setdefault(flag, []).append(f"{pair.a} - {pair.b}")
         grouped = [f"{flag} ({', '.join(where[:3])}{' ...' if len(where) > 3 else ''})" for flag, where in single.items()]
-        return (*self.notes, *early, *grouped)
+        return (*told(self.meta, self.notes), *early, *grouped)
 
     def section(self) -> Section:
         """See :class:`Document`."""
@@ -342,15 +343,16 @@ class CurveResult(Document):
     @property
     def flags(self) -> tuple[str, ...]:
         """Everything to beware of, in words."""
-        lines = {flag: f"line: {flag}" for flag in self.line.flags}
-        curves = {flag: f"curve: {flag}" for flag in self.curve.flags}
+        own = told(self.meta, self.notes)
+        lines = {flag: f"line: {flag}" for flag in self.line.flags if flag not in own}
+        curves = {flag: f"curve: {flag}" for flag in self.curve.flags if flag not in own}
         both = [flag for flag in lines if flag in curves]
         single = [words for table in (lines, curves) for flag, words in table.items() if flag not in both]
         done, wanted, reason = len(self.training), self.meta["settings"]["steps"], self.meta["stop_reason"]
         short = (
             [f"the bend was trained for {done} of {wanted} steps ({reason})"] if done < wanted and reason != "complete" else []
         )
-        return (*self.notes, *short, *both, *single)
+        return (*own, *short, *both, *single)
 
     def section(self) -> Section:
         """See :class:`Document`."""

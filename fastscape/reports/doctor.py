@@ -10,6 +10,7 @@ from fastscape._checks import counted
 from fastscape.reports.axes import BLUE, ORANGE, RED, nothing, single
 from fastscape.reports.document import Document
 from fastscape.reports.sections import Grid, Section
+from fastscape.runs.provenance import told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +95,10 @@ class Diagnosis(Document):
             f"Doctor: {self.name}",
             _verdict(self),
             grids=tuple(Grid(caption, tuple(map(_row, found)), _MEANINGS) for caption, found in parts if found),
-            flags=(*self.notes, *(f"{f.severity}: {f.check}: {f.found}" for f in (*self.of("error"), *self.of("warning")))),
+            flags=(
+                *told(self.meta, self.notes),
+                *(f"{f.severity}: {f.check}: {f.found}" for f in (*self.of("error"), *self.of("warning"))),
+            ),
         )
 
     def plot(self, ax: Axes | None = None) -> Axes:

@@ -16,6 +16,7 @@ from fastscape.reports.sections import Quantity, Section
 from fastscape.reports.signature import Signature
 from fastscape.reports.signature_parts import PARTS
 from fastscape.reports.spectrum import SpectrumResult
+from fastscape.runs.provenance import told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +89,7 @@ class ProbeResult(Document):
             f"Probes of {self.name}",
             f"{counted(len(self.results), 'probe')} of {len(rows)} gave a result in {ended}.",
             tuple(rows),
-            flags=self.notes,
+            flags=told(self.meta, self.notes),
             settings=tuple((key, str(value)) for key, value in self.meta.get("settings", {}).items()),
             children=children,
         )

@@ -23,6 +23,7 @@ from fastscape.reports import batch_norm, figures, storage, tables
 from fastscape.reports.document import Document
 from fastscape.reports.sections import led
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
+from fastscape.runs.provenance import told
 from fastscape.runs.settings import ProbeSettings
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class MultifractalResult:
     def flags(self) -> tuple[str, ...]:
         """Every flag raised, of the evaluation and of the analysis, in words."""
         reason = () if self.analysis.valid else (f"no multifractal numbers: {self.analysis.reason}",)
-        return (*self.notes, *reason, *self.analysis.flags)
+        return (*told(self.meta, self.notes), *reason, *self.analysis.flags)
 
     def reanalyse(self, **changes: Any) -> MultifractalResult:
         """The same measurements under other :class:`AnalysisSettings` fields; no model is needed.

@@ -15,6 +15,7 @@ from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single
 from fastscape.reports.document import Document
 from fastscape.reports.sections import Figure, Quantity, Section
 from fastscape.reports.tables import interval, number
+from fastscape.runs.provenance import told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +84,7 @@ class SharpnessResult(Document):
     @property
     def flags(self) -> tuple[str, ...]:
         """Everything to beware of, in words."""
-        return (*self.notes, *_raised(self))
+        return (*told(self.meta, self.notes), *_raised(self))
 
     def section(self) -> Section:
         """See :class:`Document`."""

@@ -18,6 +18,7 @@ from fastscape.reports import slice_figures
 from fastscape.reports.document import Document
 from fastscape.reports.sections import Figure, Quantity, Section
 from fastscape.reports.tables import interval, number
+from fastscape.runs.provenance import told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,7 +102,7 @@ class SliceResult(Document):
             _verdict_1d(self),
             tuple(rows),
             (Figure("Losses along lines", partial(slice_figures.lines, self), words),),
-            flags=(*self.notes, *_flags(self.losses, self.resolved, self.detrended.value)),
+            flags=(*told(self.meta, self.notes), *_flags(self.losses, self.resolved, self.detrended.value)),
             settings=_settings(self.meta),
         )
 
@@ -193,7 +194,7 @@ class PlaneResult(Document):
             _verdict_2d(self),
             tuple(rows),
             figures,
-            flags=(*self.notes, *_flags(self.losses[self.evaluated], self.resolved, self.detrended)),
+            flags=(*told(self.meta, self.notes), *_flags(self.losses[self.evaluated], self.resolved, self.detrended)),
             settings=_settings(self.meta),
         )
 

@@ -21,6 +21,7 @@ from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Density, Gap, Stability
 from fastscape.reports import batch_norm, spectrum_figures, spectrum_tables, storage, tables
 from fastscape.reports.sections import led
+from fastscape.runs.provenance import told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +115,7 @@ class SpectrumResult:
     @property
     def flags(self) -> tuple[str, ...]:
         """Every flag raised, of the evaluation and of the numbers, in words."""
-        return (*self.notes, *spectrum_tables.raised(self))
+        return (*told(self.meta, self.notes), *spectrum_tables.raised(self))
 
     def save(self, path: str | Path) -> Path:
         """Write one npz file (plain arrays and a JSON string, without ``vectors``) and return its path."""

@@ -17,6 +17,7 @@ from fastscape.estimators.scaling import Array
 from fastscape.reports import batch_norm, tracking_figures
 from fastscape.reports.document import Document
 from fastscape.reports.sections import Figure, Grid, Quantity, Section
+from fastscape.runs.provenance import told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -212,7 +213,7 @@ def _track_verdict(result: TrackResult) -> str:
 
 
 def _track_flags(result: TrackResult) -> tuple[str, ...]:
-    flags = list(result.notes)
+    flags = list(told(result.meta, result.notes))
     if result.training_seconds and result.measured_share > 1.1 * result.share:
         flags.append(f"the tracker took {result.measured_share:.1%} of the training time, {result.share:.1%} was asked for")
     if result.skipped:
@@ -312,7 +313,7 @@ class DifficultyResult(Document):
             f"(discretisation {self.discretisation:.2g}), {self.dimensionless:.3g} of the descent.",
             rows,
             (figure,) if len(self.steps) else (),
-            flags=self.notes,
+            flags=told(self.meta, self.notes),
         )
 
     def plot(self, ax: Axes | None = None) -> Axes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,14 +33,17 @@ def provenance() -> dict[str, Any]:
 
 def statistics_meta(objective: Objective) -> dict[str, Any]:
     """Which statistics batch norm takes, which were asked for, and where layers keep running ones, the loss by either."""
-    told: dict[str, Any] = {"batch_norm": objective.batch_norm, "batch_norm_asked": objective.batch_norm_asked}
+    found: dict[str, Any] = {"batch_norm": objective.batch_norm, "batch_norm_asked": objective.batch_norm_asked}
     if objective.by_batch:
-        told["statistics"] = dataclasses.asdict(objective.statistics())
-    return told
+        found["statistics"] = dataclasses.asdict(objective.statistics())
+    return found
 
 
-def objective_meta(objective: Objective) -> dict[str, Any]:
-    """What the ``meta`` of a result says of the function that was probed, and :func:`provenance`."""
+def objective_meta(objective: Objective, remarks: Sequence[str] | None = None) -> dict[str, Any]:
+    """What the ``meta`` of a result says of the function that was probed, and :func:`provenance`.
+
+    ``remarks``: of an objective that cannot be evaluated; by default its own.
+    """
     return {
         "model": type(objective.model).__name__,
         "parameters": objective.size,
@@ -50,5 +54,11 @@ def objective_meta(objective: Objective) -> dict[str, Any]:
         "data_fingerprint": objective.data_fingerprint(),
         "device": str(objective.device),
         "dtype": str(objective.dtype),
+        "remarks": list(objective.remarks if remarks is None else remarks),
         **provenance(),
     }
+
+
+def told(meta: Mapping[str, Any], notes: Iterable[str]) -> tuple[str, ...]:
+    """What a result has to say before its own flags: the remarks on its objective and the notes of its run, each once."""
+    return tuple(dict.fromkeys((*meta.get("remarks", ()), *notes)))

@@ -428,14 +428,23 @@ class Interrupting:
         return -model.w.square().sum()
 
 
+def interrupted(at):
+    """An objective that has had its first evaluation, and is interrupted at its n-th from then on."""
+    loss = Interrupting(-1)
+    objective = fs.Objective(Point(0.0), [torch.ones(2)], loss=loss)
+    assert objective.remarks == ()
+    loss.left = at
+    return objective
+
+
 def test_an_interrupt_leaves_what_is_known():
-    objective = fs.Objective(Point(0.0), [torch.ones(2)], loss=Interrupting(23))
+    objective = interrupted(23)
     found = barrier(objective, state(-1.0), state(1.0))
     assert found.meta["stop_reason"] == "interrupted"
     assert 3 <= len(found.alphas) < 11
     assert found.linear.value == 1.0
     with pytest.raises(KeyboardInterrupt):
-        barrier(fs.Objective(Point(0.0), [torch.ones(2)], loss=Interrupting(16)), state(-1.0), state(1.0))
+        barrier(interrupted(16), state(-1.0), state(1.0))
 
 
 class Counted(nn.Module):
@@ -456,7 +465,7 @@ def test_integers_that_differ_are_refused_before_any_pair_is_evaluated():
 
 
 def test_an_interrupted_matrix_keeps_its_pairs():
-    objective = fs.Objective(Point(0.0), [torch.ones(2)], loss=Interrupting(31))
+    objective = interrupted(31)
     found = barriers(objective, [state(-1.0), state(1.0), state(2.0)])
     assert found.meta["stop_reason"] == "interrupted"
     assert found.linear[0, 1] == found.linear[1, 0] == 1.0
@@ -477,7 +486,7 @@ def test_a_budget_that_is_spent_leaves_three_points(mlps, batches):
 
 
 def test_an_interrupted_training_gives_its_curve():
-    objective = fs.Objective(Point(0.0), [torch.ones(2)], loss=Interrupting(51))
+    objective = interrupted(51)
     found = connect(objective, state(-1.0), state(1.0), points=11, steps=100)
     assert found.meta["stop_reason"] == "interrupted"
     assert 0 < len(found.training) < 100
@@ -485,10 +494,10 @@ def test_an_interrupted_training_gives_its_curve():
 
 
 def test_an_interrupt_at_any_evaluation_after_the_line_leaves_a_curve():
-    counter = Interrupting(10**9)
-    connect(fs.Objective(Point(0.0), [torch.ones(2)], loss=counter), state(-1.0), state(1.0), start=3, points=3, steps=2)
-    for call in range(20, 10**9 - counter.left + 1):
-        objective = fs.Objective(Point(0.0), [torch.ones(2)], loss=Interrupting(call))
+    whole = interrupted(10**9)
+    connect(whole, state(-1.0), state(1.0), start=3, points=3, steps=2)
+    for call in range(20, 10**9 - whole.user_loss.left + 1):
+        objective = interrupted(call)
         found = connect(objective, state(-1.0), state(1.0), start=3, points=3, steps=2)
         assert found.meta["stop_reason"] == "interrupted"
         assert len(found.line.alphas) == 3
