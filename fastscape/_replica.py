@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fastscape._batches import Batch, map_tensors, placed, tensors_of
+from fastscape._checkpoints import check_checkpoints, refused_checkpoints
+from fastscape._criteria import remedy_of, told
 
 if TYPE_CHECKING:
     from fastscape.objective import Criterion, Objective
@@ -30,10 +32,12 @@ class Traits:
         differentiates: whether they take derivatives themselves (a physics-informed loss, forces, a gradient penalty), so that
             they run with gradients on; ``None`` before the first evaluation.
         leaves: for every tensor of a batch, whether it required gradients when it was read.
+        checkpoints: whether activations are checkpointed in the reentrant way; ``None`` before the first gradient.
     """
 
     differentiates: bool | None = None
     leaves: tuple[bool, ...] = ()
+    checkpoints: bool | None = None
 
 
 class _LossModule(nn.Module):
@@ -54,10 +58,20 @@ class _LossModule(nn.Module):
         return value.detach() if isinstance(value, Tensor) else value, None if outputs is None else outputs.detach()
 
     def _evaluated(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        if torch.is_grad_enabled():
-            for tensor, leaf in zip(tensors_of(batch), self._traits.leaves, strict=False):
-                if leaf:  # as the user's own tensor was: the loss differentiates with respect to it
-                    tensor.requires_grad_()
+        if not torch.is_grad_enabled():
+            return self._called(batch)
+        for tensor, leaf in zip(tensors_of(batch), self._traits.leaves, strict=False):
+            if leaf:  # as the user's own tensor was: the loss differentiates with respect to it
+                tensor.requires_grad_()
+        if self._traits.checkpoints is not None:
+            return self._called(batch)
+        with refused_checkpoints():
+            value, outputs = self._called(batch)
+            check_checkpoints(value)
+        self._traits.checkpoints = False
+        return value, outputs
+
+    def _called(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         if self._pair is None:
             assert self._loss is not None
             return self._loss(self.model, batch), None
@@ -68,7 +82,13 @@ class _LossModule(nn.Module):
             outputs = self.model(*inputs)
         else:
             outputs = self.model(inputs)
-        return self._pair(outputs, targets), outputs if isinstance(outputs, Tensor) else None
+        try:
+            return self._pair(outputs, targets), outputs if isinstance(outputs, Tensor) else None
+        except Exception as error:
+            error.add_note(
+                f"criterion was given outputs {told(outputs)} and targets {told(targets)}{remedy_of(outputs, targets)}"
+            )
+            raise
 
 
 def placed_criterion(criterion: Criterion | None, device: torch.device, dtype: torch.dtype) -> Criterion | None:
@@ -298,6 +318,8 @@ def _private_copy(objective: Objective, dtype: torch.dtype) -> nn.Module:
             if name in state:
                 buffer.copy_(state[name])
     for module in private.modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            module.sparse = False  # the same gradient, stored as everything else takes it
         if isinstance(module, _NormBase) and objective.batch_norm == "batch":
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None

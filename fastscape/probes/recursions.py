@@ -232,11 +232,11 @@ def _preconditioner(
             try:
                 diagonal = PRECONDITIONER[name](group, state).cpu()
             except KeyError as error:  # of an optimizer around this one, which keeps its averages itself
-                words = (
+                lacking = (
                     f"the state of {parameter!r} holds {', '.join(map(str, state))} and not {name}'s {error.args[0]!r}: no "
                     "preconditioner, only the raw sharpness; pass the optimizer that keeps it (of a SAM: its base_optimizer)"
                 )
-                return None, False, (words,)
+                return None, False, (lacking,)
             _check_positive(diagonal, parameter)
         pieces.append((factor * diagonal).flatten())
     if len(silent) == len(slots):
