@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -94,8 +94,11 @@ class SameShape(nn.Module):
         self.criterion = criterion
 
     def forward(self, outputs: Tensor, targets: Tensor, **options: Any) -> Tensor:
-        if isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.shape != targets.shape:
-            _refuse_outer(outputs.shape, targets.shape)
+        if isinstance(outputs, Tensor) and isinstance(targets, Tensor):
+            if outputs.shape != targets.shape:
+                _refuse_outer(outputs.shape, targets.shape)
+            if not (targets.is_floating_point() or targets.is_complex()):
+                targets = targets.to(outputs.dtype)  # which torch does for the loss, and not for its gradient
         return self.criterion(outputs, targets, **options)
 
 
@@ -123,6 +126,42 @@ def criterion_options(criterion: Any) -> tuple[bool, int, Tensor | None]:
     return classes, int(ignored), weight
 
 
+def check_targets(criterion: Criterion, targets: Any, index: int) -> None:
+    """Refuse class targets that torch's cross-entropy cannot take, before anything is evaluated.
+
+    Raises:
+        ValueError: naming the batch, the dtype and the remedy.
+    """
+    if not isinstance(targets, Tensor) or not criterion_options(criterion)[0]:
+        return
+    if targets.dtype in (torch.int8, torch.int16, torch.int32, torch.bool):
+        raise ValueError(
+            f"data[{index}] must hold class targets of torch.int64 for cross-entropy, got targets {told(targets)}; use "
+            "targets.long()"
+        )
+    if targets.is_floating_point() and targets.ndim < 2:
+        raise ValueError(
+            f"data[{index}] must hold class targets of torch.int64, or probabilities (samples, classes), for cross-entropy, got "
+            f"targets {told(targets)}; use targets.long()"
+        )
+
+
+def told(value: object) -> str:
+    """Shape and dtype of a tensor, or the type of anything else."""
+    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
+
+
+def remedy_of(outputs: object, targets: object) -> str:
+    """What may help a criterion that failed on outputs and targets; empty where nothing is known."""
+    if not isinstance(outputs, Tensor):
+        return "; use loss=lambda model, batch: ... to take the loss, or the logits, out of what the model returns"
+    if not isinstance(targets, Tensor):
+        return "; use loss=lambda model, batch: ... for targets that are no tensor"
+    if outputs.is_floating_point() and not targets.is_floating_point():
+        return "; a criterion of values wants targets.float(), one of classes targets.long() and outputs (samples, classes, ...)"
+    return ""
+
+
 def terms(criterion: Criterion, targets: Any, samples: int) -> float:
     """Number of terms in the mean that ``criterion`` takes over the ``targets`` of a number of samples."""
     if not isinstance(targets, Tensor) or _reduction(criterion) == "batchmean":
@@ -139,6 +178,18 @@ def terms(criterion: Criterion, targets: Any, samples: int) -> float:
         return float(targets.numel())
     kept = targets[targets != ignored]
     return float(kept.numel() if class_weight is None else class_weight.to(kept.device)[kept].double().sum())
+
+
+def ignored_targets(criterion: Criterion | None, batch: Any) -> str:
+    """In words, that a batch's class targets are all ignored: those beside the inputs, or the ``labels`` of transformers."""
+    if criterion is None:
+        targets, ignored = batch.get("labels") if isinstance(batch, Mapping) else None, -100
+    else:
+        classes, ignored, _ = criterion_options(criterion)
+        targets = batch[1] if classes else None
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or not targets.numel() or bool((targets != ignored).any()):
+        return ""
+    return f"all {targets.numel()} targets equal to {ignored}, which is ignored"
 
 
 def weight_of(weight: Callable[[Any], Any], batch: Any, index: int) -> float:

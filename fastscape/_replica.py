@@ -16,6 +16,8 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
 from fastscape._batches import Batch, cast, placed
+from fastscape._checkpoints import check_checkpoints, refused_checkpoints
+from fastscape._criteria import remedy_of, told
 from fastscape._embedding import PlainEmbeddings, has_altered_gradient, went_through_altered_gradient
 from fastscape._norms import use_batch
 from fastscape._private import held_tensors, moved
@@ -36,10 +38,12 @@ class Traits:
         differentiates: whether they take derivatives themselves (a physics-informed loss, forces, a gradient penalty), so that
             they run with gradients on; ``None`` before the first evaluation.
         leaves: for every tensor of a batch, whether it required gradients when it was read.
+        checkpoints: whether activations are checkpointed in the reentrant way; ``None`` before the first gradient.
     """
 
     differentiates: bool | None = None
     leaves: tuple[bool, ...] = ()
+    checkpoints: bool | None = None
 
 
 class _LossModule(nn.Module):
@@ -85,10 +89,20 @@ class _LossModule(nn.Module):
             return self._evaluated(batch)
 
     def _evaluated(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        if torch.is_grad_enabled():
-            for tensor, leaf in zip(tensors_of(batch), self._traits.leaves, strict=False):
-                if leaf:  # as the user's own tensor was: the loss differentiates with respect to it
-                    tensor.requires_grad_()
+        if not torch.is_grad_enabled():
+            return self._called(batch)
+        for tensor, leaf in zip(tensors_of(batch), self._traits.leaves, strict=False):
+            if leaf:  # as the user's own tensor was: the loss differentiates with respect to it
+                tensor.requires_grad_()
+        if self._traits.checkpoints is not None:
+            return self._called(batch)
+        with refused_checkpoints():
+            value, outputs = self._called(batch)
+            check_checkpoints(value)
+        self._traits.checkpoints = False
+        return value, outputs
+
+    def _called(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         if self._pair is None:
             assert self._loss is not None
             return self._loss(self.model, batch), None
@@ -99,7 +113,13 @@ class _LossModule(nn.Module):
             outputs = self.model(*inputs)
         else:
             outputs = self.model(inputs)
-        return self._pair(outputs, targets), outputs if isinstance(outputs, Tensor) else None
+        try:
+            return self._pair(outputs, targets), outputs if isinstance(outputs, Tensor) else None
+        except Exception as error:
+            error.add_note(
+                f"criterion was given outputs {told(outputs)} and targets {told(targets)}{remedy_of(outputs, targets)}"
+            )
+            raise
 
 
 def placed_criterion(criterion: Criterion | None, device: torch.device, dtype: torch.dtype) -> Criterion | None:
@@ -371,6 +391,9 @@ def _private_copy(objective: Objective, dtype: torch.dtype, own: frozenset[str])
         ) from error
     _check_private(private, model, memo, probed)
     moved(private, device, dtype)
+    for module in private.modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            module.sparse = False  # the same gradient, stored as everything else takes it
     private.eval()  # its result is not used: a train() that returns nothing is common
     if objective.batch_norm == "batch":
         layers = dict(private.named_modules())

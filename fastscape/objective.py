@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from fastscape._batches import Batch, fingerprint, materialise, placed
 from fastscape._checks import first_line, integer
 from fastscape._criteria import Criterion as Criterion
-from fastscape._criteria import checked_criterion, checked_loss, criterion_options, is_known_mean, terms, weight_of
+from fastscape._criteria import (
+    check_targets,
+    checked_criterion,
+    checked_loss,
+    criterion_options,
+    ignored_targets,
+    is_known_mean,
+    terms,
+    weight_of,
+)
 from fastscape._examination import Findings, confirmed, examine
 from fastscape._norms import BatchNormMode, Statistics, compared, frozen, tracking, unmoved
 from fastscape._replica import Replica, Traits
@@ -337,7 +346,7 @@ class Objective:
 
     def _checked_batches(self, batches: list[Batch], *, move: bool) -> list[Batch]:
         if self.criterion is not None:
-            _check_pairs(batches)
+            _check_pairs(batches, self.criterion)
         for index, batch in enumerate(batches):
             devices = {tensor.device for tensor in tensors_of(batch)}
             if not move and devices - {self.device}:
@@ -364,6 +373,11 @@ class Objective:
 
     def _weight(self, index: int) -> float:
         value = self.terms(self.batches[index], index)
+        ignored = ignored_targets(self.criterion, self.batches[index])
+        if ignored and (value == 0 or self._user_weight is None):
+            raise ValueError(
+                f"data[{index}] must hold a target that counts, got {ignored}: the mean over no terms is NaN; leave the batch out"
+            )
         if not (math.isfinite(value) and value > 0):
             why = (
                 "are all its targets ignored?"
@@ -381,7 +395,7 @@ class Objective:
         return int(((outputs.argmax(1) == targets) & kept).sum()), int(kept.sum())
 
 
-def _check_pairs(batches: list[Batch]) -> None:
+def _check_pairs(batches: list[Batch], criterion: Criterion) -> None:
     """Raise unless every batch is (inputs, targets), both of tensors."""
     if len(batches) == 2 and all(isinstance(batch, (Tensor, np.ndarray)) for batch in batches):
         shapes = " and ".join(str(tuple(batch.shape)) for batch in batches)
@@ -400,6 +414,7 @@ def _check_pairs(batches: list[Batch]) -> None:
             )
         if not tensors_of(batch[1]):
             raise ValueError(f"data[{index}] must hold targets, got {type(batch[1]).__name__} beside the inputs")
+        check_targets(criterion, batch[1], index)
 
 
 def checked_objective(value: object) -> Objective:

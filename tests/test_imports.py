@@ -24,6 +24,7 @@ LAYERS = (
 FOUNDATION = {
     *(
         "_batches",
+        "_checkpoints",
         "_checks",
         "_criteria",
         "_embedding",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from fastscape.runs.budget import Budget, BudgetError, time_text
+from fastscape.runs.budget import Budget, BudgetError, load_once, time_text
 
 _PAGE, _CHECKPOINT, _SPECTRUM = 2.5, 1.1, 0.6  # seconds to load matplotlib, to draw and save a checkpoint, and its spectrum
 _ENOUGH = 2.0  # times the fixed part
@@ -25,9 +25,10 @@ def run_budget(text: str | None, *, page: bool, checkpoints: int, spectrum: bool
     """
     each = _CHECKPOINT + _SPECTRUM * spectrum
     reserve = _PAGE + each * max(1, checkpoints) if page else 0.0
-    budget = Budget(text, spent=_START_UP, reserve=reserve)
+    start_up = _START_UP + (0.0 if text is None else load_once())
+    budget = Budget(text, spent=start_up, reserve=reserve)
     if budget.remaining <= 0:
-        fixed = f"{_START_UP:.2g} s of start-up" + (f" and {reserve:.2g} s of the page" if page else "")
-        enough = time_text(_ENOUGH * (_START_UP + reserve))
+        fixed = f"{start_up:.2g} s of start-up" + (f" and {reserve:.2g} s of the page" if page else "")
+        enough = time_text(_ENOUGH * (start_up + reserve))
         raise BudgetError(f"budget must exceed the {fixed}, got {text!r}; {enough} would leave half of the time for work")
     return budget

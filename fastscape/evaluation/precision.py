@@ -154,7 +154,14 @@ def measure_noise(
     except Exception as error:  # such as a dtype that the loss fixes, or no memory: float32 has just run it
         scatter, narrow = neighbouring_noise(evaluator, directions, indices, radii)
         why = f"{type(error).__name__}: {first_line(error)[:120]}"
-        return Noise(scatter, None, narrow, 0, f"{_NEIGHBOURS}, because the loss does not run in float64 as it does in float32 ({why})", found)
+        return Noise(
+            scatter,
+            None,
+            narrow,
+            0,
+            f"{_NEIGHBOURS}, because the loss does not run in float64 as it does in float32 ({why})",
+            found,
+        )
     measured = evaluator.responses(directions, indices, radii)
     casts, operation = narrow_noise(evaluator, directions, indices)  # which round the reference alike
     with np.errstate(invalid="ignore", over="ignore"):

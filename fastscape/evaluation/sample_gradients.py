@@ -75,6 +75,7 @@ class SampleGradients:
     Raises:
         ValueError: ``"per-sample"`` for a model that couples samples, or fewer than 3 units.
         NondeterministicLossError: on entry.
+        CoupledSamplesError: on entry, where the model runs on batches and not on single samples of them.
 
     Attributes:
         method, path, reason: what was chosen, and why.
@@ -262,7 +263,13 @@ class SampleGradients:
         """The faster of vmap and loop, on samples of the first batch; vmap only where both give the same."""
         trial = next(iter(self.blocks()))[:1] + ([1] if len(self) > 1 and self._places[1][0] == self._places[0][0] else [])
         trial = trial[:_TRIAL]
-        loop, expected = _timed(lambda: self.rows(trial))
+        try:
+            loop, expected = _timed(lambda: self.rows(trial))
+        except Exception as error:  # the model has just run on whole batches
+            raise CoupledSamplesError(
+                f"the model does not run on single entries of a batch's leading dimension ({type(error).__name__}: "
+                f"{first_line(error)[:120]})"
+            ) from error
         per_row = self.objective.size * 4 * torch.finfo(self.dtype).bits // 8
         self.replica.take(self.objective)
         per_row += activation_bytes(self.replica) // max(1, min(self.objective.count(batch) for batch in self.replica.batches))
@@ -326,7 +333,7 @@ def _coupled(objective: Objective) -> bool:
 
 
 class CoupledSamplesError(RuntimeError):
-    """The gradients of single samples do not average to the gradient."""
+    """The gradients of single samples do not average to the gradient, or cannot be had."""
 
 
 def _rebuilt(batch: Batch, parts: Sequence[Tensor]) -> Batch:

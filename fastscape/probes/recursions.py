@@ -17,6 +17,7 @@ from fastscape.objective import Objective
 
 Settings = Mapping[str, Any]
 _FULL = 0.99  # of the rate that a schedule began from
+_OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum", "param_names"}
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,10 @@ def recursion(objective: Objective, optimizer: OptimizerState | torch.optim.Opti
     """
     found = OptimizerState.of(optimizer, objective.model)
     if found.name not in CRITICAL:
+        inner = [name for name, value in getattr(optimizer, "__dict__", {}).items() if isinstance(value, torch.optim.Optimizer)]
+        remedy = f"pass the one that it wraps, its {inner[0]}, or " if inner else "pass "
         raise ValueError(
-            f"optimizer must be one of {', '.join(CRITICAL)}, got {found.name}; pass optimizer=None for curvature alone"
+            f"optimizer must be one of {', '.join(CRITICAL)}, got {found.name}; {remedy}optimizer=None for curvature alone"
         )
     by_name = found.by_parameter(objective.model)
     missing = [name for name in objective.names if name not in by_name]
@@ -70,7 +73,7 @@ def recursion(objective: Objective, optimizer: OptimizerState | torch.optim.Opti
     slots = [by_name[name] for name in objective.names]
     if any(group.get("maximize") for group, _ in slots):
         raise ValueError("optimizer must minimize the loss, got maximize=True; negate the loss of the objective instead")
-    notes = _coverage(objective, by_name)
+    notes = _coverage(objective, by_name) + _foreign(found.name, [group for group, _ in slots])
     criticals = [CRITICAL[found.name](group, state) for group, state in slots]
     rates = [_rate(found.name, group, state) for group, state in slots]
     smallest = min(range(len(slots)), key=lambda index: criticals[index])
@@ -251,7 +254,7 @@ def _preconditioner(
     objective: Objective, name: str, slots: list[tuple[Settings, Settings]], criticals: list[float]
 ) -> tuple[Tensor | None, bool, tuple[str, ...]]:
     """P as one vector, whether the optimizer has made a step, and what was left out."""
-    smallest, pieces, silent = min(criticals), [], []
+    smallest, pieces, silent = min(criticals), list[Tensor](), list[str]()
     for parameter, tensor, (group, state), critical in zip(
         objective.names, objective.base.values(), slots, criticals, strict=True
     ):
@@ -262,7 +265,14 @@ def _preconditioner(
             silent.append(parameter)
             factor, diagonal = math.inf, torch.ones(tensor.shape, dtype=torch.float64)
         else:
-            diagonal = PRECONDITIONER[name](group, state).cpu()
+            try:
+                diagonal = PRECONDITIONER[name](group, state).cpu()
+            except KeyError as error:  # of an optimizer around this one, which keeps its averages itself
+                lacking = (
+                    f"the state of {parameter!r} holds {', '.join(map(str, state))} and not {name}'s {error.args[0]!r}: no "
+                    "preconditioner, only the raw sharpness; pass the optimizer that keeps it (of a SAM: its base_optimizer)"
+                )
+                return None, False, (lacking,)
             _check_positive(diagonal, parameter)
         pieces.append((factor * diagonal).flatten())
     if len(silent) == len(slots):
@@ -300,6 +310,22 @@ def _coverage(objective: Objective, by_name: Mapping[str, Any]) -> tuple[str, ..
     if not others:
         return ()
     return (f"{counted(others, 'parameter')} of the optimizer not probed: the sharpness is a lower bound of that of all",)
+
+
+def _foreign(name: str, groups: list[Settings]) -> tuple[str, ...]:
+    """A note on settings that are not of the class: those of an optimizer derived from it, or around it."""
+    own = set(getattr(torch.optim, name)([torch.zeros(1, requires_grad=True)]).param_groups[0]) | _OF_SCHEDULES
+    others = sorted({str(key) for group in groups for key, value in group.items() if key not in own and _is_number(value)})
+    if not others:
+        return ()
+    return (
+        f"{name} has no {', '.join(others)}: the edge is that of plain {name}, not of an optimizer derived from it or around it "
+        "(SAM's is lower)",
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _mixture(slots: list[tuple[Settings, Settings]], rates: list[float]) -> tuple[str, ...]:

@@ -147,10 +147,11 @@ class SpectralRun:
         choice = prepare(count)
         unit = choice.gradients * choice.gradient_seconds * count * len(self.operator.batch_weights)
         if not self.budget.admits(unit):
-            enough = time_text(_MARGIN * self.budget.least(unit))
+            enough = _MARGIN * self.budget.least(unit)
             raise BudgetError(
                 f"budget must fit one block of {count} products, got {self.budget.seconds:g} s; it takes about {unit:.2g} s "
-                f"after {self.budget.elapsed:.2g} s of preparation; a budget of {enough} is enough to begin"
+                f"after {self.budget.elapsed:.2g} s of preparation; a budget of {time_text(enough)} is enough to begin",
+                enough,
             )
 
     def _grow(self, basis: BlockLanczos) -> str:

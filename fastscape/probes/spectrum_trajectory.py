@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
+from fastscape._checks import counted
 from fastscape.estimators.spectra import Stability
 from fastscape.evaluation.curvature import ggn, hessian
 from fastscape.objective import Objective, checked_objective
@@ -16,7 +17,7 @@ from fastscape.probes.spectral_result import with_note
 from fastscape.probes.spectrum import BLOCK, SpectrumError, SpectrumProgress, spectrum
 from fastscape.probes.stability import Optimizer
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
-from fastscape.runs.budget import Budget, BudgetError
+from fastscape.runs.budget import Budget, BudgetError, time_text
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
 
@@ -76,6 +77,7 @@ def spectra(
         make = {"hessian": hessian, "ggn": ggn}[operator]
         tried = make(function(files[0]), memory=memory).prepare(block or BLOCK)
     points: list[SpectrumResult] = []
+    prepared = whole.elapsed
 
     def one(file: Checkpoint) -> SpectrumResult:
         left = len(files) - len(points)
@@ -109,6 +111,8 @@ def spectra(
             if points[-1].meta["stop_reason"] == "interrupted":
                 break
     except (KeyboardInterrupt, BudgetError) as error:
+        if not points and isinstance(error, BudgetError):
+            raise _too_short(whole, prepared, len(files), error) from error
         if not points:
             raise
         return _joined(points, whole, "deadline" if isinstance(error, BudgetError) else "interrupted")
@@ -145,6 +149,16 @@ def _warming(point: SpectrumResult, found: Stability, highest: float) -> Spectru
     )
     left = dataclasses.replace(found, ratio=math.nan, at_least=math.nan, reason=reason, notes=notes)
     return dataclasses.replace(with_note(point, f"no stability ratio of the optimizer: {reason}"), stability=left)
+
+
+def _too_short(budget: Budget, prepared: float, count: int, error: BudgetError) -> BudgetError:
+    """The refusal of the whole budget where the first checkpoint's share was too short."""
+    enough = prepared + count * (error.enough or 1.0)
+    return BudgetError(
+        f"budget must leave time for {counted(count, 'checkpoint')}, got {budget.seconds:g} s, of which reading the files and "
+        f"choosing how to multiply took {prepared:.2g} s; a budget of {time_text(enough)} is enough to begin",
+        enough,
+    )
 
 
 def _joined(points: Sequence[SpectrumResult], budget: Budget, reason: str = "") -> SpectrumTrajectory:

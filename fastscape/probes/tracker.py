@@ -20,7 +20,7 @@ from fastscape.probes.track_record import TrackRecord
 from fastscape.probes.warned import Warned
 from fastscape.reports.tracking import SkippedPoint, TrackPoint, TrackResult
 from fastscape.runs.allowance import Allowance
-from fastscape.runs.budget import BudgetError
+from fastscape.runs.budget import BudgetError, load_once
 from fastscape.runs.provenance import objective_meta
 from fastscape.runs.schedule import Schedule, checked_schedule
 
@@ -95,6 +95,7 @@ class Tracker:
         if objective.state is not None:
             raise ValueError("objective must follow its model, got one at a fixed state; pass the objective before .at(...)")
         self.schedule = checked_schedule(when, every)
+        load_once()  # or the first point is charged for it, and later ones are left out until training has made up for it
         self.allowance = Allowance(share, clock)
         self.measures = checked_measures(what)
         self.k, self.seed = integer("k", k, 1), integer("seed", seed, 0, 2**64)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 import time
 from collections.abc import Callable
 
+_LATE = ("torch._dynamo", "torch.fx.experimental.proxy_tensor", "torch._functorch.aot_autograd")
 _NAMES = {
     1e-3: ("ms",),
     1.0: ("", "s", "sec", "second", "seconds"),
@@ -17,7 +19,26 @@ _UNITS = {name: seconds for seconds, names in _NAMES.items() for name in names}
 
 
 class BudgetError(ValueError):
-    """A budget that cannot hold one unit of work."""
+    """A budget that cannot hold one unit of work.
+
+    Attributes:
+        enough: seconds with which work could begin, where they are known.
+    """
+
+    def __init__(self, message: str, enough: float | None = None) -> None:
+        super().__init__(message)
+        self.enough = enough
+
+
+def load_once() -> float:
+    """Load what torch itself loads when a process first needs it, and return the seconds that this took.
+
+    The first operation under a dispatch mode imports ``torch._dynamo``, in 1 to 4 seconds; the first trace, more.
+    """
+    start = time.perf_counter()
+    for name in _LATE:
+        importlib.import_module(name)
+    return time.perf_counter() - start
 
 
 def parse_seconds(budget: str | float) -> float:
@@ -47,6 +68,8 @@ def time_text(seconds: float) -> str:
 class Budget:
     """A deadline that starts when it is made; without one, everything fits.
 
+    What torch loads once in a process is loaded before the clock starts (:func:`load_once`).
+
     Units of work are admitted while they are expected to end before the deadline minus a reserve for what must
     follow, so a run overruns by at most the error of one unit's estimate.
 
@@ -68,6 +91,8 @@ class Budget:
         self.seconds = math.inf if budget is None else parse_seconds(budget)
         self._reserve = reserve
         self._clock = clock
+        if self.limited:
+            load_once()
         self._start = clock() - spent
 
     @property

@@ -218,3 +218,58 @@ def test_unfit_optimizers_are_named(bowl, objective):
     bowl.first.grad, bowl.rest.grad = torch.zeros_like(bowl.first), torch.ones_like(bowl.rest)
     broken.step()
     refused(broken, "positive preconditioner, got 0.0 in 'first'")
+
+
+class Wrapped(torch.optim.Optimizer):
+    """A sharpness-aware optimizer around another, which keeps the averages; its own state holds the ascent step."""
+
+    def __init__(self, params, base, **settings):
+        super().__init__(params, dict(rho=0.05, **settings))
+        self.base_optimizer = base(self.param_groups, **settings)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def step(self, closure=None):
+        self.base_optimizer.step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["e_w"] = torch.zeros_like(parameter)
+
+
+class Derived(torch.optim.SGD):
+    """A sharpness-aware optimizer derived from the one that it steps with."""
+
+    def __init__(self, params, **settings):
+        super().__init__(params, **settings)
+        for group in self.param_groups:
+            group["rho"] = 0.05
+
+
+@pytest.mark.parametrize("base", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_a_state_without_the_averages_gives_no_preconditioner_and_says_whose_it_wants(bowl, objective, base):
+    optimizer = Wrapped(bowl.parameters(), base, lr=0.1)
+    advance(bowl, optimizer, 2)
+    found = recursion(objective, optimizer.state_dict())
+    assert (found.known, found.preconditioner) == (False, None)
+    assert "holds e_w and not" in " ".join(found.notes)
+    assert "base_optimizer" in " ".join(found.notes)
+    assert recursion(objective, optimizer.base_optimizer).known
+    stability = fs.edge_of_stability(objective, optimizer.state_dict())
+    assert math.isnan(stability.ratio)
+
+
+def test_an_optimizer_around_another_is_refused_with_the_name_of_the_inner_one(bowl, objective):
+    optimizer = Wrapped(bowl.parameters(), torch.optim.SGD, lr=0.1)
+    with pytest.raises(ValueError, match="got Wrapped; pass the one that it wraps, its base_optimizer"):
+        recursion(objective, optimizer)
+    with pytest.raises(ValueError, match="got SAM; pass optimizer=None"):
+        recursion(objective, {"optimizer_class": "SAM", "optimizer": optimizer.state_dict()})
+
+
+def test_settings_of_another_optimizer_are_told(bowl, objective):
+    derived = Derived(bowl.parameters(), lr=0.1)
+    for given in (derived, derived.state_dict(), Wrapped(bowl.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9).state_dict()):
+        assert any("SGD has no rho: the edge is that of plain SGD" in note for note in recursion(objective, given).notes)
+    plain = torch.optim.SGD(bowl.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.OneCycleLR(plain, max_lr=0.2, total_steps=10)
+    assert recursion(objective, plain).notes == ()
+    assert recursion(objective, torch.optim.Adadelta(bowl.parameters(), lr=0.1)).notes[0].startswith("Adadelta has made no step")

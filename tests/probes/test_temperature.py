@@ -305,3 +305,21 @@ def test_a_trained_network_is_dominated_by_noise_at_small_batches(shown):
     assert shown.noise_scale.value > 16
     assert "noise dominates" in shown.verdict()
     assert shown.temperature_h.value > 100 * shown.temperature.value, "the noise lies in the stiff directions"
+
+
+def test_batches_that_cannot_be_cut_are_taken_whole_and_told():
+    """As packed sequences, whose leading dimension is no sample."""
+
+    class Whole(nn.Linear):
+        def forward(self, x):
+            if len(x) < 4:
+                raise IndexError("start (0) + length (4) exceeds dimension size (1)")
+            return super().forward(x)
+
+    generator = torch.Generator().manual_seed(0)
+    data = [(torch.randn(4, 5, generator=generator), torch.randint(0, 3, (4,), generator=generator)) for _ in range(5)]
+    objective = fs.Objective(Whole(5, 3), data, criterion=F.cross_entropy)
+    result = fs.temperature(objective, batch_size=4, learning_rate=0.1, products=0)
+    assert any("from gradients of whole batches: the model does not run on single entries" in note for note in result.notes)
+    with pytest.raises(ValueError, match="method must be 'two-batch' for this loss, got 'per-sample'.*IndexError"):
+        fs.temperature(objective, batch_size=4, learning_rate=0.1, method="per-sample")

@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
+from fastscape.cli import budgets as cli_budgets
 from fastscape.reports.html import write_html
-from fastscape.runs.budget import Budget, parse_seconds, time_text
+from fastscape.runs import budget as budgets
+from fastscape.runs.budget import Budget, BudgetError, parse_seconds, time_text
 
 
 @pytest.mark.parametrize(
@@ -183,3 +185,38 @@ def test_a_deadline_before_the_last_checkpoint_leaves_a_whole_result(tmp_path):
     extended = run(40, extend=loaded)
     assert all(point.directions > 1 for point in extended.points)
     np.testing.assert_array_equal(extended.points[0].measured.even[:, :, :1], short.points[0].measured.even[:, :, :1])
+
+
+def test_what_torch_loads_once_is_loaded_before_the_clock_starts(monkeypatch):
+    now, loads = [0.0], []
+
+    def load():
+        loads.append(1)
+        now[0] += 5.0
+        return 5.0
+
+    monkeypatch.setattr(budgets, "load_once", load)
+    limited = Budget(2.0, clock=lambda: now[0])
+    assert (limited.elapsed, limited.remaining) == (0.0, 2.0)
+    Budget(None, clock=lambda: now[0])
+    assert len(loads) == 1  # nothing is waited for without a deadline
+
+
+def test_the_command_line_counts_it_as_start_up(monkeypatch):
+    monkeypatch.setattr(cli_budgets, "load_once", lambda: 5.0)
+    monkeypatch.setattr(cli_budgets, "_START_UP", 1.0)
+    with pytest.raises(BudgetError, match=r"budget must exceed the 6 s of start-up, got '3s'; 12s would leave"):
+        cli_budgets.run_budget("3s", page=False, checkpoints=0)
+    assert cli_budgets.run_budget(None, page=False, checkpoints=0).remaining == np.inf
+
+
+def test_a_trajectory_refuses_the_whole_budget_and_says_what_took_it(tmp_path):
+    """Not the millisecond that was left for the first checkpoint."""
+    model = nn.Linear(4, 3)
+    objective = fs.Objective(model, [(torch.ones(2, 4), torch.tensor([0, 2]))], criterion=F.cross_entropy)
+    files = [tmp_path / f"step{step}.pt" for step in range(2)]
+    for file in files:
+        torch.save(model.state_dict(), file)
+    clock = iter(range(0, 10**6, 6))  # the files and the choice of the path take 6 seconds
+    with pytest.raises(BudgetError, match=r"leave time for 2 checkpoints, got 10 s, of which reading .* took 6 s; a budget of"):
+        fs.spectra(objective, files, k=1, budget=Budget(10, clock=lambda: float(next(clock))))

@@ -143,7 +143,8 @@ class Program:
             loss = self.loss(batch)
             if not loss.requires_grad:
                 return [torch.zeros_like(leaf) for leaf in self.leaves]
-            return list(torch.autograd.grad(loss, self.leaves, create_graph=create_graph, materialize_grads=True))
+            parts = torch.autograd.grad(loss, self.leaves, create_graph=create_graph, materialize_grads=True)
+            return [part.to_dense() if part.is_sparse else part for part in parts]
 
 
 def _narrow(replica: Replica) -> tuple[torch.dtype, str] | None:

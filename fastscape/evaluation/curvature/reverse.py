@@ -85,6 +85,7 @@ def derivative(outputs: Parts, inputs: Sequence[Tensor], block: Parts, *, batche
         is_grads_batched=batched,
     )
     count = len(block[0])
+    found = tuple(part.to_dense() if part is not None and part.is_sparse else part for part in found)
     return [
         input_.new_zeros((count, *input_.shape)) if part is None else part.detach() if batched else part.detach()[None]
         for part, input_ in zip(found, inputs, strict=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastscape._checks import first_line
@@ -117,6 +118,12 @@ def _written(target: Any, arguments: Any, keywords: Any) -> Any:
             f"operation {name} writes values that depend on the parameters into a tensor that does not; make the result by "
             "torch.cat, torch.stack or torch.where"
         )
+    if torch.Tag.inplace_view in target.tags and functional is not None:  # only how the tensor looks at its memory changes
+        result = functional(*arguments, **keywords)
+        with no_dispatch():
+            target(*arguments, **keywords)  # of the wrapper, which tells its shape and strides
+        into.value = result.value
+        return into
     others = [member for member in (reference() for reference in into.family) if member is not None and member is not into]
     if others or functional is None:
         raise AliasedWriteError(
