@@ -21,7 +21,7 @@ from fastscape.estimators.bootstrap import (
     hull,
     mean_of,
     multiplicities,
-    resampled_quantile,
+    resampled_quantiles,
     standard_errors,
     strata,
 )
@@ -32,8 +32,9 @@ from fastscape.estimators.scaling import Array
 from fastscape.estimators.significance import COMMON, TRIVIAL, SplitHalf, mean_p, split_half
 from fastscape.estimators.support import Support, support
 
-LEAST = {"c1": 8, "c2": 32, "spread_ratio": 32, "h_mean": 8, "h_median": 8, "h_std": 64, "h_iqr": 64}  # directions
+LEAST = {"c1": 32, "c2": 64, "spread_ratio": 64, "h_mean": 32, "h_median": 16, "h_std": 64, "h_iqr": 64}  # directions
 MIXED_SIGNS = 1024  # directions from which c2, the spread ratio and std h have intervals where signs mix
+P_FROM = 32  # directions of the p of c2
 BANDS = 256  # directions of the bands of tau, alpha and f, and of the alpha width
 WIDTH_FROM = -0.5  # lowest order of the alpha width: r^-1 often has no variance
 AT_ZERO = 3  # standard errors within which a norm cannot be told from 0
@@ -130,7 +131,8 @@ class Headline:
 
     def p_value(self) -> float:
         """Of c2 = 0."""
-        if self._why_not("c2") or not self.mean("moved_mass") > COMMON:
+        few = self.directions < (MIXED_SIGNS if self.mixed else P_FROM)
+        if self.broken or few or not self.mean("moved_mass") > COMMON:
             return math.nan
         return mean_p([found["c2"].value for found, _ in self._batches], [psi for _, psi in self._batches])
 
@@ -179,10 +181,10 @@ class Headline:
                     errors[name].append(standard_errors(weighted[0].weights, psi))
                     if name == "c2" and not len(of_c2):
                         of_c2 = psi[0]
-                quartiles = [
-                    np.mean([resampled_quantile(h, counts[:, at], share) for h, at in zip(exponents, ranks, strict=True)], axis=0)
-                    for share in (0.25, 0.5, 0.75)
-                ]
+                quartiles = np.mean(
+                    [resampled_quantiles(h, counts[:, at], (0.25, 0.5, 0.75)) for h, at in zip(exponents, ranks, strict=True)],
+                    axis=0,
+                )
                 for name, found in (("h_median", quartiles[1]), ("h_iqr", quartiles[2] - quartiles[0])):
                     values[name].append(found)
                     errors[name].append(np.full_like(found, np.nan))
@@ -238,7 +240,7 @@ class Headline:
         """A hull; the value is that of the spectrum, from which the resampled one differs by rounding."""
         low, high = hull(found, log=log)
         if not math.isfinite(value) or math.isnan(low):
-            return self._withheld(value, "not defined in the sample or in its resamples")
+            return self._withheld(value, "not defined, or it hangs on a single direction")
         stderr = found.stderr if math.isfinite(found.stderr) else float(np.nanstd(found.values))
         return Estimate(value, stderr, (min(low, value), max(high, value)), self._count, f"{how}, {self._how}")
 
