@@ -41,7 +41,7 @@ def jobs(repetitions: int, seed: int) -> Iterator[Job]:
         for n in NULL_SIZES:
             yield f"no change: {name}, n = {n}", partial(rejections, name, null, n, 3 * repetitions, [seed, n])
     for name, change in changes():
-        yield f"change: {name}", partial(rejections, name, change, 128, repetitions, [seed, 128])
+        yield f"change: {name}", partial(rejections, f"change: {name}", change, 128, repetitions, [seed, 128])
 
 
 def coverage(population: Population, truth: dict[str, np.ndarray], n: int, repetitions: int, seed: list[int]) -> list[Cell]:
