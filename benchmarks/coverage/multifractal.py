@@ -30,12 +30,11 @@ def cells(repetitions: int, seed: int) -> Iterator[Cell]:
 
 
 def jobs(repetitions: int, seed: int) -> Iterator[Job]:
-    """One job per population and size of the sample, then the tests."""
-    makers = [*(partial(network, kind) for kind in ACTIVATIONS), *populations()]
-    for place, make in enumerate(makers):
-        population = make()
-        truth: dict[str, np.ndarray] = {}
-        for n in SIZES:
+    """One job per size of the sample and population, then the tests."""
+    every = [make() for make in (*(partial(network, kind) for kind in ACTIVATIONS), *populations())]
+    truths: list[dict[str, np.ndarray]] = [{} for _ in every]
+    for n in SIZES:
+        for place, (population, truth) in enumerate(zip(every, truths, strict=True)):
             yield f"{population.name}, n = {n}", partial(coverage, population, truth, n, repetitions, [seed, place, n])
     for name, null in nulls():
         for n in NULL_SIZES:

@@ -87,8 +87,10 @@ class Headline:
         parts = [part for measure in measures for part in measure.parts]
         self.broken = _broken(parts)
         self.mixed = "" if self.broken else _mixed(measures)
-        self.support: Support = support(parts, self.q, self.broken or self.mixed)
+        self.no_moments = self.mixed and f"{self.mixed}: moments of |r| have no population value"
+        self.support: Support = support(parts, self.q, self.broken or self.no_moments, gamma=settings.gamma)
         self.orders = np.array(self.support.orders)
+        self.width_from = WIDTH_FROM / max(1.0, settings.gamma)
         self.resampled = self._with_zero(self.orders)
 
     def mean(self, name: str) -> float:
@@ -209,7 +211,7 @@ class Headline:
             found[f"tau({order:g})"] = influence.tau_at(index)
             found[f"alpha({order:g})"] = influence.alpha_at(index)
             found[f"f({order:g})"] = influence.f_at(index)
-        first = int(np.argmax(self.resampled >= WIDTH_FROM))
+        first = int(np.argmax(self.resampled >= self.width_from))
         found["alpha_width"] = influence.alpha_between(first, len(self.resampled) - 1)
         return found
 
@@ -228,7 +230,7 @@ class Headline:
         if self.broken:
             return self.broken
         if self.mixed and name in _SPREADS and self.directions < MIXED_SIGNS:
-            return f"{self.mixed}; {self.directions} directions, of which it then needs {MIXED_SIGNS}"
+            return f"{self.mixed} and {self.directions} directions; its interval then needs {MIXED_SIGNS}"
         least = LEAST[name]
         return f"{self.directions} directions; its interval needs {least}" if self.directions < least else ""
 
@@ -291,7 +293,7 @@ class Headline:
     def _m_tau(self, orders: Array, value: float, unit: float = 1.0) -> Estimate:
         """M_tau on some orders, in units of ``unit``."""
         if self.mixed:
-            return self._withheld(math.nan, self.mixed)
+            return self._withheld(math.nan, self.no_moments)
         if not self.support.holds(orders):
             return self._withheld(value / unit, self.support.lacking(orders))
         if len(orders) < 3:
@@ -306,8 +308,8 @@ class Headline:
         """Between the outermost supported orders from -0.5 on; without them, between those of the grid, and without interval."""
         whole = self.mean("alpha_width")
         if self.mixed:
-            return self._withheld(math.nan, self.mixed)
-        ends = self.orders[self.orders >= WIDTH_FROM][[0, -1]] if len(self.orders) else self.orders
+            return self._withheld(math.nan, self.no_moments)
+        ends = self.orders[self.orders >= self.width_from][[0, -1]] if len(self.orders) else self.orders
         if not len(ends):
             return self._withheld(whole, self.support.lacking(self.grid))
         if self.directions < BANDS:
@@ -343,7 +345,7 @@ def _broken(parts: Sequence[Array]) -> str:
 
 
 def _mixed(measures: Sequence[Measure]) -> str:
-    """Why moments of abs(r) say nothing, where responses of both signs come arbitrarily near to zero."""
+    """Where responses of both signs come arbitrarily near to zero."""
     if max(window.scalars["sign_mixing"] for measure in measures for window in measure.windows) <= SIGN_MIXING:
         return ""
     scales = sorted({k for window in measures[0].windows for k in range(*window.window)})
@@ -351,4 +353,4 @@ def _mixed(measures: Sequence[Measure]) -> str:
     rarer = np.max(np.minimum(negative, 1 - negative), axis=0)
     count = int(np.sum(rarer > SIGN_MIXING))
     where = f"{count} scale{'' if count == 1 else 's'}"
-    return f"responses of both signs at {where} ({100 * rarer.max():.0f} %): moments of |r| have no population value"
+    return f"responses of both signs at {where} ({100 * rarer.max():.0f} %)"

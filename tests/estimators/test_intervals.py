@@ -127,7 +127,8 @@ def test_responses_of_both_signs_have_no_moments():
         assert published(result.estimates[name]), name
     for name in ("c2", "h_std", "spread_ratio"):
         assert np.isfinite(result.estimates[name].value)
-        assert "300 directions, of which it then needs 1024" in result.estimates[name].withheld, name
+        assert "300 directions; its interval then needs 1024" in result.estimates[name].withheld, name
+        assert "population" not in result.estimates[name].withheld, name
     assert np.isnan(result.p_value)
 
 

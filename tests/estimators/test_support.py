@@ -117,3 +117,15 @@ def test_core_orders_are_fixed():
     assert AnalysisSettings(q="core").q == tuple(q for q in Q if -1 <= q <= 2)
     with pytest.raises(ValueError, match="q must be 'core' or orders, got 'wide'"):
         AnalysisSettings(q="wide")
+
+
+def test_orders_of_a_power_are_those_of_the_response():
+    """r^(gamma q) exists for q >= -1 / gamma where r^-1 just does."""
+    log_r = walk(0.02, 256)
+    assert support([2 * log_r], Q, gamma=2.0).orders[0] == -0.5
+    assert support([4 * log_r], Q, gamma=4.0).orders[0] == 0.25
+    assert support([0.5 * log_r], Q, gamma=0.5).orders[0] == -1
+    assert "supports q < -0.5" in support([2 * log_r], Q, gamma=2.0).lacking(Q)
+    found = analyse([np.exp(log_r)], np.exp(X), settings=AnalysisSettings(gamma=2.0, bootstrap=20, permutations=1))
+    assert found.supported[0] == -0.5
+    assert "orders 0.25.." in found.estimates["alpha_width"].method
