@@ -21,7 +21,7 @@ LAYERS = (
     "study",
     "cli",
 )
-FOUNDATION = {"_criteria", "_interrupts", "_checks", "_state", "_batches", "_replica", "_version"}  # below every layer
+FOUNDATION = {"_clock", "_criteria", "_interrupts", "_checks", "_state", "_batches", "_replica", "_version"}  # below every layer
 
 
 def layer(module):

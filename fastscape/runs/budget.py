@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable
+
+from fastscape._clock import now
 
 _NAMES = {
     1e-3: ("ms",),
@@ -63,7 +64,7 @@ class Budget:
         *,
         spent: float = 0.0,
         reserve: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now,
     ) -> None:
         self.seconds = math.inf if budget is None else parse_seconds(budget)
         self._reserve = reserve
