@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(VENV)/.native
 
-.PHONY: demo test kernels gpu package native slow check bench noise accuracy modes eigenvalues slices tracker study coverage peers format clean
+.PHONY: demo test machines kernels gpu package native slow check bench noise accuracy modes eigenvalues slices tracker study coverage peers format clean
 
 demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints and their spectra, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
@@ -13,6 +13,10 @@ demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints and t
 
 test: $(NATIVE) ## the default test suite, on two cores; worksteal keeps neighbours, which share compilations, in one process
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+MACHINES ?= # options, e.g. make machines MACHINES='--only avx2 --folder tests/estimators'
+machines: $(NATIVE) ## the numerical tests in six arithmetics that this processor can emulate; an hour, --quick: minutes
+	$(BIN)/python benchmarks/machines.py $(MACHINES)
 
 kernels: $(NATIVE) ## tests of the kernels alone: contract, interpreter, compiled and simulated
 	$(BIN)/python -m pytest tests/ops tests/ptx

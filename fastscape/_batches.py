@@ -6,7 +6,6 @@ import hashlib
 import math
 import operator
 import os
-import time
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastscape._checks import counted
+from fastscape._clock import now
 from fastscape._state import preserved_rng
 from fastscape._structures import Arrays, arrays_of, digest, leaves, map_tensors, raw_bytes, strided, tensors_of
 
@@ -117,7 +117,7 @@ class _Reading:
         self._limit = memory or (half if self._length is not None else min(half, _UNKNOWN_BYTES))
         self._most = math.inf if memory else max(_UNKNOWN_BATCHES, 2 * (self._length or 0))
         self._count = self._bytes = 0
-        self._kind, self._began, self._told = type(data).__name__, time.monotonic(), _SILENT
+        self._kind, self._began, self._told = type(data).__name__, now(), _SILENT
 
     def take(self, size: int) -> None:
         """Count a batch of ``size`` bytes, and refuse what is too much."""
@@ -136,7 +136,7 @@ class _Reading:
                 f"data must fit in memory={self._limit / 2**20:.3g} MiB, got {read}{whole} and more to come; pass fewer batches "
                 "(itertools.islice) or a larger memory="
             )
-        if self._length is None and time.monotonic() - self._began > self._told:
+        if self._length is None and now() - self._began > self._told:
             self._told *= 2
             warnings.warn(f"still reading data: {read} so far; {endless}; {remedy}", stacklevel=4)
 

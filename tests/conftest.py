@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
-from fastscape import zoo
+from fastscape import _clock, zoo
 
 BACKENDS = torch.backends
 LEAVES = (
@@ -27,6 +27,34 @@ LEAVES = (
     BACKENDS.mkldnn.conv,
     BACKENDS.mkldnn.rnn,
 )
+
+
+class SimulatedClock:
+    """Seconds that pass by reading them: no test depends on the machine's speed or load.
+
+    Attributes:
+        now: the time.
+        tick: seconds that every reading takes.
+    """
+
+    def __init__(self):
+        self.now, self.tick = 0.0, 1e-4
+
+    def __call__(self):
+        self.now += self.tick
+        return self.now
+
+
+CLOCK = _clock.read = SimulatedClock()  # also for what is built once a session
+_clock.processor = lambda: 1.0
+
+
+@pytest.fixture
+def clock():
+    """The simulated clock, to let time pass; another tick lasts until the end of the test."""
+    tick = CLOCK.tick
+    yield CLOCK
+    CLOCK.tick = tick
 
 
 class TiedModel(nn.Module):

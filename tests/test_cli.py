@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from processes import Heard
 
 import fastscape as fs
 from fastscape import zoo
@@ -231,19 +231,17 @@ def test_models_that_cannot_be_probed_are_exit_code_4(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_saves_the_partial_result_and_exits_130(tmp_path, number):
     (tmp_path / "signals.py").write_text(
-        "import pathlib, torch\n\nclass Signals(torch.nn.Linear):\n    calls = 0\n\n    def forward(self, x):\n"
-        "        Signals.calls += 1\n        if Signals.calls == 400:\n            pathlib.Path('running').touch()\n"
+        "import os, torch\n\nclass Signals(torch.nn.Linear):\n    calls = 0\n\n    def forward(self, x):\n"
+        "        Signals.calls += 1\n        if Signals.calls == 400:\n            os.write(int(os.environ['READY']), b'x')\n"
         "        return super().forward(x.flatten(1))\n\ndef make():\n    return Signals(64, 10)\n"
     )
     command = [sys.executable, "-m", "fastscape", "probe", "signals.py:make", *DIGITS, "--path", "loop", "--out", "out"]
-    process = subprocess.Popen(
-        [*command, "--count", "100000"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "running").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=120)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with Heard([*command, "--count", "100000"], cwd=tmp_path, **pipes) as heard:
+        heard.wait_until_ready()
+        heard.process.send_signal(number)
+        stdout, stderr = heard.process.communicate()
+        process = heard.process
     assert process.returncode == 130, stderr
     assert "partial result: interrupted" in stdout
     result = fs.load(tmp_path / "out" / "result.npz")
@@ -252,40 +250,30 @@ def test_interruption_saves_the_partial_result_and_exits_130(tmp_path, number):
     assert np.isfinite(result.measured.even[0, :, 0]).all()
 
 
-def until(condition):
-    """Wait for what another process does."""
-    deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert condition()
-
-
 @pytest.fixture
 def started(tmp_path):
-    """Start ``python -m fastscape`` in ``tmp_path``, its outputs in the files stdout and stderr; it is killed at the end."""
-    processes = []
+    """Start ``python -m fastscape`` in ``tmp_path``, with stdout in a file; it is killed at the end."""
+    running = []
 
     def start(*arguments, **environment):
-        with (tmp_path / "stdout").open("w") as stdout, (tmp_path / "stderr").open("w") as stderr:
+        with (tmp_path / "stdout").open("w") as stdout:
             command = [sys.executable, "-m", "fastscape", *arguments]
-            env = os.environ | environment
-            processes.append(subprocess.Popen(command, cwd=tmp_path, env=env, stdout=stdout, stderr=stderr))
-        return processes[-1]
+            options = {"cwd": tmp_path, "stdout": stdout, "stderr": subprocess.PIPE, "text": True}
+            running.append(Heard(command, environment=os.environ | environment, **options).__enter__())
+        return running[-1]
 
     yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+    for heard in running:
+        heard.__exit__()
 
 
 STUCK = """
-import itertools, pathlib, pkgutil, time, torch
-calls = itertools.count(1)
+import os, pkgutil, torch
 
 def stuck(*_, **_named):
-    pathlib.Path(f"stuck{next(calls)}").touch()
+    os.write(int(os.environ["READY"]), b"x")
     while True:
-        time.sleep(0.01)
+        os.sched_yield()
 
 def make():
     setattr(pkgutil.resolve_name("WHERE"), "NAME", stuck)
@@ -300,13 +288,17 @@ def test_a_second_ctrl_c_exits_130_with_the_raw_result_saved(tmp_path, started, 
         stage
     ]
     (tmp_path / "stuck.py").write_text(STUCK.replace("WHERE", where).replace("NAME", name))
-    process = started("probe", "stuck.py:make", *DIGITS, *FAST, "--out", "out")
-    until((tmp_path / "stuck1").exists)
-    process.send_signal(signal.SIGINT)
-    until((tmp_path / "stuck2").exists if stage == "analysis" else lambda: "finishing" in (tmp_path / "stderr").read_text())
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    stdout, stderr = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
+    heard, stderr = started("probe", "stuck.py:make", *DIGITS, *FAST, "--out", "out"), ""
+    heard.wait_until_ready()
+    heard.process.send_signal(signal.SIGINT)
+    if stage == "analysis":
+        heard.wait_until_ready()
+    else:
+        stderr = next(line for line in heard.process.stderr if "finishing" in line)
+    heard.process.send_signal(signal.SIGINT)
+    stderr += heard.process.communicate()[1]
+    assert heard.process.returncode == 130
+    stdout = (tmp_path / "stdout").read_text()
     assert "finishing: analysing and saving what is known; Ctrl-C again stops at once\n" in stderr
     assert "stopped before the page" in stderr
     assert "Traceback" not in stderr
@@ -334,14 +326,13 @@ def test_a_signal_while_files_are_written_lets_them_be_written(capfd):
 
 
 def test_ctrl_c_while_torch_loads_is_quiet(tmp_path, started):
-    (tmp_path / "torch.py").write_text(
-        "import pathlib, time\npathlib.Path('loading').touch()\nwhile True:\n    time.sleep(0.01)\n"
-    )
-    process = started("--version", PYTHONPATH=os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
-    until((tmp_path / "loading").exists)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    assert (tmp_path / "stdout").read_text() == (tmp_path / "stderr").read_text() == ""
+    (tmp_path / "torch.py").write_text("import os\nos.write(int(os.environ['READY']), b'x')\nwhile True:\n    os.sched_yield()\n")
+    heard = started("--version", PYTHONPATH=os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
+    heard.wait_until_ready()
+    heard.process.send_signal(signal.SIGINT)
+    stderr = heard.process.communicate()[1]
+    assert heard.process.returncode == 130
+    assert (tmp_path / "stdout").read_text() == stderr == ""
 
 
 def test_report_shows_a_saved_result_again_without_the_model(tmp_path):

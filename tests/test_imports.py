@@ -26,6 +26,7 @@ FOUNDATION = {
         "_batches",
         "_checkpoints",
         "_checks",
+        "_clock",
         "_criteria",
         "_embedding",
         "_examination",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
+from fastscape._clock import processor_seconds
 from fastscape.runs.budget import Budget, BudgetError, load_once, time_text
 
 _PAGE, _CHECKPOINT, _SPECTRUM = 2.5, 1.1, 0.6  # seconds to load matplotlib, to draw and save a checkpoint, and its spectrum
 _ENOUGH = 2.0  # times the fixed part
-_START_UP = min(time.process_time(), 10.0)  # seconds to import torch, part of a budget; capped where a host imports this late
+_START_UP = min(processor_seconds(), 10.0)  # seconds to import torch
 
 
 def run_budget(text: str | None, *, page: bool, checkpoints: int, spectrum: bool = False) -> Budget:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from fastscape._batches import available_memory
 from fastscape._checks import first_line
+from fastscape._clock import now
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
 from fastscape._structures import tensors_in, tensors_of
@@ -98,9 +98,9 @@ class Evaluator:
             stack.enter_context(exact_arithmetic(self.dtype))
             self.replica = self.objective.replica(self.dtype)
             if self.gate:
-                start = time.perf_counter()
+                start = now()
                 unperturbed_loss(self.replica)
-                self.forward_seconds = (time.perf_counter() - start) / 2  # the gate evaluates twice
+                self.forward_seconds = (now() - start) / 2  # the gate evaluates twice
             self._stack = stack.pop_all()
         return self
 
@@ -196,9 +196,9 @@ class Evaluator:
         """Seconds per evaluation: the fastest of three runs, or of two where they are long (the gate has warmed up)."""
         times: list[float] = []
         while len(times) < 2 or (len(times) < 3 and times[0] < _SLOW):
-            start = time.perf_counter()
+            start = now()
             path.losses(directions, indices, radii)  # returns on the CPU: synchronises
-            times.append(time.perf_counter() - start)
+            times.append(now() - start)
         return min(times) / (len(indices) * len(radii))
 
     def _affordable(self, points: int) -> int:

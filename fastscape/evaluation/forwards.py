@@ -3,7 +3,6 @@ r"""Quadratic forms of the Hessian by two forwards per direction, with a step ch
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
 from fastscape.evaluation.branches import Branches
@@ -66,14 +66,14 @@ def by_forwards(
     Cost: 2 N + 18 to 44 forwards for random directions, 4 to 8 N for given ones; memory of the scratch copy of the weights and
     of one byte per element of every ReLU.
     """
-    start = time.perf_counter()
+    start = now()
     directions.check(objective)
     with _Line(objective, directions) as line:
         shared = directions.separable and len(directions) > 1
         found = (_together if shared else _one_by_one)(line, len(directions), progress)
     curvature, slope, error, words = found
     _refuse(curvature, error, line.dtype, exact=not why)
-    seconds = time.perf_counter() - start
+    seconds = now() - start
     reason = f"{why}{words}; {line.forwards} forwards"
     choice = PathChoice(NAME, 1, {NAME: seconds / len(directions)}, reason)
     return Differences(slope, curvature, error, line.base, line.lengths, choice)

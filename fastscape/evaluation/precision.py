@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastscape._batches import available_memory
 from fastscape._checks import first_line
+from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
 from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
@@ -285,9 +285,9 @@ class _Trial:
 
     def _timed(self, evaluator: Evaluator | DifferenceEvaluator, count: int) -> float:
         """Seconds per response."""
-        start = time.perf_counter()
+        start = now()
         evaluator.responses(self.directions, range(count), self.radii)
-        return (time.perf_counter() - start) / (count * len(self.radii))
+        return (now() - start) / (count * len(self.radii))
 
     def _float64(self) -> PathChoice:
         with Evaluator(self.objective, torch.float64, memory=self.memory, trial=self.limit) as evaluator:
@@ -314,9 +314,9 @@ class _Trial:
         with DifferenceEvaluator(self.objective, memory=self.memory) as evaluator:
             path = evaluator.choose(self.directions, self.radii)
             count = min(path.chunk, len(self.directions))
-            start = time.perf_counter()
+            start = now()
             even = evaluator.responses(self.directions, range(count), self.radii)[0]
-            seconds = time.perf_counter() - start
+            seconds = now() - start
             warm = seconds > _WARM
             self.seconds["difference"] = seconds / even.size if warm else self._timed(evaluator, count)
             noise = measure_noise(evaluator, self.directions, self.radii)

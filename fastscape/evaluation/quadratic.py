@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastscape._checks import first_line
+from fastscape._clock import now
 from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.agreement import DtypeDependentLossError
 from fastscape.evaluation.arithmetic import replica_arithmetic
@@ -127,7 +127,7 @@ def quadratic_forms(
 def _two_forwards(
     objective: Objective, directions: Directions, why: str, progress: Callable[[int, int], None] | None
 ) -> QuadraticForms:
-    start = time.perf_counter()
+    start = now()
     found = by_forwards(checked_objective(objective), directions, why=why, progress=progress)
     return QuadraticForms(
         curvature=found.curvature,
@@ -136,7 +136,7 @@ def _two_forwards(
         lengths=found.lengths,
         path=found.choice,
         fallbacks={},
-        seconds=time.perf_counter() - start,
+        seconds=now() - start,
         error=found.error,
     )
 
@@ -153,7 +153,7 @@ def _exact(
     memory: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> QuadraticForms:
-    start = time.perf_counter()
+    start = now()
     columns: list[tuple[Array, Array]] = []
     with DifferenceEvaluator(objective, lanes=lanes, memory=memory, front_end=path) as evaluator:
         choice = evaluator.choose(directions, [0.0])
@@ -172,7 +172,7 @@ def _exact(
         lengths=np.array([directions.length(index) for index in range(len(directions))]),
         path=choice,
         fallbacks=handled.fallbacks,
-        seconds=time.perf_counter() - start,
+        seconds=now() - start,
         error=None if around <= torch.finfo(torch.float32).eps else around * np.abs(curvature),
     )
 

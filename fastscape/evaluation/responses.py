@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastscape._clock import now
 from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
@@ -128,7 +128,8 @@ def responses(
         precision: ``"difference"`` propagates the difference itself through the network, in float32 beside values at w in
             float64: its relative error is the same at every radius. ``"float64"`` and ``"float32"`` subtract losses; float32 is
             rounding noise over most radii of interest (measured on four directions; untrusted radii are named in a warning).
-            ``"difference-bf16"`` rounds the operands of matrix products to bfloat16. ``None`` tries them on this model and takes
+            ``"difference-bf16"`` asks torch to round the operands of matrix products to bfloat16, which some processors do not
+            do; ``reason`` says whether any was. ``None`` tries them on this model and takes
             the cheapest whose noise gate passes at every radius (bfloat16 is never taken by itself).
         path: ``"loop"`` or ``"vmap"`` of subtraction, ``"graph"`` or ``"dispatch"`` of difference propagation, or ``None`` for
             what measures faster on this model.
@@ -153,7 +154,7 @@ def responses(
     Reps & Rall, "Computational divided differencing and divided-difference arithmetics" (2003).
     """
     steps = checked_radii(radii)
-    start = time.perf_counter()
+    start = now()
     chosen = _chosen(objective, checked_directions(directions), steps, checked_precision(precision), path, memory)
     columns: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
     with responder(objective, chosen.name, chosen.path or path, memory) as evaluator:
@@ -186,13 +187,13 @@ def responses(
         noise=noise.sigma,
         trusted=trusted & (not (handled is not None and handled.frozen)),
         precision=chosen.name,
-        reason="; ".join(filter(None, (chosen.reason, noise.how))),
+        reason="; ".join(filter(None, (chosen.reason, getattr(evaluator, "rounding", ""), noise.how))),
         fallbacks=handled.fallbacks if handled is not None else {},
         frozen=handled.frozen if handled is not None else {},
         narrow=noise.narrow,
         path=choice,
         evaluations=evaluations,
-        seconds=time.perf_counter() - start,
+        seconds=now() - start,
         arithmetic=arithmetic.meta["arithmetic"],
         notes=(*arithmetic.notes, *noise.notes),
     )

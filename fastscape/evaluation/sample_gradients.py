@@ -2,7 +2,6 @@ r"""Gradients of single samples, or of groups of them, one block at a time: devi
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fastscape._batches import Batch, available_memory
 from fastscape._checks import counted, first_line
+from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape._structures import map_tensors, tensors_of
 from fastscape.evaluation.determinism import unperturbed_loss
@@ -356,8 +356,8 @@ def _timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
     """Seconds of the faster of two calls, and what it returns."""
     times = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = now()
         found = call()
         float(found[0, 0])  # synchronises
-        times.append(time.perf_counter() - start)
+        times.append(now() - start)
     return min(times), found

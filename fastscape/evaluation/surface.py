@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from fastscape._batches import available_memory
 from fastscape._checks import first_line
+from fastscape._clock import now
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
 from fastscape.evaluation.agreement import check_same_function
@@ -139,9 +139,9 @@ class Surface:
         with ExitStack() as stack:
             stack.enter_context(exact_arithmetic(self.dtype))
             self.replica = self.objective.replica(self.dtype)
-            start = time.perf_counter()
+            start = now()
             unperturbed_loss(self.replica)  # evaluates twice, and counts
-            self.seconds = (time.perf_counter() - start) / 2
+            self.seconds = (now() - start) / 2
             self.terms = SampleLosses(self.replica, accuracy=self._accuracy)
             self._loop = PointLoop(self.replica, self.family, self.terms, self._prepare)
             self._stack = stack.pop_all()
@@ -422,9 +422,9 @@ class Surface:
         middle = rows[(len(rows) - count) // 2 :][:count]
         times: list[float] = []
         while len(times) < 2 or (len(times) < 8 and sum(times) < _TRIAL):
-            start = time.perf_counter()
+            start = now()
             self._reduced(path.at(middle))  # ends on the CPU: synchronises
-            times.append(time.perf_counter() - start)
+            times.append(now() - start)
         return min(times) / count
 
     def _affordable(self) -> int:

@@ -1,7 +1,8 @@
 """The C++ library behind the CPU kernels: found, checked and called through ctypes; its work runs in torch's thread pool.
 
 ``FASTSCAPE_NATIVE=0`` turns it off, ``FASTSCAPE_NATIVE=require`` makes its absence an ImportError; otherwise a missing library is
-silent (``fs.status()`` names the reason) and a broken one gives one warning.
+silent (``fs.status()`` names the reason) and a broken one gives one warning. ``FASTSCAPE_ISA=baseline|avx2|avx512`` forces an
+instruction set in place of the best that the processor has, to have the arithmetic of another machine.
 """
 
 from __future__ import annotations
@@ -220,10 +221,12 @@ class Library:
     Attributes:
         reason: why the library does not answer; empty if it does.
         path: its file.
+        forced: instruction set that the environment variable ``FASTSCAPE_ISA`` asked for; empty if it is the processor's best.
     """
 
     reason: str
     path: Path
+    forced: str = ""
     _entries: dict[str, ctypes._NamedFuncPointer] = field(default_factory=dict, repr=False)
     _parallel_for: int = 0
 
@@ -259,17 +262,21 @@ class Library:
         self.bind(entry, task)()
 
 
-def load(path: Path = _PATH, mode: str | None = None) -> Library:
+def load(path: Path = _PATH, mode: str | None = None, isa: str | None = None) -> Library:
     """Load the library.
 
     Args:
         path: its file.
         mode: ``"0"`` (off), ``"require"`` or ``""``; default the environment variable ``FASTSCAPE_NATIVE``.
+        isa: instruction set to force, or ``""`` for the processor's best; default the environment variable ``FASTSCAPE_ISA``.
 
     Raises:
         ImportError: no usable library and mode ``"require"``.
-        ValueError: another mode.
+        ValueError: another mode or instruction set, or one that the processor lacks.
     """
+    isa = os.environ.get("FASTSCAPE_ISA", "") if isa is None else isa
+    if isa and isa not in ISAS:
+        raise ValueError(f"FASTSCAPE_ISA must be one of {', '.join(ISAS)} or not set, got {isa!r}")
     mode = os.environ.get("FASTSCAPE_NATIVE", "") if mode is None else mode
     if mode not in ("", "0", "require"):
         raise ValueError(f"FASTSCAPE_NATIVE must be 'require', '0' or not set, got {mode!r}")
@@ -288,7 +295,11 @@ def load(path: Path = _PATH, mode: str | None = None) -> Library:
         parallel_for = ctypes.cast(torch_library.torch_parallel_for, _pointer).value or 0
     except (OSError, AttributeError) as error:
         return _without(f"{path} cannot be used: install fastscape again ({error})", path, mode)
-    return Library("", path, entries, parallel_for)
+    library = Library("", path, isa, entries, parallel_for)
+    best = library.isa
+    if isa and library.set_isa(isa) != isa:
+        raise ValueError(f"FASTSCAPE_ISA must be an instruction set of this processor, got {isa!r}; its best is {best!r}")
+    return library
 
 
 def _without(reason: str, path: Path, mode: str, *, quiet: bool = False) -> Library:

@@ -41,6 +41,7 @@ class Status:
         cuda: name of the CUDA device, or why there is none.
         threads: of torch's pool, which the C++ kernels share.
         answers: one row per op and device type.
+        native_forced: whether ``FASTSCAPE_ISA`` chose the instruction set, in place of the best of the processor.
     """
 
     native: str
@@ -48,6 +49,12 @@ class Status:
     cuda: str
     threads: int
     answers: tuple[Answer, ...]
+    native_forced: bool = False
+
+    def _native(self) -> str:
+        if not self.native:
+            return f"not used: {self.native_reason}"
+        return self.native + f" (forced by FASTSCAPE_ISA={self.native})" * self.native_forced
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and lists."""
@@ -56,7 +63,7 @@ class Status:
     def __str__(self) -> str:
         """Aligned columns: op, device, implementation, reason."""
         head = [
-            f"native library: {self.native or 'not used: ' + self.native_reason}",
+            f"native library: {self._native()}",
             f"CUDA: {self.cuda}",
             f"threads: {self.threads}",
         ]
@@ -85,6 +92,7 @@ def status() -> Status:
         cuda=cuda,
         threads=torch.get_num_threads(),
         answers=tuple(_answer(name, device) for name in sorted(OPERATORS) for device in ("CPU", "CUDA")),
+        native_forced=bool(library.available and library.forced),
     )
 
 

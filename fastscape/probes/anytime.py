@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from fastscape._clock import now
 from fastscape.runs.budget import Budget, BudgetError, time_text
 
 Unit = TypeVar("Unit")
@@ -39,7 +39,7 @@ class Anytime:
         waiting = iter(units)
         try:
             while True:
-                start = time.perf_counter()
+                start = now()
                 if not self._admitted(expected):
                     return
                 unit = next(waiting, None)
@@ -47,7 +47,7 @@ class Anytime:
                     return
                 work(unit)
                 self.done += 1
-                took = time.perf_counter() - start
+                took = now() - start
                 expected = min(took, 2 * expected) if self.done == 1 else took  # the first unit may have tried paths as well
         except KeyboardInterrupt:
             if not self.done:

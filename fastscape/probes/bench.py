@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from fastscape._checks import counted, first_line, integer
+from fastscape._clock import now
 from fastscape._state import preserved_rng
 from fastscape.estimators.scaling import Array
 from fastscape.evaluation.curvature.choice import synchronise
@@ -89,7 +89,7 @@ def bench(
         progress or (lambda _words, _share: None),
     )
     integer("count", count, 1), integer("seed", seed, 0, 2**63)
-    began = time.monotonic()
+    began = now()
     loss, stop_reason = math.nan, "all repeats done"
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
@@ -116,7 +116,7 @@ def bench(
             "seed": seed,
             "settings": settings | {"memory": memory},
             "rounds": run.done,
-            "seconds": time.monotonic() - began,
+            "seconds": now() - began,
             "stop_reason": stop_reason,
         },
         notes=tuple(run.notes(stop_reason)),
@@ -177,12 +177,12 @@ class _Run:
             if not self.budget.admits(needed, reserve):
                 self._leave(row, needed + reserve)
                 continue
-            began = time.monotonic()
+            began = now()
             try:
                 ready = row.plan.make()
                 row.deviation, row.reason = self._compared(row.plan, ready, shop)
                 if not row.reason:
-                    self._warm(row, ready, reserve, cold=time.monotonic() - began < _SLOW)
+                    self._warm(row, ready, reserve, cold=now() - began < _SLOW)
             except Exception as error:  # whatever a model or a path does in one unit is no reason to lose the others
                 row.reason = f"{type(error).__name__}: {first_line(error)[:300]}"
                 row.ready = None
@@ -219,9 +219,9 @@ class _Run:
         row.ready, row.peak = ready, ready.peak
         if not cold and ready.peak is None:  # counting takes 30 us an operation, which does not show here
             with ready.context():
-                start = time.perf_counter()
+                start = now()
                 row.peak = peak_bytes(ready.run)[1]
-                row.expected = time.perf_counter() - start
+                row.expected = now() - start
             return
         if cold:
             with ready.context():
@@ -268,11 +268,11 @@ class _Run:
         ready = row.ready
         assert ready is not None
         with ready.context():
-            start = time.perf_counter()
+            start = now()
             for _ in range(row.calls):
                 ready.run()
             synchronise(self._on)
-            return (time.perf_counter() - start) / (row.calls * ready.items)
+            return (now() - start) / (row.calls * ready.items)
 
     def _show(self, words: str) -> None:
         share = self.budget.elapsed / self.budget.seconds if self.budget.limited else self.done / self.repeats

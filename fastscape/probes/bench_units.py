@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from fastscape._batches import available_memory
 from fastscape._checks import counted
+from fastscape._clock import now
 from fastscape._state import exact_arithmetic, plain_arithmetic
 from fastscape.directions import Directions
 from fastscape.estimators.scaling import Array
@@ -119,9 +119,9 @@ class Workshop:
         self.dtype = objective.dtype
         stack.enter_context(exact_arithmetic(self.dtype))
         self.replica = objective.replica(self.dtype)
-        start = time.perf_counter()
+        start = now()
         self.loss = unperturbed_loss(self.replica)
-        self.forward_seconds = (time.perf_counter() - start) / 2
+        self.forward_seconds = (now() - start) / 2
         self.replica.reset()
         self._rounding = rounding_model(self.replica)
         self.directions = Directions(objective, count, seed=seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from fastscape._checks import integer
+from fastscape._clock import now
 from fastscape.estimators.scaling import Array
 from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.evaluation.matching import matched
@@ -109,7 +109,7 @@ def barrier(
         >>> fs.barrier(objective, model, model).linear.value
         0.0
     """
-    began = time.monotonic()
+    began = now()
     goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, precision, seed)
     clock = budget if isinstance(budget, Budget) else Budget(budget)
     losses = PathLosses(objective, ends[0], goals, progress)
@@ -153,7 +153,7 @@ def barriers(
 
     Cost: K + K (K - 1) / 2 times the inner points of a line. With ``match`` both ends of every pair are evaluated.
     """
-    began = time.monotonic()
+    began = now()
     checked_objective(objective)
     goals = checked_goals(
         objective, points=points, start=start, tolerance=tolerance, bn=bn, match=match, precision=precision, seed=seed
@@ -299,7 +299,7 @@ def connect(
     Source: Garipov, Izmailov, Podoprikhin, Vetrov & Wilson, "Loss surfaces, mode connectivity, and fast ensembling of DNNs"
     (2018).
     """
-    began = time.monotonic()
+    began = now()
     if not (isinstance(learning_rate, (int, float)) and math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}")
     integer("steps", steps, 0)

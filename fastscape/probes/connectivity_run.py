@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import counted, integer
+from fastscape._clock import now
 from fastscape._replica import Replica
 from fastscape.estimators.maxima import band, largest_of_lesser, maximum
 from fastscape.estimators.refinement import coarse_to_fine, refine
@@ -198,9 +198,9 @@ class PathLosses:
 
     def at(self, alpha: float) -> Point:
         """One point."""
-        began = time.monotonic()
+        began = now()
         found = self.surface.at([alpha])
-        self.unit = time.monotonic() - began
+        self.unit = now() - began
         return Point(
             loss=float(found.losses[0]),
             stderr=float(found.stderr[0]),
@@ -283,7 +283,7 @@ def path_meta(losses: PathLosses, ends: Sequence[EndPoint], began: float, reason
         "settings": goals.settings(),
         "weight_fingerprints": {ends[0].label: meta["weight_fingerprint"], **others},
         "evaluations": losses.surface.evaluations,
-        "seconds": time.monotonic() - began,
+        "seconds": now() - began,
         "stop_reason": reason,
         **more,
     }

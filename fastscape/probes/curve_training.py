@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape.evaluation.weight_paths import Bezier
 from fastscape.objective import Objective
@@ -62,7 +62,7 @@ def train_bend(
                 if not clock.admits(unit, reserve):
                     found.reason = "deadline"
                     break
-                began = time.monotonic()
+                began = now()
                 optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
                 t = float(torch.rand((), generator=generator, dtype=torch.float64))
                 batch = int(torch.multinomial(chances, 1, generator=generator))
@@ -77,7 +77,7 @@ def train_bend(
                     bend.grad = torch.zeros_like(bend) if index in fixed else part.to(bend.dtype) * (2 * t * (1 - t))
                 optimizer.step()
                 found.losses.append(loss)
-                unit = time.monotonic() - began
+                unit = now() - began
                 if progress is not None:
                     progress(f"step {step + 1}", (step + 1) / steps)
         except KeyboardInterrupt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import counted, integer
+from fastscape._clock import now
 from fastscape.estimators.davidson import LeadingPair, RitzPairs, leading_pair
 from fastscape.estimators.difficulty import RICHARDSON, difficulty, dimensionless
 from fastscape.estimators.scaling import Array
@@ -134,12 +134,12 @@ class Difficulty:
             self._squares.append(self._square(gradient_squared))
             self._rates.append(rate)
         self._last = number
-        began = time.perf_counter()
+        began = now()
         if self.gradient == "full" and gradient_squared is None:
             self._full = math.fsum(float(part.double().square().sum()) for part in self.objective.gradient().values())
         if measure or (measure is None and (number - self._first) % self.every == 0):
             self._measure(number)
-        self._seconds += time.perf_counter() - began
+        self._seconds += now() - began
 
     def finish(self) -> DifficultyResult:
         """The spectral norm at the last weights, where it is not known yet, and the result."""
@@ -236,7 +236,7 @@ class Difficulty:
             matrix = make(self.objective, path=cast("PathName | None", self._path), memory=self._memory)
             if self._path is None:
                 self._path = matrix.prepare(1).name
-            began = time.perf_counter()
+            began = now()
             pair = leading_pair(
                 matrix.matmat,
                 matrix.shape[0],
@@ -252,7 +252,7 @@ class Difficulty:
         if self.warm:
             self._pairs = pair.pairs
         self._nodes.append((step, pair, self.objective.loss()))
-        self.norm_seconds = time.perf_counter() - began
+        self.norm_seconds = now() - began
         self._parameters = []  # a model may have got new ones
         self._gradient_squares()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 
+from fastscape._clock import now
 from fastscape._state import preserved_rng
 from fastscape.objective import Objective, checked_objective
 from fastscape.probes.doctor_machine import machine_findings
@@ -40,7 +40,7 @@ def doctor(objective: Objective | None = None, *, name: str | None = None, step:
         >>> fs.doctor().worst in ("ok", "warning", "error")
         True
     """
-    start = time.monotonic()
+    start = now()
     with preserved_rng():
         machine = tuple(machine_findings())
         found: tuple[Any, ...] = ()
@@ -51,4 +51,4 @@ def doctor(objective: Objective | None = None, *, name: str | None = None, step:
                 found = tuple(checkup.findings())
                 meta = objective_meta(objective, checkup.remarks) | {"loss": checkup.loss, "accuracy": checkup.accuracy}
     title = name or ("machine" if objective is None else type(objective.model).__name__)
-    return Diagnosis(title, step, machine, found, meta | {"seconds": time.monotonic() - start})
+    return Diagnosis(title, step, machine, found, meta | {"seconds": now() - start})

@@ -52,10 +52,11 @@ def _native() -> Finding:
     found = status()
     if found.native:
         count = sum(answer.device == "CPU" and answer.implementation != "reference" for answer in found.answers)
-        words = f"C++ library, instruction set {found.native}, answers for {count} operations"
+        forced = " (forced by FASTSCAPE_ISA)" * found.native_forced
+        words = f"C++ library, instruction set {found.native}{forced}, answers for {count} operations"
         wider = _instructions() & {"avx2", "avx512f"}
         if found.native == "baseline" and wider:
-            remedy = "unset what forces the instruction set, or reinstall fastscape-probes"
+            remedy = "unset FASTSCAPE_ISA" if forced else "reinstall fastscape-probes"
             return Finding("native kernels", "warning", f"{words}; this processor has {', '.join(sorted(wider))}", remedy)
         return Finding("native kernels", "ok", words)
     remedy = "reinstall with a C++ compiler: pip install --force-reinstall --no-deps fastscape-probes"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from fastscape._checks import integer
+from fastscape._clock import now
 from fastscape._norms import untrained
 from fastscape.estimators.gradient_noise import (
     Units,
@@ -158,7 +158,7 @@ class _Measured:
         self.curvature: NoiseCurvature | None = None
         self.notes: list[str] = [words] if (words := untrained(objective)) else []
         self._batch_size = batch_size
-        self._began = time.monotonic()
+        self._began = now()
         try:
             self._measure(method, memory, True, budget, products, spectrum)
         except CoupledSamplesError as error:
@@ -184,11 +184,11 @@ class _Measured:
                     f"batch norm takes the statistics of groups of {_range(source.sizes)} samples, training of {size}: pass "
                     "batches of that size, eight at least"
                 )
-            self.source, began = source, time.monotonic()
+            self.source, began = source, now()
 
             def late() -> bool:
                 done = len(self.found.sizes) / len(source)
-                return not budget.admits((time.monotonic() - began) / max(len(self.found.norms), 1) if done else 0.0)
+                return not budget.admits((now() - began) / max(len(self.found.norms), 1) if done else 0.0)
 
             try:
                 source.deviations(self.found, late)
@@ -262,7 +262,7 @@ class _Measured:
                 "units": len(source),
                 "evaluations": source.evaluations,
                 "products": 0 if self.curvature is None else self.curvature.products,
-                "seconds": time.monotonic() - self._began,
+                "seconds": now() - self._began,
                 "stop_reason": self.stop_reason,
             },
             notes=(*arithmetic.notes, *notes, *self.notes),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import counted, first_line
+from fastscape._clock import now
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
 from fastscape.estimators.intervals import Estimate
@@ -88,7 +88,7 @@ class SharpnessRun:
         self.fixed: tuple[str, ...] = ()
         self.notes: list[str] = []
         self.evaluations = self.products = 0
-        self._began = time.monotonic()
+        self._began = now()
         self._unit = 0.0  # seconds of a gradient of the whole data
         self._path: str | None = None
 
@@ -171,9 +171,9 @@ class SharpnessRun:
                 if index >= _PILOTS and not self.budget.admits(took):
                     self.notes.append(f"{len(self.random)} of {goals.samples} random points were evaluated (deadline)")
                     return
-                began = time.monotonic()
+                began = now()
                 self.random += self._pair(function, balls, index)
-                took = time.monotonic() - began
+                took = now() - began
 
     def _pair(self, function: BallLoss, balls: Balls, index: int) -> list[float]:
         """Rises at u and -u: what is odd in u cancels in their mean, and with it nearly all of the variance."""
@@ -202,9 +202,9 @@ class SharpnessRun:
         with self._prepared(objective, dtype, balls) as (replica, function):
             if math.isnan(self.noise[dtype]):
                 self.noise[dtype] = rounding(replica)
-            began = time.monotonic()
+            began = now()
             gradient = function.value_and_gradient(torch.zeros_like(balls.scale))[1]
-            self._unit = time.monotonic() - began
+            self._unit = now() - began
             group.base, group.first_order = function.base, balls.dual_norm(gradient)
         if goals.products:
             group.model = self._model(objective, gradient, balls)
@@ -303,7 +303,7 @@ class SharpnessRun:
                 "products": self.products,
                 "product_path": self._path,
                 "groups": len(groups),
-                "seconds": time.monotonic() - self._began,
+                "seconds": now() - self._began,
                 "stop_reason": stop_reason,
             },
             notes=(*dict.fromkeys(note for part in parts.values() for note in part.notes), *self.notes, *self._remarks()),

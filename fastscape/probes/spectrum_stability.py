@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fastscape._batches import available_memory
+from fastscape._clock import now
 from fastscape.estimators.lanczos import least_capacity
 from fastscape.estimators.spectra import Stability
 from fastscape.objective import Objective
@@ -135,9 +135,9 @@ class _Counted:
 
     def matmat(self, vectors: Tensor, /) -> Tensor:
         """H V."""
-        began = time.monotonic()
+        began = now()
         found = self.operator.matmat(vectors)
         if found.device.type == "cuda":
             torch.cuda.synchronize(found.device)
-        self.stage.count(self.operator, vectors.shape[1], time.monotonic() - began)
+        self.stage.count(self.operator, vectors.shape[1], now() - began)
         return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastscape._clock import now
 from fastscape.directions import Directions
 from fastscape.estimators import AnalysisSettings
 from fastscape.estimators.scaling import Array
@@ -66,11 +66,11 @@ class Track:
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Add the time spent inside to this checkpoint's seconds."""
-        start = time.perf_counter()
+        start = now()
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - start
+            self.seconds += now() - start
 
     def open(
         self, batch: int, objective: Objective, directions: Directions, radii: Array, noise: Noise, path: PathChoice

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from fastscape._checks import counted, first_line, integer
+from fastscape._clock import now
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.objective import Objective, checked_objective
@@ -89,7 +89,7 @@ class Tracker:
         seed: int = 0,
         pending: int = 8,
         name: str = "run",
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = now,
     ) -> None:
         self.objective = checked_objective(objective).trained()
         if objective.state is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from fastscape._clock import now
 
 
 class Allowance:
@@ -25,7 +26,7 @@ class Allowance:
         ValueError: a share that is not positive and finite.
     """
 
-    def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, share: float, clock: Callable[[], float] = now) -> None:
         if not (isinstance(share, (int, float)) and math.isfinite(share) and share > 0):
             raise ValueError(
                 f"share must be a positive fraction of the training time, such as 0.05, got {share!r}; math.inf is not one"
@@ -66,15 +67,15 @@ class Allowance:
 
     def settle(self) -> None:
         """Book the time of the running visit so far."""
-        now = self.clock()
-        self.spent += now - self._mark
-        self._mark = now
+        moment = self.clock()
+        self.spent += moment - self._mark
+        self._mark = moment
 
     def waited(self) -> None:
         """Book the time since the visit began, or was last settled, as training: it was waited for work of the training."""
-        now = self.clock()
-        self.training += now - self._mark
-        self._mark = now
+        moment = self.clock()
+        self.training += moment - self._mark
+        self._mark = moment
 
     def restore(self, training: float, spent: float) -> None:
         """Continue the account of an earlier process."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import math
 import re
-import time
 from collections.abc import Callable
+
+from fastscape._clock import now
 
 _LATE = ("torch._dynamo", "torch.fx.experimental.proxy_tensor", "torch._functorch.aot_autograd")
 _NAMES = {
@@ -35,10 +36,10 @@ def load_once() -> float:
 
     The first operation under a dispatch mode imports ``torch._dynamo``, in 1 to 4 seconds; the first trace, more.
     """
-    start = time.perf_counter()
+    start = now()
     for name in _LATE:
         importlib.import_module(name)
-    return time.perf_counter() - start
+    return now() - start
 
 
 def parse_seconds(budget: str | float) -> float:
@@ -86,7 +87,7 @@ class Budget:
         *,
         spent: float = 0.0,
         reserve: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now,
     ) -> None:
         self.seconds = math.inf if budget is None else parse_seconds(budget)
         self._reserve = reserve

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastscape._checks import counted, first_line
+from fastscape._clock import now
 from fastscape.estimators import Estimate
 from fastscape.estimators.scaling import Array
 from fastscape.evaluation.curvature import hessian
@@ -53,7 +53,7 @@ def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyRe
 
     Cost: that of the trainings, and ``plan.seconds`` for the early and twice to four times that for the final state of each run.
     """
-    start = time.monotonic()
+    start = now()
     runs: list[RunResult] = []
     matrices: dict[str, BarrierMatrix] = {}
     notes: list[str] = []
@@ -83,7 +83,7 @@ def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyRe
         notes.append(f"interrupted after {counted(len(runs), 'run')}; the same command goes on from there")
     runs = [_with_barrier(each, matrices.get(each.architecture)) for each in runs]
     notes += [f"{each.name}: {note}" for each in runs for note in each.notes]
-    meta = {"stop_reason": reason, "seconds": time.monotonic() - start, **provenance()}
+    meta = {"stop_reason": reason, "seconds": now() - start, **provenance()}
     return StudyResult(plan.name, None, plan.words(), tuple(runs), matrices, meta, tuple(notes))
 
 
@@ -100,7 +100,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
         return kept
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{architecture.name}, seed {seed}"
-    start = time.monotonic()
+    start = now()
     model = build(architecture, seed)
     objective = Objective(model, architecture.probed(), criterion=F.cross_entropy)
     record = folder / "record.jsonl"
@@ -151,7 +151,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
         first,
         last,
         parts,
-        {"seconds": time.monotonic() - start, "critical": architecture.critical, "plan": plan.words(), **provenance()},
+        {"seconds": now() - start, "critical": architecture.critical, "plan": plan.words(), **provenance()},
         tuple(measurement.notes),
         by_running,
     )

@@ -1,7 +1,5 @@
 """Which arithmetic is chosen, what is said about it, and whether its stated noise covers its error."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -225,12 +223,12 @@ def test_a_short_budget_tries_nothing_but_float64(case):
     assert set(chosen.seconds) == {"float64"}
 
 
-def test_the_trial_measures_what_it_says(case, monkeypatch):
-    """An arithmetic that sleeps is not chosen."""
+def test_the_trial_measures_what_it_says(case, monkeypatch, clock):
+    """An arithmetic that takes long is not chosen."""
     respond = DifferenceEvaluator.responses
 
     def slow(self, *arguments, **options):
-        time.sleep(0.02)
+        clock.now += 0.02
         return respond(self, *arguments, **options)
 
     monkeypatch.setattr(DifferenceEvaluator, "responses", slow)

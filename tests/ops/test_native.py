@@ -82,6 +82,36 @@ def test_an_unknown_instruction_set_is_refused():
         _native.library.set_isa("neon")
 
 
+def test_an_unknown_instruction_set_of_the_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("FASTSCAPE_ISA", "neon")
+    with pytest.raises(ValueError, match="FASTSCAPE_ISA must be one of baseline, avx2, avx512 or not set, got 'neon'"):
+        _native.load()
+
+
+@needs_library
+def test_the_environment_forces_an_instruction_set_and_the_status_says_so(monkeypatch):
+    before = _native.library.isa
+    try:
+        monkeypatch.setenv("FASTSCAPE_ISA", "baseline")
+        library = _native.load()
+        assert (library.isa, library.forced) == ("baseline", "baseline")
+        monkeypatch.setattr(_native, "library", library)
+        assert ops.status().native_forced
+        assert "native library: baseline (forced by FASTSCAPE_ISA=baseline)" in str(ops.status())
+    finally:
+        library.set_isa(before)
+
+
+@needs_library
+def test_an_instruction_set_that_the_processor_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(_native.Library, "set_isa", lambda self, _isa: self.isa)  # as the library answers there
+    lacking = next(isa for isa in _native.ISAS if isa != _native.library.isa)
+    with pytest.raises(
+        ValueError, match=f"FASTSCAPE_ISA must be an instruction set of this processor, got {lacking!r}; its best is"
+    ):
+        _native.load(isa=lacking)
+
+
 @needs_compiler
 @pytest.mark.parametrize("optimisation", ["-O0", "-O3"])
 def test_the_shared_header_gives_the_reference_bits(tmp_path, optimisation):

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import pytest
+from processes import PROCESSOR_SECONDS, limited
 
 MAX_SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that one block can have
 TESTS = Path(__file__).parents[1]
@@ -282,28 +286,32 @@ def _module(name: str, mutate: tuple[str, str] | None, folder: Path) -> ModuleTy
     return sys.modules[fresh]
 
 
-def compile_in_subprocess(jobs: Sequence[Job], folder: Path, *, timeout: float = 300) -> list[Compiled | CompileFailure]:
-    """Compile ``jobs`` in a process of their own, where TRITON_INTERPRET is unset.
+def compile_in_subprocess(
+    jobs: Sequence[Job], folder: Path, *, processor: int = PROCESSOR_SECONDS
+) -> list[Compiled | CompileFailure]:
+    """Compile ``jobs`` in a process of their own, where TRITON_INTERPRET is unset; skip the test where that takes too long.
 
     Args:
         jobs: any number: a process costs seconds, a kernel about half a second.
         folder: takes Triton's cache and the files that pass between the processes; what it has compiled before is reused.
-        timeout: seconds for the jobs; the one that meets it fails, and those after it have as many again.
+        processor: seconds of processor time, not of a clock, for all jobs, and for one run of the assembler.
 
     Returns:
         For each job its kernel or its failure. A compiler that crashes costs its own job alone.
     """
     results: list[Compiled | CompileFailure] = []
     while len(results) < len(jobs):
-        done, message = _run_worker(jobs[len(results) :], Path(folder), timeout)
+        done, message = _run_worker(jobs[len(results) :], Path(folder), processor)
         results += done
         if message is None:
             break
         results.append(CompileFailure(message))
+    if any(isinstance(result, CompileFailure) and "SIGXCPU" in result.error for result in results):
+        pytest.skip(f"the compiler took more than {processor} s of processor time on this machine")
     return results
 
 
-def _run_worker(jobs: Sequence[Job], folder: Path, timeout: float) -> tuple[list[Compiled | CompileFailure], str | None]:
+def _run_worker(jobs: Sequence[Job], folder: Path, processor: int) -> tuple[list[Compiled | CompileFailure], str | None]:
     """Results up to the job that ended the process, and how it ended."""
     folder.mkdir(parents=True, exist_ok=True)
     requests, answers = folder / "requests.pickle", folder / "answers.pickle"
@@ -313,13 +321,10 @@ def _run_worker(jobs: Sequence[Job], folder: Path, timeout: float) -> tuple[list
     paths = [str(TESTS), str(TESTS.parent), *filter(None, [environment.get("PYTHONPATH")])]
     environment |= {"PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": str(folder / "cache")}
     command = [sys.executable, "-m", "ptx.worker", str(requests), str(answers)]
-    try:
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
-        message = f"compiler process ended with status {run.returncode}\n{run.stderr[-4000:]}"
-    except subprocess.TimeoutExpired:
-        message = f"compiler process took more than {timeout} s"
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, preexec_fn=limited(processor))
+    ended = signal.Signals(-run.returncode).name if run.returncode < 0 else f"status {run.returncode}"
     done = list(_unpickled(answers)) if answers.exists() else []
-    return done, None if len(done) == len(jobs) else message
+    return done, None if len(done) == len(jobs) else f"compiler process ended with {ended}\n{run.stderr[-4000:]}"
 
 
 def _unpickled(path: Path) -> list[Compiled | CompileFailure]:

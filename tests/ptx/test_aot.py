@@ -87,6 +87,13 @@ def test_a_crash_costs_its_own_job_alone(tmp_path, monkeypatch):
     assert [results[0].arch, results[2].arch] == [80, 90]
 
 
+def test_a_compiler_without_end_is_skipped_by_its_processor_time(tmp_path, monkeypatch):
+    (tmp_path / "endless.py").write_text("while True:\n    pass\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(pytest.skip.Exception, match="more than 1 s of processor time"):
+        compile_in_subprocess([aot.TritonJob("endless:kernel", {}, {}, 80)], tmp_path, processor=1)
+
+
 def test_the_interpreter_cannot_compile(monkeypatch):
     monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET must be unset"):

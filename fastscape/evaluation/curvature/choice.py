@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import first_line
+from fastscape._clock import now
 from fastscape.evaluation.curvature.compiled import CompiledPath
 from fastscape.evaluation.curvature.flat import norm
 from fastscape.evaluation.curvature.gradient_difference import DifferencePath, InaccurateDifferenceError
@@ -261,12 +261,12 @@ class Trial:
     def _measured(self, product: Product, which: Sequence[int], limit: float) -> tuple[list[Sketch], int, float]:
         """Sketches of products with some of the vectors, the most bytes alive meanwhile, and seconds per product."""
         block = self._vectors(which)
-        start = time.perf_counter()
+        start = now()
         # what has been counted once, or compiles, is run without the counter: 30 us an operation
         found, peak = (product(block), self._peak) if limit == math.inf else peak_bytes(lambda: product(block), limit)
         self._peak = peak
         synchronise(found[0])
-        seconds = (time.perf_counter() - start) / len(which)
+        seconds = (now() - start) / len(which)
         self.products += len(which)
         return [self._sketch([part[row] for part in found]) for row in range(len(which))], peak, seconds
 
@@ -279,10 +279,10 @@ class Trial:
         block = self._blocks[size]
 
         def timed() -> float:
-            start = time.perf_counter()
+            start = now()
             synchronise(product(block)[0])
             self.products += size
-            return (time.perf_counter() - start) / size
+            return (now() - start) / size
 
         return timed
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastscape._batches import available_memory
+from fastscape._clock import now
 from fastscape._state import exact_arithmetic, plain_arithmetic
 from fastscape._structures import tensors_of
 from fastscape.evaluation.curvature.choice import (
@@ -167,10 +167,10 @@ class Products:
         choice = self.prepare(len(rows), rows)
         candidate = self._chosen[_key(len(rows))]
         with self.arithmetic(draws=len(candidate.built) < len(self.program.weights)):
-            start = time.perf_counter()
+            start = now()
             self._over_batches(candidate, choice.chunk, rows, out, forms)
             synchronise(rows)
-            seconds = time.perf_counter() - start
+            seconds = now() - start
         self._spend(len(rows), seconds)
         self.products += len(rows)
         if out is not None and not math.isfinite(float(out.sum())):
@@ -330,9 +330,9 @@ class Products:
             self.gradient_peak = peak_bytes(lambda: program.gradient(self._largest))[1]
             times: list[float] = []
             while len(times) < 2 or (len(times) < 5 and times[0] < SLOW):
-                start = time.perf_counter()
+                start = now()
                 synchronise(program.gradient(self._largest)[0])
-                times.append(time.perf_counter() - start)
+                times.append(now() - start)
             self.gradient_seconds = min(times)
         return program
 

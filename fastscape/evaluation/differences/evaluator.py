@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastscape._batches import available_memory
+from fastscape._clock import now
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
 from fastscape._structures import map_tensors, tensors_of
@@ -108,6 +108,7 @@ class DifferenceEvaluator:
         self.operations = 0
         self.seen: Counter[Any] = Counter()
         self.choice: PathChoice | None = None
+        self.rounding = ""
         self._front_end = front_end
         self._responses = 0
         self._shared: tuple[float, ...] = ()
@@ -137,9 +138,9 @@ class DifferenceEvaluator:
             stack.enter_context(exact_arithmetic(BASE))
             self.replica = self.objective.replica(BASE)
             if self.gate:
-                start = time.perf_counter()
+                start = now()
                 unperturbed_loss(self.replica)
-                self.forward_seconds = (time.perf_counter() - start) / 2
+                self.forward_seconds = (now() - start) / 2
             self._stack = stack.pop_all()
         return self
 
@@ -153,13 +154,16 @@ class DifferenceEvaluator:
         """Follow the model, once, and size the blocks of directions."""
         if self.choice is None:
             directions.check(self.objective)
-            start = time.perf_counter()
+            start = now()
             size = self._follow(directions, radii)
             reason = f"{size} directions of {len(radii)} radii at a time"
             if self.program is not None and self.program.smooth and min(radii) > 0:
                 reason += self._share(directions, np.asarray(radii), size)
+            if self.products == "bfloat16":
+                self.rounding = self._products_made(directions, max(radii))
+                reason += f"; {self.rounding}"
             name = "dispatch" if self.program is None else "graph"
-            self.choice = PathChoice(name, size, {"check": time.perf_counter() - start}, reason)
+            self.choice = PathChoice(name, size, {"check": now() - start}, reason)
         return self.choice
 
     def _follow(self, directions: Directions, radii: Radii) -> int:
@@ -179,6 +183,16 @@ class DifferenceEvaluator:
                 if anew or not kept.used:
                     raise
         return size
+
+    def _products_made(self, directions: Directions, radius: float) -> str:
+        """Whether products were rounded to bfloat16, in words: some processors and shapes ignore the request without a word."""
+        moved = self._directions(directions, (0,))
+        plain, asked = (self._lanes(moved, [radius], products) for products in get_args(Products))
+        if not np.isfinite(plain).all():
+            return "whether products were rounded to bfloat16 is not known: the responses are not finite"
+        if not np.array_equal(asked, plain):
+            return "operands of matrix products were rounded to bfloat16"
+        return "no product was rounded to bfloat16: torch makes them in float32 here, and the responses are those of 'difference'"
 
     def _share(self, directions: Directions, radii: Array, size: int) -> str:
         """Find the small radii at which a smooth network's responses follow from two of them."""

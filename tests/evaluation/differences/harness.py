@@ -94,8 +94,10 @@ class Problem:
         return slope.detach(), torch.as_tensor(second, dtype=F64).detach()
 
     def conditions(self, radius, k=0):
-        r"""Condition numbers of a and b, sum |d f / d x_i  x_i| / |f| over weights and directions x: arithmetic of round-off u leaves
-        errors of about u times them, whatever the order of its sums."""
+        r"""Condition numbers of a and b: sum |d f / d x_i  x_i| / |f| over weights and directions x.
+
+        Arithmetic of round-off u leaves relative errors of about u times them, whatever the order of its sums.
+        """
         weights = [tensor.double().clone().requires_grad_() for tensor in self.objective.base.values()]
         steps = [step.double().clone().requires_grad_() for step in self.steps(k)]
 

@@ -4,6 +4,7 @@ import copy
 import re
 import weakref
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import fastscape as fs
 from fastscape import zoo
+from fastscape.evaluation.differences import evaluator as evaluator_module
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
 
 SMALL_TO_LARGE = (1e-10, 1e-7, 1e-5, 1e-3, 1e-2, 1e-1, 0.5)
@@ -301,6 +303,40 @@ def test_a_random_loss_is_refused_before_any_work():
     ):
         with pytest.raises(fs.NondeterministicLossError):
             work()
+
+
+class Rounding(TorchDispatchMode):
+    """A processor that makes matrix products of float32 operands in bfloat16."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.fastscape.linear_difference.default:
+            args = [a.bfloat16().float() if isinstance(a, torch.Tensor) and a.dtype == torch.float32 else a for a in args]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_the_result_names_what_the_products_were(rounds, monkeypatch):
+    """torch ignores the request on some processors, and for small shapes, without a word."""
+    if not evaluator_module._multiplies_bfloat16(torch.device("cpu")):
+        pytest.skip("torch has no bfloat16 products on this processor and refuses them")
+
+    @contextmanager
+    def products(name):
+        with Rounding() if rounds and name == "bfloat16" else nullcontext():
+            yield
+
+    monkeypatch.setattr(evaluator_module, "rounded_products", products)
+    case = objective(zoo.mlp(hidden=(8,)))
+    directions = fs.Directions(case, 2)
+    found, plain = (fs.responses(case, directions, SMALL_TO_LARGE, precision=p) for p in ("difference-bf16", "difference"))
+    words = "operands of matrix products were rounded" if rounds else "no product was rounded to bfloat16"
+    assert words in found.reason
+    assert words in found.path.reason
+    assert np.array_equal(found.even, plain.even) is not rounds
+    assert "bfloat16" not in plain.reason
+    probe = fs.ProbeSettings(count=2, banks=2, precision="difference-bf16")
+    probed = fs.multifractal(case, probe, fs.AnalysisSettings(bootstrap=50, permutations=99))
+    assert words in probed.meta["path"]["reason"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
