@@ -16,8 +16,8 @@ from torch import Tensor
 from fastscape._checks import counted, first_line
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
+from fastscape.estimators.positive import skewed_mean, useful
 from fastscape.estimators.scaling import Array
-from fastscape.estimators.trace import mean_estimate
 from fastscape.evaluation.balls import BallLoss, Balls, Variant
 from fastscape.evaluation.curvature import hessian
 from fastscape.evaluation.determinism import unperturbed_loss
@@ -271,7 +271,7 @@ class SharpnessRun:
             epsilon=goals.epsilon,
             loss=self.loss,
             worst=mean if math.isnan(mean) else max([mean, *known]),
-            random=mean_estimate(np.array(self.random[: len(self.random) // 2 * 2]).reshape(-1, 2).mean(axis=1)),
+            random=useful(skewed_mean(np.array(self.random[: len(self.random) // 2 * 2]).reshape(-1, 2).mean(axis=1)), "pair"),
             first_order=self._mean([group.first_order for group in groups]),
             quadratic=self._mean([math.nan if group.model is None else group.model.value for group in groups]),
             quadratic_bound=self._mean([math.nan if group.model is None else group.model.bound for group in groups]),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastscape._checks import counted
 from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.positive import shown_ends
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Density, Gap, Stability
 from fastscape.reports import spectrum_figures, spectrum_tables, storage, tables
@@ -174,7 +175,8 @@ class SpectrumTrajectory:
 
         Args:
             name: ``lambda_max``, ``lambda_min`` (theta +- residual); ``trace``, ``trace_square``, ``effective_rank``,
-                ``mean_curvature``, ``directional_variance``, ``batch_sharpness``, ``negative_mass`` (95 % intervals); without
+                ``mean_curvature``, ``directional_variance``, ``batch_sharpness``, ``negative_mass`` (95 % intervals, NaN where
+                withheld); without
                 bounds ``spectral_norm``, ``loss``, ``accuracy``, ``gradient_norm``, ``gradient_curvature``,
                 ``stability_ratio``, ``critical``, ``eta_lambda``, ``preconditioned``, ``products``.
 
@@ -238,5 +240,5 @@ def _entry(point: SpectrumResult, name: str) -> tuple[float, float, float]:
         known = ("lambda_max", "lambda_min", *_ESTIMATES, *_NUMBERS, "negative_mass", "batch_sharpness", *_STABILITY)
         raise ValueError(f"name must be one of {', '.join(known)}, got {name!r}")
     if isinstance(found, Estimate):
-        return found.value, *found.interval
+        return found.value, *shown_ends(found)
     return math.nan if found is None else float(found), math.nan, math.nan

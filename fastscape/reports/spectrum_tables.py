@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fastscape._checks import counted
 from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.positive import scaled
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Stability
 from fastscape.reports.tables import RowsByWidth, interval, number
@@ -124,11 +125,7 @@ def verdict(result: SpectrumResult) -> str:
 
 def share(estimate: Estimate) -> str:
     """A share as a percentage with its interval."""
-    return f"{interval(Estimate(100 * estimate.value, 100 * estimate.stderr, _scaled(estimate.interval, 100), estimate.n))} %"
-
-
-def _scaled(pair: tuple[float, float], factor: float) -> tuple[float, float]:
-    return factor * pair[0], factor * pair[1]
+    return interval(scaled(estimate, 100), unit=" %")
 
 
 def brief(result: SpectrumResult) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 from fastscape._checks import counted
 from fastscape.estimators import Analysis, Estimate
 from fastscape.estimators.flags import SIGN_MIXING
+from fastscape.estimators.positive import BY_MODEL
 from fastscape.estimators.scalars import MIN_DIRECTIONS
 
 if TYPE_CHECKING:
@@ -44,18 +45,43 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
-def interval(estimate: Estimate | None) -> str:
-    """``value [low, high]``, rounded to two digits of the interval's width."""
+def interval(estimate: Estimate | None, digits: int | None = None, unit: str = "") -> str:
+    """An estimate for people, in one of three states; the same on a terminal, in JSON and on a page.
+
+    ``value [low, high]``; ``value, interval n/a (reason; remedy)`` where the interval is withheld, ``n/a`` for the value too
+    where there is none; and a bound, ``>= low`` or ``<= high``, where only one end is known. A positive number whose interval
+    begins at zero is said not to be distinguishable from it.
+
+    Args:
+        estimate: what is shown.
+        digits: significant ones of the value; ``None`` rounds all three numbers to two digits of the interval's width.
+        unit: written behind the numbers.
+    """
     if estimate is None:
         return "n/a"
-    low, high = estimate.interval
+    value, (low, high) = estimate.value, estimate.interval
+    if math.isnan(value):
+        return f"n/a ({estimate.withheld})" if estimate.withheld else "n/a"
+    if estimate.withheld:
+        return f"{number(value)}{unit}, interval n/a ({estimate.withheld})"
+    if math.isnan(low) or math.isnan(high) or (math.isinf(low) and math.isinf(high) and low != high):
+        return f"{number(value)}{unit}, interval n/a"
+    if math.isinf(high) and low < high:
+        return f">= {number(low)}{unit}"
+    if estimate.method == BY_MODEL:
+        return f">= {number(low)} (<= {number(high)} in the quadratic model)"
+    if math.isinf(low):
+        return f"<= {number(high)}{unit}"
+    tail = f"{unit}: not distinguishable from 0" if low == 0 < value else unit
+    if digits is not None:
+        return f"{number(value, digits)} [{number(low)}, {number(high)}]{tail}"
     width = high - low
-    if not (math.isfinite(width) and width > 0):
-        return f"{number(estimate.value)} [{number(low)}, {number(high)}]"
+    if not width > 0:
+        return f"{number(value)} [{number(low)}, {number(high)}]{unit}"
     decimals = max(0, 1 - math.floor(math.log10(width)))
     if decimals > 6:
-        return f"{estimate.value:.2e} [{low:.2e}, {high:.2e}]"
-    return f"{estimate.value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+        return f"{value:.2e} [{low:.2e}, {high:.2e}]{tail}"
+    return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]{tail}"
 
 
 def p_text(p: float) -> str:
