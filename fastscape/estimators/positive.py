@@ -119,8 +119,8 @@ def useful(found: Estimate, noun: str = "value", least: int = FEW) -> Estimate:
 def within(found: Estimate, span: float, noun: str = "value") -> Estimate:
     """The estimate of a number that is not negative, its interval not shown where it is wider than what it can differ by.
 
-    That is ``span``. The reason names the number of values that would bring a symmetric interval's half-width to half of the value, so that its
-    ends are a factor of 3 apart.
+    That is ``span``. The reason names the number of values that would bring a symmetric interval's half-width to half of the
+    value, so that its ends are a factor of 3 apart.
     """
     low, high = found.interval
     if not (high - low > span and found.value > 0):  # also of NaN
