@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
 
-from fastscape.estimators.moments import Moments, log_measure, moments
+from fastscape.estimators.moments import Moments, log_measure, log_sum, moments
 from fastscape.estimators.scaling import Array, fit_line, slope
 
 
@@ -63,7 +62,7 @@ def structure_exponents(log_r: Array, x: Array, q: Array, weights: Array | None 
     """
     empty = np.isneginf(log_r).any(axis=1)
     with np.errstate(invalid="ignore"):
-        sums = np.stack([logsumexp(np.where(order == 0, 0.0, order * log_r), axis=1) for order in q], axis=1)
+        sums = np.stack([log_sum(np.where(order == 0, 0.0, order * log_r))[:, 0] for order in q], axis=1)
     sums[np.ix_(empty, q <= 0)] = np.nan
     return slope(x, sums, weights)
 
@@ -104,8 +103,6 @@ class HolderExponents:
         h: exponents ``[N]``; NaN for a direction with a zero or NaN response.
         stderr, r2: quality of each line ``[N]``.
         mean, std, median, iqr, span: over directions with a finite h (std with 1/N).
-        persistence: std(h) over its mean when every scale's row is shuffled independently; 1 means that the spread of h
-            is not a property of the directions.
     """
 
     h: Array
@@ -116,31 +113,22 @@ class HolderExponents:
     median: float
     iqr: float
     span: float
-    persistence: float
 
 
-def holder_exponents(
-    log_r: Array, x: Array, weights: Array | None = None, *, shuffles: int = 50, seed: int = 0
-) -> HolderExponents:
+def holder_exponents(log_r: Array, x: Array, weights: Array | None = None) -> HolderExponents:
     """Hölder-type exponents of each direction.
 
     Args:
         log_r: ln r ``[K, N]``.
         x: ln eps ``[K]``.
         weights: optional ``[K]``.
-        shuffles: surrogates for ``persistence``.
-        seed: of the surrogates.
     """
     usable = np.isfinite(log_r).all(axis=0)
     line = fit_line(x, np.where(usable, log_r, np.nan), weights)
     h = line.slope[usable]
     if not len(h):
         nan = float("nan")
-        return HolderExponents(line.slope, line.stderr, line.r2, nan, nan, nan, nan, nan, nan)
-    rng = np.random.default_rng(seed)
-    kept = log_r[:, usable]
-    shuffled = [float(np.std(slope(x, rng.permuted(kept, axis=1), weights))) for _ in range(shuffles)]
-    reference = float(np.mean(shuffled)) if shuffled else float("nan")
+        return HolderExponents(line.slope, line.stderr, line.r2, nan, nan, nan, nan, nan)
     low, high = np.percentile(h, [25, 75])
     return HolderExponents(
         line.slope,
@@ -151,7 +139,6 @@ def holder_exponents(
         median=float(np.median(h)),
         iqr=float(high - low),
         span=float(np.ptp(h)),
-        persistence=float(np.std(h)) / reference if reference > 0 else float("nan"),
     )
 
 
@@ -176,6 +163,13 @@ def cumulants(log_r: Array, x: Array, weights: Array | None = None) -> Cumulants
         first = np.ma.filled(masked.mean(axis=1).astype(np.float64), np.nan)
         second = np.ma.filled(masked.var(axis=1).astype(np.float64), np.nan)
     return Cumulants(first, second, float(slope(x, first, weights)), float(slope(x, second, weights)))
+
+
+def spread_ratio(found: Cumulants, x: Array) -> float:
+    """Standard deviation of ln r at the finest over that at the coarsest scale, from the line through its logarithm; NaN at 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steepness = float(slope(x, np.log(found.C2))) / 2
+    return float(np.exp(-steepness * (x[-1] - x[0]))) if np.isfinite(steepness) else float("nan")
 
 
 def participation_ratio(log_r: Array) -> Array:

@@ -14,7 +14,7 @@ from fastscape.estimators.scaling import Array
 from fastscape.estimators.trust import Trust, Window
 
 if TYPE_CHECKING:
-    from fastscape.estimators.multifractal import WindowAnalysis
+    from fastscape.estimators.analysis import WindowAnalysis
 
 RECOMMENDED_DIRECTIONS = 256
 RECOMMENDED_SCALES = 8
@@ -71,10 +71,10 @@ def _moment_flags(analyses: Sequence[WindowAnalysis]) -> list[str]:
     if len(undefined):
         flags.append(f"moments q = {_listed(undefined)} are not defined (zero or infinite responses)")
     mixing = max(analysis.scalars["sign_mixing"] for analysis in analyses)
-    if mixing > SIGN_MIXING and (q <= -1).any():
+    if mixing > SIGN_MIXING:
         flags.append(
-            f"responses change sign (up to {mixing:.0%} have the rarer one): moments q <= -1 do not exist; "
-            "compare m_tau_pos and c2"
+            f"responses change sign (up to {100 * mixing:.0f} % have the rarer one): moments of |r| have no population value; "
+            "read the median and IQR of h"
         )
     return flags
 

@@ -14,9 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
 
 from fastscape.estimators.scaling import Array
+
+
+def log_sum(values: Array) -> Array:
+    """Ln sum exp of ``values`` along the last axis, kept; -inf for nothing but -inf, NaN kept.
+
+    SciPy's does the same for arrays of every library, and takes longer to find out which than to add up a few hundred numbers.
+    """
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        top = values.max(axis=-1, keepdims=True, initial=-np.inf)
+        top = np.where(np.isfinite(top), top, 0.0)
+        result: Array = np.log(np.sum(np.exp(values - top), axis=-1, keepdims=True)) + top
+    return result
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ def log_magnitude(response: Array) -> Array:
 def log_measure(log_r: Array, floor: float | None = None) -> Array:
     """Ln p_i = ln r_i - ln sum_j r_j along the last axis; ``floor`` clips p from below without renormalising."""
     with np.errstate(invalid="ignore"):
-        log_p: Array = log_r - logsumexp(log_r, axis=-1, keepdims=True)
+        log_p: Array = log_r - log_sum(log_r)
     return log_p if floor is None else np.maximum(log_p, np.log(floor))
 
 
@@ -68,12 +79,12 @@ def _moments_at(log_p: Array, q: Array) -> tuple[Array, Array, Array, Array]:
     finite = log_p[massive]
     powers = q[:, None] * finite  # [Q, N]
     with np.errstate(invalid="ignore"):
-        log_z = logsumexp(powers, axis=1)
+        log_z = log_sum(powers)[:, 0]
         log_mu = powers - log_z[:, None]
         mu = np.exp(log_mu)
         mean_log = np.sum(mu * finite, axis=1)
         entropy = np.sum(mu * log_mu, axis=1)
-        n_eff = np.exp(-logsumexp(2 * log_mu, axis=1))
+        n_eff = np.exp(-log_sum(2 * log_mu)[:, 0])
     if not massive.all():
         undefined = q <= 0
         for part in (log_z, mean_log, entropy, n_eff):

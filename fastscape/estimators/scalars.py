@@ -27,12 +27,22 @@ def m_tau(tau: Array, q: Array) -> Array:
     """
     if len(q) < 3:
         return np.full(tau.shape[:-1], np.nan)
-    design = np.stack([np.ones_like(q), q], axis=1)
-    basis, _ = np.linalg.qr(design)
+    basis = _line_basis(q)
     with np.errstate(invalid="ignore"):
         residual = tau - (tau @ basis) @ basis.T
         result: Array = np.sqrt(np.mean(residual**2, axis=-1))
     return result
+
+
+def off_line(q: Array) -> Array:
+    """Projector ``[Q, Q]`` off the straight lines in q: M_tau is the RMS of its product with tau."""
+    basis = _line_basis(q)
+    return np.eye(len(q)) - basis @ basis.T
+
+
+def _line_basis(q: Array) -> Array:
+    basis, _ = np.linalg.qr(np.stack([np.ones_like(q), q], axis=1))
+    return basis
 
 
 def kappa(q: Array) -> float:

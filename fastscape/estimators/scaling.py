@@ -27,6 +27,12 @@ class Line:
     r2: Array
 
 
+def slope_weights(x: Array) -> Array:
+    """Coefficients a of the unweighted slope S[y] = sum_k a_k y_k ``[K]``: sum a = 0 and sum a x = 1."""
+    centred: Array = x - x.mean()
+    return centred / (centred @ centred)
+
+
 def slope(x: Array, y: Array, weights: Array | None = None) -> Array:
     r"""S[Y] = sum_k w_k (x_k - xbar)(Y_k - Ybar) / sum_k w_k (x_k - xbar)^2 along axis 0 of ``y`` ``[K, ...]``."""
     w = np.ones_like(x) if weights is None else weights

@@ -47,7 +47,8 @@ def multifractal(
         budget: seconds, or ``"60s"``, ``"5m"``. Directions come in doubling rounds until the target or the deadline;
             overrun is at most one unit (one block of directions at all radii). The same seed with a longer budget extends
             the same directions.
-        target: stop when the 95 % interval of M_tau is narrower than plus or minus this.
+        target: stop when the 95 % interval of M_tau on its supported orders is narrower than plus or minus this; where
+            it is withheld, the count or the budget ends the run.
         path: as for :func:`fastscape.responses`.
         memory: bytes that batched evaluation may take.
         extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.

@@ -56,7 +56,7 @@ class Progress:
         total: how many there will be; ``None`` under an open-ended budget.
         fraction: of the run, in [0, 1].
         elapsed, remaining: seconds; the latter is an estimate.
-        m_tau: latest estimate at the first checkpoint, once a round is complete.
+        m_tau: latest estimate on the supported orders at the first checkpoint, once a round is complete.
     """
 
     checkpoint: str
@@ -196,7 +196,7 @@ class Session:
         met = self.target is not None
         for track in self.tracks if met else self.tracks[:1]:
             start = self.budget.elapsed
-            estimate = track.measured().analyse(self.analysis).estimates.get("m_tau")
+            estimate = track.measured().analyse(self.analysis).estimates.get("m_tau_supported")
             self._time_analysis(track.directions, self.budget.elapsed - start)
             if track is self.tracks[0]:
                 self.estimate = estimate

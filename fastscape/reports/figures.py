@@ -124,7 +124,7 @@ def partition_function(result: MultifractalResult, ax: Axes | None = None) -> Ax
 
 
 def tau_curve(result: MultifractalResult, ax: Axes | None = None) -> Axes:
-    """tau(q) with its 95 % bootstrap band; a straight line means one scaling for all directions."""
+    """tau(q) with its 95 % band where the directions support the order; a straight line means one scaling for all directions."""
     ax = single(ax)
     title = r"Mass exponent $\tau(q)$, 95 % band"
     curve = result.analysis.tau
@@ -277,7 +277,7 @@ def trajectory_panels(result: TrajectoryResult, axes: Sequence[Axes] | None = No
     import matplotlib as mpl
 
     panels = (
-        ("m_tau", r"$M_\tau$ (95 % interval)", r"$M_\tau$"),
+        ("m_tau_supported", r"$M_\tau$, supported orders (95 % interval)", r"$M_\tau$"),
         ("c2", r"$c_2$ (95 % interval)", r"$c_2$"),
     )
     for ax, (name, title, label) in zip(axes, panels, strict=False):
@@ -287,10 +287,10 @@ def trajectory_panels(result: TrajectoryResult, axes: Sequence[Axes] | None = No
         ax.set_ylabel(label)
     p_value = result.series("p_value")[0]
     quiet = p_value > 0.05
-    axes[0].plot(result.steps[quiet], result.series("m_tau")[0][quiet], "o", mfc="white", mec=BLUE, ms=5, label="p > 0.05")
+    axes[1].plot(result.steps[quiet], result.series("c2")[0][quiet], "o", mfc="white", mec=BLUE, ms=5, label="p > 0.05")
     axes[0].set_ylim(bottom=0)
     if quiet.any():
-        axes[0].legend(fontsize=7)
+        axes[1].legend(fontsize=7)
     _series(result, axes[2], "h_mean", BLUE, "mean h")
     axes[2].axhline(2, color=GREY, ls="--", lw=0.8)
     axes[2].set_ylabel("mean h", color=BLUE)

@@ -123,13 +123,13 @@ def _rows(point: MultifractalResult) -> list[tuple[str, str]]:
         rows.append(("accuracy", f"{point.accuracy:.2%}"))
     rows.append(("||w||", tables.number(point.measured.weight_norm, 5)))
     rows += [(label, tables.interval(analysis.estimates.get(name))) for name, (label, _) in tables.QUANTITIES.items()]
-    rows += [("p (M_tau)", tables.p_text(analysis.p_value)), ("scales", tables.scale_range(point))]
+    rows += [("p (c2 = 0)", tables.p_text(tables.shown_p(analysis))), ("scales", tables.scale_range(point))]
     if analysis.valid:
         first = analysis.pooled[0][0].scalars
         rows += [
             ("M_tau of the mean tau of banks", tables.number(analysis.m_tau_of_mean_tau)),
             ("M_tau on orders carried by >= 10 directions", tables.number(first["m_tau_valid"])),
-            ("persistence of h", tables.number(first["persistence"])),
+            ("split-half r of h, p", f"{tables.number(analysis.split_half.r)}, {tables.p_text(analysis.split_half.p)}"),
             ("largest share of negative responses", f"{first['neg_frac']:.0%}"),
         ]
         banks = analysis.bank_statistics["m_tau"]
@@ -149,12 +149,11 @@ def _trajectory_rows(points: Sequence[MultifractalResult]) -> list[dict[str, str
             "loss": tables.number(point.loss, 4),
             "accuracy": "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
             "||w||": tables.number(point.measured.weight_norm, 4),
-            "M_tau [95 %]": tables.interval(point.analysis.estimates.get("m_tau")),
-            "p": tables.p_text(point.analysis.p_value),
-            "M_tau, q > 0 [95 %]": tables.interval(point.analysis.estimates.get("m_tau_pos")),
-            "c2 [95 %]": tables.interval(point.analysis.estimates.get("c2")),
-            "mean h": tables.interval(point.analysis.estimates.get("h_mean")),
-            "std h": tables.interval(point.analysis.estimates.get("h_std")),
+            "c2 [95 %]": tables.cell(point.analysis.estimates.get("c2")),
+            "p": tables.p_text(tables.shown_p(point.analysis)),
+            "M_tau, supported q [95 %]": tables.cell(point.analysis.estimates.get("m_tau_supported")),
+            "mean h": tables.cell(point.analysis.estimates.get("h_mean")),
+            "std h": tables.cell(point.analysis.estimates.get("h_std")),
             "window (decades)": tables.number(point.decades, 2),
             "directions": str(point.directions),
         }

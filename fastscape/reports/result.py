@@ -199,8 +199,8 @@ class TrajectoryResult:
         """Value and lower and upper interval bound along the checkpoints, each ``[checkpoints]``.
 
         Args:
-            name: an estimate (``m_tau``, ``m_tau_pos``, ``lambda_tau``, ``alpha_width``, ``c1``, ``c2``, ``h_mean``,
-                ``h_std``), or ``loss``, ``accuracy``, ``weight_norm``, ``p_value`` (without bounds, NaN).
+            name: an estimate (see :class:`fastscape.Analysis`), or ``loss``, ``accuracy``, ``weight_norm``, ``p_value`` (without
+                bounds, NaN).
         """
         rows = []
         for point in self.points:

@@ -279,7 +279,9 @@ def _multifractal(result: Any) -> Contribution:
     found = Contribution()
     found.plain = {"loss": result.loss} | ({} if result.accuracy is None else {"accuracy": result.accuracy})
     for name in ("m_tau", "h_mean"):
-        found.put(name, result.analysis.estimates.get(name), result.analysis.reason or "the analysis has no number")
+        estimate = result.analysis.estimates.get(name)
+        why = result.analysis.reason or (estimate.withheld if estimate else "") or "the analysis has no number"
+        found.put(name, estimate, why)
     return found
 
 

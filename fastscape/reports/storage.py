@@ -69,7 +69,8 @@ def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
         return None if data is None else unpack(options[0], data, arrays)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
-        return kind(**{name: unpack(hints[name], item, arrays) for name, item in data.items()})
+        known = {name: item for name, item in data.items() if name in hints}  # an earlier version may have had more
+        return kind(**{name: unpack(hints[name], item, arrays) for name, item in known.items()})
     if origin is tuple:
         items = [parameters[0]] * len(data) if parameters[-1] is Ellipsis else list(parameters)
         return tuple(unpack(item, part, arrays) for item, part in zip(items, data, strict=True))

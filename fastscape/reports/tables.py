@@ -23,19 +23,23 @@ if TYPE_CHECKING:
 SIGNIFICANT = 0.05
 
 QUANTITIES = {
-    "m_tau": ("M_tau", "deviation of tau(q) from a line; biased up by noise, read it with p"),
+    "c2": ("c2", "slope of var ln r; < 0: heterogeneity grows toward small radii"),
+    "h_std": ("std h", "spread of h over directions"),
+    "spread_ratio": ("spread ratio", "standard deviation of ln r at the finest over that at the coarsest scale"),
+    "moved_mass": ("moved mass", "share of the measure that changes direction over the window"),
+    "m_tau_supported": ("M_tau, supported q", "deviation of tau(q) from a line, on the orders that the directions support"),
+    "m_tau": ("M_tau", "on all orders"),
     "m_tau_pos": ("M_tau, q > 0", "without negative moments"),
     "lambda_tau": ("M_tau / kappa", "free of the q grid"),
     "alpha_width": ("alpha width", "alpha(q min) - alpha(q max)"),
-    "c2": ("c2", "slope of var ln r; < 0: heterogeneity grows toward small radii"),
     "h_mean": ("mean h", "exponent of |response| (2 = quadratic)"),
-    "h_std": ("std h", "spread of h over directions"),
+    "h_median": ("median h", "of the directions"),
+    "h_iqr": ("IQR of h", "of the directions"),
 }
 
 _FULL_WIDTH = 120  # columns from which a trajectory's table is whole, its cells wrapped if need be
 _PROSE = 40  # characters of a cell that is no number
-_FIRST_TO_GO = ("decades", "||w||", "accuracy", "std h", "c2 [95 %]", "mean h", "loss", "M_tau q>0")
-_WORDS = {"m_tau": "M_tau", "m_tau_pos": "M_tau on q > 0", "c2": "c2"}
+_FIRST_TO_GO = ("decades", "||w||", "accuracy", "mean h", "M_tau [95 %]", "loss", "std h")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -84,9 +88,19 @@ def interval(estimate: Estimate | None, digits: int | None = None, unit: str = "
     return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]{tail}"
 
 
+def cell(estimate: Estimate | None) -> str:
+    """As :func:`interval`, for a row of a table: the value alone where its interval is withheld, for which there is no room."""
+    return number(estimate.value) if estimate is not None and estimate.withheld else interval(estimate)
+
+
 def p_text(p: float) -> str:
     """A p-value for people."""
     return "n/a" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def shown_p(analysis: Analysis) -> float:
+    """P of c2; none where the measure hardly moves, which no p makes more of."""
+    return math.nan if analysis.scaling == "common" else analysis.p_value
 
 
 def scale_range(result: MultifractalResult) -> str:
@@ -99,18 +113,10 @@ def scale_range(result: MultifractalResult) -> str:
     return f"{radii[start]:.1e} .. {radii[stop - 1]:.1e} of ||w||, {result.decades:.1f} decades, {stop - start} scales{more}"
 
 
-def negative_moments(analysis: Analysis) -> bool:
-    """Whether the negative moments that M_tau takes in exist: responses that change sign come arbitrarily near to zero."""
+def signs_mix(analysis: Analysis) -> bool:
+    """Whether responses of both signs come arbitrarily near to zero, so that moments of their magnitude say nothing."""
     mixing = max(window.scalars["sign_mixing"] for group in analysis.pooled for window in group)
-    return math.isfinite(analysis.estimates["m_tau"].value) and (mixing <= SIGN_MIXING or min(analysis.settings.q) > -1)
-
-
-def headline(analyses: Sequence[Analysis]) -> str:
-    """Name of the estimate that is defined at all of them and says most: M_tau, M_tau on q > 0, or c2."""
-    if all(map(negative_moments, analyses)):
-        return "m_tau"
-    positive = all(math.isfinite(analysis.estimates["m_tau_pos"].value) for analysis in analyses)
-    return "m_tau_pos" if positive else "c2"
+    return mixing > SIGN_MIXING
 
 
 def verdict(result: MultifractalResult) -> str:
@@ -118,11 +124,9 @@ def verdict(result: MultifractalResult) -> str:
     analysis = result.analysis
     if not analysis.valid:
         return f"No multifractal numbers: {analysis.reason}."
-    h, name = analysis.estimates["h_mean"], headline([analysis])
+    h, c2 = analysis.estimates["h_mean"], analysis.estimates["c2"]
     tail = f"over {result.decades:.1f} decades, {counted(result.directions, 'direction')}"
-    found = f"{_WORDS[name]} = {interval(analysis.estimates[name])}"
-    if not math.isnan(analysis.p_value):
-        found += f", p = {p_text(analysis.p_value)}{'' if name == 'm_tau' else ' over all q'}"
+    found = f"c2 = {interval(c2)}"
     if result.directions < MIN_DIRECTIONS:
         return f"Too few directions to tell, {MIN_DIRECTIONS:g} are the least: mean h = {h.value:.2f}, {found}, {tail}."
     if analysis.quadratic:
@@ -131,25 +135,21 @@ def verdict(result: MultifractalResult) -> str:
             "the loss is quadratic at these scales and the quadratic form d'Hd describes it."
         )
     if analysis.scaling == "common":
-        return f"Common scaling: the measure is the same at every scale {tail} (mean h = {h.value:.2f}, M_tau = 0)."
+        return f"Common scaling: {analysis.moved_mass:.2%} of the measure moves {tail} (mean h = {h.value:.2f})."
+    where = "; responses change sign: moments of |r| have no population value" if signs_mix(analysis) else ""
     if math.isnan(analysis.p_value):
-        return f"{found}, {tail}; M_tau over all q is not defined."
-    where = "" if negative_moments(analysis) else "; responses change sign, so that moments q <= -1 do not exist"
+        return f"{found}, {tail}; no p ({c2.withheld or 'not defined'})."
+    found += f", p = {p_text(analysis.p_value)}"
     if analysis.p_value > SIGNIFICANT:
-        return f"No trend of the measure with scale that stands out from permuted scales: {found}, {tail}{where}."
-    c2 = analysis.estimates["c2"]
-    if c2.interval[1] < 0:
-        where = f"; heterogeneity grows toward small radii (c2 < 0){where}"
-    elif c2.interval[0] > 0:
-        where = f"; heterogeneity grows toward large radii (c2 > 0){where}"
-    return f"The measure changes with scale: {found}, {tail}{where}."
+        return f"No change of the spread of ln r with scale that stands out: {found}, {tail}{where}."
+    toward = "small radii (c2 < 0)" if c2.value < 0 else "large radii (c2 > 0)"
+    return f"The measure changes with scale: {found}, {tail}; heterogeneity grows toward {toward}{where}."
 
 
 def brief(result: MultifractalResult) -> str:
     """Size, headline number and flags, in a few words."""
     analysis = result.analysis
-    name = headline([analysis]) if analysis.valid else ""
-    found = f"{_WORDS[name]} = {interval(analysis.estimates[name])}" if name else f"no multifractal numbers ({analysis.reason})"
+    found = f"c2 = {interval(analysis.estimates['c2'])}" if analysis.valid else f"no multifractal numbers ({analysis.reason})"
     size = f"{counted(result.directions, 'direction')} at {counted(len(result.measured.radii), 'scale')}"
     return f"{size}, {found}, {counted(len(result.flags), 'flag')}"
 
@@ -170,7 +170,9 @@ def multifractal_table(result: MultifractalResult) -> RenderableType:
     table.add_row("||w||", number(result.measured.weight_norm, 5), f"{result.meta['parameters']:,} parameters")
     for name, (label, meaning) in QUANTITIES.items():
         table.add_row(label, interval(result.analysis.estimates.get(name)), meaning)
-    table.add_row("p (M_tau)", p_text(result.analysis.p_value), "against permuted scales")
+    table.add_row("p (c2 = 0)", p_text(shown_p(result.analysis)), "Student's t over directions")
+    half = result.analysis.split_half
+    table.add_row("split-half r", f"{number(half.r)}, p = {p_text(half.p)}", "1: exponents belong to directions; 0: they do not")
     table.add_row("scales", scale_range(result), "analysed window")
     table.add_row(
         "directions", f"{result.directions} in {counted(len(result.measured.counts), 'bank')}", result.meta["stop_reason"]
@@ -187,20 +189,19 @@ def trajectory_verdict(result: TrajectoryResult) -> str:
         return "No checkpoint has a trusted window: see the flags."
     told = [point.analysis for point in usable if point.directions >= MIN_DIRECTIONS]
     counts = (
-        f"the measure changes with scale in {sum(analysis.p_value <= SIGNIFICANT for analysis in told)}, "
+        f"the measure changes with scale in {sum(shown_p(analysis) <= SIGNIFICANT for analysis in told)}, "
         f"the loss is quadratic in {sum(analysis.quadratic for analysis in told)}"
     )
     if len(told) < len(usable):
         few = f"{len(usable) - len(told)} with too few directions to tell"
         counts = f"{counts}, {few}" if told else few
-    name = headline([point.analysis for point in usable])
     first, last = usable[0], usable[-1]
     ends = " and ".join(
         f"{word} {number(first.analysis.estimates[key].value)} -> {number(last.analysis.estimates[key].value)}"
-        for word, key in ((f"{_WORDS[name]} goes", name), ("std h", "h_std"))
+        for word, key in (("c2 goes", "c2"), ("std h", "h_std"))
     )
-    lost = sum(not negative_moments(point.analysis) for point in usable)
-    why = f"; moments q <= -1 do not exist in {lost}" if lost else ""
+    mixed = sum(signs_mix(point.analysis) for point in usable)
+    why = f"; responses change sign in {mixed}" if mixed else ""
     return f"{len(usable)} of {len(result.points)} checkpoints analysed: {counts}; from {first.name} to {last.name} {ends}{why}."
 
 
@@ -260,16 +261,14 @@ class RowsByWidth:
 
 def _trajectory_row(point: MultifractalResult) -> dict[str, str]:
     estimates = point.analysis.estimates
-    positive = estimates.get("m_tau_pos")
     return {
         "checkpoint": point.name,
         "loss": number(point.loss, 4),
         "accuracy": "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
         "||w||": number(point.measured.weight_norm, 4),
-        "M_tau [95 %]": interval(estimates.get("m_tau")),
-        "p": p_text(point.analysis.p_value),
-        "M_tau q>0": number(positive.value if positive else None),
-        "c2 [95 %]": interval(estimates.get("c2")),
+        "c2 [95 %]": cell(estimates.get("c2")),
+        "p": p_text(shown_p(point.analysis)),
+        "M_tau [95 %]": cell(estimates.get("m_tau_supported")),
         "mean h": number(estimates["h_mean"].value if estimates else None),
         "std h": number(estimates["h_std"].value if estimates else None),
         "decades": number(point.decades, 2),

@@ -155,7 +155,7 @@ def test_gamma_setting_is_the_analysis_of_powered_responses(random_powers):
     eps, r = random_powers
     results = [
         analyse([np.abs(r) ** 2.5], eps, settings=AnalysisSettings(q=tuple(Q), bootstrap=20)),
-        analyse([r], eps, settings=AnalysisSettings(q=tuple(Q), gamma=2.5, bootstrap=20)),
+        analyse([np.abs(r)], eps, settings=AnalysisSettings(q=tuple(Q), gamma=2.5, bootstrap=20)),
     ]
     powered, setting = (result.pooled[0][0] for result in results)
     tau, alpha, f = gamma_exponents(log_magnitude(r), np.log(eps), Q, 2.5)

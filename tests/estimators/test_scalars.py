@@ -121,7 +121,7 @@ def test_analysis_reports_every_scalar(f2):
     eps, r = f2
     scalars = analyse([r], eps, settings=AnalysisSettings(bootstrap=20)).pooled[0][0].scalars
     names = "m_tau m_tau_pos lambda_tau m_tau_valid alpha_width alpha_std_q c1 c2 h_mean h_std h_median h_iqr h_span"
-    names += " persistence f_width f_width_ratio local_tau_curvature tau_sign_changes neg_frac"
+    names += " spread_ratio moved_mass f_width f_width_ratio local_tau_curvature tau_sign_changes neg_frac"
     assert set(names.split()) <= set(scalars)
 
 
@@ -139,40 +139,6 @@ def test_holder_statistics_are_those_of_numpy(random_powers):
     np.testing.assert_allclose(holder.h, h, **EXACT)
     expected = (h.mean(), h.std(), np.median(h), np.subtract(*np.percentile(h, [75, 25])), h.max() - h.min())
     np.testing.assert_allclose([holder.mean, holder.std, holder.median, holder.iqr, holder.span], expected, **EXACT)
-
-
-def test_direction_specific_exponents_are_persistent():
-    """Lines that cross in the middle of the window: persistence is sum xc^2 / sqrt(sum xc^4) = 2.5."""
-    rng = np.random.default_rng(3)
-    x = np.log(np.logspace(-4, -1, 12))
-    centred = x - x.mean()
-    log_r = 1.5 * x[:, None] + np.outer(centred, rng.normal(0, 0.3, 4096))
-    expected = np.sum(centred**2) / np.sqrt(np.sum(centred**4))
-    assert expected == pytest.approx(2.5, abs=0.1)
-    persistence = holder_exponents(log_r, x).persistence
-    assert persistence == pytest.approx(expected, rel=4 / np.sqrt(2 * 4096))  # four standard errors of a deviation
-
-
-def test_direction_specific_amplitudes_are_not_persistent_exponents():
-    rng = np.random.default_rng(3)
-    x = np.log(np.logspace(-4, -1, 12))
-    assert holder_exponents(2 * x[:, None] + rng.normal(0, 1, 256), x).persistence == pytest.approx(0, abs=1e-12)
-
-
-def test_independent_noise_is_not_persistent():
-    rng = np.random.default_rng(4)
-    x = np.log(np.logspace(-4, -1, 12))
-    holder = holder_exponents(2 * x[:, None] + rng.normal(0, 0.5, (12, 2048)), x)
-    assert holder.persistence == pytest.approx(1, abs=4 / np.sqrt(2 * 2048))  # four standard errors of a deviation
-
-
-def test_persistence_is_the_spread_over_its_shuffled_mean(f2):
-    eps, r = f2
-    log_r, x = np.log(r), np.log(eps)
-    rng = np.random.default_rng(5)
-    reference = np.mean([np.std(np.polyfit(x, rng.permuted(log_r, axis=1), 1)[0]) for _ in range(50)])
-    holder = holder_exponents(log_r, x, seed=5)
-    assert holder.persistence == pytest.approx(holder.std / reference, rel=1e-12)
 
 
 def test_participation_ratio_counts_equal_carriers():

@@ -330,7 +330,7 @@ def test_what_is_no_objective_and_no_settings_is_named_before_any_work(tanh_net,
 
 def test_a_missing_estimate_says_why(tanh_objective, tmp_path):
     result = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=RADII, count=2), QUICK)
-    with pytest.raises(KeyError, match="estimates has no 'mtau': there are m_tau, m_tau_pos"):
+    with pytest.raises(KeyError, match="estimates has no 'mtau': there are h_mean, h_std"):
         result.analysis.estimates["mtau"]
     narrow = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=(1e-3, 2e-3, 3e-3, 4e-3), count=2), QUICK)
     for value in (narrow, fs.load(narrow.save(tmp_path / "narrow"))):
@@ -378,9 +378,9 @@ def test_a_trajectory_is_the_probe_of_every_checkpoint_along_the_same_directions
         assert point.measured.weight_norm == objective.norm
         assert point.meta["weight_fingerprint"] == objective.weight_fingerprint()
     np.testing.assert_array_equal(result.series("loss")[0], [point.loss for point in result.points])
-    value, low, high = result.series("m_tau")
+    value, low, high = result.series("c1")
     assert (low <= high).all()
-    assert value[0] == result.points[0].analysis.estimates["m_tau"].value
+    assert value[0] == result.points[0].analysis.estimates["c1"].value
 
 
 def test_a_trajectory_extends(run, cnn_objective):

@@ -142,7 +142,7 @@ def test_every_damaged_byte_is_a_value_error(result, tmp_path):
 
 def test_json_is_strict_and_complete(result, broken, trajectory):
     document = json.loads(result.to_json(), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
-    assert document["analysis"]["estimates"]["m_tau"]["value"] == result.analysis.estimates["m_tau"].value
+    assert document["analysis"]["estimates"]["c2"]["value"] == result.analysis.estimates["c2"].value
     assert document["verdict"] == result.verdict()
     assert json.loads(broken.to_json())["loss"] is None
     assert [point["name"] for point in json.loads(trajectory.to_json())["points"]] == ["step0", "step1", "step30"]
@@ -150,7 +150,7 @@ def test_json_is_strict_and_complete(result, broken, trajectory):
 
 def test_the_table_shows_every_value_and_every_flag(result, trajectory, broken):
     text = result.summary()
-    estimate = result.analysis.estimates["m_tau"]
+    estimate = result.analysis.estimates["h_median"]
     assert tables.interval(estimate) in text
     for label, _ in tables.QUANTITIES.values():
         assert label in text
@@ -194,7 +194,8 @@ def test_the_response_figure_shows_the_data_and_the_noise_floor(result):
 def test_trajectory_panels_show_the_series(trajectory):
     axes = list(Figure().subplots(2, 3).flat)
     figures.trajectory_panels(trajectory, axes)
-    np.testing.assert_array_equal(axes[0].lines[0].get_ydata(), trajectory.series("m_tau")[0])
+    np.testing.assert_array_equal(axes[0].lines[0].get_ydata(), trajectory.series("m_tau_supported")[0])
+    np.testing.assert_array_equal(axes[1].lines[0].get_ydata(), trajectory.series("c2")[0])
     with pytest.raises(ValueError, match="axes must be six, got 2"):
         figures.trajectory_panels(trajectory, axes[:2])
 
@@ -239,31 +240,70 @@ def scaled(result, directions, noise=0.0):
     return size * (1 + noise * rng.standard_normal((2, len(RADII), directions)))
 
 
-def test_sentences_lead_with_moments_that_exist(result):
-    """Responses that change sign have no negative moments: M_tau over all q is not what to say first."""
-    calm, mixed = (responding(result, scaled(result, 40, noise)) for noise in (0.1, 3.0))
+def test_sentences_lead_with_c2_and_name_mixed_signs(result):
+    """Responses that change sign have no moments; the variance of their logarithm has an interval from many directions on."""
+    calm, mixed = (responding(result, scaled(result, 40, noise)) for noise in (0.3, 3.0))
     assert not any("change sign" in flag for flag in calm.flags)
-    assert any("moments q <= -1 do not exist" in flag for flag in mixed.flags)
-    for value, word in ((calm, "M_tau = "), (mixed, "M_tau on q > 0 = ")):
-        assert re.search(r"M_tau[^,;]* = ", value.verdict())[0] == word
-    assert "moments q <= -1 do not exist" in mixed.verdict()
+    assert any("responses change sign" in flag and "no population value" in flag for flag in mixed.flags)
+    assert f"c2 = {tables.interval(calm.analysis.estimates['c2'])}, p = " in calm.verdict()
+    assert "responses of both signs" in mixed.verdict()
+    assert "p = " not in mixed.verdict()
     along = fs.TrajectoryResult((calm, mixed), result.meta)
-    positive = [tables.number(point.analysis.estimates["m_tau_pos"].value) for point in along.points]
-    assert f"M_tau on q > 0 goes {positive[0]} -> {positive[1]}" in along.verdict()
-    assert "moments q <= -1 do not exist in 1." in along.verdict()
-    assert "M_tau goes" in fs.TrajectoryResult((calm, calm), result.meta).verdict()
-    few = mixed.reanalyse(q=(-2, -1, 1, 2))
-    assert "c2 goes" in fs.TrajectoryResult((few, few), result.meta).verdict()
+    values = [tables.number(point.analysis.estimates["c2"].value) for point in along.points]
+    assert f"c2 goes {values[0]} -> {values[1]}" in along.verdict()
+    assert "responses change sign in 1." in along.verdict()
+    many = responding(result, scaled(result, 600, 3.0))
+    assert "p = " in many.verdict()
+    assert "responses change sign" in many.verdict()
 
 
-def test_the_page_of_a_trajectory_shows_flags_and_positive_moments_before_the_sections(trajectory, tmp_path):
+def test_a_measure_that_hardly_moves_has_no_p_on_display(result):
+    still = responding(result, scaled(result, 40, 1e-3))
+    assert still.analysis.scaling == "common"
+    assert 0 <= still.analysis.p_value <= 1
+    rows = [line for line in still.summary().splitlines() if "p (c2 = 0)" in line]
+    assert "n/a" in rows[0]
+
+
+def test_the_page_of_a_trajectory_shows_flags_and_c2_before_the_sections(trajectory, tmp_path):
     page = write_html(trajectory, tmp_path / "page.html").read_text()
     top = page[: page.index("<details")]
     for flag in tables.shared_flags(trajectory.points):
         assert flag.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;") in top
-    assert "M_tau, q &gt; 0 [95 %]" in top
     for point in trajectory.points:
-        assert tables.interval(point.analysis.estimates["m_tau_pos"]) in top
+        assert tables.cell(point.analysis.estimates["c2"]) in top
+
+
+def test_results_of_the_first_version_load_and_say_that_they_are_outdated(result, tmp_path):
+    """Their p is of permuted scales and their estimates have no method; removed fields are left out, new ones are empty."""
+    path = result.save(tmp_path / "old.npz")
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    document = json.loads(str(arrays["document"]))
+    analysis = document["result"]["analysis"]
+    analysis["p_value"] = 0.01
+    for name in ("supported", "load", "moved_mass", "split_half"):
+        del analysis[name]
+    for curve in ("tau", "alpha", "f"):
+        del analysis[curve]["withheld"]
+    names = ("m_tau", "m_tau_pos", "lambda_tau", "alpha_width", "c1", "c2", "h_mean", "h_std")
+    analysis["estimates"] = {name: {"value": 1.0, "stderr": 0.1, "interval": [0.8, 1.2], "n": 32} for name in names}
+    for group in ("pooled", "banks"):
+        for windows in analysis[group]:
+            for window in windows:
+                window["holder"]["persistence"] = 1.0
+                window["scalars"]["persistence"] = 1.0
+    arrays["document"] = np.array(json.dumps(document))
+    np.savez_compressed(path, **arrays)
+    old = fs.load(path)
+    assert np.isnan(old.analysis.p_value)
+    assert sum("analysed by version 0.1" in flag for flag in old.flags) == 1
+    assert old.summary()
+    assert write_html(old, tmp_path / "old.html").exists()
+    assert fs.load(old.save(tmp_path / "again")).flags == old.flags
+    anew = old.reanalyse()
+    assert same(anew.analysis, result.reanalyse().analysis)
+    assert not any("version 0.1" in flag for flag in anew.flags)
 
 
 def test_nothing_is_called_quadratic_by_fewer_than_ten_directions(result):
@@ -286,8 +326,8 @@ def test_a_trajectory_fits_a_terminal_of_80_columns(trajectory):
         assert "left out below 120 columns: " in text
         for point in trajectory.points:
             row = next(line for line in text.splitlines() if point.name in line)
-            assert tables.interval(point.analysis.estimates["m_tau"]) in row
-            assert tables.p_text(point.analysis.p_value) in row
+            assert tables.cell(point.analysis.estimates["c2"]) in row
+            assert tables.p_text(tables.shown_p(point.analysis)) in row
             assert row.rstrip(" │").endswith(str(point.directions))
     for width in (120, 150):
         text = tables.as_text(tables.trajectory_table(trajectory), width)
@@ -310,8 +350,8 @@ def test_repr_is_one_line(result, trajectory, broken):
         assert "\n" not in text
         assert len(text) < 500, text
         assert type(value).__name__ in text
-    estimate = tables.interval(result.analysis.estimates["m_tau_pos"])
-    assert repr(result).startswith(f"<MultifractalResult 'step30': 32 directions at 8 scales, M_tau on q > 0 = {estimate}, ")
+    estimate = tables.interval(result.analysis.estimates["c2"])
+    assert repr(result).startswith(f"<MultifractalResult 'step30': 32 directions at 8 scales, c2 = {estimate}, ")
     assert repr(trajectory) == "<TrajectoryResult 'step0' .. 'step30': 3 checkpoints, 96 directions>"
     assert "no multifractal numbers (no scale is trusted" in repr(broken)
     assert "even=[2, 8, 16]" in repr(result.measured)

@@ -141,7 +141,7 @@ def test_the_target_ends_the_run_early():
     budget = Budget(1000, clock=lambda: clock[0])
     settings = fs.AnalysisSettings(bootstrap=50, permutations=1)
     result = fs.multifractal(objective, fs.ProbeSettings(radii=RADII), settings, budget=budget, path="loop", target=0.3)
-    low, high = result.analysis.estimates["m_tau"].interval
+    low, high = result.analysis.estimates["m_tau_supported"].interval
     assert result.meta["stop_reason"] == "target met"
     assert (high - low) / 2 <= 0.3
     with pytest.raises(ValueError, match="target must be a positive half-width of the M_tau interval, got -1"):
