@@ -32,6 +32,7 @@ from fastscape.reports import (
     SpectrumResult,
     SpectrumTrajectory,
     TrajectoryResult,
+    leads,
     spectrum_tables,
     tables,
 )
@@ -91,7 +92,9 @@ def show(result: AnyResult, spectrum: AnyResult | None = None, *, as_json: bool)
     """Print a result, and the spectra beside it, as tables or as one JSON document."""
     shown = [result] if spectrum is None else [result, spectrum]
     if as_json:
-        document = result.to_dict() | ({} if spectrum is None else {"spectrum": spectrum.to_dict()})
+        document = result.to_dict()
+        if spectrum is not None:
+            document |= {"leads": leads.lead_rows(result, spectrum), "spectrum": spectrum.to_dict()}  # type: ignore[arg-type]
         click.echo(json.dumps(document, indent=1, allow_nan=False))
         return
     console = Console()
@@ -100,17 +103,18 @@ def show(result: AnyResult, spectrum: AnyResult | None = None, *, as_json: bool)
     for index, each in enumerate(shown):
         if index:
             console.print()
-        console.print(_table(each))
+        console.print(_table(each, spectrum if index == 0 else None))
 
 
-def _table(result: AnyResult) -> RenderableType:
+def _table(result: AnyResult, spectrum: AnyResult | None = None) -> RenderableType:
+    """A result for a terminal; ``spectrum`` stands beside it and gives what is read first of it."""
     match result:
         case Document():
             return section_table(result.section())
         case TrajectoryResult():
-            return tables.trajectory_table(result)
+            return tables.trajectory_table(result, spectrum)  # type: ignore[arg-type]
         case MultifractalResult():
-            return tables.multifractal_table(result)
+            return tables.multifractal_table(result, spectrum)  # type: ignore[arg-type]
         case SpectrumTrajectory():
             return spectrum_tables.trajectory_table(result)
         case SpectrumResult():

@@ -77,11 +77,15 @@ class Stability:
         critical: sharpness at the edge of stability (2 / eta for gradient descent), of the raw or the preconditioned Hessian.
         sharpness: largest eigenvalue lambda_1, with coupled weight decay.
         preconditioned: largest eigenvalue of the preconditioned Hessian; ``None`` where the optimizer has no preconditioner.
-        ratio: ``preconditioned`` (or ``sharpness``) over ``critical``; above 1 the quadratic model diverges.
-        eta_lambda: eta times lambda_1.
+        ratio: ``preconditioned`` (or ``sharpness``) over ``critical``; above 1 the quadratic model diverges. NaN where it would
+            mean nothing, which ``reason`` says: an eigenvalue whose residual exceeds a tenth of it, the first steps of an
+            adaptive optimizer or a rising learning rate, learning rate 0, a loss that is not the one that was trained.
+        eta_lambda: eta times lambda_1; NaN likewise.
         residual: of the eigenvalue in ``ratio``, in its units.
         batch_sharpness: mean of g'Hg / g'g over batches with their own gradient and Hessian; ``None`` where not measured.
         notes: what was read from the optimizer's state and what was assumed, in words.
+        reason: why there is no ratio; empty where there is one.
+        at_least: lower bound of the ratio where its eigenvalue has not converged, NaN elsewhere.
 
     Source: Cohen et al., "Gradient descent on neural networks typically occurs at the edge of stability" (2021); "Adaptive
     gradient methods at the edge of stability" (2022).
@@ -97,3 +101,5 @@ class Stability:
     residual: float
     batch_sharpness: Estimate | None
     notes: tuple[str, ...]
+    reason: str = ""
+    at_least: float = math.nan

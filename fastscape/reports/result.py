@@ -18,7 +18,7 @@ from fastscape.estimators.flags import analysis_flags
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trust import Trust
 from fastscape.evaluation.noise import passes_gate
-from fastscape.reports import figures, storage, tables
+from fastscape.reports import figures, leads, storage, tables
 from fastscape.reports.document import Document
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 from fastscape.runs.settings import ProbeSettings
@@ -156,7 +156,7 @@ class MultifractalResult:
         measured = dataclasses.replace(self.measured, even=empty, odd=empty)
         content: dict[str, Any] = storage.plain(dataclasses.replace(self, analysis=analysis, measured=measured))
         del content["measured"]["even"], content["measured"]["odd"], content["analysis"]["banks"]
-        return content | {"flags": list(self.flags), "verdict": self.verdict()}
+        return content | {"leads": leads.multifractal_leads(self), "flags": list(self.flags), "verdict": self.verdict()}
 
     def to_json(self) -> str:
         """:meth:`to_dict` as JSON text."""
@@ -239,7 +239,8 @@ class TrajectoryResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Every checkpoint's :meth:`MultifractalResult.to_dict` and the run's ``meta``."""
-        return {"points": [point.to_dict() for point in self.points], "meta": storage.plain(self.meta)}
+        told = {"leads": leads.lead_rows(self), "flags": tables.trajectory_flags(self), "verdict": self.verdict()}
+        return {"points": [point.to_dict() for point in self.points], "meta": storage.plain(self.meta)} | told
 
     def to_json(self) -> str:
         """:meth:`to_dict` as JSON text."""

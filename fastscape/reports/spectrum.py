@@ -19,7 +19,7 @@ from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.positive import shown_ends
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Density, Gap, Stability
-from fastscape.reports import spectrum_figures, spectrum_tables, storage, tables
+from fastscape.reports import leads, spectrum_figures, spectrum_tables, storage, tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,6 +124,7 @@ class SpectrumResult:
         content: dict[str, Any] = storage.plain(dataclasses.replace(self, vectors=None))
         del content["vectors"]
         derived = {"lambda_max": self.lambda_max, "lambda_min": self.lambda_min, "spectral_norm": self.spectral_norm}
+        content.update({"leads": leads.spectrum_leads(self)})
         content.update(storage.plain(derived | {"gap": self.gap, "flags": self.flags, "verdict": self.verdict()}))
         return content
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fastscape._checks import first_line
 from fastscape.estimators.intervals import Estimate
-from fastscape.reports.tables import interval
+from fastscape.reports.numbers import interval
 
 Arrays = dict[str, NDArray[Any]]
 KINDS: dict[str, type] = {}  # classes of results by the kind of their files
