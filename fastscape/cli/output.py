@@ -28,6 +28,7 @@ from fastscape.evaluation import (
     UntraceableError,
 )
 from fastscape.probes import ProbeError, SliceError, SpectrumError
+from fastscape.reports import MultifractalResult, TrajectoryResult, leads
 from fastscape.reports.document import Document
 from fastscape.reports.html import Spectrum, write_html
 from fastscape.reports.result import AnyResult
@@ -83,7 +84,9 @@ def show(result: AnyResult, spectrum: AnyResult | None = None, *, as_json: bool)
     """Print a result, and the spectra beside it, as tables or as one JSON document."""
     shown = [result] if spectrum is None else [result, spectrum]
     if as_json:
-        document = result.to_dict() | ({} if spectrum is None else {"spectrum": spectrum.to_dict()})
+        document = result.to_dict()
+        if spectrum is not None:
+            document |= {"leads": leads.lead_rows(result, spectrum), "spectrum": spectrum.to_dict()}  # type: ignore[arg-type]
         click.echo(json.dumps(document, indent=1, allow_nan=False))
         return
     console = Console()
@@ -92,7 +95,8 @@ def show(result: AnyResult, spectrum: AnyResult | None = None, *, as_json: bool)
     for index, each in enumerate(shown):
         if index:
             console.print()
-        console.print(each.table())
+        leading = index == 0 and isinstance(each, (MultifractalResult, TrajectoryResult)) and spectrum is not None
+        console.print(each.table(spectrum) if leading else each.table())  # type: ignore[call-arg,arg-type]
 
 
 def _write(outcome: Outcome, out: Path) -> int:

@@ -17,7 +17,7 @@ from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.evaluation.losses import DTYPES
 from fastscape.objective import Objective
 from fastscape.probes import slice1d, slice2d, spectrum
-from fastscape.probes.slice_axes import AnyDirections, states_of
+from fastscape.probes.slice_axes import COMPONENTS, LINES, AnyDirections, states_of
 from fastscape.reports.live import LiveProgress
 from fastscape.reports.slices import PlaneResult, SliceResult
 from fastscape.runs.budget import Budget
@@ -47,7 +47,7 @@ _SHARE = 0.3  # of the budget, for the eigenvectors
 )
 @click.option("--radius", type=float, help="Largest alpha, relative to ||w||; default 1, or what shows the checkpoints.")
 @click.option("--points", type=int, help="Odd number along each axis; default 41 for lines, 21 for a plane.")
-@click.option("--count", type=int, default=8, show_default=True, help="Lines, for random directions and eigenvectors.")
+@click.option("--count", type=int, help=f"Lines; default {LINES} random directions, {COMPONENTS} eigenvectors or components.")
 @click.option("--normalize", default="filter", show_default=True, help="Of random directions: filter, tensor, module, global ...")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random directions.")
 @click.option(
@@ -132,6 +132,7 @@ def _directions(objective: Objective, files: Sequence[Path], budget: Budget, opt
         return Axes.difference(objective, *states)
     if kind == "eigenvectors":
         count = 2 if options["dims"] == "2" else options["count"]
+        count = COMPONENTS if count is None else count
         share = _SHARE * budget.remaining if budget.limited else None
         return spectrum(objective, min(count, objective.size), budget=share, targets={"trace": None}, seed=options["seed"])
     return kind

@@ -21,9 +21,12 @@ import numpy as np
 from scipy import stats
 
 from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.positive import UNKNOWN, quotient, skewed_mean
 from fastscape.estimators.scaling import Array
 
 _LEVEL = 0.975
+_QUOTIENT = "quotient of the intervals of trace and squared gradient"
+_FIELLER = "Fieller's, of a quotient of independent estimates"
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,13 @@ class Units:
 def noise_trace(spread: Array, unsampled: float = 1.0) -> Estimate:
     r"""Tr Sigma_1 from the squared deviations ``[K]`` of units: their sum over K - 1.
 
-    The interval is that of the jackknife on a logarithmic scale (Student's t, K - 1 degrees of freedom), because squared
-    deviations are skewed; it shrinks by :math:`\sqrt{1 - n/N}` as the population is exhausted. NaN and inf go through.
+    It is the mean of :math:`K/(K-1)` times them, with the interval of :func:`skewed_mean`, because squared deviations are
+    skewed; it shrinks by :math:`\sqrt{1 - n/N}` as the population is exhausted. NaN and inf go through.
     """
     count = len(spread)
-    value = float(np.sum(spread)) / (count - 1) if count > 1 else math.nan
-    return positive_estimate(value, _without_each_trace(spread), unsampled)
+    if count < 2:
+        return Estimate(math.nan, math.nan, UNKNOWN, count)
+    return skewed_mean(spread * (count / (count - 1)), unsampled=unsampled)
 
 
 def mean_square(units: Units) -> Estimate:
@@ -77,20 +81,15 @@ def mean_square(units: Units) -> Estimate:
 def noise_scale(units: Units) -> Estimate:
     r"""Gradient noise scale :math:`B_{simple} = \mathrm{tr}\Sigma_1 / \|g\|^2`: the batch at which noise and gradient are equal.
 
-    The interval is that of the jackknife on a logarithmic scale where :math:`\|g\|^2` stands above zero. Where its interval
-    reaches zero, the jackknife is of the inverse, the upper end is infinite, and so is a value whose denominator is not positive.
+    The interval is that of a quotient of both intervals (:func:`quotient`). Where that of :math:`\|g\|^2` reaches zero there is a
+    lower end only, the upper one is infinite, and so is a value whose denominator is not positive.
     """
     square, squares = _mean_square(units)
-    trace, traces = noise_trace(units.spread).value, _without_each_trace(units.spread)
+    numerator = noise_trace(units.spread, units.unsampled)
+    interval = quotient(numerator, jackknifed(square, squares, units.unsampled))
     with np.errstate(invalid="ignore", divide="ignore"):
-        if jackknifed(square, squares, units.unsampled).interval[0] > 0 and trace > 0:
-            return positive_estimate(trace / square, traces / squares, units.unsampled)
-        inverse = jackknifed(square / trace if trace else math.nan, squares / traces, units.unsampled)
-    low, high = inverse.interval
-    value = _inverse(inverse.value)
-    stderr = inverse.stderr * value**2 if math.isfinite(value) else math.nan
-    upper = math.nan if math.isnan(low) else math.inf
-    return Estimate(value, stderr, (_inverse(high), upper), inverse.n)
+        stderr = _spread(_without_each_trace(units.spread) / squares, units.unsampled) if square > 0 else math.nan
+    return Estimate(numerator.value * _inverse(square), stderr, interval, len(squares), _QUOTIENT)
 
 
 def two_batch_sizes(small: float, large: float, small_size: int, large_size: int) -> tuple[float, float]:
@@ -127,43 +126,28 @@ def gibbs_factor(temperature: float) -> float:
     return _inverse(2 * temperature)
 
 
-def scaled(estimate: Estimate, factor: float) -> Estimate:
-    """``factor`` times an estimate, factor >= 0."""
-    low, high = estimate.interval
-    return Estimate(factor * estimate.value, factor * estimate.stderr, (factor * low, factor * high), estimate.n)
-
-
 def ratio(numerator: Estimate, denominator: Estimate) -> Estimate:
     """Quotient of two independent estimates with Fieller's interval; unbounded where the denominator may be zero."""
     a, b, sa, sb = numerator.value, denominator.value, numerator.stderr, denominator.stderr
     count = min(numerator.n, denominator.n)
     if not (math.isfinite(a) and math.isfinite(b) and b != 0):
-        return Estimate(math.nan, math.nan, (math.nan, math.nan), count)
+        return Estimate(math.nan, math.nan, UNKNOWN, count)
     value = a / b
     stderr = math.hypot(sa / b, value * sb / b)
     t = float(stats.t.ppf(_LEVEL, count - 1)) if count > 1 else math.nan
     bias = (t * sb / b) ** 2
     if not bias < 1:  # also NaN
-        interval = (math.nan, math.nan) if math.isnan(bias) else (-math.inf, math.inf)
-        return Estimate(value, stderr, interval, count)
+        interval = UNKNOWN if math.isnan(bias) else (-math.inf, math.inf)
+        return Estimate(value, stderr, interval, count, _FIELLER)
     half = t / abs(b) * math.sqrt(sa**2 * (1 - bias) + (value * sb) ** 2)
-    return Estimate(value, stderr, ((value - half) / (1 - bias), (value + half) / (1 - bias)), count)
+    return Estimate(value, stderr, ((value - half) / (1 - bias), (value + half) / (1 - bias)), count, _FIELLER)
 
 
 def jackknifed(value: float, replicates: Array, unsampled: float = 1.0) -> Estimate:
     """``value`` with the interval of its leave-one-out replicates ``[K]``, times the square root of the unsampled share."""
     stderr = _spread(replicates, unsampled)
     half = _quantile(len(replicates)) * stderr
-    return Estimate(value, stderr, (value - half, value + half), len(replicates))
-
-
-def positive_estimate(value: float, replicates: Array, unsampled: float = 1.0) -> Estimate:
-    """:func:`jackknifed` on a logarithmic scale where all are positive."""
-    plain = jackknifed(value, replicates, unsampled)
-    if not (value > 0 and np.all(replicates > 0) and math.isfinite(plain.stderr)):
-        return plain
-    stretch = math.exp(_quantile(len(replicates)) * _spread(np.log(replicates), unsampled))
-    return Estimate(value, plain.stderr, (value / stretch, value * stretch), plain.n)
+    return Estimate(value, stderr, (value - half, value + half), len(replicates), "jackknife")
 
 
 def _without_each_trace(spread: Array) -> Array:

@@ -23,7 +23,7 @@ class Estimate:
             The basic and the bias-corrected interval leave the value out in the same cases; widening can only add coverage.
         n: what it was averaged over (directions).
         method: how the interval was made, in words; empty in files of version 0.1.
-        withheld: why there is no interval, and the remedy; empty where there is one.
+        withheld: why no interval is shown, and the remedy; empty where one is.
     """
 
     value: float

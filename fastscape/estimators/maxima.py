@@ -21,6 +21,7 @@ from fastscape.estimators.intervals import LEVEL, Estimate
 from fastscape.estimators.scaling import Array
 
 _DRAWS = 4000  # of the supremum: its 95 % quantile is then known to about 1 %
+_METHOD = "simultaneous band over the points of the path"
 _RANK = 1e-12  # share of the largest eigenvalue of the correlations below which they are rounding
 
 
@@ -109,7 +110,7 @@ def maximum(found: Band, least: float = -math.inf) -> tuple[Estimate, int]:
     value, stderr = float(found.values[place]), float(found.stderr[place])
     low, high = found.low[usable], found.high[usable]
     ends = (math.nan, math.nan) if math.isnan(stderr) else (max(float(np.nanmax(low)), least), float(np.nanmax(high)))
-    return Estimate(value, stderr, ends, found.n), place
+    return Estimate(value, stderr, ends, found.n, _METHOD), place
 
 
 def largest_of_lesser(found: Band) -> Estimate:
@@ -128,4 +129,4 @@ def largest_of_lesser(found: Band) -> Estimate:
     if math.isnan(error):
         return Estimate(float(lesser[place]), math.nan, (math.nan, math.nan), found.n)
     low, high = (float(np.nanmax(ends.reshape(2, -1).min(axis=0))) for ends in (found.low, found.high))
-    return Estimate(float(lesser[place]), error, (max(0.0, low), max(0.0, high)), found.n)
+    return Estimate(float(lesser[place]), error, (max(0.0, low), max(0.0, high)), found.n, _METHOD)

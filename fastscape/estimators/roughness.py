@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 
+from fastscape._checks import counted
 from fastscape.estimators.intervals import LEVEL, Estimate
+from fastscape.estimators.positive import LEAST, UNKNOWN, skewed_mean
 
 Array = NDArray[np.float64]
 
+_COUNTS = "Student's t, at least one more or less on the lines that may have been missed"
 _EXACT = 4  # degree of the quadrature: the square of a quadratic
 RESOLVED = 4.0  # times the noise floor from which a roughness is called one: the floor is known within a factor of about 2
 
@@ -189,20 +192,26 @@ def _deep(values: Array, threshold: float, bottoms: set[tuple[int, ...]]) -> int
 
 
 def mean_estimate(values: Array) -> Estimate:
-    """Mean of a non-negative quantity over directions, with Student's t interval; values that are not finite are left out.
+    """Mean of a non-negative quantity over directions, see :func:`skewed_mean`; values that are not finite are left out.
 
-    The lower end is at least 0. ``n`` counts the values used; with fewer than two the interval is NaN.
+    ``n`` counts the values used; with fewer than four there is no interval.
     """
-    kept = values[np.isfinite(values)]
-    number = len(kept)
-    if not number:
-        return Estimate(math.nan, math.nan, (math.nan, math.nan), 0)
-    mean = float(kept.mean())
-    if number < 2:
-        return Estimate(mean, math.nan, (math.nan, math.nan), number)
-    stderr = float(kept.std(ddof=1)) / math.sqrt(number)
-    half = float(stats.t.ppf(0.5 + LEVEL / 200, number - 1)) * stderr
-    return Estimate(mean, stderr, (max(mean - half, 0.0), mean + half), number)
+    return skewed_mean(values[np.isfinite(values)])
+
+
+def mean_count(counts: Array) -> Estimate:
+    """Mean of a whole number over directions, such as minima, with Student's t interval.
+
+    Where all n are equal their spread is 0 and says nothing: then, and at least, the interval allows for one more or less on
+    :math:`1 - 0.025^{1/n}` of the lines, the largest share of others that n lines miss in 2.5 % of the cases. Not below 0.
+    """
+    number = len(counts)
+    mean = float(counts.mean()) if number else math.nan
+    if number < LEAST:
+        return Estimate(mean, math.nan, UNKNOWN, number, _COUNTS, f"{counted(number, 'direction')}; at least {LEAST}")
+    stderr = float(counts.std(ddof=1)) / math.sqrt(number)
+    half = max(float(stats.t.ppf(0.5 + LEVEL / 200, number - 1)) * stderr, 1 - (0.5 - LEVEL / 200) ** (1 / number))
+    return Estimate(mean, stderr, (max(mean - half, 0.0), mean + half), number, _COUNTS)
 
 
 def _inside(cell: tuple[int, ...], shape: tuple[int, ...]) -> bool:

@@ -351,11 +351,15 @@ def rugged_but_flat(r0: float = 10.0, quantile: float = 0.25) -> Rule:
 
 
 def flat_but_isolated(sharpness: float = 1e-4, barrier: float = 1.0) -> Rule:
-    """Normalised sharpness is at most ``sharpness`` while the linear barrier to another solution is at least ``barrier``."""
+    """Normalised sharpness is at most ``sharpness`` while the linear barrier to another solution is at least ``barrier``.
+
+    No upper bound of the loss itself is known: what is compared is the bound of its quadratic model, where the largest rise that
+    was found does not exceed it.
+    """
     return Rule(
         "flat but isolated",
         (
-            Condition("normalized_sharpness", "<=", sharpness, "NS_eps"),
+            Condition("normalized_sharpness", "<=", sharpness, "NS_eps, bounded in the quadratic model"),
             Condition("barrier", ">=", barrier, "B_lin"),
         ),
         "expect results to depend on the seed: report several, or average weights only along connected solutions",

@@ -24,7 +24,7 @@ class Density:
         weights: ``[P, M]``, rows sum to one (0 beside a NaN node); P = 1 for the quadrature of one block.
         grid: eigenvalues ``[G]`` at which the density was smoothed, ascending.
         values: density ``[G]``, per unit of eigenvalue.
-        low, high: 95 % band over probes ``[G]``; NaN where P < 2.
+        low, high: 95 % band over probes ``[G]``; NaN where P < 2 or M < 20.
         width: standard deviation of the smoothing, in units of eigenvalues.
         negative_mass: share of the eigenvalues below zero.
         outliers: eigenvalues apart from the bulk, at either end.

@@ -17,6 +17,7 @@ from fastscape._checks import counted, integer
 from fastscape._clock import now
 from fastscape._replica import Replica
 from fastscape.estimators.maxima import band, largest_of_lesser, maximum
+from fastscape.estimators.positive import within
 from fastscape.estimators.refinement import coarse_to_fine, refine
 from fastscape.estimators.scaling import Array
 from fastscape.evaluation.arithmetic import measured_in
@@ -34,6 +35,7 @@ from fastscape.runs.provenance import objective_meta
 Progress = Callable[[str, float], None]
 _LEAST = 3  # points that are evaluated whatever the budget is: the ends and the middle
 _SINGLE = math.sqrt(6)  # the rounding model is of a second difference, one of whose losses carries a sixth of its variance
+_FACTOR = 18 / 11  # width over value of an interval whose ends are a factor of 10 apart
 _ROUNDINGS = 8  # times the rounding noise below which a maximum cannot be located
 
 
@@ -241,7 +243,7 @@ def barrier_result(
         accuracy, hits = line.table("accuracy"), line.table("hits")
         fall = band(chord(accuracy, alphas) - accuracy, chord(hits, alphas) - hits, terms.counts().astype(float), seed=goals.seed)
         drop = maximum(fall, 0.0)[0]
-    distance = Segment.distance(path)
+    distance, noun, span = Segment.distance(path), "batch" if terms.unit == "batches" else "sample", _range(values)
     return BarrierResult(
         name=name,
         step=step,
@@ -252,12 +254,12 @@ def barrier_result(
         losses=values,
         stderr=line.table("stderr"),
         accuracy=accuracy,
-        linear=linear,
-        end=largest_of_lesser(above),
-        max=largest,
+        linear=within(linear, span, noun),
+        end=within(largest_of_lesser(above), span, noun),
+        max=within(largest, _FACTOR * largest.value, noun),
         argmax=float(alphas[place]),
         argmax_loss=float(alphas[top]),
-        accuracy_barrier=drop,
+        accuracy_barrier=None if drop is None or accuracy is None else within(drop, _range(accuracy), noun),
         distance=distance,
         length=path.length(),
         resolution=line.resolution,
@@ -268,6 +270,11 @@ def barrier_result(
         meta=meta | {"unit": terms.unit, "stop_reason": line.reason},
         notes=(*measured_in(losses.objective, losses.surface.dtype).notes, *notes),
     )
+
+
+def _range(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.ptp(finite)) if len(finite) else math.nan
 
 
 def path_meta(losses: PathLosses, ends: Sequence[EndPoint], began: float, reason: str, **more: Any) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from fastscape.estimators.gradient_noise import (
     noise_scale,
     noise_trace,
     ratio,
-    scaled,
 )
 from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.positive import scaled, useful
 from fastscape.estimators.scaling import Array
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.evaluator import check_memory
@@ -229,14 +229,14 @@ class _Measured:
         trace = noise_trace(units.spread, units.unsampled)
         heat: Estimate | None = None
         if len(rates):
-            heat = scaled(noise_trace(spread @ rates, units.unsampled), half * factor)
+            heat = scaled(_published(noise_trace(spread @ rates, units.unsampled)), half * factor)
         heat_h, scale_h = self._curved(rates, factor, units)
         return TemperatureResult(
             name=name,
             step=step,
-            trace=trace,
+            trace=_published(trace),
             gradient_norm_squared=mean_square(units),
-            noise_scale=noise_scale(units),
+            noise_scale=_published(noise_scale(units)),
             noise_scale_h=scale_h,
             temperature=heat,
             temperature_h=heat_h,
@@ -283,6 +283,10 @@ class _Measured:
 def _range(sizes: Array) -> str:
     low, high = int(sizes.min()), int(sizes.max())
     return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _published(estimate: Estimate) -> Estimate:
+    return useful(estimate, "unit")
 
 
 def _check_spectrum(objective: Objective, spectrum: SpectrumResult | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from fastscape._checks import first_line
 from fastscape._state import preserved_rng
 from fastscape.estimators import Estimate
+from fastscape.estimators.positive import shown_ends
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.evaluation.precision import Precision
 from fastscape.objective import Objective
@@ -68,13 +69,14 @@ class Numbers:
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, value: float | Estimate | None) -> None:
-        """Take in a number; of an estimate also its interval."""
+        """Take in a number; of an estimate also its interval, NaN where it is withheld."""
         if value is None:
             return
         if isinstance(value, Estimate):
             self.values[name] = float(value.value)
-            if not all(map(math.isnan, value.interval)):
-                self.intervals[name] = (float(value.interval[0]), float(value.interval[1]))
+            low, high = shown_ends(value)
+            if not (math.isnan(low) and math.isnan(high)):
+                self.intervals[name] = (float(low), float(high))
         else:
             self.values[name] = float(value)
 

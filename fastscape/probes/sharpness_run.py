@@ -17,8 +17,8 @@ from fastscape._clock import now
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
 from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.positive import skewed_mean, useful
 from fastscape.estimators.scaling import Array
-from fastscape.estimators.trace import mean_estimate
 from fastscape.evaluation.agreement import check_same_function
 from fastscape.evaluation.arithmetic import arithmetic, measured_in
 from fastscape.evaluation.balls import BallLoss, Balls, Variant
@@ -311,7 +311,7 @@ class SharpnessRun:
 
     def _average_case(self) -> Estimate:
         """Mean over pairs; NaN where steps inside the model, as of an autocast, are as large as what it averages."""
-        found = mean_estimate(np.array(self.random[: len(self.random) // 2 * 2]).reshape(-1, 2).mean(axis=1))
+        found = useful(skewed_mean(np.array(self.random[: len(self.random) // 2 * 2]).reshape(-1, 2).mean(axis=1)), "pair")
         dtype = self.dtypes.get("random")
         stepped = dtype is not None and not arithmetic(self.objective, dtype).plain
         least = SIGNAL_TO_NOISE * self.noise.get(dtype, math.nan) / math.sqrt(max(found.n, 1)) if dtype is not None else 0.0
@@ -320,7 +320,9 @@ class SharpnessRun:
                 f"the average case is withheld: a rise of {found.value:.1e} is within 10 times the error of the model's own "
                 f"roundings, {least / SIGNAL_TO_NOISE:.1e}; precision='float64' measures without an autocast"
             )
-            return mean_estimate(np.empty(0))
+            return Estimate(
+                math.nan, math.nan, (math.nan, math.nan), found.n, withheld="within the error of the model's own roundings"
+            )
         return found
 
     def _remarks(self) -> Iterator[str]:

@@ -24,6 +24,7 @@ State = Mapping[str, Tensor]
 AnyState = State | nn.Module | str | Path
 AnyDirections = Directions | Axes | SpectrumResult | Tensor | State | Sequence[State] | str | None
 
+LINES, COMPONENTS = 32, 8  # random directions, and principal components or eigenvectors, where no number is asked for
 _NAMES = "'random', 'gradient' or 'pca' (with trajectory=)"
 
 

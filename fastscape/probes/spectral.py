@@ -22,8 +22,7 @@ from fastscape.runs.budget import Budget, BudgetError, time_text
 FRESH = 1 << 20  # index of the first probe of the complement: independent of all that start a basis
 _ASYMMETRY = 1e-2  # of Q'HQ relative to the norm; float32 products have 1e-6 to 1e-4
 _INEXACT = 0.3  # the same, for products by differences of gradients
-_FIRST = 8  # fresh probes: with 4, 13 % of the intervals missed the trace of a 1/i spectrum
-_CLEARLY = 0.7  # of the deflated error, below which whole probes are taken
+_FIRST = 8  # fresh probes before the interval is looked at: with 4, 13 % of the intervals missed the trace of a 1/i spectrum
 _MARGIN = 1.25  # how much longer than the slowest block so far the next may take
 
 
@@ -76,7 +75,6 @@ class SpectralRun:
         self.multiplied = 0
         self.multiplied_beside = 0
         self.reserve = reserve
-        self._use_whole: bool | None = None
         self._unit = 0.0  # seconds of the slowest block
         self._pending: tuple[Tensor, Tensor, Array] | None = None
 
@@ -198,14 +196,13 @@ class SpectralRun:
         count = max(2, self.block)
         while True:
             estimate = self.trace_estimate()
-            if self.complete or (len(self.fresh) >= self._enough and self._narrow(estimate)):
+            if self.complete or (len(self.fresh) >= _FIRST and self._narrow(estimate)):
                 return "targets met"
             needed = self._needed(estimate)
             growth = min(basis.dimension, self.size - basis.dimension)
             if deepen and needed > growth and self._pays(basis, needed, growth) and self._has_room(basis, growth):
                 goal = basis.dimension + growth
                 self.fresh.restart()
-                self._use_whole = None
                 while basis.dimension < goal and not basis.done:
                     reason = self._step(basis)
                     if reason not in (None, "complete", "targets met"):
@@ -216,7 +213,6 @@ class SpectralRun:
             self._admit(1)
             began = self.budget.elapsed
             self._probe(basis, count)
-            self._choose()
             self._unit = max(self._unit, self.budget.elapsed - began)
             self._report("trace")
 
@@ -360,18 +356,11 @@ class SpectralRun:
 
     @property
     def deflated(self) -> bool:
-        """Whether the trace is best estimated with the basis."""
-        return self.complete or (len(self.fresh) > 1 and not self._use_whole)
+        """Whether the trace is estimated with the basis: always, once there are fresh probes.
 
-    def _choose(self) -> None:
-        """Choose the estimator by the first block of fresh probes, and keep it: the smaller of two errors is one too small."""
-        if self._use_whole is None:
-            self._use_whole = self._whole().stderr < _CLEARLY * self._deflated().stderr
-
-    @property
-    def _enough(self) -> int:
-        """Fresh probes before the first test of the interval, which stops where it happens to be narrow."""
-        return 2 if self.goals.trace is None else _FIRST
+        On a flat spectrum whole probes would vary less; taking the smaller of two errors makes it too small.
+        """
+        return self.complete or len(self.fresh) > 1
 
     def _whole(self) -> Estimate:
         return hutchinson(np.concatenate([self.plain()[0], self.fresh.whole]))
@@ -381,7 +370,7 @@ class SpectralRun:
         return hutchinson(np.array(self.fresh.forms), self.basis.span_sums()[0])
 
     def trace_estimate(self) -> Estimate:
-        """The trace, deflated by the basis where two fresh probes or more are there and vary less than whole probes do."""
+        """The trace, deflated by the basis where two fresh probes or more are there."""
         if self.basis is not None and self.complete:
             return known(self.basis.span_sums()[0], self.size)
         return self._deflated() if self.deflated else self._whole()

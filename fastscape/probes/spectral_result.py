@@ -12,6 +12,7 @@ import numpy as np
 from fastscape.estimators import Estimate
 from fastscape.estimators.density import density
 from fastscape.estimators.krylov import Eigenpairs
+from fastscape.estimators.positive import scaled, skewed_mean, useful
 from fastscape.estimators.spectra import Density
 from fastscape.estimators.trace import data_stderr, directional_variance, effective_rank, mean_estimate
 from fastscape.evaluation.arithmetic import measured_in
@@ -20,6 +21,7 @@ from fastscape.reports.spectrum import SpectrumResult
 from fastscape.runs.provenance import objective_meta
 
 _ORTHOGONALITY_PROBES = 4
+_OPEN = 0.5  # of the range of a share, beyond which its interval says nothing
 
 
 def spectrum_result(run: SpectralRun, reason: str, operator: str, step: int | None, extra: Mapping[str, Any]) -> SpectrumResult:
@@ -55,8 +57,8 @@ def spectrum_result(run: SpectralRun, reason: str, operator: str, step: int | No
         trace_data_stderr=_data_stderr(run),
         trace_square=square,
         effective_rank=rank,
-        mean_curvature=_scaled(trace, 1 / run.size),
-        directional_variance=directional_variance(np.concatenate([run.plain()[0], run.fresh.whole]), _kurtosis(run, square)),
+        mean_curvature=scaled(trace, 1 / run.size),
+        directional_variance=_variance(run, square),
         layer_traces=_layers(run),
         density=_density(run, operator),
         gradient_norm=run.gradient_norm,
@@ -80,11 +82,6 @@ def _ends(run: SpectralRun) -> tuple[Eigenpairs, Eigenpairs]:
     return run.pairs("largest", run.k, vectors=True), low
 
 
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    low, high = estimate.interval
-    return Estimate(factor * estimate.value, factor * estimate.stderr, (factor * low, factor * high), estimate.n)
-
-
 def _squares(run: SpectralRun, notes: list[str]) -> tuple[Estimate, Estimate]:
     """Tr(H^2) and the effective rank, deflated where the trace is."""
     exact, exact_square = (0.0, 0.0) if run.basis is None else run.basis.span_sums()
@@ -94,14 +91,20 @@ def _squares(run: SpectralRun, notes: list[str]) -> tuple[Estimate, Estimate]:
     if run.deflated:
         forms, squares = np.array(run.fresh.forms), np.array(run.fresh.squares)
         rank, flag = effective_rank(forms, squares, exact=exact, exact_square=exact_square, absolute=absolute)
-        square = mean_estimate(squares, exact_square)
+        square = skewed_mean(squares, exact_square)
     else:
         forms, squares = run.plain()
         rank, flag = effective_rank(forms, squares, absolute=absolute)
-        square = mean_estimate(squares)
+        square = skewed_mean(squares)
     if flag:
         notes.append(flag)
-    return square, rank
+    return useful(square, "probe"), rank if rank.withheld else useful(rank, "probe", 2)
+
+
+def _variance(run: SpectralRun, square: Estimate) -> Estimate:
+    """Variance of v'Hv over all whole probes, with what the basis tells of their tail and of their size."""
+    forms = np.concatenate([run.plain()[0], run.fresh.whole])
+    return useful(directional_variance(forms, _kurtosis(run, square), square), "probe", 2)
 
 
 def _kurtosis(run: SpectralRun, square: Estimate) -> float | None:
@@ -127,7 +130,11 @@ def _density(run: SpectralRun, operator: str) -> Density | None:
     found = density(rule.nodes, rule.weights[: run.probes])
     if operator == "ggn":  # positive semidefinite, for criteria that are convex in the outputs
         return dataclasses.replace(found, negative_mass=known(0.0, run.probes))
-    return found
+    low, high = found.negative_mass.interval
+    if high - low <= _OPEN:
+        return found
+    words = f"between {100 * low:.0f} and {100 * high:.0f} %, most lie within a node of zero; more than {len(rule.nodes)} nodes"
+    return dataclasses.replace(found, negative_mass=dataclasses.replace(found.negative_mass, withheld=words))
 
 
 def _sums_hold(run: SpectralRun) -> bool:

@@ -77,7 +77,7 @@ def spectrum(
         memory: bytes that a computation of products may hold, and as many that the basis may take; default half of what is
             available for the first, a quarter for the second. A full basis is restarted.
         targets: ``"eigenvalues"``: residual relative to the largest \|Ritz value\| (1e-3); ``"trace"``: half-width of its 95 %
-            interval relative to it (0.05), ``None`` for one block of probes.
+            interval relative to it (0.05), ``None`` for eight probes, the fewest that are looked at.
         block: vectors per product, one of them the gradient; default 4.
         nodes: dimension of the basis, and so of the quadrature of the density, at least.
         seed: of the probes. They depend on nothing else but the parameters' names: at two checkpoints they are the same, so

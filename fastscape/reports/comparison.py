@@ -12,6 +12,7 @@ from scipy import stats
 
 from fastscape._checks import counted
 from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.positive import shown_ends
 from fastscape.estimators.rules import DEFAULT_RULES, Check, Rule, Status, Verdict, beyond
 from fastscape.estimators.scaling import Array
 from fastscape.reports.axes import BLUE, GREY, grid, nothing
@@ -107,7 +108,7 @@ class Comparison(Document):
         )
 
     def _row(self, key: str) -> dict[str, str]:
-        cells = (shown(key, getattr(signature, key)) for signature in self.signatures)
+        cells = (shown(getattr(signature, key)) for signature in self.signatures)
         return {"quantity": QUANTITIES[key].label, **dict(zip(self.labels, cells, strict=True))}
 
     def _range(self, key: str) -> str:
@@ -135,8 +136,8 @@ def _told(warnings: Mapping[str, Sequence[Verdict]], statuses: Sequence[str]) ->
 
 _DOTS = (
     "Value and interval of every signature, one panel per quantity; the axis is logarithmic where positive values differ by more "
-    "than 30 times, and intervals that reach far beyond the values are cut. Intervals: residual bounds of eigenvalues, lower to "
-    "quadratic bound of NS, 95 % otherwise; a value without interval is hollow."
+    "than 30 times, and intervals that reach far beyond the values are cut. Intervals: residual bounds of eigenvalues, of NS "
+    "from the rise found to the bound of the quadratic model only; 95 % otherwise. A value without interval is hollow."
 )
 
 
@@ -278,7 +279,7 @@ def _dot_panel(ax: Axes, key: str, comparison: Comparison) -> None:
     for place, estimate in enumerate(found):
         if estimate is None:
             continue
-        low, high = (min(max(bound, floor), top) for bound in estimate.interval)
+        low, high = (min(max(bound, floor), top) for bound in shown_ends(estimate))
         bounded = math.isfinite(low) and math.isfinite(high)
         if bounded:
             ax.plot([low, high], [place, place], color=BLUE, lw=1.5)

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastscape._checks import counted
 from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.positive import shown_ends
 from fastscape.estimators.scaling import Array
 from fastscape.reports.axes import BLUE, GREY, ORANGE, nothing, single
 from fastscape.reports.document import Document
@@ -119,14 +120,6 @@ class TemperatureResult(Document):
         return noise_bars(self, ax)
 
 
-def _compact(estimate: Estimate | None) -> str:
-    """``value [low, high]`` of numbers of any size."""
-    if estimate is None:
-        return "n/a"
-    low, high = estimate.interval
-    return f"{number(estimate.value, 4)} [{number(low)}, {number(high)}]"
-
-
 def _quantities(result: TemperatureResult) -> list[Quantity]:
     count = counted(result.units, "sample" if result.method == "per-sample" else "group")
     limited = "" if math.isinf(result.population) else f" (1 - {result.batch_size}/{result.population:g})"
@@ -136,16 +129,18 @@ def _quantities(result: TemperatureResult) -> list[Quantity]:
         eta = f"; eta / (1 - momentum) = {number(low)}" + (f" .. {number(high)}" if high > low else "")
     return [
         Quantity("loss", number(result.loss, 5), "L(w)"),
-        Quantity("tr Sigma_1", _compact(result.trace), f"covariance trace of one sample's gradient, over {count}"),
-        Quantity("||g||^2", _compact(result.gradient_norm_squared), "of the mean gradient, without the bias of its noise"),
-        Quantity("noise scale", _compact(result.noise_scale), "tr Sigma_1 / ||g||^2, samples: batch where noise equals gradient"),
-        Quantity("noise scale (H)", _compact(result.noise_scale_h), "tr(H Sigma_1) / g'Hg, samples"),
+        Quantity("tr Sigma_1", interval(result.trace, 4), f"covariance trace of one sample's gradient, over {count}"),
+        Quantity("||g||^2", interval(result.gradient_norm_squared, 4), "of the mean gradient, without the bias of its noise"),
+        Quantity(
+            "noise scale", interval(result.noise_scale, 4), "tr Sigma_1 / ||g||^2, samples: batch where noise equals gradient"
+        ),
+        Quantity("noise scale (H)", interval(result.noise_scale_h, 4), "tr(H Sigma_1) / g'Hg, samples"),
         Quantity(
             "temperature T",
-            _compact(result.temperature),
+            interval(result.temperature, 4),
             f"(eta/2) tr Sigma_B / D, Sigma_B = Sigma_1 / {result.batch_size}{limited}{eta}",
         ),
-        Quantity("temperature T_H", _compact(result.temperature_h), "(eta/2) tr(H Sigma_B) / tr H"),
+        Quantity("temperature T_H", interval(result.temperature_h, 4), "(eta/2) tr(H Sigma_B) / tr H"),
         Quantity("Gibbs factor", number(result.gibbs), "1 / (2 T) in exp(-(w - w*)'H(w - w*) / (2 T))"),
     ]
 
@@ -154,7 +149,10 @@ def _verdict(result: TemperatureResult) -> str:
     scale, size = result.noise_scale.value, result.batch_size
     if math.isnan(result.trace.value):
         return "No gradient noise: the gradients are NaN."
-    if math.isinf(scale):
+    low, high = result.noise_scale.interval
+    if math.isinf(high) and math.isfinite(low) and low > 0:
+        text = f"Noise scale of at least {number(low)} samples: the gradient does not stand above the noise of these samples"
+    elif math.isinf(scale):
         text = "The gradient does not stand above the noise of these samples"
     else:
         dominates = "noise" if size < scale else "the gradient"
@@ -219,7 +217,7 @@ def noise_bars(result: TemperatureResult, ax: Axes | None = None) -> Axes:
     """Squared gradient and noise of a sample and of a minibatch, on a logarithmic axis."""
     ax = single(ax)
     title = f"Gradient and noise, batch size {result.batch_size}"
-    low, high = result.trace.interval
+    low, high = shown_ends(result.trace)
     factor = result.batch_factor
     rows = [
         (r"$\mathrm{tr}\,\Sigma_1$, one sample", result.trace.value, (low, high), GREY),

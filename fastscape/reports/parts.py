@@ -9,19 +9,16 @@ from typing import Any
 
 from fastscape.reports import figures, spectrum_figures, tables
 from fastscape.reports.document import Document
+from fastscape.reports.leads import DEFINITIONS
 from fastscape.reports.result import AnyResult, MultifractalResult, TrajectoryResult
 from fastscape.reports.sections import Figure, Grid, Quantity, Section
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 from fastscape.reports.spectrum_html import FOOTER
 from fastscape.reports.spectrum_tables import (
     WORDS,
-    average_rows,
-    eigenvalue_rows,
-    layer_rows,
+    checkpoint_rows,
     merged_flags,
     series_rows,
-    stability_rows,
-    state_rows,
 )
 
 _SPECTRUM = (
@@ -42,22 +39,18 @@ def section_of(result: AnyResult) -> Section:
         case Document():
             return dataclasses.replace(result.section(), verdict=result.verdict())
         case SpectrumResult():
-            rows = (state_rows, eigenvalue_rows, average_rows, layer_rows, stability_rows)
             return Section(
                 f"Spectrum of the {WORDS[result.operator]}: {result.name}",
                 result.verdict(),
-                tuple(Quantity(*row) for part in rows for row in part(result)),
+                tuple(Quantity(*row) for part in checkpoint_rows(result) for row in part),
                 _figures(_SPECTRUM, result),
                 flags=result.flags,
             )
         case MultifractalResult():
-            meanings = {
-                name: Quantity(label, _estimate(result, name), words) for name, (label, words) in tables.QUANTITIES.items()
-            }
             return Section(
                 f"Multifractal probe: {result.name}",
                 result.verdict(),
-                tuple(meanings.values()),
+                tuple(Quantity(*row) for row in tables.multifractal_rows(result)),
                 _figures(_MULTIFRACTAL, result),
                 flags=result.flags,
             )
@@ -69,8 +62,9 @@ def section_of(result: AnyResult) -> Section:
         case TrajectoryResult():
             words = "Multifractal numbers along training, 95 % bootstrap intervals over directions."
             panels = Figure("Along training", partial(_panels, result), words, panels=(2, 3))
-            flags = tuple(tables.shared_flags(result.points))
-            return Section("Multifractal probe along training", result.verdict(), (), (panels,), (), flags)
+            flags, rows_first = tuple(tables.trajectory_flags(result)), tuple(tables.trajectory_rows(result))
+            grids = (Grid("", rows_first, DEFINITIONS),)
+            return Section("Multifractal probe along training", result.verdict(), (), (panels,), grids, flags)
 
 
 def _figures(drawers: tuple[tuple[Callable[..., Any], str], ...], result: Any) -> tuple[Figure, ...]:
@@ -79,7 +73,3 @@ def _figures(drawers: tuple[tuple[Callable[..., Any], str], ...], result: Any) -
 
 def _panels(result: SpectrumTrajectory | TrajectoryResult, axes: Any) -> object:
     return result.plot(axes)
-
-
-def _estimate(result: MultifractalResult, name: str) -> str:
-    return tables.interval(result.analysis.estimates.get(name))

@@ -19,7 +19,7 @@ from fastscape.estimators.flags import analysis_flags
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trust import Trust
 from fastscape.evaluation.noise import passes_gate
-from fastscape.reports import batch_norm, figures, storage, tables
+from fastscape.reports import batch_norm, figures, leads, storage, tables
 from fastscape.reports.document import Document
 from fastscape.reports.sections import led
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
@@ -159,7 +159,7 @@ class MultifractalResult:
         measured = dataclasses.replace(self.measured, even=empty, odd=empty)
         content: dict[str, Any] = storage.plain(dataclasses.replace(self, analysis=analysis, measured=measured))
         del content["measured"]["even"], content["measured"]["odd"], content["analysis"]["banks"]
-        return content | {"flags": list(self.flags), "verdict": self.verdict()}
+        return content | {"leads": leads.multifractal_leads(self), "flags": list(self.flags), "verdict": self.verdict()}
 
     def to_json(self) -> str:
         """:meth:`to_dict` as JSON text."""
@@ -173,9 +173,9 @@ class MultifractalResult:
         """The table a person wants, as text."""
         return tables.as_text(self.table())
 
-    def table(self) -> RenderableType:
-        """What a terminal shows."""
-        return led(batch_norm.lead(self.meta), tables.multifractal_table(self))
+    def table(self, spectrum: SpectrumResult | None = None) -> RenderableType:
+        """What a terminal shows; a ``spectrum`` of the same weights gives what is read first of it."""
+        return led(batch_norm.lead(self.meta), tables.multifractal_table(self, spectrum))
 
     def __str__(self) -> str:
         return self.summary()
@@ -246,7 +246,8 @@ class TrajectoryResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Every checkpoint's :meth:`MultifractalResult.to_dict` and the run's ``meta``."""
-        return {"points": [point.to_dict() for point in self.points], "meta": storage.plain(self.meta)}
+        told = {"leads": leads.lead_rows(self), "flags": tables.trajectory_flags(self), "verdict": self.verdict()}
+        return {"points": [point.to_dict() for point in self.points], "meta": storage.plain(self.meta)} | told
 
     def to_json(self) -> str:
         """:meth:`to_dict` as JSON text."""
@@ -264,9 +265,9 @@ class TrajectoryResult:
         """The table a person wants, as text."""
         return tables.as_text(self.table())
 
-    def table(self) -> RenderableType:
-        """What a terminal shows."""
-        return led(self._lead, tables.trajectory_table(self))
+    def table(self, spectrum: SpectrumResult | SpectrumTrajectory | None = None) -> RenderableType:
+        """What a terminal shows; spectra of the same checkpoints give what is read first of them."""
+        return led(self._lead, tables.trajectory_table(self, spectrum))
 
     def __str__(self) -> str:
         return self.summary()

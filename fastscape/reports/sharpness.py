@@ -10,6 +10,7 @@ import numpy as np
 
 from fastscape._checks import counted
 from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.positive import shown_ends
 from fastscape.estimators.scaling import Array
 from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single
 from fastscape.reports.document import Document
@@ -39,7 +40,8 @@ class SharpnessResult(Document):
         epsilon: radius.
         loss: L(w).
         worst: the largest rise found: a lower bound of the maximum, never negative, because w is in the ball.
-        random: mean rise over random points on the sphere, Student's t interval over pairs u and -u.
+        random: mean rise over random points on the sphere; interval over pairs u and -u, on the logarithmic scale where no pair
+            falls, else Student's t.
         first_order: :math:`\epsilon \sum_l \|s_l \circ g_l\|`.
         quadratic: maximum of the quadratic model, found by ascent; NaN where there was none.
         quadratic_bound: upper bound of that maximum from the largest eigenvalue.
@@ -195,12 +197,12 @@ def bars(result: SharpnessResult, ax: Axes | None = None) -> Axes:
         shown = math.isfinite(value) and value > 0
         if shown:
             ax.barh(place, value - floor, left=floor, color=colour, alpha=0.85, height=0.6)
-        beyond = {0: result.random.interval[1], 2: result.quadratic_bound}.get(place, value)  # of interval and bound
+        beyond = {0: shown_ends(result.random)[1], 2: result.quadratic_bound}.get(place, value)  # of interval and bound
         end = max(value, beyond) if shown and math.isfinite(beyond) else value
         text = number(value) if shown or math.isnan(value) else f"{number(value)} (no bar)"
         ax.annotate(text, (end if shown else floor, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
         top = max(top, end) if shown else top
-    low, high = (max(bound, floor) for bound in result.random.interval)
+    low, high = (max(bound, floor) for bound in shown_ends(result.random))
     if result.random.value > 0 and math.isfinite(low) and math.isfinite(high):
         ax.plot([low, high], [0, 0], color="k", lw=1.2)
     if math.isfinite(result.quadratic_bound) and result.quadratic_bound > 0:

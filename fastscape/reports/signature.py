@@ -51,7 +51,7 @@ class Signature(Document):
 
     What each quantity means, and its unit, is in :data:`fastscape.reports.signature_parts.QUANTITIES`; tables show it. The
     interval of an eigenvalue is its residual's bound; that of ``normalized_sharpness`` reaches from the lower bound that was
-    found to the bound of the quadratic model; other intervals are of 95 %.
+    found to the bound of the quadratic model, which is none of the loss; other intervals are of 95 %.
 
     Attributes:
         name, step: of the checkpoint.
@@ -193,10 +193,7 @@ class Signature(Document):
         return Section(
             f"Signature: {self.name}",
             _verdict(self, verdicts),
-            tuple(
-                Quantity(quantity.label, shown(key, getattr(self, key)), self.meaning(key))
-                for key, quantity in QUANTITIES.items()
-            ),
+            tuple(Quantity(quantity.label, shown(getattr(self, key)), self.meaning(key)) for key, quantity in QUANTITIES.items()),
             (Figure("Distance from the thresholds", lambda ax: margins(verdicts, ax), MARGINS),),
             (Grid("Early warnings", tuple(map(row_of, verdicts)), RULE_COLUMNS),),
             self.notes,
@@ -258,7 +255,7 @@ def margins(verdicts: Sequence[Verdict], ax: Axes | None = None) -> Axes:
 
 def _verdict(signature: Signature, verdicts: Sequence[Verdict]) -> str:
     headline = ("lambda_max", "mean_curvature", "roughness_detrended")
-    known = [f"{QUANTITIES[key].label} = {shown(key, getattr(signature, key))}" for key in headline if getattr(signature, key)]
+    known = [f"{QUANTITIES[key].label} = {shown(getattr(signature, key))}" for key in headline if getattr(signature, key)]
     fired = [verdict.rule for verdict in verdicts if verdict.status == "fired"]
     open_ = sum(verdict.status == "inconclusive" for verdict in verdicts)
     warned = f"warnings: {', '.join(fired)}" if fired else "no warning fired"

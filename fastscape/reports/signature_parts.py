@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.positive import BY_MODEL
 from fastscape.estimators.roughness import Trend
 from fastscape.estimators.spectra import Stability
 from fastscape.reports import storage
 from fastscape.reports.spectrum_tables import with_error
-from fastscape.reports.tables import number
+from fastscape.reports.tables import interval, number
 
 LOSS, CURVATURE = "loss", "loss / parameter^2"
 
@@ -75,7 +76,7 @@ QUANTITIES: dict[str, Quantity] = {
     "normalized_sharpness": Quantity(
         "NS_eps",
         "max of L(w + eps u_l |w_l|) - L(w) over ||u_l|| <= 1 per tensor: the best rise found is a lower bound; the upper end is "
-        "the bound of the quadratic model, infinite where the rise exceeds it",
+        "a bound of the quadratic model only, not of the loss, and left out where the rise exceeds it",
         LOSS,
         "sharpness",
     ),
@@ -138,18 +139,16 @@ def unbounded(value: float, n: int) -> Estimate:
     return Estimate(float(value), math.nan, (math.nan, math.nan), n)
 
 
-def shown(name: str, estimate: Estimate | None) -> str:
-    """A quantity for people: with its residual, its lower and upper bound, or its interval."""
+def shown(estimate: Estimate | None) -> str:
+    """A quantity for people: with its residual where that bounds it, or its interval."""
     if estimate is None:
         return "n/a"
     value, (low, high) = estimate.value, estimate.interval
-    if name == "normalized_sharpness":
-        return f">= {number(value)}" + (f", <= {number(high)}" if math.isfinite(high) else "")
-    if low == high or math.isnan(low) or math.isnan(high):
+    if low == high:
         return number(value, 4)
-    if math.isnan(estimate.stderr):
+    if math.isnan(estimate.stderr) and not (estimate.method or estimate.withheld) and math.isfinite(high - low):
         return with_error(value, (high - low) / 2)
-    return f"{number(value, 4)} [{number(low)}, {number(high)}]"
+    return interval(estimate, 4)
 
 
 def kind_of(result: object) -> str:
@@ -241,7 +240,8 @@ def _sharpness(result: Any) -> Contribution:
         return found
     bound = result.quadratic_bound
     high = bound if bound >= result.worst else math.inf  # beyond it the loss is no quadratic, and the bound not one of the loss
-    worst = Estimate(result.worst, math.nan, (result.worst, high), max(1, int(np.isfinite(result.restarts).sum())))
+    count = max(1, int(np.isfinite(result.restarts).sum()))
+    worst = Estimate(result.worst, math.nan, (result.worst, high), count, BY_MODEL)
     found.put("normalized_sharpness", worst, "the loss is NaN")
     found.plain = {"loss": result.loss}
     return found

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from fastscape._checks import counted
 from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.positive import shown_ends
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Density, Gap, Stability
-from fastscape.reports import batch_norm, spectrum_figures, spectrum_tables, storage, tables
+from fastscape.reports import batch_norm, leads, spectrum_figures, spectrum_tables, storage, tables
 from fastscape.reports.sections import led
 from fastscape.runs.provenance import told
 
@@ -126,6 +127,7 @@ class SpectrumResult:
         content: dict[str, Any] = storage.plain(dataclasses.replace(self, vectors=None))
         del content["vectors"]
         derived = {"lambda_max": self.lambda_max, "lambda_min": self.lambda_min, "spectral_norm": self.spectral_norm}
+        content.update({"leads": leads.spectrum_leads(self)})
         content.update(storage.plain(derived | {"gap": self.gap, "flags": self.flags, "verdict": self.verdict()}))
         return content
 
@@ -181,7 +183,8 @@ class SpectrumTrajectory:
 
         Args:
             name: ``lambda_max``, ``lambda_min`` (theta +- residual); ``trace``, ``trace_square``, ``effective_rank``,
-                ``mean_curvature``, ``directional_variance``, ``batch_sharpness``, ``negative_mass`` (95 % intervals); without
+                ``mean_curvature``, ``directional_variance``, ``batch_sharpness``, ``negative_mass`` (95 % intervals, NaN where
+                withheld); without
                 bounds ``spectral_norm``, ``loss``, ``accuracy``, ``gradient_norm``, ``gradient_curvature``,
                 ``stability_ratio``, ``critical``, ``eta_lambda``, ``preconditioned``, ``products``.
 
@@ -253,5 +256,5 @@ def _entry(point: SpectrumResult, name: str) -> tuple[float, float, float]:
         known = ("lambda_max", "lambda_min", *_ESTIMATES, *_NUMBERS, "negative_mass", "batch_sharpness", *_STABILITY)
         raise ValueError(f"name must be one of {', '.join(known)}, got {name!r}")
     if isinstance(found, Estimate):
-        return found.value, *found.interval
+        return found.value, *shown_ends(found)
     return math.nan if found is None else float(found), math.nan, math.nan

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastscape.estimators.positive import shown_ends
 from fastscape.estimators.scaling import Array
 from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, grid, nothing, single, step_axis
 from fastscape.reports.spectrum_tables import layer_order
@@ -36,10 +37,12 @@ def density(result: SpectrumResult, ax: Axes | None = None) -> Axes:
     found = result.density
     if found is None or not np.isfinite(found.values).any():
         return nothing(ax, title, "too few products for a density" if found is None else "the density is not finite")
+    if not np.isfinite(found.low).all():
+        title = "Spectral density, no band: fewer than 20 nodes"
     one = 1 / (result.size * found.width * math.sqrt(2 * math.pi))  # peak of a single eigenvalue
     floor, top = 0.1 * one, 4 * float(np.nanmax(found.values))
     x, shown = found.grid, np.maximum(found.values, floor)
-    if np.isfinite(found.low).any():
+    if np.isfinite(found.low).all():
         ax.fill_between(x, np.clip(found.low, floor, None), np.clip(found.high, floor, None), color=BLUE, alpha=0.2, lw=0)
     mass = found.negative_mass.value
     if mass > 0:
@@ -140,7 +143,7 @@ def layer_traces(result: SpectrumResult, ax: Axes | None = None) -> Axes:
     ordered = [(name, trace) for name, trace in layer_order(result) if math.isfinite(trace.value)]
     if not ordered:
         return nothing(ax, title, "no finite trace")
-    bars = [(name, trace.value, trace.interval) for name, trace in ordered[:_LAYERS]]
+    bars = [(name, trace.value, shown_ends(trace)) for name, trace in ordered[:_LAYERS]]
     rest = [trace.value for _, trace in ordered[_LAYERS:]]
     if rest:
         bars.append((f"{len(rest)} more", float(sum(rest)), (math.nan, math.nan)))

@@ -8,15 +8,11 @@ from typing import Any
 from fastscape.reports import spectrum_figures, tables
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 from fastscape.reports.spectrum_tables import (
-    average_rows,
-    eigenvalue_rows,
-    layer_rows,
+    checkpoint_rows,
     merged_flags,
     path_name,
     refused,
     series_rows,
-    stability_rows,
-    state_rows,
 )
 from fastscape.reports.svg import svg
 
@@ -49,11 +45,10 @@ def spectrum_points(result: SpectrumResult | SpectrumTrajectory) -> tuple[Spectr
 
 
 def _section(point: SpectrumResult) -> dict[str, Any]:
-    rows = (state_rows, eigenvalue_rows, average_rows, layer_rows, stability_rows)
     return {
         "verdict": point.verdict(),
         "figure": svg(1, len(spectrum_figures.CHECKPOINT_FIGURES), lambda axes: _panels(point, axes)),
-        "rows": [row for part in rows for row in part(point)],
+        "rows": [row for part in checkpoint_rows(point) for row in part],
         "flags": point.flags,
     }
 

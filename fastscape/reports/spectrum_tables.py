@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fastscape._checks import counted
+from fastscape.estimators.changes import apart
 from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.positive import scaled
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Stability
-from fastscape.reports.tables import RowsByWidth, interval, number
+from fastscape.reports.leads import stability_text
+from fastscape.reports.numbers import cell, interval, listed, number
+from fastscape.reports.tables import RowsByWidth, shared_flags
 
 if TYPE_CHECKING:
     from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
@@ -27,7 +30,6 @@ Row = tuple[str, str, str]
 WORDS = {"hessian": "Hessian", "ggn": "GGN"}
 _SHOWN = 5  # eigenvalues of an end, and layers, that a table lists
 _FIRST_TO_GO = ("accuracy", "products", "eta lambda", "negative", "lambda_min", "loss")
-_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
 
 
 def with_error(value: float, error: float) -> str:
@@ -124,11 +126,7 @@ def verdict(result: SpectrumResult) -> str:
 
 def share(estimate: Estimate) -> str:
     """A share as a percentage with its interval."""
-    return f"{interval(Estimate(100 * estimate.value, 100 * estimate.stderr, _scaled(estimate.interval, 100), estimate.n))} %"
-
-
-def _scaled(pair: tuple[float, float], factor: float) -> tuple[float, float]:
-    return factor * pair[0], factor * pair[1]
+    return interval(scaled(estimate, 100), unit=" %")
 
 
 def brief(result: SpectrumResult) -> str:
@@ -207,7 +205,7 @@ def stability_rows(result: SpectrumResult) -> list[Row]:
     if stability is None:
         return []
     rows: list[Row] = [
-        ("stability ratio", number(stability.ratio, 4), "1 = edge; the full batch alone does not decide for minibatches"),
+        ("stability ratio", stability_text(stability), "1 = edge; the full batch alone does not decide for minibatches"),
         ("critical value", number(stability.critical, 5), edge_text(stability)),
         ("eta lambda_max", number(stability.eta_lambda, 4), "2 = edge of plain gradient descent"),
     ]
@@ -251,19 +249,17 @@ def state_rows(result: SpectrumResult) -> list[Row]:
     ]
 
 
+def checkpoint_rows(result: SpectrumResult) -> list[list[Row]]:
+    """All numbers in the order of reading: sharpness, stability, averages, layers, the state."""
+    return [part(result) for part in (eigenvalue_rows, stability_rows, average_rows, layer_rows, state_rows)]
+
+
 def spectrum_table(result: SpectrumResult) -> RenderableType:
     """One checkpoint: every value with its error and meaning, then verdict and flags."""
     table = Table(title=f"Spectrum of the {WORDS[result.operator]}: {result.name}", title_justify="left", title_style="bold")
     for column in ("quantity", "value [95 %]", "meaning"):
         table.add_column(column)
-    for rows in (
-        state_rows(result),
-        eigenvalue_rows(result),
-        average_rows(result),
-        layer_rows(result),
-        stability_rows(result),
-        cost_rows(result),
-    ):
+    for rows in (*checkpoint_rows(result), cost_rows(result)):
         for row in rows:
             table.add_row(*map(Text, row))
         if rows:
@@ -285,15 +281,15 @@ def _row(point: SpectrumResult) -> dict[str, str]:
     stability, density = point.stability, point.density
     return {
         "checkpoint": point.name,
+        "lambda_max": _end(point.eigenvalues, point.converged),
+        "stability": stability_text(stability),
         "loss": number(point.loss, 4),
         "accuracy": "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
-        "lambda_max": _end(point.eigenvalues, point.converged),
         "lambda_min": _end(point.smallest, point.smallest_converged),
-        "trace [95 %]": interval(point.trace),
-        "eff. rank [95 %]": interval(point.effective_rank),
+        "trace [95 %]": cell(point.trace),
+        "eff. rank [95 %]": cell(point.effective_rank),
         "negative": "n/a" if density is None else f"{density.negative_mass.value:.0%}",
         "eta lambda": "n/a" if stability is None else number(stability.eta_lambda),
-        "stability": "n/a" if stability is None else number(stability.ratio),
         "products": str(point.products),
     }
 
@@ -306,39 +302,42 @@ def _end(values: Array, converged: NDArray[np.bool_]) -> str:
 
 
 def merged_flags(points: Sequence[SpectrumResult]) -> list[str]:
-    """Every flag with the checkpoints that raise it; of flags that differ in numbers alone, one with the numbers' range."""
-    groups: dict[str, list[tuple[str, list[str]]]] = {}
-    for point in points:
-        for flag in point.flags:
-            groups.setdefault(_NUMBER.sub("#", flag), []).append((point.name, _NUMBER.findall(flag)))
-    lines = []
-    for words, owners in groups.items():
-        for column in zip(*(numbers for _, numbers in owners), strict=True):
-            low, high = min(column, key=float), max(column, key=float)
-            words = words.replace("#", low if low == high else f"{low} .. {high}", 1)
-        names = list(dict.fromkeys(name for name, _ in owners))
-        everyone = len(names) == len(points) > 1
-        lines.append(f"{'all checkpoints' if everyone else ', '.join(names)}: {words}")
-    return lines
+    """Every flag once, with the checkpoints that raise it; of flags that differ in numbers alone, one with the numbers' range."""
+    return shared_flags(points)
 
 
 def trajectory_verdict(result: SpectrumTrajectory) -> str:
-    """What happened along the checkpoints, in one sentence."""
+    """What happened along the checkpoints, in one sentence; a movement is claimed only where the two intervals are apart."""
     known = [point for point in result.points if math.isfinite(point.lambda_max)]
     if not known:
         return "No checkpoint has a finite eigenvalue: see the flags."
-    first, last = known[0], known[-1]
-    found = (
-        f"from {first.name} to {last.name} lambda_max goes {number(first.lambda_max, 4)} -> {number(last.lambda_max, 4)}, "
-        f"the trace {number(first.trace.value)} -> {number(last.trace.value)}, "
-        f"the effective rank {number(first.effective_rank.value)} -> {number(last.effective_rank.value)}"
-    )
+    found = f"{len(known)} of {len(result.points)} checkpoints have a spectrum"
+    if len(known) > 1:
+        found += f": from {known[0].name} to {known[-1].name} {_movements(known[0], known[-1])}"
     ratios = [(point.stability.ratio, point.name) for point in known if point.stability is not None]
     ratios = [(ratio, name) for ratio, name in ratios if math.isfinite(ratio)]
     if ratios:
         top, where = max(ratios)
         found += f"; the stability ratio is {number(top)} at most ({where}; 1 = edge)"
-    return f"{len(known)} of {len(result.points)} checkpoints have a spectrum: {found}."
+    return f"{found}."
+
+
+def _movements(first: SpectrumResult, last: SpectrumResult) -> str:
+    """Which of sharpness, trace and effective rank moved."""
+    ends = [_within(point.lambda_max, float(point.residuals[0])) for point in (first, last)]
+    pairs = {
+        "lambda_max": (ends[0], ends[1], 4),
+        "the trace": (first.trace, last.trace, 3),
+        "the effective rank": (first.effective_rank, last.effective_rank, 3),
+    }
+    moved = [f"{name} goes {number(a.value, n)} -> {number(b.value, n)}" for name, (a, b, n) in pairs.items() if apart(a, b)]
+    still = [name for name, (a, b, _) in pairs.items() if not apart(a, b)]
+    words = [", ".join(moved)] if moved else []
+    return "; ".join([*words, f"no change of {listed(still)} stands out"] if still else words)
+
+
+def _within(value: float, error: float) -> Estimate:
+    return Estimate(value, math.nan, (value - error, value + error), 1)
 
 
 def trajectory_table(result: SpectrumTrajectory) -> RenderableType:

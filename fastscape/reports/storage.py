@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastscape._checks import first_line
+from fastscape.estimators.intervals import Estimate
+from fastscape.reports.numbers import interval
 
 Arrays = dict[str, NDArray[Any]]
 KINDS: dict[str, type] = {}  # classes of results by the kind of their files
@@ -131,9 +133,15 @@ def read(path: str | Path) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """JSON data without arrays and with NaN and inf as null, for other programs to read."""
+    """JSON data without arrays and with NaN and inf as null, for other programs to read.
+
+    An :class:`Estimate` has beside its fields the text that a table shows, ``"shown"``; a withheld interval is null.
+    """
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
+    if isinstance(value, Estimate):
+        known = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return plain(known | ({"interval": (None, None)} if value.withheld else {})) | {"shown": interval(value)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,69 +13,57 @@ from rich.table import Table
 from rich.text import Text
 
 from fastscape._checks import counted
-from fastscape.estimators import Analysis, Estimate
+from fastscape.estimators import Analysis
 from fastscape.estimators.flags import SIGN_MIXING
 from fastscape.estimators.scalars import MIN_DIRECTIONS
+from fastscape.reports.leads import (
+    CHANGE,
+    DEFINITIONS,
+    M_TAU,
+    SPREAD,
+    change_word,
+    lead_rows,
+    m_tau_text,
+    movements,
+    reasons,
+    spectrum_leads,
+)
+from fastscape.reports.numbers import SIGNIFICANT as SIGNIFICANT
+from fastscape.reports.numbers import cell as cell
+from fastscape.reports.numbers import interval as interval
+from fastscape.reports.numbers import number as number
+from fastscape.reports.numbers import p_text as p_text
+from fastscape.reports.numbers import shown_p as shown_p
 
 if TYPE_CHECKING:
     from fastscape.reports.result import MultifractalResult, TrajectoryResult
-
-SIGNIFICANT = 0.05
+    from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 
 QUANTITIES = {
-    "c2": ("c2", "slope of var ln r; < 0: heterogeneity grows toward small radii"),
+    "h_mean": ("mean h", "over directions d, |L(w + e d) - 2 L(w) + L(w - e d)| ~ e^h; 2 = smooth bowl"),
     "h_std": ("std h", "spread of h over directions"),
+    "c2": ("c2", "slope of var ln r over directions against ln e; < 0: they differ more at small radii"),
     "spread_ratio": ("spread ratio", "standard deviation of ln r at the finest over that at the coarsest scale"),
     "moved_mass": ("moved mass", "share of the measure that changes direction over the window"),
-    "m_tau_supported": ("M_tau, supported q", "deviation of tau(q) from a line, on the orders that the directions support"),
-    "m_tau": ("M_tau", "on all orders"),
+    "m_tau_supported": ("M_tau", "deviation of tau(q) from a line (Török & Bartha), on the orders that the directions support"),
+    "c1": ("c1", "slope of the mean of ln r; mean h where no response is 0"),
+    "m_tau": ("M_tau, all q", "on all orders"),
     "m_tau_pos": ("M_tau, q > 0", "without negative moments"),
     "lambda_tau": ("M_tau / kappa", "free of the q grid"),
     "alpha_width": ("alpha width", "alpha(q min) - alpha(q max)"),
-    "h_mean": ("mean h", "exponent of |response| (2 = quadratic)"),
     "h_median": ("median h", "of the directions"),
     "h_iqr": ("IQR of h", "of the directions"),
 }
 
 _FULL_WIDTH = 120  # columns from which a trajectory's table is whole, its cells wrapped if need be
 _PROSE = 40  # characters of a cell that is no number
-_FIRST_TO_GO = ("decades", "||w||", "accuracy", "mean h", "M_tau [95 %]", "loss", "std h")
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number for people: significant digits, words for what is missing."""
-    if value is None or math.isnan(value):
-        return "n/a"
-    return f"{value:.{digits}g}"
-
-
-def interval(estimate: Estimate | None) -> str:
-    """``value [low, high]``, rounded to two digits of the interval's width."""
-    if estimate is None:
-        return "n/a"
-    low, high = estimate.interval
-    width = high - low
-    if not (math.isfinite(width) and width > 0):
-        return f"{number(estimate.value)} [{number(low)}, {number(high)}]"
-    decimals = max(0, 1 - math.floor(math.log10(width)))
-    if decimals > 6:
-        return f"{estimate.value:.2e} [{low:.2e}, {high:.2e}]"
-    return f"{estimate.value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
-
-
-def cell(estimate: Estimate | None) -> str:
-    """As :func:`interval`, for a row of a table: the value alone where its interval is withheld, for which there is no room."""
-    return number(estimate.value) if estimate is not None and estimate.withheld else interval(estimate)
-
-
-def p_text(p: float) -> str:
-    """A p-value for people."""
-    return "n/a" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
-
-
-def shown_p(analysis: Analysis) -> float:
-    """P of c2; none where the measure hardly moves, which no p makes more of."""
-    return math.nan if analysis.scaling == "common" else analysis.p_value
+_FIRST_TO_GO = ("decades", "||w||", "accuracy", "loss", M_TAU, SPREAD, CHANGE)
+_VALUE = r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?"
+_MORE = r"-?\d+(?:\.\d+)?"
+_VALUES = re.compile(rf"{_VALUE}(?:\.\.{_MORE}|(?:, {_MORE})+)?(?!\w)")  # a number, a span of orders such as -1..2, or a list
+_PLACE = "\0"
+_LEADING = 8  # rows of a table that are read first
+_NAMED = 2  # checkpoints that a flag names; of more it says how many they are
 
 
 def scale_range(result: MultifractalResult) -> str:
@@ -133,20 +122,40 @@ def _loss_terms(result: MultifractalResult) -> str:
     return f"{samples:g} {'term' if samples == 1 else 'terms'} in {counted(result.meta['batches'], 'batch')}"
 
 
-def multifractal_table(result: MultifractalResult) -> RenderableType:
-    """One checkpoint: every value with its interval and meaning, then verdict and flags."""
+def multifractal_rows(result: MultifractalResult) -> list[tuple[str, str, str]]:
+    """Label, value and meaning of every number, in the order of reading: exponents, the change of their spread, M_tau, details."""
+    analysis, rows = result.analysis, []
+    for name, (label, meaning) in QUANTITIES.items():
+        value = interval(analysis.estimates.get(name))
+        if name == "m_tau_supported":
+            value = m_tau_text(analysis)
+        elif name == "moved_mass" and math.isfinite(analysis.moved_mass):
+            value = f"{100 * analysis.moved_mass:.2g} %"
+        rows.append((label, value, meaning))
+        if name == "h_std":
+            half = analysis.split_half
+            words = "of slopes in the fine and in the coarse half; 1: exponents belong to directions, 0: they do not"
+            rows.append(("split-half r", f"{number(half.r)}, p = {p_text(half.p)}", words))
+        elif name == "c2":
+            words = f"spread over directions: {change_word(analysis)}"
+            rows.append(("p (c2 = 0)", p_text(shown_p(analysis)), words))
+    return rows
+
+
+def multifractal_table(result: MultifractalResult, spectrum: SpectrumResult | None = None) -> RenderableType:
+    """One checkpoint: what is read first, of its spectrum too, then every value with its meaning, verdict and flags."""
     table = Table(title=f"Multifractal probe: {result.name}", title_justify="left", title_style="bold")
     for column in ("quantity", "value [95 %]", "meaning"):
         table.add_column(column)
+    for name, value in spectrum_leads(spectrum).items():
+        table.add_row(Text(name), Text(value), Text(DEFINITIONS[name]))
+    for index, row in enumerate(multifractal_rows(result)):
+        table.add_row(*map(Text, row), end_section=index + 1 == _LEADING)
+    table.add_section()
     table.add_row("loss", number(result.loss, 6), _loss_terms(result))
     if result.accuracy is not None:
         table.add_row("accuracy", f"{result.accuracy:.2%}", "of the same data")
     table.add_row("||w||", number(result.measured.weight_norm, 5), f"{result.meta['parameters']:,} parameters")
-    for name, (label, meaning) in QUANTITIES.items():
-        table.add_row(label, interval(result.analysis.estimates.get(name)), meaning)
-    table.add_row("p (c2 = 0)", p_text(shown_p(result.analysis)), "Student's t over directions")
-    half = result.analysis.split_half
-    table.add_row("split-half r", f"{number(half.r)}, p = {p_text(half.p)}", "1: exponents belong to directions; 0: they do not")
     table.add_row("scales", scale_range(result), "analysed window")
     table.add_row(
         "directions", f"{result.directions} in {counted(len(result.measured.counts), 'bank')}", result.meta["stop_reason"]
@@ -170,13 +179,10 @@ def trajectory_verdict(result: TrajectoryResult) -> str:
         few = f"{len(usable) - len(told)} with too few directions to tell"
         counts = f"{counts}, {few}" if told else few
     first, last = usable[0], usable[-1]
-    ends = " and ".join(
-        f"{word} {number(first.analysis.estimates[key].value)} -> {number(last.analysis.estimates[key].value)}"
-        for word, key in (("c2 goes", "c2"), ("std h", "h_std"))
-    )
+    moves = f"; from {first.name} to {last.name} {movements(first, last)}" if len(usable) > 1 else ""
     mixed = sum(signs_mix(point.analysis) for point in usable)
     why = f"; responses change sign in {mixed}" if mixed else ""
-    return f"{len(usable)} of {len(result.points)} checkpoints analysed: {counts}; from {first.name} to {last.name} {ends}{why}."
+    return f"{len(usable)} of {len(result.points)} checkpoints analysed: {counts}{moves}{why}."
 
 
 class Flagged(Protocol):
@@ -192,16 +198,61 @@ class Flagged(Protocol):
 
 
 def shared_flags(points: Sequence[Flagged]) -> list[str]:
-    """Every flag with the checkpoints that raise it."""
-    owners: dict[str, list[str]] = {}
-    for point in points:
-        for flag in point.flags:
-            owners.setdefault(flag, []).append(point.name)
-    total = len(points)
-    return [
-        f"{'all checkpoints' if len(names) == total and total > 1 else ', '.join(names)}: {flag}"
-        for flag, names in owners.items()
-    ]
+    """Every flag once, with the checkpoints that raise it; see :func:`merged`."""
+    return merged([(point.name, flag) for point in points for flag in point.flags], len(points))
+
+
+def merged(told: Sequence[tuple[str, str]], total: int) -> list[str]:
+    """Messages of several checkpoints, each once: of those that differ in numbers alone, one with the numbers' range.
+
+    Args:
+        told: name of a checkpoint and what is said of it.
+        total: checkpoints there are; one or two that share a message are named, more are counted.
+    """
+    groups: dict[str, list[tuple[str, list[str]]]] = {}
+    for name, words in told:
+        pattern, parts = _parted(words)
+        groups.setdefault(pattern, []).append((name, parts))
+    lines = []
+    for pattern, owners in groups.items():
+        pieces = pattern.split(_PLACE)
+        columns = list(zip(*(parts for _, parts in owners), strict=True))
+        text = pieces[0] + "".join(_together(column) + piece for column, piece in zip(columns, pieces[1:], strict=True))
+        lines.append(f"{_owners(list(dict.fromkeys(name for name, _ in owners)), total)}: {text}")
+    return lines
+
+
+def _parted(words: str) -> tuple[str, list[str]]:
+    """A message with a mark in place of every number, list of numbers and span of orders, and what stood there."""
+    parts: list[str] = []
+
+    def cut(match: re.Match[str]) -> str:
+        parts.append(match[0])
+        return _PLACE
+
+    return _VALUES.sub(cut, words), parts
+
+
+def _together(parts: Sequence[str]) -> str:
+    """What stands at one place of several messages: the numbers' range, all numbers of lists, or every span of orders."""
+    different = sorted(set(parts))
+    if len(different) == 1:
+        return different[0]
+    if any(".." in part for part in parts):
+        return " or ".join(different)
+    if any(", " in part for part in parts):
+        return ", ".join(sorted({item for part in parts for item in part.split(", ")}, key=_size))
+    return f"{min(parts, key=_size)} .. {max(parts, key=_size)}"
+
+
+def _size(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def _owners(names: Sequence[str], total: int) -> str:
+    if len(names) == total > 1:
+        return "all checkpoints"
+    return ", ".join(names) if len(names) <= _NAMED else f"in {len(names)} of {total} checkpoints"
 
 
 class RowsByWidth:
@@ -233,27 +284,33 @@ class RowsByWidth:
         return table
 
 
-def _trajectory_row(point: MultifractalResult) -> dict[str, str]:
-    estimates = point.analysis.estimates
-    return {
-        "checkpoint": point.name,
-        "loss": number(point.loss, 4),
-        "accuracy": "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
-        "||w||": number(point.measured.weight_norm, 4),
-        "c2 [95 %]": cell(estimates.get("c2")),
-        "p": p_text(shown_p(point.analysis)),
-        "M_tau [95 %]": cell(estimates.get("m_tau_supported")),
-        "mean h": number(estimates["h_mean"].value if estimates else None),
-        "std h": number(estimates["h_std"].value if estimates else None),
-        "decades": number(point.decades, 2),
-        "N": str(point.directions),
-    }
+def trajectory_rows(
+    result: TrajectoryResult, spectrum: SpectrumResult | SpectrumTrajectory | None = None
+) -> list[dict[str, str]]:
+    """A row per checkpoint: what is read first, of the spectrum too where it is there, then the state and the directions."""
+    return [
+        row
+        | {
+            "p": p_text(shown_p(point.analysis)),
+            "loss": number(point.loss, 4),
+            "accuracy": "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
+            "||w||": number(point.measured.weight_norm, 4),
+            "decades": number(point.decades, 2),
+            "N": str(point.directions),
+        }
+        for row, point in zip(lead_rows(result, spectrum), result.points, strict=True)
+    ]
 
 
-def trajectory_table(result: TrajectoryResult) -> RenderableType:
-    """One row per checkpoint, then verdict and flags (checkpoints that share a flag on one line)."""
-    rows = RowsByWidth("Multifractal probe along training", [_trajectory_row(point) for point in result.points], _FIRST_TO_GO)
-    flags = [Text(f"! {flag}", style="yellow") for flag in shared_flags(result.points)]
+def trajectory_flags(result: TrajectoryResult) -> list[str]:
+    """Every flag and every reason for an interval that is not there, once each."""
+    return [*merged(reasons(result.points), len(result.points)), *shared_flags(result.points)]
+
+
+def trajectory_table(result: TrajectoryResult, spectrum: SpectrumResult | SpectrumTrajectory | None = None) -> RenderableType:
+    """One row per checkpoint, then verdict and flags, each flag on one line."""
+    rows = RowsByWidth("Multifractal probe along training", trajectory_rows(result, spectrum), _FIRST_TO_GO)
+    flags = [Text(f"! {flag}", style="yellow") for flag in trajectory_flags(result)]
     return Group(rows, Text(trajectory_verdict(result), style="bold"), *flags)
 
 

@@ -80,10 +80,14 @@ def count_of(
 
 
 def _tiny(found: Array | None, bound: Array | None, limit: float) -> tuple[Outcome, str]:
-    """Whether every run's maximum is at most ``limit``: the largest rise found may deny it, only an upper bound can grant it."""
+    """Whether every run's maximum is at most ``limit``: the largest rise found may deny it, only an upper bound can grant it.
+
+    Here it is one of the quadratic model, where no rise exceeds it.
+    """
     if found is None or bound is None or not np.isfinite(found).any():
         return "not measured", "no run has the number"
-    words = f"rises of at least {number(float(np.nanmin(found)))} were found, bounded by {number(float(np.nanmax(bound)))}"
+    ends = number(float(np.nanmin(found))), number(float(np.nanmax(bound)))
+    words = f"rises of at least {ends[0]} were found, bounded by {ends[1]} in the quadratic model"
     outcome: Outcome = "not seen" if np.nanmax(found) > limit else "seen" if (bound <= limit).all() else "inconclusive"
     return outcome, words
 

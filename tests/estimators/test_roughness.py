@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fastscape.estimators.roughness import Trend, mean_estimate, minima, quadrature, second_difference_energy
+from fastscape.estimators.roughness import Trend, mean_count, mean_estimate, minima, quadrature, second_difference_energy
 
 GRIDS = (5, 6, 11, 41, 101)
 
@@ -115,15 +115,28 @@ def test_minima_do_not_depend_on_the_orientation_where_losses_tie(shape):
 
 def test_intervals_of_means_cover_as_often_as_they_say():
     rng = np.random.default_rng(2)
-    draws = rng.normal(3.0, 1.0, (3000, 8))
-    hits = [estimate.interval[0] <= 3.0 <= estimate.interval[1] for estimate in map(mean_estimate, draws)]
-    assert 0.94 < np.mean(hits) < 0.96
+    for draws, truth in ((rng.normal(3.0, 0.5, (3000, 8)), 3.0), (rng.chisquare(1, (3000, 8)), 1.0)):
+        hits = [estimate.interval[0] <= truth <= estimate.interval[1] for estimate in map(mean_estimate, draws)]
+        assert 0.93 < np.mean(hits) < 0.985
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+def test_intervals_of_counts_that_are_all_the_same_allow_for_the_others(share):
+    """Eight lines without a second minimum do not show that there is none: Student's interval of equal counts is a point."""
+    rng = np.random.default_rng(3)
+    found = [mean_count(1.0 + (rng.random(8) < share)) for _ in range(2000)]
+    assert np.mean([estimate.interval[0] <= 1 + share <= estimate.interval[1] for estimate in found]) >= 0.92
+    same = mean_count(np.ones(8))
+    assert same.interval == pytest.approx((0.025 ** (1 / 8), 2 - 0.025 ** (1 / 8)))
+    assert mean_count(np.zeros(20)).interval[0] == 0.0
+    assert mean_count(np.ones(3)).withheld == "3 directions; at least 4"
 
 
 def test_means_leave_out_what_is_not_finite_and_count_the_rest():
     found = mean_estimate(np.array([1.0, np.nan, 3.0, np.inf]))
     assert (found.value, found.n) == (2.0, 2)
-    assert found.interval[0] == 0.0  # a variance is not negative
+    assert found.withheld == "2 values; at least 4"
+    assert mean_estimate(np.array([1.0, np.nan, 3.0, 40.0, 0.1])).interval[0] > 0.0  # a variance is positive
     assert math.isnan(mean_estimate(np.array([np.nan])).value)
     assert math.isnan(mean_estimate(np.array([1.0])).stderr)
 

@@ -8,8 +8,10 @@ import torch
 from estimators.matrices import outlier_spectrum, planted
 from scipy import stats
 
+from fastscape.estimators import Estimate
 from fastscape.estimators.gram_schmidt import random_rows
 from fastscape.estimators.lanczos import BlockLanczos
+from fastscape.estimators.positive import skewed_mean
 from fastscape.estimators.trace import (
     continue_with,
     data_stderr,
@@ -77,6 +79,45 @@ def test_intervals_of_the_variance_of_few_skewed_forms_cover_with_the_kurtosis(s
     truth, kurtosis = 2 * (square - float((torch.diagonal(matrix) ** 2).sum())), 3 + 12 * np.sum(spectrum**4) / square**2
     estimates = [directional_variance(forms_of(matrix, signs(probes, seed))[0], kurtosis) for seed in range(RUNS)]
     assert coverage([e.interval for e in estimates], truth) >= 0.92
+
+
+@pytest.mark.parametrize("n", [10, 25])
+def test_the_variance_of_normal_forms_has_its_classical_interval(n):
+    """(n - 1) s^2 / chi^2 where the jackknife finds no more than a kurtosis of 3."""
+    forms = stats.norm.ppf((np.arange(n) + 0.5) / n)  # flatter tails than a sample has on average
+    variance = forms.var(ddof=1)
+    expected = [(n - 1) * variance / stats.chi2.ppf(tail, n - 1) for tail in (0.975, 0.025)]
+    assert directional_variance(forms, 3.0).interval == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("spectrum", [np.linspace(0.5, 1.5, SIZE), 1 / np.arange(1, SIZE + 1), np.array([40.0] + [0.01] * 119)])
+def test_the_variance_of_forms_is_at_most_twice_the_trace_of_the_square(spectrum):
+    matrix, square = planted(spectrum), float(np.sum(spectrum**2))
+    truth, kurtosis = 2 * (square - float((torch.diagonal(matrix) ** 2).sum())), 3 + 12 * np.sum(spectrum**4) / square**2
+    known = Estimate(square, 0.0, (square, square), 9)
+    found = [directional_variance(forms_of(matrix, signs(11, seed))[0], kurtosis, known) for seed in range(RUNS)]
+    assert coverage([e.interval for e in found], truth) >= 0.92
+    assert all(e.interval[1] <= max(2 * square, e.value) for e in found)
+    alone = [directional_variance(forms_of(matrix, signs(11, seed))[0], kurtosis) for seed in range(RUNS)]
+    assert np.mean([e.interval[1] for e in found]) < np.mean([e.interval[1] for e in alone])
+
+
+@pytest.mark.parametrize("matrix", ["slow", "spiked"])
+def test_squares_of_few_probes_are_covered_on_a_logarithmic_scale(matrix):
+    spectrum = {"slow": 1 / np.arange(1, SIZE + 1), "spiked": np.array([10.0, 6.0] + [0.05] * (SIZE - 2))}[matrix]
+    squares = [forms_of(planted(spectrum), signs(8, seed))[1] for seed in range(RUNS)]
+    truth = float(np.sum(spectrum**2))
+    assert coverage([skewed_mean(values).interval for values in squares], truth) >= 0.91
+    assert coverage([mean_estimate(values).interval for values in squares], truth) < 0.91
+
+
+def test_the_effective_rank_is_positive_at_both_ends_and_withheld_where_the_trace_may_be_zero():
+    forms, squares = np.array([1.0, 9.0, 2.0, 4.0]), np.array([1.0, 60.0, 4.0, 12.0])
+    found, _ = effective_rank(forms, squares)
+    low, high = found.interval
+    assert 0 < low < found.value < high
+    assert low * high == pytest.approx(found.value**2, rel=1e-9)
+    assert effective_rank(forms - 4.0, squares)[0].withheld == "the trace may be zero"
 
 
 def test_variance_of_few_forms_has_no_interval_of_its_own():

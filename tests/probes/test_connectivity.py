@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
+from fastscape.estimators.positive import rounded
 from fastscape.probes import barrier, barriers, connect
 from fastscape.probes.end_points import distinct
 from fastscape.reports.connectivity import BarrierMatrix, BarrierResult, CurveResult
@@ -235,6 +236,20 @@ def test_intervals_are_of_paired_differences(mlps, batches):
     assert 1.96 < (high - found.linear.value) / found.linear.stderr < 4
     assert low < found.linear.value
     assert found.end.value <= found.linear.value + 1e-12 <= found.max.value + 1e-12
+
+
+def test_a_barrier_known_to_its_own_size_is_shown_without_interval_and_asks_for_samples(mlps, batches):
+    few = [(inputs[:12], targets[:12]) for inputs, targets in batches[:1]]
+    found = barrier(objective_of(mlps[0], few), None, mlps[1], start=11, points=11)
+    low, high = found.linear.interval
+    span = float(np.ptp(found.losses))
+    assert high - low > span
+    enough = 12 * (2 * (high - found.linear.value) / found.linear.value) ** 2
+    assert found.linear.withheld == f"12 samples; about {rounded(enough)} for a factor of 3"
+    assert f"{found.linear.value:.3g}, interval n/a (12 samples; about" in found.summary()
+    many = barrier(objective_of(mlps[0], batches), None, mlps[1], start=11, points=11)
+    assert many.linear.withheld == ""
+    assert many.max.withheld == ""
 
 
 def test_the_interval_holds_the_barrier_of_the_data_that_samples_come_from(mlps):

@@ -22,7 +22,7 @@ module = importlib.import_module("fastscape.probes.signature")  # the name in th
 
 QUICK = {
     "spectrum": {"nodes": 12, "targets": {"eigenvalues": 1e-2, "trace": None}},
-    "slice": {"count": 3, "points": 11},
+    "slice": {"count": 4, "points": 11},
     "sharpness": {"restarts": 1, "steps": 4, "products": 6, "samples": 4},
     "temperature": {"products": 4},
 }

@@ -56,6 +56,22 @@ def test_a_bowl_has_its_closed_form_roughness_and_none_detrended(h, reach):
     assert any("within the rounding" in flag for flag in found.flags)
 
 
+def test_random_lines_are_as_many_as_a_factor_of_three_takes(tanh_objective):
+    found = fs.slice1d(tanh_objective, points=5)
+    assert len(found.losses) == 32
+    low, high = found.roughness.interval
+    assert 0 < low < found.roughness.value < high < 3 * found.roughness.value
+    assert found.roughness.withheld == ""
+    few = fs.slice1d(tanh_objective, points=5, count=5)
+    assert few.roughness.withheld == "5 directions; at least 8"
+    assert f"{few.roughness.value:.3g}, interval n/a (5 directions; at least 8)" in few.summary()
+
+
+def test_a_budget_leaves_as_many_lines_as_fit(tanh_objective, monkeypatch):
+    monkeypatch.setattr(fs.runs.budget.Budget, "admits", lambda budget, *_: True)
+    assert len(fs.slice1d(tanh_objective, points=3, budget="60s").losses) == 32
+
+
 def test_a_ripple_on_a_bowl_is_roughness():
     found = fs.slice1d(bowl(ripple=0.01), ALONG[:1], radius=1.0, scale="unit", points=81)
     assert found.detrended.value == pytest.approx(0.01**2 / 2, rel=0.05)

@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
+from fastscape.estimators.positive import useful
+from fastscape.estimators.trace import directional_variance
 from fastscape.evaluation.curvature import CurvatureOperator
 from fastscape.probes.spectral import SpectralRun
 from fastscape.probes.spectral_state import Goals
@@ -206,6 +208,43 @@ def test_intervals_of_a_run_that_stops_itself_cover_on_a_slow_decay(nodes, k, tr
         inside = [getattr(run, name).interval[0] <= truth <= getattr(run, name).interval[1] for run in runs]
         assert np.mean(inside) >= 0.86, name
     assert min(run.meta["probes"][1] for run in runs) >= 8
+
+
+SLOW, SPIKED = 1 / np.arange(1, 81), np.concatenate([[10.0, 6.0], np.abs(np.random.default_rng(0).normal(0, 0.1, 78))])
+FLAT = np.linspace(0.8, 1.2, 80)
+
+
+@pytest.mark.parametrize("spectrum", [FLAT, SLOW, SPIKED], ids=["flat", "slow", "spiked"])
+def test_a_run_without_a_target_has_eight_probes_of_what_the_basis_leaves_and_covers(spectrum):
+    """Taking the smaller of two errors covered 81 % of the traces, and Student's t of four squares 81 to 95 %."""
+    matrix, square = planted(spectrum), float(np.sum(spectrum**2))
+    objective = quadratic(matrix)
+    runs = [measured(run_of(Dense(matrix), objective, nodes=8, k=1, trace=None, seed=seed), "hessian") for seed in range(80)]
+    assert {run.trace.n for run in runs} == {run.trace_square.n for run in runs} == {8}
+    assert {run.meta["trace_estimator"] for run in runs} == {"deflated"}, "whatever the probes say"
+    for name, truth in (("trace", spectrum.sum()), ("trace_square", square), ("effective_rank", spectrum.sum() ** 2 / square)):
+        ends = [getattr(run, name).interval for run in runs if not getattr(run, name).withheld]
+        assert len(ends) > 70
+        assert np.mean([low <= truth <= high for low, high in ends]) >= 0.87, name  # below that, 95 % has a chance of 5e-3
+    assert min(run.trace_square.interval[0] for run in runs) > 0
+
+
+def test_intervals_that_say_nothing_are_withheld_with_what_would_do():
+    mixed = np.concatenate([[10.0, 6.0], np.random.default_rng(0).normal(0.02, 0.05, 78)])
+    objective = quadratic(planted(mixed))
+    found = fs.spectrum(objective, 1, nodes=8, targets={"trace": None}, seed=3)
+    assert np.isnan(found.density.low).all(), "no band below 20 nodes"
+    share = found.density.negative_mass
+    assert share.withheld.startswith("between ")
+    assert "below zero" in found.summary()
+    assert "interval n/a (between" in found.summary()
+    few = useful(directional_variance(np.array([1.0, 30.0, 2.0, 3.0]), 15.0), "probe", 2)
+    assert few.withheld.startswith("4 probes; about ")
+    content = found.to_dict()["density"]["negative_mass"]
+    assert content["interval"] == [None, None]
+    assert content["shown"] == f"{share.value:.3g}, interval n/a ({share.withheld})"
+    fine = fs.spectrum(objective, 1, nodes=40, targets={"trace": None}, seed=3)
+    assert np.isfinite(fine.density.low).all()
 
 
 def test_same_seed_gives_the_same_probes_at_every_checkpoint(bulky):

@@ -257,6 +257,31 @@ def test_a_budget_ends_with_what_is_known(trained_mlp, digits):
     assert result.trace.value > 0
 
 
+def test_a_gradient_within_its_noise_leaves_a_lower_bound_of_the_noise_scale():
+    generator = torch.Generator().manual_seed(1)
+    inputs, targets = torch.randn(40, SIZE, generator=generator), torch.randn(40, 1, generator=generator)
+    solution = torch.linalg.lstsq(inputs, targets).solution
+    model = nn.Linear(SIZE, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(solution.T)
+    result = fs.temperature(
+        fs.Objective(model, [(inputs, targets)], criterion=F.mse_loss), batch_size=4, learning_rate=0.1, products=0
+    )
+    low, high = result.noise_scale.interval
+    assert high == math.inf
+    assert f"noise scale of at least {low:.3g} samples" in result.verdict().lower()
+    rows = {quantity.label: quantity.value for quantity in result.section().quantities}
+    assert rows["noise scale"] == f">= {low:.3g}"
+    assert result.to_dict()["noise_scale"]["shown"] == f">= {low:.3g}"
+
+
+def test_the_noise_of_few_samples_is_shown_without_an_interval():
+    *_, objective = regression(5)
+    result = fs.temperature(objective, batch_size=2, learning_rate=0.1, products=0)
+    assert result.trace.withheld == "5 units; at least 8"
+    assert "interval n/a (5 units; at least 8)" in result.summary()
+
+
 def test_samples_more_balanced_than_independent_draws_are_flagged():
     inputs = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     objective = fs.Objective(

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import re
 
 import matplotlib as mpl
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
+from fastscape.estimators.positive import BY_MODEL
 from fastscape.reports import figures, storage, tables
 from fastscape.reports.html import write_html
 
@@ -372,3 +374,37 @@ def test_one_of_a_thing_is_singular(result):
     one = dataclasses.replace(result, measured=single).reanalyse()
     assert "1 in 1 bank " in one.summary()
     assert repr(one).startswith("<MultifractalResult 'step30': 1 direction at 8 scales, no multifractal numbers")
+
+
+ESTIMATES = [
+    (fs.Estimate(2.0, 0.5, (1.0, 4.0), 9), "2.0 [1.0, 4.0]"),
+    (
+        fs.Estimate(2.0, 0.5, (0.1, 40.0), 8, "", "8 probes; about 32 for a factor of 3"),
+        "2, interval n/a (8 probes; about 32 for a factor of 3)",
+    ),
+    (fs.Estimate(2.0, math.nan, (math.nan, math.nan), 1), "2, interval n/a"),
+    (fs.Estimate(math.nan, math.nan, (math.nan, math.nan), 0, "", "1 direction; at least 8"), "n/a (1 direction; at least 8)"),
+    (fs.Estimate(math.nan, math.nan, (math.nan, math.nan), 0), "n/a"),
+    (fs.Estimate(120.0, 50.0, (30.0, math.inf), 64), ">= 30"),
+    (fs.Estimate(math.inf, math.nan, (30.0, math.inf), 64), ">= 30"),
+    (fs.Estimate(1.0, 50.0, (-math.inf, 3.0), 64), "<= 3"),
+    (fs.Estimate(1.0, 50.0, (-math.inf, math.inf), 64), "1, interval n/a"),
+    (fs.Estimate(0.003, 0.003, (0.0, 0.009), 64), "0.0030 [0.0000, 0.0090]: not distinguishable from 0"),
+    (fs.Estimate(0.2, math.nan, (0.2, 0.5), 3, BY_MODEL), ">= 0.2 (<= 0.5 in the quadratic model)"),
+    (fs.Estimate(0.0, 0.0, (0.0, 0.0), 3), "0 [0, 0]"),
+]
+
+
+@pytest.mark.parametrize(("estimate", "words"), ESTIMATES)
+def test_an_estimate_is_an_interval_a_reason_or_a_bound_on_terminals_and_in_json(estimate, words):
+    assert tables.interval(estimate) == words
+    content = storage.plain({"nested": [estimate]})["nested"][0]
+    assert content["shown"] == words
+    if estimate.withheld:
+        assert (content["interval"], content["withheld"]) == ([None, None], estimate.withheld)
+    json.dumps(content, allow_nan=False)
+
+
+def test_units_stand_behind_the_numbers():
+    assert tables.interval(fs.Estimate(34.0, 3.0, (31.0, 37.0), 9), unit=" %") == "34.0 [31.0, 37.0] %"
+    assert tables.interval(fs.Estimate(34.0, 3.0, (0.0, 97.0), 9, "", "a reason"), unit=" %") == "34 %, interval n/a (a reason)"

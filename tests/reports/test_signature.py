@@ -159,6 +159,17 @@ def test_normalized_sharpness_reaches_from_the_rise_found_to_the_quadratic_bound
     assert "'sam'" in found.missing["normalized_sharpness"]
 
 
+def test_the_upper_end_of_normalized_sharpness_is_named_a_bound_of_the_quadratic_model():
+    found = Signature.of(sharp(2e-5, 5e-5), barrier())
+    rows = {quantity.label: quantity.value for quantity in found.section().quantities}
+    assert rows["NS_eps"] == ">= 2e-05 (<= 5e-05 in the quadratic model)"
+    assert found.to_dict()["normalized_sharpness"]["shown"] == rows["NS_eps"]
+    assert "bound of the quadratic model only" in found.meaning("normalized_sharpness")
+    isolated = next(verdict for verdict in found.warnings() if verdict.rule == "flat but isolated")
+    assert "in the quadratic model" in isolated.evidence
+    assert Signature.of(sharp(2e-5, 1e-5)).section().quantities[13].value == ">= 2e-05"
+
+
 def test_what_is_missing_has_its_reason():
     found = Signature.of(
         spectrum(), result("temperature", temperature=None, temperature_h=None, noise_scale=between(1, 2), notes=("Adam",))

@@ -1,0 +1,189 @@
+"""What is read first of a checkpoint: how sharp, whether a smooth bowl, and whether the spread over directions has a scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastscape.estimators import Analysis, Estimate
+from fastscape.estimators.changes import apart, excludes_none, paired, shares, usable
+from fastscape.estimators.scaling import Array
+from fastscape.reports.numbers import SIGNIFICANT, cell, interval, listed, number, shown_p
+
+if TYPE_CHECKING:
+    from fastscape.estimators.spectra import Stability
+    from fastscape.reports.result import MultifractalResult, TrajectoryResult
+    from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
+
+SHARPNESS, STABILITY = "lambda_max", "stability (1 = edge)"
+EXPONENT, SPREAD = "mean h (2 = smooth bowl)", "std h"
+SAME, FEW = "does not change with scale", "too few directions"
+C2, CHANGE, M_TAU = "c2 [95 %]", "spread over directions", "M_tau [95 %] (orders q)"
+
+DEFINITIONS: dict[str, str] = {
+    SHARPNESS: "largest eigenvalue of the Hessian; ~ where it has not converged",
+    STABILITY: "sharpness as the optimizer sees it over the one at which its step stops contracting; 1 is the edge of stability",
+    EXPONENT: (
+        "mean over directions d of the exponent h in |L(w + e d) - 2 L(w) + L(w - e d)| ~ e^h, the slope of ln r against ln e, "
+        "where r is that response and e the radius; a smooth bowl has 2"
+    ),
+    SPREAD: "standard deviation of h over directions; 0 where all respond alike",
+    C2: (
+        "slope against ln e of the variance of ln r over directions; negative: directions differ more at small radii, positive: "
+        "more at large ones, 0: the spread is the same at every scale"
+    ),
+    CHANGE: "whether their spread changes with scale: whether c2 differs from 0, by p of Student's t over directions",
+    M_TAU: (
+        "root-mean-square deviation of the mass exponent tau(q) from a straight line over the orders q that so many directions "
+        "determine, as Török & Bartha define it; tau(q) is the slope of ln sum_i p_i^q against ln e, p_i = r_i / sum r"
+    ),
+}
+
+
+def change_word(analysis: Analysis) -> str:
+    """Whether the spread over directions changes with scale, in words that an interval of c2 supports."""
+    if not analysis.valid:
+        return "n/a"
+    if analysis.scaling == "common":
+        return SAME
+    c2 = analysis.estimates["c2"]
+    if math.isnan(analysis.p_value):
+        return FEW if c2.withheld and "directions" in c2.withheld else "n/a"
+    if shown_p(analysis) > SIGNIFICANT:
+        return SAME
+    return f"changes with scale: larger at {'small' if c2.value < 0 else 'large'} radii"
+
+
+def orders_text(analysis: Analysis) -> str:
+    """The grid of M_tau on supported orders: ``-1..2``; empty where none is supported."""
+    orders = analysis.supported
+    return f"{orders[0]:g}..{orders[-1]:g}" if orders else ""
+
+
+def m_tau_text(analysis: Analysis, *, brief: bool = False) -> str:
+    """M_tau on its supported orders with its grid, or why there is none."""
+    found, grid = analysis.estimates.get("m_tau_supported"), orders_text(analysis)
+    if found is None:
+        return "n/a"
+    if not grid:
+        return "n/a" if brief else f"n/a ({found.withheld})" if found.withheld else "n/a"
+    return f"{cell(found) if brief else interval(found)} on q {grid}"
+
+
+def stability_text(stability: Stability | None) -> str:
+    """The ratio, a lower bound of it, or nothing; :attr:`Stability.reason` says why."""
+    if stability is None:
+        return "n/a"
+    if math.isfinite(stability.at_least):
+        return f">= {number(stability.at_least)}"
+    return number(stability.ratio)
+
+
+def spectrum_leads(point: SpectrumResult | None) -> dict[str, str]:
+    """Sharpness and stability, by name."""
+    if point is None:
+        return {}
+    mark = "" if not len(point.converged) or point.converged[0] else "~"
+    return {SHARPNESS: f"{mark}{number(point.lambda_max, 4)}", STABILITY: stability_text(point.stability)}
+
+
+def multifractal_leads(point: MultifractalResult) -> dict[str, str]:
+    """Exponents and the change of their spread, by name."""
+    analysis, estimates = point.analysis, point.analysis.estimates
+    return {
+        EXPONENT: cell(estimates.get("h_mean")),
+        SPREAD: cell(estimates.get("h_std")),
+        C2: cell(estimates.get("c2")),
+        CHANGE: change_word(analysis),
+        M_TAU: m_tau_text(analysis, brief=True),
+    }
+
+
+def lead_rows(
+    result: MultifractalResult | TrajectoryResult, spectrum: SpectrumResult | SpectrumTrajectory | None = None
+) -> list[dict[str, str]]:
+    """A row per checkpoint of what is read first; columns that no checkpoint has are left out."""
+    spectra = {point.name: point for point in _points(spectrum)} if spectrum is not None else {}
+    rows = [
+        {"checkpoint": point.name} | spectrum_leads(spectra.get(point.name)) | multifractal_leads(point)
+        for point in _points(result)
+    ]
+    names = list(dict.fromkeys(name for name in ("checkpoint", *DEFINITIONS) for row in rows if name in row))
+    whole = [{name: row.get(name, "n/a") for name in names} for row in rows]
+    return [
+        {name: row[name] for name in names if name != STABILITY or any(each[name] != "n/a" for each in whole)} for row in whole
+    ]
+
+
+def reasons(points: Sequence[MultifractalResult]) -> list[tuple[str, str]]:
+    """Checkpoint and words where c2, or M_tau alone, has no interval; :func:`fastscape.reports.tables.merged` gathers them.
+
+    A flag tells of signs that mix already.
+    """
+    found = []
+    for point in points:
+        for name, label in (("c2", "c2"), ("m_tau_supported", "M_tau")):
+            estimate = point.analysis.estimates.get(name)
+            if estimate is None or not estimate.withheld:
+                continue
+            if "both signs" not in estimate.withheld:
+                found.append((point.name, f"no interval of {label}: {estimate.withheld}"))
+            break
+    return found
+
+
+def _points(result: object) -> tuple[object, ...] | tuple[MultifractalResult, ...]:
+    return tuple(getattr(result, "points", (result,)))
+
+
+# ---------------------------------------------------------------------- what changed
+
+
+def changes(first: MultifractalResult, last: MultifractalResult) -> Mapping[str, Estimate]:
+    """Paired changes of mean h, std h and c2 from one checkpoint to another along the same directions; none where they differ."""
+    if not _same_directions(first, last):
+        return {}
+    counts = np.minimum(first.measured.counts, last.measured.counts).tolist()
+    parts = [_window(point, counts) for point in (first, last)]
+    kept = usable(*(log_r for log_r, _ in parts))
+    before, after = (shares(log_r[:, kept], x) for log_r, x in parts)
+    return {name: paired(before[name], after[name]) for name in before}
+
+
+def movements(first: MultifractalResult, last: MultifractalResult) -> str:
+    """Which leading numbers moved, with their ends; a movement is claimed only where its interval leaves out none."""
+    found, names = changes(first, last), {"c2": "c2", "h_mean": "mean h", "h_std": "std h"}
+    moved, still = [], []
+    for key, label in names.items():
+        start, end = first.analysis.estimates[key], last.analysis.estimates[key]
+        if (key in found and excludes_none(found[key])) or apart(start, end):
+            moved.append(f"{label} goes {number(start.value)} -> {number(end.value)}")
+        else:
+            still.append(label)
+    words = [", ".join(moved)] if moved else []
+    if still:
+        words.append(f"no change of {listed(still)} stands out")
+    return "; ".join(words)
+
+
+def _same_directions(first: MultifractalResult, last: MultifractalResult) -> bool:
+    """Whether both were probed along the same directions, and analysed as one measure over one window."""
+    probes = [dataclasses.replace(point.probe, radii=None, count=None, precision=None) for point in (first, last)]
+    single = all(len(point.analysis.windows) == len(point.analysis.pooled) == 1 for point in (first, last))
+    settings = [(point.analysis.settings.variant, point.analysis.settings.gamma) for point in (first, last)]
+    return single and probes[0] == probes[1] and settings[0] == settings[1]
+
+
+def _window(point: MultifractalResult, counts: Sequence[int]) -> tuple[Array, Array]:
+    """Gamma ln |response| ``[K, N]`` of the first directions of every bank over the analysed window, and ln e ``[K]``."""
+    start, stop = point.analysis.windows[0]
+    settings, measured = point.analysis.settings, point.measured
+    responses = measured.even if settings.variant == "even" else measured.odd
+    signed = np.concatenate([responses[bank, start:stop, :count] for bank, count in enumerate(counts)], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_r: Array = settings.gamma * np.log(np.abs(signed))
+    return log_r, np.log(measured.radii[start:stop])
