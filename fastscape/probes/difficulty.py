@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastscape._checks import counted, integer
 from fastscape._clock import now
+from fastscape._norms import untrained
 from fastscape.estimators.davidson import LeadingPair, RitzPairs, leading_pair
 from fastscape.estimators.difficulty import RICHARDSON, difficulty, dimensionless
 from fastscape.estimators.scaling import Array
@@ -263,6 +264,8 @@ class Difficulty:
             "full": "gradients of all data of the objective",
         }
         notes.append("squared gradient norms as given" if self._given else which[self.gradient])
+        if words := untrained(self.objective):
+            notes.append(words)
         if value and error > 0.1 * abs(value):
             notes.append(
                 f"O_k and O_2k differ by {error / abs(value):.0%}: the norm changes within {self.every} steps; lower every "

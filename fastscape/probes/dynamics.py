@@ -123,6 +123,9 @@ def temperature(
     check_memory(memory)
     _check_spectrum(objective, spectrum)
     rates, notes = effective_rates(objective, learning_rate, momentum, optimizer)
+    if spectrum is not None and objective.tracking and spectrum.meta.get("batch_norm", "running") != objective.batch_norm:
+        words = f"the spectrum is by {spectrum.meta.get('batch_norm', 'running')!r} statistics of batch norm, another function"
+        spectrum, notes = None, (*notes, f"{words}: tr H is estimated anew; pass optimizer= to fs.spectrum")
     clock = budget if isinstance(budget, Budget) else Budget(budget)
     settings: dict[str, object] = {
         "batch_size": size,

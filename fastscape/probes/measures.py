@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastscape._checks import first_line
+from fastscape._norms import untrained
 from fastscape._state import preserved_rng
 from fastscape.estimators import Estimate
 from fastscape.estimators.positive import shown_ends
@@ -141,7 +142,8 @@ def eigenvalues(visit: Visit, carried: Carried) -> Numbers:
         numbers.add("critical", stability.critical)
         reason = stability.reason or (f"{visit.warm_up}: a warm-up" if visit.warm_up else "")
         if reason:
-            numbers.notes.append(f"step {visit.step}: no stability ratio: {reason}")
+            place = "" if stability.reason == untrained(visit.objective) else f"step {visit.step}: "
+            numbers.notes.append(f"{place}no stability ratio: {reason}")
         else:
             numbers.add("stability_ratio", stability.ratio)
         if stability.preconditioned is not None and not math.isnan(stability.preconditioned):

@@ -47,7 +47,8 @@ class TrackRecord:
         head = self._file.lines[0].get("track")
         if not isinstance(head, dict):
             raise ValueError(f"path must be the record of a tracker, got {str(self._file.path)!r}; choose another file")
-        different = [name for name, value in settings.items() if head.get(name) != value]
+        earlier = {"batch_norm": "running"} | head  # before records said it
+        different = [name for name, value in settings.items() if earlier.get(name) != value]
         if different:
             raise ValueError(
                 f"path must be a record of the same run, got {str(self._file.path)!r} with other {', '.join(different)}; choose "

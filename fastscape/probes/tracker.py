@@ -111,6 +111,8 @@ class Tracker:
         self._most = integer("pending", pending, 1)
         settings = {"what": list(self.measures), "k": self.k, "seed": self.seed, "when": self.schedule.words()}
         self._meta = objective_meta(self.objective) | settings
+        if self.objective.tracking:
+            settings["batch_norm"] = self.objective.batch_norm
         self._record = TrackRecord(path, settings | {"data": self._meta["data_fingerprint"], "names": list(objective.names)})
         self.points: list[TrackPoint] = list(self._record.points)
         self.skipped: dict[int, SkippedPoint] = dict(self._record.skipped)

@@ -206,7 +206,7 @@ def _stability(stability: Stability | None, found: Contribution) -> None:
         return
     found.plain["critical_sharpness"] = stability.critical
     value, error = stability.ratio * stability.critical, stability.residual
-    reason = "; ".join(stability.notes) or "the optimizer's state does not tell"
+    reason = stability.reason or "; ".join(stability.notes) or "the optimizer's state does not tell"
     judged = Estimate(value, math.nan, (value - error, value + error), 1)
     found.put("preconditioned_sharpness", judged, reason)
     low, high = ((value + sign * error) / stability.critical for sign in (-1, 1))

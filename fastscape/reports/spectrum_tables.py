@@ -95,7 +95,7 @@ def raised(result: SpectrumResult) -> list[str]:
         flags.append("the trace varies more over batches than over probes: more data narrow it, more products do not")
     if result.meta.get("nan_products"):
         flags.append(f"{counted(result.meta['nan_products'], 'product')} of H held NaN or inf and are left out")
-    if result.stability is not None:  # of its notes the one that makes the ratio one of another loss
+    if result.stability is not None:  # of results that earlier versions saved: the ratio is that of another loss
         flags += [f"stability ratio: {note}" for note in result.stability.notes if note.startswith("batch norm")]
     return flags
 
@@ -204,16 +204,19 @@ def stability_rows(result: SpectrumResult) -> list[Row]:
     stability = result.stability
     if stability is None:
         return []
+    meaning = "1 = edge; the full batch alone does not decide for minibatches"
     rows: list[Row] = [
-        ("stability ratio", stability_text(stability), "1 = edge; the full batch alone does not decide for minibatches"),
+        ("stability ratio", stability_text(stability), f"none: {stability.reason}" if stability.reason else meaning),
         ("critical value", number(stability.critical, 5), edge_text(stability)),
         ("eta lambda_max", number(stability.eta_lambda, 4), "2 = edge of plain gradient descent"),
     ]
     if stability.preconditioned is not None:
-        rows.append(("preconditioned lambda_max", with_error(stability.preconditioned, stability.residual), "of P^-1 H"))
+        known = math.isfinite(stability.preconditioned)
+        value = with_error(stability.preconditioned, stability.residual) if known else "n/a"
+        rows.append(("preconditioned lambda_max", value, "of P^-1 H"))
     if stability.batch_sharpness is not None:
         rows.append(("batch sharpness", interval(stability.batch_sharpness), "mean g_B'H_B g_B / g_B'g_B over batches"))
-    return [*rows, *(("", "", note) for note in stability.notes)]
+    return [*rows, *(("", "", note) for note in stability.notes if not (stability.reason and stability.reason in note))]
 
 
 def cost_rows(result: SpectrumResult) -> list[Row]:

@@ -35,7 +35,10 @@ def statistics_meta(objective: Objective) -> dict[str, Any]:
     """Which statistics batch norm takes, which were asked for, and where layers keep running ones, the loss by either."""
     found: dict[str, Any] = {"batch_norm": objective.batch_norm, "batch_norm_asked": objective.batch_norm_asked}
     if objective.by_batch:
-        found["statistics"] = dataclasses.asdict(objective.statistics())
+        try:
+            found["statistics"] = dataclasses.asdict(objective.statistics())
+        except KeyboardInterrupt:  # results are made of what was evaluated, after an interrupt too
+            return found
     return found
 
 

@@ -247,3 +247,21 @@ def test_the_doctor_says_both_losses():
     assert fs.doctor(objective(model, batch_norm="batch"))["batch norm"].severity == "ok"
     single = [(x[None], y[None]) for x, y in zip(*data()[0], strict=True)]
     assert "cannot be had" in fs.doctor(objective(model, single))["batch norm"].found
+
+
+def test_a_trace_of_the_other_function_is_not_taken_for_the_temperature():
+    model, batches = net(), data(count=96, size=8)
+    made = objective(model, batches)
+    options = {"batch_size": 8, "learning_rate": RATE, "products": 4}
+    other = fs.temperature(made, spectrum=fs.spectrum(made, 1, nodes=4), **options)
+    assert any("tr H is estimated anew" in note for note in other.notes)
+    own = fs.temperature(made, spectrum=fs.spectrum(made, 1, nodes=4, optimizer=sgd(model)), **options)
+    assert not any("another function" in note for note in own.notes)
+
+
+def test_a_record_by_other_statistics_is_not_continued(tmp_path):
+    made = objective(net().train())
+    fs.Tracker(made, when=(0,), path=str(tmp_path / "r.jsonl"), what=("loss",)).finish()
+    with pytest.raises(ValueError, match="with other batch_norm"):
+        fs.Tracker(made.normalised("running"), when=(0,), path=str(tmp_path / "r.jsonl"), what=("loss",))
+    fs.Tracker(made, when=(0,), path=str(tmp_path / "r.jsonl"), what=("loss",))

@@ -60,6 +60,17 @@ def test_repeated_eigenvalues_are_not_seen_where_gaps_are_resolved():
     assert claims({"resolved": resolved}, 1e-2)[0].outcome == "not seen"
 
 
+def test_running_statistics_decide_nothing_and_are_told():
+    values = {"trace": {"MLP": HIGH, "ResNet-18": LOW}}
+    plain = next(claim for claim in claims(values, 1e-2) if "trace of ResNet-18" in claim.claim)
+    beside = {"trace": {"ResNet-18": 100 * HIGH}}
+    found = next(claim for claim in claims(values, 1e-2, beside) if "trace of ResNet-18" in claim.claim)
+    assert (plain.outcome, found.outcome) == ("not seen", "not seen")
+    assert found.evidence.startswith(f"{plain.evidence}; by running statistics seen: ResNet-18 1.07e+04")
+    other = next(claim for claim in claims(values, 1e-2, beside) if "Transformer is flat" in claim.claim)
+    assert "running" not in other.evidence
+
+
 def test_a_saved_study_is_loaded_by_a_process_that_has_made_none(tmp_path):
     StudyResult("quick", None, {"networks": {}}, (), {}, {}).save(tmp_path / "study.npz")
     code = f"import fastscape as fs; print(type(fs.load({str(tmp_path / 'study.npz')!r})).__name__)"

@@ -9,15 +9,23 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from norms import data, net, objective, top
+from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
 from fastscape.cli import main
 from fastscape.cli import study as command
+from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.reports.html import write_html
 from fastscape.study import study as driver
+from fastscape.study.measure import Measurement
+from fastscape.study.page import table1
 from fastscape.study.plan import quick, slug
+from fastscape.study.result import RunResult, StudyResult
+from fastscape.study.training import TrainingOutcome
 
 DIGITS = partial(zoo.digits, samples=128)
 
@@ -167,6 +175,35 @@ def test_a_process_that_has_not_heard_of_studies_loads_one(whole, tmp_path):
     script = f"import fastscape as fs; print(fs.load({str(file)!r}).verdict())"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert found.stdout.strip() == whole[0].verdict(), found.stderr
+
+
+def test_networks_with_batch_norm_are_signed_by_both_statistics_and_judged_by_the_batch_s():
+    model = net()
+    plan = dataclasses.replace(quick(1), seconds=20.0, lines=2, line_points=5, plane=5, k=1)
+    architecture = dataclasses.replace(plan.architectures[0], name="Normed", batch_size=12)
+    moves = OptimizerState.of(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    measurement = Measurement(plan, architecture, moves, 24, path=None, told=lambda _: None)
+    made = objective(model)
+    signed, found = measurement.signed(made, "early", 3)
+    signatures, beside = measurement.running(made, "early", 3)
+    running = signatures["early"]
+    assert signed.lambda_max.value == pytest.approx(top(model, data(), "batch"), rel=1e-3)
+    assert signed.stability_ratio.value == pytest.approx(top(model, data(), "batch") * 0.05, rel=1e-3)
+    assert running.lambda_max.value == pytest.approx(top(model, data(), "running"), rel=1e-3)
+    assert running.stability_ratio is None
+    assert "early.temperature" in found
+    assert set(beside) == {f"early.running.{part}" for part in ("spectrum", "slice", "sharpness")}
+    plain = fs.Objective(zoo.mlp(hidden=(2,)), zoo.digits(samples=8), criterion=F.cross_entropy)
+    assert measurement.running(plain, "early", 3) == ({}, {})
+    outcome = TrainingOutcome(1.0, 1.0, None, 1.0, 1.0)
+    run = RunResult(
+        "Normed, seed 0", 9, "Normed", 0, 63, 3, outcome, np.ones(9), signed, signed, {}, {}, running={"early": running}
+    )
+    words = plan.words() | {"networks": {"Normed": ""}, "optimizers": {"Normed": ""}}
+    table = table1(StudyResult("quick", None, words, (run,), {}, {}))
+    assert [row["model"] for row in table.rows] == ["Normed", "Normed, running statistics"]
+    assert table.rows[0]["lambda_max"].startswith(f"{signed.lambda_max.value:.3g}")
+    assert table.rows[1]["lambda_max"].startswith(f"{running.lambda_max.value:.3g}")
 
 
 def test_the_command_writes_page_and_files(tmp_path, monkeypatch):
