@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,14 +45,16 @@ def examine(objective: Objective) -> Findings:
         ValueError: the loss of a batch is a sum over its samples.
     """
     narrow = torch.finfo(objective.dtype).bits < 32
-    with exact_arithmetic(objective.dtype):
-        try:
-            return _seen(objective, objective.dtype)
-        except (RuntimeError, NotImplementedError):  # an operation that the device has in wider dtypes alone
-            if not narrow:
-                raise
-    with exact_arithmetic(torch.float32):
-        return _seen(objective, torch.float32)
+    with warnings.catch_warnings():  # what a model warns of is told by the evaluations that give numbers
+        warnings.simplefilter("ignore")
+        with exact_arithmetic(objective.dtype):
+            try:
+                return _seen(objective, objective.dtype)
+            except (RuntimeError, NotImplementedError):  # an operation that the device has in wider dtypes alone
+                if not narrow:
+                    raise
+        with exact_arithmetic(torch.float32):
+            return _seen(objective, torch.float32)
 
 
 def _seen(objective: Objective, dtype: torch.dtype) -> Findings:
