@@ -104,7 +104,9 @@ def confirmed(objective: Objective, index: int, counts: Sequence[Callable[[Batch
             return None
         with exact_arithmetic(dtype):
             replica = Replica(objective, dtype, examined=False)
-            loss, first, second = (_loss_of(replica, batch) for batch in (whole, *halves))
+            replica.reset()
+            loss = float(replica.batch_loss(index)[0])
+            first, second = (_loss_of(replica, batch) for batch in halves)
     except Exception:  # the loss takes batches of this kind and size alone
         return None
     if not math.isfinite(loss + first + second) or abs(first - second) < _SAME * abs(loss):
