@@ -152,3 +152,22 @@ def test_a_forward_that_begins_to_write_is_refused():
     assert objective.loss() == objective.loss()
     with pytest.raises(RuntimeError, match="wrote into one not probed on batch 0"):
         objective.loss()
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        lambda o: fs.multifractal(o, fs.ProbeSettings(count=4), fs.AnalysisSettings(bootstrap=2, permutations=1)),
+        lambda o: fs.spectrum(o, k=1),
+        lambda o: fs.sharpness(o, restarts=1, steps=2, samples=4, products=6),
+        lambda o: fs.temperature(o, batch_size=2, learning_rate=0.1, products=0),
+        lambda o: fs.barriers(o, [o.model, Renorm("layer")], points=3, start=3),
+    ],
+)
+def test_results_of_every_kind_tell_it_once_also_when_loaded(probe, tmp_path):
+    objective = fs.Objective(Renorm("layer"), [(TOKENS, CLASSES)], criterion=F.cross_entropy, params="head.*")
+    result = probe(objective)
+    loaded = fs.load(result.save(tmp_path / "result"))
+    for found in (result, loaded):
+        assert [flag for flag in found.flags if "writes into" in flag] == list(objective.remarks)
+        assert "writes into" in " ".join(str(found).split())
