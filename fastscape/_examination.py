@@ -98,7 +98,7 @@ def confirmed(objective: Objective, index: int, counts: Sequence[Callable[[Batch
     try:
         whole = placed(objective.batches[index], objective.device, dtype)
         middle = _length(whole) // 2
-        halves = [map_tensors(whole, lambda tensor: tensor[:middle]), map_tensors(whole, lambda tensor: tensor[middle:])]
+        halves = [_part(whole, slice(middle)), _part(whole, slice(middle, None))]
         shares = [_share(*(count(half) for half in halves)) for count in counts]
         if len(shares) > 1 and max(shares) - min(shares) < _SAME:
             return None
@@ -156,7 +156,7 @@ def _ratio(objective: Objective, replica: Replica, outputs: Tensor | None) -> tu
             kept, twice = batch, (_twice(batch[0]), _twice(batch[1]))
             values = [_criterion_of(replica, taken) for taken in (pair, tuple(map(_twice, pair)))]
         else:
-            kept = _first(batch, max(2, _length(batch) // 2))  # the copies need no more memory than the batch
+            kept = _part(batch, slice(max(2, _length(batch) // 2)))  # the copies need no more memory than the batch
             twice = _twice(kept)
             values = [_loss_of(replica, taken) for taken in (kept, twice)]
     except Exception:  # the loss takes batches of this kind and size alone
@@ -177,11 +177,13 @@ def _loss_of(replica: Replica, batch: Batch) -> float:
 
 
 def _length(batch: Any) -> int:
-    """The leading dimension that all tensors of a batch share.
+    """The leading dimension that all tensors of a batch share, or the length of its lists.
 
     Raises:
         ValueError: they share none, or numbers stand beside them, which may count the samples.
     """
+    if _is_of_lists(batch):
+        return len(batch[0])
     if leaves(batch, (int, float)) or arrays_of(batch):
         raise ValueError("a batch must be of tensors alone to be cut and repeated")
     lengths = {tensor.shape[0] if tensor.ndim else 0 for tensor in tensors_of(batch)}
@@ -190,10 +192,23 @@ def _length(batch: Any) -> int:
     return lengths.pop()
 
 
-def _first(batch: Any, count: int) -> Any:
-    return map_tensors(batch, lambda tensor: tensor[:count])
+def _is_of_lists(batch: Any) -> bool:
+    """Whether every part of a batch is a list with an item per sample, as of images and their boxes."""
+    if type(batch) not in (tuple, list) or not all(isinstance(part, list) and tensors_of(part) for part in batch):
+        return False
+    return len({len(part) for part in batch}) == 1
+
+
+def _part(batch: Any, rows: slice) -> Any:
+    """Some samples of a batch."""
+    if _is_of_lists(batch):
+        return type(batch)(part[rows] for part in batch)
+    return map_tensors(batch, lambda tensor: tensor[rows])
 
 
 def _twice(batch: Any) -> Any:
+    """Every sample of a batch twice."""
     _length(batch)
+    if _is_of_lists(batch):
+        return type(batch)(part + map_tensors(part, Tensor.clone) for part in batch)
     return map_tensors(batch, lambda tensor: torch.cat([tensor, tensor]))
