@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,14 +45,16 @@ def examine(objective: Objective) -> Findings:
         ValueError: the loss of a batch is a sum over its samples.
     """
     narrow = torch.finfo(objective.dtype).bits < 32
-    with exact_arithmetic(objective.dtype):
-        try:
-            return _seen(objective, objective.dtype)
-        except (RuntimeError, NotImplementedError):  # an operation that the device has in wider dtypes alone
-            if not narrow:
-                raise
-    with exact_arithmetic(torch.float32):
-        return _seen(objective, torch.float32)
+    with warnings.catch_warnings():  # what a model warns of is told by the evaluations that give numbers
+        warnings.simplefilter("ignore")
+        with exact_arithmetic(objective.dtype):
+            try:
+                return _seen(objective, objective.dtype)
+            except (RuntimeError, NotImplementedError):  # an operation that the device has in wider dtypes alone
+                if not narrow:
+                    raise
+        with exact_arithmetic(torch.float32):
+            return _seen(objective, torch.float32)
 
 
 def _seen(objective: Objective, dtype: torch.dtype) -> Findings:
@@ -95,13 +98,15 @@ def confirmed(objective: Objective, index: int, counts: Sequence[Callable[[Batch
     try:
         whole = placed(objective.batches[index], objective.device, dtype)
         middle = _length(whole) // 2
-        halves = [map_tensors(whole, lambda tensor: tensor[:middle]), map_tensors(whole, lambda tensor: tensor[middle:])]
+        halves = [_part(whole, slice(middle)), _part(whole, slice(middle, None))]
         shares = [_share(*(count(half) for half in halves)) for count in counts]
         if len(shares) > 1 and max(shares) - min(shares) < _SAME:
             return None
         with exact_arithmetic(dtype):
             replica = Replica(objective, dtype, examined=False)
-            loss, first, second = (_loss_of(replica, batch) for batch in (whole, *halves))
+            replica.reset()
+            loss = float(replica.batch_loss(index)[0])
+            first, second = (_loss_of(replica, batch) for batch in halves)
     except Exception:  # the loss takes batches of this kind and size alone
         return None
     if not math.isfinite(loss + first + second) or abs(first - second) < _SAME * abs(loss):
@@ -151,7 +156,7 @@ def _ratio(objective: Objective, replica: Replica, outputs: Tensor | None) -> tu
             kept, twice = batch, (_twice(batch[0]), _twice(batch[1]))
             values = [_criterion_of(replica, taken) for taken in (pair, tuple(map(_twice, pair)))]
         else:
-            kept = _first(batch, max(2, _length(batch) // 2))  # the copies need no more memory than the batch
+            kept = _part(batch, slice(max(2, _length(batch) // 2)))  # the copies need no more memory than the batch
             twice = _twice(kept)
             values = [_loss_of(replica, taken) for taken in (kept, twice)]
     except Exception:  # the loss takes batches of this kind and size alone
@@ -172,11 +177,13 @@ def _loss_of(replica: Replica, batch: Batch) -> float:
 
 
 def _length(batch: Any) -> int:
-    """The leading dimension that all tensors of a batch share.
+    """The leading dimension that all tensors of a batch share, or the length of its lists.
 
     Raises:
         ValueError: they share none, or numbers stand beside them, which may count the samples.
     """
+    if _is_of_lists(batch):
+        return len(batch[0])
     if leaves(batch, (int, float)) or arrays_of(batch):
         raise ValueError("a batch must be of tensors alone to be cut and repeated")
     lengths = {tensor.shape[0] if tensor.ndim else 0 for tensor in tensors_of(batch)}
@@ -185,10 +192,23 @@ def _length(batch: Any) -> int:
     return lengths.pop()
 
 
-def _first(batch: Any, count: int) -> Any:
-    return map_tensors(batch, lambda tensor: tensor[:count])
+def _is_of_lists(batch: Any) -> bool:
+    """Whether every part of a batch is a list with an item per sample, as of images and their boxes."""
+    if type(batch) not in (tuple, list) or not all(isinstance(part, list) and tensors_of(part) for part in batch):
+        return False
+    return len({len(part) for part in batch}) == 1
+
+
+def _part(batch: Any, rows: slice) -> Any:
+    """Some samples of a batch."""
+    if _is_of_lists(batch):
+        return type(batch)(part[rows] for part in batch)
+    return map_tensors(batch, lambda tensor: tensor[rows])
 
 
 def _twice(batch: Any) -> Any:
+    """Every sample of a batch twice."""
     _length(batch)
+    if _is_of_lists(batch):
+        return type(batch)(part + map_tensors(part, Tensor.clone) for part in batch)
     return map_tensors(batch, lambda tensor: torch.cat([tensor, tensor]))

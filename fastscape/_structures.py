@@ -146,7 +146,7 @@ def _found(batch: object, wanted: Callable[[object], bool]) -> list[Any]:
     pending = [batch]
     while pending:
         value = pending.pop()
-        if id(value) in seen:
+        if id(value) in seen or (isinstance(value, _CONSTANT) and not wanted(value)):
             continue
         seen[id(value)] = value
         if wanted(value):

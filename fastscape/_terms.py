@@ -75,9 +75,9 @@ def weighting(
 ) -> Weighting:
     """The rule for the terms of batches whose loss does not tell them.
 
-    Of samples, labels without ignored ones, and those that follow another (the labels of causal language models), the rules of
-    which the shares of the batches depend are compared on the halves of a batch: the loss is the mean of theirs, weighted by the
-    right counts.
+    Samples, labels without ignored ones, and those that follow another (the labels of causal language models) are compared on
+    the halves of a batch: the loss is the mean of theirs, weighted by the right counts. Batches that all rules weigh alike need
+    none.
 
     Args:
         model: tells a causal language model.
@@ -92,9 +92,9 @@ def weighting(
     causal = any(_CAUSAL.search(type(module).__name__) for module in model.modules())
     rules = [shifted, labels, samples] if causal else [labels, shifted, samples]
     if not _matters(batches, rules):
-        if default is not None or len({count(batch) for batch in batches}) == 1 or labels_of(batches[0]) is not None:
-            return Weighting(default or samples)
-        rules = [samples]  # of rows, and no labels beside them
+        rules = [default or samples]
+        if len({rules[0].count(batch) for batch in batches}) == 1:
+            return Weighting(rules[0])
     if len(batches) == 1:
         return Weighting(default or rules[0])
     contradicted = ""
@@ -102,6 +102,8 @@ def weighting(
         agree = confirm(index, [rule.count for rule in rules])
         if agree is not None and any(agree):
             rule = rules[list(agree).index(True)]
+            if len(rules) == 1:
+                return Weighting(rule)
             words = f"batches are weighted by {rule.words}, as the halves of data[{index}] confirm; weight= says otherwise"
             return Weighting(rule, words)
         if agree is not None:

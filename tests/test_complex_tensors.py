@@ -91,7 +91,7 @@ def test_loss_and_hessian_are_those_of_complex_arithmetic(place, untouched):
 
 
 def test_half_precision_models_keep_complex64():
-    objective, x, y = problem("buffer", dtype=torch.bfloat16)
+    objective, _, _ = problem("buffer", dtype=torch.bfloat16)
     replica = objective.replica(torch.bfloat16)
     assert replica.module.model.phases.dtype == torch.complex64
     assert torch.equal(replica.module.model.phases, PHASES)

@@ -183,6 +183,40 @@ def test_samples_may_be_said():
         of(lambda batch: 2.5)
 
 
+def test_ragged_batches_whose_count_cannot_be_confirmed_are_told_as_a_guess():
+    """The loss of a graph is a mean over the nodes of a mask, which only the user knows."""
+    torch.manual_seed(0)
+
+    def batch(n):
+        return {"x": torch.randn(n, 4), "edges": torch.zeros(2, 3, dtype=torch.long), "y": torch.arange(n) % 3}
+
+    def loss(model, batch):
+        return F.cross_entropy(model(batch["x"]), batch["y"])
+
+    guessed = fs.Objective(nn.Linear(4, 3), [batch(6), batch(30)], loss=loss)
+    assert guessed.batch_weights == (6.0, 30.0)
+    assert "weighted by their samples, a guess: pass weight=" in guessed.remarks[0]
+    said = fs.Objective(nn.Linear(4, 3), [batch(6), batch(30)], loss=loss, weight=lambda batch: len(batch["y"]))
+    assert said.remarks == ()
+    plain = [{key: value for key, value in batch(n).items() if key != "edges"} for n in (6, 30)]
+    assert fs.Objective(nn.Linear(4, 3), plain, loss=loss).remarks == ()  # its halves confirm it
+
+
+def test_a_sum_over_a_list_of_images_is_measured():
+    def data(n):
+        return [torch.rand(3, 4, 4) for _ in range(n)], [{"label": torch.tensor([1])} for _ in range(n)]
+
+    def loss(model, batch, reduce=torch.sum):
+        terms = [F.cross_entropy(model(x.flatten()[None]), y["label"]) for x, y in zip(*batch, strict=True)]
+        return reduce(torch.stack(terms))
+
+    with pytest.raises(ValueError, match="loss must be a mean over the samples of a batch, got a sum"):
+        fs.Objective(nn.Linear(48, 3), [data(3), data(2)], loss=loss).loss()
+    mean = fs.Objective(nn.Linear(48, 3), [data(3), data(2)], loss=lambda model, batch: loss(model, batch, torch.mean))
+    assert mean.batch_weights == (3.0, 2.0)
+    assert mean.remarks == ()
+
+
 # ---------------------------------------------------------------------- sums
 
 

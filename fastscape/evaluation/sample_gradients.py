@@ -59,7 +59,7 @@ class Deviations:
 class SampleGradients:
     r"""Gradients :math:`g_k` of units, and their mean :math:`\bar g = \sum_k w_k g_k / \sum_k w_k` with w the terms of each.
 
-    A unit is a sample, that is an entry of the leading dimension of a batch (for token-level losses a sequence, not a token), or,
+    A unit is a sample (see :meth:`Objective.count`: a row of a batch; for token-level losses a sequence, not a token), or,
     for ``"two-batch"``, one of the objective's batches, or a group of samples where it has fewer than 8. Sample gradients come
     from ``vmap(grad)`` or from one backward each, whichever is faster on this model; ``vmap`` is taken only where it gives the
     same.
@@ -239,7 +239,7 @@ class SampleGradients:
         if deviation > _ADDS_UP * noise**0.5:  # not of NaN
             raise CoupledSamplesError(
                 f"sample gradients do not average to the gradient (off by {deviation / noise**0.5:.1e} of it): the samples of a "
-                "batch depend on each other, or are not its leading dimension"
+                "batch depend on each other, or are not its rows"
             )
 
     def _gradient(self, objective: Objective) -> list[Tensor]:

@@ -60,7 +60,7 @@ def temperature(
               \Sigma_B = \frac{\Sigma_1}{B}\Bigl(1 - \frac{B}{N}\Bigr), \qquad
               T_H = \frac{\eta}{2}\,\frac{\mathrm{tr}(H\Sigma_B)}{\mathrm{tr}\,H}
 
-    Sigma_1 is the covariance of the gradient of one *sample*: an entry of the leading dimension of a batch, a sentence where the
+    Sigma_1 is the covariance of the gradient of one *sample*: a row of a batch (:meth:`Objective.count`), a sentence where the
     loss is a mean over tokens. T matches the noise of a step, :math:`\eta^2 \Sigma_B`, to that of Langevin dynamics,
     :math:`2 \eta T` per parameter. With several learning rates :math:`T = \mathrm{tr}(\mathrm{diag}(\eta)\Sigma_B) / (2D)`, which
     is exact in one respect whatever the anisotropy: at a quadratic minimum and for small rates SGD's mean excess loss is

@@ -55,7 +55,7 @@ def sharpness(
         epsilon: radius: relative to \|w\| for ``"normalized"``, in units of the weights (rho) for ``"sam"``.
         variant: ``"normalized"``; ``"sam"``: one ball for all tensors, u not scaled; ``"asam"``: one ball, scaled by
             :math:`|w| + \eta`.
-        m: m-sharpness: mean over consecutive groups of m samples (leading dimension) of each group's own maximum, weighted by
+        m: m-sharpness: mean over consecutive groups of m samples (rows of batches) of each group's own maximum, weighted by
             terms; ``None`` for all data as one group.
         restarts: ascents: from the first-order maximiser, from that of the quadratic model, then from random points.
         steps: gradient steps of an ascent.

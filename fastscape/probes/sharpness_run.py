@@ -332,7 +332,7 @@ class SharpnessRun:
         if self.goals.m is not None and self.objective.batch_norm == "batch":
             yield "batch norm takes the statistics of every group of m samples"
         elif abs(self._mean([group.base for group in self.groups]) - self.loss) > _ADDS_UP * abs(self.loss):  # not of NaN
-            yield "the losses of the groups do not average to that of the data: its samples are not the leading dimension"
+            yield "the losses of the groups do not average to that of the data: its samples are not the rows of its batches"
 
     def _mean(self, values: list[float]) -> float:
         """Over groups, weighted by terms."""

@@ -89,6 +89,7 @@ class Track:
         self.radii, self.weight_norm = radii, directions.weight_norm
         self.eps_abs = radii * (1.0 if directions.scale == "unit" else directions.weight_norm)
         self.loss, self.accuracy = objective.evaluate_once()
+        self.meta["remarks"] = list(objective.remarks)
         self._batches = len(objective.batches) if self.probe.bank_batches == "rotate" else 1
         arithmetic = measured_in(objective, str(self.precision))
         self.meta |= arithmetic.meta

@@ -102,7 +102,7 @@ class TemperatureResult(Document):
                     f"Gradient norms per {unit}",
                     lambda ax: histogram(self, ax),
                     f"Norms of the gradient of every {unit}'s own mean loss, with their root mean square, and the norm of the "
-                    "mean gradient of the data. A sample is an entry of the leading dimension of a batch.",
+                    "mean gradient of the data. A sample is an entry of the leading dimension of a batch, or of its labels.",
                 ),
                 Figure(
                     "Gradient and noise",
