@@ -34,6 +34,7 @@ def test_shares_have_binomial_errors():
     cell = Cell("c2", "walk", 64, 0.95, 200, 160, 152)
     assert cell.share == 0.95
     assert cell.withheld == pytest.approx(0.2)
+    assert cell.wrong == pytest.approx(0.04)
     assert cell.error == pytest.approx(np.sqrt(0.95 * 0.05 / 160), rel=0.1)
     assert Cell("c2", "walk", 64, 0.95, 200, 200, 200).error > 0
     assert np.isnan(Cell("c2", "walk", 64, 0.95, 200, 0, 0).share)
@@ -67,7 +68,7 @@ def test_the_page_tells_the_lowest_the_withheld_and_the_false_alarms():
         Cell("p of c2 = 0", "change: walk", 64, 0.05, 200, 200, 199),
     ]
     text = page(cells, {"repetitions": 200, "seed": 3})
-    assert "| 64 | 2 | 93.0 | 91.0 ± 3.0 (network) | 95.0 ± 1.6 (walk) | 49 % |" in text
+    assert "| 64 | 2 | 93.0 | 91.0 ± 3.0 (network) | 95.0 ± 1.6 (walk) | 49 % | 5.0 % |" in text
     assert "| selected | 64 | 95 | 0.0 ± " in text
     assert "| p of c2 = 0 | nothing | 5.0 ± 0.9 |" in text
     assert "| p of c2 = 0 | change: walk | 99.5 ± " in text
