@@ -15,8 +15,10 @@ population value is known, with its binomial standard error: a 95 % interval sho
 the samples for which the result published an interval; how often it withheld one is said beside them, and a dash is where it
 always did. Seed {seed}.
 
-A sample that passes a gate only by luck is a selected one: cells with fewer than {few} published intervals tell little, and the
-summary leaves them out.
+Where an interval is published in some samples only, those are selected: near the limit of what n directions support, a sample
+that has missed the tail passes the gate, and the share covered falls although hardly any wrong interval is published. The column
+"wrong" therefore counts intervals that miss the truth among all samples, of which 5 % are expected. The summary leaves out cells
+with fewer than {few} published intervals.
 """
 FEW = 20  # published intervals
 WORDS = {
@@ -55,7 +57,10 @@ def _by(cells: Sequence[Cell], key: Callable[[Cell], str]) -> list[tuple[str, li
 
 
 def _summary(cells: Sequence[Cell]) -> str:
-    rows = ["| quantity | n | populations | mean | lowest | highest | withheld |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| quantity | n | populations | mean | lowest | highest | withheld | most wrong |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, found in _by(cells, lambda cell: cell.quantity):
         for n in sorted({cell.n for cell in found}):
             every = [cell for cell in found if cell.n == n]
@@ -64,14 +69,17 @@ def _summary(cells: Sequence[Cell]) -> str:
                 mean = sum(cell.share for cell in told) / len(told)
                 withheld = sum(cell.withheld for cell in every) / len(every)
                 ends = " | ".join(f"{_share(cell)} ({cell.problem})" for cell in (told[0], told[-1]))
-                rows.append(f"| {_words(name)} | {n} | {len(told)} | {100 * mean:.1f} | {ends} | {100 * withheld:.0f} % |")
+                wrong = max(cell.wrong for cell in every)
+                numbers = f"{len(told)} | {100 * mean:.1f} | {ends} | {100 * withheld:.0f} % | {100 * wrong:.1f} %"
+                rows.append(f"| {_words(name)} | {n} | {numbers} |")
     return "\n".join(rows) + "\n"
 
 
 def _table(cells: Sequence[Cell]) -> str:
-    rows = ["| problem | n | nominal | measured | withheld |", "|---|---|---|---|---|"]
+    rows = ["| problem | n | nominal | measured | withheld | wrong |", "|---|---|---|---|---|---|"]
     rows += [
-        f"| {cell.problem} | {cell.n} | {100 * cell.nominal:g} | {_share(cell)} | {100 * cell.withheld:.0f} % |"
+        f"| {cell.problem} | {cell.n} | {100 * cell.nominal:g} | {_share(cell)} | {100 * cell.withheld:.0f} % | "
+        f"{100 * cell.wrong:.1f} % |"
         for cell in cells
         if cell.reported or cell.n == max(other.n for other in cells if other.problem == cell.problem)
     ]
