@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 
 PROCESSOR_SECONDS = 600  # what no test needs, on any machine: work that takes more has no end
@@ -10,6 +11,12 @@ PROCESSOR_SECONDS = 600  # what no test needs, on any machine: work that takes m
 def limited(seconds=PROCESSOR_SECONDS):
     """A function for ``preexec_fn``: SIGXCPU ends the process after so much processor time."""
     return lambda: resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+
+
+def _prepare():
+    """As from a terminal: a shell that runs the tests in the background makes them ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    limited()()
 
 
 class Heard:
@@ -21,7 +28,7 @@ class Heard:
     def __init__(self, command, *, environment=None, **options):
         self._reader, writer = os.pipe()
         environment = (os.environ if environment is None else environment) | {"READY": str(writer)}
-        self.process = subprocess.Popen(command, env=environment, pass_fds=[writer], preexec_fn=limited(), **options)
+        self.process = subprocess.Popen(command, env=environment, pass_fds=[writer], preexec_fn=_prepare, **options)
         os.close(writer)
 
     def wait_until_ready(self):
