@@ -100,7 +100,7 @@ class _Line(AbstractContextManager["_Line"]):
             self._displacement = Displacement(self._replica.base, self._replica.scratch)
             self._branches = Branches()
             self._replica.reset()
-            recorded, self.base = self._loss(self._branches.recording), self._loss(self._branches.held)
+            recorded, self.base = self._branches.settled(self._loss)
             if recorded != self.base and not math.isnan(self.base):
                 unperturbed_loss(self._replica)  # refuses and says why, unless held pieces round otherwise: hardswish does
             self._stack = stack.pop_all()

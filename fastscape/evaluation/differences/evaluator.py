@@ -409,8 +409,7 @@ class DifferenceEvaluator:
             return found[0], found[1]
 
         replica.reset()
-        loss(branches.recording)
-        base = loss(branches.held)
+        base = branches.settled(loss)[1]
         displacement.select(directions, 0)
         return judged(losses, base, (directions.weight_norm or 1.0) / directions.length(0), form, size)
 
