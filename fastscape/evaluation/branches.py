@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastscape._structures import map_tensors, tensors_of
-from fastscape.evaluation.pieces import RULES, guarded, rule_of
+from fastscape.evaluation.pieces import RULES, decides, guarded, rule_of
 
 
 class BranchesChangedError(ValueError):
@@ -37,6 +37,17 @@ class Branches:
 
     def __init__(self) -> None:
         self._pieces: dict[int, list[tuple[str, Any]]] = {}
+
+    def settled(self, loss: Callable[[Callable[[int], AbstractContextManager[None]]], float]) -> tuple[float, float]:
+        """The loss as the pieces are recorded, and as they are held, of its evaluation in either mode.
+
+        Recorded again where a first forward sets up what later ones keep, as detectors do with the scales of their features.
+        """
+        recorded = loss(self.recording)
+        try:
+            return recorded, loss(self.held)
+        except BranchesChangedError:
+            return loss(self.recording), loss(self.held)
 
     @contextmanager
     def recording(self, batch: int) -> Iterator[None]:
@@ -72,7 +83,10 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         rule = rule_of(func, args, kwargs)
         if rule is None:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if decides(func, args, kwargs, out):
+                self._pieces.append((func._schema.name, map_tensors(out, Tensor.clone)))
+            return out
         name, in_place = rule
         if name not in RULES:
             self._pieces.append((name, [tensor.clone() for tensor in guarded(name, args, kwargs)]))
@@ -91,6 +105,9 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         rule = rule_of(func, args, kwargs)
+        if rule is None and self._next < len(self._pieces) and self._pieces[self._next][0] == func._schema.name:
+            self._next += 1
+            return map_tensors(self._pieces[self._next - 1][1], Tensor.clone)
         if rule is None:
             return func(*args, **kwargs)
         name, in_place = rule

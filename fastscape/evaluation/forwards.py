@@ -115,23 +115,25 @@ class _Line(AbstractContextManager["_Line"]):
         self._replica.widen_criterion()
         self._branches = Branches()
         try:
-            return self._loss(self._branches.recording), self._loss(self._branches.held)
+            return self._branches.settled(self._loss)
         except (RuntimeError, TypeError, ValueError, NotImplementedError):
             if plain is None:
                 raise
         self._replica.take_criterion(plain)
         self._branches = Branches()
-        return self._loss(self._branches.recording), self._loss(self._branches.held)
+        return self._branches.settled(self._loss)
 
     def _loss(self, mode: Callable[[int], AbstractContextManager[None]]) -> float:
         self.forwards += 1
-        parts = []
+        parts, recording = [], mode == self._branches.recording
+        if recording:
+            self._sensitivity = 0.0
         for index, weight in enumerate(self.objective.batch_weights):
             with mode(index):
                 loss, outputs = self._replica.batch_loss(index)
             parts.append(weight * loss.double())
             self._widened = loss.dtype == torch.float64 != self.dtype
-            if mode == self._branches.recording:
+            if recording:
                 self._sensitivity += weight / self.objective.samples * output_sensitivity(self._replica, index, outputs)
         return float(torch.stack(parts).sum()) / self.objective.samples
 

@@ -28,6 +28,15 @@ def rule_of(func: Any, args: Any, kwargs: Any) -> tuple[str, bool] | None:
     return key if key in RULES else bare, name != bare
 
 
+def decides(func: Any, args: Any, kwargs: Any, out: Any) -> bool:
+    """Whether an operation of another library than torch makes integers or masks of numbers, as torchvision's ``nms`` does."""
+    if func._schema.name.startswith("aten::"):
+        return False  # those are known by name
+    found, given = list(tensors_of(out)), tensors_of([*args, *kwargs.values()])
+    whole = all(not (tensor.is_floating_point() or tensor.is_complex()) for tensor in found)
+    return bool(found) and whole and any(tensor.is_floating_point() for tensor in given)
+
+
 def guarded(key: str, args: Any, kwargs: Any) -> list[Tensor]:
     """Arguments of an operation without a rule at which it has kinks, as long as they change."""
     values = REFUSED[key](args, kwargs) if key in REFUSED else [*args, *kwargs.values()]

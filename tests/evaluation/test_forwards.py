@@ -534,3 +534,38 @@ def test_a_model_may_write_into_the_indices_and_masks_it_was_given(decide):
     ]
     for path in ("forwards", None):
         np.testing.assert_allclose(fs.quadratic_forms(made, directions, path=path).curvature, expected, rtol=1e-5)
+
+
+@torch.library.custom_op("fastscape_tests::strongest", mutates_args=())
+def strongest(values: torch.Tensor) -> torch.Tensor:
+    """Places of the two largest values of each row, as a library's own suppression of boxes gives them."""
+    return values.topk(2, dim=1)[1].clone()
+
+
+class Detector(nn.Module):
+    """Keeps what another library's operation picks, and sets up a scale in its first forward."""
+
+    def __init__(self, library):
+        super().__init__()
+        self.layer, self.library, self.scale = nn.Linear(3, 4), library, None
+
+    def forward(self, inputs):
+        if self.scale is None:
+            self.scale = inputs.abs().max().round()
+        values = self.layer(inputs)
+        picked = strongest(values.detach()) if self.library else values.topk(2, dim=1)[1]
+        return values.gather(1, picked).square().sum(1) / (1 + 0 * self.scale)
+
+
+def test_choices_of_other_libraries_and_what_a_first_forward_sets_up_are_held():
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(9, 3, dtype=torch.float64), torch.zeros(9, dtype=torch.float64)
+    forms = []
+    for library in (True, False):
+        torch.manual_seed(1)
+        made = fs.Objective(Detector(library).double(), [(inputs, targets)], criterion=F.mse_loss)
+        directions = fs.Directions(made, 6)
+        forms.append(fs.quadratic_forms(made, directions, path="forwards").curvature)
+    exact = fs.quadratic_forms(made, directions).curvature
+    np.testing.assert_allclose(forms[0], exact, rtol=1e-5)
+    np.testing.assert_allclose(forms[1], exact, rtol=1e-5)

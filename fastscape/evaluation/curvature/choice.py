@@ -346,14 +346,21 @@ class Trial:
         """
         if self._borne_out is None or path.name in self._borne_out:
             return
-        vector = self._vectors((0,))
+        vector = self._vectors((0,)) if self._given is not None else self._gaussian()
         found = product(vector)
+        self.products += 1
         words, agrees = self._judged(vector, found, getattr(path, "error", 0.0) or 0.0, limit)
         nothing = not any(bool(part.any()) for part in found)
         if agrees is False or (nothing and agrees is None and (words or not path.exact)):
             raise UnsoundProductError(words or "its products are zero, and no losses near w bear that out")
         self.note = self.note or words
         self._borne_out.add(path.name)
+
+    def _gaussian(self) -> Parts:
+        """A vector along which nothing is still by chance, as it is along signs where two of them cancel."""
+        generator = torch.Generator().manual_seed(self._seed)
+        leaf = self.program.leaves[0]
+        return [torch.randn(1, *shape, generator=generator).to(leaf.device, leaf.dtype) for shape in self.program.layout.shapes]
 
     def _judged(self, vector: Parts, found: Parts, error: float, limit: float) -> tuple[str, bool | None]:
         first = [[part[0] for part in parts] for parts in (vector, found)]

@@ -2,19 +2,28 @@ r"""Products with the generalised Gauss-Newton matrix :math:`G = J^\top H_L J`, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp, linearize, vjp, vmap
 from torch.nn import functional as F
 
+from fastscape._batches import placed
 from fastscape._criteria import criterion_options
+from fastscape._replica import placed_criterion
+from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.curvature.forward import ForwardPath
 from fastscape.evaluation.curvature.paths import Product
+from fastscape.evaluation.curvature.point import UnsoundProductError
 from fastscape.evaluation.curvature.program import Parts, Program, quiet
 from fastscape.evaluation.curvature.reverse import derivative
+from fastscape.evaluation.nearby import Verdict, judged
+
+_STEP = 1e-5  # of the outputs, to difference gradients in float64
 
 _Curve = Callable[[Tensor], Tensor]
 
@@ -100,7 +109,11 @@ def loss_hessian(program: Program, batch: int, outputs: Tensor) -> _Curve:
     """The Hessian of a batch's loss in its outputs, as a function of blocks ``[K, *outputs]``; never materialised.
 
     In closed form for cross-entropy with class targets: w (diag p - p p') / sum of w, p the softmax; any other criterion by
-    reverse mode over its gradient (forward mode fails for squared errors: "ZeroTensors are immutable").
+    reverse mode over its gradient (forward mode fails for squared errors: "ZeroTensors are immutable"), held against its values
+    nearby, and by differences of its gradient in float64 where torch's second derivative is wrong at these outputs.
+
+    Raises:
+        UnsoundProductError: neither is that of the criterion.
     """
     criterion = program.replica.objective.criterion
     targets = program.replica.batches[batch][1]
@@ -114,7 +127,66 @@ def loss_hessian(program: Program, batch: int, outputs: Tensor) -> _Curve:
             found: Tensor = vmap(pull)(block)[0]
             return found.detach()
 
-    return curve
+    return _sound(curve, program, targets, outputs)
+
+
+def _sound(curve: _Curve, program: Program, targets: object, outputs: Tensor) -> _Curve:
+    """The curve, or differences of the criterion's gradient where losses nearby say that it is wrong."""
+    objective = program.replica.objective
+    try:
+        criterion = placed_criterion(objective.criterion, objective.device, torch.float64)
+        nearby = _Nearby(criterion, placed(targets, objective.device, torch.float64), outputs)
+        verdict = nearby.judge(curve)
+    except Exception:  # no float64, a kink without a rule: nothing to compare with
+        return curve
+    if verdict.agrees is not False:
+        return curve
+    if verdict.kink or nearby.judge(nearby.differences).agrees is False:
+        raise UnsoundProductError(
+            "the criterion has no second derivative at these outputs, or torch's is wrong (a norm at zero?); use fs.hessian, or "
+            "a criterion that is written out"
+        )
+    return nearby.differences
+
+
+class _Nearby:
+    """A criterion around some outputs, in float64."""
+
+    def __init__(self, criterion: Any, targets: object, outputs: Tensor) -> None:
+        self._criterion, self._targets, self._outputs = criterion, targets, outputs.double()
+        self._dtype, self._size = outputs.dtype, float(self._outputs.norm()) or 1.0
+        self._branches = Branches()
+        with torch.no_grad(), self._branches.recording(0):
+            criterion(self._outputs.clone(), targets)
+
+    def judge(self, curve: _Curve) -> Verdict:
+        """What values nearby say of a Hessian, along a random vector."""
+        along = torch.randn(self._outputs.shape, generator=torch.Generator().manual_seed(0)).to(self._outputs)
+        product = curve(along[None].to(self._dtype))[0].double()
+        length = float(along.norm())
+        size, form = float(product.norm()) * length / math.sqrt(along.numel()), float((along * product).sum())
+        return judged(
+            lambda h: (self._value(along, h), self._value(along, -h)), self._value(along, 0), self._size / length, form, size
+        )
+
+    def differences(self, block: Tensor) -> Tensor:
+        """Products with a block by central differences of the gradient."""
+        found = []
+        for along in block.double():
+            length = float(along.norm())
+            step = _STEP * self._size / length if length else 1.0
+            sides = (self._gradient(along, step), self._gradient(along, -step))
+            found.append((sides[0] - sides[1]) / (2 * step))
+        return torch.stack(found).to(block.dtype)
+
+    def _value(self, along: Tensor, step: float) -> float:
+        with torch.no_grad(), self._branches.held(0):
+            return float(self._criterion(self._outputs + step * along, self._targets))
+
+    def _gradient(self, along: Tensor, step: float) -> Tensor:
+        with torch.enable_grad():
+            at = (self._outputs + step * along).requires_grad_(True)
+            return torch.autograd.grad(self._criterion(at, self._targets), at)[0]
 
 
 def _is_plain_cross_entropy(criterion: object) -> bool:

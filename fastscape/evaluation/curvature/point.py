@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -37,9 +38,7 @@ class LossCurvature:
             buffer.copy_(buffers[name])
         self._branches = Branches()
         self._write(program.leaves, 0.0)
-        with self._branches.recording(0):
-            self._replica.batch_loss(0)
-        self.base = self._held()
+        self.base = self._branches.settled(self._in)[1]
 
     def contradiction(self, vector: Parts, product: Parts, error: float = 0.0) -> tuple[str, bool | None]:
         """Why a product cannot be that of the Hessian, and whether it is that; see :func:`~fastscape.evaluation.nearby.judged`.
@@ -86,9 +85,12 @@ class LossCurvature:
             if step:
                 slot.add_(direction, alpha=step)
 
-    def _held(self) -> float:
-        with self._branches.held(0):
+    def _in(self, mode: Callable[[int], AbstractContextManager[None]]) -> float:
+        with mode(0):
             return self._plain()
+
+    def _held(self) -> float:
+        return self._in(self._branches.held)
 
     def _plain(self) -> float:
         return float(self._replica.batch_loss(0)[0])

@@ -377,19 +377,21 @@ class DifferenceEvaluator:
             )
 
     def _check_jets(self, directions: Directions) -> None:
-        """Hold second derivatives at w against losses nearby, on the pieces that hold at w: of two directions at once.
+        """Hold second derivatives at w against losses nearby, on the pieces that hold at w: along a direction, and along noise.
+
+        Along a direction alone, an operation may stand still by chance.
 
         Raises:
             UntraceableError: they differ: rules, and torch's derivatives, are not those of operations that are smooth only
                 together.
             KinkError: the loss has no second derivative at w.
         """
-        last = min(1, len(directions) - 1)
-        forms = self._lanes(self._directions(directions, (0, last)), [0.0], "float32")[:, 1, 0]
-        size = float(np.nanmax(np.abs(forms), initial=0.0))
-        for index, form in {0: forms[0], last: forms[1]}.items():
+        size = 0.0
+        for along in (directions, Directions(self.objective, 1, normalize="none", scale="unit")):
+            form = float(self._lanes(self._directions(along, (0,)), [0.0], "float32")[0, 1, 0])
+            size = max(size, abs(form) / (along.length(0) or 1.0) ** 2 if math.isfinite(form) else 0.0)
             try:
-                found = self._judged(directions, index, float(form), size)
+                found = self._judged(along, form, size * along.length(0) ** 2)
             except Exception:  # a kink without a rule, a forward that branches: nothing to compare with
                 found = Verdict(None)
             self.replica.reset()
@@ -404,7 +406,7 @@ class DifferenceEvaluator:
                     f"{found.form:.6g} by losses nearby: some are smooth at these weights only together (a norm squared, at 0)"
                 )
 
-    def _judged(self, directions: Directions, index: int, form: float, size: float) -> Verdict:
+    def _judged(self, directions: Directions, form: float, size: float) -> Verdict:
         replica, branches = self.replica, Branches()
         displacement = Displacement(replica.base, replica.scratch)
 
@@ -423,10 +425,9 @@ class DifferenceEvaluator:
             return found[0], found[1]
 
         replica.reset()
-        loss(branches.recording)
-        base = loss(branches.held)
-        displacement.select(directions, index)
-        return judged(losses, base, (directions.weight_norm or 1.0) / directions.length(index), form, size)
+        base = branches.settled(loss)[1]
+        displacement.select(directions, 0)
+        return judged(losses, base, (directions.weight_norm or 1.0) / directions.length(0), form, size)
 
     def _differing(self, pairs: Mapping[str, tuple[float, float]], floor: float) -> str | None:
         """The response that differs from subtraction by more than rounding, if any."""

@@ -334,3 +334,23 @@ def test_a_detached_part_is_named():
     except fs.AsymmetricProductError:
         return
     assert any("detached" in note for note in operator.notes)
+
+
+SINGULAR_CRITERIA = {
+    "norm": lambda out, target: torch.linalg.vector_norm(out - target, dim=-1).square().mean(),
+    "cdist": lambda out, target: torch.cdist(out[:, None], target[:, None]).square().mean(),
+    "std": lambda out, target: 2 * ((out - target).std(-1, correction=0) ** 2 + (out - target).mean(-1) ** 2).mean(),
+}
+
+
+@pytest.mark.parametrize("kind", SINGULAR_CRITERIA)
+@pytest.mark.parametrize("make", [fs.ggn, fs.hessian])
+def test_a_criterion_that_is_singular_where_a_sample_is_fitted_has_its_own_matrix(kind, make):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    targets = model(POINTS).detach()
+    targets[2:] += VALUES[2:]  # the first two are fitted exactly
+    plain = fs.Objective(model, [(POINTS, targets)], criterion=lambda out, target: (out - target).square().sum(-1).mean())
+    objective = fs.Objective(model, [(POINTS, targets)], criterion=SINGULAR_CRITERIA[kind])
+    eye = torch.eye(8, dtype=torch.float64)
+    assert relative(make(objective) @ eye, make(plain) @ eye) < 1e-6
