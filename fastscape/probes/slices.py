@@ -86,7 +86,9 @@ def slice1d(
         scale: length of the directions made here: ``"relative"`` ||w||, ``"unit"`` 1, ``"none"`` as they are.
         trajectory: checkpoints for ``"pca"``: files, state dicts or modules.
         symlog: show the loss on a symmetric-logarithmic scale; ``None`` where its range is wide.
-        precision: ``"float64"``, ``"float32"``, or ``None`` for the model's dtype.
+        precision: ``"float64"``, ``"float32"``, or ``None`` for the model's dtype. An autocast that the model or the loss enters
+            counts in float32 and narrower, and has no effect in float64; one around this call is taken off; other casts are part
+            of the function, and their roundings of the noise floor. ``meta["arithmetic"]`` says what was measured.
         budget: seconds, or ``"60s"``, ``"5m"``: directions are evaluated one after the other while they fit.
         path: ``"loop"``, ``"vmap"``, or ``None`` to measure.
         memory: bytes that batched evaluation may take.
