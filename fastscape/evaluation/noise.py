@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _FLOOR_RADIUS = 1e-11  # of ||w||: true responses are below 1e-19 there, weights still move by 1e5 ulp in float64
 _HIDDEN = "steps that no dtype shows, such as a hidden cast or a quantisation"
+_SLOW = 0.05  # seconds per forward above which one direction has to tell whether a loss goes in steps
 _DRAWS = 4  # displacements of the weights over which the error of one loss is measured
 _SECOND = math.sqrt(6)  # the rounding model is of a second difference, one of whose losses carries a sixth of its variance
 _NEIGHBOUR = 20  # roundings of the weights between neighbours, whose losses round independently
@@ -87,7 +88,10 @@ def noise_float64(
     lines, found = along(evaluator, directions, indices), replica_arithmetic(evaluator.replica)
     narrow = EVEN * narrow_error(lines, found)
     noise, reason = np.full(len(radii), np.fmax(np.fmax(modelled, floor), narrow)), found.step
-    if np.isnan(noise).any() or not (found.rounds or steps_found(lines, float(np.fmax(modelled, narrow)), floor)):
+    if np.isnan(noise).any():
+        return noise, reason
+    few = along(evaluator, directions, indices[:1] if evaluator.forward_seconds > _SLOW else indices)
+    if not (found.rounds or steps_found(few, float(np.fmax(modelled, narrow)), floor)):
         return noise, reason
     hidden = f"roundings in {found.rounds}" if found.rounds else _HIDDEN
     errors = EVEN * step_errors(lines, radii / relative(directions, indices))

@@ -177,11 +177,15 @@ def _influence(evaluator: Evaluator | DifferenceEvaluator) -> Influence | None:
     objective = evaluator.objective
     if _GRADIENT * activation_bytes(evaluator.replica) > available_memory(objective.device):
         return None
+    evaluator.replica.evaluations += 1  # of the activations
     try:
         if evaluator.replica.dtype == torch.float64:
             return influence(evaluator.replica)
         with exact_arithmetic(torch.float64):
-            return influence(objective.replica(torch.float64))
+            wide = objective.replica(torch.float64)
+            found = influence(wide)
+            evaluator.replica.evaluations += wide.evaluations
+            return found
     except (RuntimeError, ValueError, TypeError, NotImplementedError):  # such as a model without a backward pass
         return None
 

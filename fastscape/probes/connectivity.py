@@ -79,7 +79,7 @@ def barrier(
             point, the ends included, from the objective's data, because interpolated statistics fit no network of the line;
             ``"running"``: interpolated, so that the ends are the checkpoints as they are; ``"batch"``: those of each batch.
         match: reorder b's hidden units to match a's first (:func:`fastscape.evaluation.matching.matched`).
-        precision: ``"float32"`` or ``"float64"``; ``None`` for the model's.
+        precision: ``"float32"`` or ``"float64"``; ``None`` for the model's. Autocasts and casts: see :func:`fastscape.slice1d`.
         seed: of the draws behind the intervals, and of the matching.
         budget: seconds, or ``"60s"``; three points are always evaluated.
         name, step: of the result.

@@ -41,7 +41,7 @@ _MARGIN = 1.25  # how much longer than one evaluation, timed once, foretells
 _RESERVE = 1.5  # how much longer than foreseen an analysis may take
 _SHARE = 0.05  # of the budget, for each of the trial of paths and analyses on the way
 _CHOICE = 0.2  # of the budget, for trying arithmetics
-_OPENING = 18  # evaluations on a first visit: gate, trial of the path, noise, loss and accuracy
+_OPENING = 40  # evaluations on a first visit: gate, trial of the path, noise, steps, influence, loss and accuracy
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,9 @@ def sharpness(
         eta: offset of ``"asam"``.
         seed: of everything random.
         precision: ``"float32"``, ``"float64"``, or ``None``: the model's dtype where the differences stand at least 10 times
-            above its rounding noise, else float64. Ascent and average case choose apart; ``meta["precision"]`` says what.
+            above its rounding noise, else float64. Ascent and average case choose apart; ``meta["precision"]`` says what. An
+            autocast that the model or the loss enters counts in float32 alone (``meta["arithmetic"]``); where float32 is asked
+            for and such roundings are as large as the average case, that is NaN, with a note.
         budget: seconds, or ``"60s"``; ascents end there with what is known, and a quadratic model that does not fit is left out.
         name, step: of the checkpoint.
 

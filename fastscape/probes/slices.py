@@ -101,7 +101,9 @@ def slice1d(
             ``"recalibrate"``: recomputed at every point from the objective's data, as :func:`fastscape.barrier` does, so that
             another checkpoint on the line has its own loss up to its statistics. ``"batch"``: those of each batch. ``None``: as
             the objective has them.
-        precision: ``"float64"``, ``"float32"``, or ``None`` for the model's dtype.
+        precision: ``"float64"``, ``"float32"``, or ``None`` for the model's dtype. An autocast that the model or the loss enters
+            counts in float32 and narrower, and has no effect in float64; one around this call is taken off; other casts are part
+            of the function, and their roundings of the noise floor. ``meta["arithmetic"]`` says what was measured.
         budget: seconds, or ``"60s"``, ``"5m"``: directions are evaluated one after the other while they fit.
         path: ``"loop"``, ``"vmap"``, or ``None`` to measure.
         memory: bytes that batched evaluation may take.

@@ -34,7 +34,8 @@ class ProbeSettings:
         seed, stride: of the generator.
         distribution, normalize, scale, one_d, zero_norm: see :class:`fastscape.Directions`.
         precision: ``"difference"``, ``"float64"``, ``"float32"`` (see :func:`fastscape.responses`), or ``None`` for the cheapest
-            that resolves the scales, measured on the first checkpoint.
+            that resolves the scales, measured on the first checkpoint. Which function each measures where the model or the loss
+            enters an autocast, or casts: see :func:`fastscape.responses`; ``meta["arithmetic"]`` says it.
         bank_batches: ``"all"``: every bank evaluates all batches of the data, and the banks are pooled; ``"rotate"``: bank b
             evaluates batch b mod n alone, and only banks of one batch are pooled.
     """

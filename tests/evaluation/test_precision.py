@@ -265,14 +265,14 @@ def test_the_stated_noise_covers_the_error_and_is_not_absurd(name):
     case = NETS[name]()
     directions, radii = fs.Directions(case, 8), np.logspace(-6, -0.5, 7)
     with DifferenceEvaluator(case) as evaluator:
-        found = evaluator.responses(directions, range(8), radii)[0]
+        found, odd, _ = evaluator.responses(directions, range(8), radii)
         exact = evaluator.responses(directions, range(8), radii, lanes=torch.float64)[0]
         noise = measure_noise(evaluator, directions, radii)
     error = np.sqrt(np.mean((found - exact) ** 2, axis=1))
     assert (noise.sigma >= error).all(), noise.sigma / error
     assert (noise.sigma <= 100 * np.maximum(error, 1e-7 * np.sqrt(np.mean(exact**2, axis=1)))).all()
     assert noise.calibrated is None
-    assert noise.trusted(found).all()
+    assert noise.trusted(found, odd).all()
 
 
 def test_noise_leaves_no_directions_out_that_matter(case):
