@@ -24,12 +24,14 @@ class OptimizerState:
         groups: parameter groups as in ``state_dict()["param_groups"]``; ``params`` are numbers.
         state: number of a parameter -> its state, as in ``state_dict()["state"]``.
         names: names of the parameters in the order of the groups, where they are known.
+        shapes: theirs, of a live optimizer.
     """
 
     name: str
     groups: tuple[Mapping[str, Any], ...]
     state: Mapping[int, Mapping[str, Any]]
     names: tuple[str, ...] | None = None
+    shapes: tuple[torch.Size, ...] | None = None
 
     @classmethod
     def of(cls, value: object, model: nn.Module | None = None) -> OptimizerState:
@@ -49,7 +51,8 @@ class OptimizerState:
             return _of_optimizer(value, model)
         if isinstance(value, Mapping):
             return _of_mapping(value)
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer or its state_dict(), got {type(value).__name__}")
+        inner = "; pass its .optimizer" if isinstance(getattr(value, "optimizer", None), torch.optim.Optimizer) else ""
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer or its state_dict(), got {type(value).__name__}{inner}")
 
     def to_dict(self) -> dict[str, Any]:
         """A dict that ``torch.load(weights_only=True)`` reads back and :meth:`of` takes."""
@@ -84,7 +87,12 @@ class OptimizerState:
         else:
             candidates = [list(parameters), [name for name, tensor in parameters.items() if tensor.requires_grad]]
         for names_ in candidates:
-            if len(names_) == len(states) and all(_fits(parameters[n], s) for n, s in zip(names_, states, strict=True)):
+            shaped = self.shapes is None or [parameters[name].shape for name in names_] == list(self.shapes)
+            if (
+                len(names_) == len(states)
+                and shaped
+                and all(_fits(parameters[n], s) for n, s in zip(names_, states, strict=True))
+            ):
                 return names_
         raise ValueError(
             f"optimizer must hold the parameters of {type(model).__name__} in order, got {counted(len(states), 'parameter')} "
@@ -117,7 +125,8 @@ def _of_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> 
         if all(name is not None for name in held):
             names = tuple(str(name) for name in held)
     groups = tuple(content["param_groups"])
-    return OptimizerState(found, groups, content["state"], names or _names_in(groups))
+    shapes = tuple(tensor.shape for group in optimizer.param_groups for tensor in group["params"])
+    return OptimizerState(found, groups, content["state"], names or _names_in(groups), shapes)
 
 
 def _of_mapping(content: Mapping[str, Any]) -> OptimizerState:
