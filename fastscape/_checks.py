@@ -23,6 +23,12 @@ def integer(name: str, value: object, low: int, high: int | None = None) -> int:
     return number
 
 
+def check_memory(memory: object) -> None:
+    """Raise a ValueError unless ``memory`` is ``None`` or a positive number of bytes."""
+    if memory is not None and not (isinstance(memory, (int, float)) and not isinstance(memory, bool) and memory > 0):
+        raise ValueError(f"memory must be a positive number of bytes, got {memory!r}; 2**30 is a gibibyte, None the default")
+
+
 def checked_settings(name: str, value: object, kind: type[Settings]) -> Settings:
     """``value``, the defaults for ``None``, or a TypeError that says what to write."""
     if value is None:

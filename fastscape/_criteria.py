@@ -157,9 +157,16 @@ def remedy_of(outputs: object, targets: object) -> str:
         return "; use loss=lambda model, batch: ... to take the loss, or the logits, out of what the model returns"
     if not isinstance(targets, Tensor):
         return "; use loss=lambda model, batch: ... for targets that are no tensor"
-    if outputs.is_floating_point() and not targets.is_floating_point():
-        return "; a criterion of values wants targets.float(), one of classes targets.long() and outputs (samples, classes, ...)"
-    return ""
+    if outputs.ndim and targets.ndim and len(outputs) != len(targets):
+        return f"; {len(outputs)} outputs want as many targets, got {len(targets)}"
+    if targets.is_floating_point():
+        return ""
+    if outputs.ndim == targets.ndim == 2 and targets.shape[1] == 1:
+        return "; classes want targets.squeeze(1), values targets.float()"
+    if outputs.ndim == targets.ndim + 1 and targets.numel():
+        count = outputs.shape[1]
+        return f"; the targets lie in {int(targets.min())} .. {int(targets.max())}, {count} classes in 0 .. {count - 1}"
+    return "; a criterion of values wants targets.float(), one of classes targets.long() and outputs (samples, classes, ...)"
 
 
 def terms(criterion: Criterion, targets: Any, samples: int) -> float:
@@ -194,7 +201,11 @@ def ignored_targets(criterion: Criterion | None, batch: Any) -> str:
 
 def weight_of(weight: Callable[[Any], Any], batch: Any, index: int) -> float:
     """What a user's ``weight`` returns, as a float."""
-    value = weight(batch)
+    try:
+        value = weight(batch)
+    except Exception as error:
+        error.add_note(f"raised by weight= on data[{index}], a batch of type {type(batch).__name__}")
+        raise
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -107,12 +107,17 @@ class _LossModule(nn.Module):
             assert self._loss is not None
             return self._loss(self.model, batch), None
         inputs, targets = batch
-        if isinstance(inputs, Mapping):
-            outputs = self.model(**inputs)
-        elif isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence):
-            outputs = self.model(*inputs)
-        else:
-            outputs = self.model(inputs)
+        try:
+            if isinstance(inputs, Mapping):
+                outputs = self.model(**inputs)
+            elif isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence):
+                outputs = self.model(*inputs)
+            else:
+                outputs = self.model(inputs)
+        except Exception as error:
+            given = ", ".join(told(tensor) for tensor in tensors_of(inputs))
+            error.add_note(f"the model was given inputs {given or told(inputs)}, on a copy in evaluation mode")
+            raise
         try:
             return self._pair(outputs, targets), outputs if isinstance(outputs, Tensor) else None
         except Exception as error:
@@ -344,7 +349,11 @@ def _wants_gradients(error: Exception) -> bool:
 def check_scalar(value: object, argument: str) -> None:
     """Raise unless ``value`` is a 0-dim floating-point tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{argument} must return a 0-dim floating-point tensor, got {type(value).__name__}; do not call .item()")
+        number = isinstance(value, (int, float))
+        remedy = (
+            "do not call .item()" if number else f"{'name' if value is None else 'take'} the tensor of the loss in its return"
+        )
+        raise TypeError(f"{argument} must return a 0-dim floating-point tensor, got {type(value).__name__}; {remedy}")
     if value.ndim or not value.is_floating_point():
         raise ValueError(
             f"{argument} must return a 0-dim floating-point tensor, got shape {tuple(value.shape)} of {value.dtype}; "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastscape._batches import Batch, fingerprint, materialise, placed
-from fastscape._checks import first_line, integer
+from fastscape._checks import check_memory, first_line, integer
 from fastscape._criteria import Criterion as Criterion
 from fastscape._criteria import (
     check_targets,
@@ -106,11 +106,13 @@ class Objective:
     ) -> None:
         self.model = _checked_model(model)
         if (criterion is None) == (loss is None):
-            raise ValueError("pass either criterion= for (inputs, targets) batches or loss= for any other, not both")
-        if batch_norm not in (None, "running", "batch"):
-            raise ValueError(f"batch_norm must be 'running', 'batch' or None, got {batch_norm!r}")
+            got = "neither" if loss is None else "both"
+            raise ValueError(f"pass either criterion= for (inputs, targets) batches or loss= for any other, got {got}")
+        check_memory(memory)
+        if batch_norm is not None:
+            _check_batch_norm(batch_norm)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}")
+            raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}; use such as torch.float64")
         if weight is not None and not callable(weight):
             raise TypeError(f"weight must be a function of a batch, got {weight!r}; use weight=lambda batch: n")
         if samples is not None and not callable(samples):
@@ -202,6 +204,9 @@ class Objective:
 
     def on(self, batch: int) -> Objective:
         """The same function on batch number ``batch`` alone."""
+        batch = integer("batch", batch, 0)
+        if batch >= len(self.batches):
+            raise ValueError(f"batch must be below the number of batches, {len(self.batches)}, got {batch}")
         other = self._copy()
         other.batches, other.batch_weights = [self.batches[batch]], (self.batch_weights[batch],)
         return other
@@ -230,6 +235,7 @@ class Objective:
 
     def normalised(self, batch_norm: BatchNormMode) -> Objective:
         """The same function with batch norm by ``"running"`` statistics or by those of each ``"batch"``, as if asked for."""
+        _check_batch_norm(batch_norm)
         other = self.switched(batch_norm)
         other.batch_norm_asked = batch_norm
         return other
@@ -429,6 +435,9 @@ def checked_objective(value: object) -> Objective:
 
 def matched_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return ``state`` completed by the aliases of tied tensors, or raise a ValueError that lists what does not fit."""
+    if not isinstance(state, Mapping):
+        remedy = "pass its state_dict()" if isinstance(state, nn.Module) else "pass model.state_dict(), or torch.load(path)"
+        raise TypeError(f"state must be a state dict, got {type(state).__name__}; {remedy}")
     expected = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     aliases: dict[int, list[str]] = {}
     for name, tensor in expected.items():
@@ -447,13 +456,21 @@ def matched_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"state must match {type(model).__name__}, got: {'; '.join(problems[:5])}{more}")
+        inner = next((key for key, value in state.items() if isinstance(value, Mapping) and set(expected) & set(value)), None)
+        remedy = f"; pass its entry {inner!r}" if inner is not None else ""
+        raise ValueError(f"state must match {type(model).__name__}, got: {'; '.join(problems[:5])}{more}{remedy}")
     return complete
 
 
 def _checked_model(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        how = {
+            "type": "an instance of it",
+            "OrderedDict": "the module that it was saved from",
+            "dict": "the module of that state",
+        }
+        remedy = how.get(type(model).__name__, "the network itself; a function can be the forward of a module of its own")
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; pass {remedy}")
     while True:
         inner = getattr(model, "_orig_mod", None)  # torch.compile
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -481,6 +498,13 @@ def _selected(model: nn.Module, params: Select) -> tuple[str, ...]:
     for name, tensor in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(tensor), []).append(name)
     globs = [params] if isinstance(params, str) else params
+    if not (globs is None or callable(globs)):
+        others = [globs] if not isinstance(globs, Sequence) else [glob for glob in globs if not isinstance(glob, str)]
+        if others:
+            raise TypeError(
+                f"params must be names or globs of them, or a function (name, tensor) -> bool, got {type(others[0]).__name__}; "
+                f"write such as params={next(iter(dict(model.named_parameters())), 'name')!r}"
+            )
 
     def wanted(name: str, tensor: Tensor) -> bool:
         if globs is None:
@@ -507,6 +531,11 @@ def _selected(model: nn.Module, params: Select) -> tuple[str, ...]:
                 "tensor.is_floating_point(), which keeps it fixed, or hold it as real pairs (torch.view_as_complex in forward)"
             )
     return tuple(name for name, _ in movable)
+
+
+def _check_batch_norm(batch_norm: object) -> None:
+    if batch_norm not in ("running", "batch"):
+        raise ValueError(f"batch_norm must be 'running', 'batch' or None, got {batch_norm!r}")
 
 
 def _device(model: nn.Module, device: torch.device | str | None) -> torch.device:

@@ -130,6 +130,11 @@ class Directions:
             raise ValueError("tensors must hold at least one direction, got none")
         base = objective.base
         for index, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise TypeError(
+                    f"tensors[{index}] must map parameter names to tensors, got {type(row).__name__}; write such as "
+                    f"dict(zip(objective.names, parts))"
+                )
             for name, tensor in row.items():
                 if name not in base:
                     raise ValueError(f"tensors[{index}] names {name!r}, which is not a probed parameter of the objective")
@@ -192,7 +197,10 @@ class Directions:
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Direction ``index`` as name -> tensor, in the objective's dtype."""
-        position = operator.index(index)
+        try:
+            position = operator.index(index)
+        except TypeError as error:
+            raise TypeError(f"a direction is taken by its index, an integer, got {index!r}") from error
         if not -self.count <= position < self.count:
             raise IndexError(f"direction {position} is out of range for {self.count} directions")
         return dict(zip(self.names, self.tensors(position % self.count)[0], strict=True))

@@ -147,7 +147,10 @@ def association(
 
 
 def _checked(early: ArrayLike, outcome: ArrayLike, groups: Sequence[object] | None) -> tuple[Array, Array, NDArray[np.int64]]:
-    x, y = (np.asarray(values, dtype=np.float64) for values in (early, outcome))
+    try:
+        x, y = (np.asarray(values, dtype=np.float64) for values in (early, outcome))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"early and outcome must hold one number per run, got {early!r:.60} and {outcome!r:.60}") from error
     if x.ndim != 1 or y.ndim != 1:
         raise ValueError(f"early and outcome must hold one number per run, got shapes {x.shape} and {y.shape}")
     if len(x) != len(y) or (groups is not None and len(groups) != len(x)):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastscape._batches import available_memory
+from fastscape._checks import check_memory as check_memory
 from fastscape._checks import first_line
 from fastscape._clock import now
 from fastscape._replica import Replica
@@ -217,12 +218,6 @@ def cannot_run(path: str, error: Exception) -> PathError:
     """The refusal of a path that was asked for, with what the model raised on it."""
     words = f"{type(error).__name__}: {first_line(error)[:160]}"
     return PathError(f"path must be 'loop' for this model, got {path!r}, which cannot run it ({words}); use path='loop' or None")
-
-
-def check_memory(memory: object) -> None:
-    """Raise a ValueError unless ``memory`` is ``None`` or a positive number of bytes."""
-    if memory is not None and not (isinstance(memory, (int, float)) and memory > 0):
-        raise ValueError(f"memory must be a positive number of bytes, got {memory!r}")
 
 
 def activation_bytes(replica: Replica) -> int:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fastscape.directions import Directions
+from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.evaluator import Evaluator, PathName
 from fastscape.objective import Objective
 
@@ -42,7 +42,13 @@ def checked_radii(radii: ArrayLike, *, minimum: int = 1) -> NDArray[np.float64]:
 
 
 def _vector(radii: ArrayLike) -> NDArray[np.float64]:
-    values = np.atleast_1d(np.asarray(radii, dtype=np.float64))
+    try:
+        given = np.asarray(radii)
+    except ValueError as error:  # rows of different length
+        raise ValueError(f"radii must be a vector of numbers, got {str(radii)[:60]}") from error
+    if given.size and given.dtype.kind not in "iuf":
+        raise ValueError(f"radii must be a vector of numbers, got {radii!r} of {given.dtype}; write such as [1e-3, 1e-2]")
+    values = np.atleast_1d(given.astype(np.float64))
     if values.ndim != 1 or not len(values):
         raise ValueError(f"radii must be a non-empty vector, got shape {values.shape}")
     return values
@@ -87,6 +93,7 @@ def losses(
     values = _vector(radii)
     if not np.isfinite(values).all():
         raise ValueError(f"radii must be finite, got {values[~np.isfinite(values)][0]!s}")
+    checked_directions(directions)
     dtype = checked_dtype(precision or "float64")
     with Evaluator(objective, dtype, path=path, memory=memory) as evaluator:
         return evaluator.losses(directions, range(len(directions)), values.tolist())

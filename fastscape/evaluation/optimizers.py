@@ -28,6 +28,7 @@ class OptimizerState:
         names: names of the parameters in the order of the groups, where they are known.
         remarks: what was assumed, in words.
         reason: why its edge of stability is not that of its class; empty where it is.
+        shapes: of the parameters, of a live optimizer.
     """
 
     name: str
@@ -36,6 +37,7 @@ class OptimizerState:
     names: tuple[str, ...] | None = None
     remarks: tuple[str, ...] = ()
     reason: str = ""
+    shapes: tuple[torch.Size, ...] | None = None
 
     @classmethod
     def of(cls, value: object, model: nn.Module | None = None) -> OptimizerState:
@@ -56,7 +58,8 @@ class OptimizerState:
             return _of_optimizer(value, model)
         if isinstance(value, Mapping):
             return _of_mapping(value)
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer or its state_dict(), got {type(value).__name__}")
+        inner = "; pass its .optimizer" if isinstance(getattr(value, "optimizer", None), torch.optim.Optimizer) else ""
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer or its state_dict(), got {type(value).__name__}{inner}")
 
     def to_dict(self) -> dict[str, Any]:
         """A dict that ``torch.load(weights_only=True)`` reads back and :meth:`of` takes."""
@@ -91,7 +94,12 @@ class OptimizerState:
         else:
             candidates = [list(parameters), [name for name, tensor in parameters.items() if tensor.requires_grad]]
         for names_ in candidates:
-            if len(names_) == len(states) and all(_fits(parameters[n], s) for n, s in zip(names_, states, strict=True)):
+            shaped = self.shapes is None or [parameters[name].shape for name in names_] == list(self.shapes)
+            if (
+                len(names_) == len(states)
+                and shaped
+                and all(_fits(parameters[n], s) for n, s in zip(names_, states, strict=True))
+            ):
                 return names_
         raise ValueError(
             f"optimizer must hold the parameters of {type(model).__name__} in order, got {counted(len(states), 'parameter')} "
@@ -136,7 +144,8 @@ def _of_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> 
         held = [by_identity.get(id(tensor)) for group in optimizer.param_groups for tensor in group["params"]]
         if all(name is not None for name in held):
             names = tuple(str(name) for name in held)
-    return OptimizerState(found, groups, content["state"], names or _names_in(groups), remarks, reason)
+    shapes = tuple(tensor.shape for group in optimizer.param_groups for tensor in group["params"])
+    return OptimizerState(found, groups, content["state"], names or _names_in(groups), remarks, reason, shapes)
 
 
 def _torch_classes(optimizer: torch.optim.Optimizer) -> list[type[torch.optim.Optimizer]]:

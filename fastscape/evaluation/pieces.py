@@ -32,7 +32,7 @@ def decides(func: Any, args: Any, kwargs: Any, out: Any) -> bool:
     """Whether an operation of another library than torch makes integers or masks of numbers, as torchvision's ``nms`` does."""
     if func._schema.name.startswith("aten::"):
         return False  # those are known by name
-    found, given = list(tensors_of(out)), tensors_of([*args, *kwargs.values()])
+    found, given = list(tensors_in(out)), tensors_in([*args, *kwargs.values()])
     whole = all(not (tensor.is_floating_point() or tensor.is_complex()) for tensor in found)
     return bool(found) and whole and any(tensor.is_floating_point() for tensor in given)
 

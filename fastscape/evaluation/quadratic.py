@@ -187,6 +187,7 @@ def group_means(
     Raises:
         ValueError: fewer directions than groups, or a number of directions that is no multiple of the groups'.
     """
+    checked_directions(directions).check(checked_objective(objective))
     size, rest = divmod(len(directions), max(groups, 1))
     if groups < 1 or rest or not size:
         fitting = max(g for g in range(1, min(8, len(directions)) + 1) if len(directions) % g == 0)

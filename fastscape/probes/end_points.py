@@ -80,7 +80,7 @@ def end_points(objective: Objective, solutions: Mapping[str, Solution] | Sequenc
         ValueError: fewer than two, or what :func:`end_point` refuses.
     """
     if isinstance(solutions, (str, Path)) or not isinstance(solutions, (Mapping, Sequence)):
-        raise TypeError(f"{argument} must be a sequence of solutions, or a mapping from names to them, got {solutions!r}")
+        raise TypeError(f"{argument} must be a sequence of solutions, or a mapping from names to them, got {solutions!r:.60}")
     if len(solutions) < 2:
         raise ValueError(f"{argument} must hold at least two solutions, got {len(solutions)}")
     given = solutions.values() if isinstance(solutions, Mapping) else solutions

@@ -107,7 +107,7 @@ def spectrum(
     Source: Golub & Underwood (1977); Ghorbani, Krishnan & Xiao (2019); Meyer et al., "Hutch++" (2021).
     """
     checked_objective(objective)
-    goals = _goals(objective, k, operator, targets, nodes)
+    goals = checked_goals(objective, k, operator, targets, nodes)
     block = BLOCK if block is None else integer("block", block, 2)
     integer("seed", seed, 0, 2**64)
     check_memory(memory)
@@ -178,12 +178,17 @@ def measured(
     return spectrum_result(run, reason, operator, step, extra or {})
 
 
-def _goals(objective: Objective, k: int, operator: str, targets: Mapping[str, float | None] | None, nodes: int) -> Goals:
+def checked_goals(objective: Objective, k: int, operator: str, targets: Mapping[str, float | None] | None, nodes: int) -> Goals:
+    """What a spectrum is to reach, or an exception that names the argument."""
     if operator not in ("hessian", "ggn"):
         raise ValueError(f"operator must be 'hessian' or 'ggn', got {operator!r}")
     size = objective.size
     if integer("k", k, 1) > size:
         raise ValueError(f"k must be at most D = {size}, got {k}; a matrix has no more eigenvalues than rows")
+    if targets is not None and not isinstance(targets, Mapping):
+        raise TypeError(
+            f"targets must map 'eigenvalues' or 'trace' to a relative error, got {targets!r}; write {{'trace': 0.05}}"
+        )
     wanted: dict[str, float | None] = {**TARGETS, **(targets or {})}
     unknown = set(wanted) - set(TARGETS)
     if unknown:

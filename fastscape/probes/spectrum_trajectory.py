@@ -14,7 +14,7 @@ from fastscape.estimators.spectra import Stability
 from fastscape.evaluation.curvature import ggn, hessian
 from fastscape.objective import Objective, checked_objective
 from fastscape.probes.spectral_result import with_note
-from fastscape.probes.spectrum import BLOCK, SpectrumError, SpectrumProgress, spectrum
+from fastscape.probes.spectrum import BLOCK, SpectrumError, SpectrumProgress, checked_goals, spectrum
 from fastscape.probes.stability import Optimizer
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 from fastscape.runs.budget import Budget, BudgetError, time_text
@@ -62,6 +62,7 @@ def spectra(
         SpectrumError: the model raised midway; its ``partial`` holds the results so far.
     """
     checked_objective(objective)
+    checked_goals(objective, k, operator, targets, nodes)
     whole = budget if isinstance(budget, Budget) else Budget(budget)
     files = read_checkpoints(checkpoints)
     for file in files:

@@ -116,6 +116,8 @@ def read(path: str | Path) -> Any:
     Raises:
         ValueError: not such a file, damaged, or of a kind that is not known.
     """
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path must be that of a result file, got {type(path).__name__}")
     if Path(path).is_file() and not zipfile.is_zipfile(path):
         raise ValueError(f"path must be a result file written by fastscape (npz), got {str(path)!r}, which is not or is damaged")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,14 @@ def checkpoints(paths: Sequence[str | Path]) -> tuple[Checkpoint, ...]:
     Raises:
         ValueError: no path, a missing file, or one given twice.
     """
-    files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    given = [paths] if isinstance(paths, (str, Path)) or not isinstance(paths, Iterable) else list(paths)
+    for index, path in enumerate(given):
+        if not isinstance(path, (str, Path)):
+            raise TypeError(
+                f"checkpoints[{index}] must be the path of a file, got {type(path).__name__}; save it with torch.save, or pass "
+                "objective.at(state) to the probe of a single one"
+            )
+    files = [Path(path) for path in given]
     if not files:
         raise ValueError("checkpoints must hold at least one file, got none")
     for index, file in enumerate(files):

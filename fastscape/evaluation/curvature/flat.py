@@ -93,7 +93,8 @@ class Layout:
         elif isinstance(vectors, (list, tuple)):
             parts = list(vectors)
         else:
-            raise TypeError(f"vector must be a tensor, or a list or dict of tensors, got {type(vectors).__name__}")
+            remedy = "; convert it with torch.from_numpy, or use to_scipy()" if type(vectors).__module__ == "numpy" else ""
+            raise TypeError(f"vector must be a tensor, or a list or dict of tensors, got {type(vectors).__name__}{remedy}")
         if len(parts) != len(self.names) or not all(isinstance(part, Tensor) for part in parts):
             raise ValueError(f"vector must hold one tensor for each of {len(self.names)} parameters, got {len(parts)} entries")
         return [part.detach() for part in parts]
