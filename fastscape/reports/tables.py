@@ -36,8 +36,8 @@ from fastscape.reports.numbers import p_text as p_text
 from fastscape.reports.numbers import shown_p as shown_p
 
 if TYPE_CHECKING:
-    from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
     from fastscape.reports.result import MultifractalResult, TrajectoryResult
+    from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 
 QUANTITIES = {
     "h_mean": ("mean h", "over directions d, |L(w + e d) - 2 L(w) + L(w - e d)| ~ e^h; 2 = smooth bowl"),
@@ -123,7 +123,7 @@ def _loss_terms(result: MultifractalResult) -> str:
 
 
 def multifractal_rows(result: MultifractalResult) -> list[tuple[str, str, str]]:
-    """Label, value and meaning of every number, in the order of reading: exponents, the change of their spread, M_tau, details."""
+    """Label, value and meaning of every number in the order of reading: exponents, the change of their spread, M_tau, others."""
     analysis, rows = result.analysis, []
     for name, (label, meaning) in QUANTITIES.items():
         value = interval(analysis.estimates.get(name))
@@ -280,7 +280,7 @@ class RowsByWidth:
             prose = any(len(row[name]) > _PROSE for row in self.rows)
             table.add_column(name, justify="right" if index and not prose else "left", no_wrap=not index)
         for row in self.rows:
-            table.add_row(*(row[name] for name in names))
+            table.add_row(*(Text(row[name]) for name in names))  # no markup: [n/a] is one
         return table
 
 
@@ -307,9 +307,7 @@ def trajectory_flags(result: TrajectoryResult) -> list[str]:
     return [*merged(reasons(result.points), len(result.points)), *shared_flags(result.points)]
 
 
-def trajectory_table(
-    result: TrajectoryResult, spectrum: SpectrumResult | SpectrumTrajectory | None = None
-) -> RenderableType:
+def trajectory_table(result: TrajectoryResult, spectrum: SpectrumResult | SpectrumTrajectory | None = None) -> RenderableType:
     """One row per checkpoint, then verdict and flags, each flag on one line."""
     rows = RowsByWidth("Multifractal probe along training", trajectory_rows(result, spectrum), _FIRST_TO_GO)
     flags = [Text(f"! {flag}", style="yellow") for flag in trajectory_flags(result)]
