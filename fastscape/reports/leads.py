@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -116,10 +116,11 @@ def lead_rows(
     result: MultifractalResult | TrajectoryResult, spectrum: SpectrumResult | SpectrumTrajectory | None = None
 ) -> list[dict[str, str]]:
     """A row per checkpoint of what is read first; columns that no checkpoint has are left out."""
-    points: Sequence[MultifractalResult] = getattr(result, "points", (result,))
-    beside: Sequence[SpectrumResult] = () if spectrum is None else getattr(spectrum, "points", (spectrum,))
-    spectra = {point.name: point for point in beside}
-    rows = [{"checkpoint": point.name} | spectrum_leads(spectra.get(point.name)) | multifractal_leads(point) for point in points]
+    spectra = {point.name: point for point in _points(spectrum)}
+    rows = [
+        {"checkpoint": point.name} | spectrum_leads(spectra.get(point.name)) | multifractal_leads(point)
+        for point in _points(result)
+    ]
     names = list(dict.fromkeys(name for name in ("checkpoint", *DEFINITIONS) for row in rows if name in row))
     whole = [{name: row.get(name, "n/a") for name in names} for row in rows]
     return [
@@ -142,6 +143,11 @@ def reasons(points: Sequence[MultifractalResult]) -> list[tuple[str, str]]:
                 found.append((point.name, f"no interval of {label}: {estimate.withheld}"))
             break
     return found
+
+
+def _points(result: Any) -> tuple[Any, ...]:
+    """The checkpoints of a result of one or of several."""
+    return () if result is None else tuple(getattr(result, "points", (result,)))
 
 
 # ---------------------------------------------------------------------- what changed

@@ -172,7 +172,7 @@ CAPTIONS: dict[str, str] = {
     ),
     "eigenvalues": "Ritz values of both ends, theta ± ||Hv - theta v||; hollow where they have not converged.",
     "layer_traces": "Traces of the diagonal blocks of H by parameter, with 95 % intervals over probes.",
-    "sharpness": "Largest and smallest eigenvalue, ± residual; dashed: critical value of an optimizer that has one of lambda_max.",
+    "sharpness": "Largest and smallest eigenvalue, ± residual; dashed: critical value of optimizers that have one of lambda_max.",
     "stability_ratio": "Sharpness as the optimizer sees it over the one at which its step stops contracting; 1 is the edge.",
     "trace": "Sum of the eigenvalues, 95 % interval over probes.",
     "effective_rank": "(tr H)^2 / tr(H^2), the number of equal eigenvalues with the same trace and square, 95 % interval.",
