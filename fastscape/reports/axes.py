@@ -55,7 +55,8 @@ def titled(ax: Axes, title: str) -> None:
 def nothing(ax: Axes, title: str, reason: str) -> Axes:
     """A panel that says why it is empty."""
     titled(ax, title)
-    ax.text(0.5, 0.5, reason, ha="center", va="center", wrap=True, transform=ax.transAxes, color=GREY, fontsize=8)
+    words = textwrap.fill(reason, _TITLE)  # wrap=True breaks at the figure's edges, not at the panel's
+    ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes, color=GREY, fontsize=8)
     ax.set_xticks([])
     ax.set_yticks([])
     return ax

@@ -272,9 +272,9 @@ CAPTIONS: dict[str, str] = {
 }
 TRAJECTORY_CAPTIONS: tuple[str, ...] = (
     "M_tau, root-mean-square deviation of tau(q) from a straight line on the orders that the directions support at each "
-    "checkpoint, 95 % interval; where the table names different orders, two points do not compare.",
+    "checkpoint, 95 % interval (hollow: without); where the table names different orders, two points do not compare.",
     "c2, slope of the variance of ln r over directions against ln e, 95 % interval; below 0 directions differ more at small "
-    "radii; hollow where p > 0.05, by Student's t over directions.",
+    "radii. Hollow: without interval; crossed: p > 0.05 by Student's t over directions.",
     "Mean over directions of the exponent h in r ~ e^h (blue, 95 % interval; dashed: 2, a smooth bowl) and its standard "
     "deviation (orange).",
     "Loss and accuracy on the probed data.",
@@ -316,19 +316,17 @@ def trajectory_panels(result: TrajectoryResult, axes: Sequence[Axes] | None = No
         ("c2", r"$c_2$ (95 % interval)", r"$c_2$"),
     )
     for ax, (name, title, label) in zip(axes, panels, strict=False):
+        value, low, _ = result.series(name)
         _series(result, ax, name, BLUE, label)
+        ax.plot(result.steps[np.isnan(low)], value[np.isnan(low)], "o", mfc="white", mec=BLUE, ms=5, label="no interval")
         ax.axhline(0, color=GREY, lw=0.6)
         ax.set_title(title, fontsize=10)
         ax.set_ylabel(label)
-        if not np.isfinite(result.series(name)[0]).any():
-            why = next((p.analysis.estimates[name].withheld for p in result.points if name in p.analysis.estimates), "")
-            ax.text(0.5, 0.5, f"none: {why}", ha="center", va="center", wrap=True, transform=ax.transAxes, color=GREY, fontsize=8)
     p_value = result.series("p_value")[0]
     quiet = p_value > 0.05
-    axes[1].plot(result.steps[quiet], result.series("c2")[0][quiet], "o", mfc="white", mec=BLUE, ms=5, label="p > 0.05")
+    axes[1].plot(result.steps[quiet], result.series("c2")[0][quiet], "x", color=RED, ms=6, label="p > 0.05")
     axes[0].set_ylim(bottom=0)
-    if quiet.any():
-        axes[1].legend(fontsize=7)
+    axes[1].legend(fontsize=7)
     _series(result, axes[2], "h_mean", BLUE, "mean h")
     axes[2].axhline(2, color=GREY, ls="--", lw=0.8)
     axes[2].set_ylabel("mean h", color=BLUE)
@@ -348,6 +346,9 @@ def trajectory_panels(result: TrajectoryResult, axes: Sequence[Axes] | None = No
     axes[4].set_title("Weight norm", fontsize=10)
     for ax in axes[:5]:
         step_axis(result.points, result.steps, ax)
+    if not np.isfinite(result.series("m_tau_supported")[0]).any():
+        known = (point.analysis.estimates.get("m_tau_supported") for point in result.points)
+        nothing(axes[0], panels[0][1], next((found.withheld for found in known if found is not None), "no checkpoint has one"))
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, max(1, len(result.points))))
     for colour, point in zip(colours, result.points, strict=True):
         if point.analysis.tau is not None:
