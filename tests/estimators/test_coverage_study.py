@@ -8,7 +8,7 @@ from benchmarks.coverage import means
 
 
 def test_cells_of_means_count_what_is_shown_and_cover():
-    jobs = {name: compute for name, compute in means.jobs(200, 1)}
+    jobs = dict(means.jobs(200, 1))
     quick = [name for name in jobs if name.startswith(("means of", "gradient noise", "random sharpness"))]
     cells = list(itertools.chain.from_iterable(jobs[name]() for name in quick))
     assert len({(cell.quantity, cell.problem, cell.n) for cell in cells}) == len(cells)
