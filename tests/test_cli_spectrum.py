@@ -13,6 +13,7 @@ import fastscape as fs
 from fastscape import zoo
 from fastscape.cli import main
 from fastscape.cli.budgets import run_budget
+from fastscape.reports import leads
 from fastscape.runs.budget import Budget, parse_seconds
 
 MODEL = "zoo:mlp?hidden=(4,)"
@@ -317,3 +318,12 @@ def test_the_spectrum_has_its_share_of_the_budget(run, monkeypatch):
     assert done.exit_code == 0, done.stderr
     assert 0.35 * 1000 / 3 < seen[0] <= 0.4 * 1000 / 3
     assert seen[0] < seen[1] < seen[2], "what the first checkpoints leave is for the last"
+
+
+def test_sharpness_and_stability_lead_the_table_and_the_json_of_a_probe_with_its_spectrum(run):
+    arguments = ("probe", MODEL, *DIGITS, *FAST, "--checkpoint", run, "--spectrum", "--budget", "60s")
+    document = json.loads(fastscape(*arguments, "--json").stdout)
+    assert list(document["leads"][0])[:5] == ["checkpoint", leads.SHARPNESS, leads.STABILITY, leads.EXPONENT, leads.SPREAD]
+    assert [row["checkpoint"] for row in document["leads"]] == [point["name"] for point in document["points"]]
+    header = fastscape(*arguments).stdout.split("checkpoint", 1)[1]
+    assert header.index("lambda_max") < header.index("c2")

@@ -86,7 +86,8 @@ def show(result: AnyResult, spectrum: AnyResult | None = None, *, as_json: bool)
     if as_json:
         document = result.to_dict()
         if spectrum is not None:
-            document |= {"leads": leads.lead_rows(result, spectrum), "spectrum": spectrum.to_dict()}  # type: ignore[arg-type]
+            rows = leads.lead_rows(result, spectrum)  # type: ignore[arg-type]
+            document |= {"leads": rows if "points" in document else rows[0], "spectrum": spectrum.to_dict()}
         click.echo(json.dumps(document, indent=1, allow_nan=False))
         return
     console = Console()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREY, RED = "#2f6fab", "#d9822b", "#8a8f98", "#b5403a"
+_TITLE = 44  # characters of a title that fit above a panel
 _MISSING = "plots need matplotlib: pip install 'fastscape-probes[plot]'"
 
 
@@ -44,10 +46,17 @@ def grid(rows: int, columns: int, size: tuple[float, float]) -> list[Axes]:
     return list(plt.subplots(rows, columns, figsize=size, layout="constrained")[1].flat)
 
 
+def titled(ax: Axes, title: str) -> None:
+    """A title that is not cut off at the panel's edges: long ones are broken into lines."""
+    size = 10 if len(title) <= _TITLE else 8
+    ax.set_title(textwrap.fill(title, _TITLE if size == 10 else _TITLE * 5 // 4), fontsize=size)
+
+
 def nothing(ax: Axes, title: str, reason: str) -> Axes:
     """A panel that says why it is empty."""
-    ax.set_title(title, fontsize=10)
-    ax.text(0.5, 0.5, reason, ha="center", va="center", wrap=True, transform=ax.transAxes, color=GREY, fontsize=8)
+    titled(ax, title)
+    words = textwrap.fill(reason, _TITLE)  # wrap=True breaks at the figure's edges, not at the panel's
+    ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes, color=GREY, fontsize=8)
     ax.set_xticks([])
     ax.set_yticks([])
     return ax

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastscape.estimators.scaling import Array
-from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single, titled
 from fastscape.reports.tables import number
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def heat_map(result: BarrierMatrix, values: Array, label: str, ax: Axes | None =
                     )
     bar = ax.figure.colorbar(image, ax=ax, shrink=0.8)
     bar.ax.tick_params(labelsize=7)
-    ax.set_title(f"{label} between solutions", fontsize=10)
+    titled(ax, f"{label} between solutions")
     return ax
 
 
@@ -154,5 +154,5 @@ def training(result: CurveResult, ax: Axes | None = None) -> Axes:
 
 def _titled(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.set_title(title, fontsize=10)
+    titled(ax, title)
     return ax

@@ -8,9 +8,9 @@ from typing import Any
 
 from fastscape.reports.document import Document
 from fastscape.reports.sections import Figure, Section
-from fastscape.reports.svg import svg
+from fastscape.reports.svg import svg, svgs
 
-_WIDTH = {1: 4.6, 2: 4.3}  # inches of a panel, by columns
+_WIDTH = 4.6  # inches of a panel
 PROVENANCE = (
     ("model", "model"),
     ("parameters", "parameters"),
@@ -72,8 +72,10 @@ def _drawn(figure: Figure) -> dict[str, Any]:
         if not axes[0].get_title():
             axes[0].set_title(figure.title, fontsize=10)
 
-    width = _WIDTH.get(columns, 3.6)
-    text = svg(rows, columns, draw, width=width, measured=True, projection=figure.projection)
+    if rows * columns > 1 and figure.projection is None:  # side by side, or beneath each other where the page is narrow
+        panels = svgs(rows * columns, draw, width=_WIDTH, measured=True)
+        return {"panels": panels, "definition": figure.definition}
+    text = svg(rows, columns, draw, width=_WIDTH, measured=True, projection=figure.projection)
     return {"svg": text, "definition": figure.definition, "wide": columns > 1, "columns": columns}
 
 

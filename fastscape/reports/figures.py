@@ -246,6 +246,41 @@ def participation(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     return _log_scale_axis(ax, title, "share of directions")
 
 
+CAPTIONS: dict[str, str] = {
+    "log_response": (
+        "r = |L(w + e d) - 2 L(w) + L(w - e d)| of up to 64 directions d against the radius e relative to ||w||, with the median "
+        "over all and the rounding noise; red where the response is negative. Blue: the analysed window of scales, decades = "
+        "log10 of its largest over its smallest radius; grey: scales that are not trusted. A slope of h means r ~ e^h."
+    ),
+    "curvature": "The signed response over e^2: flat where the loss is quadratic, d'Hd in the limit of small radii.",
+    "slopes": "Slope of ln r against ln e between neighbouring scales, median and quartiles over directions; 2 = smooth bowl.",
+    "partition_function": (
+        "Partition function Z_q(e) = sum_i p_i^q of the measure p_i = r_i / sum r over directions, its logarithm minus its mean "
+        "over the window, with the fitted lines, whose slope is tau(q)."
+    ),
+    "tau_curve": (
+        "Mass exponent tau(q), slope of ln Z_q against ln e, with its 95 % band at the orders q that so many directions "
+        "determine. It is a straight line where all directions scale alike; M_tau is its root-mean-square deviation from one."
+    ),
+    "spectrum": "Singularity spectrum f(alpha) by Chhabra and Jensen's slopes, alpha = d tau / dq, with bands where there are.",
+    "exponent_histogram": "Exponents h of the single directions, slopes of ln r over the window; a smooth bowl has 2 everywhere.",
+    "heterogeneity": (
+        "Variance of ln r over directions at every scale, and its line over the window: c2 is the slope. Falling: directions "
+        "differ more at small radii; level: their spread does not change with scale."
+    ),
+    "participation": "Share of the directions that carry the response, 1 / (N sum p_i^2), and share of negative responses.",
+}
+TRAJECTORY_CAPTIONS: tuple[str, ...] = (
+    "M_tau, root-mean-square deviation of tau(q) from a straight line on the orders that the directions support at each "
+    "checkpoint, 95 % interval (hollow: without); where the table names different orders, two points do not compare.",
+    "c2, slope of the variance of ln r over directions against ln e, 95 % interval; below 0 directions differ more at small "
+    "radii. Hollow: without interval; crossed: p > 0.05 by Student's t over directions.",
+    "Mean over directions of the exponent h in r ~ e^h (blue, 95 % interval; dashed: 2, a smooth bowl) and its standard "
+    "deviation (orange).",
+    "Loss and accuracy on the probed data.",
+    "Norm of the probed weights, to which radii are relative.",
+    "Mass exponent tau(q) of every checkpoint, from first (dark) to last (light).",
+)
 CHECKPOINT_FIGURES: tuple[Callable[[MultifractalResult, Axes | None], Axes], ...] = (
     log_response,
     curvature,
@@ -281,16 +316,17 @@ def trajectory_panels(result: TrajectoryResult, axes: Sequence[Axes] | None = No
         ("c2", r"$c_2$ (95 % interval)", r"$c_2$"),
     )
     for ax, (name, title, label) in zip(axes, panels, strict=False):
+        value, low, _ = result.series(name)
         _series(result, ax, name, BLUE, label)
+        ax.plot(result.steps[np.isnan(low)], value[np.isnan(low)], "o", mfc="white", mec=BLUE, ms=5, label="no interval")
         ax.axhline(0, color=GREY, lw=0.6)
         ax.set_title(title, fontsize=10)
         ax.set_ylabel(label)
     p_value = result.series("p_value")[0]
     quiet = p_value > 0.05
-    axes[1].plot(result.steps[quiet], result.series("c2")[0][quiet], "o", mfc="white", mec=BLUE, ms=5, label="p > 0.05")
+    axes[1].plot(result.steps[quiet], result.series("c2")[0][quiet], "x", color=RED, ms=6, label="p > 0.05")
     axes[0].set_ylim(bottom=0)
-    if quiet.any():
-        axes[1].legend(fontsize=7)
+    axes[1].legend(fontsize=7)
     _series(result, axes[2], "h_mean", BLUE, "mean h")
     axes[2].axhline(2, color=GREY, ls="--", lw=0.8)
     axes[2].set_ylabel("mean h", color=BLUE)
@@ -310,6 +346,9 @@ def trajectory_panels(result: TrajectoryResult, axes: Sequence[Axes] | None = No
     axes[4].set_title("Weight norm", fontsize=10)
     for ax in axes[:5]:
         step_axis(result.points, result.steps, ax)
+    if not np.isfinite(result.series("m_tau_supported")[0]).any():
+        known = (point.analysis.estimates.get("m_tau_supported") for point in result.points)
+        nothing(axes[0], panels[0][1], next((found.withheld for found in known if found is not None), "no checkpoint has one"))
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, max(1, len(result.points))))
     for colour, point in zip(colours, result.points, strict=True):
         if point.analysis.tau is not None:

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from fastscape._checks import counted
-from fastscape.reports import figures, tables
+from fastscape.reports import figures, leads, tables
 from fastscape.reports.document import Document
 from fastscape.reports.document_html import document_page
 from fastscape.reports.result import AnyResult, MultifractalResult, TrajectoryResult
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 from fastscape.reports.spectrum_html import PROVENANCE, setting_rows, spectrum_context, spectrum_points
 from fastscape.reports.spectrum_tables import WORDS
-from fastscape.reports.svg import svg
+from fastscape.reports.svg import captioned, svgs
 
 Spectrum = SpectrumResult | SpectrumTrajectory
 
+_READING = (2, 1, 0, 5, 3, 4)  # panels along training: exponents, c2, M_tau, tau, loss, norm
 _PROVENANCE = (
     ("model", "model"),
     ("weights (SHA-256)", "weight_fingerprint"),
@@ -61,29 +62,32 @@ def write_html(result: AnyResult, path: str | Path, *, spectrum: Spectrum | None
         elif isinstance(result, Spectrum):
             template, content = "spectrum.html.j2", _spectrum_page(result)
         else:
-            template, content = "report.html.j2", _multifractal_page(result)
+            template, content = "report.html.j2", _multifractal_page(result, spectrum)
             content["spectrum"] = spectrum_context(spectrum) if spectrum is not None else None
+            content["verdicts"] = [each.verdict() for each in (spectrum, result) if each is not None]
     target = Path(path)
     target.write_text(environment.get_template(template).render(content), encoding="utf-8")
     return target
 
 
-def _multifractal_page(result: MultifractalResult | TrajectoryResult) -> dict[str, Any]:
+def _multifractal_page(result: MultifractalResult | TrajectoryResult, spectrum: Spectrum | None) -> dict[str, Any]:
     points = result.points if isinstance(result, TrajectoryResult) else (result,)
     along = result if isinstance(result, TrajectoryResult) and len(points) > 1 else None
     return {
         "title": "Multifractal probe" + (" along training" if along else f": {points[0].name}"),
-        "verdict": result.verdict(),
-        "trajectory": svg(2, 3, partial(figures.trajectory_panels, along), measured=True) if along else None,
+        "trajectory": _along(along) if along else None,
+        "leads": leads.lead_rows(result, spectrum),
+        "definitions_of": _defined(result, spectrum),
+        "flags": tables.trajectory_flags(along) if along else [],
         "series": _trajectory_rows(points),
-        "flags": tables.shared_flags(points) if along else [],
+        "details": leads.DETAILS,
         "sections": [
             {
                 "name": point.name,
                 "verdict": point.verdict(),
                 "rows": _rows(point),
                 "flags": point.flags,
-                "figure": svg(3, 3, partial(_panels, point)),
+                "figures": _figures(point),
             }
             for point in points
         ],
@@ -110,36 +114,45 @@ def _spectrum_page(result: Spectrum) -> dict[str, Any]:
     }
 
 
-def _panels(point: MultifractalResult, axes: Sequence[Any]) -> None:
-    for draw, ax in zip(figures.CHECKPOINT_FIGURES, axes, strict=False):
-        draw(point, ax)
-    for ax in axes[len(figures.CHECKPOINT_FIGURES) :]:
-        ax.set_axis_off()
+def _figures(point: MultifractalResult) -> list[dict[str, str]]:
+    def draw_all(axes: Sequence[Any]) -> None:
+        for draw, ax in zip(figures.CHECKPOINT_FIGURES, axes, strict=True):
+            draw(point, ax)
+
+    captions = [figures.CAPTIONS[draw.__name__] for draw in figures.CHECKPOINT_FIGURES]
+    return captioned(svgs(len(figures.CHECKPOINT_FIGURES), draw_all), captions)
 
 
-def _rows(point: MultifractalResult) -> list[tuple[str, str]]:
+def _defined(result: MultifractalResult | TrajectoryResult, spectrum: Spectrum | None) -> dict[str, str]:
+    """What the columns of the leading table mean."""
+    shown = leads.lead_rows(result, spectrum)[0]
+    return {name: words for name, words in leads.DEFINITIONS.items() if name in shown}
+
+
+def _along(result: TrajectoryResult) -> list[dict[str, str]]:
+    """Panels in the order of reading: exponents and c2 before M_tau."""
+    panels = captioned(svgs(6, partial(figures.trajectory_panels, result), measured=True), figures.TRAJECTORY_CAPTIONS)
+    return [panels[index] for index in _READING]
+
+
+def _rows(point: MultifractalResult) -> list[tuple[str, str, str]]:
     analysis = point.analysis
-    rows = [("loss", tables.number(point.loss, 6))]
+    rows = [*tables.multifractal_rows(point), ("loss", tables.number(point.loss, 6), "on the probed data")]
     if point.accuracy is not None:
-        rows.append(("accuracy", f"{point.accuracy:.2%}"))
-    rows.append(("||w||", tables.number(point.measured.weight_norm, 5)))
-    rows += [(label, tables.interval(analysis.estimates.get(name))) for name, (label, _) in tables.QUANTITIES.items()]
-    rows += [("p (c2 = 0)", tables.p_text(tables.shown_p(analysis))), ("scales", tables.scale_range(point))]
+        rows.append(("accuracy", f"{point.accuracy:.2%}", "of the same data"))
+    rows += [
+        ("||w||", tables.number(point.measured.weight_norm, 5), "of the probed weights"),
+        ("scales", tables.scale_range(point), "analysed window; decades: log10 of its largest over its smallest radius"),
+    ]
     if analysis.valid:
-        first = analysis.pooled[0][0].scalars
+        first, banks = analysis.pooled[0][0].scalars, analysis.bank_statistics["m_tau"]
+        over = f"{tables.number(banks.mean)} ± {tables.number(banks.std)}"
         rows += [
-            ("M_tau of the mean tau of banks", tables.number(analysis.m_tau_of_mean_tau)),
-            ("M_tau on orders carried by >= 10 directions", tables.number(first["m_tau_valid"])),
-            ("split-half r of h, p", f"{tables.number(analysis.split_half.r)}, {tables.p_text(analysis.split_half.p)}"),
-            ("largest share of negative responses", f"{first['neg_frac']:.0%}"),
+            ("M_tau of the mean tau of banks", tables.number(analysis.m_tau_of_mean_tau), "less biased by noise than their mean"),
+            ("M_tau over banks", over, f"mean and standard deviation of {counted(len(analysis.banks), 'bank')}"),
+            ("M_tau, q carried", tables.number(first["m_tau_valid"]), "on orders carried by at least 10 directions"),
+            ("negative responses", f"{first['neg_frac']:.0%}", "largest share over the window"),
         ]
-        banks = analysis.bank_statistics["m_tau"]
-        rows.append(
-            (
-                "M_tau over banks",
-                f"{tables.number(banks.mean)} ± {tables.number(banks.std)} (std of {len(analysis.banks)})",
-            )
-        )
     return rows
 
 
@@ -150,11 +163,9 @@ def _trajectory_rows(points: Sequence[MultifractalResult]) -> list[dict[str, str
             "loss": tables.number(point.loss, 4),
             "accuracy": "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
             "||w||": tables.number(point.measured.weight_norm, 4),
-            "c2 [95 %]": tables.cell(point.analysis.estimates.get("c2")),
-            "p": tables.p_text(tables.shown_p(point.analysis)),
-            "M_tau, supported q [95 %]": tables.cell(point.analysis.estimates.get("m_tau_supported")),
-            "mean h": tables.cell(point.analysis.estimates.get("h_mean")),
-            "std h": tables.cell(point.analysis.estimates.get("h_std")),
+            "p (c2 = 0)": tables.p_text(tables.shown_p(point.analysis)),
+            "spread ratio": tables.cell(point.analysis.estimates.get("spread_ratio")),
+            "moved mass": tables.number(point.analysis.moved_mass, 2),
             "window (decades)": tables.number(point.decades, 2),
             "directions": str(point.directions),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 
 SHARPNESS, STABILITY = "lambda_max", "stability (1 = edge)"
 EXPONENT, SPREAD = "mean h (2 = smooth bowl)", "std h"
+DETAILS: dict[str, str] = {
+    "p (c2 = 0)": (
+        "probability of a c2 at least as far from 0 where the spread of ln r is the same at every scale, by Student's t over "
+        "directions; not printed where less than 1 % of the measure moves"
+    ),
+    "spread ratio": "standard deviation of ln r over directions at the finest over that at the coarsest scale of the window",
+    "moved mass": "share of the measure p_i = r_i / sum r that changes direction between the ends of the window, 0 to 1",
+    "window (decades)": "log10 of the largest over the smallest radius of the analysed window",
+}
 SAME, FEW = "does not change with scale", "too few directions"
 C2, CHANGE, M_TAU = "c2 [95 %]", "spread over directions", "M_tau [95 %] (orders q)"
 
@@ -107,7 +116,7 @@ def lead_rows(
     result: MultifractalResult | TrajectoryResult, spectrum: SpectrumResult | SpectrumTrajectory | None = None
 ) -> list[dict[str, str]]:
     """A row per checkpoint of what is read first; columns that no checkpoint has are left out."""
-    spectra = {point.name: point for point in _points(spectrum)} if spectrum is not None else {}
+    spectra = {point.name: point for point in _points(spectrum)}
     rows = [
         {"checkpoint": point.name} | spectrum_leads(spectra.get(point.name)) | multifractal_leads(point)
         for point in _points(result)
@@ -136,8 +145,9 @@ def reasons(points: Sequence[MultifractalResult]) -> list[tuple[str, str]]:
     return found
 
 
-def _points(result: object) -> tuple[object, ...] | tuple[MultifractalResult, ...]:
-    return tuple(getattr(result, "points", (result,)))
+def _points(result: Any) -> tuple[Any, ...]:
+    """The checkpoints of a result of one or of several."""
+    return () if result is None else tuple(getattr(result, "points", (result,)))
 
 
 # ---------------------------------------------------------------------- what changed
@@ -155,12 +165,17 @@ def changes(first: MultifractalResult, last: MultifractalResult) -> Mapping[str,
 
 
 def movements(first: MultifractalResult, last: MultifractalResult) -> str:
-    """Which leading numbers moved, with their ends; a movement is claimed only where its interval leaves out none."""
+    """Which leading numbers moved, with their ends.
+
+    A movement is claimed only of two numbers with intervals, whose difference along common directions leaves out 0; without such
+    directions where the two intervals have no value in common.
+    """
     found, names = changes(first, last), {"c2": "c2", "h_mean": "mean h", "h_std": "std h"}
     moved, still = [], []
     for key, label in names.items():
         start, end = first.analysis.estimates[key], last.analysis.estimates[key]
-        if (key in found and excludes_none(found[key])) or apart(start, end):
+        known = not (start.withheld or end.withheld)
+        if known and (excludes_none(found[key]) if key in found and not found[key].withheld else apart(start, end)):
             moved.append(f"{label} goes {number(start.value)} -> {number(end.value)}")
         else:
             still.append(label)

@@ -69,6 +69,12 @@ def p_text(p: float) -> str:
     return "n/a" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
+def p_words(p: float) -> str:
+    """A p-value in a sentence: ``p = 0.012``, ``p < 0.001``."""
+    text = p_text(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
 def shown_p(analysis: Analysis) -> float:
     """P of c2; none where the measure hardly moves, which no p makes more of."""
     return math.nan if analysis.scaling == "common" else analysis.p_value

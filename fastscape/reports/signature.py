@@ -64,7 +64,7 @@ class Signature(Document):
         barrier, barrier_end, barrier_max: on the line to another solution.
         temperature, temperature_h, noise_scale: of minibatch noise.
         difficulty, difficulty_dimensionless: O(w0).
-        m_tau, h_mean: of the multifractal probe.
+        m_tau, h_mean, h_std, c2: of the multifractal probe; M_tau on the orders that its directions support.
         missing: why a field is ``None``, by its name.
         deterministic: whether the loss passed the determinism gate.
         meta: fingerprints, model, data, seconds, evaluations, stop reason; ``sources`` has seed and settings by kind of result.
@@ -106,6 +106,8 @@ class Signature(Document):
     deterministic: bool
     meta: dict[str, Any]
     notes: tuple[str, ...] = ()
+    h_std: Estimate | None = None
+    c2: Estimate | None = None
 
     @classmethod
     def of(

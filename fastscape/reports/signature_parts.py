@@ -102,11 +102,26 @@ QUANTITIES: dict[str, Quantity] = {
         "",
         "difficulty",
     ),
-    "m_tau": Quantity("M_tau", "RMS deviation of the mass exponent tau(q) from a line", "", "multifractal"),
+    "m_tau": Quantity(
+        "M_tau",
+        "RMS deviation of the mass exponent tau(q) from a line (Török & Bartha) on the orders q that the directions support; "
+        "compares on the same orders alone",
+        "",
+        "multifractal",
+    ),
     "h_mean": Quantity(
-        "mean h", "exponent of |L(w + e d) - 2 L(w) + L(w - e d)| in the radius e; 2 is quadratic", "", "multifractal"
+        "mean h", "exponent of |L(w + e d) - 2 L(w) + L(w - e d)| in the radius e; 2 = smooth bowl", "", "multifractal"
+    ),
+    "h_std": Quantity("std h", "spread of h over directions", "", "multifractal"),
+    "c2": Quantity(
+        "c2",
+        "slope of the variance of ln |response| over directions against ln e; < 0: they differ more at small radii",
+        "",
+        "multifractal",
     ),
 }
+_FIRST = ("lambda_max", "stability_ratio", "h_mean", "h_std", "c2", "m_tau")  # what is read first
+QUANTITIES = {name: QUANTITIES[name] for name in (*_FIRST, *(name for name in QUANTITIES if name not in _FIRST))}
 
 SOURCES = tuple(dict.fromkeys(quantity.source for quantity in QUANTITIES.values()))
 Fields = dict[str, Estimate | None]
@@ -148,7 +163,8 @@ def shown(estimate: Estimate | None) -> str:
         return number(value, 4)
     if math.isnan(estimate.stderr) and not (estimate.method or estimate.withheld) and math.isfinite(high - low):
         return with_error(value, (high - low) / 2)
-    return interval(estimate, 4)
+    orders = estimate.method.partition(", orders ")[2].split(",")[0]
+    return f"{interval(estimate, 4)}{f' on q {orders}' if orders else ''}"
 
 
 def kind_of(result: object) -> str:
@@ -278,8 +294,8 @@ def _difficulty(result: Any) -> Contribution:
 def _multifractal(result: Any) -> Contribution:
     found = Contribution()
     found.plain = {"loss": result.loss} | ({} if result.accuracy is None else {"accuracy": result.accuracy})
-    for name in ("m_tau", "h_mean"):
-        estimate = result.analysis.estimates.get(name)
+    for name, key in (("h_mean", "h_mean"), ("h_std", "h_std"), ("c2", "c2"), ("m_tau", "m_tau_supported")):
+        estimate = result.analysis.estimates.get(key)
         why = result.analysis.reason or (estimate.withheld if estimate else "") or "the analysis has no number"
         found.put(name, estimate, why)
     return found

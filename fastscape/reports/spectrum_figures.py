@@ -165,6 +165,18 @@ def layer_traces(result: SpectrumResult, ax: Axes | None = None) -> Axes:
     return _titled(ax, title, r"tr $H_{\ell\ell}$ (loss per squared parameter)", "")
 
 
+CAPTIONS: dict[str, str] = {
+    "density": (
+        "Density of eigenvalues by stochastic Lanczos quadrature, smoothed over its nodes (ticks), with the 95 % band over "
+        "probes from 20 nodes on; eigenvalues that were found, with their residuals, at the height of one."
+    ),
+    "eigenvalues": "Ritz values of both ends, theta ± ||Hv - theta v||; hollow where they have not converged.",
+    "layer_traces": "Traces of the diagonal blocks of H by parameter, with 95 % intervals over probes.",
+    "sharpness": "Largest and smallest eigenvalue, ± residual; dashed: critical value of optimizers that have one of lambda_max.",
+    "stability_ratio": "Sharpness as the optimizer sees it over the one at which its step stops contracting; 1 is the edge.",
+    "trace": "Sum of the eigenvalues, 95 % interval over probes.",
+    "effective_rank": "(tr H)^2 / tr(H^2), the number of equal eigenvalues with the same trace and square, 95 % interval.",
+}
 CHECKPOINT_FIGURES: tuple[Callable[[SpectrumResult, Axes | None], Axes], ...] = (density, eigenvalues, layer_traces)
 
 

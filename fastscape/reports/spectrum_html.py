@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastscape.reports import spectrum_figures, tables
@@ -14,7 +14,7 @@ from fastscape.reports.spectrum_tables import (
     refused,
     series_rows,
 )
-from fastscape.reports.svg import svg
+from fastscape.reports.svg import captioned, svgs
 
 FOOTER = (
     "Eigenvalues are Ritz values ± residual: some eigenvalue lies within. Hollow marks and ~ have not converged. "
@@ -26,10 +26,9 @@ def spectrum_context(result: SpectrumResult | SpectrumTrajectory) -> dict[str, A
     """The template variable ``spectrum``; matplotlib must be there."""
     points = spectrum_points(result)
     along = result if isinstance(result, SpectrumTrajectory) and len(points) > 1 else None
-    panels = svg(1, 4, lambda axes: spectrum_figures.trajectory_panels(along, axes), width=3.25, measured=True) if along else None
     return {
         "verdict": result.verdict(),
-        "trajectory": panels,
+        "trajectory": _captioned(spectrum_figures.TRAJECTORY_FIGURES, along) if along else None,
         "series": series_rows(points),
         "flags": merged_flags(points) if along else [],
         "sections": {point.name: _section(point) for point in points},
@@ -47,15 +46,18 @@ def spectrum_points(result: SpectrumResult | SpectrumTrajectory) -> tuple[Spectr
 def _section(point: SpectrumResult) -> dict[str, Any]:
     return {
         "verdict": point.verdict(),
-        "figure": svg(1, len(spectrum_figures.CHECKPOINT_FIGURES), lambda axes: _panels(point, axes)),
+        "figures": _captioned(spectrum_figures.CHECKPOINT_FIGURES, point),
         "rows": [row for part in checkpoint_rows(point) for row in part],
         "flags": point.flags,
     }
 
 
-def _panels(point: SpectrumResult, axes: Sequence[Any]) -> None:
-    for draw, ax in zip(spectrum_figures.CHECKPOINT_FIGURES, axes, strict=True):
-        draw(point, ax)
+def _captioned(drawers: Sequence[Callable[..., Any]], result: Any) -> list[dict[str, str]]:
+    def draw_all(axes: Sequence[Any]) -> None:
+        for draw, ax in zip(drawers, axes, strict=True):
+            draw(result, ax)
+
+    return captioned(svgs(len(drawers), draw_all, measured=True), [spectrum_figures.CAPTIONS[draw.__name__] for draw in drawers])
 
 
 def _cost(points: Sequence[SpectrumResult]) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -39,6 +39,36 @@ def svg(
             wspace=0.24,
             hspace=0.34,
         )
+    return _text(figure)
+
+
+def svgs(count: int, draw: Callable[[list[Any]], object], *, width: float = 4.3, measured: bool = False) -> list[str]:
+    """Panels as SVGs of their own, which a page places side by side or, where it is narrow, beneath each other.
+
+    Args:
+        count: of the panels.
+        draw: called with the axes of all; those without a frame are left out.
+        width: of a panel, in inches.
+        measured: as for :func:`svg`.
+    """
+    from matplotlib.figure import Figure
+
+    figures = [Figure(figsize=(width, 3.5), layout="constrained" if measured else None) for _ in range(count)]
+    axes = [figure.subplots() for figure in figures]
+    draw(axes)
+    if not measured:
+        for figure in figures:
+            figure.subplots_adjust(left=0.18, right=0.955, bottom=0.16, top=0.91)
+    return [_text(figure) for figure, ax in zip(figures, axes, strict=True) if ax.axison]
+
+
+def captioned(panels: Sequence[str], captions: Sequence[str]) -> list[dict[str, str]]:
+    """Panels with their definitions, as templates take them."""
+    return [{"svg": panel, "definition": caption} for panel, caption in zip(panels, captions, strict=True)]
+
+
+def _text(figure: Any) -> str:
+    """Without a size of its own: it fills its place on the page."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()

@@ -33,6 +33,7 @@ from fastscape.reports.numbers import cell as cell
 from fastscape.reports.numbers import interval as interval
 from fastscape.reports.numbers import number as number
 from fastscape.reports.numbers import p_text as p_text
+from fastscape.reports.numbers import p_words
 from fastscape.reports.numbers import shown_p as shown_p
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def verdict(result: MultifractalResult) -> str:
     where = "; responses change sign: moments of |r| have no population value" if signs_mix(analysis) else ""
     if math.isnan(analysis.p_value):
         return f"{found}, {tail}; no p ({c2.withheld or 'not defined'})."
-    found += f", p = {p_text(analysis.p_value)}"
+    found += f", {p_words(analysis.p_value)}"
     if analysis.p_value > SIGNIFICANT:
         return f"No change of the spread of ln r with scale that stands out: {found}, {tail}{where}."
     toward = "small radii (c2 < 0)" if c2.value < 0 else "large radii (c2 > 0)"
@@ -123,7 +124,7 @@ def _loss_terms(result: MultifractalResult) -> str:
 
 
 def multifractal_rows(result: MultifractalResult) -> list[tuple[str, str, str]]:
-    """Label, value and meaning of every number, in the order of reading: exponents, the change of their spread, M_tau, details."""
+    """Label, value and meaning of every number in the order of reading: exponents, the change of their spread, M_tau, others."""
     analysis, rows = result.analysis, []
     for name, (label, meaning) in QUANTITIES.items():
         value = interval(analysis.estimates.get(name))
@@ -135,7 +136,7 @@ def multifractal_rows(result: MultifractalResult) -> list[tuple[str, str, str]]:
         if name == "h_std":
             half = analysis.split_half
             words = "of slopes in the fine and in the coarse half; 1: exponents belong to directions, 0: they do not"
-            rows.append(("split-half r", f"{number(half.r)}, p = {p_text(half.p)}", words))
+            rows.append(("split-half r", f"{number(half.r)}, {p_words(half.p)}", words))
         elif name == "c2":
             words = f"spread over directions: {change_word(analysis)}"
             rows.append(("p (c2 = 0)", p_text(shown_p(analysis)), words))
@@ -280,7 +281,7 @@ class RowsByWidth:
             prose = any(len(row[name]) > _PROSE for row in self.rows)
             table.add_column(name, justify="right" if index and not prose else "left", no_wrap=not index)
         for row in self.rows:
-            table.add_row(*(row[name] for name in names))
+            table.add_row(*(Text(row[name]) for name in names))  # no markup: [n/a] is one
         return table
 
 

@@ -9,14 +9,16 @@ import re
 import matplotlib as mpl
 import numpy as np
 import pytest
+import spectra
 import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
+from fastscape.estimators.changes import apart, paired, shares
 from fastscape.estimators.positive import BY_MODEL
-from fastscape.reports import figures, storage, tables
+from fastscape.reports import figures, leads, storage, tables
 from fastscape.reports.html import write_html
 
 mpl.use("agg")
@@ -35,6 +37,14 @@ def trajectory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(trajectory):
     return trajectory.points[-1]
+
+
+@pytest.fixture(scope="module")
+def spectrum_along(trajectory):
+    """Spectra of the same checkpoints, of planted matrices."""
+    found = spectra.trajectory_of((0.5, 1.0, 2.0))
+    points = [dataclasses.replace(a, name=b.name, step=b.step) for a, b in zip(found.points, trajectory.points, strict=True)]
+    return fs.SpectrumTrajectory(tuple(points), found.meta)
 
 
 @pytest.fixture(scope="module")
@@ -249,8 +259,7 @@ def test_sentences_lead_with_c2_and_name_mixed_signs(result):
     assert "responses of both signs" in mixed.verdict()
     assert "p = " not in mixed.verdict()
     along = fs.TrajectoryResult((calm, mixed), result.meta)
-    values = [tables.number(point.analysis.estimates["c2"].value) for point in along.points]
-    assert f"c2 goes {values[0]} -> {values[1]}" in along.verdict()
+    assert "c2 goes" not in along.verdict(), "one of the two has no interval"
     assert "responses change sign in 1." in along.verdict()
     many = responding(result, scaled(result, 600, 3.0))
     assert "p = " in many.verdict()
@@ -408,3 +417,142 @@ def test_an_estimate_is_an_interval_a_reason_or_a_bound_on_terminals_and_in_json
 def test_units_stand_behind_the_numbers():
     assert tables.interval(fs.Estimate(34.0, 3.0, (31.0, 37.0), 9), unit=" %") == "34.0 [31.0, 37.0] %"
     assert tables.interval(fs.Estimate(34.0, 3.0, (0.0, 97.0), 9, "", "a reason"), unit=" %") == "34 %, interval n/a (a reason)"
+
+
+# ---------------------------------------------------------------------- what is read first
+
+
+def walked(result, sigma, h=2.0, seed=0, directions=40, tilt=0.0):
+    """Even responses of two banks along fixed directions whose ln r spreads by a walk of step ``sigma`` toward small radii.
+
+    ``seed`` is of the walk; the directions' own amplitudes are those of seed 0, as common random directions have them.
+    """
+    x = np.log(np.array(RADII))
+    own = 0.3 * np.random.default_rng(0).standard_normal((2, 1, directions))
+    steps = np.random.default_rng(seed).standard_normal((2, len(x), directions))
+    walk = sigma * np.cumsum(steps[:, ::-1], axis=1)[:, ::-1]
+    return responding(result, np.exp(own + h * x[:, None] + walk + tilt * own * (x - x[0])[:, None]))
+
+
+def test_the_columns_of_a_trajectory_lead_with_what_is_read_first(trajectory, spectrum_along):
+    rows = tables.trajectory_rows(trajectory, spectrum_along)
+    names = ["checkpoint", leads.SHARPNESS, leads.STABILITY, leads.EXPONENT, leads.SPREAD, leads.C2, leads.CHANGE, leads.M_TAU]
+    assert list(rows[0])[:8] == names
+    assert all(name in leads.DEFINITIONS for name in names[1:])
+    for row, point, spectrum in zip(rows, trajectory.points, spectrum_along.points, strict=True):
+        estimates = point.analysis.estimates
+        assert row[leads.EXPONENT] == tables.cell(estimates["h_mean"])
+        assert row[leads.C2] == tables.cell(estimates["c2"])
+        assert row[leads.STABILITY] == tables.number(spectrum.stability.ratio)
+        assert row[leads.SHARPNESS].endswith(tables.number(spectrum.lambda_max, 4))
+    assert trajectory.to_dict()["leads"] == leads.lead_rows(trajectory)
+    assert leads.SHARPNESS not in leads.lead_rows(trajectory)[0]
+    header = next(
+        line for line in tables.as_text(tables.trajectory_table(trajectory, spectrum_along), 400).splitlines() if "c2" in line
+    )
+    places = [header.index(name) for name in names]
+    assert places == sorted(places)
+
+
+def test_a_ratio_that_is_a_bound_or_none_is_shown_so(spectrum_along):
+    stability = spectrum_along.points[0].stability
+    assert leads.stability_text(dataclasses.replace(stability, ratio=math.nan, reason="no steps", at_least=math.nan)) == "n/a"
+    assert leads.stability_text(dataclasses.replace(stability, ratio=math.nan, reason="residual", at_least=0.3)) == ">= 0.3"
+    assert leads.stability_text(None) == "n/a"
+
+
+def test_a_word_says_whether_the_spread_over_directions_changes(result):
+    falls, rises = walked(result, 0.3), walked(result, 0.0, tilt=0.3)
+    assert falls.analysis.estimates["c2"].interval[1] < 0 < rises.analysis.estimates["c2"].interval[0]
+    assert leads.change_word(falls.analysis) == "changes with scale: larger at small radii"
+    assert leads.change_word(rises.analysis) == "changes with scale: larger at large radii"
+    assert leads.change_word(walked(result, 1e-5).analysis) == "does not change with scale"
+    assert leads.change_word(responding(result, scaled(result, 40, 0.3)).analysis) == "does not change with scale"
+    assert leads.change_word(walked(result, 0.3, directions=8).analysis) == "too few directions"
+    summary = falls.summary()
+    assert "spread over directions: changes with scale: larger at small radii" in " ".join(summary.replace("│", " ").split())
+
+
+def test_m_tau_is_named_with_the_orders_that_it_is_of(result):
+    found = walked(result, 0.05)
+    low, high = found.analysis.supported[0], found.analysis.supported[-1]
+    words = leads.m_tau_text(found.analysis)
+    assert words == f"{tables.interval(found.analysis.estimates['m_tau_supported'])} on q {low:g}..{high:g}"
+    assert words in found.summary()
+    few = walked(result, 0.05, directions=8).analysis
+    assert leads.m_tau_text(few) == "n/a (16 directions; moments need 64)"
+
+
+def test_a_movement_is_claimed_only_where_the_paired_difference_leaves_out_none(result):
+    """Common directions: a change of mean h within the two intervals is seen, one within its own noise is not."""
+    first = walked(result, 0.05)
+    again, moved = walked(result, 0.05, seed=1), walked(result, 0.05, h=2.02, seed=1)
+    along = fs.TrajectoryResult((first, again), result.meta).verdict()
+    assert "no change of c2, mean h and std h stands out" in along
+    assert "goes" not in along
+    assert not apart(first.analysis.estimates["c2"], again.analysis.estimates["c2"])
+    ends = [tables.number(point.analysis.estimates["h_mean"].value) for point in (first, moved)]
+    assert f"mean h goes {ends[0]} -> {ends[1]}" in fs.TrajectoryResult((first, moved), result.meta).verdict()
+    change = leads.changes(first, moved)["h_mean"]
+    assert change.value == pytest.approx(moved.analysis.estimates["h_mean"].value - first.analysis.estimates["h_mean"].value)
+    other = dataclasses.replace(moved, probe=dataclasses.replace(moved.probe, seed=7))
+    assert leads.changes(first, other) == {}
+
+
+def test_paired_changes_cover_as_often_as_they_say():
+    rng, x, hits = np.random.default_rng(5), np.log(np.array(RADII)), {"h_mean": 0, "c2": 0}
+    for _ in range(300):
+        own = rng.standard_normal((1, 64))
+        tables_ = [own + x[:, None] * (2 + 0.1 * rng.standard_normal(64)) for _ in range(2)]
+        before, after = (shares(table, x) for table in tables_)
+        for name in hits:
+            low, high = paired(before[name], after[name]).interval
+            hits[name] += low <= 0 <= high
+    assert all(0.9 <= count / 300 <= 0.985 for count in hits.values()), hits
+    assert paired(np.zeros(31), np.ones(31)).withheld == "31 directions; at least 32"
+
+
+def test_messages_of_several_checkpoints_are_one_line_each():
+    told = [(f"step{index}", f"moments q = -3, {-2 + index / 2:g} are thin, {index} of 12 scales") for index in range(7)]
+    told += [("step7", "loss is NaN"), ("step0", "few directions (32)"), ("step1", "few directions (64)")]
+    told += [(f"step{index}", f"{64 * index:,} directions support q -1..{index % 2 + 1}") for index in range(1, 4)]
+    assert tables.merged(told, 8) == [
+        "in 7 of 8 checkpoints: moments q = -3, -2, -1.5, -1, -0.5, 0, 0.5, 1 are thin, 0 .. 6 of 12 scales",
+        "step7: loss is NaN",
+        "step0, step1: few directions (32 .. 64)",
+        "in 3 of 8 checkpoints: 64 .. 192 directions support q -1..1 or -1..2",
+    ]
+    assert tables.merged([("a", "x of float64 at c2"), ("b", "x of float64 at c2")], 2) == ["all checkpoints: x of float64 at c2"]
+
+
+def test_flags_of_a_trajectory_repeat_no_message(trajectory):
+    lines = tables.trajectory_flags(trajectory)
+    messages = [re.sub(r"[-\d., ]+", "#", line.split(": ", 1)[1]) for line in lines]
+    assert len(set(messages)) == len(messages)
+    assert len(lines) < sum(len(point.flags) for point in trajectory.points)
+
+
+def test_every_figure_of_the_page_has_a_caption_and_every_number_a_definition(trajectory, spectrum_along, tmp_path):
+    page = write_html(trajectory, tmp_path / "page.html", spectrum=spectrum_along).read_text()
+    assert page.count("<figcaption>") == page.count("<figure") == page.count("<svg")
+    for name in (leads.M_TAU, leads.C2, leads.EXPONENT, leads.STABILITY, "p (c2 = 0)", "window (decades)", "spread ratio"):
+        assert f"<dt>{name}</dt><dd>" in page
+    top = page[: page.index("<h2>")]
+    assert top.index(leads.SHARPNESS) < top.index(leads.STABILITY) < top.index("mean h (2 = smooth bowl)") < top.index("M_tau")
+    for draw in figures.CHECKPOINT_FIGURES:
+        assert figures.CAPTIONS[draw.__name__].split(":")[0].replace("'", "&#39;").replace(">", "&gt;") in page
+    assert "max-width: 40rem" in page
+    widths = [float(width) for width in re.findall(r'viewBox="0 0 ([\d.]+) ', page)]
+    assert max(widths) <= 72 * 4.7, "one panel each, which a narrow page stacks"
+
+
+def test_long_titles_are_broken_into_lines_and_not_cut():
+    from fastscape.reports.axes import titled
+
+    figure = Figure(figsize=(4.6, 3.5), layout="constrained")
+    ax = figure.subplots()
+    titled(ax, "Loss from runs/resnet18-cifar10-seed0/checkpoint-100000 to runs/resnet18-cifar10-seed1/checkpoint-100000")
+    figure.canvas.draw()
+    box = ax.title.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
