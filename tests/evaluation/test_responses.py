@@ -165,7 +165,7 @@ def test_models_that_vmap_cannot_run_fall_back_to_the_loop_and_say_so(digits):
 
 def test_memory_bounds_the_batched_path(tanh_objective):
     directions = fs.Directions(tanh_objective, 2)
-    assert fs.responses(tanh_objective, directions, [1e-2], memory=1000).path.name == "loop"
+    assert fs.responses(tanh_objective, directions, [1e-2], precision="float64", memory=1000).path.name == "loop"
     with pytest.raises(ValueError, match="memory must hold 3 copies"):
         fs.responses(tanh_objective, directions, [1e-2], memory=1000, path="vmap")
 
