@@ -291,9 +291,10 @@ def hessian(
     derivative or nothing else fits in memory, differences of gradients (``"gradient difference"``), with the error in
     ``H.choice.error``.
 
-    Products are checked on first use: u'Hv = v'Hu, the same product twice, every path against the first, and a model with
-    custom ``autograd.Function`` against a difference of gradients. What fails is refused, with the reason in
-    ``H.choice.refused``.
+    Products are checked on first use: u'Hv = v'Hu, the same product twice, every path against the first, a model with
+    custom ``autograd.Function`` against a difference of gradients, and v'Hv against losses nearby, which tell where torch
+    differentiates an operation wrongly (a norm at zero). What fails is refused, with the reason in ``H.choice.refused``. An
+    autocast inside the model is left out, by products in float64: its rounding has no derivatives. ``H.notes`` says so.
 
     Args:
         objective: the loss L; D parameters.
