@@ -145,17 +145,28 @@ def replica_arithmetic(replica: Replica) -> Arithmetic:
 
 def traced_loss(replica: Replica) -> float:
     """The loss of the first batch at the scratch weights, traced for :func:`arithmetic`; counts as an evaluation."""
-    steps, entered = _NarrowSteps(replica), _Autocasts(replica.objective.device.type)
     replica.evaluations += 1
     try:
-        with steps, entered:
-            loss = replica.batch_loss(0)[0]
-        rounds = steps.rounds or entered.left
-    except Exception:  # parts that torch compiled cannot run under its modes: they tell nothing of their steps
-        loss, rounds = replica.batch_loss(0)[0], "parts that cannot be followed"
-    found = Arithmetic(replica.dtype, steps.dtype, steps.operation, steps.elements, rounds, entered.dtype)
+        loss, found = _traced(replica)
+    except Exception as error:
+        loss = float(replica.batch_loss(0)[0])  # the model's own error is raised again
+        found = Arithmetic(replica.dtype, rounds="parts that cannot be followed")
+        try:
+            _traced(replica)
+        except Exception:  # parts that torch compiled cannot run under its modes: they tell nothing of their steps
+            pass
+        else:
+            raise error from None  # of a model that raises now and then
     replica.objective.known[_key(replica.dtype)] = found
-    return float(loss)
+    return loss
+
+
+def _traced(replica: Replica) -> tuple[float, Arithmetic]:
+    steps, entered = _NarrowSteps(replica), _Autocasts(replica.objective.device.type)
+    with steps, entered:
+        loss = replica.batch_loss(0)[0]
+    rounds = steps.rounds or entered.left
+    return float(loss), Arithmetic(replica.dtype, steps.dtype, steps.operation, steps.elements, rounds, entered.dtype)
 
 
 def _key(dtype: torch.dtype) -> tuple[str, torch.dtype]:
