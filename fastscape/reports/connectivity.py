@@ -176,7 +176,7 @@ def _raised(result: BarrierResult) -> list[str]:
         flags.append(f"a maximum between the points may be {number(result.resolution)} higher; raise points")
     if 0 < result.linear.value < 10 * result.noise:
         flags.append(f"the barrier is within 10 times the rounding noise ({result.noise:.1e}); precision='float64' tells")
-    if result.batch_norm == "running" and result.path == "line":
+    if result.batch_norm == "running":
         flags.append("interpolated running statistics fit no network inside the path; bn='recalibrate' recomputes them")
     if math.isnan(result.linear.stderr) and math.isfinite(result.linear.value):
         flags.append("no intervals: the losses of samples are not known, and there is one batch")

@@ -161,3 +161,10 @@ def test_the_command_recomputes_statistics(two, tmp_path, monkeypatch):
     done = CliRunner().invoke(main, [*arguments, "--points", "3", "--bn", "recalibrate", "--json", "--quiet"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["losses"][0][-1] == pytest.approx(recomputed(two[1]), rel=1e-9)
+
+
+def test_a_curve_by_interpolated_statistics_says_so_as_a_line_does(two):
+    made, _, _, _ = between(two)
+    found = fs.connect(made, None, two[1], bn="running", start=3, points=3, steps=2)
+    for part in (found.line, found.curve):
+        assert any("interpolated running statistics fit no network" in flag for flag in part.flags)
