@@ -44,7 +44,7 @@ def _all_directions(result: MultifractalResult) -> Array | None:
 def log_response(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     """|response| of every direction against the radius, median, noise floor; untrusted scales grey."""
     ax = single(ax)
-    title = "Response magnitude (grey: untrusted, blue: analysed)"
+    title = "Response magnitude"
     signed = _all_directions(result)
     if signed is None or not np.isfinite(signed).any():
         return nothing(ax, title, "no finite response")

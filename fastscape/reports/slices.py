@@ -37,7 +37,8 @@ _MEANING = {
 class SliceResult(Document):
     r"""Losses :math:`L(w + \alpha v_i)` along n lines through the weights, and their roughness.
 
-    Estimates are means over the n directions with 95 % t intervals.
+    Estimates are means over the n directions with 95 % intervals on a logarithmic scale (see
+    :mod:`fastscape.estimators.positive`); of fewer than 8, or where the ends are a factor of 10 apart, none is shown.
 
     Attributes:
         name, step: of the checkpoint.

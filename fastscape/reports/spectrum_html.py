@@ -28,7 +28,7 @@ def spectrum_context(result: SpectrumResult | SpectrumTrajectory) -> dict[str, A
     along = result if isinstance(result, SpectrumTrajectory) and len(points) > 1 else None
     return {
         "verdict": result.verdict(),
-        "trajectory": _captioned(spectrum_figures.TRAJECTORY_FIGURES, along) if along else None,
+        "trajectory": _captioned(spectrum_figures.TRAJECTORY_FIGURES, along, measured=True) if along else None,
         "series": series_rows(points),
         "flags": merged_flags(points) if along else [],
         "sections": {point.name: _section(point) for point in points},
@@ -52,12 +52,14 @@ def _section(point: SpectrumResult) -> dict[str, Any]:
     }
 
 
-def _captioned(drawers: Sequence[Callable[..., Any]], result: Any) -> list[dict[str, str]]:
+def _captioned(drawers: Sequence[Callable[..., Any]], result: Any, *, measured: bool = False) -> list[dict[str, str]]:
     def draw_all(axes: Sequence[Any]) -> None:
         for draw, ax in zip(drawers, axes, strict=True):
             draw(result, ax)
 
-    return captioned(svgs(len(drawers), draw_all, measured=True), [spectrum_figures.CAPTIONS[draw.__name__] for draw in drawers])
+    return captioned(
+        svgs(len(drawers), draw_all, measured=measured), [spectrum_figures.CAPTIONS[draw.__name__] for draw in drawers]
+    )
 
 
 def _cost(points: Sequence[SpectrumResult]) -> list[dict[str, str]]:

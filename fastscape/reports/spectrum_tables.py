@@ -116,7 +116,7 @@ def verdict(result: SpectrumResult) -> str:
     found = (
         f"{WORDS[result.operator]} of {result.size:,} parameters: {ends or 'no eigenvalue'}, trace {interval(result.trace)}{rank}"
     )
-    if result.density is not None and result.operator == "hessian":
+    if result.density is not None and result.operator == "hessian" and not result.density.negative_mass.withheld:
         found += f", {share(result.density.negative_mass)} of the eigenvalues below zero"
     stability = result.stability
     if stability is None or not math.isfinite(stability.ratio):
@@ -254,7 +254,9 @@ def state_rows(result: SpectrumResult) -> list[Row]:
 
 def checkpoint_rows(result: SpectrumResult) -> list[list[Row]]:
     """All numbers in the order of reading: sharpness, stability, averages, layers, the state."""
-    return [part(result) for part in (eigenvalue_rows, stability_rows, average_rows, layer_rows, state_rows)]
+    ends, stability = eigenvalue_rows(result), stability_rows(result)
+    first = [ends[:1] + stability[:1], ends[1:], stability[1:]]
+    return [rows for rows in (*first, average_rows(result), layer_rows(result), state_rows(result)) if rows]
 
 
 def spectrum_table(result: SpectrumResult) -> RenderableType:
