@@ -129,12 +129,12 @@ def responses(
             float64: its relative error is the same at every radius. ``"float64"`` and ``"float32"`` subtract losses; float32 is
             rounding noise over most radii of interest (measured on four directions; untrusted radii are named in a warning).
             ``"difference-bf16"`` asks torch to round the operands of matrix products to bfloat16, which some processors do not
-            do; ``reason`` says whether any was. ``None`` tries them on this model and takes the cheapest whose noise gate passes at
-            every radius (bfloat16 is never taken by itself). Where the model or the loss enters an autocast, ``"float32"`` measures
-            the function with it, and the others the one without: torch casts no float64. A cast written out (``.to``, ``.half()``)
-            is part of the function in every arithmetic; its roundings set the noise of subtraction, and difference propagation
-            follows the function without them, around rounded values. An autocast around the call is taken off. ``arithmetic`` of
-            the result says what was measured.
+            do; ``reason`` says whether any was. ``None`` tries them on this model and takes the cheapest whose noise gate passes
+            at every radius (bfloat16 is never taken by itself). Where the model or the loss enters an autocast, ``"float32"``
+            measures the function with it, and the others the one without: torch casts no float64. A cast written out (``.to``,
+            ``.half()``) is part of the function in every arithmetic; its roundings set the noise of subtraction, and difference
+            propagation follows the function without them, around rounded values. An autocast around the call is taken off.
+            ``arithmetic`` of the result says what was measured.
         path: ``"loop"`` or ``"vmap"`` of subtraction, ``"graph"`` or ``"dispatch"`` of difference propagation, or ``None`` for
             what measures faster on this model.
         memory: bytes that batched evaluation may take.
