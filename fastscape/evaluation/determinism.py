@@ -13,7 +13,7 @@ from fastscape._state import exact_arithmetic, preserved_rng
 from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
 from fastscape.evaluation.arithmetic import traced_loss
 
-_DISPLACED = 1e-2  # of the size of each weight
+_DISPLACED = (1e-2, 1e-4, 1e-6)  # of the size of each weight; the next where the model refuses such weights
 
 
 class NondeterministicLossError(RuntimeError):
@@ -95,15 +95,27 @@ def _displaced_pair(replica: Replica) -> tuple[float, float] | None:
     if key in known:
         return None
     fresh = replica.objective.replica(replica.dtype)
-    for copy in (replica, fresh):
-        for slot, base in zip(copy.scratch, copy.base, strict=True):
-            wide = base.to(torch.promote_types(replica.dtype, torch.float32))
-            wave = torch.arange(wide.numel(), dtype=torch.float32, device=wide.device).sin_().reshape(wide.shape).to(wide.dtype)
-            slot.copy_(wide + wave * (wide.abs() + wide.abs().mean()) * max(_DISPLACED, 8 * torch.finfo(replica.dtype).eps))
-    replica.evaluations += 2
-    losses = float(replica.batch_loss(0)[0]), traced_loss(fresh)
+    losses: tuple[float, float] | None = None
+    for share in _DISPLACED:
+        step = max(share, 8 * torch.finfo(replica.dtype).eps)
+        replica.evaluations += 2
+        try:
+            _displace(replica, step)
+            found = float(replica.batch_loss(0)[0])
+            _displace(fresh, step)
+            losses = found, traced_loss(fresh)
+            break
+        except Exception:  # weights outside of what the model takes, such as a distribution's scale below zero
+            continue
     known[key] = True
     return losses
+
+
+def _displace(replica: Replica, step: float) -> None:
+    for slot, base in zip(replica.scratch, replica.base, strict=True):
+        wide = base.to(torch.promote_types(replica.dtype, torch.float32))
+        wave = torch.arange(wide.numel(), dtype=torch.float32, device=wide.device).sin_().reshape(wide.shape).to(wide.dtype)
+        slot.copy_(wide + wave * (wide.abs() + wide.abs().mean()) * step)
 
 
 def _check_follows(replica: Replica, found: float, fresh: float) -> None:

@@ -13,6 +13,10 @@ from fastscape._checks import counted
 from fastscape._replica import Replica
 
 _STEP = 1e-2  # of the size of a tensor's numbers, or of 1 where all are zero
+STILL = (
+    "the loss did not change at any point: what was moved cannot move it at these weights (a factor beside another that is zero, "
+    "a saturated loss), moved too little, or loss= does not use the model it is given"
+)
 _TOLD = 0.1  # share above which single numbers without influence are worth a word; whole tensors always are
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +45,7 @@ def along(evaluator: Evaluator, directions: Directions, indices: Sequence[int]) 
         found: Array = evaluator.losses(directions, indices, [distance * scale for distance in distances]).numpy()
         return found
 
-    return losses
+    return _where_defined(losses)
 
 
 def around(replica: Replica, write: Write, draws: int) -> Lines:
@@ -65,6 +66,23 @@ def around(replica: Replica, write: Write, draws: int) -> Lines:
 
     def losses(distances: Sequence[float]) -> Array:
         return np.array([[at(draw, distance) for distance in distances] for draw in range(draws)])
+
+    return _where_defined(losses)
+
+
+def _where_defined(lines: Lines) -> Lines:
+    """The lines with NaN where the model refuses the weights, as one does that takes the scale of a distribution from them."""
+
+    def losses(distances: Sequence[float]) -> Array:
+        try:
+            return lines(distances)
+        except Exception:
+            base = lines([0.0])  # what fails at w itself is raised
+        columns = [base if distance == 0 else np.full(base.shape, np.nan) for distance in distances]
+        for index, distance in enumerate(distances):
+            with suppress(Exception):
+                columns[index] = lines([distance])
+        return np.concatenate(columns, axis=1)
 
     return losses
 
@@ -103,7 +121,7 @@ def step_errors(lines: Lines, distances: Array, *, level: bool = False) -> Array
     wide = np.array([*distances, *_STEPS])
     order = np.argsort(wide)
     losses = [lines(_five(distance / 2)) for distance in wide[order]]
-    found = np.maximum.accumulate([rms(_fourth(five)) for five in losses])
+    found = np.fmax.accumulate([rms(_fourth(five)) for five in losses])
     rises = np.array([rms(five[:, 3] + five[:, 4] - 2 * five[:, 0]) for five in losses])
     drowned = max(found[rises < _CLEAR * EVEN * found], default=0.0)
     if level:

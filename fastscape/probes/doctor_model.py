@@ -191,8 +191,10 @@ class ModelCheckup:
                 "data", "error", f"{words}, with NaN or inf in them", "clean the data: one such sample is the whole loss"
             )
         rule = objective.weighting.rule.words
-        if not objective.weighting.sure or (len(set(sizes)) > 1 and rule == "their samples"):
-            words = f"{words}: ragged, and weighted by {rule}, a guess, as loss= tells no number of terms"
+        sure = objective.weighting.sure
+        if not sure or (len(set(sizes)) > 1 and rule == "their samples"):
+            known = "which the halves of a batch confirm" if sure else "a guess"
+            words = f"{words}: ragged, and weighted by {rule}, {known}, as loss= tells no number of terms"
             return Finding("data", "warning", words, "pass weight=lambda batch: n, the number of terms in each batch's mean")
         return Finding("data", "ok", words + (f": ragged, weighted by {rule}" if len(set(objective.batch_weights)) > 1 else ""))
 

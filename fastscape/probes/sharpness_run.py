@@ -24,6 +24,7 @@ from fastscape.evaluation.arithmetic import arithmetic, measured_in
 from fastscape.evaluation.balls import BallLoss, Balls, Variant
 from fastscape.evaluation.curvature import hessian
 from fastscape.evaluation.determinism import unperturbed_loss
+from fastscape.evaluation.influence import STILL
 from fastscape.evaluation.noise import SIGNAL_TO_NOISE, rounding
 from fastscape.evaluation.samples import groups_of
 from fastscape.objective import Objective
@@ -316,9 +317,12 @@ class SharpnessRun:
         stepped = dtype is not None and not arithmetic(self.objective, dtype).plain
         least = SIGNAL_TO_NOISE * self.noise.get(dtype, math.nan) / math.sqrt(max(found.n, 1)) if dtype is not None else 0.0
         if stepped and abs(found.value) < least:
+            remedy = "take a larger epsilon"
+            if arithmetic(self.objective, dtype).autocast is not None and dtype != torch.float64:
+                remedy = "precision='float64' measures without an autocast"
             self.notes.append(
                 f"the average case is withheld: a rise of {found.value:.1e} is within 10 times the error of the model's own "
-                f"roundings, {least / SIGNAL_TO_NOISE:.1e}; precision='float64' measures without an autocast"
+                f"roundings, {least / SIGNAL_TO_NOISE:.1e}; {remedy}"
             )
             return Estimate(
                 math.nan, math.nan, (math.nan, math.nan), found.n, withheld="within the error of the model's own roundings"
@@ -329,6 +333,9 @@ class SharpnessRun:
         if self.fixed:
             names = ", ".join(self.fixed[:3]) + (" ..." if len(self.fixed) > 3 else "")
             yield f"{counted(len(self.fixed), 'parameter')} at zero never moved: {names}"
+        seen = [*self.random, *(value for group in self.groups for ascent in group.ascents for value in ascent.values)]
+        if 0.0 in seen and not any(value for value in seen if not math.isnan(value)):
+            yield STILL
         if self.goals.m is not None and self.objective.batch_norm == "batch":
             yield "batch norm takes the statistics of every group of m samples"
         elif abs(self._mean([group.base for group in self.groups]) - self.loss) > _ADDS_UP * abs(self.loss):  # not of NaN

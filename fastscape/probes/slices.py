@@ -19,6 +19,7 @@ from fastscape.estimators.roughness import Trend, mean_count, mean_estimate, min
 from fastscape.estimators.scaling import Array
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.batch_statistics import BatchNorm
+from fastscape.evaluation.influence import STILL
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.surface import Affine, Surface, SurfaceLosses
 from fastscape.objective import Objective, checked_objective
@@ -344,8 +345,10 @@ def _meta(objective: Objective, surface: Surface, run: Anytime, settings: dict[s
     }
 
 
-def _notes(meta: dict[str, Any], done: int, wanted: int, noun: str, *, errors: bool) -> tuple[str, ...]:
-    notes = list(meta["arithmetic_notes"])
+def _notes(meta: dict[str, Any], losses: Array, wanted: int, noun: str, *, errors: bool) -> tuple[str, ...]:
+    notes, done = list(meta["arithmetic_notes"]), len(losses)
+    if losses.size > 1 and (losses == losses.flat[0]).all():
+        notes.append(STILL)
     if done < wanted:
         notes.append(f"{done} of {wanted} {noun}s were evaluated ({meta['stop_reason']})")
     if not errors and meta["errors_over"] == "samples":
@@ -362,7 +365,7 @@ def _line_result(name: str, step: int | None, alphas: Array, found: _Lines, meta
     stderr = np.stack([line.stderr for line in found.found])
     noise = meta["noise"]
     depth = 0.0 if math.isnan(noise) else _DEPTH * noise
-    notes = _notes(meta, len(losses), meta["settings"]["directions"], "direction", errors=bool(np.isfinite(stderr).any()))
+    notes = _notes(meta, losses, meta["settings"]["directions"], "direction", errors=bool(np.isfinite(stderr).any()))
     accuracies = [line.accuracy for line in found.found if line.accuracy is not None]
     return SliceResult(
         name=name,
@@ -392,7 +395,7 @@ def _plane_result(
     known, noise = plane.losses[rows], meta["noise"]
     grids = [plane.alpha_1[rows], plane.alpha_2]
     whole = known.reshape(1, -1)
-    notes = _notes(meta, int(rows.sum()), len(rows), "row", errors=bool(np.isfinite(plane.stderr).any())) + norm_notes(meta)
+    notes = _notes(meta, known, len(rows), "row", errors=bool(np.isfinite(plane.stderr).any())) + norm_notes(meta)
     return PlaneResult(
         name=name,
         step=step,

@@ -1,5 +1,6 @@
 """A loss that is not a function is refused, with its cause."""
 
+import numpy as np
 import pytest
 import torch
 from models import FlatLinear
@@ -91,3 +92,33 @@ def test_the_callers_determinism_setting_survives_a_refusal(digits, untouched):
             probe(model, digits)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+class Scaled(nn.Module):
+    """A Gaussian whose scale is a parameter: weights near 1e-3 must not fall below zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.0, 1.0, 0.5, 0.5, 2e-3, 2e-3, 1.0, 1.0], dtype=torch.float64))
+
+    def forward(self, x):
+        return torch.distributions.Normal(torch.zeros((), dtype=x.dtype), self.scale).log_prob(x)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "difference", None])
+def test_a_model_that_refuses_far_weights_is_measured_near_its_own(precision, untouched):
+    model, x = Scaled(), 1e-3 * torch.randn(16, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    objective = fs.Objective(model.to(torch.float32 if precision == "float32" else torch.float64), [x], loss=likelihood)
+    with untouched(model):
+        directions = fs.Directions(objective, 4, normalize="global", scale="unit")
+        radii = [1e-4, 2e-4] if precision == "float32" else [1e-6, 1e-4]
+        found = fs.responses(objective, directions, radii, precision=precision)
+        assert fs.sharpness(objective, 1e-4, restarts=1, steps=2, products=0).worst > 0
+        assert fs.slice1d(objective, count=2, points=5, radius=1e-4, normalize="global").noise_floor >= 0
+    second = x.double().square().mean(0) * 3 / model.scale.detach().double() ** 4 - 1 / model.scale.detach().double() ** 2
+    forms = [float((directions.block([i], torch.float64)[0][0].square() * second).sum()) / 8 for i in range(4)]
+    np.testing.assert_allclose(found.even[0] / radii[0] ** 2, forms, rtol=0.05)  # the fourth order of 1e-4 beside 2e-3
+
+
+def likelihood(model, x):
+    return -model(x).mean()

@@ -171,7 +171,7 @@ def test_a_check_that_fails_is_a_finding(monkeypatch):
 def test_a_sound_model_has_no_findings_but_ok():
     found = fs.doctor(objective(net()), name="sound")
     assert {finding.check: finding.found for finding in found.model if finding.severity != "ok"} == {}
-    assert len(found.model) == 15
+    assert len(found.model) == 16
     assert found.meta["loss"] == pytest.approx(objective(net()).loss())
     assert "sound" in found.verdict()
 
@@ -387,6 +387,10 @@ def test_tied_parameters_are_told_and_are_no_fault():
     model.again.weight = model[0].weight
     found = fs.doctor(objective(model, params="[02].*"))["frozen and tied"]
     assert "0.weight = again.weight" in found.found
+
+
+def test_weights_that_halves_of_a_batch_confirm_are_not_called_a_guess():
+    assert "weighted by their samples, which the halves of a batch confirm" in fs.doctor(ragged())["data"].found
 
 
 def test_running_statistics_of_a_run_are_no_fault():

@@ -460,3 +460,25 @@ def test_a_network_with_batch_norm_is_smooth_in_evaluation_mode():
     found = fs.slice1d(objective, count=2, points=9, radius=0.1, precision="float64")
     assert found.minima.value <= 1
     assert np.isfinite(found.losses).all()
+
+
+class LowRank(nn.Module):
+    """A frozen layer beside a product of which one factor starts at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(6, 4).requires_grad_(False)
+        self.first, self.second = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.zeros(4, 2))
+
+    def forward(self, x):
+        return self.base(x) + x @ self.first.T @ self.second.T
+
+
+def test_a_loss_that_nothing_has_moved_is_told_and_no_flat_one():
+    torch.manual_seed(0)
+    objective = fs.Objective(LowRank(), [(torch.randn(8, 6), torch.randint(0, 4, (8,)))], criterion=F.cross_entropy)
+    for found in (fs.slice1d(objective, count=2, points=5), fs.slice2d(objective, points=5), fs.sharpness(objective, restarts=2)):
+        assert any("the loss did not change at any point" in flag for flag in found.flags), type(found)
+    moved = fs.slice1d(objective, count=2, points=5, normalize="global"), fs.sharpness(objective, restarts=2, variant="sam")
+    for found in moved:
+        assert not any("did not change" in flag for flag in found.flags), type(found)
