@@ -30,7 +30,7 @@ Write = Callable[[], None]
 EVEN = 0.9
 SINGLE = 0.18  # of one loss: 1 / sqrt(70), and half as much again for having been measured on few lines
 _NARROW_UNITS = (0.5, 2.0)  # units of the narrowest dtype by which weights move where its roundings are measured
-_STEPS = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # distances over which a loss is looked at for steps
+STEPS = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # distances over which a loss is looked at for steps
 COARSE = (1e-4, 1e-3, 1e-2, 1e-1)  # the same where a loss is rounded to float32 or narrower, or few evaluations are wanted
 _GROWTH, _MISSING = 2.0, 1.5  # times what a continuous loss gives: it gives at most 1 and, where it has kinks, 0.5
 _CLEAR = 10.0  # times the noise above which a difference tells something
@@ -118,7 +118,7 @@ def step_errors(lines: Lines, distances: Array, *, level: bool = False) -> Array
     Below the distances where they drown the even response no step may be seen, or few, though all are there: they have the
     largest error of those distances, the level.
     """
-    wide = np.array([*distances, *_STEPS])
+    wide = np.array([*distances, *STEPS])
     order = np.argsort(wide)
     losses = [lines(_five(distance / 2)) for distance in wide[order]]
     found = np.fmax.accumulate([rms(_fourth(five)) for five in losses])
@@ -131,7 +131,7 @@ def step_errors(lines: Lines, distances: Array, *, level: bool = False) -> Array
     return errors[: len(distances)]
 
 
-def steps_found(lines: Lines, noise: float, floor: float = 0.0, distances: Sequence[float] = _STEPS) -> bool:
+def steps_found(lines: Lines, noise: float, floor: float = 0.0, distances: Sequence[float] = STEPS) -> bool:
     r"""Whether a loss goes in steps that are larger than the noise of its even responses, as no continuous function does.
 
     Of a continuous loss the even response over r does not grow as r falls, and the slope

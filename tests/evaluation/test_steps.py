@@ -7,7 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
+from fastscape._state import exact_arithmetic
 from fastscape.evaluation.arithmetic import arithmetic
+from fastscape.evaluation.noise import step_noise
 from fastscape.evaluation.steps import EVEN, step_errors, steps_found
 
 RADII = np.logspace(-5, -1, 7)
@@ -202,3 +204,28 @@ def test_difference_propagation_states_what_roundings_of_its_values_do(kind, smo
         exact = fs.quadratic_forms(case(None, ""), fs.Directions(objective, 8), lanes=torch.float64).curvature
         assert forms.error is not None
         assert (np.abs(forms.curvature - exact) <= forms.error).mean() >= 0.8
+
+
+def kinked(seed):
+    """A perceptron with ReLUs, a network with max-pooling, or an absolute error, of few samples: kinks far apart."""
+    torch.manual_seed(seed)
+    if seed % 3 == 0:
+        net, x = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(12, 6)
+    elif seed % 3 == 1:
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4))
+        x = torch.randn(12, 3, 8, 8)
+    else:
+        net, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)), torch.randn(4, 6)
+    if seed % 3 == 2:
+        return fs.Objective(net, [(x, torch.randn(4, 1))], criterion=F.l1_loss)
+    return fs.Objective(net, [(x, torch.randint(0, 4, (12,)))], criterion=F.cross_entropy)
+
+
+def test_kinks_that_cancel_at_one_distance_are_no_steps():
+    stepped = 0
+    for seed in range(60):
+        objective = kinked(seed)
+        with exact_arithmetic(torch.float32):
+            replica = objective.replica(torch.float32)
+            stepped += step_noise(replica, replica.reset) > 0
+    assert stepped == 0
