@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fastscape._batches import placed
 from fastscape._criteria import criterion_options
 from fastscape._replica import placed_criterion
+from fastscape.evaluation.arithmetic import arithmetic
 from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.curvature.forward import ForwardPath
 from fastscape.evaluation.curvature.paths import Product
@@ -135,7 +136,9 @@ def _sound(curve: _Curve, program: Program, targets: object, outputs: Tensor) ->
     objective = program.replica.objective
     try:
         criterion = placed_criterion(objective.criterion, objective.device, torch.float64)
-        nearby = _Nearby(criterion, placed(targets, objective.device, torch.float64), outputs)
+        nearby = _Nearby(
+            criterion, placed(targets, objective.device, torch.float64), outputs, arithmetic(objective, torch.float64).narrow
+        )
         verdict = nearby.judge(curve)
     except Exception:  # no float64, a kink without a rule: nothing to compare with
         return curve
@@ -152,10 +155,10 @@ def _sound(curve: _Curve, program: Program, targets: object, outputs: Tensor) ->
 class _Nearby:
     """A criterion around some outputs, in float64."""
 
-    def __init__(self, criterion: Any, targets: object, outputs: Tensor) -> None:
+    def __init__(self, criterion: Any, targets: object, outputs: Tensor, narrow: torch.dtype | None = None) -> None:
         self._criterion, self._targets, self._outputs = criterion, targets, outputs.double()
         self._dtype, self._size = outputs.dtype, float(self._outputs.norm()) or 1.0
-        self._branches = Branches()
+        self._branches, self._narrow = Branches(), narrow
         with torch.no_grad(), self._branches.recording(0):
             criterion(self._outputs.clone(), targets)
 
@@ -166,7 +169,12 @@ class _Nearby:
         length = float(along.norm())
         size, form = float(product.norm()) * length / math.sqrt(along.numel()), float((along * product).sum())
         return judged(
-            lambda h: (self._value(along, h), self._value(along, -h)), self._value(along, 0), self._size / length, form, size
+            lambda h: (self._value(along, h), self._value(along, -h)),
+            self._value(along, 0),
+            self._size / length,
+            form,
+            size,
+            narrow=self._narrow,
         )
 
     def differences(self, block: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscape._batches import placed
+from fastscape.evaluation.arithmetic import arithmetic
 from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.curvature.flat import norm
 from fastscape.evaluation.curvature.program import Parts, Program
@@ -36,7 +37,7 @@ class LossCurvature:
         buffers = dict(program.replica.module.model.named_buffers())
         for name, buffer in self._replica.module.model.named_buffers():
             buffer.copy_(buffers[name])
-        self._branches = Branches()
+        self._branches, self._narrow = Branches(), arithmetic(objective, torch.float64).narrow
         self._write(program.leaves, 0.0)
         self.base = self._branches.settled(self._in)[1]
 
@@ -51,9 +52,11 @@ class LossCurvature:
         form, unit = _dot(vector, product), (norm(self._program.leaves) or 1.0) / length
         size = norm(product) * length / math.sqrt(count)
         close = max(CLOSE, 3 * error)
-        found = judged(lambda step: self._both(vector, step, self._held), self.base, unit, form, size, close)
+        found = judged(lambda step: self._both(vector, step, self._held), self.base, unit, form, size, close, self._narrow)
         if found.agrees is None:  # a piece may end at w itself, as that of normalize within 1e-12 of zero
-            found = judged(lambda step: self._both(vector, step, self._plain), self._plain(), unit, form, size, close)
+            found = judged(
+                lambda step: self._both(vector, step, self._plain), self._plain(), unit, form, size, close, self._narrow
+            )
             found = Verdict(None) if found.kink else found
         if found.kink:
             return "the loss has a kink at these weights: its second differences grow as the distance, not as its square", False

@@ -424,10 +424,11 @@ class DifferenceEvaluator:
                 found.append(loss(branches.held))
             return found[0], found[1]
 
+        narrow = replica_arithmetic(replica).narrow
         replica.reset()
         base = branches.settled(loss)[1]
         displacement.select(directions, 0)
-        return judged(losses, base, (directions.weight_norm or 1.0) / directions.length(0), form, size)
+        return judged(losses, base, (directions.weight_norm or 1.0) / directions.length(0), form, size, narrow=narrow)
 
     def _differing(self, pairs: Mapping[str, tuple[float, float]], floor: float) -> str | None:
         """The response that differs from subtraction by more than rounding, if any."""

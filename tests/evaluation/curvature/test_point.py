@@ -354,3 +354,20 @@ def test_a_criterion_that_is_singular_where_a_sample_is_fitted_has_its_own_matri
     objective = fs.Objective(model, [(POINTS, targets)], criterion=SINGULAR_CRITERIA[kind])
     eye = torch.eye(8, dtype=torch.float64)
     assert relative(make(objective) @ eye, make(plain) @ eye) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", [1, 2, 4, 7, 8, 9, 11, 19, 22])
+def test_a_loss_that_casts_the_outputs_to_float32_has_the_derivatives_of_the_same_without(seed, dtype):
+    """Rounding of the losses nearby, as of libraries that take cross-entropy of ``logits.float()``, contradicts no product."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4)).to(dtype)
+    data = [(torch.randn(12, 6).to(dtype), torch.randint(0, 4, (12,)))]
+    rounding = fs.Objective(net, data, criterion=lambda outputs, targets: F.cross_entropy(outputs.float(), targets))
+    plain = fs.Objective(net, data, criterion=F.cross_entropy)
+    directions, vector = fs.Directions(plain, 3), torch.ones(plain.size, dtype=dtype)
+    for operator in (fs.hessian, fs.ggn):
+        torch.testing.assert_close(operator(rounding) @ vector, operator(plain) @ vector, rtol=1e-3, atol=1e-4)
+    found, expected = fs.quadratic_forms(rounding, directions), fs.quadratic_forms(plain, directions)
+    assert found.path.name == expected.path.name != "forwards"
+    np.testing.assert_allclose(found.curvature, expected.curvature, rtol=1e-3, atol=1e-5)
