@@ -171,7 +171,7 @@ def test_a_check_that_fails_is_a_finding(monkeypatch):
 def test_a_sound_model_has_no_findings_but_ok():
     found = fs.doctor(objective(net()), name="sound")
     assert {finding.check: finding.found for finding in found.model if finding.severity != "ok"} == {}
-    assert len(found.model) == 15
+    assert len(found.model) == 16
     assert found.meta["loss"] == pytest.approx(objective(net()).loss())
     assert "sound" in found.verdict()
 
