@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(VENV)/.native
 
-.PHONY: demo test kernels gpu package native slow check bench noise accuracy modes eigenvalues slices tracker study peers format clean
+.PHONY: demo test kernels gpu package native slow check bench noise accuracy modes eigenvalues slices tracker study coverage peers format clean
 
 demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints and their spectra, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
@@ -70,6 +70,10 @@ eigenvalues: $(NATIVE) ## the README's spectrum, and one eigenvalue three times 
 study: $(NATIVE) ## three architectures, three seeds each, on one page: study/study.html; 5 minutes; then the README's tables
 	OMP_NUM_THREADS=1 $(BIN)/fastscape study --quick --out study
 	$(BIN)/python benchmarks/study.py
+
+COVERAGE ?= # options, e.g. make coverage COVERAGE='--quick' or '--repetitions 400 --seed 1'
+coverage: $(NATIVE) ## how often 95 % intervals hold the truth: docs/coverage.md; 15 minutes, resumes where it was stopped
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage $(COVERAGE)
 
 slices: $(VENV)/.bench $(NATIVE) ## planes of losses beside loss_landscapes and plain forwards; 10 minutes
 	OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/slices.py

@@ -62,8 +62,8 @@ def protocol(objective, count):
     for precision in ("float64", "float32"):
         even = fs.responses(objective, directions, radii, precision=precision, path="loop").even
         settings = fs.AnalysisSettings(windows=((0, len(radii)),), bootstrap=2, permutations=1)
-        estimates = fs.analyse([even], radii, settings=settings).estimates
-        found[precision] = {name: estimates[name].value for name in ("m_tau", "m_tau_pos", "h_mean", "h_std")}
+        scalars = fs.analyse([even], radii, settings=settings).pooled[0][0].scalars
+        found[precision] = {name: scalars[name] for name in ("m_tau", "m_tau_pos", "h_mean", "h_std")}
         found[precision]["zero_responses"] = float(np.mean(even == 0))
     return found
 

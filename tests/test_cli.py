@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -503,3 +504,13 @@ def test_a_precision_that_does_not_exist_or_cannot_be_is_bad_input(tmp_path, mon
     mixed = fastscape("probe", "zoo:mlp", *DIGITS, *SMALL, "--precision", "difference", "--path", "loop")
     assert mixed.exit_code == 2
     assert "path must be 'graph', 'dispatch' or None with precision='difference', got 'loop'" in mixed.stderr
+
+
+def test_orders_are_a_list_or_core():
+    from fastscape.cli.inputs import _orders
+
+    assert _orders(None, None, "core") == "core"
+    assert _orders(None, None, "-1,2") == (-1.0, 2.0)
+    assert _orders(None, None, None) is None
+    with pytest.raises(click.BadParameter, match="or core, got '-1;2'"):
+        _orders(None, None, "-1;2")

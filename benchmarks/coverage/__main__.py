@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .cells import Cell, Job
+from .page import page
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ("multifractal", "means")  # modules with cells(repetitions, seed), and jobs(repetitions, seed) where they can resume
@@ -56,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
     parser.add_argument("--repetitions", type=int, default=200, help="samples per cell (default 200: about 2 points)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="20 samples per cell, to build/coverage.json, and no page")
+    parser.add_argument("--quick", action="store_true", help="20 samples per cell, and both files to build/")
     parser.add_argument("--only", default="", help="run only the jobs whose name contains this text, and write no page")
     options = parser.parse_args()
     repetitions = 20 if options.quick else options.repetitions
@@ -65,11 +66,15 @@ def main() -> None:
     finished = stored(path, settings)
     start = time.perf_counter()
     for name, compute in jobs(repetitions, options.seed):
-        if name in finished or options.only not in name:
+        if options.only not in name or name in finished:
             continue
         finished[name] = compute()
         write(path, settings, finished)
         print(f"{time.perf_counter() - start:6.0f} s  {name}", file=sys.stderr, flush=True)
+    if not options.only:
+        target = path.with_name("coverage.md") if options.quick else ROOT / "docs" / "coverage.md"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(page([cell for cells in finished.values() for cell in cells], settings))
 
 
 if __name__ == "__main__":

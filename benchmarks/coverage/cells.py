@@ -45,6 +45,11 @@ class Cell:
         return math.sqrt(centre * (1 - centre) / trials)
 
     @property
+    def wrong(self) -> float:
+        """Intervals that miss the truth, over all samples."""
+        return (self.reported - self.covered) / self.repetitions
+
+    @property
     def withheld(self) -> float:
         """Share of the samples for which no interval was published."""
         return 1 - self.reported / self.repetitions

@@ -15,7 +15,7 @@ from .networks import ACTIVATIONS, network
 from .populations import DECADES, LEVELS, OCTAVES, Population, populations
 
 PLAIN = ("c2", "h_std", "spread_ratio", "c1", "h_mean", "h_median", "h_iqr")
-SIZES = (8, 32, 64, 256, 1024)
+SIZES = (16, 32, 64, 256, 1024)
 REPLICATES = 399
 ENDS = (-1.0, 0.5, 2.0)  # orders whose bands are counted
 LEVEL = 0.05
@@ -30,18 +30,17 @@ def cells(repetitions: int, seed: int) -> Iterator[Cell]:
 
 
 def jobs(repetitions: int, seed: int) -> Iterator[Job]:
-    """One job per population and size of the sample, then the tests."""
-    makers = [*(partial(network, kind) for kind in ACTIVATIONS), *populations()]
-    for place, make in enumerate(makers):
-        population = make()
-        truth: dict[str, np.ndarray] = {}
-        for n in SIZES:
+    """One job per size of the sample and population, then the tests."""
+    every = [make() for make in (*(partial(network, kind) for kind in ACTIVATIONS), *populations())]
+    truths: list[dict[str, np.ndarray]] = [{} for _ in every]
+    for n in SIZES:
+        for place, (population, truth) in enumerate(zip(every, truths, strict=True)):
             yield f"{population.name}, n = {n}", partial(coverage, population, truth, n, repetitions, [seed, place, n])
     for name, null in nulls():
         for n in NULL_SIZES:
-            yield f"no change: {name}, n = {n}", partial(rejections, name, null, n, 5 * repetitions, [seed, n])
+            yield f"no change: {name}, n = {n}", partial(rejections, name, null, n, 3 * repetitions, [seed, n])
     for name, change in changes():
-        yield f"change: {name}", partial(rejections, name, change, 128, repetitions, [seed, 128])
+        yield f"change: {name}", partial(rejections, f"change: {name}", change, 128, repetitions, [seed, 128])
 
 
 def coverage(population: Population, truth: dict[str, np.ndarray], n: int, repetitions: int, seed: list[int]) -> list[Cell]:
@@ -137,7 +136,7 @@ def rejections(name: str, null: Null, n: int, repetitions: int, seed: list[int])
     p = np.empty((repetitions, 2))
     for index in range(repetitions):
         x, log_r = null(rng, n)
-        settings = fs.AnalysisSettings(bootstrap=2, permutations=199, windows=((0, len(x)),), seed=index)
+        settings = fs.AnalysisSettings(q=(0.5, 2), bootstrap=2, permutations=199, windows=((0, len(x)),), seed=index)
         found = fs.analyse([np.exp(log_r)], np.exp(x), settings=settings)
         p[index] = found.p_value, found.split_half.p
     known, rejected = np.isfinite(p).sum(axis=0), np.sum(p <= LEVEL, axis=0)

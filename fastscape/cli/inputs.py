@@ -75,17 +75,17 @@ def _windows(_context: click.Context, _option: click.Parameter, pairs: Sequence[
         raise click.BadParameter(f"expected START:STOP scale indices, got {', '.join(pairs)!r}") from error
 
 
-def _orders(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+def _orders(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[float, ...] | str | None:
     try:
-        return None if text is None else tuple(float(value) for value in text.split(","))
+        return text if text in (None, "core") else tuple(float(value) for value in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"expected a list such as -1,0.5,2, got {text!r}") from error
+        raise click.BadParameter(f"expected a list such as -1,0.5,2, or core, got {text!r}") from error
 
 
 def analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that need no new evaluation, shared by ``probe`` and ``report``."""
     for option in (
-        click.option("--q", callback=_orders, help="Orders of the moments, comma-separated."),
+        click.option("--q", callback=_orders, help="Orders of the moments, comma-separated, or core: -1 to 2."),
         click.option(
             "--window", "windows", multiple=True, callback=_windows, help="Scales START:STOP to analyse (half-open); repeatable."
         ),

@@ -39,7 +39,7 @@ class AnalysisSettings:
         seed: of both.
     """
 
-    q: tuple[float, ...] = DEFAULT_Q
+    q: tuple[float, ...] | Literal["core"] = DEFAULT_Q
     windows: tuple[Window, ...] | None = None
     variant: Variant = "even"
     gamma: float = 1.0

@@ -24,6 +24,7 @@ LEVEL = 95.0
 TAILS = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)
 SMALL_BANK = 8  # a bank of m directions varies by (m - 1) / m too little by itself, and one of a single direction not at all
 ROUNDING = 1e-12  # a standard error below this is rounding, and a ratio to it says nothing
+_ENDLESS, _FARTHEST = 1e100, 100.0  # in standard errors: replicates without spread, and what an interval may not reach
 _CHUNK = 2**16  # weights at a time: what is computed from them stays in the cache
 
 
@@ -93,7 +94,8 @@ def hull(found: Replicated, *, log: bool = False) -> tuple[float, float]:
         log: studentise the logarithm, for what cannot be negative: :math:`z^b = \ln(v^b / v) v^b / se^b`.
 
     Returns:
-        Both ends; NaN with fewer than two replicates.
+        Both ends; NaN with fewer than two replicates, and where an arm has no end, because so many of them have no spread of
+        their own (the statistic hangs on one direction).
     """
     value, stderr = found.value, found.stderr
     finite = np.isfinite(found.values)
@@ -104,27 +106,30 @@ def hull(found: Replicated, *, log: bool = False) -> tuple[float, float]:
         values, stderrs = found.values[finite], found.stderrs[finite]
         with np.errstate(all="ignore"):
             z = np.log(values / value) * values / stderrs if log else (values - value) / stderrs
-        z = z[np.isfinite(z)]
+        z = np.clip(z[~np.isnan(z)], -_ENDLESS, _ENDLESS)
         if len(z) >= 2:
             arms = np.percentile(z, TAILS)
-            with np.errstate(over="ignore"):
-                ends.extend(value * np.exp(-arms * stderr / value) if log else value - arms * stderr)
+            exponents = -arms * stderr / value if log else np.zeros(2)
+            if np.abs(arms).max() >= _FARTHEST or np.abs(exponents).max() >= _FARTHEST:
+                return float("nan"), float("nan")
+            ends.extend(value * np.exp(exponents) if log else value - arms * stderr)
     return float(np.nanmin(ends)), float(np.nanmax(ends))
 
 
-def resampled_quantile(ordered: Array, counts: Ints, share: float) -> Array:
-    """The quantile ``share`` of every resample ``[b]``, as NumPy interpolates it.
+def resampled_quantiles(ordered: Array, counts: Ints, shares: Sequence[float]) -> list[Array]:
+    """Quantiles of every resample ``[b]``, one array per share, as NumPy interpolates them.
 
     Args:
         ordered: values ``[N]``, ascending.
         counts: how often each was drawn ``[b, N]``.
-        share: in [0, 1].
+        shares: in [0, 1].
     """
     upto = np.cumsum(counts, axis=1)
-    position = share * (upto[:, -1] - 1)
-    low = np.floor(position)
-    below, above = (
-        ordered[np.minimum((upto <= rank[:, None]).sum(axis=1), len(ordered) - 1)] for rank in (low, np.ceil(position))
-    )
-    result: Array = np.where(upto[:, -1] > 0, below + (position - low) * (above - below), np.nan)
-    return result
+    drawn, last = upto[:, -1], len(ordered) - 1
+    found = []
+    for share in shares:
+        position = share * (drawn - 1)
+        low = np.floor(position)
+        below, above = (ordered[np.minimum((upto <= rank[:, None]).sum(axis=1), last)] for rank in (low, np.ceil(position)))
+        found.append(np.where(drawn > 0, below + (position - low) * (above - below), np.nan))
+    return found

@@ -21,7 +21,7 @@ from fastscape.estimators.bootstrap import (
     hull,
     mean_of,
     multiplicities,
-    resampled_quantile,
+    resampled_quantiles,
     standard_errors,
     strata,
 )
@@ -32,8 +32,9 @@ from fastscape.estimators.scaling import Array
 from fastscape.estimators.significance import COMMON, TRIVIAL, SplitHalf, mean_p, split_half
 from fastscape.estimators.support import Support, support
 
-LEAST = {"c1": 8, "c2": 32, "spread_ratio": 32, "h_mean": 8, "h_median": 8, "h_std": 64, "h_iqr": 64}  # directions
+LEAST = {"c1": 32, "c2": 64, "spread_ratio": 64, "h_mean": 32, "h_median": 16, "h_std": 64, "h_iqr": 64}  # directions
 MIXED_SIGNS = 1024  # directions from which c2, the spread ratio and std h have intervals where signs mix
+P_FROM = 32  # directions of the p of c2
 BANDS = 256  # directions of the bands of tau, alpha and f, and of the alpha width
 WIDTH_FROM = -0.5  # lowest order of the alpha width: r^-1 often has no variance
 AT_ZERO = 3  # standard errors within which a norm cannot be told from 0
@@ -86,8 +87,10 @@ class Headline:
         parts = [part for measure in measures for part in measure.parts]
         self.broken = _broken(parts)
         self.mixed = "" if self.broken else _mixed(measures)
-        self.support: Support = support(parts, self.q, self.broken or self.mixed)
+        self.no_moments = self.mixed and f"{self.mixed}: moments of |r| have no population value"
+        self.support: Support = support(parts, self.q, self.broken or self.no_moments, gamma=settings.gamma)
         self.orders = np.array(self.support.orders)
+        self.width_from = WIDTH_FROM / max(1.0, settings.gamma)
         self.resampled = self._with_zero(self.orders)
 
     def mean(self, name: str) -> float:
@@ -130,7 +133,8 @@ class Headline:
 
     def p_value(self) -> float:
         """Of c2 = 0."""
-        if self._why_not("c2") or not self.mean("moved_mass") > COMMON:
+        few = self.directions < (MIXED_SIGNS if self.mixed else P_FROM)
+        if self.broken or few or not self.mean("moved_mass") > COMMON:
             return math.nan
         return mean_p([found["c2"].value for found, _ in self._batches], [psi for _, psi in self._batches])
 
@@ -179,10 +183,10 @@ class Headline:
                     errors[name].append(standard_errors(weighted[0].weights, psi))
                     if name == "c2" and not len(of_c2):
                         of_c2 = psi[0]
-                quartiles = [
-                    np.mean([resampled_quantile(h, counts[:, at], share) for h, at in zip(exponents, ranks, strict=True)], axis=0)
-                    for share in (0.25, 0.5, 0.75)
-                ]
+                quartiles = np.mean(
+                    [resampled_quantiles(h, counts[:, at], (0.25, 0.5, 0.75)) for h, at in zip(exponents, ranks, strict=True)],
+                    axis=0,
+                )
                 for name, found in (("h_median", quartiles[1]), ("h_iqr", quartiles[2] - quartiles[0])):
                     values[name].append(found)
                     errors[name].append(np.full_like(found, np.nan))
@@ -207,7 +211,7 @@ class Headline:
             found[f"tau({order:g})"] = influence.tau_at(index)
             found[f"alpha({order:g})"] = influence.alpha_at(index)
             found[f"f({order:g})"] = influence.f_at(index)
-        first = int(np.argmax(self.resampled >= WIDTH_FROM))
+        first = int(np.argmax(self.resampled >= self.width_from))
         found["alpha_width"] = influence.alpha_between(first, len(self.resampled) - 1)
         return found
 
@@ -226,7 +230,7 @@ class Headline:
         if self.broken:
             return self.broken
         if self.mixed and name in _SPREADS and self.directions < MIXED_SIGNS:
-            return f"{self.mixed}; {self.directions} directions, of which it then needs {MIXED_SIGNS}"
+            return f"{self.mixed} and {self.directions} directions; its interval then needs {MIXED_SIGNS}"
         least = LEAST[name]
         return f"{self.directions} directions; its interval needs {least}" if self.directions < least else ""
 
@@ -238,7 +242,7 @@ class Headline:
         """A hull; the value is that of the spectrum, from which the resampled one differs by rounding."""
         low, high = hull(found, log=log)
         if not math.isfinite(value) or math.isnan(low):
-            return self._withheld(value, "not defined in the sample or in its resamples")
+            return self._withheld(value, "not defined, or it hangs on a single direction")
         stderr = found.stderr if math.isfinite(found.stderr) else float(np.nanstd(found.values))
         return Estimate(value, stderr, (min(low, value), max(high, value)), self._count, f"{how}, {self._how}")
 
@@ -289,7 +293,7 @@ class Headline:
     def _m_tau(self, orders: Array, value: float, unit: float = 1.0) -> Estimate:
         """M_tau on some orders, in units of ``unit``."""
         if self.mixed:
-            return self._withheld(math.nan, self.mixed)
+            return self._withheld(math.nan, self.no_moments)
         if not self.support.holds(orders):
             return self._withheld(value / unit, self.support.lacking(orders))
         if len(orders) < 3:
@@ -304,8 +308,8 @@ class Headline:
         """Between the outermost supported orders from -0.5 on; without them, between those of the grid, and without interval."""
         whole = self.mean("alpha_width")
         if self.mixed:
-            return self._withheld(math.nan, self.mixed)
-        ends = self.orders[self.orders >= WIDTH_FROM][[0, -1]] if len(self.orders) else self.orders
+            return self._withheld(math.nan, self.no_moments)
+        ends = self.orders[self.orders >= self.width_from][[0, -1]] if len(self.orders) else self.orders
         if not len(ends):
             return self._withheld(whole, self.support.lacking(self.grid))
         if self.directions < BANDS:
@@ -341,7 +345,7 @@ def _broken(parts: Sequence[Array]) -> str:
 
 
 def _mixed(measures: Sequence[Measure]) -> str:
-    """Why moments of abs(r) say nothing, where responses of both signs come arbitrarily near to zero."""
+    """Where responses of both signs come arbitrarily near to zero."""
     if max(window.scalars["sign_mixing"] for measure in measures for window in measure.windows) <= SIGN_MIXING:
         return ""
     scales = sorted({k for window in measures[0].windows for k in range(*window.window)})
@@ -349,4 +353,4 @@ def _mixed(measures: Sequence[Measure]) -> str:
     rarer = np.max(np.minimum(negative, 1 - negative), axis=0)
     count = int(np.sum(rarer > SIGN_MIXING))
     where = f"{count} scale{'' if count == 1 else 's'}"
-    return f"responses of both signs at {where} ({100 * rarer.max():.0f} %): moments of |r| have no population value"
+    return f"responses of both signs at {where} ({100 * rarer.max():.0f} %)"

@@ -18,9 +18,8 @@ class Estimate:
 
     Attributes:
         value: the estimate.
-        stderr: standard error (standard deviation of the bootstrap).
-        interval: 95 % interval: bootstrap percentiles, widened to the value where noise pulls nearly all replicates past it.
-            The basic and the bias-corrected interval leave the value out in the same cases; widening can only add coverage.
+        stderr: standard error.
+        interval: both ends of the 95 % interval, which holds the value; NaN where it is withheld.
         n: what it was averaged over (directions).
         method: how the interval was made, in words; empty in files of version 0.1.
         withheld: why no interval is shown, and the remedy; empty where one is.

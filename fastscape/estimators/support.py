@@ -40,6 +40,7 @@ class Support:
         directions: of the smallest measure.
         upper, lower: largest excess of ln r above and below its median.
         reason: why none is supported whatever the loads are; empty where that is not so.
+        lowest: order below which none is supported.
     """
 
     q: Array
@@ -49,6 +50,7 @@ class Support:
     upper: float
     lower: float
     reason: str = ""
+    lowest: float = LOWEST_ORDER
 
     @property
     def orders(self) -> tuple[float, ...]:
@@ -60,10 +62,10 @@ class Support:
         return bool(np.isin(orders, self.q[self.mask]).all())
 
     def needed(self, order: float) -> float:
-        """About how many directions of the same spread support an order: exp((|q| s / (1/3))^2 / 2); infinite below -1."""
+        """About how many directions of the same spread support an order: exp((3 |q| s)^2 / 2); infinite below the lowest."""
         spread = self.upper if order > 0 else self.lower
         exponent = (abs(order) * spread / LARGEST_LOAD) ** 2 / 2
-        return math.inf if order < LOWEST_ORDER or exponent > 700 else math.exp(exponent)
+        return math.inf if order < self.lowest or exponent > 700 else math.exp(exponent)
 
     def lacking(self, orders: Array) -> str:
         """Why some of the orders are not supported, and what would help."""
@@ -73,9 +75,9 @@ class Support:
             return f"{self.directions} directions; moments need {MIN_DIRECTIONS}"
         held = self.q[self.mask]
         supports = f"q {held[0]:g}..{held[-1]:g}" if len(held) else "no orders on both sides of 1"
-        worst = max((order for order in orders if order >= LOWEST_ORDER and order not in held), key=self.needed, default=None)
+        worst = max((order for order in orders if order >= self.lowest and order not in held), key=self.needed, default=None)
         if worst is None or self.needed(worst) <= self.directions:
-            below = f"; no number of them supports q < {LOWEST_ORDER:g}" if (orders < LOWEST_ORDER).any() else ""
+            below = f"; no number of them supports q < {self.lowest:g}" if (orders < self.lowest).any() else ""
             return f"{self.directions} directions support {supports}{below}"
         spread, needed = (self.upper if worst > 0 else self.lower), self.needed(worst)
         about = "more than 1e7" if needed > _BEYOND else f"about {_two_digits(needed)}"
@@ -85,8 +87,16 @@ class Support:
         )
 
 
-def support(measures: Sequence[Array], q: Array, reason: str = "") -> Support:
-    """Supported orders of all ``measures`` (ln r ``[K, N]`` over a window each) together; none where there is a ``reason``."""
+def support(measures: Sequence[Array], q: Array, reason: str = "", *, gamma: float = 1.0) -> Support:
+    """Supported orders of several measures together.
+
+    Args:
+        measures: gamma ln r ``[K, N]`` over a window each.
+        q: orders ``[Q]``, holding 1.
+        reason: why none is supported; empty where that is to be seen.
+        gamma: power of the response that the measures are of: an order q is one of gamma q of the response itself.
+    """
+    lowest = LOWEST_ORDER / max(1.0, gamma)
     deviations = np.array([semi_deviations(log_r) for log_r in measures])
     sizes = np.array([log_r.shape[1] for log_r in measures])
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -97,9 +107,9 @@ def support(measures: Sequence[Array], q: Array, reason: str = "") -> Support:
     directions = int(sizes.min())
     mask = np.zeros(len(q), dtype=np.bool_)
     if not reason and directions >= MIN_DIRECTIONS:
-        mask[_around_one(q, (load <= LARGEST_LOAD) & (q >= LOWEST_ORDER))] = True
+        mask[_around_one(q, (load <= LARGEST_LOAD) & (q >= lowest))] = True
     upper, lower = deviations.max(axis=0)
-    return Support(q, load, mask, directions, float(upper), float(lower), reason)
+    return Support(q, load, mask, directions, float(upper), float(lower), reason, lowest)
 
 
 def semi_deviations(log_r: Array) -> tuple[float, float]:

@@ -73,7 +73,8 @@ class Numbers:
         if isinstance(value, Estimate):
             self.values[name] = float(value.value)
             low, high = shown_ends(value)
-            self.intervals[name] = (float(low), float(high))
+            if not (math.isnan(low) and math.isnan(high)):
+                self.intervals[name] = (float(low), float(high))
         else:
             self.values[name] = float(value)
 
@@ -164,8 +165,11 @@ def exponents(visit: Visit, carried: Carried) -> Numbers:
     carried.precision = found.meta.get("precision", carried.precision)
     numbers = Numbers()
     for name in ("m_tau", "h_mean", "h_std", "c1", "c2"):
-        if name in found.analysis.estimates:
-            numbers.add(name, found.analysis.estimates[name])
+        estimate = found.analysis.estimates.get(name)
+        if estimate is not None and math.isnan(estimate.value):
+            numbers.notes.append(f"step {visit.step}: no {name} ({estimate.withheld})")
+        else:
+            numbers.add(name, estimate)
     return numbers
 
 

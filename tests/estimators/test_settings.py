@@ -115,3 +115,16 @@ def test_noise_verdict_must_match_the_scales(gate):
     response = np.random.default_rng(0).uniform(1, 2, (8, 20))
     with pytest.raises(ValueError, match="above_noise"):
         analyse([response], np.logspace(-4, -1, 8), above_noise=np.array(gate), settings=AnalysisSettings(bootstrap=20))
+
+
+def test_arrays_of_any_kind_are_taken_and_what_holds_no_numbers_is_refused_by_name():
+    eps = np.logspace(-4, -1, 8)
+    response = np.random.default_rng(0).uniform(1, 2, (8, 20)) * eps[:, None]
+    quick = AnalysisSettings(bootstrap=2, permutations=1)
+    expected = analyse([response], eps, settings=quick)
+    for bank, radii in ((response.tolist(), eps.tolist()), (response.astype(object), tuple(eps))):
+        assert analyse([bank], radii, settings=quick).estimates == expected.estimates
+    with pytest.raises(ValueError, match=r"response\[1\] must be an array of real numbers, got list"):
+        analyse([response, [["a"] * 20] * 8], eps)
+    with pytest.raises(ValueError, match="eps must be an array of real numbers, got dict"):
+        analyse([response], {})
