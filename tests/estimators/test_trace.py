@@ -111,13 +111,15 @@ def test_squares_of_few_probes_are_covered_on_a_logarithmic_scale(matrix):
     assert coverage([mean_estimate(values).interval for values in squares], truth) < 0.91
 
 
-def test_the_effective_rank_is_positive_at_both_ends_and_withheld_where_the_trace_may_be_zero():
+def test_the_effective_rank_is_positive_at_both_ends_and_withheld_where_curvature_cancels():
     forms, squares = np.array([1.0, 9.0, 2.0, 4.0]), np.array([1.0, 60.0, 4.0, 12.0])
     found, _ = effective_rank(forms, squares)
     low, high = found.interval
     assert 0 < low < found.value < high
     assert low * high == pytest.approx(found.value**2, rel=1e-9)
-    assert effective_rank(forms - 4.0, squares)[0].withheld == "the trace may be zero"
+    assert "the interval of the trace holds zero" in effective_rank(forms - 4.0, squares)[0].withheld
+    assert "of tr |H|" in effective_rank(forms + 20.0, squares + 500.0, absolute=400.0)[0].withheld
+    assert effective_rank(forms + 20.0, squares + 500.0)[0].withheld == ""
 
 
 def test_variance_of_few_forms_has_no_interval_of_its_own():
