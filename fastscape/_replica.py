@@ -188,7 +188,7 @@ class Replica:
         assert pair is not None
 
         def widened(outputs: object, targets: object) -> Tensor:
-            return pair(*(placed(value, device, torch.float64) for value in (outputs, targets)))
+            return pair(*map_tensors((outputs, targets), lambda tensor: cast(tensor, device, torch.float64)))  # keeps the graph
 
         self.take_criterion(widened)
 

@@ -14,6 +14,7 @@ from scipy import stats
 from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
+from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.displacement import Displacement
@@ -27,6 +28,7 @@ _TINY = 20  # units of round-off relative to ||w|| where differences are roundin
 _START, _LARGEST = 2.5e-2, 0.3  # first step tried and largest allowed, relative to ||w||
 _TRIALS = 6  # steps tried at most in one search
 _NEAR = 5.0  # factor on the second difference within which a step is taken as found
+_COARSE = 2  # the same, of a narrower dtype inside: 20 of its units are a long way
 _ROUNDED = 4  # pairs of losses there: their scatter tells the rounding, their mean is a better L(w) than one evaluation
 _CHECKED = 5  # random directions whose truncation stands for that of all; of 3 all were small in one set of eight
 _DEVIATIONS = float(stats.t.ppf(0.975, _ROUNDED))  # of the rounding in a reported error: that scatter has so many degrees
@@ -89,6 +91,7 @@ class _Line(AbstractContextManager["_Line"]):
         self.norm = directions.weight_norm or 1.0
         self.base, self.rounding, self.forwards = math.nan, math.nan, 0
         self._widened, self._sensitivity = False, 0.0
+        self._unit, self._tiny = torch.finfo(self.dtype).eps, _TINY
         self._selected: int | None = None
         self._known: dict[tuple[int, float], tuple[float, float]] = {}
         self._stack = ExitStack()
@@ -100,6 +103,10 @@ class _Line(AbstractContextManager["_Line"]):
             self._displacement = Displacement(self._replica.base, self._replica.scratch)
             self._replica.reset()
             self._replica.settle()  # a second attempt would be recorded beside the first
+            narrow = replica_arithmetic(self._replica).narrow
+            if narrow is not None:
+                self._unit, self._tiny = torch.finfo(narrow).eps, _COARSE
+            self._replica.reset()
             recorded, self.base = self._widened_losses()
             if recorded != self.base and not math.isnan(self.base):
                 unperturbed_loss(self._replica)  # refuses and says why, unless held pieces round otherwise: hardswish does
@@ -160,10 +167,11 @@ class _Line(AbstractContextManager["_Line"]):
         """Deviation of a second difference by rounding, and a mean L(w), from weights moved by a few roundings.
 
         The rounding of one L(w) would be in all forms alike: half of their error on a ResNet-18. The slope cancels in each pair.
-        Whatever the scatter on this processor, a loss is not taken to be better than its dtype allows: rounded once, uniformly,
-        or, where it is a mean taken in float64, the outputs of every sample rounded once and carried to their mean.
+        Whatever the scatter on this processor, a loss is not taken to be better than its dtype, or a narrower one inside,
+        allows: rounded once, uniformly, or, where it is a mean taken in float64, the outputs of every sample rounded once and
+        carried to their mean.
         """
-        tiny = _TINY * torch.finfo(self.dtype).eps * self.norm
+        tiny = self._tiny * self._unit * self.norm
         moving = np.flatnonzero(self.lengths)
         if not len(moving):
             self.rounding = np.finfo(np.float64).tiny
@@ -175,7 +183,7 @@ class _Line(AbstractContextManager["_Line"]):
             self.base = float(weights @ centres / weights.sum())
             measured = math.sqrt(float(weights @ (centres - self.base) ** 2) / _ROUNDED)
             moved = self._sensitivity / math.sqrt(self.objective.samples) if self._widened else abs(self.base)
-            one = float(np.fmax(measured, torch.finfo(self.dtype).eps * moved / math.sqrt(12)))
+            one = float(np.fmax(measured, self._unit * moved / math.sqrt(12)))
             self.rounding = math.sqrt(2 + 4 / weights.sum()) * one or np.finfo(np.float64).tiny
 
     @property

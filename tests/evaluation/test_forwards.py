@@ -569,3 +569,20 @@ def test_choices_of_other_libraries_and_what_a_first_forward_sets_up_are_held():
     exact = fs.quadratic_forms(made, directions).curvature
     np.testing.assert_allclose(forms[0], exact, rtol=1e-5)
     np.testing.assert_allclose(forms[1], exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_roundings_inside_the_loss_are_in_the_reported_error(dtype):
+    """A cast to float32 in a float64 network: differences at steps of float64 would be exactly zero."""
+    within, count = 0, 0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4)).to(dtype)
+        data = [(torch.randn(12, 6).to(dtype), torch.randint(0, 4, (12,)))]
+        plain = fs.Objective(net, data, criterion=F.cross_entropy)
+        rounding = fs.Objective(net, data, criterion=lambda outputs, targets: F.cross_entropy(outputs.float(), targets))
+        directions = fs.Directions(plain, 8)
+        found, exact = fs.quadratic_forms(rounding, directions, path="forwards"), dense_forms(plain, directions)
+        within, count = within + int((np.abs(found.curvature - exact) <= found.error).sum()), count + 8
+        assert math.sqrt(np.mean((found.curvature - exact) ** 2)) <= 0.02 * math.sqrt(np.mean(exact**2))
+    assert within >= 0.9 * count
