@@ -314,11 +314,12 @@ class SharpnessRun:
         """Mean over pairs; NaN where steps inside the model, as of an autocast, are as large as what it averages."""
         found = useful(skewed_mean(np.array(self.random[: len(self.random) // 2 * 2]).reshape(-1, 2).mean(axis=1)), "pair")
         dtype = self.dtypes.get("random")
-        stepped = dtype is not None and not arithmetic(self.objective, dtype).plain
+        inside = None if dtype is None else arithmetic(self.objective, dtype)
+        stepped = inside is not None and not inside.plain
         least = SIGNAL_TO_NOISE * self.noise.get(dtype, math.nan) / math.sqrt(max(found.n, 1)) if dtype is not None else 0.0
         if stepped and abs(found.value) < least:
             remedy = "take a larger epsilon"
-            if arithmetic(self.objective, dtype).autocast is not None and dtype != torch.float64:
+            if inside is not None and inside.autocast is not None and not inside.dropped:
                 remedy = "precision='float64' measures without an autocast"
             self.notes.append(
                 f"the average case is withheld: a rise of {found.value:.1e} is within 10 times the error of the model's own "
