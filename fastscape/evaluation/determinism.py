@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -99,16 +100,26 @@ def _displaced_pair(replica: Replica) -> tuple[float, float] | None:
     for share in _DISPLACED:
         step = max(share, 8 * torch.finfo(replica.dtype).eps)
         replica.evaluations += 2
-        try:
-            _displace(replica, step)
-            found = float(replica.batch_loss(0)[0])
-            _displace(fresh, step)
-            losses = found, traced_loss(fresh)
+        found = _displaced_loss(replica, step, lambda copy: float(copy.batch_loss(0)[0]))
+        other = None if found is None else _displaced_loss(fresh, step, traced_loss)
+        if found is not None and other is not None:
+            losses = found, other
             break
-        except Exception:  # weights outside of what the model takes, such as a distribution's scale below zero
-            continue
     known[key] = True
     return losses
+
+
+def _displaced_loss(replica: Replica, step: float, evaluate: Callable[[Replica], float]) -> float | None:
+    """The loss at displaced weights; ``None`` where the model refuses them, as one whose scale falls below zero."""
+    _displace(replica, step)
+    try:
+        return evaluate(replica)
+    except Exception as error:
+        try:
+            evaluate(replica)
+        except Exception:
+            return None
+        raise error from None  # of a model that raises now and then
 
 
 def _displace(replica: Replica, step: float) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,12 +75,18 @@ def _where_defined(lines: Lines) -> Lines:
     def losses(distances: Sequence[float]) -> Array:
         try:
             return lines(distances)
-        except Exception:
-            base = lines([0.0])  # what fails at w itself is raised
+        except Exception as error:
+            first = error
+        base = lines([0.0])  # what fails at w itself is raised
         columns = [base if distance == 0 else np.full(base.shape, np.nan) for distance in distances]
+        failed = False
         for index, distance in enumerate(distances):
-            with suppress(Exception):
+            try:
                 columns[index] = lines([distance])
+            except Exception:
+                failed = True
+        if not failed:
+            raise first  # of a model that raises now and then
         return np.concatenate(columns, axis=1)
 
     return losses
