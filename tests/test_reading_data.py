@@ -1,7 +1,6 @@
 """Reading data: it ends, or is refused with what to write instead; what takes long is told."""
 
 import itertools
-import types
 import warnings
 
 import numpy as np
