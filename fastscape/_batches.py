@@ -162,7 +162,7 @@ def placed(batch: Batch, device: torch.device, dtype: torch.dtype | None = None)
     still = {id(packed.batch_sizes) for packed in leaves(batch, PackedSequence)}
 
     def place(tensor: Tensor) -> Tensor:
-        return tensor.detach() if id(tensor) in still else cast(tensor.detach(), device, dtype)
+        return tensor if id(tensor) in still else cast(tensor, device, dtype)
 
     return map_tensors(batch, place, None if dtype is None else lambda array: _cast_array(array, dtype))
 

@@ -175,6 +175,7 @@ class Replica:
         self.scratch = [parameters[name].data for name in objective.names]
         self._still = [held for name, held in parameters.items() if name not in own and name not in objective.names]
         self.evaluations = 0
+        self.gate = 2.0  # evaluations that the determinism gate took
         self._fresh = _returns_fresh_tensors(objective.criterion)
         self._overwritten: dict[int, bool] = {}  # whether the model writes into a batch's tensors
         self._differentiated: set[int] = set()  # batches whose graph was looked at

@@ -29,7 +29,7 @@ from fastscape._examination import Findings, confirmed, examine
 from fastscape._norms import BatchNormMode, Statistics, compared, frozen, tracking, unmoved
 from fastscape._replica import Replica, Traits
 from fastscape._state import exact_arithmetic
-from fastscape._structures import arrays_of, tensors_of
+from fastscape._structures import arrays_of, map_tensors, tensors_of
 from fastscape._terms import Rule, Weighting, sample_guess, weighting
 
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -360,7 +360,7 @@ class Objective:
                     f"data[{index}] must be on the model's device {self.device}, got {sorted(map(str, devices))}; "
                     f"pass device='{self.device}' to move both"
                 )
-        return [placed(batch, self.device) for batch in batches]
+        return [placed(map_tensors(batch, Tensor.detach), self.device) for batch in batches]  # traits know which needed gradients
 
     def _weighting(self) -> Weighting:
         if self._user_weight is not None:

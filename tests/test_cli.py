@@ -100,8 +100,8 @@ def test_resnet18_comes_within_its_budget_and_says_when_weights_are_nan(tmp_path
         return forward(model, x)
 
     monkeypatch.setattr(ResNet, "forward", timed)
-    arguments = ("--data", "zoo:digits?samples=32&size=32&channels=3", "--budget", "25s", "--radii", "1e-3:1e-1:4", "--json")
-    done = fastscape("probe", "torchvision:resnet18?num_classes=10", *arguments)
+    arguments = ("--data", "zoo:digits?samples=4&size=32&channels=3", "--budget", "25s", "--radii", "1e-3:1e-1:4", "--json")
+    done = fastscape("probe", "torchvision:resnet18?num_classes=10", *arguments, "--precision", "float64", "--path", "loop")
     assert done.exit_code == 0, done.stderr
     meta = json.loads(done.stdout)["meta"]
     assert meta["stop_reason"] == "deadline"

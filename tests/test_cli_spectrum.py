@@ -323,7 +323,9 @@ def test_the_spectrum_has_its_share_of_the_budget(run, monkeypatch):
 def test_sharpness_and_stability_lead_the_table_and_the_json_of_a_probe_with_its_spectrum(run):
     arguments = ("probe", MODEL, *DIGITS, *FAST, "--checkpoint", run, "--spectrum", "--budget", "60s")
     document = json.loads(fastscape(*arguments, "--json").stdout)
-    assert list(document["leads"][0])[:5] == ["checkpoint", leads.SHARPNESS, leads.STABILITY, leads.EXPONENT, leads.SPREAD]
+    # the first steps of Adam, which is all that this run has, have no stability ratio
+    assert list(document["leads"][0])[:4] == ["checkpoint", leads.SHARPNESS, leads.EXPONENT, leads.SPREAD]
+    assert all(point["stability"] is None or point["stability"]["ratio"] is None for point in document["spectrum"]["points"])
     assert [row["checkpoint"] for row in document["leads"]] == [point["name"] for point in document["points"]]
     header = fastscape(*arguments).stdout.split("checkpoint", 1)[1]
     assert header.index("lambda_max") < header.index("c2")

@@ -1,7 +1,6 @@
 """Reading data: it ends, or is refused with what to write instead; what takes long is told."""
 
 import itertools
-import types
 import warnings
 
 import numpy as np
@@ -110,7 +109,7 @@ def test_data_that_cannot_fit_are_refused_after_a_few_batches():
 
 def test_a_long_reading_is_told_each_time_it_has_doubled(monkeypatch):
     clock = iter(float(second) for second in itertools.count())
-    monkeypatch.setattr(_batches, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(_batches, "now", lambda: next(clock))
     with pytest.warns(UserWarning, match="still reading data: .* unknown length .generator. may have no end; .*islice") as told:
         objective_of(BATCH for _ in range(50))
     assert len(told) == 3  # after 10, 20 and 40 seconds

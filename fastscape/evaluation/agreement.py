@@ -22,8 +22,11 @@ class DtypeDependentLossError(ValueError):
     """The loss of the same weights on the same data is another number in another dtype, by more than rounding."""
 
 
-def check_same_function(replica: Replica) -> None:
+def check_same_function(replica: Replica) -> bool:
     """Hold L(w) of the first batch in a replica's dtype against that in the objective's own; once for an objective and dtype.
+
+    Returns:
+        Whether both were evaluated.
 
     Raises:
         DtypeDependentLossError: they differ by more than 100 times the rounding model of the narrower arithmetic (less in half
@@ -33,7 +36,7 @@ def check_same_function(replica: Replica) -> None:
     objective, dtype = replica.objective, replica.objective.dtype
     key = "same function", replica.dtype
     if replica.dtype == dtype or key in objective.known:
-        return
+        return False
     replica.reset()
     replica.evaluations += 1  # of the other copy
     found = traced_loss(replica)
@@ -43,11 +46,12 @@ def check_same_function(replica: Replica) -> None:
         try:
             expected = traced_loss(own)
         except Exception:  # an operation that the own dtype lacks on this device: nothing to compare with
-            return
+            return True
         explained = _explained(replica, own, found, expected)
     if math.isfinite(found) and math.isfinite(expected) and not abs(found - expected) <= explained:
         raise DtypeDependentLossError(_words(replica.dtype, dtype, found, expected, explained))
     objective.known[key] = True
+    return True
 
 
 def _explained(replica: Replica, own: Replica, found: float, expected: float) -> float:

@@ -101,7 +101,7 @@ class Evaluator:
             if self.gate:
                 start = now()
                 unperturbed_loss(self.replica)
-                self.forward_seconds = (now() - start) / 2  # the gate evaluates twice
+                self.forward_seconds = (now() - start) / self.replica.gate
             self._stack = stack.pop_all()
         return self
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.evaluator import Evaluator, PathName
-from fastscape.objective import Objective
+from fastscape.objective import Objective, checked_objective
 
 Subtracted = Literal["float64", "float32"]
 DTYPES: dict[str, torch.dtype] = {"float64": torch.float64, "float32": torch.float32}
@@ -90,6 +90,7 @@ def losses(
         >>> fs.losses(objective, fs.Directions(objective, count=8), [-0.1, 0.0, 0.1]).shape
         torch.Size([8, 3])
     """
+    checked_objective(objective)
     values = _vector(radii)
     if not np.isfinite(values).all():
         raise ValueError(f"radii must be finite, got {values[~np.isfinite(values)][0]!s}")

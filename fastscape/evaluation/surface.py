@@ -141,7 +141,7 @@ class Surface:
             self.replica = self.objective.replica(self.dtype)
             start = now()
             unperturbed_loss(self.replica)  # evaluates twice, and counts
-            self.seconds = (now() - start) / 2
+            self.seconds = (now() - start) / self.replica.gate
             self.terms = SampleLosses(self.replica, accuracy=self._accuracy)
             self._loop = PointLoop(self.replica, self.family, self.terms, self._prepare)
             self._stack = stack.pop_all()

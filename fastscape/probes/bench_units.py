@@ -121,7 +121,7 @@ class Workshop:
         self.replica = objective.replica(self.dtype)
         start = now()
         self.loss = unperturbed_loss(self.replica)
-        self.forward_seconds = (now() - start) / 2
+        self.forward_seconds = (now() - start) / self.replica.gate
         self.replica.reset()
         self._rounding = rounding_model(self.replica)
         self.directions = Directions(objective, count, seed=seed)

@@ -73,7 +73,9 @@ def recursion(objective: Objective, optimizer: OptimizerState | torch.optim.Opti
     slots = [by_name[name] for name in objective.names]
     if any(group.get("maximize") for group, _ in slots):
         raise ValueError("optimizer must minimize the loss, got maximize=True; negate the loss of the objective instead")
-    notes = _coverage(objective, by_name) + _foreign(found.name, [group for group, _ in slots])
+    notes = _coverage(objective, by_name)
+    if not found.remarks:
+        notes += _foreign(found.name, [group for group, _ in slots])
     criticals = [CRITICAL[found.name](group, state) for group, state in slots]
     rates = [_rate(found.name, group, state) for group, state in slots]
     smallest = min(range(len(slots)), key=lambda index: criticals[index])
@@ -102,7 +104,10 @@ def _meaningless(name: str, slots: list[tuple[Settings, Settings]], rates: list[
     if not any(rates):
         return "the learning rate is 0: no step"
     if not known:
-        return f"no preconditioned sharpness, {name} has made no step yet"
+        missing = all(state for _, state in slots)
+        return "no preconditioned sharpness, " + (
+            f"the averages of {name} are not in its state" if missing else f"{name} has made no step yet"
+        )
     for group, state in slots:
         done = int(_number(state["step"])) if name in STARTUP and state.get("step") is not None else 0
         if done:
@@ -231,6 +236,9 @@ PRECONDITIONER: dict[str, Callable[[Settings, Settings], Tensor]] = {
 }
 
 
+AVERAGES = {"RMSprop": "square_avg", "Adadelta": "square_avg", "Adagrad": "sum", "Adamax": "exp_inf"}  # else exp_avg_sq
+
+
 def _momentum_startup(group: Settings) -> tuple[float, Callable[[int], float]]:
     beta = _number(group["betas"][0])
     return beta, lambda step: float(1 - beta**step)
@@ -261,30 +269,23 @@ def _preconditioner(
         factor = critical / smallest if math.isfinite(smallest) else 1.0
         if name not in PRECONDITIONER:
             diagonal = torch.ones(tensor.shape, dtype=torch.float64)
-        elif not state or not _number(state.get("step", 1)) or not _averages(name, state):
+        elif not state or not _number(state.get("step", 1)):
             silent.append(parameter)
             factor, diagonal = math.inf, torch.ones(tensor.shape, dtype=torch.float64)
+        elif (average := AVERAGES.get(name, "exp_avg_sq")) not in state:  # kept by an optimizer around this one
+            lacking = (
+                f"the state of {parameter!r} holds {', '.join(map(str, state))} and not {name}'s {average!r}: no preconditioner, "
+                "only the raw sharpness; pass the optimizer that keeps it (of a SAM: its base_optimizer)"
+            )
+            return None, False, (lacking,)
         else:
-            try:
-                diagonal = PRECONDITIONER[name](group, state).cpu()
-            except KeyError as error:  # of an optimizer around this one, which keeps its averages itself
-                lacking = (
-                    f"the state of {parameter!r} holds {', '.join(map(str, state))} and not {name}'s {error.args[0]!r}: no "
-                    "preconditioner, only the raw sharpness; pass the optimizer that keeps it (of a SAM: its base_optimizer)"
-                )
-                return None, False, (lacking,)
+            diagonal = PRECONDITIONER[name](group, state).cpu()
             _check_positive(diagonal, parameter)
         pieces.append((factor * diagonal).flatten())
     if len(silent) == len(slots):
         return None, False, (f"{name} has made no step yet: no preconditioner, only the raw sharpness",)
     words = (f"{counted(len(silent), 'parameter')} without state ({silent[0]} ...) taken as not moved",) if silent else ()
     return torch.cat(pieces).to(objective.device), True, words
-
-
-def _averages(name: str, state: Settings) -> bool:
-    """Whether a state has what the preconditioner is made of; that of an optimizer around this one has not."""
-    needed = {"RMSprop": "square_avg", "Adadelta": "square_avg", "Adagrad": "sum", "Adamax": "exp_inf"}
-    return needed.get(name, "exp_avg_sq") in state
 
 
 def _check_positive(diagonal: Tensor, parameter: str) -> None:

@@ -262,6 +262,7 @@ class Session:
         goals: Mapping[int, int],
     ) -> None:
         """Evaluate what some banks of one batch of a checkpoint lack."""
+        _ = objective.findings  # of the first evaluation, which no later one repeats
         start = self.budget.elapsed
         with self._evaluator(track, objective, gate=batch not in track.opened) as evaluator, track.timed():
             try:
@@ -301,7 +302,7 @@ class Session:
     ) -> None:
         """On the first visit: check the budget, choose the path, measure the noise."""
         if not self._directions():
-            self._check_budget((self.budget.elapsed - start) / 2)  # the gate evaluated the loss twice
+            self._check_budget((self.budget.elapsed - start) / evaluator.replica.gate)
         choice = evaluator.choose(directions, radii.tolist())
         if track.chosen is self.chosen:
             self.path = choice

@@ -259,7 +259,7 @@ def test_a_state_without_the_averages_gives_no_preconditioner_and_says_whose_it_
 
 def test_an_optimizer_around_another_is_refused_with_the_name_of_the_inner_one(bowl, objective):
     optimizer = Wrapped(bowl.parameters(), torch.optim.SGD, lr=0.1)
-    with pytest.raises(ValueError, match="got Wrapped; pass the one that it wraps, its base_optimizer"):
+    with pytest.raises(ValueError, match="got Wrapped around SGD: .*; pass optimizer.base_optimizer for those"):
         recursion(objective, optimizer)
     with pytest.raises(ValueError, match="got SAM; pass optimizer=None"):
         recursion(objective, {"optimizer_class": "SAM", "optimizer": optimizer.state_dict()})
@@ -268,7 +268,10 @@ def test_an_optimizer_around_another_is_refused_with_the_name_of_the_inner_one(b
 def test_settings_of_another_optimizer_are_told(bowl, objective):
     derived = Derived(bowl.parameters(), lr=0.1)
     for given in (derived, derived.state_dict(), Wrapped(bowl.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9).state_dict()):
-        assert any("SGD has no rho: the edge is that of plain SGD" in note for note in recursion(objective, given).notes)
+        assert any(
+            "the settings hold 'rho', as SAM's do: edge and noise are those of its base optimizer SGD" in note
+            for note in recursion(objective, given).notes
+        )
     plain = torch.optim.SGD(bowl.parameters(), lr=0.1)
     torch.optim.lr_scheduler.OneCycleLR(plain, max_lr=0.2, total_steps=10)
     assert recursion(objective, plain).notes == ()

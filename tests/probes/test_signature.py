@@ -155,13 +155,15 @@ def test_ctrl_c_at_any_forward_gives_a_partial_signature_and_leaves_no_trace(tan
             raise KeyboardInterrupt
         return F.cross_entropy(model(batch[0]), batch[1])
 
-    objective = fs.Objective(tanh_net, [(digits[0][0][:32], digits[0][1][:32])], loss=loss)
+    def objective():  # a new one, whose first evaluation is among those counted
+        return fs.Objective(tanh_net, [(digits[0][0][:32], digits[0][1][:32])], loss=loss)
+
     settings = {"what": ("spectrum", "slice", "sharpness"), "options": {**QUICK, "spectrum": {"nodes": 12, "path": "rev-rev"}}}
-    whole = fs.signature(objective, **settings)
+    whole = fs.signature(objective(), **settings)
     assert whole.meta["stop_reason"] == "complete"
     last[0], calls[0] = int(share * calls[0]), 0
     with untouched(tanh_net):
-        found = fs.signature(objective, **settings)
+        found = fs.signature(objective(), **settings)
     assert found.meta["stop_reason"] == "interrupted"
     assert any("interrupted" in words for words in (*found.notes, *found.missing.values()))
     assert len(found.missing) >= len(whole.missing)

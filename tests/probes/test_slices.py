@@ -373,11 +373,11 @@ def test_a_first_unit_that_tried_paths_does_not_end_the_work():
     from fastscape.runs.budget import Budget
 
     times = iter([0.0, 5.0, 5.0, 5.1, 5.1, 5.2, 5.2, 9.2, 9.2])
+    now = [0.0]
+    run = anytime.Anytime(Budget(10.0, clock=lambda: now[0]), "row")
     patched = pytest.MonkeyPatch()
     with patched.context() as context:
         context.setattr(_clock, "read", lambda: next(times))
-        now = [0.0]
-        run = anytime.Anytime(Budget(10.0, clock=lambda: now[0]), "row")
         now[0] = 7.0
         run.over(range(9), lambda _: None, 0.1)
     assert (run.done, run.reason) == (4, "deadline")  # 3 s are left: rows of 0.2 and 0.1 s fit, another of 4 s does not

@@ -140,7 +140,7 @@ class DifferenceEvaluator:
             if self.gate:
                 start = now()
                 unperturbed_loss(self.replica)
-                self.forward_seconds = (now() - start) / 2
+                self.forward_seconds = (now() - start) / self.replica.gate
             self._stack = stack.pop_all()
         return self
 
@@ -407,6 +407,9 @@ class DifferenceEvaluator:
                 )
 
     def _judged(self, directions: Directions, form: float, size: float) -> Verdict:
+        arithmetic = replica_arithmetic(self.replica)
+        if arithmetic.narrow is not None or arithmetic.rounds:  # the losses nearby go in steps
+            return Verdict(None)
         replica, branches = self.replica, Branches()
         displacement = Displacement(replica.base, replica.scratch)
 
