@@ -45,7 +45,8 @@ class SimulatedClock:
         return self.now
 
 
-CLOCK = _clock.read = SimulatedClock()  # also for what is built once a session
+# Also for what is built once a session; tests that import this file by name, as another module, share the clock.
+CLOCK = _clock.read = _clock.read if hasattr(_clock.read, "tick") else SimulatedClock()
 _clock.processor = lambda: 1.0
 
 
