@@ -65,7 +65,7 @@ def by_forwards(
             kinks within a step look like curvature at every step, so that no comparison of steps would show them.
         NondeterministicLossError: two evaluations at w differ.
 
-    Cost: 2 N + 18 to 44 forwards for random directions, 4 to 8 N for given ones; memory of the scratch copy of the weights and
+    Cost: 2 N + 18 to 44 forwards for random directions, 6 to 10 N for given ones; memory of the scratch copy of the weights and
     of one byte per element of every ReLU.
     """
     start = now()
@@ -244,7 +244,7 @@ class _Pair:
 
         ``truncation`` is a bound on that of ``near``.
         """
-        extrapolated = abs(self.truncation) + 1.4 * _DEVIATIONS * self.rounding
+        extrapolated = max(abs(self.truncation), truncation) + 1.4 * _DEVIATIONS * self.rounding
         doubled = _MARGIN * 4 * truncation + _DEVIATIONS * self.rounding / 4
         return (self.far, doubled) if doubled < extrapolated else (self.near - self.truncation, extrapolated)
 
@@ -310,10 +310,12 @@ def _one_by_one(line: _Line, count: int, progress: Callable[[int, int], None] | 
         distance = line.search([index], distance)
         pair = line.at_two(index, distance)
         slope[index] = pair.slope
-        curvature[index], error[index] = pair.best(abs(pair.truncation))
+        wider = line.doubled(index, distance, pair)  # one truncation of one direction may vanish by chance
+        truncation = float(np.fmax(abs(pair.truncation), abs(wider.truncation) / 4))
+        curvature[index], error[index] = pair.best(truncation)
         if progress is not None:
             progress(index + 1, count)
-    return *_of_lengths(line, curvature, slope, error), "two forwards at two distances for every direction, extrapolated"
+    return *_of_lengths(line, curvature, slope, error), "two forwards at three distances for every direction, extrapolated"
 
 
 def _of_lengths(line: _Line, curvature: Array, slope: Array, error: Array) -> tuple[Array, Array, Array]:

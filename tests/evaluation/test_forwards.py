@@ -118,13 +118,18 @@ def test_errors_have_a_floor_where_the_losses_do_not_scatter(case, monkeypatch):
 
 @pytest.mark.parametrize("case", CASES)
 def test_given_directions_have_their_own_step_and_error(case):
-    objective = objective_of(CASES[case])
-    generator = torch.Generator().manual_seed(0)
-    noise = {name: torch.randn(t.shape, generator=generator) for name, t in objective.base.items()}
-    directions = fs.Directions.given(objective, [objective.gradient(), noise, objective.base], scale="none")
-    found, exact = fs.quadratic_forms(objective, directions, path="forwards"), dense_forms(objective, directions)
-    np.testing.assert_array_less(np.abs(found.curvature - exact), found.error)
-    np.testing.assert_array_less(found.error, 2e-2 * np.abs(exact))
+    """The error is a 95 % one: 36 forms of three sets are held against it, each set with its own measure of the rounding."""
+    objective, within = objective_of(CASES[case]), 0
+    for seed in (2, 1, 0):
+        generator = torch.Generator().manual_seed(seed)
+        noises = [{name: torch.randn(t.shape, generator=generator) for name, t in objective.base.items()} for _ in range(10)]
+        directions = fs.Directions.given(objective, [noises[0], objective.gradient(), objective.base, *noises[1:]], scale="none")
+        found, exact = fs.quadratic_forms(objective, directions, path="forwards"), dense_forms(objective, directions)
+        missed = np.abs(found.curvature - exact)
+        within += int((missed <= found.error).sum())
+        np.testing.assert_array_less(missed, 3 * found.error)
+        np.testing.assert_array_less(found.error[1:3], 2e-2 * np.abs(exact[1:3]))
+    assert within >= 0.9 * 36
     slopes = [
         sum(float((g * objective_d).sum()) for g, objective_d in zip(objective.gradient().values(), d.values(), strict=True))
         for d in (directions[0], directions[1])
