@@ -369,13 +369,19 @@ class SpectralRun:
         assert self.basis is not None
         return hutchinson(np.array(self.fresh.forms), self.basis.span_sums()[0])
 
+    @property
+    def rounding(self) -> float:
+        """What the rounding of products leaves open of a sum over the whole space: four units of ||H||_F."""
+        square = 0.0 if self.basis is None else self.basis.span_sums()[1]
+        return 4 * torch.finfo(self.operator.dtype).eps * math.sqrt(square)
+
     def trace_estimate(self) -> Estimate:
         """The trace, deflated by the basis where two fresh probes or more are there."""
         if self.basis is not None and self.complete:
-            return known(self.basis.span_sums()[0], self.size)
+            return known(self.basis.span_sums()[0], self.size, self.rounding)
         return self._deflated() if self.deflated else self._whole()
 
 
-def known(value: float, count: int) -> Estimate:
-    """A number without error, from the whole space."""
-    return Estimate(value, 0.0, (value, value), count)
+def known(value: float, count: int, rounding: float = 0.0) -> Estimate:
+    """A number from the whole space, without another error than ``rounding``."""
+    return Estimate(value, rounding / 2, (value - rounding, value + rounding), count)

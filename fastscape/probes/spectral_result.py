@@ -86,7 +86,10 @@ def _squares(run: SpectralRun, notes: list[str]) -> tuple[Estimate, Estimate]:
     """Tr(H^2) and the effective rank, deflated where the trace is."""
     exact, exact_square = (0.0, 0.0) if run.basis is None else run.basis.span_sums()
     if run.complete:
-        return known(exact_square, run.size), known(exact**2 / exact_square if exact_square else math.nan, run.size)
+        rank = exact**2 / exact_square if exact_square else math.nan
+        share = run.rounding / math.sqrt(exact_square) if exact_square else 0.0  # of ||H||_F
+        open_rank = 2 * share * (math.sqrt(rank) + rank) if exact_square else 0.0
+        return known(exact_square, run.size, 2 * share * exact_square), known(rank, run.size, open_rank)
     absolute = _absolute(run)
     if run.deflated:
         forms, squares = np.array(run.fresh.forms), np.array(run.fresh.squares)
@@ -147,7 +150,7 @@ def _layers(run: SpectralRun) -> dict[str, Estimate]:
     if run.started is None:
         return {}
     if run.complete and _sums_hold(run):
-        return {name: known(float(value), run.size) for name, value in zip(names, run.sums.layers, strict=True)}
+        return {name: known(float(value), run.size, run.rounding) for name, value in zip(names, run.sums.layers, strict=True)}
     if len(run.fresh) > 1 and _sums_hold(run):
         forms = np.array(run.fresh.layers).T
         return {name: mean_estimate(row, float(sum_)) for name, row, sum_ in zip(names, forms, run.sums.layers, strict=True)}
