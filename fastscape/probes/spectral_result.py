@@ -86,10 +86,10 @@ def _squares(run: SpectralRun, notes: list[str]) -> tuple[Estimate, Estimate]:
     """Tr(H^2) and the effective rank, deflated where the trace is."""
     exact, exact_square = (0.0, 0.0) if run.basis is None else run.basis.span_sums()
     if run.complete:
-        rank = exact**2 / exact_square if exact_square else math.nan
+        whole = exact**2 / exact_square if exact_square else math.nan
         share = run.rounding / math.sqrt(exact_square) if exact_square else 0.0  # of ||H||_F
-        open_rank = 2 * share * (math.sqrt(rank) + rank) if exact_square else 0.0
-        return known(exact_square, run.size, 2 * share * exact_square), known(rank, run.size, open_rank)
+        loose = 2 * share * (math.sqrt(whole) + whole) if exact_square else 0.0
+        return known(exact_square, run.size, 2 * share * exact_square), known(whole, run.size, loose)
     absolute = _absolute(run)
     if run.deflated:
         forms, squares = np.array(run.fresh.forms), np.array(run.fresh.squares)
