@@ -146,9 +146,8 @@ def measure_noise(
         sigma, narrow = noise_float64(evaluator, directions, indices, radii)
         return Noise(sigma, None, narrow, 0, influence=found)
     try:
-        with exact_arithmetic(torch.float64):
-            check_same_function(evaluator.objective.replica(torch.float64))
         with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
+            check_same_function(exact.replica)
             reference = exact.responses(directions, indices, radii)
             evaluations = exact.evaluations
     except Exception as error:  # such as a dtype that the loss fixes, or no memory: float32 has just run it

@@ -59,10 +59,8 @@ def recursion(objective: Objective, optimizer: OptimizerState | torch.optim.Opti
     """
     found = OptimizerState.of(optimizer, objective.model)
     if found.name not in CRITICAL:
-        inner = [name for name, value in getattr(optimizer, "__dict__", {}).items() if isinstance(value, torch.optim.Optimizer)]
-        remedy = f"pass the one that it wraps, its {inner[0]}, or " if inner else "pass "
         raise ValueError(
-            f"optimizer must be one of {', '.join(CRITICAL)}, got {found.name}; {remedy}optimizer=None for curvature alone"
+            f"optimizer must be one of {', '.join(CRITICAL)}, got {found.name}; pass optimizer=None for curvature alone"
         )
     by_name = found.by_parameter(objective.model)
     missing = [name for name in objective.names if name not in by_name]
