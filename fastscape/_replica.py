@@ -116,7 +116,7 @@ class _LossModule(nn.Module):
                 outputs = self.model(inputs)
         except Exception as error:
             given = ", ".join(told(tensor) for tensor in tensors_of(inputs))
-            error.add_note(f"the model was given inputs {given or told(inputs)}, on a copy in evaluation mode")
+            error.add_note(f"the model was given inputs {given or told(inputs)}")
             raise
         try:
             return self._pair(outputs, targets), outputs if isinstance(outputs, Tensor) else None
@@ -238,7 +238,7 @@ class Replica:
         try:
             value, outputs = self._evaluated(index, batch)
         except Exception as error:
-            error.add_note(f"{MODEL_NOTE} {index}")
+            error.add_note(f"{MODEL_NOTE} {index}{self._mode()}")
             raise
         if still != _versions(self._still):
             raise RuntimeError(
@@ -249,6 +249,10 @@ class Replica:
             self._overwritten[index] = versions != _versions(tensors_of(batch))
             check_scalar(value, "criterion" if self.objective.criterion is not None else "loss")
         return value, outputs
+
+    def _mode(self) -> str:
+        """In words, unless the loss has changed it: some models return something else in training mode, or need it."""
+        return "" if self.module.model.training else ", with the private copy of the model in evaluation mode"
 
     def _forward(self, index: int, batch: Batch) -> tuple[Tensor, Tensor | None]:
         value, outputs = self.module.forward(batch)  # our own wrapper has no hooks; the model's are called

@@ -44,6 +44,12 @@ def preserved_rng() -> Iterator[None]:
         random.setstate(python)
 
 
+def torch_generators() -> tuple[bytes, ...]:
+    """States of torch's global generators, of the CPU and every CUDA device in use."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return tuple(state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda))
+
+
 def _legacy(getter: Callable[[], Any]) -> Any:
     """Value of a legacy precision switch; None where torch refuses to tell because only the new ones were set."""
     try:

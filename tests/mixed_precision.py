@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -9,6 +10,10 @@ from torch.nn import functional as F
 import fastscape as fs
 
 DOUBLE = torch.float64
+BF16_PRODUCTS = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16 products, and they are refused"
+)
+BY_BF16 = pytest.param("difference-bf16", marks=BF16_PRODUCTS)
 
 
 class Autocast(nn.Module):

@@ -217,12 +217,14 @@ class Axes:
     def orthogonal(self) -> Axes:
         """Gram-Schmidt in the order of the axes, each keeping its length, after any scaling (filter scaling breaks it).
 
+        The first axis stays as it is, to the last bit.
+
         Raises:
             ValueError: axes that are parallel, by name, with their cosine.
         """
         self.check_independent()
-        made: list[list[Tensor]] = []
-        for axis, length in zip(self.tensors, self.lengths, strict=True):
+        made = [list(axis) for axis in self.tensors[:1]]
+        for axis, length in zip(self.tensors[1:], self.lengths[1:], strict=True):
             rest = [tensor.double() for tensor in axis]
             for _ in range(2):  # twice is enough: the second removes what rounding of the first left
                 for known in made:

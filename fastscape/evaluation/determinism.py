@@ -10,7 +10,7 @@ from torch import nn
 
 from fastscape._checks import first_line
 from fastscape._replica import Replica
-from fastscape._state import exact_arithmetic, preserved_rng
+from fastscape._state import exact_arithmetic, preserved_rng, torch_generators
 from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
 from fastscape.evaluation.arithmetic import traced_loss
 
@@ -29,7 +29,8 @@ def unperturbed_loss(replica: Replica) -> float:
     """L(w), after checking that two evaluations agree to the last bit, and that the loss follows the weights.
 
     Between the two the weights are displaced, once for an objective and dtype, and the loss of the first batch is held against
-    that of another copy of the model, which has never seen other weights.
+    that of another copy of the model, which has never seen other weights. A loss that puts the model into training mode, where
+    it draws random numbers, is refused though the two agree: samples of boxes or of layers may be all there is at w alone.
 
     Raises:
         NarrowLossError: the replica is wider than the model, and the loss runs in the model's own dtype alone: it holds tensors
@@ -44,6 +45,7 @@ def unperturbed_loss(replica: Replica) -> float:
     try:
         compared = check_same_function(replica)
         first = _evaluate(replica)
+        left = torch_generators()
     except DtypeDependentLossError:
         raise
     except Exception as error:
@@ -52,10 +54,17 @@ def unperturbed_loss(replica: Replica) -> float:
         raise
     pair = _displaced_pair(replica)
     second = _evaluate(replica)
+    drawn = left != torch_generators()  # a forward that seeds itself leaves the same behind every time
     replica.gate = 2 + few * (compared + (pair is not None))
     if first == second or (math.isnan(first) and math.isnan(second)):
         if pair is not None:
-            _check_follows(replica, *pair)
+            _check_follows(replica, *pair, drawn=drawn)
+        if drawn and (trained := _put_into_training(replica)):
+            raise NondeterministicLossError(
+                f"the loss must be free of random numbers, and puts {trained} into training mode, where it draws some (samples "
+                "of boxes, dropout, skipped layers); two evaluations agree here, those at other weights need not: seed them "
+                "inside the loss, torch.manual_seed(0), or leave the model in evaluation mode"
+            )
         return first
     raise NondeterministicLossError(
         f"the loss must be deterministic, got {first!r} and then {second!r} at the same weights and data: "
@@ -134,7 +143,7 @@ def _displace(replica: Replica, step: float) -> None:
         slot.copy_(wide + wave * (wide.abs() + wide.abs().mean()) * step)
 
 
-def _check_follows(replica: Replica, found: float, fresh: float) -> None:
+def _check_follows(replica: Replica, found: float, fresh: float, *, drawn: bool) -> None:
     """Raise where a copy of the model that was evaluated before gives another loss than one that was not."""
     if found == fresh or not (math.isfinite(found) and math.isfinite(fresh)):
         return
@@ -143,12 +152,24 @@ def _check_follows(replica: Replica, found: float, fresh: float) -> None:
     if abs(found - fresh) <= max(0.01 * moved, 64 * torch.finfo(replica.dtype).eps * max(abs(found), abs(fresh))):
         return
     del replica.objective.known["follows the weights", replica.dtype]
+    if drawn:
+        raise NondeterministicLossError(
+            f"the loss must be deterministic, got {found!r} and then {fresh!r} at the same displaced weights and data, where it "
+            "draws random numbers that have no effect at the weights themselves; seed them inside the loss, torch.manual_seed(0)"
+        )
     raise NondeterministicLossError(
         f"the loss must be a function of the present weights, got {found!r} at displaced weights where a copy of the model that "
         f"was never evaluated elsewhere gives {fresh!r}: the model or the loss keeps something from an evaluation at earlier "
         "weights (weights cast or normalised once, an attribute filled on first use, a cache by address or version); "
         "compute it from the parameters in every forward"
     )
+
+
+def _put_into_training(replica: Replica) -> str:
+    """What the loss has put into training mode, in words; the private copy starts in evaluation mode."""
+    own = set(replica.objective.by_batch) if replica.objective.batch_norm == "batch" else set()
+    found = [name for name, module in replica.module.model.named_modules() if module.training and name not in own]
+    return "" if not found else repr(found[0]) if found[0] else "the model"
 
 
 def _cause(replica: Replica, before: dict[str, torch.Tensor]) -> str:

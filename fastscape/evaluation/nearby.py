@@ -12,7 +12,7 @@ RADII = (1e-3, 6e-5, 4e-6)  # relative to ||w||: sharp losses want small ones, f
 CLOSE = 1e-3  # of the size of a form: products and lanes in float32 are ten times nearer and more
 _CONVERGED = 0.25  # of the gap between losses and a form: how far losses at two radii may lie apart to outweigh it
 _ROUNDING = 1e4 * torch.finfo(torch.float64).eps  # of a loss, inner cancellation included
-_NARROW = 4.0  # units of a narrower dtype inside, times the loss, in a second difference: five times their deviation in a mean
+NARROW = 4.0  # units of a narrower dtype inside, times the loss, in a second difference: five times their deviation in a mean
 _KINK = (1.8, 2.2)  # ratio of forms at r and 2 r where the loss has a kink: its second difference grows as r, not as r^2
 
 
@@ -61,7 +61,7 @@ def judged(
     Cost: 2 evaluations where they agree, at most 12.
     """
     ratios: list[float] = []
-    blurred = 0.0 if narrow is None else _NARROW * torch.finfo(narrow).eps * (1 + abs(base))
+    blurred = 0.0 if narrow is None else NARROW * torch.finfo(narrow).eps * (1 + abs(base))
     for radius in RADII:
         (near, slope), floor = _quotients(losses, base, radius * unit), _ROUNDING * (1 + abs(base)) / (radius * unit) ** 2
         if not math.isfinite(near):

@@ -79,6 +79,81 @@ def test_shuffling_inside_the_loss_is_found(digits):
         probe(FlatLinear(), digits, criterion=None, loss=loss)
 
 
+class Detector(FlatLinear):
+    """Keeps a random sample of its rows in training mode; all of them, where there are no more than ``kept``."""
+
+    def __init__(self, kept=1000):
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, x):
+        out = super().forward(x)
+        if self.training:
+            chosen = torch.randperm(len(x))[: self.kept].sort().values
+            out = out[chosen]
+        return out.square()
+
+
+def _trained(model, batch):
+    model.train()
+    return model(batch[0]).mean()
+
+
+def test_random_numbers_in_a_training_mode_of_the_losss_own_are_refused_though_two_evaluations_agree(digits, untouched):
+    model = Detector()
+    with untouched(model), pytest.raises(fs.NondeterministicLossError, match="puts the model into training mode, where it draws"):
+        probe(model, digits, criterion=None, loss=_trained)
+
+
+@pytest.mark.parametrize("part", ["backbone", "heads.1"])
+def test_a_part_that_the_loss_puts_into_training_mode_is_named(digits, part):
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.heads = Detector(), nn.ModuleList([nn.Linear(10, 3), Detector()])
+
+        def forward(self, x):
+            return self.backbone(x) + self.heads[1](x)
+
+    def loss(model, batch):
+        model.get_submodule(part).train()
+        return model(batch[0]).mean()
+
+    with pytest.raises(fs.NondeterministicLossError, match=f"puts '{part}' into training mode"):
+        probe(Parts(), digits, criterion=None, loss=loss)
+
+
+def test_seeded_and_ineffective_random_numbers_pass(digits):
+    """A seed inside the loss makes it a function; layers that draw in evaluation mode and drop nothing leave it one."""
+
+    def seeded(model, batch):
+        torch.manual_seed(0)
+        return _trained(model, batch)
+
+    assert torch.isfinite(probe(Detector(16), [*digits, *digits], criterion=None, loss=seeded)).all()
+
+    class Skipping(FlatLinear):
+        def forward(self, x):
+            draw = torch.rand([])
+            return super().forward(x) if not self.training or draw > 0 else x
+
+    assert torch.isfinite(probe(Skipping(), digits)).all()
+
+
+def test_random_numbers_that_matter_away_from_the_weights_alone_are_named(digits):
+    class Gated(FlatLinear):
+        def forward(self, x):
+            out = super().forward(x)
+            return torch.where((out.detach() - self.known).abs() < 1e-4, out, out + torch.randn(10))
+
+    model = Gated()
+    model.known = None
+    with torch.no_grad():
+        model.known = FlatLinear.forward(model, digits[0][0])
+    with pytest.raises(fs.NondeterministicLossError, match="random numbers that have no effect at the weights themselves"):
+        probe(model, digits[:1])
+
+
 def test_ordinary_dropout_and_batch_norm_pass(bn_net, digits):
     assert torch.isfinite(probe(bn_net, digits)).all()
     assert torch.isfinite(probe(bn_net, digits, batch_norm="batch")).all()

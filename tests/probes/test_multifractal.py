@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from mixed_precision import BY_BF16
 from torch import nn
 from torch.nn import functional as F
 
@@ -553,7 +554,7 @@ def test_a_probe_notes_what_difference_propagation_could_not_follow(digits):
     )
 
 
-@pytest.mark.parametrize("precision", ["difference", "difference-bf16", None])
+@pytest.mark.parametrize("precision", ["difference", BY_BF16, None])
 def test_a_probe_by_differences_leaves_no_trace(bn_net, bn_objective, untouched, precision):
     with untouched(bn_net):
         fs.multifractal(bn_objective, fs.ProbeSettings(count=2, banks=1, precision=precision), QUICK)

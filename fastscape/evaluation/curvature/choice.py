@@ -18,7 +18,7 @@ from fastscape.evaluation.curvature.flat import norm
 from fastscape.evaluation.curvature.gradient_difference import DifferencePath, InaccurateDifferenceError
 from fastscape.evaluation.curvature.paths import Product, ProductPath
 from fastscape.evaluation.curvature.peak import MemoryCapError, give_back, peak_bytes
-from fastscape.evaluation.curvature.point import LossCurvature, UnsoundProductError
+from fastscape.evaluation.curvature.point import DETACHED, LossCurvature, UnsoundProductError
 from fastscape.evaluation.curvature.program import Parts, Program
 from fastscape.evaluation.determinism import NondeterministicLossError
 
@@ -225,8 +225,11 @@ class Trial:
         candidate.peak = built + peak - (size - 1) * (peak // size)
         self._check_finite(found[0])
         if self._reference is None:
+            if not path.exact:  # first: of what is asymmetric it may name the cause
+                self._compare_with_losses(path, product, limit - built)
             self._check(path, product, found[0], None if size == 1 else found[1])
-            self._compare_with_losses(path, product, limit - built)
+            if path.exact:
+                self._compare_with_losses(path, product, limit - built)
             self._reference = found[0]
         elif not self._agrees(path, found[0]):
             return None
@@ -351,6 +354,10 @@ class Trial:
         self.products += 1
         words, agrees = self._judged(vector, found, getattr(path, "error", 0.0) or 0.0, limit)
         nothing = not any(bool(part.any()) for part in found)
+        if words == DETACHED and not path.exact:  # what differences of it make is not symmetric
+            raise UnsoundProductError(
+                f"differences of gradients are of no Hessian here: {words}; quadratic_forms and responses are of the loss itself"
+            )
         if agrees is False or (nothing and agrees is None and (words or not path.exact)):
             raise UnsoundProductError(words or "its products are zero, and no losses near w bear that out")
         self.note = self.note or words

@@ -14,9 +14,14 @@ from fastscape.evaluation.arithmetic import arithmetic
 from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.curvature.flat import norm
 from fastscape.evaluation.curvature.program import Parts, Program
-from fastscape.evaluation.nearby import CLOSE, Verdict, judged
+from fastscape.evaluation.nearby import CLOSE, NARROW, Verdict, judged
 
+DETACHED = (
+    "the gradient is not that of the loss (a part is detached, such as the boxes of a detector, or has a backward of its own)"
+)
 _SAME = 1e-2  # of the size of a slope: how far losses and a gradient may lie apart
+_WIDE = (1e-2, 1e-3)  # of ||w||: where losses that cannot tell a curvature tell a slope
+_APART = 4.0  # of the distance of slopes at two radii
 
 
 class UnsoundProductError(ValueError):
@@ -58,21 +63,37 @@ class LossCurvature:
                 lambda step: self._both(vector, step, self._plain), self._plain(), unit, form, size, close, self._narrow
             )
             found = Verdict(None) if found.kink else found
+            if found.agrees is None:
+                slope, off = self._slope(vector, unit)
+                return (DETACHED if math.isfinite(slope) and self._departs(vector, slope, off) else ""), None
         if found.kink:
             return "the loss has a kink at these weights: its second differences grow as the distance, not as its square", False
         if found.agrees is not False:
             return "", found.agrees
         if not math.isfinite(form):
             return f"its products hold NaN or inf, and v'Hv is {found.form:.4g} by losses nearby", False
-        gradient = self._program.gradient(self._batch)
-        slope = _dot(gradient, vector)
-        if not abs(slope - found.slope) <= _SAME * max(abs(slope), norm(gradient) * length / math.sqrt(count)):
-            return "the gradient is not that of the loss (a part is detached, or has a backward of its own)", None
+        if self._departs(vector, found.slope):
+            return DETACHED, None
         return (
             f"v'Hv is {form:.4g} by its products and {found.form:.4g} by losses nearby: torch differentiates an operation "
             "wrongly at these weights (a norm at zero, a product with a factor near zero), or float32 is too coarse",
             False,
         )
+
+    def _slope(self, vector: Parts, unit: float) -> tuple[float, float]:
+        """G'v by losses, and how far it may be off: by the distance of two radii, and by narrow arithmetic inside."""
+        slopes = []
+        for radius in _WIDE:
+            plus, minus = self._both(vector, radius * unit, self._held)
+            slopes.append((plus - minus) / (2 * radius * unit))
+        rounding = 0.0 if self._narrow is None else NARROW * torch.finfo(self._narrow).eps * (1 + abs(self.base))
+        return slopes[-1], _APART * abs(slopes[0] - slopes[-1]) + rounding / (_WIDE[-1] * unit)
+
+    def _departs(self, vector: Parts, slope: float, error: float = 0.0) -> bool:
+        """Whether a slope of losses is another than that of the gradient."""
+        gradient = self._program.gradient(self._batch)
+        own, size = _dot(gradient, vector), norm(gradient) * norm(vector) / math.sqrt(sum(part.numel() for part in vector))
+        return not abs(own - slope) <= max(_SAME * max(abs(own), size), error)
 
     def _both(self, vector: Parts, step: float, loss: Callable[[], float]) -> tuple[float, float]:
         losses = []

@@ -218,12 +218,12 @@ def test_under_a_tight_cap_batches_are_cut_and_nothing_else_changes(digits_batch
     expected, forms = free.forms(block)
     found, cut = tight.forms(block)
     assert "cut in" in tight.choice.reason
-    assert relative(found, expected) < 1e-2 if tight.choice.error else 1e-5
+    allowed = max(1e-5, 10 * (tight.choice.error or 0.0))  # of the whole: single forms may cancel
+    assert allowed < 2e-2
+    assert relative(found, expected) < allowed
     assert cut.shape == (2, 3)
-    assert torch.allclose(torch.from_numpy(cut), torch.from_numpy(forms), rtol=1e-2, atol=1e-4)
-    assert torch.allclose(
-        torch.from_numpy(tight.quadratic_forms(block)), (block * expected).sum(0).double(), rtol=1e-2, atol=1e-4
-    )
+    assert relative(torch.from_numpy(cut), torch.from_numpy(forms)) < allowed
+    assert relative(torch.from_numpy(tight.quadratic_forms(block)), (block * expected).sum(0).double()) < allowed
 
 
 def test_batches_whose_samples_are_mixed_are_not_cut(digits_batch):

@@ -336,6 +336,41 @@ def test_a_detached_part_is_named():
     assert any("detached" in note for note in operator.notes)
 
 
+class Once(torch.autograd.Function):
+    """A square whose backward refuses to be differentiated, as those of torchvision's operations on boxes."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, up):
+        if torch.is_grad_enabled():
+            raise RuntimeError("double backwards not supported")
+        return 2 * ctx.saved_tensors[0] * up
+
+
+@pytest.mark.parametrize("cast", [torch.float64, torch.float32], ids=["float64", "through float32"])
+def test_differences_of_gradients_of_a_detached_part_are_refused_with_the_cause(cast):
+    """They are the Jacobian of a field that is no gradient: u'Jv is not v'Ju."""
+    torch.manual_seed(0)
+
+    def loss(model, batch, detached=True):
+        out = model(batch[0])
+        boxes = (out.detach() if detached else out).to(cast).to(out.dtype)
+        return Once.apply(out * boxes.sin().sum(-1, keepdim=True)).mean()
+
+    model = network()
+    stopped = fs.Objective(model, [BATCH], loss=loss)
+    vector = torch.ones(stopped.size)
+    with pytest.raises(fs.NoPathError, match="the gradient is not that of the loss .a part is detached"):
+        fs.hessian(stopped) @ vector
+    whole = fs.hessian(fs.Objective(model, [BATCH], loss=lambda m, b: loss(m, b, detached=False)))
+    whole @ vector
+    assert whole.choice.name == "gradient difference"
+
+
 SINGULAR_CRITERIA = {
     "norm": lambda out, target: torch.linalg.vector_norm(out - target, dim=-1).square().mean(),
     "cdist": lambda out, target: torch.cdist(out[:, None], target[:, None]).square().mean(),

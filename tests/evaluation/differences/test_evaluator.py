@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import pytest
 import torch
+from mixed_precision import BF16_PRODUCTS, BY_BF16
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -314,11 +315,10 @@ class Rounding(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@BF16_PRODUCTS
 @pytest.mark.parametrize("rounds", [False, True])
 def test_the_result_names_what_the_products_were(rounds, monkeypatch):
     """torch ignores the request on some processors, and for small shapes, without a word."""
-    if not evaluator_module._multiplies_bfloat16(torch.device("cpu")):
-        pytest.skip("torch has no bfloat16 products on this processor and refuses them")
 
     @contextmanager
     def products(name):
@@ -339,8 +339,15 @@ def test_the_result_names_what_the_products_were(rounds, monkeypatch):
     assert words in probed.meta["path"]["reason"]
 
 
+def test_bfloat16_products_are_refused_where_the_processor_has_none(monkeypatch):
+    monkeypatch.setattr(evaluator_module, "_multiplies_bfloat16", lambda _device: False)
+    case = objective(zoo.mlp(hidden=(4,)))
+    with pytest.raises(ValueError, match="precision must be 'difference' on this device, got 'difference-bf16'"):
+        fs.responses(case, fs.Directions(case, 2), SMALL_TO_LARGE, precision="difference-bf16")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("precision", ["difference", "difference-bf16", None])
+@pytest.mark.parametrize("precision", ["difference", BY_BF16, None])
 def test_weights_that_are_not_finite_give_responses_that_are_not(value, precision):
     torch.manual_seed(0)
     model = zoo.mlp(hidden=(8,))
@@ -398,9 +405,10 @@ PUBLIC = {
     "mean": lambda o, d: fs.mean_quadratic_form(o, d, groups=2),
     "operators": lambda o, _d: fs.operators(o),
 }
+NAMES = [pytest.param(name, marks=BF16_PRODUCTS) if name == "bf16" else name for name in PUBLIC]
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("batch_norm", ["running", "batch"])
 def test_no_public_call_leaves_a_trace(bn_net, digits, untouched, name, batch_norm):
     data = [(digits[0][0][:20], digits[0][1][:20])]
@@ -409,7 +417,7 @@ def test_no_public_call_leaves_a_trace(bn_net, digits, untouched, name, batch_no
         PUBLIC[name](case, fs.Directions(case, 4))
 
 
-@pytest.mark.parametrize("name", ["difference", "bf16", "dispatch", "chosen", "forms"])
+@pytest.mark.parametrize("name", NAMES[:5])
 def test_ctrl_c_between_blocks_leaves_no_trace(bn_net, bn_objective, untouched, name):
     def stop(_done, _total):
         raise KeyboardInterrupt
@@ -440,7 +448,7 @@ def _count(plan):
         raise plan[2]("midway")
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_nothing_is_left_behind_whenever_the_model_raises(untouched, name, error):
     CALLS.clear()

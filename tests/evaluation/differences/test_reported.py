@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from evaluation.differences.harness import F64, problem, relative
@@ -133,3 +134,23 @@ def test_roots_are_not_analytic(function):
 @pytest.mark.parametrize("function", [lambda h: h**3, lambda h: h**0, lambda h: h.var(0), lambda h: 2.0**h])
 def test_polynomials_and_exponentials_are_analytic(function):
     assert reported(function).propagation.program.smooth
+
+
+@pytest.mark.parametrize("function", [lambda h: h**-19, lambda h: h ** torch.tensor(-12.0), lambda h: h.square() ** -7])
+def test_a_negative_power_beside_its_pole_is_as_exact_as_its_condition_allows(function):
+    """At x - e d = 0.3 x the power is 1e10 times that at x, whose inverse plus its difference would cancel altogether."""
+    steps = {"w": SIGNED.new_full((2, 3, 4), -0.5), "v": torch.zeros(2, 4)}
+    steps["w"][1] = 0.7
+    case = problem(
+        Signed(),
+        [(SIGNED, torch.zeros(3))],
+        count=2,
+        loss=lambda model, _: function(model.w.abs() + 0.5).mean(),
+        directions=steps,
+    )
+    narrow = case.lanes((0.1, 0.3), torch.float32)
+    for j, radius in enumerate((0.1, 0.3)):
+        for found, exact, condition in zip(
+            narrow[:2], case.points(radius), np.transpose([case.conditions(radius, k) for k in (0, 1)]), strict=True
+        ):
+            assert float(((found[:, j] - exact) / exact).abs().max()) < 4 * torch.finfo(torch.float32).eps * condition.max()

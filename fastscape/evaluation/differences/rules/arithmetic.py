@@ -136,8 +136,9 @@ def _power(frame: Frame, y: Tensor, x: Triple, exponent: Number) -> Any:
     if not abs(exponent) < _HUGE:
         return NotImplemented
     if float(exponent).is_integer():
-        up = _whole_power(frame, x, int(abs(exponent)))
-        return up.lanes if exponent > 0 else reciprocal(frame, up)
+        if exponent < 0:  # before the power: of a high one near its pole, value and difference cancel
+            x = Triple(x.x.reciprocal(), reciprocal(frame, x))
+        return _whole_power(frame, x, int(abs(exponent))).lanes
     return _by_logarithm(frame, x, Triple(torch.full_like(x.x, exponent)), y)
 
 
