@@ -2,6 +2,7 @@ r"""One run of the spectral probe: a Krylov basis from random probes and the gra
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -371,17 +372,26 @@ class SpectralRun:
 
     @property
     def rounding(self) -> float:
-        """What the rounding of products leaves open of a sum over the whole space: four units of ||H||_F."""
+        """What products leave open of a sum over the space: four units of ||H||_F, and what differences are off."""
         square = 0.0 if self.basis is None else self.basis.span_sums()[1]
-        return 4 * torch.finfo(self.operator.dtype).eps * math.sqrt(square)
+        choice = self.operator.choice
+        off = 0.0 if choice is None else choice.error or 0.0
+        return (4 * torch.finfo(self.operator.dtype).eps + off) * math.sqrt(square)
 
     def trace_estimate(self) -> Estimate:
         """The trace, deflated by the basis where two fresh probes or more are there."""
         if self.basis is not None and self.complete:
             return known(self.basis.span_sums()[0], self.size, self.rounding)
-        return self._deflated() if self.deflated else self._whole()
+        return widened(self._deflated() if self.deflated else self._whole(), self.rounding)
 
 
 def known(value: float, count: int, rounding: float = 0.0) -> Estimate:
     """A number from the whole space, without another error than ``rounding``."""
-    return Estimate(value, rounding / 2, (value - rounding, value + rounding), count)
+    return widened(Estimate(value, 0.0, (value, value), count), rounding)
+
+
+def widened(estimate: Estimate, rounding: float) -> Estimate:
+    """With what rounding leaves open beside the probes, which a basis of nearly the whole space leaves nothing to."""
+    low, high = estimate.interval
+    stderr = math.hypot(estimate.stderr, rounding / 2)
+    return dataclasses.replace(estimate, stderr=stderr, interval=(low - rounding, high + rounding))

@@ -16,7 +16,7 @@ from fastscape.estimators.positive import scaled, skewed_mean, useful
 from fastscape.estimators.spectra import Density
 from fastscape.estimators.trace import data_stderr, directional_variance, effective_rank, mean_estimate
 from fastscape.evaluation.arithmetic import measured_in
-from fastscape.probes.spectral import SpectralRun, known
+from fastscape.probes.spectral import SpectralRun, known, widened
 from fastscape.reports.spectrum import SpectrumResult
 from fastscape.runs.provenance import objective_meta
 
@@ -85,11 +85,10 @@ def _ends(run: SpectralRun) -> tuple[Eigenpairs, Eigenpairs]:
 def _squares(run: SpectralRun, notes: list[str]) -> tuple[Estimate, Estimate]:
     """Tr(H^2) and the effective rank, deflated where the trace is."""
     exact, exact_square = (0.0, 0.0) if run.basis is None else run.basis.span_sums()
+    share = run.rounding / math.sqrt(exact_square) if exact_square else 0.0  # of ||H||_F
     if run.complete:
         whole = exact**2 / exact_square if exact_square else math.nan
-        share = run.rounding / math.sqrt(exact_square) if exact_square else 0.0  # of ||H||_F
-        loose = 2 * share * (math.sqrt(whole) + whole) if exact_square else 0.0
-        return known(exact_square, run.size, 2 * share * exact_square), known(whole, run.size, loose)
+        return known(exact_square, run.size, 2 * share * exact_square), known(whole, run.size, _loose(whole, share))
     absolute = _absolute(run)
     if run.deflated:
         forms, squares = np.array(run.fresh.forms), np.array(run.fresh.squares)
@@ -101,7 +100,13 @@ def _squares(run: SpectralRun, notes: list[str]) -> tuple[Estimate, Estimate]:
         square = skewed_mean(squares)
     if flag:
         notes.append(flag)
+    square, rank = widened(square, 2 * share * exact_square), widened(rank, _loose(rank.value, share))
     return useful(square, "probe"), rank if rank.withheld else useful(rank, "probe", 2)
+
+
+def _loose(rank: float, share: float) -> float:
+    """What rounding of a share of ||H||_F leaves open of (Tr H)^2 / Tr H^2."""
+    return 2 * share * (math.sqrt(rank) + rank) if rank > 0 else 0.0
 
 
 def _variance(run: SpectralRun, square: Estimate) -> Estimate:
@@ -153,7 +158,8 @@ def _layers(run: SpectralRun) -> dict[str, Estimate]:
         return {name: known(float(value), run.size, run.rounding) for name, value in zip(names, run.sums.layers, strict=True)}
     if len(run.fresh) > 1 and _sums_hold(run):
         forms = np.array(run.fresh.layers).T
-        return {name: mean_estimate(row, float(sum_)) for name, row, sum_ in zip(names, forms, run.sums.layers, strict=True)}
+        found = (mean_estimate(row, float(sum_)) for row, sum_ in zip(forms, run.sums.layers, strict=True))
+        return {name: widened(estimate, run.rounding) for name, estimate in zip(names, found, strict=True)}
     return {name: mean_estimate(row) for name, row in zip(names, run.started.layers, strict=True)}
 
 

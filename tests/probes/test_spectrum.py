@@ -99,6 +99,28 @@ def test_basis_of_the_whole_space_gives_the_exact_spectrum():
     np.testing.assert_allclose(found.vectors.T @ torch.from_numpy(hessian) @ found.vectors, np.diag(found.eigenvalues), atol=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_probes_leave_nothing_of_has_the_rounding_of_the_products_as_error(seed):
+    """A basis of (nearly) the whole space: the spread of probes is 1e-9, and float32 products are off by 1e-7."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    inputs, targets = torch.randn(16, 4), torch.randint(0, 2, (16,))
+    narrow = fs.Objective(model, [(inputs, targets)], criterion=F.cross_entropy)
+    found = fs.spectrum(narrow, k=2)
+    hessian = dense(fs.Objective(copy.deepcopy(model).double(), [(inputs.double(), targets)], criterion=F.cross_entropy))[0]
+    trace, square = np.trace(hessian), np.sum(hessian**2)
+    truths = [(found.trace, trace), (found.trace_square, square), (found.effective_rank, trace**2 / square)]
+    start = 0
+    for name, tensor in narrow.base.items():
+        truths.append(
+            (found.layer_traces[name], np.trace(hessian[start : start + tensor.numel(), start : start + tensor.numel()]))
+        )
+        start += tensor.numel()
+    for estimate, truth in truths:
+        assert estimate.interval[0] <= truth <= estimate.interval[1]
+        assert estimate.interval[1] - estimate.interval[0] < 1e-4 * square**0.5 * max(1.0, square**0.5, trace**2 / square)
+
+
 def test_gauss_newton_matrix_has_no_negative_mass():
     found = fs.spectrum(network(), k=3, operator="ggn")
     assert found.operator == "ggn"
