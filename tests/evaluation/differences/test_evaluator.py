@@ -257,7 +257,8 @@ def test_a_model_that_reaches_its_parameters_by_other_ways_is_refused(path):
         with pytest.raises(fs.UntraceableError, match=why):
             work()
     truth = fs.responses(case, directions, [1e-2], precision="float64", path="loop")
-    np.testing.assert_allclose(fs.responses(case, directions, [1e-2]).even, truth.even, rtol=1e-5)
+    found = fs.responses(case, directions, [1e-2])  # in float32, where this processor's noise allows
+    np.testing.assert_allclose(found.even, truth.even, rtol=1e-5, atol=4 * found.noise.max())
 
 
 class Cast(nn.Module):
