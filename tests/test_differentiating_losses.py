@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
-from fastscape.evaluation.differences.program import UntraceableError
+from fastscape.evaluation.differences.refusals import UntraceableError
 
 
 def network(inputs=2, outputs=1):

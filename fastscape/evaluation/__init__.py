@@ -10,8 +10,8 @@ from fastscape.evaluation.curvature import (
     hessian,
 )
 from fastscape.evaluation.determinism import NarrowLossError, NondeterministicLossError
-from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
+from fastscape.evaluation.differences.refusals import UntraceableError
 from fastscape.evaluation.losses import losses
 from fastscape.evaluation.operators import Operators, operators
 from fastscape.evaluation.quadratic import QuadraticForms, quadratic_forms

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,17 +22,13 @@ from fastscape.evaluation.steps import (
     STEPS,
     Lines,
     Write,
-    along,
     around,
     narrow_error,
-    relative,
     rms,
     step_errors,
     steps_found,
+    where_defined,
 )
-
-if TYPE_CHECKING:
-    from fastscape.evaluation.evaluator import Evaluator
 
 _FLOOR_RADIUS = 1e-11  # of ||w||: true responses are below 1e-19 there, weights still move by 1e5 ulp in float64
 _HIDDEN = "steps that no dtype shows, such as a hidden cast or a quantisation"
@@ -69,6 +64,23 @@ def _clear(response: Array, noise: Array) -> NDArray[np.bool_]:
 
 def _mostly(clear: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(clear.mean(axis=1) >= SHARE_ABOVE)
+
+
+def along(evaluator: Evaluator, directions: Directions, indices: Sequence[int]) -> Lines:
+    """Losses along directions."""
+    scale = relative(directions, indices)
+
+    def losses(distances: Sequence[float]) -> Array:
+        found: Array = evaluator.losses(directions, indices, [distance * scale for distance in distances]).numpy()
+        return found
+
+    return where_defined(losses)
+
+
+def relative(directions: Directions, indices: Sequence[int]) -> float:
+    """The radius at which a direction is as long as the weights."""
+    length = directions.length(indices[0])
+    return directions.weight_norm / length if directions.weight_norm > 0 and length > 0 else 1.0
 
 
 def measured_floor(evaluator: Evaluator, directions: Directions, indices: Sequence[int]) -> float:

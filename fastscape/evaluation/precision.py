@@ -19,8 +19,8 @@ from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_f
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import NarrowLossError
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd
-from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
+from fastscape.evaluation.differences.refusals import UntraceableError
 from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName, activation_bytes
 from fastscape.evaluation.influence import Influence, influence
 from fastscape.evaluation.losses import DTYPES

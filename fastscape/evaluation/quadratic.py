@@ -17,8 +17,8 @@ from fastscape.evaluation.agreement import DtypeDependentLossError
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import NarrowLossError
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator, FrontEnd, Handling
-from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
+from fastscape.evaluation.differences.refusals import UntraceableError
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.forwards import by_forwards
 from fastscape.evaluation.points import Array, blocks

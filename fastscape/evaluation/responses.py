@@ -14,8 +14,8 @@ from fastscape._clock import now
 from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
-from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
+from fastscape.evaluation.differences.refusals import UntraceableError
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.losses import checked_radii
 from fastscape.evaluation.points import blocks

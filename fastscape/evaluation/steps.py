@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from fastscape._replica import Replica
-from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import Arithmetic
 from fastscape.evaluation.points import Array, second_difference, signed_radii
-
-if TYPE_CHECKING:
-    from fastscape.evaluation.evaluator import Evaluator
 
 Lines = Callable[[Sequence[float]], Array]  # losses [n, P] along n lines at P distances relative to the weights
 Write = Callable[[], None]
@@ -34,17 +29,6 @@ COARSE = (1e-4, 1e-3, 1e-2, 1e-1)  # the same where a loss is rounded to float32
 _GROWTH, _MISSING = 2.0, 1.5  # times what a continuous loss gives: it gives at most 1 and, where it has kinks, 0.5
 _CLEAR = 10.0  # times the noise above which a difference tells something
 _POWER = 0.5  # decades by which a power law may miss over four decades of distance
-
-
-def along(evaluator: Evaluator, directions: Directions, indices: Sequence[int]) -> Lines:
-    """Losses along directions."""
-    scale = relative(directions, indices)
-
-    def losses(distances: Sequence[float]) -> Array:
-        found: Array = evaluator.losses(directions, indices, [distance * scale for distance in distances]).numpy()
-        return found
-
-    return _where_defined(losses)
 
 
 def around(replica: Replica, write: Write, draws: int) -> Lines:
@@ -66,10 +50,10 @@ def around(replica: Replica, write: Write, draws: int) -> Lines:
     def losses(distances: Sequence[float]) -> Array:
         return np.array([[at(draw, distance) for distance in distances] for draw in range(draws)])
 
-    return _where_defined(losses)
+    return where_defined(losses)
 
 
-def _where_defined(lines: Lines) -> Lines:
+def where_defined(lines: Lines) -> Lines:
     """The lines with NaN where the model refuses the weights, as one does that takes the scale of a distribution from them."""
 
     def losses(distances: Sequence[float]) -> Array:
@@ -90,12 +74,6 @@ def _where_defined(lines: Lines) -> Lines:
         return np.concatenate(columns, axis=1)
 
     return losses
-
-
-def relative(directions: Directions, indices: Sequence[int]) -> float:
-    """The radius at which a direction is as long as the weights."""
-    length = directions.length(indices[0])
-    return directions.weight_norm / length if directions.weight_norm > 0 and length > 0 else 1.0
 
 
 def narrow_error(lines: Lines, found: Arithmetic) -> float:

@@ -14,8 +14,8 @@ from fastscape.estimators import AnalysisSettings, Estimate
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trust import checked_windows
 from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
-from fastscape.evaluation.differences.program import UntraceableError
 from fastscape.evaluation.differences.propagation import MissingRuleError
+from fastscape.evaluation.differences.refusals import UntraceableError
 from fastscape.evaluation.evaluator import Evaluator, PathChoice
 from fastscape.evaluation.points import blocks
 from fastscape.evaluation.precision import (

@@ -23,10 +23,12 @@ from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.determinism import unperturbed_loss
-from fastscape.evaluation.differences.program import Program, UntraceableError, trace
+from fastscape.evaluation.differences.program import trace
 from fastscape.evaluation.differences.programs import Kept, held
 from fastscape.evaluation.differences.propagation import Propagation
+from fastscape.evaluation.differences.refusals import UntraceableError
 from fastscape.evaluation.differences.sharing import bends, interpolated, shareable
+from fastscape.evaluation.differences.steps import Program
 from fastscape.evaluation.differences.subclass import Dispatched
 from fastscape.evaluation.differences.triple import Frame, Products
 from fastscape.evaluation.displacement import Displacement

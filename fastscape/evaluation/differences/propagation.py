@@ -16,10 +16,11 @@ from fastscape._checks import first_line
 from fastscape._structures import tensors_in
 from fastscape.evaluation.differences import collapsed
 from fastscape.evaluation.differences.layout import image_format
-from fastscape.evaluation.differences.program import HOST, Program, Step
+from fastscape.evaluation.differences.program import HOST
 from fastscape.evaluation.differences.rules import COLLAPSED, DECISIVE, RULES, STRUCTURE, fallback, moves
 from fastscape.evaluation.differences.rules.fallback import decided
 from fastscape.evaluation.differences.rules.table import Rule, aten
+from fastscape.evaluation.differences.steps import Program, Step
 from fastscape.evaluation.differences.triple import Base, Decision, Frame, Triple
 
 HALVES = {torch.float16, torch.bfloat16}

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fastscape.evaluation.differences.rules.table import RULES
-
-if TYPE_CHECKING:
-    from fastscape.evaluation.differences.program import Program, Step
+from fastscape.evaluation.differences.steps import Program, Step
 
 IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 _RANDOM = {"bernoulli", "rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "normal", "normal_functional",

@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fastscape._checks import first_line
 from fastscape.evaluation.differences import collapsed
-from fastscape.evaluation.differences.program import HOST, Called, UntraceableError, decomposition, functional_form
+from fastscape.evaluation.differences.program import HOST, Called, decomposition, functional_form
 from fastscape.evaluation.differences.propagation import MissingRuleError, as_values, plain, propagated
-from fastscape.evaluation.differences.refusals import check_transform
+from fastscape.evaluation.differences.refusals import UntraceableError, check_transform
 from fastscape.evaluation.differences.rules import RULES, moves
 from fastscape.evaluation.differences.triple import Decision, Frame, Triple
 

@@ -7,7 +7,7 @@ from evaluation.differences.harness import problem, relative
 from torch import nn
 from torch.nn import functional as F
 
-from fastscape.evaluation.differences.program import UntraceableError
+from fastscape.evaluation.differences.refusals import UntraceableError
 from fastscape.evaluation.differences.subclass import AliasedWriteError
 
 ALIASED = {"swin_v2", "convolutions", "in_place_on_views"}  # write through views, into fresh tensors
