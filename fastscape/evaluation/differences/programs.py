@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastscape._replica import Replica
 from fastscape._structures import tensors_of
-from fastscape.evaluation.differences.program import Program
+from fastscape.evaluation.differences.steps import Program
 
 _MOST = 256  # programs per model; the oldest goes first
 _DEPTH = 4  # of attributes of attributes
