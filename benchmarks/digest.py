@@ -93,10 +93,11 @@ def flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         for name in value:
             yield from flat(value[name], _joined(key, str(name)))
     elif isinstance(value, (list, tuple)):
-        if len(value) > 1 and all(isinstance(item, (bool, int, float, type(None))) for item in value):
+        if value and all(isinstance(item, (bool, int, float, type(None))) for item in value):
             texts = [_number(item) for item in value]
             yield key, f"list[{len(value)}] {_short(value, ' '.join(texts).encode())}"
         else:
+            yield _joined(key, "#"), str(len(value))  # one more would else be a new key alone
             for index, item in enumerate(value):
                 yield from flat(item, _joined(key, str(index)))
     elif isinstance(value, (torch.dtype, torch.device)):
