@@ -533,7 +533,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="run what has this text in its name")
     options = parser.parse_args(arguments)
     found = run(options.only)
-    print(f"{digest({name: digest(pairs) for name, pairs in found.items()})}  total of {len(found)}")
+    print(f"{digest({name: digest(pairs) for name, pairs in found.items()})}  total of {len(found)}, {Path(fs.__file__).parent}")
     if options.write:
         options.write.write_text(json.dumps({"machine": machine(), "found": found}, indent=0, sort_keys=True), encoding="utf-8")
     if not options.compare:
