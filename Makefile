@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(VENV)/.native
 
-.PHONY: demo test machines kernels gpu package native slow check bench noise accuracy modes eigenvalues slices tracker study coverage peers format clean
+.PHONY: demo test machines kernels gpu package native slow check bench noise accuracy modes eigenvalues slices tracker study coverage peers digest format clean
 
 demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints and their spectra, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
@@ -78,6 +78,10 @@ study: $(NATIVE) ## three architectures, three seeds each, on one page: study/st
 COVERAGE ?= # options, e.g. make coverage COVERAGE='--quick' or '--repetitions 400 --seed 1'
 coverage: $(NATIVE) ## how often 95 % intervals hold the truth: docs/coverage.md; 15 minutes, resumes where it was stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage $(COVERAGE)
+
+DIGEST ?= # options, e.g. make digest DIGEST='--write before.json', and after a change DIGEST='--compare before.json'
+digest: $(NATIVE) ## the bits of every public result on fixed seeds: shows that a change moves no number; 2 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/digest.py $(DIGEST)
 
 slices: $(VENV)/.bench $(NATIVE) ## planes of losses beside loss_landscapes and plain forwards; 10 minutes
 	OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/slices.py
