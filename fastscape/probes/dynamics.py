@@ -188,9 +188,6 @@ class _Measured:
                     f"batch norm takes the statistics of groups of {_range(source.sizes)} samples, training of {size}: pass "
                     "batches of that size, eight at least"
                 )
-            source.replica.take(self.objective)
-            if words := departing(source.replica):
-                self.notes.append(words)
             self.source, began = source, now()
 
             def late() -> bool:
@@ -199,6 +196,9 @@ class _Measured:
 
             try:
                 source.deviations(self.found, late)
+                source.replica.take(self.objective)
+                if words := departing(source.replica):
+                    self.notes.append(words)
                 if len(self.found.sizes) < len(source) or (products and late()):
                     self.stop_reason = "deadline"
                 elif products:
