@@ -57,10 +57,10 @@ def train_bend(
     unit = 0.0
     with exact_arithmetic(dtype):
         replica = by_batch.replica(dtype)
-        if words := departing(replica):
-            found.notes = (f"the curve was trained by another gradient: {words}",)
         optimizer = torch.optim.Adam(path.theta, lr=learning_rate)
         try:
+            if clock.admits(unit, reserve) and (words := departing(replica)):
+                found.notes = (f"the curve was trained by another gradient: {words}",)
             for step in range(steps):
                 if not clock.admits(unit, reserve):
                     found.reason = "deadline"
