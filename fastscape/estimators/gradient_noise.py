@@ -20,11 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.intervals import Estimate, widened
 from fastscape.estimators.positive import UNKNOWN, quotient, skewed_mean
 from fastscape.estimators.scaling import Array
 
 _LEVEL = 0.975
+_ROUNDING = 4.0  # units of rounding in a sum of squares of gradients
 _QUOTIENT = "quotient of the intervals of trace and squared gradient"
 _FIELLER = "Fieller's, of a quotient of independent estimates"
 
@@ -41,6 +42,7 @@ class Units:
         mean_square: :math:`\|\bar g\|^2`.
         samples: n in all units.
         population: N that they were drawn from without replacement; infinite for independent draws.
+        unit: relative rounding of gradients.
     """
 
     spread: Array
@@ -49,6 +51,11 @@ class Units:
     mean_square: float
     samples: int
     population: float = math.inf
+    unit: float = 0.0
+
+    def rounding(self, spread: float) -> float:
+        """What rounding of gradients leaves open of a sum of squared deviations from a mean that may be far longer."""
+        return _ROUNDING * self.unit * (spread + math.sqrt(spread * self.mean_square))
 
     @property
     def unsampled(self) -> float:
@@ -75,7 +82,7 @@ def mean_square(units: Units) -> Estimate:
     one (60 normal samples).
     """
     value, replicates = _mean_square(units)
-    return jackknifed(value, replicates, units.unsampled)
+    return widened(jackknifed(value, replicates, units.unsampled), _square_rounding(units))
 
 
 def noise_scale(units: Units) -> Estimate:
@@ -86,7 +93,8 @@ def noise_scale(units: Units) -> Estimate:
     """
     square, squares = _mean_square(units)
     numerator = noise_trace(units.spread, units.unsampled)
-    interval = quotient(numerator, jackknifed(square, squares, units.unsampled))
+    numerator = widened(numerator, units.rounding(numerator.value))
+    interval = quotient(numerator, widened(jackknifed(square, squares, units.unsampled), _square_rounding(units)))
     with np.errstate(invalid="ignore", divide="ignore"):
         stderr = _spread(_without_each_trace(units.spread) / squares, units.unsampled) if square > 0 else math.nan
     return Estimate(numerator.value * _inverse(square), stderr, interval, len(squares), _QUOTIENT)
@@ -166,6 +174,11 @@ def _mean_square(units: Units) -> tuple[float, Array]:
     left = units.samples * (count - 1) / count
     squares = units.mean_square - 2 * units.along / (count - 1) + units.shift / (count - 1) ** 2 if count > 1 else units.along
     return value, squares - _without_each_trace(units.spread) / left * unsampled
+
+
+def _square_rounding(units: Units) -> float:
+    trace = noise_trace(units.spread).value
+    return _ROUNDING * units.unit * (units.mean_square + math.sqrt(units.mean_square * trace / units.samples))
 
 
 def _spread(replicates: Array, unsampled: float) -> float:

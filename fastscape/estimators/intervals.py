@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,6 +42,16 @@ class Estimate:
         tail = (100 - LEVEL) / 2
         low, high = np.percentile(kept, [tail, 100 - tail])
         return cls(value, float(np.std(kept, ddof=1)), (float(np.fmin(low, value)), float(np.fmax(high, value))), n)
+
+
+def widened(estimate: Estimate, rounding: float) -> Estimate:
+    """With what arithmetic leaves open beside sampling: ``rounding`` to either side, two standard errors of it.
+
+    Where draws differ by little, or are all there are, sampling leaves nothing, and the rounding of the numbers is all the error.
+    """
+    low, high = estimate.interval
+    stderr = math.hypot(estimate.stderr, rounding / 2)
+    return replace(estimate, stderr=stderr, interval=(low - rounding, high + rounding))
 
 
 class Estimates(dict[str, Estimate]):

@@ -58,13 +58,16 @@ def unperturbed_loss(replica: Replica) -> float:
     replica.gate = 2 + few * (compared + (pair is not None))
     if first == second or (math.isnan(first) and math.isnan(second)):
         if pair is not None:
-            _check_follows(replica, *pair, drawn=drawn)
+            if drawn:
+                _check_draws(replica)
+            _check_follows(replica, *pair)
         if drawn and (trained := _put_into_training(replica)):
             raise NondeterministicLossError(
                 f"the loss must be free of random numbers, and puts {trained} into training mode, where it draws some (samples "
                 "of boxes, dropout, skipped layers); two evaluations agree here, those at other weights need not: seed them "
                 "inside the loss, torch.manual_seed(0), or leave the model in evaluation mode"
             )
+        replica.objective.known["follows the weights", replica.dtype] = True
         return first
     raise NondeterministicLossError(
         f"the loss must be deterministic, got {first!r} and then {second!r} at the same weights and data: "
@@ -119,7 +122,6 @@ def _displaced_pair(replica: Replica) -> tuple[float, float] | None:
         if found is not None and other is not None:
             losses = found, other
             break
-    known[key] = True
     return losses
 
 
@@ -143,7 +145,25 @@ def _displace(replica: Replica, step: float) -> None:
         slot.copy_(wide + wave * (wide.abs() + wide.abs().mean()) * step)
 
 
-def _check_follows(replica: Replica, found: float, fresh: float, *, drawn: bool) -> None:
+def _check_draws(replica: Replica) -> None:
+    """Raise where random numbers that have no effect at w have one at displaced weights, by one copy and to the last bit."""
+    for share in _DISPLACED:
+        step = max(share, 8 * torch.finfo(replica.dtype).eps)
+        replica.evaluations += 2
+        losses = [_displaced_loss(replica, step, lambda copy: float(copy.batch_loss(0)[0])) for _ in range(2)]
+        if None in losses:
+            continue
+        if losses[0] != losses[1] and not all(map(math.isnan, losses)):  # type: ignore[arg-type]
+            raise NondeterministicLossError(
+                f"the loss must be deterministic, got {losses[0]!r} and then {losses[1]!r} at the same displaced weights and "
+                "data, where it draws random numbers that have no effect at the weights themselves; seed them inside the loss, "
+                "torch.manual_seed(0)"
+            )
+        break
+    replica.reset()
+
+
+def _check_follows(replica: Replica, found: float, fresh: float) -> None:
     """Raise where a copy of the model that was evaluated before gives another loss than one that was not."""
     if found == fresh or not (math.isfinite(found) and math.isfinite(fresh)):
         return
@@ -151,12 +171,6 @@ def _check_follows(replica: Replica, found: float, fresh: float, *, drawn: bool)
     moved = abs(fresh - float(replica.batch_loss(0)[0]))
     if abs(found - fresh) <= max(0.01 * moved, 64 * torch.finfo(replica.dtype).eps * max(abs(found), abs(fresh))):
         return
-    del replica.objective.known["follows the weights", replica.dtype]
-    if drawn:
-        raise NondeterministicLossError(
-            f"the loss must be deterministic, got {found!r} and then {fresh!r} at the same displaced weights and data, where it "
-            "draws random numbers that have no effect at the weights themselves; seed them inside the loss, torch.manual_seed(0)"
-        )
     raise NondeterministicLossError(
         f"the loss must be a function of the present weights, got {found!r} at displaced weights where a copy of the model that "
         f"was never evaluated elsewhere gives {fresh!r}: the model or the loss keeps something from an evaluation at earlier "

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from fastscape._clock import now
-from fastscape._state import exact_arithmetic
+from fastscape._state import exact_arithmetic, torch_generators
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.branches import Branches
@@ -107,8 +107,10 @@ class _Line(AbstractContextManager["_Line"]):
             if narrow is not None:
                 self._unit, self._tiny = torch.finfo(narrow).eps, _COARSE
             self._replica.reset()
+            before = torch_generators()
             recorded, self.base = self._widened_losses()
-            if recorded != self.base and not math.isnan(self.base):
+            drawn = before != torch_generators()  # which may have no effect at w alone
+            if drawn or (recorded != self.base and not math.isnan(self.base)):
                 unperturbed_loss(self._replica)  # refuses and says why, unless held pieces round otherwise: hardswish does
             self._stack = stack.pop_all()
         return self

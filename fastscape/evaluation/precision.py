@@ -38,6 +38,7 @@ _LEAST, _FORWARDS = 1.0, 40  # seconds, and forwards, below which trying other a
 _GRADIENT = 4  # times the activations that a gradient may take of what is available
 _WARM = 0.1  # seconds of a block that need not be timed again
 _NEIGHBOURS = "rounding noise is measured between neighbouring weights"
+_OUTLIER = 3.0  # times the RMS response of the directions that the error was measured on
 _SAFETY = 2.0  # times the relative error of the lanes that was measured
 
 
@@ -125,7 +126,12 @@ def refused_precision(precision: str, error: UntraceableError | MissingRuleError
 
 # ---------------------------------------------------------------- noise
 def measure_noise(
-    evaluator: Evaluator | DifferenceEvaluator, directions: Directions, radii: Array, *, zeros: bool = False
+    evaluator: Evaluator | DifferenceEvaluator,
+    directions: Directions,
+    radii: Array,
+    *,
+    zeros: bool = False,
+    even: Array | None = None,
 ) -> Noise:
     """Noise of an evaluator at each radius.
 
@@ -136,11 +142,16 @@ def measure_noise(
     ends and the middle of the radii, doubled, and applied to the responses of these directions. Casts to a narrower dtype round
     the values at w, not the differences: a few of its units are stated then.
 
-    ``zeros``: find out which parameters move the loss as well, so that zero responses can be judged.
+    ``zeros``: find out which parameters move the loss as well, so that zero responses can be judged. ``even``: responses of all
+    directions ``[K, N]``, where they are known: one far larger than those of the two directions, as beside a pole, is held
+    against float64 itself.
     """
     found = _influence(evaluator) if zeros else None
     if isinstance(evaluator, DifferenceEvaluator):
-        return replace(_noise_of_differences(evaluator, directions, radii), influence=found)
+        noise = _noise_of_differences(evaluator, directions, radii)
+        if even is not None:
+            noise = replace(noise, sigma=np.fmax(noise.sigma, _noise_of_largest(evaluator, directions, radii, even)))
+        return replace(noise, influence=found)
     indices = range(min(CALIBRATION, len(directions)))
     if evaluator.dtype == torch.float64:
         sigma, narrow = noise_float64(evaluator, directions, indices, radii)
@@ -209,6 +220,18 @@ def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions
             evaluations = exact.evaluations
     narrower = "; ".join(filter(None, (found.step, f"roundings in {found.rounds}" if found.rounds else "")))
     return Noise(sigma, None, narrower, evaluations)
+
+
+def _noise_of_largest(evaluator: DifferenceEvaluator, directions: Directions, radii: Array, even: Array) -> Array:
+    """RMS error over all directions by those of the largest response alone, where it stands out at the last radius."""
+    sizes = np.where(np.isfinite(even[-1]), np.abs(even[-1]), np.inf)  # lanes that overflow stand out as well
+    place = int(np.argmax(sizes))
+    with np.errstate(invalid="ignore", over="ignore"):
+        if place < _DIRECTIONS or not sizes[place] > _OUTLIER * np.sqrt(np.mean(np.square(even[-1, :_DIRECTIONS]))):
+            return np.zeros(len(radii))
+        wide = evaluator.responses(directions, [place], radii.tolist(), lanes=torch.float64)[0][:, 0]
+        found: Array = _SAFETY * np.abs(even[:, place] - wide) / math.sqrt(even.shape[1])
+    return found
 
 
 def _rms(values: Array) -> Array:

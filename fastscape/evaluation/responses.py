@@ -170,11 +170,11 @@ def responses(
             columns.append(evaluator.responses(directions, indices, steps.tolist()))
             if progress is not None:
                 progress(indices[-1] + 1, len(directions))
-        noise = measure_noise(evaluator, directions, steps, zeros=True)
+        even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
+        noise = measure_noise(evaluator, directions, steps, zeros=True, even=even)
         evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
         handled = evaluator.handling if isinstance(evaluator, DifferenceEvaluator) else None
-    even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
     trusted = noise.trusted(even, odd)
     warn_if_noise(chosen.name, steps, trusted, noise.how)
     arithmetic = measured_in(objective, chosen.name)

@@ -10,8 +10,11 @@ from scipy import stats
 from fastscape._checks import integer
 from fastscape.directions import Directions
 from fastscape.estimators import Estimate
+from fastscape.estimators.intervals import widened
 from fastscape.evaluation.quadratic import group_means
 from fastscape.objective import Objective
+
+_ROUNDING = 4.0  # units of the lanes, of a mean: directions round alike
 
 
 def mean_quadratic_form(
@@ -25,7 +28,8 @@ def mean_quadratic_form(
     r"""Mean of :math:`d^T H d` over directions: the trace of H over D for ``normalize="none", scale="unit"``.
 
     The directions fall into consecutive groups; within one only the mean second derivative is carried through the network,
-    and the spread between the means gives the interval (Student's t with groups - 1 degrees of freedom).
+    and the spread between the means gives the interval (Student's t with groups - 1 degrees of freedom), with the rounding of the
+    lanes beside it.
 
     Args:
         objective: the loss.
@@ -48,4 +52,5 @@ def mean_quadratic_form(
     means = group_means(objective, directions, groups, lanes=lanes, memory=memory)
     value, stderr = float(means.mean()), float(means.std(ddof=1)) / math.sqrt(groups)
     half = float(stats.t.ppf(0.975, groups - 1)) * stderr
-    return Estimate(value, stderr, (value - half, value + half), len(directions))
+    found = Estimate(value, stderr, (value - half, value + half), len(directions))
+    return widened(found, _ROUNDING * torch.finfo(lanes).eps * math.hypot(value, stderr * math.sqrt(groups)))

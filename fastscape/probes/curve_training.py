@@ -10,6 +10,7 @@ import torch
 
 from fastscape._clock import now
 from fastscape._state import exact_arithmetic
+from fastscape.evaluation.slopes import departing
 from fastscape.evaluation.weight_paths import Bezier
 from fastscape.objective import Objective
 from fastscape.probes.connectivity_run import Goals
@@ -58,6 +59,8 @@ def train_bend(
         replica = by_batch.replica(dtype)
         optimizer = torch.optim.Adam(path.theta, lr=learning_rate)
         try:
+            if clock.admits(unit, reserve) and (words := departing(replica)):
+                found.notes = (f"the curve was trained by another gradient: {words}",)
             for step in range(steps):
                 if not clock.admits(unit, reserve):
                     found.reason = "deadline"
@@ -71,7 +74,7 @@ def train_bend(
                 loss, gradient = replica.loss_and_gradient([batch])
                 found.evaluations += 1
                 if not math.isfinite(loss) or not all(bool(part.isfinite().all()) for part in gradient):
-                    found.notes = (f"training ended at step {step + 1}: the loss or its gradient is not finite at t = {t:.3f}",)
+                    found.notes += (f"training ended at step {step + 1}: the loss or its gradient is not finite at t = {t:.3f}",)
                     break
                 for index, (bend, part) in enumerate(zip(path.theta, gradient, strict=True)):
                     bend.grad = torch.zeros_like(bend) if index in fixed else part.to(bend.dtype) * (2 * t * (1 - t))

@@ -20,13 +20,14 @@ from fastscape.estimators.gradient_noise import (
     noise_trace,
     ratio,
 )
-from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.intervals import Estimate, widened
 from fastscape.estimators.positive import scaled, useful
 from fastscape.estimators.scaling import Array
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.evaluator import check_memory
 from fastscape.evaluation.sample_gradients import CoupledSamplesError, Deviations, Method, SampleGradients
 from fastscape.evaluation.samples import samples_of
+from fastscape.evaluation.slopes import departing
 from fastscape.objective import Objective, checked_objective
 from fastscape.probes.learning_rates import effective_rates
 from fastscape.probes.noise_curvature import NoiseCurvature, curvature_of_noise
@@ -195,6 +196,9 @@ class _Measured:
 
             try:
                 source.deviations(self.found, late)
+                source.replica.take(self.objective)
+                if words := departing(source.replica):
+                    self.notes.append(words)
                 if len(self.found.sizes) < len(source) or (products and late()):
                     self.stop_reason = "deadline"
                 elif products:
@@ -227,12 +231,16 @@ class _Measured:
             mean_square=float(squares.sum()),
             samples=int(sum(found.sizes)),
             population=math.inf if population is None else float(population),
+            unit=torch.finfo(source.dtype).eps,
         )
         factor, half = batch_factor(batch_size, units.population), 1 / (2 * objective.size)
         trace = noise_trace(units.spread, units.unsampled)
+        trace = widened(trace, units.rounding(trace.value))
         heat: Estimate | None = None
         if len(rates):
-            heat = scaled(_published(noise_trace(spread @ rates, units.unsampled)), half * factor)
+            hot = noise_trace(spread @ rates, units.unsampled)
+            share = hot.value / trace.value if trace.value else 0.0
+            heat = scaled(_published(widened(hot, share * units.rounding(trace.value))), half * factor)
         heat_h, scale_h = self._curved(rates, factor, units)
         return TemperatureResult(
             name=name,

@@ -12,6 +12,7 @@ from fastscape._norms import untrained
 from fastscape._state import preserved_rng
 from fastscape.estimators import Estimate
 from fastscape.estimators.positive import shown_ends
+from fastscape.evaluation.curvature.point import DETACHED
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.evaluation.precision import Precision
 from fastscape.objective import Objective
@@ -133,6 +134,8 @@ def eigenvalues(visit: Visit, carried: Carried) -> Numbers:
         if len(residuals):
             numbers.intervals[name] = (value - float(residuals[0]), value + float(residuals[0]))
     numbers.add("spectral_norm", found.spectral_norm)
+    if DETACHED in found.notes:
+        numbers.notes.append(DETACHED)
     for name in ("trace", "mean_curvature", "effective_rank"):
         numbers.add(name, getattr(found, name))
     numbers.add("gradient_norm_squared", found.gradient_norm**2)

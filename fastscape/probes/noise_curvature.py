@@ -12,13 +12,14 @@ from scipy import stats
 
 from fastscape._checks import first_line
 from fastscape.estimators.gram_schmidt import random_rows
-from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.intervals import Estimate, widened
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trace import hutchinson, mean_estimate
 from fastscape.evaluation.curvature import CurvatureOperator, hessian
 from fastscape.evaluation.sample_gradients import SampleGradients
 from fastscape.reports.spectrum import SpectrumResult
 
+_ROUNDING = 4.0  # units of rounding in a form with a product
 _BLOCK = 4  # vectors at a time: bounds the memory beside the products' own
 
 
@@ -37,6 +38,7 @@ class NoiseCurvature:
         gradient: :math:`\bar g^\top H \bar g`.
         units: K, of which were drawn.
         products: with H.
+        rounding: relative error of a product.
     """
 
     forms: Array
@@ -46,6 +48,7 @@ class NoiseCurvature:
     gradient: float
     units: int
     products: int
+    rounding: float = 0.0
 
     def noise_form(self, rates: Array, unsampled: float) -> Estimate:
         r""":math:`\mathrm{tr}(H\,\mathrm{diag}(\eta)\,\Sigma_1)` for a rate per tensor; Student's t over draws and samples."""
@@ -54,7 +57,8 @@ class NoiseCurvature:
         second, _ = self._total(values**2)
         count = self.units
         sampling = max(second - total**2 / count, 0.0) * count / (count - 1) * unsampled
-        return self._estimate(total / (count - 1), math.sqrt(error + sampling) / (count - 1))
+        found = self._estimate(total / (count - 1), math.sqrt(error + sampling) / (count - 1))
+        return widened(found, self.rounding * self._total(np.abs(self.forms) @ np.abs(rates))[0] / (count - 1))
 
     def gradient_form(self, samples: int, unsampled: float) -> Estimate:
         r"""Unbiased :math:`g^\top H g`: without the :math:`\mathrm{tr}(H\Sigma_1) / n` that noise adds; delta method."""
@@ -62,7 +66,8 @@ class NoiseCurvature:
         second, _ = self._total(self.slopes**2)
         sampling = 4 * second / (self.units * (self.units - 1)) * unsampled
         value = self.gradient - noise.value / samples * unsampled
-        return self._estimate(value, math.hypot(math.sqrt(sampling), noise.stderr / samples * unsampled))
+        found = self._estimate(value, math.hypot(math.sqrt(sampling), noise.stderr / samples * unsampled))
+        return widened(found, self.rounding * abs(self.gradient))
 
     def _total(self, values: Array) -> tuple[float, float]:
         """Sum over all units of what is known at the draws, and the variance that drawing adds to it."""
@@ -111,7 +116,9 @@ def curvature_of_noise(
             table = [(deviations[:, where].double() * found[:, where].double()).sum(1) for where in operator.layers.values()]
             forms.append(source.factors[block][:, None] * torch.stack(table, 1).cpu().numpy())
             slopes.append(source.shares[block] * (deviations.double() @ curved.double()).cpu().numpy())
-        trace = hutchinson(_probe_forms(operator, products, seed)) if spectrum is None else spectrum.trace
+        off = None if operator.choice is None else operator.choice.error
+        rounding = _ROUNDING * torch.finfo(operator.dtype).eps + (off or 0.0)
+        trace = _trace(_probe_forms(operator, products, seed), rounding) if spectrum is None else spectrum.trace
     except (ValueError, RuntimeError, NotImplementedError) as error:
         notes.append(f"no Hessian-weighted numbers: {type(error).__name__}: {first_line(error)[:120]}")
         return None
@@ -123,7 +130,12 @@ def curvature_of_noise(
         gradient=float(mean.double() @ curved.double()),
         units=len(source),
         products=operator.products,
+        rounding=rounding,
     )
+
+
+def _trace(forms: Array, rounding: float) -> Estimate:
+    return widened(hutchinson(forms), rounding * float(np.sqrt(np.mean(np.square(forms)))))
 
 
 def _probe_forms(operator: CurvatureOperator, count: int, seed: int) -> Array:

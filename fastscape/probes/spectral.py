@@ -2,7 +2,6 @@ r"""One run of the spectral probe: a Krylov basis from random probes and the gra
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscape.estimators import Estimate
+from fastscape.estimators.intervals import widened
 from fastscape.estimators.krylov import BlockLanczos, Eigenpairs
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trace import hutchinson, layer_forms, layer_grams, probes_needed
@@ -388,10 +388,3 @@ class SpectralRun:
 def known(value: float, count: int, rounding: float = 0.0) -> Estimate:
     """A number from the whole space, without another error than ``rounding``."""
     return widened(Estimate(value, 0.0, (value, value), count), rounding)
-
-
-def widened(estimate: Estimate, rounding: float) -> Estimate:
-    """With what rounding leaves open beside the probes, which a basis of nearly the whole space leaves nothing to."""
-    low, high = estimate.interval
-    stderr = math.hypot(estimate.stderr, rounding / 2)
-    return dataclasses.replace(estimate, stderr=stderr, interval=(low - rounding, high + rounding))

@@ -11,12 +11,13 @@ import numpy as np
 
 from fastscape.estimators import Estimate
 from fastscape.estimators.density import density
+from fastscape.estimators.intervals import widened
 from fastscape.estimators.krylov import Eigenpairs
 from fastscape.estimators.positive import scaled, skewed_mean, useful
 from fastscape.estimators.spectra import Density
 from fastscape.estimators.trace import data_stderr, directional_variance, effective_rank, mean_estimate
 from fastscape.evaluation.arithmetic import measured_in
-from fastscape.probes.spectral import SpectralRun, known, widened
+from fastscape.probes.spectral import SpectralRun, known
 from fastscape.reports.spectrum import SpectrumResult
 from fastscape.runs.provenance import objective_meta
 
@@ -112,7 +113,11 @@ def _loose(rank: float, share: float) -> float:
 def _variance(run: SpectralRun, square: Estimate) -> Estimate:
     """Variance of v'Hv over all whole probes, with what the basis tells of their tail and of their size."""
     forms = np.concatenate([run.plain()[0], run.fresh.whole])
-    return useful(directional_variance(forms, _kurtosis(run, square), square), "probe", 2)
+    found = directional_variance(forms, _kurtosis(run, square), square)
+    low, high = found.interval
+    if low >= 0:  # not NaN; deviations of forms are off by the rounding of a form
+        low, high = max(0.0, math.sqrt(low) - run.rounding) ** 2, (math.sqrt(high) + run.rounding) ** 2
+    return useful(dataclasses.replace(found, interval=(low, high)), "probe", 2)
 
 
 def _kurtosis(run: SpectralRun, square: Estimate) -> float | None:

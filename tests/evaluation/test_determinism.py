@@ -154,6 +154,47 @@ def test_random_numbers_that_matter_away_from_the_weights_alone_are_named(digits
         probe(model, digits[:1])
 
 
+def gated(digits, effect):
+    """A loss that adds noise of a share of what the loss has moved from the weights, none at them."""
+    model = FlatLinear().to(digits[0][0].dtype)
+    with torch.no_grad():
+        known = F.cross_entropy(model(digits[0][0]), digits[0][1]).double()
+
+    def loss(net, batch):
+        found = F.cross_entropy(net(batch[0]), batch[1])
+        return found + effect * torch.rand([]) * (found.detach().double() - known).to(found.dtype)
+
+    return fs.Objective(model, digits[:1], loss=loss)
+
+
+PROBES = {
+    "responses": lambda o: fs.responses(o, fs.Directions(o, 2), [1e-2]),
+    "two forwards": lambda o: fs.quadratic_forms(o, fs.Directions(o, 2), path="forwards"),
+    "hessian": lambda o: fs.hessian(o) @ torch.ones(o.size),
+    "slice": lambda o: fs.slice1d(o, points=3, count=1),
+    "temperature": lambda o: fs.temperature(o, batch_size=4, learning_rate=0.1),
+    "sharpness": lambda o: fs.sharpness(o, restarts=1, steps=2, samples=4),
+    "barrier": lambda o: fs.barrier(o, None, {name: 1.1 * tensor for name, tensor in o.model.state_dict().items()}),
+}
+
+
+def test_random_numbers_of_little_effect_away_from_the_weights_are_refused(digits):
+    objective = gated([(digits[0][0].double(), digits[0][1])], 1e-3)
+    for _ in range(2):
+        with pytest.raises(fs.NondeterministicLossError, match="random numbers that have no effect at the weights themselves"):
+            PROBES["responses"](objective)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_random_numbers_without_effect_at_the_weights_are_refused_by_every_probe_and_every_time(digits, name):
+    """Also after other weights were refused."""
+    objective = gated(digits, 1.0)
+    away = objective.at({key: 2 * tensor for key, tensor in objective.model.state_dict().items()})
+    for point in (away, objective):
+        with pytest.raises(fs.NondeterministicLossError):
+            PROBES[name](point)
+
+
 def test_ordinary_dropout_and_batch_norm_pass(bn_net, digits):
     assert torch.isfinite(probe(bn_net, digits)).all()
     assert torch.isfinite(probe(bn_net, digits, batch_norm="batch")).all()

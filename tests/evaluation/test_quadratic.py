@@ -278,3 +278,17 @@ def test_bad_arguments_are_named(small):
             work()
     with pytest.raises(TypeError, match="objective must be a fastscape.Objective, got Sequential"):
         fs.quadratic_forms(objective.model, directions)
+
+
+@pytest.mark.parametrize("seed", [3, 9, 19])
+def test_a_mean_over_directions_of_one_curvature_has_the_rounding_of_the_lanes_as_error(seed):
+    """Every unit direction has the same form, which float32 lanes round alike."""
+    torch.manual_seed(seed)
+    model = nn.Linear(17, 1, bias=False)
+    inputs = torch.rand(16, 1) * 0.1 + 1
+    objective = fs.Objective(model, [inputs], loss=lambda net, batch: (0.7 * batch * net.weight.square().sum()).mean())
+    directions = fs.Directions(objective, 64, seed=seed, normalize="none", scale="unit")
+    found = fs.mean_quadratic_form(objective, directions)
+    truth = 1.4 * float(inputs.double().mean())
+    assert found.interval[0] <= truth <= found.interval[1]
+    assert found.interval[1] - found.interval[0] < 1e-5 * truth

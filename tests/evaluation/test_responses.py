@@ -353,3 +353,21 @@ def test_nothing_is_left_behind_when_the_model_raises_midway(digits, untouched, 
     with untouched(model), pytest.raises(error, match="midway"):
         fs.responses(objective, directions, np.logspace(-3, -1, 8), path=path)
     assert len(calls) >= 5
+
+
+def test_the_noise_of_a_response_beside_a_pole_is_that_of_its_own_lanes():
+    """Of a chain 1 / h^19 lanes lose digits that the two directions of the calibration, far from any pole, do not show."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3, bias=False)
+    with torch.no_grad():
+        model.weight.uniform_(0.75, 1.25)
+    objective = fs.Objective(model, [torch.ones(1)], loss=lambda net, _: (1 / net.weight**19).mean())
+    directions = fs.Directions(objective, 24, seed=3)
+    radii = [0.025, 0.05, 0.1]
+    exact = fs.responses(objective, directions, radii, precision="float64").even
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fs.PrecisionWarning)
+        found = fs.responses(objective, directions, radii, precision="difference")
+    errors = np.sqrt(np.mean((found.even - exact) ** 2, axis=1))
+    assert errors[-1] > 1e-4 * np.sqrt(np.mean(exact[-1] ** 2)), "lanes have lost digits"
+    assert (errors <= 3 * found.noise).all()

@@ -121,6 +121,18 @@ def test_what_probes_leave_nothing_of_has_the_rounding_of_the_products_as_error(
         assert estimate.interval[1] - estimate.interval[0] < 1e-4 * square**0.5 * max(1.0, square**0.5, trace**2 / square)
 
 
+@pytest.mark.parametrize("trace", [None, 0.05])
+def test_forms_that_differ_by_rounding_alone_may_have_no_variance(trace):
+    """Signs as probes of a multiple of the identity: every form is the trace."""
+    torch.manual_seed(0)
+    model = nn.Linear(17, 1, bias=False)
+    inputs = torch.rand(16, 1) * 0.1 + 1
+    objective = fs.Objective(model, [inputs], loss=lambda net, batch: (0.7 * batch * net.weight.square().sum()).mean())
+    found = fs.spectrum(objective, k=1, targets={"trace": trace}).directional_variance
+    assert found.interval[0] == 0
+    assert found.interval[1] < 1e-9
+
+
 def test_gauss_newton_matrix_has_no_negative_mass():
     found = fs.spectrum(network(), k=3, operator="ggn")
     assert found.operator == "ggn"

@@ -1,5 +1,6 @@
 """Gradient noise and temperature against linear regression in closed form, and what a sample is."""
 
+import copy
 import itertools
 import math
 
@@ -102,6 +103,29 @@ def test_draws_by_squared_deviation_estimate_the_form_of_all_samples(trained_mlp
     assert exact.stderr == pytest.approx(0, abs=1e-6 * exact.value)
     assert drawn.interval[0] <= exact.value <= drawn.interval[1]
     assert drawn.stderr < 0.25 * exact.value, "uniform draws vary by more than the value"
+
+
+@pytest.mark.parametrize("method", ["per-sample", "two-batch"])
+@pytest.mark.parametrize("seed", range(2))
+def test_all_samples_of_a_population_have_the_rounding_of_their_gradients_as_error(method, seed):
+    """Nothing is left to sampling, and float32 gradients are off by 1e-8 and more."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    inputs, targets = torch.randn(12, 4), torch.randint(0, 3, (12,))
+    narrow, wide = (
+        fs.temperature(
+            fs.Objective(model, [(data, targets)], criterion=F.cross_entropy),
+            batch_size=4,
+            learning_rate=0.1,
+            population=12,
+            method=method,
+        )
+        for model, data in ((net, inputs), (copy.deepcopy(net).double(), inputs.double()))
+    )
+    for name in ("trace", "gradient_norm_squared", "noise_scale", "noise_scale_h", "temperature"):
+        found, truth = getattr(narrow, name), getattr(wide, name).value
+        assert found.interval[0] <= truth <= found.interval[1]
+        assert found.interval[1] - found.interval[0] < 1e-5 * truth
 
 
 def test_the_curvature_along_the_gradient_is_unbiased_over_all_samples_of_a_population():

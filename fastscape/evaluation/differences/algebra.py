@@ -60,6 +60,15 @@ def joined(a: Tensor, b: Tensor | None) -> Tensor:
     return torch.stack(torch.broadcast_tensors(a, b), 1)  # type: ignore[no-untyped-call]
 
 
+def narrow_points(frame: Frame, value: Triple, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """x, x+ and x- of a value that may not move, in the dtype of the lanes; axes of directions and radii lead the latter two."""
+    if value.lanes is None:
+        return (value.base.narrow(dtype),) * 3
+    a, middle = value.parts[0], frame.middle(value)
+    step = frame.power(value.ndim, 1, dtype) * a
+    return value.base.narrow(dtype), middle + step, middle - step
+
+
 # ---------------------------------------------------------------- linear
 def plus(left: Triple, right: Triple, alpha: float = 1.0) -> Tensor | None:
     r"""X + alpha u: :math:`a_x + \alpha a_u,\ b_x + \alpha b_u`."""
@@ -131,10 +140,13 @@ def root(frame: Frame, value: Triple) -> Tensor | None:
     """
     if value.lanes is None:
         return None
+    return root_between(frame, value, *(v.sqrt() for v in narrow_points(frame, value, value.lanes.dtype)))
+
+
+def root_between(frame: Frame, value: Triple, y: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """:func:`root` with S, S+ and S- in the dtype of the lanes: of lengths, of which squares keep half of the digits."""
     a, b = _pair(value)
     one = frame.power(value.ndim, 1, a.dtype)
-    middle, step = frame.middle(value), one * a
-    y, up, down = (v.sqrt() for v in (value.base.narrow(a.dtype), middle + step, middle - step))
     both = up + down
     still = (both == 0) & (a == 0)  # a length that is zero all along
     both = torch.where(still, torch.ones_like(both), both)
@@ -148,6 +160,25 @@ def _over(function: Pointwise, z: Tensor) -> Tensor:
     return torch.where(zero, 1.0, function(z) / torch.where(zero, 1.0, z))
 
 
+_DISTANT = 0.5  # of |x|: displacements from which on value and difference cancel in powers
+
+
+def powers(frame: Frame, value: Triple, lanes: Tensor | None, power: Pointwise) -> Tensor | None:
+    """Lanes of a power, with those of displacements that are no longer small beside x by differences of float64 powers.
+
+    There the power at x is other orders of magnitude than those at x+ and x-, and their sums lose what is asked for.
+    """
+    if value.lanes is None or lanes is None or frame.jet:
+        return lanes
+    up, down = frame.steps(value)
+    distant = torch.maximum(up.abs(), down.abs()) > _DISTANT * value.base.narrow(up.dtype).abs()
+    if not bool(distant.any()):
+        return lanes
+    here, plus, minus = (power(side) for side in frame.points(value))
+    plain = frame.from_points(here, plus, minus, lanes.dtype)
+    return torch.where(distant.unsqueeze(1), plain, lanes)
+
+
 def exponential(frame: Frame, value: Triple) -> Tensor | None:
     r"""exp(x), :math:`E = e^x,\ A = e a,\ H = \tfrac{e^2}{2} b`, sinhc z = sinh(z)/z.
 
@@ -159,8 +190,14 @@ def exponential(frame: Frame, value: Triple) -> Tensor | None:
     step = frame.power(value.ndim, 1, a.dtype) * a
     half = 0.5 * frame.power(value.ndim, 2, a.dtype) * b
     y = value.base.narrow(a.dtype).exp()
-    slope = y * half.exp() * a * _over(torch.sinh, step)
-    return joined(slope, y * (b * _over(torch.expm1, half) * step.cosh() + (a * _over(torch.sinh, 0.5 * step)) ** 2))
+    slope = half.exp() * a * _over(torch.sinh, step)
+    bend = b * _over(torch.expm1, half) * step.cosh() + (a * _over(torch.sinh, 0.5 * step)) ** 2
+    steep = step.abs() > 1
+    far = steep | (half.abs() > 1)
+    if bool(far.any()):  # both terms of b grow as exp |A|, and cancel where H is as negative
+        up, down, unit = (half + step).expm1(), (half - step).expm1(), frame.divisor(value.ndim, 1, a.dtype)
+        slope, bend = torch.where(steep, (up - down) / (2 * unit), slope), torch.where(far, (up + down) / unit / unit, bend)
+    return joined(y * slope, y * bend)
 
 
 _FAR = 0.5  # growth beyond which logarithms are subtracted

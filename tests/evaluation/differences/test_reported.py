@@ -154,3 +154,53 @@ def test_a_negative_power_beside_its_pole_is_as_exact_as_its_condition_allows(fu
             narrow[:2], case.points(radius), np.transpose([case.conditions(radius, k) for k in (0, 1)]), strict=True
         ):
             assert float(((found[:, j] - exact) / exact).abs().max()) < 4 * torch.finfo(torch.float32).eps * condition.max()
+
+
+NEAR_ZERO = {  # functions, and the share of a number that the largest displacement is: powers leave float32 beyond
+    "power -19": (lambda h: h**-19, 0.9),
+    "power -12 of a tensor": (lambda h: h ** torch.tensor(-12.0), 0.9),
+    "power 20": (lambda h: h**20, 0.998),
+    "power 9.5": (lambda h: h**9.5, 0.998),
+    "power 33.3": (lambda h: h**33.3, 0.998),
+    "power 1.5": (lambda h: h**1.5, 0.998),
+    "a power that moves": (lambda h: h[0] ** (9 * h[1]), 0.998),
+    "exponential of a curve": (lambda h: torch.exp2(-12 * h.square()), 0.9),
+    "length": (lambda h: torch.linalg.vector_norm(h, dim=-1), 0.998),
+    "length of two": (lambda h: torch.hypot(h[0], h[1]), 0.998),
+    "modulus": (lambda h: torch.complex(h[0], h[1]).abs(), 0.998),
+    "standard deviation": (lambda h: h.std(-1), 0.998),
+    "logarithm of summed exponentials": (lambda h: (300 * h).logsumexp(-1), 0.998),
+    "logarithm of a softmax": (lambda h: (300 * h).log_softmax(-1)[:, 0], 0.998),
+    "softmax": (lambda h: (60 * h).softmax(-1)[:, 0], 0.998),
+    "cross-entropy": (lambda h: F.cross_entropy(300 * h, torch.tensor([0, 1, 2])), 0.998),
+}
+STRAIGHT = {"length", "length of two", "modulus", "standard deviation"}  # along a line through zero: no curvature
+
+
+class Bare(nn.Module):
+    """Numbers between 0.7 and 1.4."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(SIGNED.abs())
+
+    def forward(self, x):
+        return self.w
+
+
+@pytest.mark.parametrize("name", NEAR_ZERO)
+def test_where_a_displacement_is_nearly_all_of_a_number_lanes_are_as_exact_as_their_condition_allows(name):
+    """Value and difference cancel there: x+ = x / 500 keeps few digits of a sum of powers, squares or exponentials."""
+    (function, nearest), narrow = NEAR_ZERO[name], torch.finfo(torch.float32).eps
+    steps = {"w": torch.stack([-SIGNED.abs(), torch.tensor([0.69, 0.05, 0.65, 0.1]).expand(3, 4)])}
+    case = problem(Bare(), [(SIGNED, torch.zeros(3))], count=2, loss=lambda m, _: function(m.w).mean(), directions=steps)
+    radii = (0.3, nearest)
+    found, size = case.lanes(radii, torch.float32), float(function(SIGNED.abs().double()).mean().abs())
+    for j, radius in enumerate(radii):
+        for k in range(2):
+            conditions = case.conditions(radius, k)
+            for part in range(1 if name in STRAIGHT and k == 0 else 2):
+                exact = float(case.points(radius)[part][k])
+                subtraction = 16 * torch.finfo(F64).eps * (size + radius * abs(exact)) / radius ** (part + 1)
+                allowed = 8 * narrow * max(1.0, conditions[part]) * abs(exact) + subtraction
+                assert abs(float(found[part][k, j]) - exact) <= allowed

@@ -12,10 +12,13 @@ from fastscape.evaluation.differences.algebra import (
     exponential,
     fitted,
     logarithm,
+    narrow_points,
     plus,
+    powers,
     product,
     reciprocal,
     root,
+    root_between,
     scaled,
     square,
     total,
@@ -136,10 +139,12 @@ def _power(frame: Frame, y: Tensor, x: Triple, exponent: Number) -> Any:
     if not abs(exponent) < _HUGE:
         return NotImplemented
     if float(exponent).is_integer():
-        if exponent < 0:  # before the power: of a high one near its pole, value and difference cancel
-            x = Triple(x.x.reciprocal(), reciprocal(frame, x))
-        return _whole_power(frame, x, int(abs(exponent))).lanes
-    return _by_logarithm(frame, x, Triple(torch.full_like(x.x, exponent)), y)
+        # the reciprocal first: of a high power near its pole, value and difference cancel
+        base = x if exponent > 0 else Triple(x.x.reciprocal(), reciprocal(frame, x))
+        lanes = _whole_power(frame, base, int(abs(exponent))).lanes
+    else:
+        lanes = _by_logarithm(frame, x, Triple(torch.full_like(x.x, exponent)), y)
+    return powers(frame, x, lanes, lambda side: side**exponent)
 
 
 @rule(aten.pow.Tensor_Tensor, piecewise=True)
@@ -197,8 +202,13 @@ def _everywhere(frame: Frame, value: Triple) -> tuple[Tensor, Tensor, Tensor]:
 @rule(aten.hypot.default, piecewise=True)
 def _hypot(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
     """sqrt(x^2 + u^2)."""
-    squares = [Triple(value.x.square(), square(frame, value)) for value in (triple(x, y), triple(u, y))]
-    return root(frame, Triple(squares[0].x + squares[1].x, plus(squares[0], squares[1])))
+    sides = [Triple(side.x.expand(y.shape), fitted(side.lanes, y.shape)) for side in (triple(x, y), triple(u, y))]
+    squares = [Triple(value.x.square(), square(frame, value)) for value in sides]
+    summed = Triple(squares[0].x + squares[1].x, plus(squares[0], squares[1]))
+    if summed.lanes is None:
+        return None
+    ends = zip(*(narrow_points(frame, value, summed.lanes.dtype) for value in sides), strict=True)
+    return root_between(frame, summed, *(torch.hypot(left, right) for left, right in ends))
 
 
 def _multiplied(frame: Frame, factors: list[Triple]) -> Triple:

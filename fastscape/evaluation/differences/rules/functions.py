@@ -14,9 +14,10 @@ from fastscape.evaluation.differences.algebra import (
     exponential,
     fitted,
     logarithm,
+    narrow_points,
     plus,
     product,
-    root,
+    root_between,
     scaled,
     smooth,
     square,
@@ -63,7 +64,9 @@ def _absolute(frame: Frame, y: Tensor, x: Triple) -> Lanes:
         return None
     parts = [Triple(part(x.x), part(x.lanes)) for part in (torch.real, torch.imag)]
     squares = [Triple(part.x.square(), square(frame, part)) for part in parts]
-    return root(frame, Triple(squares[0].x + squares[1].x, plus(squares[0], squares[1])))
+    summed = Triple(squares[0].x + squares[1].x, plus(squares[0], squares[1]))
+    ends = zip(*(narrow_points(frame, part, part.lanes.dtype) for part in parts), strict=True)  # type: ignore[union-attr]
+    return root_between(frame, summed, *(torch.hypot(left, right) for left, right in ends))
 
 
 @rule(aten.gelu.default)
@@ -283,6 +286,9 @@ def _softmax(frame: Frame, y: Tensor, x: Triple, dim: int, *_: Any, **__: Any) -
     return None if lanes is None else lanes.movedim(-1, negative(dim, x.ndim))
 
 
+_PLAIN = 1.0  # displacements from which on float64 differences of logarithms lose nothing
+
+
 def _relative(frame: Frame, x: Triple) -> tuple[Tensor, Tensor, Tensor]:
     """Lanes of the last axis relative to its largest entry, of that entry, and of log sum exp relative to it."""
     assert x.lanes is not None
@@ -293,6 +299,13 @@ def _relative(frame: Frame, x: Triple) -> tuple[Tensor, Tensor, Tensor]:
     grown = logarithm(frame, Triple(beside.x.exp().sum(-1, keepdim=True), summed))
     assert beside.lanes is not None
     assert grown is not None
+    if frame.jet:
+        return beside.lanes, best, grown
+    up, down = frame.steps(beside)
+    far = torch.maximum(up.abs(), down.abs()).amax(-1, keepdim=True) > _PLAIN
+    if bool(far.any()):  # another entry may be the largest there, by more than exponentials hold
+        here, plus, minus = (point.logsumexp(-1, keepdim=True) for point in frame.points(beside))
+        grown = torch.where(far.unsqueeze(1), frame.from_points(here, plus, minus, grown.dtype), grown)
     return beside.lanes, best, grown
 
 

@@ -9,7 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscape.evaluation.differences.algebra import aligned, each, fitted, product, reciprocal, root, scaled, square, total
+from fastscape.evaluation.differences.algebra import (
+    aligned,
+    each,
+    fitted,
+    narrow_points,
+    product,
+    reciprocal,
+    root_between,
+    scaled,
+    square,
+    total,
+)
 from fastscape.evaluation.differences.layout import flat, unflat
 from fastscape.evaluation.differences.rules.functions import Lanes, pointwise
 from fastscape.evaluation.differences.rules.table import aten, first_of, negatives, rule, triple
@@ -247,10 +258,17 @@ def _summed(value: Triple, dims: tuple[int, ...], keepdim: bool) -> Triple:
 def _variance(frame: Frame, x: Triple, dims: Any, correction: float, keepdim: bool) -> Triple:
     """Sum of squared distances from the mean, over their number less ``correction``."""
     every = negatives(dims, x.ndim)
-    centred = Triple(x.x - x.x.mean(every, True), each(lambda rows: rows - rows.mean(every, True), x.lanes))
-    count = max(0.0, math.prod(x.shape[dim] for dim in every) - correction)
+    centred, count = _centred(x, every), _count(x, every, correction)
     summed = _summed(Triple(centred.x.square(), square(frame, centred)), every, keepdim)
     return Triple(summed.x / count, None if summed.lanes is None else summed.lanes / count)
+
+
+def _centred(x: Triple, dims: tuple[int, ...]) -> Triple:
+    return Triple(x.x - x.x.mean(dims, True), each(lambda rows: rows - rows.mean(dims, True), x.lanes))
+
+
+def _count(x: Triple, dims: tuple[int, ...], correction: float) -> float:
+    return max(0.0, math.prod(x.shape[dim] for dim in dims) - correction)
 
 
 def _degrees(correction: float | None) -> float:
@@ -264,7 +282,10 @@ def _var(frame: Frame, y: Tensor, x: Triple, dims: Any = None, *, correction: An
 
 @rule(aten.std.correction, piecewise=True)
 def _std(frame: Frame, y: Tensor, x: Triple, dims: Any = None, *, correction: Any = None, keepdim: bool = False) -> Lanes:
-    return root(frame, _variance(frame, x, dims, _degrees(correction), keepdim))
+    every, degrees = negatives(dims, x.ndim), _degrees(correction)
+    count = _count(x, every, degrees)
+    spread = _variance(frame, x, dims, degrees, keepdim)
+    return _rooted(frame, spread, _centred(x, every), every, keepdim, count**-0.5 if count else math.nan)
 
 
 @rule(aten.var_mean.correction)
@@ -275,8 +296,17 @@ def _var_mean(frame: Frame, y: Any, x: Triple, dims: Any = None, *, correction: 
 
 def _length(frame: Frame, x: Triple, dims: Any, keepdim: bool) -> Triple:
     """Euclidean norm."""
-    squared = _summed(Triple(x.x.square(), square(frame, x)), negatives(dims, x.ndim), keepdim)
-    return Triple(squared.x.sqrt(), root(frame, squared))
+    every = negatives(dims, x.ndim)
+    squared = _summed(Triple(x.x.square(), square(frame, x)), every, keepdim)
+    return Triple(squared.x.sqrt(), _rooted(frame, squared, x, every, keepdim))
+
+
+def _rooted(frame: Frame, squared: Triple, x: Triple, dims: tuple[int, ...], keepdim: bool, factor: float = 1.0) -> Lanes:
+    """Root of a multiple of a sum of squares, with the lengths of x, x+ and x- themselves."""
+    if squared.lanes is None or x.lanes is None:
+        return None
+    ends = narrow_points(frame, x, x.lanes.dtype)
+    return root_between(frame, squared, *(torch.linalg.vector_norm(end, 2, dims, keepdim) * factor for end in ends))
 
 
 @rule(aten.linalg_vector_norm.default, piecewise=True)
