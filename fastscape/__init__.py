@@ -1,181 +1,87 @@
 """Measure the geometry of a neural network's loss, with numbers that can be believed.
 
-The public names; see the README for a tour and each docstring for formula, shapes, errors, cost and source.
+The public names; see the README for a tour and each docstring for formula, shapes, errors, cost and source. A name is
+imported where it is first used: importing the package loads neither torch nor numpy nor scipy.
 """
 
-import fastscape._interrupts  # noqa: F401 - first, because what follows takes seconds
-from fastscape._version import __version__
-from fastscape.directions import Axes, Directions
-from fastscape.estimators import (
-    DEFAULT_RULES,
-    Analysis,
-    AnalysisSettings,
-    Association,
-    Condition,
-    Estimate,
-    Rule,
-    Verdict,
-    analyse,
-    association,
-)
-from fastscape.estimators.spectra import Stability
-from fastscape.evaluation import (
-    AsymmetricProductError,
-    CurvatureOperator,
-    DtypeDependentLossError,
-    MissingRuleError,
-    NarrowLossError,
-    NondeterministicLossError,
-    NoPathError,
-    Operators,
-    PrecisionWarning,
-    ProductChoice,
-    QuadraticForms,
-    Responses,
-    UntraceableError,
-    ggn,
-    hessian,
-    losses,
-    operators,
-    quadratic_forms,
-    responses,
-)
-from fastscape.objective import Objective
-from fastscape.ops import Status, status
-from fastscape.probes import (
-    Difficulty,
-    ProbeError,
-    Progress,
-    SliceError,
-    SpectrumError,
-    Tracker,
-    TrackerWarning,
-    barrier,
-    barriers,
-    bench,
-    connect,
-    doctor,
-    edge_of_stability,
-    mean_quadratic_form,
-    multifractal,
-    probe,
-    sharpness,
-    signature,
-    slice1d,
-    slice2d,
-    spectra,
-    spectrum,
-    temperature,
-    trajectory,
-)
-from fastscape.reports import (
-    BarrierMatrix,
-    BarrierResult,
-    BenchResult,
-    Comparison,
-    CurveResult,
-    Diagnosis,
-    DifficultyResult,
-    MultifractalResult,
-    PlaneResult,
-    ProbeResult,
-    SharpnessResult,
-    Signature,
-    SliceResult,
-    SpectrumResult,
-    SpectrumTrajectory,
-    TemperatureResult,
-    TrackResult,
-    TrajectoryResult,
-    compare,
-    load,
-)
-from fastscape.runs import ProbeSettings, Schedule, fractions, log_spaced, preset
+import importlib.util
 
-__all__ = [
-    "DEFAULT_RULES",
-    "Analysis",
-    "AnalysisSettings",
-    "Association",
-    "AsymmetricProductError",
-    "Axes",
-    "BarrierMatrix",
-    "BarrierResult",
-    "BenchResult",
-    "Comparison",
-    "Condition",
-    "CurvatureOperator",
-    "CurveResult",
-    "Diagnosis",
-    "Difficulty",
-    "DifficultyResult",
-    "Directions",
-    "DtypeDependentLossError",
-    "Estimate",
-    "MissingRuleError",
-    "MultifractalResult",
-    "NarrowLossError",
-    "NoPathError",
-    "NondeterministicLossError",
-    "Objective",
-    "Operators",
-    "PlaneResult",
-    "PrecisionWarning",
-    "ProbeError",
-    "ProbeResult",
-    "ProbeSettings",
-    "ProductChoice",
-    "Progress",
-    "QuadraticForms",
-    "Responses",
-    "Rule",
-    "Schedule",
-    "SharpnessResult",
-    "Signature",
-    "SliceError",
-    "SliceResult",
-    "SpectrumError",
-    "SpectrumResult",
-    "SpectrumTrajectory",
-    "Stability",
-    "Status",
-    "TemperatureResult",
-    "TrackResult",
-    "Tracker",
-    "TrackerWarning",
-    "TrajectoryResult",
-    "UntraceableError",
-    "Verdict",
-    "__version__",
-    "analyse",
-    "association",
-    "barrier",
-    "barriers",
-    "bench",
-    "compare",
-    "connect",
-    "doctor",
-    "edge_of_stability",
-    "fractions",
-    "ggn",
-    "hessian",
-    "load",
-    "log_spaced",
-    "losses",
-    "mean_quadratic_form",
-    "multifractal",
-    "operators",
-    "preset",
-    "probe",
-    "quadratic_forms",
-    "responses",
-    "sharpness",
-    "signature",
-    "slice1d",
-    "slice2d",
-    "spectra",
-    "spectrum",
-    "status",
-    "temperature",
-    "trajectory",
-]
+import fastscape._interrupts  # noqa: F401 - first, because what follows takes seconds
+
+_NAMES = {
+    "fastscape._version": "__version__",
+    "fastscape.directions.axes": "Axes",
+    "fastscape.directions.directions": "Directions",
+    "fastscape.estimators.analysis": "Analysis AnalysisSettings",
+    "fastscape.estimators.association": "Association association",
+    "fastscape.estimators.intervals": "Estimate",
+    "fastscape.estimators.multifractal": "analyse",
+    "fastscape.estimators.rules": "Condition DEFAULT_RULES Rule Verdict",
+    "fastscape.estimators.spectra": "Stability",
+    "fastscape.evaluation.agreement": "DtypeDependentLossError",
+    "fastscape.evaluation.curvature.choice": "AsymmetricProductError NoPathError ProductChoice",
+    "fastscape.evaluation.curvature.operator": "CurvatureOperator ggn hessian",
+    "fastscape.evaluation.determinism": "NarrowLossError NondeterministicLossError",
+    "fastscape.evaluation.differences.propagation": "MissingRuleError",
+    "fastscape.evaluation.differences.refusals": "UntraceableError",
+    "fastscape.evaluation.losses": "losses",
+    "fastscape.evaluation.operators": "Operators operators",
+    "fastscape.evaluation.quadratic": "quadratic_forms QuadraticForms",
+    "fastscape.evaluation.responses": "PrecisionWarning Responses responses",
+    "fastscape.objective": "Objective",
+    "fastscape.ops._status": "Status status",
+    "fastscape.probes.bench": "bench",
+    "fastscape.probes.connectivity": "barrier barriers connect",
+    "fastscape.probes.curvature": "mean_quadratic_form",
+    "fastscape.probes.difficulty": "Difficulty",
+    "fastscape.probes.doctor": "doctor",
+    "fastscape.probes.dynamics": "temperature",
+    "fastscape.probes.multifractal": "multifractal trajectory",
+    "fastscape.probes.session": "ProbeError Progress",
+    "fastscape.probes.sharpness": "sharpness",
+    "fastscape.probes.signature": "probe signature",
+    "fastscape.probes.slices": "slice1d slice2d SliceError",
+    "fastscape.probes.spectrum": "spectrum SpectrumError",
+    "fastscape.probes.spectrum_trajectory": "spectra",
+    "fastscape.probes.stability": "edge_of_stability",
+    "fastscape.probes.tracker": "Tracker",
+    "fastscape.probes.warned": "TrackerWarning",
+    "fastscape.reports.bench": "BenchResult",
+    "fastscape.reports.comparison": "compare Comparison",
+    "fastscape.reports.connectivity": "BarrierMatrix BarrierResult CurveResult",
+    "fastscape.reports.doctor": "Diagnosis",
+    "fastscape.reports.dynamics": "TemperatureResult",
+    "fastscape.reports.probe": "ProbeResult",
+    "fastscape.reports.result": "load MultifractalResult TrajectoryResult",
+    "fastscape.reports.sharpness": "SharpnessResult",
+    "fastscape.reports.signature": "Signature",
+    "fastscape.reports.slices": "PlaneResult SliceResult",
+    "fastscape.reports.spectrum": "SpectrumResult SpectrumTrajectory",
+    "fastscape.reports.tracking": "DifficultyResult TrackResult",
+    "fastscape.runs.schedule": "fractions log_spaced Schedule",
+    "fastscape.runs.settings": "preset ProbeSettings",
+}  # by the module that holds them; __init__.pyi tells the same to type checkers
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    """A public name, or a module of the package, imported where it is first used."""
+    if name in _HOMES:
+        value: object = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    if importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(_unknown(name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _unknown(name: str) -> str:
+    difflib = importlib.import_module("difflib")
+    near = difflib.get_close_matches(name, __all__, n=1)
+    return f"module {__name__!r} has no attribute {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-import os
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -33,14 +33,10 @@ _COMPLEX = {
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on ``device`` (host: the kernel's estimate, or its free pages)."""
+    """Bytes that can still be allocated on ``device`` (host: without swapping, as the system estimates)."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(psutil.virtual_memory().available)
 
 
 def materialise(data: Iterable[Batch], memory: int | None) -> list[Batch]:

@@ -7,6 +7,7 @@ import types
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils import _pytree
 
 import fastscape as fs
-from fastscape._batches import materialise, placed
+from fastscape._batches import available_memory, materialise, placed
 from fastscape._structures import tensors_of
 
 
@@ -277,3 +278,10 @@ def test_functions_and_text_without_tensors_pass(model):
     objective = fs.Objective(model, [batch], loss=lambda m, b: F.cross_entropy(b["g"](m(b["x"])), b["y"]))
     assert objective.loss() == pytest.approx(float(F.cross_entropy(model(batch["x"]), batch["y"]).detach()), rel=1e-6)
     assert len(tensors_of(objective.batches[0])) == 2
+
+
+def test_the_memory_of_the_host_is_what_the_system_can_give_without_swapping(monkeypatch):
+    device = torch.device("cpu")
+    assert 0 < available_memory(device) <= psutil.virtual_memory().total
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=123, free=7))
+    assert available_memory(device) == 123

@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
-import click
 import numpy as np
 import pytest
 import torch
@@ -17,7 +17,12 @@ from processes import Heard
 import fastscape as fs
 from fastscape import zoo
 from fastscape._interrupts import Interrupts
-from fastscape.cli import main
+from fastscape.cli import inputs, main, slice
+from fastscape.cli import spectrum as cli_spectrum
+from fastscape.evaluation.batch_statistics import BatchNorm
+from fastscape.evaluation.losses import DTYPES
+from fastscape.probes import slice_axes
+from fastscape.probes.spectrum import BLOCK
 
 FAST = ("--radii", "1e-3:1e-1:8", "--count", "4", "--banks", "2", "--path", "loop")
 DIGITS = ("--data", "zoo:digits?samples=32")
@@ -185,7 +190,7 @@ def test_an_unwritable_directory_is_found_before_the_work(tmp_path, monkeypatch)
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("fastscape.cli.output.tempfile.TemporaryFile", refuse)
-    monkeypatch.setattr("fastscape.cli.probe.multifractal", lambda *_args, **_kwargs: pytest.fail("the work was started"))
+    monkeypatch.setattr("fastscape.multifractal", lambda *_args, **_kwargs: pytest.fail("the work was started"))
     done = fastscape("probe", "zoo:mlp", *DIGITS, "--out", tmp_path / "out")
     assert done.exit_code == 2
     assert "--out must be a writable directory" in done.stderr
@@ -294,9 +299,10 @@ def make():
 @pytest.mark.parametrize("stage", ["analysis", "page"])
 def test_a_second_ctrl_c_exits_130_with_the_raw_result_saved(tmp_path, started, stage):
     """The analysis of a run, or the drawing of its page, does not end; the first one is that of the live progress."""
-    where, name = {"analysis": ("fastscape.reports.result.Measured", "analyse"), "page": ("fastscape.cli.output", "write_html")}[
-        stage
-    ]
+    where, name = {
+        "analysis": ("fastscape.reports.result.Measured", "analyse"),
+        "page": ("fastscape.reports.html", "write_html"),
+    }[stage]
     (tmp_path / "stuck.py").write_text(STUCK.replace("WHERE", where).replace("NAME", name))
     heard, stderr = started("probe", "stuck.py:make", *DIGITS, *FAST, "--out", "out"), ""
     heard.wait_until_ready()
@@ -335,9 +341,10 @@ def test_a_signal_while_files_are_written_lets_them_be_written(capfd):
         signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_while_torch_loads_is_quiet(tmp_path, started):
+@pytest.mark.parametrize("arguments", [("status",), ("probe", "zoo:mlp", *DIGITS, "--budget", "60s")])
+def test_ctrl_c_while_torch_loads_is_quiet(tmp_path, started, arguments):
     (tmp_path / "torch.py").write_text("import os\nos.write(int(os.environ['READY']), b'x')\nwhile True:\n    os.sched_yield()\n")
-    heard = started("--version", PYTHONPATH=os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
+    heard = started(*arguments, PYTHONPATH=os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
     heard.wait_until_ready()
     heard.process.send_signal(signal.SIGINT)
     stderr = heard.process.communicate()[1]
@@ -507,11 +514,71 @@ def test_a_precision_that_does_not_exist_or_cannot_be_is_bad_input(tmp_path, mon
     assert "path must be 'graph', 'dispatch' or None with precision='difference', got 'loop'" in mixed.stderr
 
 
-def test_orders_are_a_list_or_core():
-    from fastscape.cli.inputs import _orders
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (inputs.orders, "core", "core"),
+        (inputs.orders, "-1,2", (-1.0, 2.0)),
+        (inputs.window, "2:7", (2, 7)),
+        (inputs.gib, "0.5", 2**29),
+        (inputs.radii, "1e-3,2", (1e-3, 2.0)),
+        (inputs.radii, "1:4:3", (1.0, 2.0, 4.0)),
+    ],
+)
+def test_texts_of_options_are_read(read, text, value):
+    assert read(text) == pytest.approx(value)
 
-    assert _orders(None, None, "core") == "core"
-    assert _orders(None, None, "-1,2") == (-1.0, 2.0)
-    assert _orders(None, None, None) is None
-    with pytest.raises(click.BadParameter, match="or core, got '-1;2'"):
-        _orders(None, None, "-1;2")
+
+@pytest.mark.parametrize(
+    ("option", "text", "words"),
+    [
+        ("--q", "-1;2", "or core, got '-1;2'"),
+        ("--window", "2", "expected START:STOP scale indices, got '2'"),
+        ("--window", "1:2:3", "expected START:STOP scale indices, got '1:2:3'"),
+        ("--memory", "much", "memory must be a positive number of GiB, got 'much'"),
+        ("--radii", "1:x:3", "expected LOW:HIGH:COUNT or a list such as 1e-3,1e-2, got '1:x:3'"),
+        ("--radii", "0:1:3", "radii must be positive, got '0:1:3'"),
+    ],
+)
+def test_texts_that_cannot_be_read_name_the_option(option, text, words):
+    done = fastscape("probe", "zoo:mlp", f"{option}={text}")
+    assert done.exit_code == 2
+    assert f"Invalid value for '{option}': " in done.stderr
+    assert words in done.stderr
+
+
+def test_what_help_says_is_what_the_package_has():
+    """The command line has its own words, because the modules that hold them take seconds to import."""
+    assert get_args(BatchNorm) == inputs.BATCH_NORM
+    assert tuple(DTYPES) == inputs.PRECISIONS
+    assert (slice.LINES, slice.COMPONENTS) == (slice_axes.LINES, slice_axes.COMPONENTS)
+    assert cli_spectrum.BLOCK == BLOCK
+    assert all(hasattr(torch.nn.functional, name) for name in inputs.CRITERIA.values())
+
+
+HELP = """
+import os, sys
+from click.testing import CliRunner
+from fastscape.cli import main
+
+pages = [[], *([name] for name in main.commands)]
+for arguments in [["--version"], *(page + ["--help"] for page in pages)]:
+    done = CliRunner().invoke(main, arguments, prog_name="fastscape")
+    assert done.exit_code == 0, done.output
+    print(*arguments, {heavy} & set(sys.modules))
+for words in ("", "sp", "slice --direction ", "probe --", "barrier --bn "):
+    words = ["fastscape", *words.split(" ")]
+    completion = {{"_FASTSCAPE_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}}
+    done = CliRunner().invoke(main, [], prog_name="fastscape", env=completion)
+    assert done.exit_code == 0 and done.output.startswith("plain,"), done.output
+    print(*words, {heavy} & set(sys.modules))
+"""
+
+
+def test_help_version_and_completion_load_nothing_heavy():
+    heavy = {"torch", "numpy", "scipy", "matplotlib", "rich", "jinja2", "safetensors", "psutil"}
+    done = subprocess.run([sys.executable, "-c", HELP.format(heavy=heavy)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1 + 1 + len(main.commands) + 5
+    assert all(line.endswith("set()") for line in lines), done.stdout

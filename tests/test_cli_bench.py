@@ -47,14 +47,16 @@ def test_bench_json_on_stdout_is_only_json():
 
 
 def test_an_interrupted_bench_is_saved_and_exits_130(tmp_path, monkeypatch):
+    real = fs.bench
+
     def interrupted(objective, **settings):
         def stop(words, _share):
             if words.startswith("round 2"):
                 raise KeyboardInterrupt
 
-        return fs.bench(objective, **{**settings, "progress": stop})
+        return real(objective, **{**settings, "progress": stop})
 
-    monkeypatch.setattr("fastscape.cli.bench.bench", interrupted)
+    monkeypatch.setattr("fastscape.bench", interrupted)
     done = fastscape("bench", MODEL, *DIGITS, *FAST, "--out", tmp_path / "out")
     assert done.exit_code == 130, done.stderr
     assert fs.load(tmp_path / "out" / "bench.npz").meta["stop_reason"] == "interrupted"
@@ -146,7 +148,7 @@ def test_an_interrupted_doctor_exits_130(monkeypatch):
     def stop(*_arguments, **_settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastscape.cli.doctor.doctor", stop)
+    monkeypatch.setattr("fastscape.doctor", stop)
     done = fastscape("doctor")
     assert done.exit_code == 130
     assert "interrupted" in done.stderr

@@ -98,7 +98,7 @@ def test_an_unreached_target_has_its_exit_code_and_keeps_the_result(monkeypatch)
         converged = np.zeros(len(result.converged), dtype=bool)
         return dataclasses.replace(result, trace=trace, converged=converged, meta=result.meta | {"stop_reason": "deadline"})
 
-    monkeypatch.setattr("fastscape.cli.spectrum.spectrum", stopped)
+    monkeypatch.setattr("fastscape.spectrum", stopped)
     done = fastscape("spectrum", MODEL, *DIGITS, *WIDE, "--k", 3)
     assert done.exit_code == 3
     assert "a target was not reached (deadline): " in done.stderr
@@ -278,7 +278,7 @@ def test_without_second_derivatives_the_probe_goes_on_alone(monkeypatch, tmp_pat
     def refuses(*_arguments, **_settings):
         raise fs.NoPathError("no path for products: aten.special has no second derivative")
 
-    monkeypatch.setattr("fastscape.cli.spectrum.spectrum", refuses)
+    monkeypatch.setattr("fastscape.spectrum", refuses)
     done = fastscape("probe", MODEL, *DIGITS, *FAST, "--spectrum", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     assert "no spectrum: no path for products: aten.special has no second derivative" in done.stderr
@@ -288,7 +288,7 @@ def test_without_second_derivatives_the_probe_goes_on_alone(monkeypatch, tmp_pat
 
 def test_a_probe_interrupted_in_its_spectrum_saves_that(run, tmp_path, monkeypatch):
     interrupting(monkeypatch, 1)
-    monkeypatch.setattr("fastscape.cli.probe.trajectory", lambda *_args, **_named: pytest.fail("the run went on"))
+    monkeypatch.setattr("fastscape.trajectory", lambda *_args, **_named: pytest.fail("the run went on"))
     done = fastscape("probe", MODEL, *DIGITS, *FAST, "--checkpoint", run, "--spectrum", "--out", tmp_path / "out")
     assert done.exit_code == 130, done.stderr
     names = ["spectrum.html", "spectrum.json", "spectrum.npz"]
@@ -299,7 +299,7 @@ def test_a_probe_that_fails_after_its_spectrum_rescues_that(monkeypatch):
     def fails(*_arguments, **_settings):
         raise RuntimeError("inside")
 
-    monkeypatch.setattr("fastscape.cli.probe.multifractal", fails)
+    monkeypatch.setattr("fastscape.multifractal", fails)
     done = fastscape("probe", MODEL, *DIGITS, *FAST, "--spectrum")
     assert done.exit_code == 4
     place = done.stderr.split("the result is saved in ")[1].splitlines()[0]

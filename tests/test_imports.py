@@ -74,6 +74,9 @@ def test_imports_go_one_way(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
     own = LAYERS.index(parts[0]) if parts[0] in LAYERS else None
     for module in imports(path):
+        if module == "fastscape":  # whose names are imported later, from every layer
+            assert parts[0] == "cli", f"{path} is below the command line and imports the public names"
+            continue
         wanted = layer(module)
         if parts[0] in FOUNDATION:
             assert module.split(".")[1] in FOUNDATION, f"{path.name} is below the layers and imports {module}"

@@ -1,15 +1,17 @@
-"""The command line: results on stdout, progress on stderr."""
+"""The command line: results on stdout, progress on stderr.
+
+Its modules import torch, and what needs it, when a command runs: help and completion are there at once.
+"""
 
 from __future__ import annotations
 
 import click
 
-from fastscape._version import __version__
 from fastscape.cli import barrier, bench, doctor, probe, report, slice, spectrum, status, study
 
 
 @click.group()
-@click.version_option(__version__, prog_name="fastscape")
+@click.version_option(package_name="fastscape-probes", prog_name="fastscape")
 def main() -> None:
     """Measure the geometry of a neural network's loss."""
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.inputs import build_objective, checkpoint_files, objective_options
-from fastscape.cli.output import Outcome, check_out, exit_codes, finish
-from fastscape.evaluation.batch_statistics import BatchNorm
-from fastscape.evaluation.losses import DTYPES
-from fastscape.objective import Objective
-from fastscape.probes import barrier, barriers, connect
-from fastscape.reports.connectivity import BarrierMatrix, BarrierResult, CurveResult
-from fastscape.reports.live import LiveProgress
-from fastscape.runs.budget import Budget
+from fastscape.cli.inputs import BATCH_NORM, PRECISIONS, build_objective, checkpoint_files, objective_options
+from fastscape.cli.output import Outcome, check_out, live_progress, run
+
+if TYPE_CHECKING:
+    from fastscape.reports.live import LiveProgress
+    from fastscape.runs.budget import Budget
 
 _OF_CURVE = ("steps", "learning_rate")
 
@@ -29,7 +27,7 @@ _OF_CURVE = ("steps", "learning_rate")
 @objective_options
 @click.option(
     "--bn",
-    type=click.Choice(get_args(BatchNorm)),
+    type=click.Choice(BATCH_NORM),
     help="Running statistics of batch norm along the way; default: recalibrate, recomputed on the data at every point.",
 )
 @click.option("--match", is_flag=True, help="First reorder the hidden units of the later checkpoint to match the earlier.")
@@ -41,7 +39,7 @@ _OF_CURVE = ("steps", "learning_rate")
 @click.option(
     "--tolerance", type=float, help="Of the maximum, relative to the range of losses; default 0.001 (0.01 for a matrix)."
 )
-@click.option("--precision", type=click.Choice(list(DTYPES)), help="Arithmetic; default the model's.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Arithmetic; default the model's.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of intervals, matching and training.")
 @click.option("--budget", help="Time for everything, such as 60s or 5m; the refinement ends there.")
 @click.option(
@@ -57,9 +55,7 @@ def barrier_command(model: str, checkpoints: Sequence[Path], **options: Any) -> 
 
     Exit codes: 0 done, 2 bad input, 4 the model cannot be probed, 130 interrupted (the partial result is saved).
     """
-    with Interrupts() as interrupts:
-        outcome = exit_codes(lambda: _barrier(model, checkpoints, options, interrupts))
-        exit_codes(lambda: finish(outcome, options["out"], interrupts, as_json=options["as_json"]))
+    run(lambda interrupts: _barrier(model, checkpoints, options, interrupts), options["out"], as_json=options["as_json"])
 
 
 def _barrier(model: str, given: Sequence[Path], options: dict[str, Any], interrupts: Interrupts) -> Outcome:
@@ -74,15 +70,15 @@ def _barrier(model: str, given: Sequence[Path], options: dict[str, Any], interru
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=1)
     check_out(options["out"])
     objective = build_objective(model, options)
-    with LiveProgress(quiet=options["quiet"]) as live:
+    with live_progress(quiet=options["quiet"]) as live:
         result = _measured(objective, files, model, budget, options, live)
         interrupts.hold()
     return Outcome({"barrier": result})
 
 
 def _measured(
-    objective: Objective, files: Sequence[Path], model: str, budget: Budget, options: dict[str, Any], live: LiveProgress
-) -> BarrierResult | BarrierMatrix | CurveResult:
+    objective: fs.Objective, files: Sequence[Path], model: str, budget: Budget, options: dict[str, Any], live: LiveProgress
+) -> fs.BarrierResult | fs.BarrierMatrix | fs.CurveResult:
     names = ("bn", "match", "points", "start", "tolerance", "precision", "seed", *_OF_CURVE)
     settings: dict[str, Any] = {name: options[name] for name in names if options[name] is not None}
 
@@ -91,6 +87,6 @@ def _measured(
 
     settings |= {"budget": budget, "progress": show, "name": model}
     if len(files) > 2:
-        return barriers(objective, files, **settings)
+        return fs.barriers(objective, files, **settings)
     ends = (None, *files)[-2:]
-    return (connect if options["curve"] else barrier)(objective, *ends, **settings)
+    return (fs.connect if options["curve"] else fs.barrier)(objective, *ends, **settings)

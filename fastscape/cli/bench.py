@@ -8,12 +8,11 @@ from typing import Any
 
 import click
 
+import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.inputs import build_objective, gibibytes, objective_options
-from fastscape.cli.output import Outcome, check_out, check_writable, exit_codes, finish
-from fastscape.probes import bench
-from fastscape.reports.live import LiveProgress
+from fastscape.cli.inputs import build_objective, gib, objective_options
+from fastscape.cli.output import Outcome, check_out, check_writable, live_progress, run
 
 
 @click.command("bench")
@@ -22,7 +21,7 @@ from fastscape.reports.live import LiveProgress
 @click.option("--budget", default="60s", show_default=True, help="Time for everything; what does not fit is listed as left out.")
 @click.option("--count", type=int, default=8, show_default=True, help="Directions per call, and vectors of a block.")
 @click.option("--repeats", type=int, default=9, show_default=True, help="Rounds at most.")
-@click.option("--memory", type=float, callback=gibibytes, help="GiB for each way to evaluate.")
+@click.option("--memory", type=gib, help="GiB for each way to evaluate.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the directions.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for bench.html, bench.npz and bench.json."
@@ -41,9 +40,7 @@ def bench_command(model: str, **options: Any) -> None:
 
     Exit codes: 0 done, 2 bad input, 4 the model cannot be probed, 130 interrupted (what was timed is saved).
     """
-    with Interrupts() as interrupts:
-        outcome = exit_codes(lambda: _bench(model, options, interrupts))
-        exit_codes(lambda: finish(outcome, options["out"], interrupts, as_json=options["as_json"]))
+    run(lambda interrupts: _bench(model, options, interrupts), options["out"], as_json=options["as_json"])
 
 
 def _bench(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
@@ -54,8 +51,8 @@ def _bench(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outco
         check_writable(file.parent)
     objective = build_objective(model, options)
     settings = {key: options[key] for key in ("count", "repeats", "memory", "seed")}
-    with LiveProgress(quiet=options["quiet"]) as live:
-        result = bench(
+    with live_progress(quiet=options["quiet"]) as live:
+        result = fs.bench(
             objective,
             budget=budget,
             name=model,

@@ -7,11 +7,9 @@ from typing import Any
 
 import click
 
-from fastscape._interrupts import EXIT_INTERRUPTED
+import fastscape as fs
 from fastscape.cli.inputs import build_objective, objective_options
-from fastscape.cli.output import EXIT_MODEL, exit_codes, show
-from fastscape.probes import doctor
-from fastscape.reports import Diagnosis
+from fastscape.cli.output import EXIT_MODEL, Interrupted, exit_codes, show
 
 
 @click.command("doctor")
@@ -25,15 +23,12 @@ def doctor_command(model: str | None, as_json: bool, **options: Any) -> None:
     """
     if model is None and options["data"] is not None:
         raise click.UsageError("--data is for a MODEL, which is missing")
-
-    def looked() -> Diagnosis:
+    with exit_codes():
         try:
-            return doctor(name=None) if model is None else doctor(build_objective(model, options), name=model)
-        except KeyboardInterrupt:
-            click.echo("Error: interrupted", err=True)
-            sys.exit(EXIT_INTERRUPTED)
-
-    found: Diagnosis = exit_codes(looked)
-    exit_codes(lambda: show(found, as_json=as_json))
+            found = fs.doctor(name=None) if model is None else fs.doctor(build_objective(model, options), name=model)
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted") from error
+    with exit_codes():
+        show(found, as_json=as_json)
     if found.worst == "error":
         sys.exit(EXIT_MODEL)

@@ -8,20 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional as F
 
-from fastscape.objective import Objective
-from fastscape.runs.checkpoints import is_checkpoint
-from fastscape.zoo import specs
+import fastscape as fs
 
-CRITERIA: dict[str, Callable[..., Any]] = {
-    "cross_entropy": F.cross_entropy,
-    "mse": F.mse_loss,
-    "bce": F.binary_cross_entropy_with_logits,
-}
+CRITERIA = {
+    "cross_entropy": "cross_entropy",
+    "mse": "mse_loss",
+    "bce": "binary_cross_entropy_with_logits",
+}  # in torch.nn.functional
+BATCH_NORM = ("recalibrate", "running", "batch")  # of paths between weights
+PRECISIONS = ("float64", "float32")
 
 
 def objective_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,40 +44,45 @@ def objective_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def radii(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+def radii(text: str) -> tuple[float, ...]:
     """``LOW:HIGH:COUNT`` log-spaced, or a comma-separated list."""
-    if text is None:
-        return None
     try:
         if ":" in text:
             low, high, count = text.split(":")
             if not (float(low) > 0 and float(high) > 0):
                 raise click.BadParameter(f"radii must be positive, got {text!r}")
+            import numpy as np
+
             return tuple(np.geomspace(float(low), float(high), int(count)).tolist())
         return tuple(float(value) for value in text.split(","))
     except ValueError as error:
         raise click.BadParameter(f"expected LOW:HIGH:COUNT or a list such as 1e-3,1e-2, got {text!r}") from error
 
 
-def gibibytes(_context: click.Context, _option: click.Parameter, gib: float | None) -> int | None:
+def gib(text: str) -> int:
     """Bytes of a number of GiB."""
-    if gib is None:
-        return None
-    if not (math.isfinite(gib) and gib > 0):
-        raise click.BadParameter(f"memory must be a positive number of GiB, got {gib!r}")
-    return int(gib * 2**30)
-
-
-def _windows(_context: click.Context, _option: click.Parameter, pairs: Sequence[str]) -> tuple[tuple[int, int], ...] | None:
     try:
-        return tuple((int(pair.split(":")[0]), int(pair.split(":")[1])) for pair in pairs) or None
-    except (ValueError, IndexError) as error:
-        raise click.BadParameter(f"expected START:STOP scale indices, got {', '.join(pairs)!r}") from error
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise click.BadParameter(f"memory must be a positive number of GiB, got {text!r}")
+    return int(number * 2**30)
 
 
-def _orders(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[float, ...] | str | None:
+def window(text: str) -> tuple[int, int]:
+    """``START:STOP`` of scales."""
     try:
-        return text if text in (None, "core") else tuple(float(value) for value in text.split(","))
+        start, stop = text.split(":")
+        return int(start), int(stop)
+    except ValueError as error:
+        raise click.BadParameter(f"expected START:STOP scale indices, got {text!r}") from error
+
+
+def orders(text: str) -> tuple[float, ...] | str:
+    """A comma-separated list, or ``core``."""
+    try:
+        return text if text == "core" else tuple(float(value) for value in text.split(","))
     except ValueError as error:
         raise click.BadParameter(f"expected a list such as -1,0.5,2, or core, got {text!r}") from error
 
@@ -89,9 +90,14 @@ def _orders(_context: click.Context, _option: click.Parameter, text: str | None)
 def analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that need no new evaluation, shared by ``probe`` and ``report``."""
     for option in (
-        click.option("--q", callback=_orders, help="Orders of the moments, comma-separated, or core: -1 to 2."),
+        click.option("--q", type=orders, help="Orders of the moments, comma-separated, or core: -1 to 2."),
         click.option(
-            "--window", "windows", multiple=True, callback=_windows, help="Scales START:STOP to analyse (half-open); repeatable."
+            "--window",
+            "windows",
+            multiple=True,
+            type=window,
+            callback=lambda _context, _option, windows: windows or None,
+            help="Scales START:STOP to analyse (half-open); repeatable.",
         ),
         click.option("--variant", type=click.Choice(["even", "odd"]), help="Analyse even or odd responses."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the table."),
@@ -100,16 +106,20 @@ def analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def build_objective(model: str, options: dict[str, Any]) -> Objective:
+def build_objective(model: str, options: dict[str, Any]) -> fs.Objective:
     """The objective that MODEL and the options of :func:`objective_options` name.
 
     Raises:
         ValueError: names, data or functions that are not there or of the wrong kind.
     """
+    import torch
+
+    from fastscape.zoo import specs
+
     built = specs.build(model, "MODEL", specs.MODELS)
-    if isinstance(built, Objective):
+    if isinstance(built, fs.Objective):
         return built
-    if not isinstance(built, nn.Module):
+    if not isinstance(built, torch.nn.Module):
         raise ValueError(f"MODEL must build a torch module or an Objective, got {type(built).__name__} from {model!r}")
     if options["data"] is None:
         raise ValueError("--data is missing: name the batches to evaluate on, such as --data zoo:digits")
@@ -120,12 +130,12 @@ def build_objective(model: str, options: dict[str, Any]) -> Objective:
     )
     data = specs.build(options["data"], "--data", specs.DATA)
     try:
-        return Objective(
+        return fs.Objective(
             built,
             data,
             params=options["params"] or None,
             batch_norm=options["batch_norm"],
-            device=options["device"] or torch.device("cpu"),
+            device=options["device"] or "cpu",
             **arguments,
         )
     except TypeError as error:  # a wrong kind of --data or --criterion is bad input
@@ -133,8 +143,13 @@ def build_objective(model: str, options: dict[str, Any]) -> Objective:
 
 
 def _criterion(name: str) -> Callable[..., Any]:
+    from torch.nn import functional
+
+    from fastscape.zoo import specs
+
     if name in CRITERIA:
-        return CRITERIA[name]
+        found: Callable[..., Any] = getattr(functional, CRITERIA[name])
+        return found
     if ":" not in name:
         raise ValueError(f"--criterion must be one of {', '.join(CRITERIA)} or module:function, got {name!r}")
     return specs.find(name, "--criterion", {})
@@ -142,6 +157,8 @@ def _criterion(name: str) -> Callable[..., Any]:
 
 def checkpoint_files(given: Sequence[Path]) -> list[Path]:
     """Checkpoint files; a directory stands for the checkpoints in it, in natural order."""
+    from fastscape.runs.checkpoints import is_checkpoint
+
     files: list[Path] = []
     for path in given:
         if path.is_dir():

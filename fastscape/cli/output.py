@@ -12,28 +12,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
+import fastscape as fs
 from fastscape._interrupts import EXIT_INTERRUPTED, Interrupts
-from fastscape._replica import MODEL_NOTE
-from fastscape.evaluation import (
-    AsymmetricProductError,
-    MissingRuleError,
-    NarrowLossError,
-    NondeterministicLossError,
-    PrecisionWarning,
-    UntraceableError,
-)
-from fastscape.probes import ProbeError, SliceError, SpectrumError
-from fastscape.reports import MultifractalResult, TrajectoryResult, leads
-from fastscape.reports.document import Document
-from fastscape.reports.html import Spectrum, write_html
-from fastscape.reports.result import AnyResult
+from fastscape.cli.budgets import start_up
+
+if TYPE_CHECKING:
+    from fastscape.reports.live import LiveProgress
+    from fastscape.reports.result import AnyResult
 
 EXIT_TARGET, EXIT_MODEL = 3, 4
+
+
+class BadInput(click.ClickException):
+    """Arguments, files or data that cannot be."""
+
+    exit_code = 2
+
+
+class BadModel(click.ClickException):
+    """A model that cannot be probed."""
+
+    exit_code = EXIT_MODEL
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C where nothing could be kept."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,23 @@ class Outcome:
         return "report.html" if stem == "result" else f"{stem}.html"
 
 
+def run(work: Callable[[Interrupts], Outcome], out: Path | None, *, as_json: bool) -> None:
+    """Do the work of a command, write and print what it leaves, and leave with its exit code."""
+    start_up()  # before signals raise: KeyboardInterrupt could become the ImportError of a half-loaded library
+    with Interrupts() as interrupts:
+        with exit_codes():
+            outcome = work(interrupts)
+        with exit_codes():
+            finish(outcome, out, interrupts, as_json=as_json)
+
+
+def live_progress(*, quiet: bool) -> LiveProgress:
+    """The progress line of a run."""
+    from fastscape.reports.live import LiveProgress
+
+    return LiveProgress(quiet=quiet)
+
+
 def finish(outcome: Outcome, out: Path | None, interrupts: Interrupts, *, as_json: bool) -> None:
     """Write the files and the page, print the result, and leave with the exit code of the run."""
     written = 0
@@ -82,6 +108,10 @@ def finish(outcome: Outcome, out: Path | None, interrupts: Interrupts, *, as_jso
 
 def show(result: AnyResult, spectrum: AnyResult | None = None, *, as_json: bool) -> None:
     """Print a result, and the spectra beside it, as tables or as one JSON document."""
+    from rich.console import Console
+
+    from fastscape.reports import leads
+
     shown = [result] if spectrum is None else [result, spectrum]
     if as_json:
         document = result.to_dict()
@@ -96,7 +126,7 @@ def show(result: AnyResult, spectrum: AnyResult | None = None, *, as_json: bool)
     for index, each in enumerate(shown):
         if index:
             console.print()
-        leading = index == 0 and isinstance(each, (MultifractalResult, TrajectoryResult)) and spectrum is not None
+        leading = index == 0 and isinstance(each, (fs.MultifractalResult, fs.TrajectoryResult)) and spectrum is not None
         console.print(each.table(spectrum) if leading else each.table())  # type: ignore[call-arg,arg-type]
 
 
@@ -140,6 +170,9 @@ def write_page(page: Path, result: AnyResult, spectrum: AnyResult | None = None)
     Raises:
         ValueError: what should be a spectrum is none, or stands beside a spectrum.
     """
+    from fastscape.reports.document import Document
+    from fastscape.reports.html import Spectrum, write_html
+
     if spectrum is not None and not (isinstance(spectrum, Spectrum) and not isinstance(result, Spectrum | Document)):
         raise ValueError(
             f"--spectrum must be a spectrum to show beside a multifractal result, got a {type(spectrum).__name__} "
@@ -192,37 +225,45 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def exit_codes(work: Callable[[], Any]) -> Any:
-    """Run ``work``, turning exceptions into messages and exit codes."""
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn warnings into messages, and exceptions into messages with exit codes."""
     try:
         with _readable_warnings():
-            return work()
-    except (ProbeError, SliceError, SpectrumError) as error:
+            yield
+    except (click.ClickException, BrokenPipeError):  # which click knows
+        raise
+    except (fs.ProbeError, fs.SliceError, fs.SpectrumError) as error:
         rescue(error.partial)
-        _fail(str(error), EXIT_MODEL)
-    except (AsymmetricProductError, MissingRuleError, NarrowLossError, NondeterministicLossError, UntraceableError) as error:
-        _fail(str(error), EXIT_MODEL)
-    except BrokenPipeError:
-        sys.stdout = None  # or Python flushes the closed pipe again at exit
-        sys.exit(1)
-    except KeyboardInterrupt:
-        _fail("interrupted before the first direction; nothing to save", EXIT_INTERRUPTED)
+        raise BadModel(str(error)) from error
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted before the first direction; nothing to save") from error
     except Exception as error:
-        of_model = any(MODEL_NOTE in note for note in getattr(error, "__notes__", ()))
-        if isinstance(error, (ValueError, OSError, ImportError)) and not of_model:
-            _fail(str(error), 2)
-        _fail(f"the model cannot be probed: {type(error).__name__}: {error}", EXIT_MODEL)
+        raise _failure(error) from error
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(code)
+def _failure(error: Exception) -> click.ClickException:
+    from fastscape._replica import MODEL_NOTE
+
+    refusals = (
+        fs.AsymmetricProductError,
+        fs.MissingRuleError,
+        fs.NarrowLossError,
+        fs.NondeterministicLossError,
+        fs.UntraceableError,
+    )
+    if isinstance(error, refusals):
+        return BadModel(str(error))
+    of_model = any(MODEL_NOTE in note for note in getattr(error, "__notes__", ()))
+    if isinstance(error, (ValueError, OSError, ImportError)) and not of_model:
+        return BadInput(str(error))
+    return BadModel(f"the model cannot be probed: {type(error).__name__}: {error}")
 
 
 @contextmanager
 def _readable_warnings() -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", PrecisionWarning)
+        warnings.simplefilter("always", fs.PrecisionWarning)
         yield
     for warning in caught:
         click.echo(f"Warning: {warning.message}", err=True)

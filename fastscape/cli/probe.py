@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.inputs import analysis_options, build_objective, checkpoint_files, gibibytes, objective_options, radii
-from fastscape.cli.output import Outcome, check_out, exit_codes, finish, rescue
+from fastscape.cli.inputs import analysis_options, build_objective, checkpoint_files, gib, objective_options, radii
+from fastscape.cli.output import Outcome, check_out, live_progress, rescue, run
 from fastscape.cli.spectrum import OPTIMIZER, measure, optimizer_options
-from fastscape.estimators import AnalysisSettings
-from fastscape.evaluation import AsymmetricProductError, NoPathError
-from fastscape.objective import Objective
-from fastscape.probes import SpectrumError, multifractal, trajectory
-from fastscape.probes.session import Progress
-from fastscape.reports import MultifractalResult, SpectrumResult, SpectrumTrajectory, TrajectoryResult, load
-from fastscape.reports.live import LiveProgress
-from fastscape.reports.result import AnyResult
-from fastscape.runs import ProbeSettings, preset
-from fastscape.runs.budget import Budget, BudgetError
 
-Result = MultifractalResult | TrajectoryResult
+if TYPE_CHECKING:
+    from fastscape.reports.live import LiveProgress
+    from fastscape.reports.result import AnyResult
+    from fastscape.runs.budget import Budget
+
 SHARE = 0.4  # of the budget for spectra; what they leave is for directions
 COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a trace near zero would take it all
 
@@ -44,7 +39,7 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 @click.option("--count", type=int, help="Directions per bank.")
 @click.option("--banks", type=int, help="Banks of directions with their own seeds.")
 @click.option("--seed", type=int, help="Of the directions.")
-@click.option("--radii", callback=radii, help="LOW:HIGH:COUNT log-spaced, or a comma-separated list.")
+@click.option("--radii", type=radii, help="LOW:HIGH:COUNT log-spaced, or a comma-separated list.")
 @click.option("--distribution", help="gaussian or rademacher.")
 @click.option("--normalize", help="tensor, filter, module, global, element or none.")
 @click.option("--scale", help="relative (radii are relative to ||w||) or unit (absolute).")
@@ -53,7 +48,7 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 @click.option("--bank-batches", help="all or rotate: data of each bank.")
 @click.option("--preset", "preset_name", help="torok2026: the settings of a published protocol.")
 @click.option("--path", type=click.Choice(["loop", "vmap", "graph", "dispatch"]), help="Evaluation path; default: measured.")
-@click.option("--memory", type=float, callback=gibibytes, help="GiB that batched evaluation may take.")
+@click.option("--memory", type=gib, help="GiB that batched evaluation may take.")
 @click.option(
     "--spectrum",
     "with_spectrum",
@@ -80,9 +75,7 @@ def probe(model: str, **options: Any) -> None:
 
     Ctrl-C ends the run with what is known; a second one leaves out the analysis and the page that are not done by then.
     """
-    with Interrupts() as interrupts:
-        outcome = exit_codes(lambda: _probe(model, options, interrupts))
-        exit_codes(lambda: finish(outcome, options["out"], interrupts, as_json=options["as_json"]))
+    run(lambda interrupts: _probe(model, options, interrupts), options["out"], as_json=options["as_json"])
 
 
 def _probe(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
@@ -94,9 +87,9 @@ def _probe(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outco
     probe_settings, analysis = _settings(options)
     check_out(options["out"])
     objective = build_objective(model, options)
-    earlier = load(options["extend"]) if options["extend"] is not None else None
+    earlier = fs.load(options["extend"]) if options["extend"] is not None else None
     results: dict[str, AnyResult] = {}
-    with LiveProgress(quiet=options["quiet"]) as live:
+    with live_progress(quiet=options["quiet"]) as live:
         if with_spectrum:
             found = _spectrum(objective, files, model, budget, options, live)
             if found is not None:
@@ -113,42 +106,44 @@ def _probe(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outco
 
 
 def _spectrum(
-    objective: Objective, files: Sequence[Path], model: str, budget: Budget, options: dict[str, Any], live: LiveProgress
-) -> SpectrumResult | SpectrumTrajectory | None:
+    objective: fs.Objective, files: Sequence[Path], model: str, budget: Budget, options: dict[str, Any], live: LiveProgress
+) -> fs.SpectrumResult | fs.SpectrumTrajectory | None:
     """Spectra in their share of the budget; ``None``, and a message, for a loss without second derivatives."""
+    from fastscape.runs.budget import Budget, BudgetError
+
     share = Budget(SHARE * budget.remaining if budget.limited else None)
     spectral = COMPANION | {name: options[name] for name in ("memory", "seed", *OPTIMIZER)}  # --path is that of the responses
     try:
         return measure(objective, files, model, share, spectral, live)
-    except SpectrumError as error:
+    except fs.SpectrumError as error:
         click.echo(f"the spectrum ended early: {error}", err=True)
         return error.partial
-    except (AsymmetricProductError, BudgetError, NoPathError) as error:
+    except (fs.AsymmetricProductError, BudgetError, fs.NoPathError) as error:
         click.echo(f"no spectrum: {error}", err=True)
         return None
 
 
 def _multifractal(
-    objective: Objective,
+    objective: fs.Objective,
     files: Sequence[Path],
     model: str,
     budget: Budget,
-    settings: tuple[ProbeSettings, AnalysisSettings],
+    settings: tuple[fs.ProbeSettings, fs.AnalysisSettings],
     earlier: AnyResult | None,
     options: dict[str, Any],
     live: LiveProgress,
-) -> Result:
-    def show(state: Progress) -> None:
+) -> fs.MultifractalResult | fs.TrajectoryResult:
+    def show(state: fs.Progress) -> None:
         live.show(state.checkpoint, state.directions, state.fraction, state.remaining, state.m_tau)
 
     common: dict[str, Any] = {"budget": budget, "progress": show} | {key: options[key] for key in ("target", "path", "memory")}
     if files:
-        if earlier is not None and not isinstance(earlier, TrajectoryResult):
+        if earlier is not None and not isinstance(earlier, fs.TrajectoryResult):
             raise ValueError("--extend must be a trajectory result for --checkpoint, got one of a single model")
-        return trajectory(objective, files, *settings, extend=earlier, **common)
-    if earlier is not None and not isinstance(earlier, MultifractalResult):
+        return fs.trajectory(objective, files, *settings, extend=earlier, **common)
+    if earlier is not None and not isinstance(earlier, fs.MultifractalResult):
         raise ValueError("--extend must be the result of a single model without --checkpoint, got another kind")
-    return multifractal(objective, *settings, extend=earlier, name=model, **common)
+    return fs.multifractal(objective, *settings, extend=earlier, name=model, **common)
 
 
 def _unmet(result: AnyResult | None) -> str:
@@ -157,10 +152,10 @@ def _unmet(result: AnyResult | None) -> str:
     return f"the target {result.meta['target']:g} was not reached ({result.meta['stop_reason']})"
 
 
-def _settings(options: dict[str, Any]) -> tuple[ProbeSettings, AnalysisSettings]:
+def _settings(options: dict[str, Any]) -> tuple[fs.ProbeSettings, fs.AnalysisSettings]:
     """Settings from the preset (or the defaults), with the options that were given on top."""
     name = options["preset_name"]
-    probe_settings, analysis = preset(name) if name else (ProbeSettings(), AnalysisSettings())
+    probe_settings, analysis = fs.preset(name) if name else (fs.ProbeSettings(), fs.AnalysisSettings())
     return _changed(probe_settings, options), _changed(analysis, options)
 
 

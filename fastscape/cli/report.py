@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import fastscape as fs
 from fastscape.cli.inputs import analysis_options
 from fastscape.cli.output import check_writable, exit_codes, show, write_page
-from fastscape.reports import MultifractalResult, TrajectoryResult, load
-from fastscape.reports.result import AnyResult
+
+if TYPE_CHECKING:
+    from fastscape.reports.result import AnyResult
 
 
 @click.command()
@@ -22,16 +24,13 @@ from fastscape.reports.result import AnyResult
 @analysis_options
 def report(result: Path, spectrum: Path | None, out: Path | None, **options: Any) -> None:
     """Show a saved RESULT (npz) again, analysed anew where options ask for it; the model is not needed."""
-
-    def again() -> None:
-        loaded = _analysed(load(result), options)
-        beside = load(spectrum) if spectrum is not None else None
+    with exit_codes():
+        loaded = _analysed(fs.load(result), options)
+        beside = fs.load(spectrum) if spectrum is not None else None
         if out is not None:
             check_writable(out.parent)
             write_page(out, loaded, beside)
         show(loaded, beside, as_json=options["as_json"])
-
-    exit_codes(again)
 
 
 def _analysed(loaded: AnyResult, options: dict[str, Any]) -> AnyResult:
@@ -41,7 +40,7 @@ def _analysed(loaded: AnyResult, options: dict[str, Any]) -> AnyResult:
         ValueError: options of a multifractal analysis for a spectrum.
     """
     changes = {name: options[name] for name in ("q", "windows", "variant") if options[name] is not None}
-    if not isinstance(loaded, (MultifractalResult, TrajectoryResult)):
+    if not isinstance(loaded, (fs.MultifractalResult, fs.TrajectoryResult)):
         if changes:
             raise ValueError(f"{', '.join(f'--{name}' for name in changes)} are for multifractal results, got a spectrum")
         return loaded

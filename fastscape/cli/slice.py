@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.inputs import build_objective, checkpoint_files, gibibytes, objective_options
-from fastscape.cli.output import Outcome, check_out, exit_codes, finish
-from fastscape.directions import Axes
-from fastscape.evaluation.batch_statistics import BatchNorm
-from fastscape.evaluation.losses import DTYPES
-from fastscape.objective import Objective
-from fastscape.probes import slice1d, slice2d, spectrum
-from fastscape.probes.slice_axes import COMPONENTS, LINES, AnyDirections, states_of
-from fastscape.reports.live import LiveProgress
-from fastscape.reports.slices import PlaneResult, SliceResult
-from fastscape.runs.budget import Budget
-from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+from fastscape.cli.inputs import BATCH_NORM, PRECISIONS, build_objective, checkpoint_files, gib, objective_options
+from fastscape.cli.output import Outcome, check_out, live_progress, run
 
+if TYPE_CHECKING:
+    from fastscape.probes.slice_axes import AnyDirections
+    from fastscape.reports.live import LiveProgress
+    from fastscape.runs.budget import Budget
+
+LINES, COMPONENTS = 32, 8  # of fastscape.probes.slice_axes
 DIRECTIONS = ("random", "gradient", "eigenvectors", "difference", "pca")
 _SHARE = 0.3  # of the budget, for the eigenvectors
 
@@ -52,15 +49,15 @@ _SHARE = 0.3  # of the budget, for the eigenvectors
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random directions.")
 @click.option(
     "--bn",
-    type=click.Choice(get_args(BatchNorm)),
+    type=click.Choice(BATCH_NORM),
     help="Running statistics of batch norm along the way; default: those of the centre, held against recomputed ones.",
 )
-@click.option("--precision", type=click.Choice(list(DTYPES)), help="Arithmetic; default the model's.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Arithmetic; default the model's.")
 @click.option(
     "--symlog/--linear", default=None, help="Scale of the loss; default: symmetric-logarithmic where its range is wide."
 )
 @click.option("--budget", help="Time for everything, such as 60s or 5m; lines and rows are left out beyond it.")
-@click.option("--memory", type=float, callback=gibibytes, help="GiB that batched evaluation may take.")
+@click.option("--memory", type=gib, help="GiB that batched evaluation may take.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for slice.html, slice.npz and slice.json."
 )
@@ -73,9 +70,7 @@ def slice_command(model: str, **options: Any) -> None:
 
     Exit codes: 0 done, 2 bad input, 4 the model cannot be probed, 130 interrupted (the partial result is saved).
     """
-    with Interrupts() as interrupts:
-        outcome = exit_codes(lambda: _slice(model, options, interrupts))
-        exit_codes(lambda: finish(outcome, options["out"], interrupts, as_json=options["as_json"]))
+    run(lambda interrupts: _slice(model, options, interrupts), options["out"], as_json=options["as_json"])
 
 
 def _slice(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
@@ -83,28 +78,30 @@ def _slice(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outco
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=1)
     check_out(options["out"])
     objective, name, step = _centre(build_objective(model, options), model, files)
-    with LiveProgress(quiet=options["quiet"]) as live:
+    with live_progress(quiet=options["quiet"]) as live:
         result = _measured(objective, files, budget, options, live, {"name": name, "step": step})
         interrupts.hold()
     return Outcome({"slice": result})
 
 
-def _centre(objective: Objective, model: str, files: Sequence[Path]) -> tuple[Objective, str, int | None]:
+def _centre(objective: fs.Objective, model: str, files: Sequence[Path]) -> tuple[fs.Objective, str, int | None]:
     """The objective at the last checkpoint, with its name and step; as it is without one."""
     if not files:
         return objective, model, None
+    from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+
     last = read_checkpoints(files)[-1]
     return last.at(objective), last.name, last.step
 
 
 def _measured(
-    objective: Objective,
+    objective: fs.Objective,
     files: Sequence[Path],
     budget: Budget,
     options: dict[str, Any],
     live: LiveProgress,
     labels: dict[str, Any],
-) -> SliceResult | PlaneResult:
+) -> fs.SliceResult | fs.PlaneResult:
     plane = options["dims"] == "2"
     noun = "rows" if plane else "directions"
 
@@ -117,22 +114,24 @@ def _measured(
     trajectory = list(files) if len(files) > 1 else None
     settings |= {"budget": budget, "progress": show, **labels}
     if plane:
-        return slice2d(objective, directions, trajectory=trajectory, **settings)
-    return slice1d(objective, directions, trajectory=trajectory, count=options["count"], **settings)
+        return fs.slice2d(objective, directions, trajectory=trajectory, **settings)
+    return fs.slice1d(objective, directions, trajectory=trajectory, count=options["count"], **settings)
 
 
-def _directions(objective: Objective, files: Sequence[Path], budget: Budget, options: dict[str, Any]) -> AnyDirections:
+def _directions(objective: fs.Objective, files: Sequence[Path], budget: Budget, options: dict[str, Any]) -> AnyDirections:
     kind: str = options["direction"]
     if kind == "pca" and len(files) < 2:
         raise ValueError(f"--direction pca needs the --checkpoint files of a trajectory, got {len(files)}")
     if kind == "difference":
         if len(files) < 2:
             raise ValueError(f"--direction difference needs two --checkpoint files, got {len(files)}")
+        from fastscape.probes.slice_axes import states_of
+
         states, _ = states_of(objective, [files[-1], files[0]], "checkpoint")
-        return Axes.difference(objective, *states)
+        return fs.Axes.difference(objective, *states)
     if kind == "eigenvectors":
         count = 2 if options["dims"] == "2" else options["count"]
         count = COMPONENTS if count is None else count
         share = _SHARE * budget.remaining if budget.limited else None
-        return spectrum(objective, min(count, objective.size), budget=share, targets={"trace": None}, seed=options["seed"])
+        return fs.spectrum(objective, min(count, objective.size), budget=share, targets={"trace": None}, seed=options["seed"])
     return kind

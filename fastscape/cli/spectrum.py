@@ -5,27 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
+import fastscape as fs
 from fastscape._checks import counted
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.inputs import build_objective, checkpoint_files, gibibytes, objective_options
-from fastscape.cli.output import Outcome, check_out, exit_codes, finish
-from fastscape.evaluation.optimizers import OptimizerState
-from fastscape.objective import Objective
-from fastscape.probes import spectra, spectrum
-from fastscape.probes.spectrum import BLOCK
-from fastscape.reports import SpectrumResult, SpectrumTrajectory
-from fastscape.reports.live import LiveProgress
-from fastscape.reports.tables import number
-from fastscape.runs.budget import Budget
-from fastscape.runs.checkpoints import read_optimizer
+from fastscape.cli.inputs import build_objective, checkpoint_files, gib, objective_options
+from fastscape.cli.output import Outcome, check_out, live_progress, run
 
-Result = SpectrumResult | SpectrumTrajectory
+if TYPE_CHECKING:
+    from fastscape.evaluation.optimizers import OptimizerState
+    from fastscape.reports.live import LiveProgress
+    from fastscape.runs.budget import Budget
+
+    Result = fs.SpectrumResult | fs.SpectrumTrajectory
+
+BLOCK = 4  # of fastscape.probes.spectrum
 OPTIMIZER = ("optimizer_file", "learning_rate", "momentum", "nesterov", "weight_decay")  # what optimizer_options() gives
 
 
@@ -67,7 +65,7 @@ def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--operator", type=click.Choice(["hessian", "ggn"]), default="hessian", show_default=True)
 @click.option("--budget", help="Time for everything, such as 60s or 5m; default: until the targets are met.")
-@click.option("--memory", type=float, callback=gibibytes, help="GiB that products and vectors may take.")
+@click.option("--memory", type=gib, help="GiB that products and vectors may take.")
 @click.option("--target-trace", type=float, help="Stop when the trace's 95 % interval is this narrow: half-width over value.")
 @click.option("--tolerance", type=float, help="Of the eigenvalues: residual over the largest.")
 @click.option("--nodes", type=int, default=80, show_default=True, help="Of the quadrature behind the density.")
@@ -91,9 +89,7 @@ def spectrum_command(model: str, **options: Any) -> None:
     Exit codes: 0 done, 2 bad input, 3 a target was not reached in the budget, 4 the model cannot be probed, 130
     interrupted (the partial result is saved).
     """
-    with Interrupts() as interrupts:
-        outcome = exit_codes(lambda: _spectrum(model, options, interrupts))
-        exit_codes(lambda: finish(outcome, options["out"], interrupts, as_json=options["as_json"]))
+    run(lambda interrupts: _spectrum(model, options, interrupts), options["out"], as_json=options["as_json"])
 
 
 def _spectrum(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
@@ -101,16 +97,18 @@ def _spectrum(model: str, options: dict[str, Any], interrupts: Interrupts) -> Ou
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(files))
     check_out(options["out"])
     objective = build_objective(model, options)
-    with LiveProgress(quiet=options["quiet"]) as live:
+    with live_progress(quiet=options["quiet"]) as live:
         result = measure(objective, files, model, budget, options, live)
         interrupts.hold()
     return Outcome({"spectrum": result}, unmet(result, options))
 
 
 def measure(
-    objective: Objective, files: Sequence[Path], name: str, budget: Budget, options: dict[str, Any], live: LiveProgress
+    objective: fs.Objective, files: Sequence[Path], name: str, budget: Budget, options: dict[str, Any], live: LiveProgress
 ) -> Result:
     """The spectrum of the model itself, or of checkpoint files, under the options of the command."""
+    from fastscape.reports.tables import number
+
     settings: dict[str, Any] = {
         key: options[key] for key in ("k", "operator", "nodes", "block", "memory", "path", "seed") if options.get(key) is not None
     }
@@ -124,8 +122,8 @@ def measure(
         live.draw(words, fraction, budget.remaining)
 
     if files:
-        return spectra(objective, files, budget=budget, progress=show, **settings)
-    return spectrum(objective, budget=budget, name=name, progress=lambda state: show(name, 0.0, state), **settings)
+        return fs.spectra(objective, files, budget=budget, progress=show, **settings)
+    return fs.spectrum(objective, budget=budget, name=name, progress=lambda state: show(name, 0.0, state), **settings)
 
 
 def targets(options: dict[str, Any]) -> dict[str, float]:
@@ -134,12 +132,17 @@ def targets(options: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in asked.items() if value is not None}
 
 
-def optimizer(objective: Objective, options: dict[str, Any]) -> OptimizerState | None:
+def optimizer(objective: fs.Objective, options: dict[str, Any]) -> OptimizerState | None:
     """The optimizer that was named: a file's, or SGD of the options.
 
     Raises:
         ValueError: options that exclude or need each other, or a file without an optimizer's state.
     """
+    import torch
+
+    from fastscape.evaluation.optimizers import OptimizerState
+    from fastscape.runs.checkpoints import read_optimizer
+
     file, rate = options["optimizer_file"], options["learning_rate"]
     if rate is None:
         for name in ("momentum", "nesterov", "weight_decay"):
@@ -161,7 +164,7 @@ def optimizer(objective: Objective, options: dict[str, Any]) -> OptimizerState |
 def unmet(result: Result, options: dict[str, Any]) -> str:
     """Which of the targets that were asked for is not reached, and why, in words; empty where all are."""
     asked, missed = targets(options), []
-    for point in result.points if isinstance(result, SpectrumTrajectory) else (result,):
+    for point in result.points if isinstance(result, fs.SpectrumTrajectory) else (result,):
         if "trace" in asked:
             missed += _unmet_trace(point, asked["trace"])
         if "eigenvalues" in asked and not (len(point.converged) and point.converged.all()):
@@ -170,7 +173,7 @@ def unmet(result: Result, options: dict[str, Any]) -> str:
     return f"a target was not reached ({result.meta['stop_reason']}): {'; '.join(missed)}" if missed else ""
 
 
-def _unmet_trace(point: SpectrumResult, asked: float) -> list[str]:
+def _unmet_trace(point: fs.SpectrumResult, asked: float) -> list[str]:
     value, (low, high) = point.trace.value, point.trace.interval
     half = (high - low) / 2
     if half <= asked * abs(value):

@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
+import fastscape as fs
 from fastscape.cli.inputs import build_objective, objective_options
 from fastscape.cli.output import exit_codes
-from fastscape.evaluation import operators
-from fastscape.ops import status
 
 
 @click.command("status")
@@ -21,5 +20,6 @@ def show_status(model: str | None, as_json: bool, **options: Any) -> None:
     """Tell which kernels answer on this machine, and why not others; with --model, how its operations are handled."""
     if model is None and options["data"] is not None:
         raise click.UsageError("--data is for the model of --model, which is missing")
-    found = status() if model is None else exit_codes(lambda: operators(build_objective(model, options)))
+    with exit_codes():
+        found = fs.status() if model is None else fs.operators(build_objective(model, options))
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))

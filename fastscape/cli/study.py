@@ -10,12 +10,9 @@ from typing import Any
 import click
 
 from fastscape._interrupts import Interrupts
-from fastscape.cli.output import Outcome, check_out, exit_codes, finish
-from fastscape.reports.live import LiveProgress
-from fastscape.study.plan import full, quick, slug
-from fastscape.study.study import study
+from fastscape.cli.output import Outcome, check_out, live_progress, run
 
-ARCHITECTURES = [slug(each) for each in quick().architectures]
+ARCHITECTURES = ["mlp", "resnet-18", "tiny-transformer"]  # of fastscape.study.plan
 
 
 @click.command("study")
@@ -53,9 +50,7 @@ def study_command(
 
     Exit codes: 0 done, 2 bad input, 130 interrupted (what was done is saved).
     """
-    with Interrupts() as interrupts:
-        outcome = exit_codes(lambda: _study(is_quick, seeds, architectures, seconds, out, interrupts, quiet))
-        exit_codes(lambda: finish(outcome, out, interrupts, as_json=as_json))
+    run(lambda interrupts: _study(is_quick, seeds, architectures, seconds, out, interrupts, quiet), out, as_json=as_json)
 
 
 def _study(
@@ -67,14 +62,17 @@ def _study(
     interrupts: Interrupts,
     quiet: bool,
 ) -> Outcome:
+    from fastscape.study import plan as plans
+    from fastscape.study.study import study
+
     check_out(out)
-    make: Any = quick if is_quick else full
+    make: Any = plans.quick if is_quick else plans.full
     plan = make() if seeds is None else make(seeds)
     if architectures:
         plan = plan.only(architectures)
     if seconds is not None:
         plan = dataclasses.replace(plan, seconds=seconds)
-    with LiveProgress(quiet=quiet) as live:
+    with live_progress(quiet=quiet) as live:
         result = study(plan, out, progress=lambda words, share: live.draw(words, share, math.inf))
         interrupts.hold()
     return Outcome({"study": result})

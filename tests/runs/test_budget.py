@@ -203,8 +203,8 @@ def test_what_torch_loads_once_is_loaded_before_the_clock_starts(monkeypatch):
 
 
 def test_the_command_line_counts_it_as_start_up(monkeypatch):
-    monkeypatch.setattr(cli_budgets, "load_once", lambda: 5.0)
-    monkeypatch.setattr(cli_budgets, "_START_UP", 1.0)
+    monkeypatch.setattr(budgets, "load_once", lambda: 5.0)
+    monkeypatch.setattr(cli_budgets, "start_up", lambda: 1.0)
     with pytest.raises(BudgetError, match=r"budget must exceed the 6 s of start-up, got '3s'; 12s would leave"):
         cli_budgets.run_budget("3s", page=False, checkpoints=0)
     assert cli_budgets.run_budget(None, page=False, checkpoints=0).remaining == np.inf

@@ -207,7 +207,7 @@ def test_networks_with_batch_norm_are_signed_by_both_statistics_and_judged_by_th
 
 
 def test_the_command_writes_page_and_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "quick", lambda seeds=1: tiny(seeds))
+    monkeypatch.setattr("fastscape.study.plan.quick", lambda seeds=1: tiny(seeds))
     arguments = ["study", "--quick", "--seeds", "1", "--architecture", "mlp", "--out", str(tmp_path / "out"), "--quiet"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
