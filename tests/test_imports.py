@@ -23,11 +23,13 @@ LAYERS = (
 )
 FOUNDATION = {
     *(
+        "_arguments",
         "_batches",
         "_checkpoints",
         "_checks",
         "_clock",
         "_criteria",
+        "_definition",
         "_embedding",
         "_examination",
         "_interrupts",
@@ -35,6 +37,7 @@ FOUNDATION = {
         "_private",
         "_replica",
         "_state",
+        "_statistics",
         "_structures",
         "_terms",
     ),
