@@ -1,6 +1,7 @@
 """The layers import in one direction only."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -51,15 +52,19 @@ def layer(module):
     return LAYERS.index(part) if part in LAYERS else None
 
 
-def imports(path):
-    """Names of fastscape modules that a file imports when it runs (type-checking blocks left out)."""
+def imports(path, *, types=False):
+    """Names of fastscape modules that a file imports when it runs, and with ``types`` in type-checking blocks."""
     tree = ast.parse(path.read_text())
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
+    typing_only = (
+        set()
+        if types
+        else {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            for inner in ast.walk(node)
+        }
+    )
     for node in ast.walk(tree):
         if id(node) in typing_only:
             continue
@@ -83,6 +88,13 @@ def test_imports_go_one_way(path):
         elif own is not None:
             assert wanted is None or wanted <= own, f"{path} ({LAYERS[own]}) imports the later layer {module}"
             assert module.split(".")[1] != "zoo" or parts[0] in ("study", "cli"), f"{path} must not need the zoo"
+
+
+def test_an_objective_is_above_all_that_it_is_made_of():
+    files = {f"fastscape.{name}": ROOT / f"{name}.py" for name in FOUNDATION | {"objective"}}
+    graph = {module: [name for name in imports(path, types=True) if name in files] for module, path in files.items()}
+    order = list(TopologicalSorter(graph).static_order())  # refuses circles
+    assert order[-1] == "fastscape.objective"
 
 
 SPECTRAL = {"davidson.py", "gram_schmidt.py", "krylov.py", "lanczos.py", "trace.py"}  # vectors of D numbers stay on their device
