@@ -213,3 +213,12 @@ def weight_of(weight: Callable[[Any], Any], batch: Any, index: int) -> float:
         raise ValueError(
             f"weight must return the number of terms in a batch's mean, got {found} for data[{index}]; use weight=lambda batch: n"
         ) from error
+
+
+def correct(criterion: Criterion | None, outputs: Tensor, targets: Any) -> tuple[int, int] | None:
+    """Targets that outputs classify correctly, and those that count; ``None`` where the task is not classification."""
+    is_classes = isinstance(targets, Tensor) and not targets.is_floating_point() and not targets.is_complex()
+    if not is_classes or outputs.ndim != targets.ndim + 1 or outputs.shape[0] != targets.shape[0]:
+        return None
+    kept = targets != criterion_options(criterion)[1]
+    return int(((outputs.argmax(1) == targets) & kept).sum()), int(kept.sum())

@@ -6,19 +6,17 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastscape._batches import Batch, cast, placed
 from fastscape._criteria import is_known_mean
+from fastscape._definition import Definition
 from fastscape._replica import Replica, same_bits
 from fastscape._state import exact_arithmetic
 from fastscape._structures import arrays_of, leaves, map_tensors, tensors_of
-
-if TYPE_CHECKING:
-    from fastscape.objective import Objective
 
 _SAME = 1e-3  # relative difference between losses that are one up to rounding, in float32 and wider
 
@@ -36,7 +34,24 @@ class Findings:
     remarks: tuple[str, ...] = ()
 
 
-def examine(objective: Objective) -> Findings:
+def replica_of(objective: Definition, dtype: torch.dtype) -> Replica:
+    """A private copy of an objective's model and data in ``dtype``, which writes into nothing of the user's."""
+    return Replica(objective, dtype, findings(objective).rewritten)
+
+
+def findings(objective: Definition) -> Findings:
+    """What the first evaluation of an objective showed; made once for it and all that is derived from it.
+
+    Raises:
+        ValueError: the loss of a batch is a sum over its samples.
+    """
+    if Findings not in objective.known:
+        objective.known[Findings] = examine(objective)
+    found: Findings = objective.known[Findings]
+    return found
+
+
+def examine(objective: Definition) -> Findings:
     """Evaluate an objective on a copy of its model that shares nothing, and look.
 
     Batches are all evaluated where parameters would be shared with the user's model, and otherwise the first alone.
@@ -57,8 +72,8 @@ def examine(objective: Objective) -> Findings:
             return _seen(objective, torch.float32)
 
 
-def _seen(objective: Objective, dtype: torch.dtype) -> Findings:
-    replica = Replica(objective, dtype, examined=False)
+def _seen(objective: Definition, dtype: torch.dtype) -> Findings:
+    replica = Replica(objective, dtype, None)
     replica.reset()
     held = dict(replica.module.model.named_parameters())
     versions = {name: parameter._version for name, parameter in held.items()}
@@ -74,7 +89,7 @@ def _seen(objective: Objective, dtype: torch.dtype) -> Findings:
     return Findings(frozenset(written), tuple(remarks))
 
 
-def _before(objective: Objective, name: str, dtype: torch.dtype) -> Tensor:
+def _before(objective: Definition, name: str, dtype: torch.dtype) -> Tensor:
     """A parameter as it was before the forward."""
     source = (objective.state or {}).get(name, objective.model.get_parameter(name)).detach()
     return cast(source.to(objective.dtype) if name in objective.names else source, objective.device, dtype)
@@ -92,7 +107,7 @@ def _rewriting(name: str, probed: bool) -> str:
 # ---------------------------------------------------------------------- a mean of what?
 
 
-def confirmed(objective: Objective, index: int, counts: Sequence[Callable[[Batch], float]]) -> list[bool] | None:
+def confirmed(objective: Definition, index: int, counts: Sequence[Callable[[Batch], float]]) -> list[bool] | None:
     """Which ways to count make the loss of a batch the mean of its halves'; ``None`` where no two of them can be told apart."""
     dtype = torch.promote_types(objective.dtype, torch.float32)
     try:
@@ -103,7 +118,7 @@ def confirmed(objective: Objective, index: int, counts: Sequence[Callable[[Batch
         if len(shares) > 1 and max(shares) - min(shares) < _SAME:
             return None
         with exact_arithmetic(dtype):
-            replica = Replica(objective, dtype, examined=False)
+            replica = Replica(objective, dtype, None)
             replica.reset()
             loss = float(replica.batch_loss(index)[0])
             first, second = (_loss_of(replica, batch) for batch in halves)
@@ -122,7 +137,7 @@ def _share(first: float, second: float) -> float:
     return first / (first + second)
 
 
-def _growth(objective: Objective, replica: Replica, outputs: Tensor | None) -> list[str]:
+def _growth(objective: Definition, replica: Replica, outputs: Tensor | None) -> list[str]:
     """Remarks on how the loss of the first batch grows with every sample taken twice; a sum is refused.
 
     Raises:
@@ -146,7 +161,7 @@ def _growth(objective: Objective, replica: Replica, outputs: Tensor | None) -> l
     )
 
 
-def _ratio(objective: Objective, replica: Replica, outputs: Tensor | None) -> tuple[float, Batch, Batch]:
+def _ratio(objective: Definition, replica: Replica, outputs: Tensor | None) -> tuple[float, Batch, Batch]:
     """Loss of samples taken twice over their loss, those samples, and them twice; NaN where they cannot be taken twice."""
     batch = replica.batches[0]
     try:

@@ -6,9 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,33 +15,14 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastscape._batches import Batch, cast, placed
 from fastscape._checkpoints import check_checkpoints, refused_checkpoints
-from fastscape._criteria import remedy_of, told
+from fastscape._criteria import Criterion, correct, remedy_of, told
+from fastscape._definition import Definition
 from fastscape._embedding import PlainEmbeddings, has_altered_gradient, went_through_altered_gradient
 from fastscape._norms import use_batch
 from fastscape._private import held_tensors, moved
 from fastscape._structures import map_tensors, strided, tensors_of
 
-if TYPE_CHECKING:
-    from fastscape.objective import Criterion, Objective
-
-
 MODEL_NOTE = "raised by the model or the loss on batch"
-
-
-@dataclass
-class Traits:
-    """What is learnt of an objective's model and loss while they run; its copies share it.
-
-    Attributes:
-        differentiates: whether they take derivatives themselves (a physics-informed loss, forces, a gradient penalty), so that
-            they run with gradients on; ``None`` before the first evaluation.
-        leaves: for every tensor of a batch, whether it required gradients when it was read.
-        checkpoints: whether activations are checkpointed in the reentrant way; ``None`` before the first gradient.
-    """
-
-    differentiates: bool | None = None
-    leaves: tuple[bool, ...] = ()
-    checkpoints: bool | None = None
 
 
 class _LossModule(nn.Module):
@@ -53,7 +32,7 @@ class _LossModule(nn.Module):
     evaluation, so that the loss stays a function of the parameters and nobody's tensor is written into.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, dtype: torch.dtype, rewritten: frozenset[str]) -> None:
+    def __init__(self, model: nn.Module, objective: Definition, dtype: torch.dtype, rewritten: frozenset[str]) -> None:
         super().__init__()
         self.model = model
         self._pair = placed_criterion(objective.criterion, objective.device, dtype)
@@ -155,20 +134,20 @@ class Replica:
 
     ``base[i]`` are the objective's weights (read, never written) and ``scratch[i]`` the copy's parameters, in the order
     of ``objective.names``. Parameters that are not probed are shared with the user's model where dtype and device
-    allow, and the forward was seen not to write into any (see :mod:`fastscape._examination`). Layers with running
+    allow, and the forward was seen not to write into them (see :func:`fastscape._examination.replica_of`). Layers with running
     statistics use the batch's own in ``"batch"`` mode, and nothing of theirs is updated
     (:func:`fastscape._norms.use_batch`).
 
-    ``examined``: false for the evaluation that finds this out, on a copy that shares nothing.
+    ``rewritten``: names of the parameters that the forward writes into; ``None`` for the evaluation that finds them out, on a
+    copy that shares nothing.
 
     Memory: one copy of the probed parameters, and of the data where it needs casting.
     """
 
-    def __init__(self, objective: Objective, dtype: torch.dtype, *, examined: bool = True) -> None:
+    def __init__(self, objective: Definition, dtype: torch.dtype, rewritten: frozenset[str] | None) -> None:
         self.objective, self.dtype = objective, dtype
-        rewritten = objective.findings.rewritten if examined else frozenset[str]()
-        own = rewritten if examined else frozenset(name for name, _ in objective.model.named_parameters())
-        self.module = _LossModule(_private_copy(objective, dtype, own), objective, dtype, rewritten)
+        own = frozenset(name for name, _ in objective.model.named_parameters()) if rewritten is None else rewritten
+        self.module = _LossModule(_private_copy(objective, dtype, own), objective, dtype, rewritten or frozenset())
         self.batches = [placed(batch, objective.device, dtype) for batch in objective.batches]
         self.base = list(objective.base.values())
         parameters = dict(self.module.model.named_parameters())
@@ -208,7 +187,7 @@ class Replica:
         for slot, base in zip(self.scratch, self.base, strict=True):
             slot.copy_(base)
 
-    def take(self, objective: Objective) -> None:
+    def take(self, objective: Definition) -> None:
         """Evaluate on the batches of ``objective`` from now on: the same function of the same parameters on other data."""
         self.objective = objective
         self.batches = [placed(batch, objective.device, self.dtype) for batch in objective.batches]
@@ -310,6 +289,18 @@ class Replica:
             total.add_(self.batch_loss(index)[0].double() * weights[index])
         return total / self.objective.samples
 
+    def loss_and_accuracy(self) -> tuple[float, float | None]:
+        """L, summed over batches in float64, and the share of correctly classified targets, from the same forwards."""
+        right = total = 0
+        value = 0.0
+        for index, (batch, weight) in enumerate(zip(self.objective.batches, self.objective.batch_weights, strict=True)):
+            loss, outputs = self.batch_loss(index)
+            value += weight * float(loss)
+            counts = None if outputs is None else correct(self.objective.criterion, outputs, batch[1])
+            if counts is not None:
+                right, total = right + counts[0], total + counts[1]
+        return value / self.objective.samples, right / total if total else None
+
     def gradient(self) -> list[Tensor]:
         """Gradient of L at the scratch parameters; zeros for parameters that the loss does not use."""
         return self.loss_and_gradient()[1]
@@ -377,7 +368,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return all(torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in pairs)
 
 
-def _private_copy(objective: Objective, dtype: torch.dtype, own: frozenset[str]) -> nn.Module:
+def _private_copy(objective: Definition, dtype: torch.dtype, own: frozenset[str]) -> nn.Module:
     """Deep copy with scratch for probed parameters; the rest shares storage with the user's where it can, but for ``own``."""
     model, state, device = objective.model, objective.state or {}, objective.device
     probed = set(objective.names)

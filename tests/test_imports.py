@@ -1,6 +1,7 @@
 """The layers import in one direction only."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,13 @@ LAYERS = (
 )
 FOUNDATION = {
     *(
+        "_arguments",
         "_batches",
         "_checkpoints",
         "_checks",
         "_clock",
         "_criteria",
+        "_definition",
         "_embedding",
         "_examination",
         "_interrupts",
@@ -35,6 +38,7 @@ FOUNDATION = {
         "_private",
         "_replica",
         "_state",
+        "_statistics",
         "_structures",
         "_terms",
     ),
@@ -48,8 +52,8 @@ def layer(module):
     return LAYERS.index(part) if part in LAYERS else None
 
 
-def imports(path):
-    """Names of fastscape modules that a file imports when it runs (type-checking blocks left out)."""
+def imports(path, *, types=False):
+    """Names of fastscape modules that a file imports when it runs, and with ``types`` in type-checking blocks."""
     tree = ast.parse(path.read_text())
     typing_only = {
         id(inner)
@@ -58,7 +62,7 @@ def imports(path):
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
-        if id(node) in typing_only:
+        if id(node) in typing_only and not types:
             continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastscape"):
             yield from (f"{node.module}.{name.name}" if node.module == "fastscape" else node.module for name in node.names)
@@ -83,6 +87,13 @@ def test_imports_go_one_way(path):
         elif own is not None:
             assert wanted is None or wanted <= own, f"{path} ({LAYERS[own]}) imports the later layer {module}"
             assert module.split(".")[1] != "zoo" or parts[0] in ("study", "cli"), f"{path} must not need the zoo"
+
+
+def test_an_objective_is_above_all_that_it_is_made_of():
+    files = {f"fastscape.{name}": ROOT / f"{name}.py" for name in FOUNDATION | {"objective"}}
+    graph = {module: [name for name in imports(path, types=True) if name in files] for module, path in files.items()}
+    assert not [module for module, names in graph.items() if "fastscape.objective" in names]
+    TopologicalSorter(graph).prepare()  # refuses circles
 
 
 SPECTRAL = {"davidson.py", "gram_schmidt.py", "krylov.py", "lanczos.py", "trace.py"}  # vectors of D numbers stay on their device

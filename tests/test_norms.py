@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
-from fastscape._norms import Statistics, untrained
+from fastscape._statistics import Statistics
+from fastscape.objective import untrained
 
 
 class Own(nn.BatchNorm1d):

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from fastscape._examination import replica_of
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
 from fastscape.evaluation.arithmetic import arithmetic, traced_loss
@@ -41,7 +42,7 @@ def check_same_function(replica: Replica) -> bool:
     replica.evaluations += 1  # of the other copy
     found = traced_loss(replica)
     with exact_arithmetic(dtype):
-        own = objective.replica(dtype)
+        own = replica_of(objective, dtype)
         own.reset()
         try:
             expected = traced_loss(own)
@@ -63,11 +64,11 @@ def _explained(replica: Replica, own: Replica, found: float, expected: float) ->
     if abs(found - expected) <= min(least, _LARGEST * abs(expected)):
         return least
     first = own.objective.on(0)
-    modelled = rounding_model(first.replica(own.dtype)) * max(1.0, unit / plain)
+    modelled = rounding_model(replica_of(first, own.dtype)) * max(1.0, unit / plain)
     known = min(_ROUNDINGS, _LARGEST / unit) * modelled
     if abs(found - expected) <= known:
         return known
-    other = first.replica(own.dtype)
+    other = replica_of(first, own.dtype)
     return max(known, _JITTER * SINGLE * unit_error(around(other, other.reset, _DRAWS), 2 * unit))
 
 

@@ -11,10 +11,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fastscape._definition import Definition
+from fastscape._examination import replica_of
 from fastscape._replica import Replica
 from fastscape._state import autocast_here, autocast_outside, exact_arithmetic
 from fastscape._structures import tensors_in
-from fastscape.objective import Objective
 
 _ROUNDS = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "floor_divide", "bucketize", "searchsorted"}
 _CASTS = {"_to_copy", "to", "copy"}
@@ -102,7 +103,7 @@ class Measured:
     notes: tuple[str, ...]
 
 
-def measured_in(objective: Objective, precision: str | torch.dtype) -> Measured:
+def measured_in(objective: Definition, precision: str | torch.dtype) -> Measured:
     """The arithmetic behind a result: of a dtype, or of a precision by name, such as ``"difference"``.
 
     The gate of an evaluation has found it; a model that raises where none has is left to what was to be measured.
@@ -125,11 +126,11 @@ def measured_in(objective: Objective, precision: str | torch.dtype) -> Measured:
     return Measured({"arithmetic": words}, (note,))
 
 
-def arithmetic(objective: Objective, dtype: torch.dtype) -> Arithmetic:
+def arithmetic(objective: Definition, dtype: torch.dtype) -> Arithmetic:
     """The arithmetic of an objective's forward in ``dtype``; found once, by one traced forward of the first batch."""
     if _key(dtype) not in objective.known:
         with exact_arithmetic(dtype):
-            replica = objective.replica(dtype)
+            replica = replica_of(objective, dtype)
             replica.reset()
             traced_loss(replica)
     return _known(objective, dtype)
@@ -173,7 +174,7 @@ def _key(dtype: torch.dtype) -> tuple[str, torch.dtype]:
     return "arithmetic", dtype
 
 
-def _known(objective: Objective, dtype: torch.dtype) -> Arithmetic:
+def _known(objective: Definition, dtype: torch.dtype) -> Arithmetic:
     found: Arithmetic = objective.known[_key(dtype)]
     outside = autocast_outside().get(objective.device.type)
     return replace(found, outside=outside, own=objective.dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastscape._checks import first_line
+from fastscape._examination import replica_of
 from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic, preserved_rng, torch_generators
 from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
@@ -81,7 +82,7 @@ def _runs_as_it_is(replica: Replica) -> bool:
     if objective.dtype == replica.dtype:
         return False
     with exact_arithmetic(objective.dtype):
-        return _runs(objective.replica(objective.dtype))
+        return _runs(replica_of(objective, objective.dtype))
 
 
 def _runs(replica: Replica) -> bool:
@@ -112,7 +113,7 @@ def _displaced_pair(replica: Replica) -> tuple[float, float] | None:
     known, key = replica.objective.known, ("follows the weights", replica.dtype)
     if key in known:
         return None
-    fresh = replica.objective.replica(replica.dtype)
+    fresh = replica_of(replica.objective, replica.dtype)
     losses: tuple[float, float] | None = None
     for share in _DISPLACED:
         step = max(share, 8 * torch.finfo(replica.dtype).eps)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fastscape._checks import counted, integer
 from fastscape._clock import now
-from fastscape._norms import untrained
 from fastscape.estimators.davidson import LeadingPair, RitzPairs, leading_pair
 from fastscape.estimators.difficulty import RICHARDSON, difficulty, dimensionless
 from fastscape.estimators.scaling import Array
@@ -20,7 +19,7 @@ from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.curvature import ggn, hessian
 from fastscape.evaluation.curvature.products import PathName
 from fastscape.evaluation.optimizers import OptimizerState
-from fastscape.objective import Objective, checked_objective
+from fastscape.objective import Objective, checked_objective, untrained
 from fastscape.reports.tracking import DifficultyResult
 from fastscape.runs.provenance import objective_meta
 

@@ -10,7 +10,6 @@ import torch
 
 from fastscape._checks import integer
 from fastscape._clock import now
-from fastscape._norms import untrained
 from fastscape.estimators.gradient_noise import (
     Units,
     batch_factor,
@@ -28,7 +27,7 @@ from fastscape.evaluation.evaluator import check_memory
 from fastscape.evaluation.sample_gradients import CoupledSamplesError, Deviations, Method, SampleGradients
 from fastscape.evaluation.samples import samples_of
 from fastscape.evaluation.slopes import departing
-from fastscape.objective import Objective, checked_objective
+from fastscape.objective import Objective, checked_objective, untrained
 from fastscape.probes.learning_rates import effective_rates
 from fastscape.probes.noise_curvature import NoiseCurvature, curvature_of_noise
 from fastscape.probes.stability import Optimizer

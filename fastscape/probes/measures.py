@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastscape._checks import first_line
-from fastscape._norms import untrained
 from fastscape._state import preserved_rng
 from fastscape.estimators import Estimate
 from fastscape.estimators.positive import shown_ends
 from fastscape.evaluation.curvature.point import DETACHED
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.evaluation.precision import Precision
-from fastscape.objective import Objective
+from fastscape.objective import Objective, untrained
 from fastscape.probes.multifractal import multifractal
 from fastscape.probes.recursions import recursion
 from fastscape.probes.slices import slice1d

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastscape._checks import first_line
-from fastscape._norms import Statistics
+from fastscape._statistics import Statistics
 from fastscape.estimators.scaling import Array
 from fastscape.evaluation.batch_statistics import BatchNorm, checked_mode, recalibrate, statistics
 from fastscape.evaluation.surface import Surface

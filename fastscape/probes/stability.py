@@ -14,7 +14,6 @@ from scipy import stats
 from torch import Tensor
 
 from fastscape._checks import counted, integer
-from fastscape._norms import untrained
 from fastscape.estimators import Estimate
 from fastscape.estimators.lanczos import extreme_pairs
 from fastscape.estimators.spectra import Stability
@@ -22,7 +21,7 @@ from fastscape.estimators.stability import relation
 from fastscape.evaluation.curvature import CurvatureOperator, ggn, hessian
 from fastscape.evaluation.curvature.products import PathName
 from fastscape.evaluation.optimizers import OptimizerState
-from fastscape.objective import Objective, checked_objective
+from fastscape.objective import Objective, checked_objective, untrained
 from fastscape.probes.recursions import Recursion, recursion
 from fastscape.runs.checkpoints import read_optimizer
 

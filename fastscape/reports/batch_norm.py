@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastscape._norms import Statistics
+from fastscape._statistics import Statistics
 from fastscape.reports.tables import number
 
 _PROBED = {

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
+from fastscape._replica import Replica
 from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.probes.pending import Pending
 from fastscape.runs.record import read_record
@@ -109,7 +110,7 @@ def test_nothing_is_evaluated_when_nothing_is_due():
     tracker.step(0)
     tracker.step(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fs.Objective, "replica", lambda *_: pytest.fail("a forward"))
+        patch.setattr(Replica, "batch_loss", lambda *_: pytest.fail("a forward"))
         patch.setattr(nn.Module, "state_dict", lambda *_, **__: pytest.fail("a copy"))
         for step in range(2, 1000):
             tracker.step(step)

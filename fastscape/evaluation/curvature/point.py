@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscape._batches import placed
+from fastscape._examination import replica_of
 from fastscape.evaluation.arithmetic import arithmetic
 from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.curvature.flat import norm
@@ -37,7 +38,7 @@ class LossCurvature:
     def __init__(self, program: Program, batch: int) -> None:
         self._program, self._batch = program, batch
         objective = program.replica.objective
-        self._replica = objective.replica(torch.float64)
+        self._replica = replica_of(objective, torch.float64)
         self._replica.batches = [placed(program.replica.batches[batch], objective.device, torch.float64)]
         buffers = dict(program.replica.module.model.named_buffers())
         for name, buffer in self._replica.module.model.named_buffers():

@@ -37,7 +37,7 @@ class Program:
     """
 
     def __init__(self, objective: Objective, dtype: torch.dtype, *, channels_last: bool = False) -> None:
-        self.replica = Replica(objective, dtype)
+        self.replica = objective.replica(dtype)
         self.replica.reset()
         if channels_last:
             self.replica.module.to(memory_format=torch.channels_last)
