@@ -19,8 +19,8 @@ from fastscape.objective import Objective
 from fastscape.probes import SpectrumError, multifractal, trajectory
 from fastscape.probes.session import Progress
 from fastscape.reports import MultifractalResult, SpectrumResult, SpectrumTrajectory, TrajectoryResult, load
+from fastscape.reports.document import Document
 from fastscape.reports.live import LiveProgress
-from fastscape.reports.result import AnyResult
 from fastscape.runs import ProbeSettings, preset
 from fastscape.runs.budget import Budget, BudgetError
 
@@ -95,7 +95,7 @@ def _probe(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outco
     check_out(options["out"])
     objective = build_objective(model, options)
     earlier = load(options["extend"]) if options["extend"] is not None else None
-    results: dict[str, AnyResult] = {}
+    results: dict[str, Document] = {}
     with LiveProgress(quiet=options["quiet"]) as live:
         if with_spectrum:
             found = _spectrum(objective, files, model, budget, options, live)
@@ -134,7 +134,7 @@ def _multifractal(
     model: str,
     budget: Budget,
     settings: tuple[ProbeSettings, AnalysisSettings],
-    earlier: AnyResult | None,
+    earlier: Document | None,
     options: dict[str, Any],
     live: LiveProgress,
 ) -> Result:
@@ -151,7 +151,7 @@ def _multifractal(
     return multifractal(objective, *settings, extend=earlier, name=model, **common)
 
 
-def _unmet(result: AnyResult | None) -> str:
+def _unmet(result: Document | None) -> str:
     if result is None or result.meta["target"] is None or result.meta["stop_reason"] == "target met":
         return ""
     return f"the target {result.meta['target']:g} was not reached ({result.meta['stop_reason']})"

@@ -10,7 +10,7 @@ import click
 from fastscape.cli.inputs import analysis_options
 from fastscape.cli.output import check_writable, exit_codes, show, write_page
 from fastscape.reports import MultifractalResult, TrajectoryResult, load
-from fastscape.reports.result import AnyResult
+from fastscape.reports.document import Document
 
 
 @click.command()
@@ -34,7 +34,7 @@ def report(result: Path, spectrum: Path | None, out: Path | None, **options: Any
     exit_codes(again)
 
 
-def _analysed(loaded: AnyResult, options: dict[str, Any]) -> AnyResult:
+def _analysed(loaded: Document, options: dict[str, Any]) -> Document:
     """The result under the options for its analysis.
 
     Raises:

@@ -21,7 +21,7 @@ from fastscape.probes import spectra, spectrum
 from fastscape.probes.spectrum import BLOCK
 from fastscape.reports import SpectrumResult, SpectrumTrajectory
 from fastscape.reports.live import LiveProgress
-from fastscape.reports.tables import number
+from fastscape.reports.numbers import number
 from fastscape.runs.budget import Budget
 from fastscape.runs.checkpoints import read_optimizer
 

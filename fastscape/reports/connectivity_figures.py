@@ -9,7 +9,7 @@ import numpy as np
 
 from fastscape.estimators.scaling import Array
 from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single, titled
-from fastscape.reports.tables import number
+from fastscape.reports.numbers import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

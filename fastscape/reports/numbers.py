@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fastscape.estimators import Analysis, Estimate
+from fastscape.estimators import Estimate
 from fastscape.estimators.positive import BY_MODEL
 
 SIGNIFICANT = 0.05
@@ -75,11 +75,11 @@ def p_words(p: float) -> str:
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
-def shown_p(analysis: Analysis) -> float:
-    """P of c2; none where the measure hardly moves, which no p makes more of."""
-    return math.nan if analysis.scaling == "common" else analysis.p_value
-
-
 def listed(names: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def wall_time(seconds: float | None, budget: float | None) -> str:
+    """How long a run took, and of which budget."""
+    return "n/a" if seconds is None else f"{seconds:.1f} s" + (f" of a budget of {budget:g} s" if budget else "")

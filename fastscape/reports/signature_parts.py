@@ -13,9 +13,8 @@ from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.positive import BY_MODEL
 from fastscape.estimators.roughness import Trend
 from fastscape.estimators.spectra import Stability
-from fastscape.reports import storage
+from fastscape.reports.numbers import interval, number
 from fastscape.reports.spectrum_tables import with_error
-from fastscape.reports.tables import interval, number
 
 LOSS, CURVATURE = "loss", "loss / parameter^2"
 
@@ -169,8 +168,7 @@ def shown(estimate: Estimate | None) -> str:
 
 def kind_of(result: object) -> str:
     """Kind of a result as in its files, or the name of its class where it has none."""
-    kinds = (name for name, known in storage.KINDS.items() if known is type(result))
-    return str(getattr(result, "kind", None) or next(kinds, type(result).__name__))
+    return str(getattr(result, "kind", type(result).__name__))
 
 
 def _spectrum(result: Any) -> Contribution:

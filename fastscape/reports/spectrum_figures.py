@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from fastscape.estimators.positive import shown_ends
 from fastscape.estimators.scaling import Array
 from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, grid, nothing, single, step_axis
+from fastscape.reports.numbers import number
 from fastscape.reports.spectrum_tables import layer_order
-from fastscape.reports.tables import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

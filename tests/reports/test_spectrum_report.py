@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 import fastscape as fs
 from fastscape.estimators.spectra import Gap
-from fastscape.reports import spectrum_figures, spectrum_tables, tables
+from fastscape.reports import numbers, spectrum_figures, spectrum_tables, tables
 from fastscape.reports.html import write_html
 
 mpl.use("agg")
@@ -159,9 +159,9 @@ def test_the_table_shows_every_value_with_its_error(result):
     for value, residual in zip(result.eigenvalues, result.residuals, strict=True):
         assert spectrum_tables.with_error(value, residual) in text
     for estimate in (result.trace, result.trace_square, result.effective_rank, result.mean_curvature):
-        assert tables.interval(estimate) in text
-    assert f"probe error {tables.number(result.trace.stderr, 2)}" in text
-    assert f"data error {tables.number(result.trace_data_stderr, 2)}" in text
+        assert numbers.interval(estimate) in text
+    assert f"probe error {numbers.number(result.trace.stderr, 2)}" in text
+    assert f"data error {numbers.number(result.trace_data_stderr, 2)}" in text
     assert "not converged" in text
     assert "trace of conv.weight" in text
     assert "1.62 gradients per product" in text
@@ -197,7 +197,7 @@ def test_verdicts_are_one_sentence(states, trajectory):
         assert "\n" not in text
         assert "nan" not in text.replace("nan products", "")
     result, _, broken, partial = states
-    assert f"{tables.number(result.stability.ratio)} of the edge of stability of SGD" in result.verdict()
+    assert f"{numbers.number(result.stability.ratio)} of the edge of stability of SGD" in result.verdict()
     assert broken.verdict() == "No spectrum of the Hessian: nan products."
     assert any("4 products of H held NaN" in flag for flag in broken.flags)
     assert "the largest eigenvalue has not converged; read it with its residual" in partial.flags
@@ -208,16 +208,16 @@ def test_verdicts_are_one_sentence(states, trajectory):
 @pytest.mark.parametrize("width", [60, 80, 100, 150])
 def test_tables_fit_narrow_terminals(states, trajectory, width):
     for value in states:
-        text = tables.as_text(spectrum_tables.spectrum_table(value), width)
+        text = tables.as_text(value.table(), width)
         assert max(map(len, text.splitlines())) <= width
-    text = tables.as_text(spectrum_tables.trajectory_table(trajectory), width)
+    text = tables.as_text(trajectory.table(), width)
     assert max(map(len, text.splitlines())) <= width
     if width >= 80:
         for point in trajectory.points:
             row = next(line for line in text.splitlines() if f" {point.name} " in line)
-            assert tables.number(point.lambda_max, 4) in row
-            assert tables.interval(point.trace) in row
-            assert tables.number(point.stability.ratio) in row
+            assert numbers.number(point.lambda_max, 4) in row
+            assert numbers.interval(point.trace) in row
+            assert numbers.number(point.stability.ratio) in row
     assert ("left out below 120 columns" in text) is (width < 120)
 
 
@@ -232,8 +232,8 @@ def test_flags_that_differ_in_numbers_are_one_line(result):
     names = {"a": "|tr H| is 0.3 of tr |H|", "b": "|tr H| is 0.05 of tr |H|", "c": "the gradient is zero"}
     points = [dataclasses.replace(result, name=name, notes=(note,), converged=np.ones(5, bool)) for name, note in names.items()]
     points = [dataclasses.replace(point, smallest_converged=np.ones(5, bool)) for point in points]
-    assert spectrum_tables.merged_flags(points) == ["a, b: |tr H| is 0.05 .. 0.3 of tr |H|", "c: the gradient is zero"]
-    assert spectrum_tables.merged_flags(points[:2])[0].startswith("all checkpoints: ")
+    assert tables.shared_flags(points) == ["a, b: |tr H| is 0.05 .. 0.3 of tr |H|", "c: the gradient is zero"]
+    assert tables.shared_flags(points[:2])[0].startswith("all checkpoints: ")
 
 
 def test_series_hold_values_and_bounds(trajectory, broken):
