@@ -150,21 +150,17 @@ def check_out(out: Path | None) -> None:
 def rescue(*results: Document) -> None:
     """Save results that have no place of their own."""
     for result in results:
-        _rescue(result)
-
-
-def _rescue(result: Document) -> None:
-    """Save a result that has no place of its own."""
-    for folder in (Path(tempfile.gettempdir()), Path.cwd(), Path.home()):
-        try:
-            handle, name = tempfile.mkstemp(prefix="fastscape-", suffix=".npz", dir=folder)
-            os.close(handle)
-            click.echo(f"the result is saved in {result.save(name)}", err=True)
-        except OSError:
-            continue
-        return
-    click.echo("the result could not be saved anywhere; it follows as JSON", err=True)
-    click.echo(result.to_json())
+        for folder in (Path(tempfile.gettempdir()), Path.cwd(), Path.home()):
+            try:
+                handle, name = tempfile.mkstemp(prefix="fastscape-", suffix=".npz", dir=folder)
+                os.close(handle)
+                click.echo(f"the result is saved in {result.save(name)}", err=True)
+            except OSError:
+                continue
+            break
+        else:
+            click.echo("the result could not be saved anywhere; it follows as JSON", err=True)
+            click.echo(result.to_json())
 
 
 def check_writable(folder: Path) -> None:

@@ -46,10 +46,12 @@ def grid(rows: int, columns: int, size: tuple[float, float]) -> list[Axes]:
     return list(plt.subplots(rows, columns, figsize=size, layout="constrained")[1].flat)
 
 
-def titled(ax: Axes, title: str) -> None:
-    """A title that is not cut off at the panel's edges: long ones are broken into lines."""
+def titled(ax: Axes, title: str, xlabel: str | None = None, ylabel: str | None = None) -> Axes:
+    """The axes with labels, and a title that is not cut off at the panel's edges: long ones are broken into lines."""
+    ax.set(xlabel=ax.get_xlabel() if xlabel is None else xlabel, ylabel=ax.get_ylabel() if ylabel is None else ylabel)
     size = 10 if len(title) <= _TITLE else 8
     ax.set_title(textwrap.fill(title, _TITLE if size == 10 else _TITLE * 5 // 4), fontsize=size)
+    return ax
 
 
 def nothing(ax: Axes, title: str, reason: str) -> Axes:

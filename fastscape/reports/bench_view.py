@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from fastscape._checks import counted
-from fastscape.reports.axes import BLUE, GREY, nothing, single
+from fastscape.reports.axes import BLUE, GREY, nothing, single, titled
 from fastscape.reports.bench import FORWARD, GRADIENT, BenchResult, BenchUnit
 from fastscape.reports.numbers import number
 from fastscape.reports.sections import Figure, Grid, Quantity, Section, section_of
@@ -52,7 +52,6 @@ def bench_section(result: BenchResult) -> Section:
         ),
         tuple(grids),
         told(result.meta, result.notes),
-        tuple((key, str(value)) for key, value in result.meta.get("settings", {}).items()),
     )
 
 
@@ -141,5 +140,4 @@ def bars(result: BenchResult, ax: Axes | None = None) -> Axes:
         ax.annotate(number(ratio), (max(ratio, high), place), (4, 0), textcoords="offset points", va="center", fontsize=7)
     ax.set(xscale="log", xlim=(floor, 6 * max(ratio for _, ratio in rows)), xlabel="forwards")
     ax.set_yticks(range(len(rows)), [unit.name for unit, _ in rows], fontsize=7)
-    ax.set_title(title, fontsize=10)
-    return ax
+    return titled(ax, title)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -53,7 +52,6 @@ def barrier_section(result: BarrierResult) -> Section:
         tuple(_quantities(result)),
         tuple(shown),
         flags=(*told(result.meta, result.notes), *_raised(result)),
-        settings=_settings(result.meta),
     )
 
 
@@ -90,7 +88,6 @@ def matrix_section(result: BarrierMatrix) -> Section:
         tuple(shown),
         (Grid("Pairs", tuple(_pair_row(pair) for pair in result.pairs), _COLUMNS),),
         _matrix_flags(result),
-        _settings(result.meta),
     )
 
 
@@ -151,7 +148,6 @@ def curve_section(result: CurveResult) -> Section:
         tuple(rows),
         tuple(shown),
         flags=_curve_flags(result),
-        settings=_settings(result.meta),
     )
 
 
@@ -162,10 +158,6 @@ def _curve_verdict(result: CurveResult) -> str:
     text = f"The curve has a barrier of {number(curve)}, the straight line one of {number(line)}"
     ratio = result.length / result.distance if result.distance else 1.0
     return f"{text}; it is {number(ratio)} times as long."
-
-
-def _settings(meta: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple((key, str(value)) for key, value in meta.get("settings", {}).items())
 
 
 def _quantities(result: BarrierResult) -> list[Quantity]:

@@ -48,10 +48,14 @@ class Document:
         Raises:
             TypeError: a spectrum beside a result that takes none, or something else than a spectrum.
         """
-        if spectrum is None:
-            return section_of(self)
-        check_companion(self, spectrum)
-        return section_of(self, spectrum=spectrum)
+        if spectrum is not None:
+            check_companion(self, spectrum)
+        section = section_of(self) if spectrum is None else section_of(self, spectrum=spectrum)
+        if section.settings is not None:
+            return section
+        asked = self.meta.get("settings") or {}
+        settings = tuple((name, str(value)) for name, value in asked.items() if value is not None)
+        return dataclasses.replace(section, settings=settings)
 
     def part(self) -> Section:
         """The result where it is part of a larger page: its verdict holds what must be read first."""
@@ -82,7 +86,7 @@ class Document:
 
     def table(self, spectrum: Document | None = None) -> RenderableType:
         """What a terminal shows; a ``spectrum`` of the same checkpoints follows, what is read first of it leads."""
-        return led(self.lead, section_table(_with(self, spectrum)))
+        return led(self.lead, section_table(self.section(spectrum)))
 
     def summary(self) -> str:
         """The table a person wants, as text."""
@@ -116,7 +120,7 @@ class Document:
 
     def to_dict(self, spectrum: Document | None = None) -> dict[str, Any]:
         """Everything as JSON data, NaN and inf as ``None``; that of a ``spectrum`` beside it under its name."""
-        content, section = self.data(), _with(self, spectrum)
+        content, section = self.data(), self.section(spectrum)
         if section.leads is not None:
             rows = [dict(row) for row in section.leads.rows]
             content["leads"] = rows if "points" in content else rows[0]
@@ -190,7 +194,3 @@ def check_companion(result: Document, spectrum: object) -> None:
             if not result.companions
             else f"spectrum must be one to show beside a {type(result).__name__}, got a {type(spectrum).__name__}"
         )
-
-
-def _with(result: Document, spectrum: Document | None) -> Section:
-    return result.section() if spectrum is None else result.section(spectrum)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastscape._checks import counted
 from fastscape.estimators.positive import shown_ends
-from fastscape.reports.axes import BLUE, GREY, ORANGE, nothing, single
+from fastscape.reports.axes import BLUE, GREY, ORANGE, nothing, single, titled
 from fastscape.reports.dynamics import TemperatureResult
 from fastscape.reports.numbers import interval, number
 from fastscape.reports.sections import Figure, Quantity, Section, section_of
@@ -47,7 +47,6 @@ def temperature_section(result: TemperatureResult) -> Section:
             noise,
         ),
         flags=(*told(result.meta, result.notes), *_raised(result)),
-        settings=tuple((key, str(value)) for key, value in result.meta.get("settings", {}).items()),
         cover=noise,
     )
 
@@ -139,10 +138,8 @@ def histogram(result: TemperatureResult, ax: Axes | None = None) -> Axes:
         ax.axvline(result.gradient_norm, color=ORANGE, lw=1.4, label="norm of the mean gradient")
     if wide:
         ax.set_xscale("log")
-    ax.set(xlabel=r"$\|g_i\|$", ylabel=f"{unit}s")
     ax.legend(fontsize=7)
-    ax.set_title(title, fontsize=10)
-    return ax
+    return titled(ax, title, r"$\|g_i\|$", f"{unit}s")
 
 
 def noise_bars(result: TemperatureResult, ax: Axes | None = None) -> Axes:
@@ -169,5 +166,4 @@ def noise_bars(result: TemperatureResult, ax: Axes | None = None) -> Axes:
             ax.plot([max(lower, floor), upper], [place, place], color="k", lw=1.4)
     ax.set(xscale="log", xlim=(floor, 4 * max(positive)), xlabel="squared gradient")
     ax.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=8)
-    ax.set_title(title, fontsize=10)
-    return ax
+    return titled(ax, title)

@@ -64,7 +64,7 @@ def write_html(result: Document, path: str | Path, *, spectrum: Document | None 
 
 def _page(result: Document, spectrum: Document | None) -> dict[str, Any]:
     """The template's variables; a compound result has a section for itself and one for each child."""
-    whole = result.section() if spectrum is None else result.section(spectrum)
+    whole = result.section(spectrum)
     title = "Overview" if whole.children else whole.title
     return {
         "title": whole.title,

@@ -24,7 +24,6 @@ def probes_section(result: ProbeResult) -> Section:
         f"{counted(len(result.results), 'probe')} of {len(rows)} gave a result in {ended}.",
         tuple(rows),
         flags=told(result.meta, result.notes),
-        settings=tuple((key, str(value)) for key, value in result.meta.get("settings", {}).items()),
         children=children,
         cover=next((section.cover or section.figures[0] for section in children if section.cover or section.figures), _NOTHING),
     )

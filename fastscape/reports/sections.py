@@ -76,7 +76,7 @@ class Section:
         verdict: what was found, in one sentence.
         quantities, figures, grids: see their classes.
         flags: what to beware of, in words.
-        settings: label and value of what the run was asked for.
+        settings: label and value of what the run was asked for; a result's own are those of its ``meta`` where it names none.
         children: sections of the parts of a compound result.
         folded: whether a page shows it closed where it stands inside another; terminals leave it out.
         leads: what is read first, a row per checkpoint; heads a page on which no other grid does.
@@ -91,7 +91,7 @@ class Section:
     figures: tuple[Figure, ...] = ()
     grids: tuple[Grid, ...] = ()
     flags: tuple[str, ...] = ()
-    settings: tuple[tuple[str, str], ...] = ()
+    settings: tuple[tuple[str, str], ...] | None = None
     children: tuple[Section, ...] = ()
     folded: bool = False
     leads: Grid | None = None

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastscape._checks import counted
 from fastscape.estimators.positive import shown_ends
-from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single, titled
 from fastscape.reports.numbers import interval, number
 from fastscape.reports.sections import Figure, Quantity, Section, section_of
 from fastscape.reports.sharpness import SharpnessResult
@@ -52,7 +52,6 @@ def sharpness_section(result: SharpnessResult) -> Section:
             ),
         ),
         flags=(*told(result.meta, result.notes), *_raised(result)),
-        settings=tuple((key, str(value)) for key, value in result.meta.get("settings", {}).items()),
     )
 
 
@@ -145,8 +144,7 @@ def bars(result: SharpnessResult, ax: Axes | None = None) -> Axes:
         ax.plot([result.quadratic_bound] * 2, [1.7, 2.3], color=RED, lw=1.2)
     ax.set(xscale="log", xlim=(floor, 6 * top), xlabel="L(w + step) - L(w)")
     ax.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize=8)
-    ax.set_title(title, fontsize=10)
-    return ax
+    return titled(ax, title)
 
 
 def ascents(result: SharpnessResult, ax: Axes | None = None) -> Axes:
@@ -164,7 +162,5 @@ def ascents(result: SharpnessResult, ax: Axes | None = None) -> Axes:
     if math.isfinite(result.noise):
         ax.axhspan(-result.noise, result.noise, color=GREY, alpha=0.25, lw=0)
     ax.locator_params(axis="x", integer=True)
-    ax.set(xlabel="gradient step", ylabel="L(w + step) - L(w)")
     ax.legend(fontsize=7)
-    ax.set_title(title, fontsize=10)
-    return ax
+    return titled(ax, title, "gradient step", "L(w + step) - L(w)")

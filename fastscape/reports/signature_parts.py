@@ -122,7 +122,6 @@ QUANTITIES: dict[str, Quantity] = {
 _FIRST = ("lambda_max", "stability_ratio", "h_mean", "h_std", "c2", "m_tau")  # what is read first
 QUANTITIES = {name: QUANTITIES[name] for name in (*_FIRST, *(name for name in QUANTITIES if name not in _FIRST))}
 
-SOURCES = tuple(dict.fromkeys(quantity.source for quantity in QUANTITIES.values()))
 Fields = dict[str, Estimate | None]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastscape.estimators.rules import Verdict
-from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single, titled
 from fastscape.reports.numbers import number
 from fastscape.reports.sections import Figure, Grid, Quantity, Section, section_of
 from fastscape.reports.signature import Signature
@@ -75,8 +75,7 @@ def margins(verdicts: Sequence[Verdict], ax: Axes | None = None) -> Axes:
     ax.set(xscale="log", xlabel="value / threshold", ylim=(len(shown) - 0.5, -0.5))
     labels = [f"{check.label} {check.operator} {number(check.threshold)}" for check in shown]
     ax.set_yticks(range(len(shown)), labels, fontsize=7)
-    ax.set_title(title, fontsize=10)
-    return ax
+    return titled(ax, title)
 
 
 def _verdict(signature: Signature, verdicts: Sequence[Verdict]) -> str:

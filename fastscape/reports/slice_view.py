@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -44,7 +43,6 @@ def lines_section(result: SliceResult) -> Section:
         tuple(rows),
         (Figure("Losses along lines", partial(slice_figures.lines, result), words),),
         flags=(*told(result.meta, result.notes), *_flags(result.losses, result.resolved, result.detrended.value)),
-        settings=_settings(result.meta),
         brief=_verdict_1d(result),
     )
 
@@ -79,7 +77,6 @@ def plane_section(result: PlaneResult) -> Section:
         tuple(rows),
         figures,
         flags=(*told(result.meta, result.notes), *_flags(result.losses[result.evaluated], result.resolved, result.detrended)),
-        settings=_settings(result.meta),
         brief=_verdict_2d(result),
     )
 
@@ -122,7 +119,3 @@ def _flags(losses: Array, resolved: bool, detrended: float) -> list[str]:
     if not resolved and math.isfinite(detrended):
         found.append("the detrended roughness is within the rounding of the losses: use precision='float64' to resolve it")
     return found
-
-
-def _settings(meta: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, str(value)) for name, value in meta.get("settings", {}).items() if value is not None)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import spectra
 import torch
+from equality import same
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
@@ -57,19 +58,6 @@ def broken():
         model[1].weight.fill_(torch.nan)
     objective = fs.Objective(model, zoo.digits(samples=16), criterion=F.cross_entropy)
     return fs.multifractal(objective, fs.ProbeSettings(count=2), QUICK, name="<broken & co>")
-
-
-def same(a, b):
-    """Deep equality of dataclass trees, bit by bit, NaN equal to NaN."""
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b, equal_nan=a.dtype.kind == "f") and a.dtype == b.dtype
-    if dataclasses.is_dataclass(a):
-        return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b or (a != a and b != b)
 
 
 def test_files_round_trip_to_the_last_bit(result, trajectory, broken, tmp_path):
