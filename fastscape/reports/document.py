@@ -54,7 +54,7 @@ class Document:
         if section.settings is not None:
             return section
         asked = self.meta.get("settings") or {}
-        settings = tuple((name, str(value)) for name, value in asked.items() if value is not None)
+        settings = tuple((name, "not set" if value is None else str(value)) for name, value in asked.items())
         return dataclasses.replace(section, settings=settings)
 
     def part(self) -> Section:

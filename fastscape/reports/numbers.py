@@ -64,6 +64,17 @@ def cell(estimate: Estimate | None) -> str:
     return "n/a" if math.isnan(estimate.value) else f"{number(estimate.value)} [n/a]"
 
 
+def with_error(value: float, error: float) -> str:
+    """``value ± error``, both rounded to two digits of the error."""
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return f"{number(value, 6)} ± {number(error, 2)}"
+    decimals = 1 - math.floor(math.log10(error))
+    if decimals > 8 or 0 < abs(value) < 1e-3:
+        digits = min(max(2, decimals + math.floor(math.log10(abs(value) or error))), 8)
+        return f"{value:.{digits}e} ± {error:.1e}"
+    return f"{value:.{max(decimals, 0)}f} ± {error:.{max(decimals, 0)}f}"
+
+
 def p_text(p: float) -> str:
     """A p-value for people."""
     return "n/a" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"

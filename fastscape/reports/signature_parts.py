@@ -13,8 +13,7 @@ from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.positive import BY_MODEL
 from fastscape.estimators.roughness import Trend
 from fastscape.estimators.spectra import Stability
-from fastscape.reports.numbers import interval, number
-from fastscape.reports.spectrum_tables import with_error
+from fastscape.reports.numbers import interval, number, with_error
 
 LOSS, CURVATURE = "loss", "loss / parameter^2"
 

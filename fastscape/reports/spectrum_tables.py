@@ -15,7 +15,7 @@ from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.positive import scaled
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Stability
-from fastscape.reports.numbers import cell, interval, listed, number
+from fastscape.reports.numbers import cell, interval, listed, number, with_error
 from fastscape.runs.provenance import told
 
 if TYPE_CHECKING:
@@ -31,17 +31,6 @@ DEFINITIONS: dict[str, str] = {
 WORDS = {"hessian": "Hessian", "ggn": "GGN"}
 _SHOWN = 5  # eigenvalues of an end, and layers, that a table lists
 FIRST_TO_GO = ("accuracy", "products", "eta lambda", "negative", "lambda_min", "loss")
-
-
-def with_error(value: float, error: float) -> str:
-    """``value ± error``, both rounded to two digits of the error."""
-    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
-        return f"{number(value, 6)} ± {number(error, 2)}"
-    decimals = 1 - math.floor(math.log10(error))
-    if decimals > 8 or 0 < abs(value) < 1e-3:
-        digits = min(max(2, decimals + math.floor(math.log10(abs(value) or error))), 8)
-        return f"{value:.{digits}e} ± {error:.1e}"
-    return f"{value:.{max(decimals, 0)}f} ± {error:.{max(decimals, 0)}f}"
 
 
 def settled(values: Array, converged: NDArray[np.bool_]) -> str:

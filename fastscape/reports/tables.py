@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
@@ -20,20 +20,8 @@ _PLACE = "\0"
 _NAMED = 2  # checkpoints that a flag names; of more it says how many they are
 
 
-class Flagged(Protocol):
-    """A checkpoint with flags."""
-
-    @property
-    def name(self) -> str:
-        """Name of the checkpoint."""
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Flags in words."""
-
-
-def shared_flags(points: Sequence[Flagged]) -> list[str]:
-    """Every flag once, with the checkpoints that raise it; see :func:`merged`."""
+def shared_flags(points: Sequence[Any]) -> list[str]:
+    """Every flag of results once, with the checkpoints that raise it; see :func:`merged`."""
     return merged([(point.name, flag) for point in points for flag in point.flags], len(points))
 
 

@@ -145,7 +145,7 @@ def test_a_gap_within_its_bound_is_unresolved(result):
 def test_the_table_shows_every_value_with_its_error(result):
     text = result.summary()
     for value, residual in zip(result.eigenvalues, result.residuals, strict=True):
-        assert spectrum_tables.with_error(value, residual) in text
+        assert numbers.with_error(value, residual) in text
     for estimate in (result.trace, result.trace_square, result.effective_rank, result.mean_curvature):
         assert numbers.interval(estimate) in text
     assert f"probe error {numbers.number(result.trace.stderr, 2)}" in text
@@ -162,12 +162,12 @@ def test_the_table_shows_every_value_with_its_error(result):
 
 
 def test_values_are_rounded_to_their_error():
-    assert spectrum_tables.with_error(70.63076, 7.1e-4) == "70.63076 ± 0.00071"
-    assert spectrum_tables.with_error(9.8375, 0.223) == "9.84 ± 0.22"
-    assert spectrum_tables.with_error(12345.6, 210.0) == "12346 ± 210"
-    assert spectrum_tables.with_error(1.234567e-7, 2e-10) == "1.2346e-07 ± 2.0e-10"
-    assert spectrum_tables.with_error(3.5, 0.0) == "3.5 ± 0"
-    assert spectrum_tables.with_error(math.nan, math.nan) == "n/a ± n/a"
+    assert numbers.with_error(70.63076, 7.1e-4) == "70.63076 ± 0.00071"
+    assert numbers.with_error(9.8375, 0.223) == "9.84 ± 0.22"
+    assert numbers.with_error(12345.6, 210.0) == "12346 ± 210"
+    assert numbers.with_error(1.234567e-7, 2e-10) == "1.2346e-07 ± 2.0e-10"
+    assert numbers.with_error(3.5, 0.0) == "3.5 ± 0"
+    assert numbers.with_error(math.nan, math.nan) == "n/a ± n/a"
 
 
 def test_what_dominates_the_error_of_the_trace_is_flagged(result):
