@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
-from fastscape.reports import spectrum_tables, tables
+from fastscape.reports import tables
 from fastscape.zoo.data import Batches
 
 RESULTS = Path(__file__).parent / "results" / "repeated_eigenvalues.json"
@@ -82,7 +82,7 @@ def measured(model: nn.Module, data: Batches, optimizer: Path | None = None) -> 
         {"value": value, "residual": residual}
         for value, residual in zip(found.eigenvalues.tolist(), found.residuals.tolist(), strict=True)
     ]
-    printed = tables.as_text(spectrum_tables.spectrum_table(found), WIDTH)
+    printed = tables.as_text(found.table(), WIDTH)
     return {
         "size": objective.size,
         "power": power,

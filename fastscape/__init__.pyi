@@ -52,11 +52,12 @@ from fastscape.reports.connectivity import (
 from fastscape.reports.doctor import Diagnosis as Diagnosis
 from fastscape.reports.dynamics import TemperatureResult as TemperatureResult
 from fastscape.reports.probe import ProbeResult as ProbeResult
-from fastscape.reports.result import load as load, MultifractalResult as MultifractalResult, TrajectoryResult as TrajectoryResult
+from fastscape.reports.result import MultifractalResult as MultifractalResult, TrajectoryResult as TrajectoryResult
 from fastscape.reports.sharpness import SharpnessResult as SharpnessResult
 from fastscape.reports.signature import Signature as Signature
 from fastscape.reports.slices import PlaneResult as PlaneResult, SliceResult as SliceResult
 from fastscape.reports.spectrum import SpectrumResult as SpectrumResult, SpectrumTrajectory as SpectrumTrajectory
+from fastscape.reports.storage import load as load
 from fastscape.reports.tracking import DifficultyResult as DifficultyResult, TrackResult as TrackResult
 from fastscape.runs.schedule import fractions as fractions, log_spaced as log_spaced, Schedule as Schedule
 from fastscape.runs.settings import preset as preset, ProbeSettings as ProbeSettings

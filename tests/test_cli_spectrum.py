@@ -13,7 +13,7 @@ import fastscape as fs
 from fastscape import zoo
 from fastscape.cli import main
 from fastscape.cli.budgets import run_budget
-from fastscape.reports import leads
+from fastscape.reports import leads, spectrum_tables
 from fastscape.runs.budget import Budget, parse_seconds
 
 MODEL = "zoo:mlp?hidden=(4,)"
@@ -324,7 +324,7 @@ def test_sharpness_and_stability_lead_the_table_and_the_json_of_a_probe_with_its
     arguments = ("probe", MODEL, *DIGITS, *FAST, "--checkpoint", run, "--spectrum", "--budget", "60s")
     document = json.loads(fastscape(*arguments, "--json").stdout)
     # the first steps of Adam, which is all that this run has, have no stability ratio
-    assert list(document["leads"][0])[:4] == ["checkpoint", leads.SHARPNESS, leads.EXPONENT, leads.SPREAD]
+    assert list(document["leads"][0])[:4] == ["checkpoint", spectrum_tables.SHARPNESS, leads.EXPONENT, leads.SPREAD]
     assert all(point["stability"] is None or point["stability"]["ratio"] is None for point in document["spectrum"]["points"])
     assert [row["checkpoint"] for row in document["leads"]] == [point["name"] for point in document["points"]]
     header = fastscape(*arguments).stdout.split("checkpoint", 1)[1]

@@ -21,8 +21,8 @@ from fastscape._interrupts import EXIT_INTERRUPTED, Interrupts
 from fastscape.cli.budgets import start_up
 
 if TYPE_CHECKING:
+    from fastscape.reports.document import Document
     from fastscape.reports.live import LiveProgress
-    from fastscape.reports.result import AnyResult
 
 EXIT_TARGET, EXIT_MODEL = 3, 4
 
@@ -54,7 +54,7 @@ class Outcome:
         unmet: the target that was not reached and why, in words; empty where all were.
     """
 
-    results: dict[str, AnyResult]
+    results: dict[str, Document]
     unmet: str = ""
 
     @property
@@ -106,28 +106,17 @@ def finish(outcome: Outcome, out: Path | None, interrupts: Interrupts, *, as_jso
         sys.exit(EXIT_TARGET)
 
 
-def show(result: AnyResult, spectrum: AnyResult | None = None, *, as_json: bool) -> None:
+def show(result: Document, spectrum: Document | None = None, *, as_json: bool) -> None:
     """Print a result, and the spectra beside it, as tables or as one JSON document."""
     from rich.console import Console
 
-    from fastscape.reports import leads
-
-    shown = [result] if spectrum is None else [result, spectrum]
     if as_json:
-        document = result.to_dict()
-        if spectrum is not None:
-            rows = leads.lead_rows(result, spectrum)  # type: ignore[arg-type]
-            document |= {"leads": rows if "points" in document else rows[0], "spectrum": spectrum.to_dict()}
-        click.echo(json.dumps(document, indent=1, allow_nan=False))
+        click.echo(json.dumps(result.to_dict(spectrum), indent=1, allow_nan=False))
         return
     console = Console()
     if not console.is_terminal:
         console.width = 150  # a pipe or a file has no width of its own
-    for index, each in enumerate(shown):
-        if index:
-            console.print()
-        leading = index == 0 and isinstance(each, (fs.MultifractalResult, fs.TrajectoryResult)) and spectrum is not None
-        console.print(each.table(spectrum) if leading else each.table())  # type: ignore[call-arg,arg-type]
+    console.print(result.table(spectrum))
 
 
 def _write(outcome: Outcome, out: Path) -> int:
@@ -164,16 +153,15 @@ def _write_page(outcome: Outcome, out: Path, interrupts: Interrupts) -> int:
     return 0
 
 
-def write_page(page: Path, result: AnyResult, spectrum: AnyResult | None = None) -> None:
+def write_page(page: Path, result: Document, spectrum: Document | None = None) -> None:
     """The page of a result with the spectra beside it.
 
     Raises:
         ValueError: what should be a spectrum is none, or stands beside a spectrum.
     """
-    from fastscape.reports.document import Document
-    from fastscape.reports.html import Spectrum, write_html
+    from fastscape.reports.html import write_html
 
-    if spectrum is not None and not (isinstance(spectrum, Spectrum) and not isinstance(result, Spectrum | Document)):
+    if spectrum is not None and spectrum.kind not in result.companions:
         raise ValueError(
             f"--spectrum must be a spectrum to show beside a multifractal result, got a {type(spectrum).__name__} "
             f"beside a {type(result).__name__}"
@@ -191,24 +179,20 @@ def check_out(out: Path | None) -> None:
             raise ValueError(f"--out needs {extra} for the page: pip install 'fastscape-probes[report]'")
 
 
-def rescue(*results: AnyResult) -> None:
+def rescue(*results: Document) -> None:
     """Save results that have no place of their own."""
     for result in results:
-        _rescue(result)
-
-
-def _rescue(result: AnyResult) -> None:
-    """Save a result that has no place of its own."""
-    for folder in (Path(tempfile.gettempdir()), Path.cwd(), Path.home()):
-        try:
-            handle, name = tempfile.mkstemp(prefix="fastscape-", suffix=".npz", dir=folder)
-            os.close(handle)
-            click.echo(f"the result is saved in {result.save(name)}", err=True)
-        except OSError:
-            continue
-        return
-    click.echo("the result could not be saved anywhere; it follows as JSON", err=True)
-    click.echo(result.to_json())
+        for folder in (Path(tempfile.gettempdir()), Path.cwd(), Path.home()):
+            try:
+                handle, name = tempfile.mkstemp(prefix="fastscape-", suffix=".npz", dir=folder)
+                os.close(handle)
+                click.echo(f"the result is saved in {result.save(name)}", err=True)
+            except OSError:
+                continue
+            break
+        else:
+            click.echo("the result could not be saved anywhere; it follows as JSON", err=True)
+            click.echo(result.to_json())
 
 
 def check_writable(folder: Path) -> None:

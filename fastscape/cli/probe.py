@@ -16,8 +16,8 @@ from fastscape.cli.output import Outcome, check_out, live_progress, rescue, run
 from fastscape.cli.spectrum import OPTIMIZER, measure, optimizer_options
 
 if TYPE_CHECKING:
+    from fastscape.reports.document import Document
     from fastscape.reports.live import LiveProgress
-    from fastscape.reports.result import AnyResult
     from fastscape.runs.budget import Budget
 
 SHARE = 0.4  # of the budget for spectra; what they leave is for directions
@@ -88,7 +88,7 @@ def _probe(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outco
     check_out(options["out"])
     objective = build_objective(model, options)
     earlier = fs.load(options["extend"]) if options["extend"] is not None else None
-    results: dict[str, AnyResult] = {}
+    results: dict[str, Document] = {}
     with live_progress(quiet=options["quiet"]) as live:
         if with_spectrum:
             found = _spectrum(objective, files, model, budget, options, live)
@@ -129,7 +129,7 @@ def _multifractal(
     model: str,
     budget: Budget,
     settings: tuple[fs.ProbeSettings, fs.AnalysisSettings],
-    earlier: AnyResult | None,
+    earlier: Document | None,
     options: dict[str, Any],
     live: LiveProgress,
 ) -> fs.MultifractalResult | fs.TrajectoryResult:
@@ -146,7 +146,7 @@ def _multifractal(
     return fs.multifractal(objective, *settings, extend=earlier, name=model, **common)
 
 
-def _unmet(result: AnyResult | None) -> str:
+def _unmet(result: Document | None) -> str:
     if result is None or result.meta["target"] is None or result.meta["stop_reason"] == "target met":
         return ""
     return f"the target {result.meta['target']:g} was not reached ({result.meta['stop_reason']})"

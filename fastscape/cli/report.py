@@ -12,7 +12,7 @@ from fastscape.cli.inputs import analysis_options
 from fastscape.cli.output import check_writable, exit_codes, show, write_page
 
 if TYPE_CHECKING:
-    from fastscape.reports.result import AnyResult
+    from fastscape.reports.document import Document
 
 
 @click.command()
@@ -33,7 +33,7 @@ def report(result: Path, spectrum: Path | None, out: Path | None, **options: Any
         show(loaded, beside, as_json=options["as_json"])
 
 
-def _analysed(loaded: AnyResult, options: dict[str, Any]) -> AnyResult:
+def _analysed(loaded: Document, options: dict[str, Any]) -> Document:
     """The result under the options for its analysis.
 
     Raises:

@@ -107,7 +107,7 @@ def measure(
     objective: fs.Objective, files: Sequence[Path], name: str, budget: Budget, options: dict[str, Any], live: LiveProgress
 ) -> Result:
     """The spectrum of the model itself, or of checkpoint files, under the options of the command."""
-    from fastscape.reports.tables import number
+    from fastscape.reports.numbers import number
 
     settings: dict[str, Any] = {
         key: options[key] for key in ("k", "operator", "nodes", "block", "memory", "path", "seed") if options.get(key) is not None

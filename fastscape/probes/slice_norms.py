@@ -14,7 +14,7 @@ from fastscape.estimators.scaling import Array
 from fastscape.evaluation.batch_statistics import BatchNorm, checked_mode, recalibrate, statistics
 from fastscape.evaluation.surface import Surface
 from fastscape.objective import Objective
-from fastscape.reports.tables import number
+from fastscape.reports.numbers import number
 from fastscape.runs.budget import Budget
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY, RED = "#2f6fab", "#d9822b", "#8a8f98", "#b5403a"
 _TITLE = 44  # characters of a title that fit above a panel
 _MISSING = "plots need matplotlib: pip install 'fastscape-probes[plot]'"
-
-
-class Numbered(Protocol):
-    """A checkpoint, which may have a training step."""
-
-    @property
-    def step(self) -> int | None:
-        """Training step."""
 
 
 def single(ax: Axes | None) -> Axes:
@@ -46,10 +38,12 @@ def grid(rows: int, columns: int, size: tuple[float, float]) -> list[Axes]:
     return list(plt.subplots(rows, columns, figsize=size, layout="constrained")[1].flat)
 
 
-def titled(ax: Axes, title: str) -> None:
-    """A title that is not cut off at the panel's edges: long ones are broken into lines."""
+def titled(ax: Axes, title: str, xlabel: str | None = None, ylabel: str | None = None) -> Axes:
+    """The axes with labels, and a title that is not cut off at the panel's edges: long ones are broken into lines."""
+    ax.set(xlabel=ax.get_xlabel() if xlabel is None else xlabel, ylabel=ax.get_ylabel() if ylabel is None else ylabel)
     size = 10 if len(title) <= _TITLE else 8
     ax.set_title(textwrap.fill(title, _TITLE if size == 10 else _TITLE * 5 // 4), fontsize=size)
+    return ax
 
 
 def nothing(ax: Axes, title: str, reason: str) -> Axes:
@@ -62,7 +56,7 @@ def nothing(ax: Axes, title: str, reason: str) -> Axes:
     return ax
 
 
-def step_axis(points: Sequence[Numbered], steps: Array, ax: Axes) -> None:
+def step_axis(points: Sequence[Any], steps: Array, ax: Axes) -> None:
     """Training steps on the x axis, logarithmic beyond zero where they grow twentyfold."""
     if len(steps) > 1 and steps.max() > 20 * max(1.0, np.min(steps[steps > 0], initial=steps.max())):
         ax.set_xscale("symlog", linthresh=max(1.0, float(np.min(steps[steps > 0]))))

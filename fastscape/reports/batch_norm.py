@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastscape._statistics import Statistics
-from fastscape.reports.tables import number
+from fastscape.reports.numbers import number
 
 _PROBED = {
     "running": "the running statistics were probed",

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastscape.estimators.scaling import Array
 from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single, titled
-from fastscape.reports.tables import number
+from fastscape.reports.numbers import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ def loss_line(result: BarrierResult, ax: Axes | None = None) -> Axes:
                 color=RED,
                 fontsize=8,
             )
-    return _titled(ax, title, r"$\alpha$" if result.path == "line" else "t", "loss")
+    return titled(ax, title, r"$\alpha$" if result.path == "line" else "t", "loss")
 
 
 def accuracy_line(result: BarrierResult, ax: Axes | None = None) -> Axes:
@@ -74,7 +74,7 @@ def accuracy_line(result: BarrierResult, ax: Axes | None = None) -> Axes:
     ax.plot(result.alphas, _chord(result, result.accuracy), "--", color=GREY, lw=1.1)
     low = float(np.nanmin(result.accuracy))
     ax.set_ylim(max(0.0, low - 0.25 * (1 - low) - 0.02), 1.0 + 0.03 * (1.1 - low))
-    return _titled(ax, title, r"$\alpha$" if result.path == "line" else "t", "accuracy")
+    return titled(ax, title, r"$\alpha$" if result.path == "line" else "t", "accuracy")
 
 
 def heat_map(result: BarrierMatrix, values: Array, label: str, ax: Axes | None = None) -> Axes:
@@ -121,7 +121,7 @@ def all_lines(result: BarrierMatrix, ax: Axes | None = None) -> Axes:
         above = (pair.losses - _chord(pair, pair.losses))[known]
         ax.plot(pair.alphas[known], above, color=BLUE, lw=1.1, alpha=max(0.25, 1 / len(usable) ** 0.5))
     ax.axhline(0, color=GREY, lw=0.8, ls="--")
-    return _titled(ax, "Loss above the chord of the ends", r"$\alpha$", "loss - chord")
+    return titled(ax, "Loss above the chord of the ends", r"$\alpha$", "loss - chord")
 
 
 def both_lines(result: CurveResult, ax: Axes | None = None) -> Axes:
@@ -136,7 +136,7 @@ def both_lines(result: CurveResult, ax: Axes | None = None) -> Axes:
     finite = np.concatenate([each.losses[np.isfinite(each.losses)] for each in (result.line, result.curve)])
     if finite.min() > 0 and finite.max() > _WIDE * finite.min():
         ax.set_yscale("log")
-    return _titled(ax, title, r"position along the path, $\alpha$ or t", "loss")
+    return titled(ax, title, r"position along the path, $\alpha$ or t", "loss")
 
 
 def training(result: CurveResult, ax: Axes | None = None) -> Axes:
@@ -149,10 +149,4 @@ def training(result: CurveResult, ax: Axes | None = None) -> Axes:
     width = min(_MEAN, len(losses))
     mean = np.convolve(losses, np.full(width, 1 / width), mode="valid")
     ax.plot(np.arange(width, len(losses) + 1), mean, color=BLUE, lw=1.4)
-    return _titled(ax, "Training of the bend", "step", "loss at a random t")
-
-
-def _titled(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    titled(ax, title)
-    return ax
+    return titled(ax, "Training of the bend", "step", "loss at a random t")

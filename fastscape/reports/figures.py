@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastscape.estimators.scaling import Array
-from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, grid, nothing, single, step_axis
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, grid, nothing, single, step_axis, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,9 +31,8 @@ def _shade(result: MultifractalResult, ax: Axes) -> None:
 
 
 def _log_scale_axis(ax: Axes, title: str, ylabel: str) -> Axes:
-    ax.set(xscale="log", xlabel=_EPS, ylabel=ylabel)
-    ax.set_title(title, fontsize=10)
-    return ax
+    ax.set_xscale("log")
+    return titled(ax, title, _EPS, ylabel)
 
 
 def _all_directions(result: MultifractalResult) -> Array | None:
@@ -136,9 +135,7 @@ def tau_curve(result: MultifractalResult, ax: Axes | None = None) -> Axes:
     ax.axhline(0, color=GREY, lw=0.6)
     ax.plot([0, 1], [0, 0], "s", color="k", ms=4, label=r"$\tau(0)=\tau(1)=0$")
     ax.legend(fontsize=7)
-    ax.set(xlabel="order q", ylabel=r"$\tau(q)$")
-    ax.set_title(title, fontsize=10)
-    return ax
+    return titled(ax, title, "order q", r"$\tau(q)$")
 
 
 def spectrum(result: MultifractalResult, ax: Axes | None = None) -> Axes:
@@ -155,9 +152,7 @@ def spectrum(result: MultifractalResult, ax: Axes | None = None) -> Axes:
         at = q == order
         ax.plot(alpha.value[at], f.value[at], marker, color="k", ms=6, mfc="none", label=f"q = {order:g}")
     ax.legend(fontsize=7)
-    ax.set(xlabel=r"$\alpha(q)$", ylabel=r"$f(q)$")
-    ax.set_title(title, fontsize=10)
-    return ax
+    return titled(ax, title, r"$\alpha(q)$", r"$f(q)$")
 
 
 def exponent_histogram(result: MultifractalResult, ax: Axes | None = None) -> Axes:
@@ -183,9 +178,7 @@ def exponent_histogram(result: MultifractalResult, ax: Axes | None = None) -> Ax
         ax.axvline(2, color=ORANGE, ls="--", lw=1.2, label="2 (quadratic)")
     ax.legend(fontsize=7)
     ax.ticklabel_format(axis="x", useOffset=False)
-    ax.set(xlabel="h  (|response| ~ ε^h)", ylabel="directions")
-    ax.set_title(title, fontsize=10)
-    return ax
+    return titled(ax, title, "h  (|response| ~ ε^h)", "directions")
 
 
 def slopes(result: MultifractalResult, ax: Axes | None = None) -> Axes:

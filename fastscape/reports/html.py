@@ -1,42 +1,41 @@
-"""One self-contained HTML page per result: verdict, figures, tables, cost, provenance."""
+"""One self-contained HTML page per result: verdict, a section for each part, provenance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastscape._checks import counted
-from fastscape.reports import figures, leads, tables
-from fastscape.reports.document import Document
-from fastscape.reports.document_html import document_page
-from fastscape.reports.result import AnyResult, MultifractalResult, TrajectoryResult
-from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
-from fastscape.reports.spectrum_html import PROVENANCE, setting_rows, spectrum_context, spectrum_points
-from fastscape.reports.spectrum_tables import WORDS
-from fastscape.reports.svg import captioned, svgs
+from fastscape.reports.document import Document, check_companion
+from fastscape.reports.sections import Figure, Section
+from fastscape.reports.svg import svg, svgs
 
-Spectrum = SpectrumResult | SpectrumTrajectory
-
-_READING = (2, 1, 0, 5, 3, 4)  # panels along training: exponents, c2, M_tau, tau, loss, norm
+_WIDTH = 4.6  # inches of a panel
 _PROVENANCE = (
     ("model", "model"),
+    ("parameters", "parameters"),
+    ("share not moved", "skipped_fraction"),
     ("weights (SHA-256)", "weight_fingerprint"),
     ("data (SHA-256)", "data_fingerprint"),
-    ("loss terms", "samples"),
+    ("samples", "samples"),
     ("batches", "batches"),
-    ("parameters probed", "parameters"),
-    ("share not moved", "skipped_fraction"),
+    ("batch norm", "batch_norm"),
+    ("device", "device"),
+    ("dtype", "dtype"),
     ("precision", "precision"),
     ("arithmetic", "arithmetic"),
-    ("device", "device"),
+    ("seed", "seed"),
+    ("evaluations", "evaluations"),
+    ("seconds", "seconds"),
+    ("stopped by", "stop_reason"),
+    ("threads", "threads"),
     ("versions", "versions"),
     ("created", "created"),
 )
 
 
-def write_html(result: AnyResult, path: str | Path, *, spectrum: Spectrum | None = None) -> Path:
+def write_html(result: Document, path: str | Path, *, spectrum: Document | None = None) -> Path:
     """Write the report page of a result and return its path (needs matplotlib and jinja2).
 
     Args:
@@ -46,178 +45,98 @@ def write_html(result: AnyResult, path: str | Path, *, spectrum: Spectrum | None
 
     Raises:
         ImportError: naming the extra to install.
-        TypeError: a spectrum beside a spectrum.
+        TypeError: a spectrum beside a result that takes none.
     """
     try:
         import matplotlib as mpl
         from jinja2 import Environment, PackageLoader, select_autoescape
     except ImportError as error:
         raise ImportError("reports need matplotlib and jinja2: pip install 'fastscape-probes[report]'") from error
-    if spectrum is not None and isinstance(result, Spectrum | Document):
-        raise TypeError(f"spectrum belongs beside a multifractal result, got a {type(result).__name__} to show with it")
+    if spectrum is not None:
+        check_companion(result, spectrum)
     environment = Environment(loader=PackageLoader("fastscape.reports"), autoescape=select_autoescape(["j2"]))
     with mpl.rc_context({"svg.hashsalt": "fastscape", "font.size": 9, "svg.fonttype": "none"}):
-        if isinstance(result, Document):
-            template, content = "document.html.j2", document_page(result)
-        elif isinstance(result, Spectrum):
-            template, content = "spectrum.html.j2", _spectrum_page(result)
-        else:
-            template, content = "report.html.j2", _multifractal_page(result, spectrum)
-            content["spectrum"] = spectrum_context(spectrum) if spectrum is not None else None
-            content["verdicts"] = [each.verdict() for each in (spectrum, result) if each is not None]
+        content = _page(result, spectrum)
     target = Path(path)
-    target.write_text(environment.get_template(template).render(content), encoding="utf-8")
+    target.write_text(environment.get_template("document.html.j2").render(content), encoding="utf-8")
     return target
 
 
-def _multifractal_page(result: MultifractalResult | TrajectoryResult, spectrum: Spectrum | None) -> dict[str, Any]:
-    points = result.points if isinstance(result, TrajectoryResult) else (result,)
-    along = result if isinstance(result, TrajectoryResult) and len(points) > 1 else None
+def _page(result: Document, spectrum: Document | None) -> dict[str, Any]:
+    """The template's variables; a compound result has a section for itself and one for each child."""
+    whole = result.section(spectrum)
+    title = "Overview" if whole.children else whole.title
     return {
-        "title": "Multifractal probe" + (" along training" if along else f": {points[0].name}"),
-        "trajectory": _along(along) if along else None,
-        "leads": leads.lead_rows(result, spectrum),
-        "definitions_of": _defined(result, spectrum),
-        "flags": tables.trajectory_flags(along) if along else [],
-        "series": _trajectory_rows(points),
-        "details": leads.DETAILS,
+        "title": whole.title,
+        "verdicts": [each.verdict() for each in (spectrum, result) if each is not None],
         "sections": [
-            {
-                "name": point.name,
-                "verdict": point.verdict(),
-                "rows": _rows(point),
-                "flags": point.flags,
-                "figures": _figures(point),
-            }
-            for point in points
+            _section(whole, "s0", title=title, children=()),
+            *(_section(child, f"s{index}") for index, child in enumerate(whole.children, 1)),
         ],
-        "settings": _settings(points[0]),
-        "cost": _cost(points),
-        "run": _run(result.meta),
-        "provenance": _provenance(points, _PROVENANCE),
+        "provenance": _provenance(result),
+        "footers": list(dict.fromkeys(_footers(whole))),
     }
 
 
-def _spectrum_page(result: Spectrum) -> dict[str, Any]:
-    points = spectrum_points(result)
-    context = spectrum_context(result)
-    known = [(label, key) for label, key in PROVENANCE if any(key in point.meta for point in points)]
+def _footers(section: Section) -> Iterator[str]:
+    if section.footer:
+        yield section.footer
+    for child in section.children:
+        yield from _footers(child)
+
+
+def _section(section: Section, anchor: str, **other: Any) -> dict[str, Any]:
+    title, children = other.get("title", section.title), other.get("children", section.children)
     return {
-        "title": f"Spectrum of the {WORDS[points[0].operator]}"
-        + (" along training" if len(points) > 1 else f": {points[0].name}"),
-        "verdict": context["verdict"],
-        "spectrum": context,
-        "settings": setting_rows(points[0]),
-        "cost": context["cost"],
-        "run": context["run"],
-        "provenance": _provenance(points, known),
+        "anchor": f"{anchor}-{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}",
+        "title": title,
+        "verdict": section.verdict,
+        "quantities": [(quantity.label, quantity.value, quantity.meaning) for quantity in section.quantities],
+        "figures": [panel for figure in section.figures for panel in _drawn(figure)],
+        "grids": section.grids or ([section.leads] if section.leads else []),
+        "flags": section.flags,
+        "settings": section.settings,
+        "open": not section.folded,
+        "children": [_section(child, f"{anchor}-{index}") for index, child in enumerate(children)],
     }
 
 
-def _figures(point: MultifractalResult) -> list[dict[str, str]]:
-    def draw_all(axes: Sequence[Any]) -> None:
-        for draw, ax in zip(figures.CHECKPOINT_FIGURES, axes, strict=True):
-            draw(point, ax)
+def _drawn(figure: Figure) -> list[dict[str, Any]]:
+    rows, columns = figure.panels
 
-    captions = [figures.CAPTIONS[draw.__name__] for draw in figures.CHECKPOINT_FIGURES]
-    return captioned(svgs(len(figures.CHECKPOINT_FIGURES), draw_all), captions)
+    def draw(axes: Sequence[Any]) -> None:
+        if len(axes) > 1:
+            figure.draw(axes)
+            return
+        figure.draw(axes[0])
+        if not axes[0].get_title():
+            axes[0].set_title(figure.title, fontsize=10)
 
-
-def _defined(result: MultifractalResult | TrajectoryResult, spectrum: Spectrum | None) -> dict[str, str]:
-    """What the columns of the leading table mean."""
-    shown = leads.lead_rows(result, spectrum)[0]
-    return {name: words for name, words in leads.DEFINITIONS.items() if name in shown}
-
-
-def _along(result: TrajectoryResult) -> list[dict[str, str]]:
-    """Panels in the order of reading: exponents and c2 before M_tau."""
-    panels = captioned(svgs(6, partial(figures.trajectory_panels, result), measured=True), figures.TRAJECTORY_CAPTIONS)
-    return [panels[index] for index in _READING]
-
-
-def _rows(point: MultifractalResult) -> list[tuple[str, str, str]]:
-    analysis = point.analysis
-    rows = [*tables.multifractal_rows(point), ("loss", tables.number(point.loss, 6), "on the probed data")]
-    if point.accuracy is not None:
-        rows.append(("accuracy", f"{point.accuracy:.2%}", "of the same data"))
-    rows += [
-        ("||w||", tables.number(point.measured.weight_norm, 5), "of the probed weights"),
-        ("scales", tables.scale_range(point), "analysed window; decades: log10 of its largest over its smallest radius"),
-    ]
-    if analysis.valid:
-        first, banks = analysis.pooled[0][0].scalars, analysis.bank_statistics["m_tau"]
-        over = f"{tables.number(banks.mean)} ± {tables.number(banks.std)}"
-        rows += [
-            ("M_tau of the mean tau of banks", tables.number(analysis.m_tau_of_mean_tau), "less biased by noise than their mean"),
-            ("M_tau over banks", over, f"mean and standard deviation of {counted(len(analysis.banks), 'bank')}"),
-            ("M_tau, q carried", tables.number(first["m_tau_valid"]), "on orders carried by at least 10 directions"),
-            ("negative responses", f"{first['neg_frac']:.0%}", "largest share over the window"),
-        ]
-    return rows
+    if rows * columns > 1 and figure.projection is None:  # side by side, or beneath each other where the page is narrow
+        panels = svgs(rows * columns, draw, width=_WIDTH, measured=figure.measured)
+        if figure.captions:
+            return [{"svg": panel, "definition": words} for panel, words in zip(panels, figure.captions, strict=True)]
+        return [{"panels": panels, "definition": figure.definition}]
+    text = svg(rows, columns, draw, width=_WIDTH, measured=figure.measured, projection=figure.projection)
+    return [{"svg": text, "definition": figure.definition, "wide": columns > 1, "columns": columns}]
 
 
-def _trajectory_rows(points: Sequence[MultifractalResult]) -> list[dict[str, str]]:
-    return [
-        {
-            "checkpoint": point.name,
-            "loss": tables.number(point.loss, 4),
-            "accuracy": "n/a" if point.accuracy is None else f"{point.accuracy:.1%}",
-            "||w||": tables.number(point.measured.weight_norm, 4),
-            "p (c2 = 0)": tables.p_text(tables.shown_p(point.analysis)),
-            "spread ratio": tables.cell(point.analysis.estimates.get("spread_ratio")),
-            "moved mass": tables.number(point.analysis.moved_mass, 2),
-            "window (decades)": tables.number(point.decades, 2),
-            "directions": str(point.directions),
-        }
-        for point in points
-    ]
-
-
-def _settings(point: MultifractalResult) -> list[tuple[str, str]]:
-    probe, analysis = point.probe, point.analysis.settings
-    radii = point.measured.radii
-    return [
-        ("radii", f"{len(radii)} from {radii[0]:.2e} to {radii[-1]:.2e} in units of ||d|| (scale: {probe.scale})"),
-        (
-            "directions",
-            f"{probe.distribution}, normalised per {probe.normalize}, {counted(probe.banks, 'bank')}, seed {probe.seed}",
-        ),
-        ("orders q", ", ".join(f"{order:g}" for order in analysis.q)),
-        ("response", f"{analysis.variant}, gamma = {analysis.gamma:g}"),
-        ("bootstrap, permutations", f"{analysis.bootstrap}, {analysis.permutations}"),
-    ]
-
-
-def _cost(points: Sequence[MultifractalResult]) -> list[dict[str, str]]:
-    return [
-        {
-            "checkpoint": point.name,
-            "directions": str(point.directions),
-            "loss evaluations": f"{point.meta['evaluations']:,}",
-            "seconds evaluating": tables.number(point.meta["seconds"]),
-            "path": point.meta["path"]["name"],
-            "why": point.meta["path"]["reason"],
-        }
-        for point in points
-    ]
-
-
-def _run(meta: dict[str, Any]) -> list[tuple[str, str]]:
-    budget = meta.get("budget")
-    return [
-        ("stopped by", str(meta["stop_reason"])),
-        ("wall time", f"{meta['run_seconds']:.1f} s" + (f" of a budget of {budget:g} s" if budget else "")),
-    ]
-
-
-def _provenance(points: Sequence[MultifractalResult | SpectrumResult], shown: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def _provenance(result: Document) -> list[tuple[str, str]]:
+    """What was probed, how and when; the weights of every checkpoint, the rest of the run or of the first."""
+    points = result.probed
+    known = {**points[0][1], **result.meta} if points else result.meta
     rows = []
-    for label, key in shown:
-        values = [point.meta.get(key) for point in points]
+    for label, key in _PROVENANCE:
         if key == "weight_fingerprint" and len(points) > 1:
-            rows += [(f"weights of {p.name} (SHA-256)", str(value)) for p, value in zip(points, values, strict=True)]
-        elif isinstance(values[0], dict):
-            rows.append((label, ", ".join(f"{name} {version}" for name, version in values[0].items())))
-        else:
-            rows.append((label, "n/a" if values[0] is None else str(values[0])))
+            rows += [(f"weights of {name} (SHA-256)", _text(meta[key])) for name, meta in points if meta.get(key) is not None]
+        elif known.get(key) is not None:
+            rows.append((label, _text(known[key])))
     return rows
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

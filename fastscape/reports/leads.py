@@ -1,25 +1,19 @@
-"""What is read first of a checkpoint: how sharp, whether a smooth bowl, and whether the spread over directions has a scale."""
+"""What is read first of a multifractal result: whether a smooth bowl, and whether the spread over directions has a scale."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastscape.estimators import Analysis, Estimate
 from fastscape.estimators.changes import apart, excludes_none, paired, shares, usable
 from fastscape.estimators.scaling import Array
-from fastscape.reports.numbers import SIGNIFICANT, cell, interval, listed, number, shown_p
+from fastscape.reports.numbers import SIGNIFICANT, cell, interval, listed, number
+from fastscape.reports.result import MultifractalResult
 
-if TYPE_CHECKING:
-    from fastscape.estimators.spectra import Stability
-    from fastscape.reports.result import MultifractalResult, TrajectoryResult
-    from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
-
-SHARPNESS, STABILITY = "lambda_max", "stability (1 = edge)"
 EXPONENT, SPREAD = "mean h (2 = smooth bowl)", "std h"
 DETAILS: dict[str, str] = {
     "p (c2 = 0)": (
@@ -34,8 +28,6 @@ SAME, FEW = "does not change with scale", "too few directions"
 C2, CHANGE, M_TAU = "c2 [95 %]", "spread over directions", "M_tau [95 %] (orders q)"
 
 DEFINITIONS: dict[str, str] = {
-    SHARPNESS: "largest eigenvalue of the Hessian; ~ where it has not converged",
-    STABILITY: "sharpness as the optimizer sees it over the one at which its step stops contracting; 1 is the edge of stability",
     EXPONENT: (
         "mean over directions d of the exponent h in |L(w + e d) - 2 L(w) + L(w - e d)| ~ e^h, the slope of ln r against ln e, "
         "where r is that response and e the radius; a smooth bowl has 2"
@@ -51,6 +43,11 @@ DEFINITIONS: dict[str, str] = {
         "determine, as Török & Bartha define it; tau(q) is the slope of ln sum_i p_i^q against ln e, p_i = r_i / sum r"
     ),
 }
+
+
+def shown_p(analysis: Analysis) -> float:
+    """P of c2; none where the measure hardly moves, which no p makes more of."""
+    return math.nan if analysis.scaling == "common" else analysis.p_value
 
 
 def change_word(analysis: Analysis) -> str:
@@ -83,49 +80,19 @@ def m_tau_text(analysis: Analysis, *, brief: bool = False) -> str:
     return f"{cell(found) if brief else interval(found)} on q {grid}"
 
 
-def stability_text(stability: Stability | None) -> str:
-    """The ratio, a lower bound of it, or nothing; :attr:`Stability.reason` says why."""
-    if stability is None:
-        return "n/a"
-    if math.isfinite(stability.at_least):
-        return f">= {number(stability.at_least)}"
-    return number(stability.ratio)
-
-
-def spectrum_leads(point: SpectrumResult | None) -> dict[str, str]:
-    """Sharpness and stability, by name."""
-    if point is None:
-        return {}
-    mark = "" if not len(point.converged) or point.converged[0] else "~"
-    return {SHARPNESS: f"{mark}{number(point.lambda_max, 4)}", STABILITY: stability_text(point.stability)}
-
-
-def multifractal_leads(point: MultifractalResult) -> dict[str, str]:
-    """Exponents and the change of their spread, by name."""
-    analysis, estimates = point.analysis, point.analysis.estimates
-    return {
-        EXPONENT: cell(estimates.get("h_mean")),
-        SPREAD: cell(estimates.get("h_std")),
-        C2: cell(estimates.get("c2")),
-        CHANGE: change_word(analysis),
-        M_TAU: m_tau_text(analysis, brief=True),
-    }
-
-
-def lead_rows(
-    result: MultifractalResult | TrajectoryResult, spectrum: SpectrumResult | SpectrumTrajectory | None = None
-) -> list[dict[str, str]]:
-    """A row per checkpoint of what is read first; columns that no checkpoint has are left out."""
-    spectra = {point.name: point for point in _points(spectrum)}
-    rows = [
-        {"checkpoint": point.name} | spectrum_leads(spectra.get(point.name)) | multifractal_leads(point)
-        for point in _points(result)
-    ]
-    names = list(dict.fromkeys(name for name in ("checkpoint", *DEFINITIONS) for row in rows if name in row))
-    whole = [{name: row.get(name, "n/a") for name in names} for row in rows]
-    return [
-        {name: row[name] for name in names if name != STABILITY or any(each[name] != "n/a" for each in whole)} for row in whole
-    ]
+def lead_rows(points: Sequence[MultifractalResult]) -> tuple[dict[str, str], ...]:
+    """A row per checkpoint of what is read first: exponents, the change of their spread, and M_tau."""
+    return tuple(
+        {
+            "checkpoint": point.name,
+            EXPONENT: cell(point.analysis.estimates.get("h_mean")),
+            SPREAD: cell(point.analysis.estimates.get("h_std")),
+            C2: cell(point.analysis.estimates.get("c2")),
+            CHANGE: change_word(point.analysis),
+            M_TAU: m_tau_text(point.analysis, brief=True),
+        }
+        for point in points
+    )
 
 
 def reasons(points: Sequence[MultifractalResult]) -> list[tuple[str, str]]:
@@ -143,11 +110,6 @@ def reasons(points: Sequence[MultifractalResult]) -> list[tuple[str, str]]:
                 found.append((point.name, f"no interval of {label}: {estimate.withheld}"))
             break
     return found
-
-
-def _points(result: Any) -> tuple[Any, ...]:
-    """The checkpoints of a result of one or of several."""
-    return () if result is None else tuple(getattr(result, "points", (result,)))
 
 
 # ---------------------------------------------------------------------- what changed

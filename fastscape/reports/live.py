@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fastscape._checks import counted
 from fastscape.estimators import Estimate
-from fastscape.reports.tables import interval
+from fastscape.reports.numbers import interval
 
 
 class LiveProgress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fastscape.estimators import Analysis, Estimate
+from fastscape.estimators import Estimate
 from fastscape.estimators.positive import BY_MODEL
 
 SIGNIFICANT = 0.05
@@ -64,6 +64,17 @@ def cell(estimate: Estimate | None) -> str:
     return "n/a" if math.isnan(estimate.value) else f"{number(estimate.value)} [n/a]"
 
 
+def with_error(value: float, error: float) -> str:
+    """``value ± error``, both rounded to two digits of the error."""
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return f"{number(value, 6)} ± {number(error, 2)}"
+    decimals = 1 - math.floor(math.log10(error))
+    if decimals > 8 or 0 < abs(value) < 1e-3:
+        digits = min(max(2, decimals + math.floor(math.log10(abs(value) or error))), 8)
+        return f"{value:.{digits}e} ± {error:.1e}"
+    return f"{value:.{max(decimals, 0)}f} ± {error:.{max(decimals, 0)}f}"
+
+
 def p_text(p: float) -> str:
     """A p-value for people."""
     return "n/a" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
@@ -75,11 +86,11 @@ def p_words(p: float) -> str:
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
-def shown_p(analysis: Analysis) -> float:
-    """P of c2; none where the measure hardly moves, which no p makes more of."""
-    return math.nan if analysis.scaling == "common" else analysis.p_value
-
-
 def listed(names: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def wall_time(seconds: float | None, budget: float | None) -> str:
+    """How long a run took, and of which budget."""
+    return "n/a" if seconds is None else f"{seconds:.1f} s" + (f" of a budget of {budget:g} s" if budget else "")

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import RenderableType
 
-from fastscape._checks import counted, one_line
+from fastscape._checks import one_line
 from fastscape.estimators import Analysis, AnalysisSettings, analyse
 from fastscape.estimators.flags import analysis_flags
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trust import Trust
 from fastscape.evaluation.noise import passes_gate
-from fastscape.reports import batch_norm, figures, leads, storage, tables
-from fastscape.reports.document import Document
-from fastscape.reports.sections import led
-from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
+from fastscape.reports import storage
+from fastscape.reports.document import Along, Document
 from fastscape.runs.provenance import told
 from fastscape.runs.settings import ProbeSettings
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 STOPPED = "the analysis was stopped; result.reanalyse() and fastscape report make it up from the evaluations"
 
@@ -89,8 +80,8 @@ class Measured:
         return Analysis(False, reason, settings, Trust(none, none, none), flags=flags)
 
 
-@dataclass(frozen=True)
-class MultifractalResult:
+@dataclass(frozen=True, repr=False)
+class MultifractalResult(Document):
     """The multifractal description of one checkpoint, with what it was computed from.
 
     Attributes:
@@ -103,6 +94,9 @@ class MultifractalResult:
         notes: flags of the evaluation, in words.
     """
 
+    kind: ClassVar[str] = "multifractal"
+    companions: ClassVar[frozenset[str]] = frozenset({"spectrum", "spectra"})
+
     name: str
     step: int | None
     loss: float
@@ -112,9 +106,6 @@ class MultifractalResult:
     probe: ProbeSettings
     meta: dict[str, Any]
     notes: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        return f"<MultifractalResult {self.name!r}: {tables.brief(self)}>"
 
     @property
     def directions(self) -> int:
@@ -148,45 +139,18 @@ class MultifractalResult:
         settings = dataclasses.replace(self.analysis.settings, **changes)
         return dataclasses.replace(self, analysis=self.measured.analyse(settings))
 
-    def save(self, path: str | Path) -> Path:
-        """Write one npz file (plain arrays and a JSON string) and return its path."""
-        return storage.save(path, self, "multifractal")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but raw responses and single banks (the npz has both) as JSON data, NaN and inf as ``None``."""
+    def data(self) -> dict[str, Any]:
+        """See :class:`Document`; without raw responses and single banks, which the npz has."""
         analysis = dataclasses.replace(self.analysis, banks=())
         empty = np.empty(0)
         measured = dataclasses.replace(self.measured, even=empty, odd=empty)
         content: dict[str, Any] = storage.plain(dataclasses.replace(self, analysis=analysis, measured=measured))
         del content["measured"]["even"], content["measured"]["odd"], content["analysis"]["banks"]
-        return content | {"leads": leads.multifractal_leads(self), "flags": list(self.flags), "verdict": self.verdict()}
-
-    def to_json(self) -> str:
-        """:meth:`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
-    def verdict(self) -> str:
-        """What was found, in one sentence."""
-        return batch_norm.before(batch_norm.lead(self.meta), tables.verdict(self))
-
-    def summary(self) -> str:
-        """The table a person wants, as text."""
-        return tables.as_text(self.table())
-
-    def table(self, spectrum: SpectrumResult | None = None) -> RenderableType:
-        """What a terminal shows; a ``spectrum`` of the same weights gives what is read first of it."""
-        return led(batch_norm.lead(self.meta), tables.multifractal_table(self, spectrum))
-
-    def __str__(self) -> str:
-        return self.summary()
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Log-response against the scale, with noise floor and trusted window (needs matplotlib)."""
-        return figures.log_response(self, ax)
+        return content
 
 
-@dataclass(frozen=True)
-class TrajectoryResult:
+@dataclass(frozen=True, repr=False)
+class TrajectoryResult(Along):
     """Multifractal results of several checkpoints along the same directions.
 
     Attributes:
@@ -194,13 +158,12 @@ class TrajectoryResult:
         meta: of the run: seconds, budget, stop reason.
     """
 
+    kind: ClassVar[str] = "trajectory"
+    companions: ClassVar[frozenset[str]] = MultifractalResult.companions
+    counted_by: ClassVar[str] = "direction"
+
     points: tuple[MultifractalResult, ...]
     meta: dict[str, Any]
-
-    def __repr__(self) -> str:
-        names = " .. ".join(repr(point.name) for point in (self.points[:1] + self.points[1:][-1:]))
-        directions = sum(point.directions for point in self.points)
-        return f"<TrajectoryResult {names}: {counted(len(self.points), 'checkpoint')}, {counted(directions, 'direction')}>"
 
     def series(self, name: str) -> tuple[Array, Array, Array]:
         """Value and lower and upper interval bound along the checkpoints, each ``[checkpoints]``.
@@ -230,66 +193,6 @@ class TrajectoryResult:
         """Whether every checkpoint's analysis was made."""
         return all(point.analysed for point in self.points)
 
-    @property
-    def steps(self) -> Array:
-        """Training steps, or 0, 1, 2 ... where a checkpoint has none."""
-        known = [point.step for point in self.points]
-        return np.array(range(len(known)) if None in known else known, dtype=np.float64)
-
     def reanalyse(self, **changes: Any) -> TrajectoryResult:
         """Every checkpoint under other :class:`AnalysisSettings` fields."""
         return dataclasses.replace(self, points=tuple(point.reanalyse(**changes) for point in self.points))
-
-    def save(self, path: str | Path) -> Path:
-        """Write one npz file (plain arrays and a JSON string) and return its path."""
-        return storage.save(path, self, "trajectory")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every checkpoint's :meth:`MultifractalResult.to_dict` and the run's ``meta``."""
-        told = {"leads": leads.lead_rows(self), "flags": tables.trajectory_flags(self), "verdict": self.verdict()}
-        return {"points": [point.to_dict() for point in self.points], "meta": storage.plain(self.meta)} | told
-
-    def to_json(self) -> str:
-        """:meth:`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
-    def verdict(self) -> str:
-        """What was found, in one sentence."""
-        return batch_norm.before(self._lead, tables.trajectory_verdict(self))
-
-    @property
-    def _lead(self) -> str:
-        return batch_norm.lead_along([(point.name, point.meta) for point in self.points])
-
-    def summary(self) -> str:
-        """The table a person wants, as text."""
-        return tables.as_text(self.table())
-
-    def table(self, spectrum: SpectrumResult | SpectrumTrajectory | None = None) -> RenderableType:
-        """What a terminal shows; spectra of the same checkpoints give what is read first of them."""
-        return led(self._lead, tables.trajectory_table(self, spectrum))
-
-    def __str__(self) -> str:
-        return self.summary()
-
-    def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
-        """Panels along training: M_tau, c2, exponents, loss and accuracy (needs matplotlib)."""
-        return figures.trajectory_panels(self, axes)
-
-
-AnyResult = MultifractalResult | TrajectoryResult | SpectrumResult | SpectrumTrajectory | Document
-
-storage.KINDS.update(
-    multifractal=MultifractalResult, trajectory=TrajectoryResult, spectrum=SpectrumResult, spectra=SpectrumTrajectory
-)
-
-
-def load(path: str | Path) -> AnyResult:
-    """Read a result written by ``.save``; no pickled objects are read.
-
-    Raises:
-        ValueError: not a result file, or a damaged one.
-        FileNotFoundError: no such file.
-    """
-    result: AnyResult = storage.read(path)
-    return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import singledispatch
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -15,11 +16,15 @@ from fastscape.reports.tables import RowsByWidth
 
 @dataclass(frozen=True)
 class Quantity:
-    """One line of a table: a name, the value with its interval as text, and its definition in one line."""
+    """One line of a table: a name, the value with its interval as text, and its definition in one line.
+
+    Terminals draw a rule below the last of a group.
+    """
 
     label: str
     value: str
     meaning: str = ""
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Figure:
         definition: what is shown, with its formula; the page has it as caption and on hover.
         projection: of the axes, ``"3d"`` for surfaces.
         panels: rows and columns; where there is more than one, ``draw`` is given the list of axes.
+        captions: of the single panels, row by row; they then stand on their own.
+        measured: whether a page lays it out around what was drawn, which takes twice as long.
     """
 
     title: str
@@ -39,15 +46,25 @@ class Figure:
     definition: str
     projection: str | None = None
     panels: tuple[int, int] = (1, 1)
+    captions: tuple[str, ...] = ()
+    measured: bool = True
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of named cells; ``definitions`` tells what columns mean, by name."""
+    """A table of named cells.
+
+    Attributes:
+        caption: above it.
+        rows: cells by the name of their column.
+        definitions: what columns mean, by name.
+        first_to_go: columns that a narrow terminal leaves out, in order.
+    """
 
     caption: str
     rows: tuple[Mapping[str, str], ...]
     definitions: Mapping[str, str] = field(default_factory=dict)
+    first_to_go: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,9 +76,13 @@ class Section:
         verdict: what was found, in one sentence.
         quantities, figures, grids: see their classes.
         flags: what to beware of, in words.
-        settings: label and value of what the run was asked for.
+        settings: label and value of what the run was asked for; a result's own are those of its ``meta`` where it names none.
         children: sections of the parts of a compound result.
         folded: whether a page shows it closed where it stands inside another; terminals leave it out.
+        leads: what is read first, a row per checkpoint; heads a page on which no other grid does.
+        cover: what ``plot`` draws, where it is not the first figure.
+        brief: size and headline in a few words.
+        footer: how its numbers are to be read; stands at the end of a page.
     """
 
     title: str
@@ -70,9 +91,19 @@ class Section:
     figures: tuple[Figure, ...] = ()
     grids: tuple[Grid, ...] = ()
     flags: tuple[str, ...] = ()
-    settings: tuple[tuple[str, str], ...] = ()
+    settings: tuple[tuple[str, str], ...] | None = None
     children: tuple[Section, ...] = ()
     folded: bool = False
+    leads: Grid | None = None
+    cover: Figure | None = None
+    brief: str = ""
+    footer: str = ""
+
+
+@singledispatch
+def section_of(result: Any, **_with: Any) -> Section:
+    """What a result shows; every kind has its own function, which the module of its view registers."""
+    raise TypeError(f"there is no view of a {type(result).__name__}: the module that registers it was not imported")
 
 
 def led(lead: str, table: RenderableType) -> RenderableType:
@@ -88,9 +119,12 @@ def section_table(section: Section) -> RenderableType:
         for column in ("quantity", "value [95 %]", "meaning"):
             table.add_column(column)
         for quantity in section.quantities:
-            table.add_row(Text(quantity.label), Text(quantity.value), Text(quantity.meaning))
+            cells = map(Text, (quantity.label, quantity.value, quantity.meaning))
+            table.add_row(*cells, end_section=quantity.last)
         parts.append(table)
-    parts += [RowsByWidth(grid.caption, [dict(row) for row in grid.rows], ()) for grid in section.grids if grid.rows]
+    parts += [
+        RowsByWidth(grid.caption, [dict(row) for row in grid.rows], grid.first_to_go) for grid in section.grids if grid.rows
+    ]
     parts.append(Text(section.verdict, style="bold"))
     parts += [Text(f"! {flag}", style="yellow") for flag in section.flags]
     for child in section.children:

@@ -13,9 +13,7 @@ from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.positive import BY_MODEL
 from fastscape.estimators.roughness import Trend
 from fastscape.estimators.spectra import Stability
-from fastscape.reports import storage
-from fastscape.reports.spectrum_tables import with_error
-from fastscape.reports.tables import interval, number
+from fastscape.reports.numbers import interval, number, with_error
 
 LOSS, CURVATURE = "loss", "loss / parameter^2"
 
@@ -123,7 +121,6 @@ QUANTITIES: dict[str, Quantity] = {
 _FIRST = ("lambda_max", "stability_ratio", "h_mean", "h_std", "c2", "m_tau")  # what is read first
 QUANTITIES = {name: QUANTITIES[name] for name in (*_FIRST, *(name for name in QUANTITIES if name not in _FIRST))}
 
-SOURCES = tuple(dict.fromkeys(quantity.source for quantity in QUANTITIES.values()))
 Fields = dict[str, Estimate | None]
 
 
@@ -169,8 +166,7 @@ def shown(estimate: Estimate | None) -> str:
 
 def kind_of(result: object) -> str:
     """Kind of a result as in its files, or the name of its class where it has none."""
-    kinds = (name for name, known in storage.KINDS.items() if known is type(result))
-    return str(getattr(result, "kind", None) or next(kinds, type(result).__name__))
+    return str(getattr(result, "kind", type(result).__name__))
 
 
 def _spectrum(result: Any) -> Contribution:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastscape.estimators.scaling import Array
 from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single
-from fastscape.reports.tables import number
+from fastscape.reports.numbers import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import RenderableType
 from torch import Tensor
 
-from fastscape._checks import counted
 from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.positive import shown_ends
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Density, Gap, Stability
-from fastscape.reports import batch_norm, leads, spectrum_figures, spectrum_tables, storage, tables
-from fastscape.reports.sections import led
-from fastscape.runs.provenance import told
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from fastscape.reports import storage
+from fastscape.reports.document import Along, Document
 
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class SpectrumResult:
+@dataclass(frozen=True, repr=False)
+class SpectrumResult(Document):
     r"""The spectrum of the Hessian (or GGN) H of the loss at one checkpoint, D x D.
 
     Eigenvalues are Ritz values theta of block Lanczos; with the residual r = ||Hv - theta v||, some eigenvalue of H lies in
@@ -62,6 +53,8 @@ class SpectrumResult:
         vectors: eigenvectors ``[D, k]`` of ``eigenvalues`` on the operator's device, to start a next run from; not saved.
     """
 
+    kind: ClassVar[str] = "spectrum"
+
     name: str
     step: int | None
     loss: float
@@ -90,9 +83,6 @@ class SpectrumResult:
     notes: tuple[str, ...] = ()
     vectors: Tensor | None = None
 
-    def __repr__(self) -> str:
-        return f"<SpectrumResult {self.name!r}: {spectrum_tables.brief(self)}>"
-
     @property
     def lambda_max(self) -> float:
         """Largest eigenvalue; NaN where none was found."""
@@ -113,50 +103,21 @@ class SpectrumResult:
         """lambda_1 - lambda_2, with the bound from their residuals."""
         return Gap.between(self.eigenvalues, self.residuals)
 
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Every flag raised, of the evaluation and of the numbers, in words."""
-        return (*told(self.meta, self.notes), *spectrum_tables.raised(self))
+    def stored(self) -> Self:
+        """See :class:`Document`; without ``vectors``."""
+        return dataclasses.replace(self, vectors=None)
 
-    def save(self, path: str | Path) -> Path:
-        """Write one npz file (plain arrays and a JSON string, without ``vectors``) and return its path."""
-        return storage.save(path, dataclasses.replace(self, vectors=None), "spectrum")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the vectors as JSON data, NaN and inf as ``None``."""
-        content: dict[str, Any] = storage.plain(dataclasses.replace(self, vectors=None))
+    def data(self) -> dict[str, Any]:
+        """See :class:`Document`; with what follows from the eigenvalues."""
+        content = super().data()
         del content["vectors"]
         derived = {"lambda_max": self.lambda_max, "lambda_min": self.lambda_min, "spectral_norm": self.spectral_norm}
-        content.update({"leads": leads.spectrum_leads(self)})
-        content.update(storage.plain(derived | {"gap": self.gap, "flags": self.flags, "verdict": self.verdict()}))
+        content.update(storage.plain(derived | {"gap": self.gap}))
         return content
 
-    def to_json(self) -> str:
-        """:meth:`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
-    def verdict(self) -> str:
-        """What was found, in one sentence, behind what batch norm makes of it."""
-        return batch_norm.before(batch_norm.lead(self.meta), spectrum_tables.verdict(self))
-
-    def summary(self) -> str:
-        """The table a person wants, as text."""
-        return tables.as_text(self.table())
-
-    def table(self) -> RenderableType:
-        """What a terminal shows."""
-        return led(batch_norm.lead(self.meta), spectrum_tables.spectrum_table(self))
-
-    def __str__(self) -> str:
-        return self.summary()
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Spectral density with nodes and Ritz values (needs matplotlib)."""
-        return spectrum_figures.density(self, ax)
-
-
-@dataclass(frozen=True)
-class SpectrumTrajectory:
+@dataclass(frozen=True, repr=False)
+class SpectrumTrajectory(Along):
     """Spectra of several checkpoints with the same probes.
 
     Attributes:
@@ -164,19 +125,11 @@ class SpectrumTrajectory:
         meta: of the run: seconds, budget, stop reason.
     """
 
+    kind: ClassVar[str] = "spectra"
+    counted_by: ClassVar[str] = "product"
+
     points: tuple[SpectrumResult, ...]
     meta: dict[str, Any]
-
-    def __repr__(self) -> str:
-        names = " .. ".join(repr(point.name) for point in (self.points[:1] + self.points[1:][-1:]))
-        products = sum(point.products for point in self.points)
-        return f"<SpectrumTrajectory {names}: {counted(len(self.points), 'checkpoint')}, {counted(products, 'product')}>"
-
-    @property
-    def steps(self) -> Array:
-        """Training steps, or 0, 1, 2 ... where a checkpoint has none."""
-        known: Sequence[int | None] = [point.step for point in self.points]
-        return np.array(range(len(known)) if None in known else known, dtype=np.float64)
 
     def series(self, name: str) -> tuple[Array, Array, Array]:
         """Value and lower and upper bound along the checkpoints, each ``[checkpoints]``; NaN where there is none.
@@ -194,42 +147,6 @@ class SpectrumTrajectory:
         rows = [_entry(point, name) for point in self.points]
         table = np.array(rows, dtype=np.float64).reshape(-1, 3)
         return table[:, 0], table[:, 1], table[:, 2]
-
-    def save(self, path: str | Path) -> Path:
-        """Write one npz file (plain arrays and a JSON string, without ``vectors``) and return its path."""
-        points = tuple(dataclasses.replace(point, vectors=None) for point in self.points)
-        return storage.save(path, dataclasses.replace(self, points=points), "spectra")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every checkpoint's :meth:`SpectrumResult.to_dict` and the run's ``meta``."""
-        return {"points": [point.to_dict() for point in self.points], "meta": storage.plain(self.meta), "verdict": self.verdict()}
-
-    def to_json(self) -> str:
-        """:meth:`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
-    def verdict(self) -> str:
-        """What happened along the checkpoints, in one sentence."""
-        return batch_norm.before(self._lead, spectrum_tables.trajectory_verdict(self))
-
-    def summary(self) -> str:
-        """The table a person wants, as text."""
-        return tables.as_text(self.table())
-
-    def table(self) -> RenderableType:
-        """What a terminal shows."""
-        return led(self._lead, spectrum_tables.trajectory_table(self))
-
-    @property
-    def _lead(self) -> str:
-        return batch_norm.lead_along([(point.name, point.meta) for point in self.points])
-
-    def __str__(self) -> str:
-        return self.summary()
-
-    def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
-        """Panels along training: sharpness with its edge, stability ratio, trace, effective rank (needs matplotlib)."""
-        return spectrum_figures.trajectory_panels(self, axes)
 
 
 _ESTIMATES = ("trace", "trace_square", "effective_rank", "mean_curvature", "directional_variance")

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from fastscape.estimators.positive import shown_ends
 from fastscape.estimators.scaling import Array
-from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, grid, nothing, single, step_axis
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, grid, nothing, single, step_axis, titled
+from fastscape.reports.numbers import number
 from fastscape.reports.spectrum_tables import layer_order
-from fastscape.reports.tables import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 
 _LAYERS = 12  # bars that can be read in a panel
 _LAMBDA = {"hessian": r"eigenvalue $\lambda$ of the Hessian", "ggn": r"eigenvalue $\lambda$ of the GGN"}
-
-
-def _titled(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.set_title(title, fontsize=10)
-    return ax
 
 
 def density(result: SpectrumResult, ax: Axes | None = None) -> Axes:
@@ -59,7 +53,7 @@ def density(result: SpectrumResult, ax: Axes | None = None) -> Axes:
     ax.plot([], [], "o", color=RED, ms=4, label="eigenvalue ± residual")
     ax.plot([], [], "|", color="k", ms=6, alpha=0.6, label="nodes of the quadrature")
     ax.legend(fontsize=7, loc="upper right")
-    return _titled(ax, title, _LAMBDA[result.operator], "share of eigenvalues per unit")
+    return titled(ax, title, _LAMBDA[result.operator], "share of eigenvalues per unit")
 
 
 def _ends(result: SpectrumResult) -> tuple[tuple[Array, Array, NDArray[np.bool_]], ...]:
@@ -114,7 +108,7 @@ def eigenvalues(result: SpectrumResult, ax: Axes | None = None) -> Axes:
     ax.set_xticks(np.concatenate(places), [*_sparse(names[0]), *_sparse(names[1])], fontsize=7)
     ax.set_xlim(-0.7, float(np.concatenate(places).max()) + 0.7)
     ax.margins(y=0.14)
-    return _titled(ax, title, "rank, the largest first", r"$\lambda$ (loss per squared parameter)")
+    return titled(ax, title, "rank, the largest first", r"$\lambda$ (loss per squared parameter)")
 
 
 def _stem_label(ax: Axes, x: float, value: float, residual: float) -> None:
@@ -162,7 +156,7 @@ def layer_traces(result: SpectrumResult, ax: Axes | None = None) -> Axes:
         ax.text(0.015, row - 0.23, name, transform=ax.get_yaxis_transform(), fontsize=7, va="bottom")
     pad = 0.8 + max(0, 5 - len(bars)) / 2  # so that a single bar does not fill the panel
     ax.set_ylim(len(bars) - 1.3 + pad, -pad)
-    return _titled(ax, title, r"tr $H_{\ell\ell}$ (loss per squared parameter)", "")
+    return titled(ax, title, r"tr $H_{\ell\ell}$ (loss per squared parameter)", "")
 
 
 CAPTIONS: dict[str, str] = {
@@ -226,7 +220,7 @@ def sharpness(result: SpectrumTrajectory, ax: Axes | None = None) -> Axes:
     ax.axhline(0, color=GREY, lw=0.8)
     ax.margins(y=0.12)
     step_axis(result.points, result.steps, ax)
-    return _titled(ax, "Sharpness", ax.get_xlabel(), r"$\lambda$ (loss per squared parameter)")
+    return titled(ax, "Sharpness", None, r"$\lambda$ (loss per squared parameter)")
 
 
 def stability_ratio(result: SpectrumTrajectory, ax: Axes | None = None) -> Axes:
@@ -259,7 +253,7 @@ def stability_ratio(result: SpectrumTrajectory, ax: Axes | None = None) -> Axes:
         ax.set_ylim(bottom=min(0.0, float(np.min(ratio[np.isfinite(ratio)], initial=0.0))))
         words = ("Negative end relative to the positive", r"$-\lambda_{\min}/\lambda_{\max}$")
     step_axis(result.points, result.steps, ax)
-    return _titled(ax, words[0], ax.get_xlabel(), words[1])
+    return titled(ax, words[0], None, words[1])
 
 
 def trace(result: SpectrumTrajectory, ax: Axes | None = None) -> Axes:
@@ -268,7 +262,7 @@ def trace(result: SpectrumTrajectory, ax: Axes | None = None) -> Axes:
     _line(result, ax, "trace", BLUE)
     ax.axhline(0, color=GREY, lw=0.8)
     step_axis(result.points, result.steps, ax)
-    return _titled(ax, "Trace, 95 % interval", ax.get_xlabel(), r"tr $H$")
+    return titled(ax, "Trace, 95 % interval", None, r"tr $H$")
 
 
 def effective_rank(result: SpectrumTrajectory, ax: Axes | None = None) -> Axes:
@@ -277,7 +271,7 @@ def effective_rank(result: SpectrumTrajectory, ax: Axes | None = None) -> Axes:
     _line(result, ax, "effective_rank", BLUE)
     ax.set_ylim(bottom=0)
     step_axis(result.points, result.steps, ax)
-    return _titled(ax, "Effective rank, 95 % interval", ax.get_xlabel(), r"(tr $H)^2$ / tr $H^2$")
+    return titled(ax, "Effective rank, 95 % interval", None, r"(tr $H)^2$ / tr $H^2$")
 
 
 TRAJECTORY_FIGURES: tuple[Callable[[SpectrumTrajectory, Axes | None], Axes], ...] = (

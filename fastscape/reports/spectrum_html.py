@@ -1,20 +1,18 @@
-"""What pages show of spectra: figures, tables, cost, settings and provenance."""
+"""Tables and pages of spectra: rows, figures, cost and settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from fastscape.reports import spectrum_figures, tables
+from fastscape.reports import spectrum_figures as figures
+from fastscape.reports import spectrum_tables as words
+from fastscape.reports.document import checkpoints
+from fastscape.reports.numbers import number, wall_time
+from fastscape.reports.sections import Figure, Grid, Quantity, Section, section_of
 from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
-from fastscape.reports.spectrum_tables import (
-    checkpoint_rows,
-    merged_flags,
-    path_name,
-    refused,
-    series_rows,
-)
-from fastscape.reports.svg import captioned, svgs
+from fastscape.reports.tables import shared_flags
 
 FOOTER = (
     "Eigenvalues are Ritz values ± residual: some eigenvalue lies within. Hollow marks and ~ have not converged. "
@@ -22,89 +20,80 @@ FOOTER = (
 )
 
 
-def spectrum_context(result: SpectrumResult | SpectrumTrajectory) -> dict[str, Any]:
-    """The template variable ``spectrum``; matplotlib must be there."""
-    points = spectrum_points(result)
-    along = result if isinstance(result, SpectrumTrajectory) and len(points) > 1 else None
-    return {
-        "verdict": result.verdict(),
-        "trajectory": _captioned(spectrum_figures.TRAJECTORY_FIGURES, along, measured=True) if along else None,
-        "series": series_rows(points),
-        "flags": merged_flags(points) if along else [],
-        "sections": {point.name: _section(point) for point in points},
-        "cost": _cost(points),
-        "run": run_rows(result.meta),
-        "footer": FOOTER,
-    }
-
-
-def spectrum_points(result: SpectrumResult | SpectrumTrajectory) -> tuple[SpectrumResult, ...]:
-    """The checkpoints of a result."""
-    return result.points if isinstance(result, SpectrumTrajectory) else (result,)
-
-
-def _section(point: SpectrumResult) -> dict[str, Any]:
-    return {
-        "verdict": point.verdict(),
-        "figures": _captioned(spectrum_figures.CHECKPOINT_FIGURES, point),
-        "rows": [row for part in checkpoint_rows(point) for row in part],
-        "flags": point.flags,
-    }
-
-
-def _captioned(drawers: Sequence[Callable[..., Any]], result: Any, *, measured: bool = False) -> list[dict[str, str]]:
-    def draw_all(axes: Sequence[Any]) -> None:
-        for draw, ax in zip(drawers, axes, strict=True):
-            draw(result, ax)
-
-    return captioned(
-        svgs(len(drawers), draw_all, measured=measured), [spectrum_figures.CAPTIONS[draw.__name__] for draw in drawers]
+@section_of.register
+def of_one(result: SpectrumResult) -> Section:
+    """One checkpoint: every value with its error and meaning, the figures, and what the products cost."""
+    run = [("wall time", wall_time(result.meta.get("seconds"), result.meta.get("budget")), "")]
+    parts = (*words.checkpoint_rows(result), words.cost_rows(result) + run)
+    quantities = [Quantity(*row, last=index + 1 == len(rows)) for rows in parts for index, row in enumerate(rows)]
+    return Section(
+        f"Spectrum of the {words.WORDS[result.operator]}: {result.name}",
+        words.verdict(result),
+        tuple(quantities),
+        tuple(_figure(draw, result) for draw in figures.CHECKPOINT_FIGURES),
+        flags=words.flags_of(result),
+        settings=_settings(result),
+        leads=Grid("", words.lead_rows([result]), words.DEFINITIONS),
+        brief=words.brief(result),
+        footer=FOOTER,
     )
 
 
-def _cost(points: Sequence[SpectrumResult]) -> list[dict[str, str]]:
-    return [
+@section_of.register
+def of_several(result: SpectrumTrajectory) -> Section:
+    """A row per checkpoint, the panels along training, and the checkpoints themselves."""
+    captions = tuple(figures.CAPTIONS[draw.__name__] for draw in figures.TRAJECTORY_FIGURES)
+    panels = Figure("Along training", partial(figures.trajectory_panels, result), FOOTER, panels=(2, 2), captions=captions)
+    of = words.WORDS[result.points[0].operator] if result.points else "loss"
+    children = (
+        checkpoints(result.points),
+        Section("Cost of the spectrum", "", _run(result.meta), grids=(Grid("", _costs(result.points)),), folded=True),
+    )
+    return Section(
+        f"Spectrum of the {of} along training",
+        words.trajectory_verdict(result),
+        figures=(panels,),
+        grids=(Grid("Spectrum along training", tuple(words.series_rows(result.points)), first_to_go=words.FIRST_TO_GO),),
+        flags=tuple(shared_flags(result.points)),
+        settings=_settings(result.points[0]) if result.points else (),
+        children=children,
+        leads=Grid("", words.lead_rows(result.points), words.DEFINITIONS),
+        footer=FOOTER,
+    )
+
+
+def _figure(draw: Callable[..., Any], result: SpectrumResult) -> Figure:
+    return Figure("", partial(draw, result), figures.CAPTIONS[draw.__name__], measured=False)
+
+
+def _run(meta: dict[str, Any]) -> tuple[Quantity, ...]:
+    time = wall_time(meta.get("seconds"), meta.get("budget"))
+    return Quantity("stopped by", str(meta.get("stop_reason", "n/a"))), Quantity("wall time", time)
+
+
+def _costs(points: Sequence[SpectrumResult]) -> tuple[dict[str, str], ...]:
+    return tuple(
         {
             "checkpoint": point.name,
             "products": f"{point.products:,}",
-            "gradients per product": tables.number(point.meta.get("gradients_per_product")),
-            "seconds": tables.number(point.meta.get("seconds")),
+            "gradients per product": number(point.meta.get("gradients_per_product")),
+            "seconds": number(point.meta.get("seconds")),
             "stopped by": str(point.meta.get("stop_reason", "n/a")),
-            "path": path_name(point.meta),
-            "why not others": "; ".join(f"{path}: {why}" for path, why in refused(point.meta).items()),
+            "path": words.path_name(point.meta),
+            "why not others": "; ".join(f"{path}: {why}" for path, why in words.refused(point.meta).items()),
         }
         for point in points
-    ]
+    )
 
 
-def run_rows(meta: dict[str, Any]) -> list[tuple[str, str]]:
-    """Why a run ended, and its time."""
-    budget, seconds = meta.get("budget"), meta.get("seconds")
-    time = "n/a" if seconds is None else f"{seconds:.1f} s" + (f" of a budget of {budget:g} s" if budget else "")
-    return [("stopped by", str(meta.get("stop_reason", "n/a"))), ("wall time", time)]
-
-
-def setting_rows(point: SpectrumResult) -> list[tuple[str, str]]:
+def _settings(point: SpectrumResult) -> tuple[tuple[str, str], ...]:
     """Settings of the run and its numerical checks."""
     meta = point.meta
     settings = {**(meta.get("settings") or {}), **{f"target {name}": goal for name, goal in (meta.get("targets") or {}).items()}}
     checks = [
-        (label, tables.number(meta[key]))
+        (label, number(meta[key]))
         for label, key in (("orthogonality loss ||Q'Q - I||", "orthogonality_loss"), ("asymmetry of Q'HQ", "asymmetry"))
         if meta.get(key) is not None
     ]
     rows = [(name, "default" if value is None else str(value)) for name, value in settings.items()]
-    return [("matrix", point.operator), ("seed", str(meta.get("seed", "n/a"))), *rows, *checks]
-
-
-PROVENANCE = (
-    ("model", "model"),
-    ("weights (SHA-256)", "weight_fingerprint"),
-    ("data (SHA-256)", "data_fingerprint"),
-    ("batches", "batches"),
-    ("device", "device"),
-    ("dtype", "dtype"),
-    ("arithmetic", "arithmetic"),
-    ("versions", "versions"),
-    ("created", "created"),
-)
+    return (("matrix", point.operator), ("seed", str(meta.get("seed", "n/a"))), *rows, *checks)

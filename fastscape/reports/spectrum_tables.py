@@ -1,4 +1,4 @@
-"""Tables, flags and verdicts of spectra for the terminal (rich)."""
+"""Rows, flags and verdicts of spectra, in words."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from fastscape._checks import counted
 from fastscape.estimators.changes import apart
@@ -18,29 +15,22 @@ from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.positive import scaled
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Stability
-from fastscape.reports.leads import stability_text
-from fastscape.reports.numbers import cell, interval, listed, number
-from fastscape.reports.tables import RowsByWidth, shared_flags
+from fastscape.reports.numbers import cell, interval, listed, number, with_error
+from fastscape.runs.provenance import told
 
 if TYPE_CHECKING:
     from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
 
 Row = tuple[str, str, str]
 
+SHARPNESS, STABILITY = "lambda_max", "stability (1 = edge)"
+DEFINITIONS: dict[str, str] = {
+    SHARPNESS: "largest eigenvalue of the Hessian; ~ where it has not converged",
+    STABILITY: "sharpness as the optimizer sees it over the one at which its step stops contracting; 1 is the edge of stability",
+}
 WORDS = {"hessian": "Hessian", "ggn": "GGN"}
 _SHOWN = 5  # eigenvalues of an end, and layers, that a table lists
-_FIRST_TO_GO = ("accuracy", "products", "eta lambda", "negative", "lambda_min", "loss")
-
-
-def with_error(value: float, error: float) -> str:
-    """``value ± error``, both rounded to two digits of the error."""
-    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
-        return f"{number(value, 6)} ± {number(error, 2)}"
-    decimals = 1 - math.floor(math.log10(error))
-    if decimals > 8 or 0 < abs(value) < 1e-3:
-        digits = min(max(2, decimals + math.floor(math.log10(abs(value) or error))), 8)
-        return f"{value:.{digits}e} ± {error:.1e}"
-    return f"{value:.{max(decimals, 0)}f} ± {error:.{max(decimals, 0)}f}"
+FIRST_TO_GO = ("accuracy", "products", "eta lambda", "negative", "lambda_min", "loss")
 
 
 def settled(values: Array, converged: NDArray[np.bool_]) -> str:
@@ -71,8 +61,34 @@ def edge_text(stability: Stability) -> str:
     return f"{what} at the edge of {stability.optimizer}, learning rate {stability.learning_rate:g}"
 
 
-def raised(result: SpectrumResult) -> list[str]:
-    """Flags that the numbers raise."""
+def stability_text(stability: Stability | None) -> str:
+    """The ratio, a lower bound of it, or nothing; :attr:`Stability.reason` says why."""
+    if stability is None:
+        return "n/a"
+    if math.isfinite(stability.at_least):
+        return f">= {number(stability.at_least)}"
+    return number(stability.ratio)
+
+
+def lead_rows(points: Sequence[SpectrumResult]) -> tuple[dict[str, str], ...]:
+    """A row per checkpoint of what is read first: sharpness and stability."""
+    marks = ["" if not len(point.converged) or point.converged[0] else "~" for point in points]
+    return tuple(
+        {
+            "checkpoint": point.name,
+            SHARPNESS: f"{mark}{number(point.lambda_max, 4)}",
+            STABILITY: stability_text(point.stability),
+        }
+        for point, mark in zip(points, marks, strict=True)
+    )
+
+
+def flags_of(result: SpectrumResult) -> tuple[str, ...]:
+    """Every flag raised, of the evaluation and of the numbers."""
+    return (*told(result.meta, result.notes), *_raised(result))
+
+
+def _raised(result: SpectrumResult) -> list[str]:
     flags = []
     for values, converged, end in (
         (result.eigenvalues, result.converged, "largest"),
@@ -133,7 +149,7 @@ def brief(result: SpectrumResult) -> str:
     """Size, ends and flags, in a few words."""
     ends = f"lambda_max = {number(result.lambda_max, 4)}, lambda_min = {number(result.lambda_min, 4)}"
     size = f"{WORDS[result.operator]} of {result.size:,} parameters"
-    counts = f"{counted(result.products, 'product')}, {counted(len(result.flags), 'flag')}"
+    counts = f"{counted(result.products, 'product')}, {counted(len(flags_of(result)), 'flag')}"
     return f"{size}, {ends}, trace = {interval(result.trace)}, {counts}"
 
 
@@ -259,19 +275,6 @@ def checkpoint_rows(result: SpectrumResult) -> list[list[Row]]:
     return [rows for rows in (*first, average_rows(result), layer_rows(result), state_rows(result)) if rows]
 
 
-def spectrum_table(result: SpectrumResult) -> RenderableType:
-    """One checkpoint: every value with its error and meaning, then verdict and flags."""
-    table = Table(title=f"Spectrum of the {WORDS[result.operator]}: {result.name}", title_justify="left", title_style="bold")
-    for column in ("quantity", "value [95 %]", "meaning"):
-        table.add_column(column)
-    for rows in (*checkpoint_rows(result), cost_rows(result)):
-        for row in rows:
-            table.add_row(*map(Text, row))
-        if rows:
-            table.add_section()
-    return Group(table, Text(verdict(result), style="bold"), *(Text(f"! {flag}", style="yellow") for flag in result.flags))
-
-
 # ---------------------------------------------------------------------- along training
 
 
@@ -306,11 +309,6 @@ def _end(values: Array, converged: NDArray[np.bool_]) -> str:
     return f"{'' if converged[0] else '~'}{number(float(values[0]), 4)}"
 
 
-def merged_flags(points: Sequence[SpectrumResult]) -> list[str]:
-    """Every flag once, with the checkpoints that raise it; of flags that differ in numbers alone, one with the numbers' range."""
-    return shared_flags(points)
-
-
 def trajectory_verdict(result: SpectrumTrajectory) -> str:
     """What happened along the checkpoints, in one sentence; a movement is claimed only where the two intervals are apart."""
     known = [point for point in result.points if math.isfinite(point.lambda_max)]
@@ -343,10 +341,3 @@ def _movements(first: SpectrumResult, last: SpectrumResult) -> str:
 
 def _within(value: float, error: float) -> Estimate:
     return Estimate(value, math.nan, (value - error, value + error), 1)
-
-
-def trajectory_table(result: SpectrumTrajectory) -> RenderableType:
-    """One row per checkpoint, then verdict and flags (checkpoints that share a flag on one line)."""
-    rows = RowsByWidth("Spectrum along training", series_rows(result.points), _FIRST_TO_GO)
-    flags = [Text(f"! {flag}", style="yellow") for flag in merged_flags(result.points)]
-    return Group(rows, Text(trajectory_verdict(result), style="bold"), *flags)

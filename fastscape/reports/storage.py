@@ -21,13 +21,18 @@ from fastscape._checks import first_line
 from fastscape.estimators.intervals import Estimate
 from fastscape.reports.numbers import interval
 
+FORMAT = 1  # of the files that are written; larger ones are a newer version's
 Arrays = dict[str, NDArray[Any]]
 KINDS: dict[str, type] = {}  # classes of results by the kind of their files
 _LATER = {
-    "study": "fastscape.study.result",
-    "study-run": "fastscape.study.result",
-}  # of a later layer
+    "study": "fastscape.study.page",
+    "study-run": "fastscape.study.page",
+}  # of a later layer: modules that register class and view
 _KIND = "$kind"  # of a result inside another, whose field may hold any
+
+
+class NewerFileError(ValueError):
+    """A file of a format that only later versions read."""
 
 
 def pack(value: Any, arrays: Arrays, prefix: str) -> Any:
@@ -87,7 +92,7 @@ def save(path: str | Path, result: Any, kind: str) -> Path:
         raise FileNotFoundError(f"path must be in an existing directory, got {str(target)!r}")
     arrays: Arrays = {}
     tree = pack(result, arrays, "result")
-    document = json.dumps({"format": 1, "kind": kind, "result": tree})
+    document = json.dumps({"format": FORMAT, "kind": kind, "result": tree})
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     except OSError as error:
@@ -110,11 +115,12 @@ def _umask() -> int:
     return mask
 
 
-def read(path: str | Path) -> Any:
-    """Read a result file written by :func:`save`.
+def load(path: str | Path) -> Any:
+    """Read a result written by ``.save``, of this version or an earlier one; no pickled objects are read.
 
     Raises:
-        ValueError: not such a file, damaged, or of a kind that is not known.
+        ValueError: not a result file, a damaged one, or one written by a newer fastscape.
+        FileNotFoundError: no such file.
     """
     if not isinstance(path, (str, Path)):
         raise TypeError(f"path must be that of a result file, got {type(path).__name__}")
@@ -124,14 +130,25 @@ def read(path: str | Path) -> Any:
         with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             document = json.loads(str(archive["document"]))
             arrays = {name: archive[name] for name in archive.files if name != "document"}
+        _check_format(document["format"], path)
         kind = _class_of(document["kind"])
         return unpack(kind, document["result"], arrays)
-    except FileNotFoundError:
+    except (FileNotFoundError, NewerFileError):
         raise
     except Exception as error:  # a damaged archive fails in zipfile, zlib, NumPy or json, in a dozen ways
         raise ValueError(
             f"path must be a result file written by fastscape, got {str(path)!r} ({type(error).__name__}: {first_line(error)})"
         ) from error
+
+
+def _check_format(found: object, path: str | Path) -> None:
+    if type(found) is not int or found < 1:
+        raise TypeError(f"its format is {found!r}, not a number from 1 on")
+    if found > FORMAT:
+        raise NewerFileError(
+            f"path {str(path)!r} was written by a newer fastscape: its format is {found}, this version reads up to {FORMAT}; "
+            "upgrade with pip install --upgrade fastscape-probes"
+        )
 
 
 def plain(value: Any) -> Any:

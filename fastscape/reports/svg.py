@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 
@@ -60,11 +60,6 @@ def svgs(count: int, draw: Callable[[list[Any]], object], *, width: float = 4.3,
         for figure in figures:
             figure.subplots_adjust(left=0.18, right=0.955, bottom=0.16, top=0.91)
     return [_text(figure) for figure, ax in zip(figures, axes, strict=True) if ax.axison]
-
-
-def captioned(panels: Sequence[str], captions: Sequence[str]) -> list[dict[str, str]]:
-    """Panels with their definitions, as templates take them."""
-    return [{"svg": panel, "definition": caption} for panel, caption in zip(panels, captions, strict=True)]
 
 
 def _text(figure: Any) -> str:

@@ -5,43 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fastscape._checks import counted
-from fastscape.estimators.difficulty import RICHARDSON, over_seeds
+from fastscape.estimators.difficulty import over_seeds
 from fastscape.estimators.intervals import Estimate
 from fastscape.estimators.scaling import Array
-from fastscape.reports import batch_norm, tracking_figures
+from fastscape.reports import batch_norm
 from fastscape.reports.document import Document
-from fastscape.reports.sections import Figure, Grid, Quantity, Section
-from fastscape.runs.provenance import told
+from fastscape.reports.sections import section_of
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-MEANINGS = {
-    "loss": "L on the data of the objective, in evaluation mode; batch norm by the statistics of each batch, as in training",
-    "loss_running": "the same with the running statistics of batch norm",
-    "accuracy": "share of correct classifications",
-    "gradient_norm_squared": "||g||^2 of the full data",
-    "weight_norm": "||w|| of the probed parameters",
-    "lambda_max": "largest eigenvalue of the Hessian; its interval is the residual's",
-    "lambda_min": "smallest eigenvalue of the Hessian",
-    "spectral_norm": "max(|lambda_max|, |lambda_min|)",
-    "trace": "tr(H), 95 % interval over random probes",
-    "mean_curvature": "tr(H) / D",
-    "effective_rank": "tr(H)^2 / tr(H^2)",
-    "gradient_curvature": "g'Hg / g'g",
-    "critical": "curvature at which the optimizer's own step stops contracting: 2 / eta for gradient descent",
-    "stability_ratio": "(preconditioned) sharpness over the critical curvature; 1 is the edge of stability",
-    "batch_sharpness": "mean over batches of g_B' H_B g_B / ||g_B||^2",
-    "roughness": "variance of L along a random direction, mean over directions",
-    "roughness_detrended": "the same without its quadratic trend",
-    "m_tau": "RMS distance of tau(q) from a line",
-}
+    pass
 
 
 @dataclass(frozen=True)
@@ -89,7 +65,7 @@ class Series:
     high: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrackResult(Document):
     """What a tracker measured along one training run.
 
@@ -150,92 +126,18 @@ class TrackResult(Document):
         ]
         return batch_norm.lead_along([(name, self.meta | {"statistics": found}) for name, found in told]) or super().lead
 
+    def plot(self, ax: Any = None, name: str | None = None) -> Any:
+        """One number along training: ``name``, else the largest eigenvalue with the edge of stability, or the first there is."""
+        cover = section_of(self, plotted=name).cover
+        assert cover is not None
+        return cover.draw(ax)
+
     def early(self, limit: float = 0.1) -> tuple[TrackPoint, ...]:
         """Points within the first ``limit`` of the planned steps; none where the plan is not known."""
         return tuple(point for point in self.points if point.fraction is not None and point.fraction <= limit + 1e-12)
 
-    def section(self) -> Section:
-        """See :class:`Document`."""
-        panels = tracking_figures.panels(self)
-        rows = tuple(_row(point, self.names) for point in self.points)
-        shown = set().union(*rows) if rows else set()
-        return Section(
-            f"Along training: {self.name}",
-            _track_verdict(self),
-            _track_quantities(self),
-            (Figure("Along training", partial(tracking_figures.draw, self), _track_words(self), panels=panels),)
-            if self.points
-            else (),
-            (Grid("points", rows, {name: words for name, words in MEANINGS.items() if name in shown}),) if rows else (),
-            _track_flags(self),
-            (("when", str(self.meta.get("when", ""))), ("share", f"{self.share:.3g}")),
-        )
 
-    def plot(self, ax: Axes | None = None, name: str | None = None) -> Axes:
-        """One number along training: the largest eigenvalue with the edge of stability, or the first there is."""
-        return tracking_figures.single_series(self, ax, name)
-
-
-def _row(point: TrackPoint, names: Sequence[str]) -> dict[str, str]:
-    cells = {name: f"{point.values[name]:.4g}" if name in point.values else "–" for name in names}
-    return {"step": str(point.step)} | cells
-
-
-def _track_quantities(result: TrackResult) -> tuple[Quantity, ...]:
-    rows = []
-    for name in result.names:
-        series = result.series(name)
-        last = f"{series.values[-1]:.4g}"
-        if np.isfinite(series.low[-1]):
-            last += f" [{series.low[-1]:.4g}, {series.high[-1]:.4g}]"
-        first = f"{series.values[0]:.4g} → " if len(series.values) > 1 else ""
-        rows.append(Quantity(name.replace("_", " "), first + last, MEANINGS.get(name, "")))
-    share = f"{result.measured_share:.2%} (asked {result.share:.2%})" if result.training_seconds else "no training yet"
-    rows.append(Quantity("share of training time", share, "time of the tracker over the time between its steps"))
-    return tuple(rows)
-
-
-def _track_verdict(result: TrackResult) -> str:
-    done = counted(len(result.points), "point")
-    left = f", {counted(len(result.skipped), 'point')} skipped" if result.skipped else ""
-    if not result.points:
-        return f"Nothing was measured{left}: {result.skipped[-1].reason if result.skipped else 'nothing was due yet'}."
-    words = f"{done} up to step {result.points[-1].step}{left}"
-    if "stability_ratio" in result.names:
-        ratios = result.series("stability_ratio")
-        words += f"; at step {ratios.steps[-1]:.0f} the sharpness is {ratios.values[-1]:.3g} of its critical value"
-    elif "lambda_max" in result.names:
-        values = result.series("lambda_max").values
-        words += f"; lambda_max {values[0]:.3g} → {values[-1]:.3g}"
-    if result.training_seconds:
-        words += f"; the tracker took {result.measured_share:.1%} of the training time"
-    return words + "."
-
-
-def _track_flags(result: TrackResult) -> tuple[str, ...]:
-    flags = list(told(result.meta, result.notes))
-    if result.training_seconds and result.measured_share > 1.1 * result.share:
-        flags.append(f"the tracker took {result.measured_share:.1%} of the training time, {result.share:.1%} was asked for")
-    if result.skipped:
-        steps = ", ".join(str(point.step) for point in result.skipped[:8])
-        flags.append(f"not measured: steps {steps}{' ...' if len(result.skipped) > 8 else ''} ({result.skipped[-1].reason})")
-    for item in dict.fromkeys(item for point in result.points for item in point.left_out):
-        without = [point for point in result.points if item in point.left_out]
-        steps = ", ".join(str(point.step) for point in without[:8])
-        flags.append(
-            f"no {item} at {counted(len(without), 'point')}, steps {steps}{' ...' if len(without) > 8 else ''} "
-            f"({without[-1].left_out[item]})"
-        )
-    flags += list(dict.fromkeys(note for point in result.points for note in point.notes))
-    return tuple(flags)
-
-
-def _track_words(result: TrackResult) -> str:
-    words = [f"{name.replace('_', ' ')}: {MEANINGS[name]}" for name in result.names if name in MEANINGS]
-    return "; ".join(words) + ". Bars are intervals; the dashed line is the edge of stability."
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DifficultyResult(Document):
     r"""Optimisation difficulty of one training run, :math:`O(w_0) = \sum_t \eta_t \|g_t\|^2 \|H_t\|_2`.
 
@@ -284,38 +186,3 @@ class DifficultyResult(Document):
     def over_seeds(results: Sequence[DifficultyResult]) -> dict[str, Estimate]:
         """``"value"`` and ``"dimensionless"`` over runs that differ in their seed, with intervals."""
         return {name: over_seeds([getattr(result, name) for result in results]) for name in ("value", "dimensionless")}
-
-    def section(self) -> Section:
-        """See :class:`Document`."""
-        rows = (
-            Quantity(
-                "O(w0)",
-                f"{self.value:.4g} ± {self.discretisation:.2g}",
-                "sum of eta ||g||^2 ||H||_2 over steps; ± is |O_k - O_2k|, about "
-                f"{RICHARDSON:.0f} times the error of the trapezoid rule where ||H|| is smooth",
-            ),
-            Quantity(
-                "dimensionless",
-                f"{self.dimensionless:.4g}",
-                "sum of eta^2 ||g||^2 ||H||_2 / 2 over L_0 - L_T: what curvature takes from the descent, per descent",
-            ),
-            Quantity("descent", f"{self.first_loss:.4g} → {self.last_loss:.4g}", "L_0 and L_T on the data of the objective"),
-            Quantity("products", f"{int(self.products.sum())}", f"Hessian-vector products for {len(self.nodes)} spectral norms"),
-        )
-        words = (
-            f"Spectral norm every {self.meta.get('every')} steps (warm-started), squared norm of the {self.gradient} gradient, "
-            "and the sum of their product times the learning rate."
-        )
-        figure = Figure("Optimisation difficulty", partial(tracking_figures.difficulty, self), words, panels=(1, 3))
-        return Section(
-            f"Optimisation difficulty: {self.name}",
-            f"O(w0) = {self.value:.4g} over {counted(len(self.steps), 'step')} "
-            f"(discretisation {self.discretisation:.2g}), {self.dimensionless:.3g} of the descent.",
-            rows,
-            (figure,) if len(self.steps) else (),
-            flags=told(self.meta, self.notes),
-        )
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The sum as it grows along training."""
-        return tracking_figures.growth(self, ax)

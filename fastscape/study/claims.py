@@ -13,7 +13,7 @@ from scipy import stats
 
 from fastscape._checks import counted
 from fastscape.estimators.scaling import Array
-from fastscape.reports.tables import number
+from fastscape.reports.numbers import number
 
 Outcome = Literal["seen", "not seen", "inconclusive", "not measured"]
 Values = Mapping[str, Mapping[str, Array]]  # quantity -> architecture -> one number per seed

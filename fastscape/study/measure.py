@@ -28,7 +28,6 @@ _SHARES = {
     "sharpness": 0.2,
     "temperature": 0.1,
 }  # of the plan's seconds; plane and measure come on top
-_LINES = 8
 _RADII = tuple(np.geomspace(1e-4, 1e-1, 6).tolist())  # of the multifractal summary, relative to the weights
 _DIRECTIONS = 16  # moments carried by fewer than ten directions are biased
 

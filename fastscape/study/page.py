@@ -6,19 +6,15 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastscape._checks import counted
-from fastscape.reports.parts import section_of
-from fastscape.reports.sections import Figure, Grid, Quantity, Section
-from fastscape.reports.tables import interval, number, p_text
+from fastscape.reports.numbers import interval, number, p_text
+from fastscape.reports.sections import Figure, Grid, Quantity, Section, section_of
 from fastscape.study import figures
+from fastscape.study.result import RunResult, StudyResult
 from fastscape.study.seeds import geometric, over_seeds, pairs, text
-
-if TYPE_CHECKING:
-    from fastscape.study.result import RunResult, StudyResult
 
 SOURCE = "Venkatasubramanian, Loss Landscape Geometry & Optimization Dynamics in Deep Neural Architectures (2025)"
 BATCH_NORM = (
@@ -156,6 +152,7 @@ def _part(run: RunResult, field: str) -> float:
     return float(getattr(value, "value", value))
 
 
+@section_of.register
 def study_section(result: StudyResult) -> Section:
     """The whole page."""
     grids = [table1(result), outcomes_grid(result), claims_grid(result), associations_grid(result), warnings_grid(result)]
@@ -205,7 +202,7 @@ def architecture_section(result: StudyResult, name: str) -> Section:
     """Figures 1 to 3 of the source for one architecture, from its first seed, and everything that was measured there."""
     runs = result.of(name)
     first = runs[0]
-    shown = [section_of(first.parts[key]) for key in _SHOWN if key in first.parts]
+    shown = [first.parts[key].part() for key in _SHOWN if key in first.parts]
     tracked = tuple(run for run in runs if "difficulty" in run.parts)
     ink = figures.colour(result, name)
     along = Figure(
@@ -213,7 +210,7 @@ def architecture_section(result: StudyResult, name: str) -> Section:
         lambda ax: figures.sharpness_along(tracked, ink, ax),
         "Spectral norm of the Hessian, warm-started, a line for each seed; dashed: 2 (1 + momentum)/eta.",
     )
-    barrier = [section_of(result.barriers[name])] if name in result.barriers else []
+    barrier = [result.barriers[name].part()] if name in result.barriers else []
     row = table(result, "final", _FINAL, "At the end of training; geometric mean over seeds [95 %]")
     return Section(
         name,
@@ -232,12 +229,13 @@ _SHOWN = ("final.slice", "final.plane", "final.spectrum")  # whose figures stand
 _LISTED = ("tracking", "difficulty", *_SHOWN, "final.sharpness", "final.temperature", "final.multifractal")
 
 
+@section_of.register
 def run_section(run: RunResult) -> Section:
     """One run with its signatures and the parts of its end; those of the early step are in the result file."""
     outcome = run.outcome
     accuracy = "" if outcome.test_accuracy is None else f", accuracy {outcome.test_accuracy:.1%}"
-    signatures = [_folded(section_of(signature), drawn=False) for signature in (run.early, run.final)]
-    parts = [_folded(section_of(run.parts[key]), drawn=key not in _SHOWN) for key in _LISTED if key in run.parts]
+    signatures = [_folded(signature.part(), drawn=False) for signature in (run.early, run.final)]
+    parts = [_folded(run.parts[key].part(), drawn=key not in _SHOWN) for key in _LISTED if key in run.parts]
     return Section(
         run.name,
         f"test loss {number(outcome.test_loss)}{accuracy}; training loss {number(outcome.train_loss)}.",

@@ -14,11 +14,8 @@ from fastscape.estimators.association import Association, association
 from fastscape.estimators.scaling import Array
 from fastscape.reports.connectivity import BarrierMatrix
 from fastscape.reports.document import Document
-from fastscape.reports.sections import Section
 from fastscape.reports.signature import Signature
-from fastscape.reports.spectrum import SpectrumResult
 from fastscape.study.claims import Claim, claims
-from fastscape.study.page import run_section, study_section
 from fastscape.study.seeds import geometric, pairs
 from fastscape.study.training import TrainingOutcome
 
@@ -26,7 +23,7 @@ EARLY = ("mean_curvature", "lambda_max", "roughness_detrended")  # the source's 
 OUTCOMES = {"test_loss": "test loss", "train_loss": "training loss", "halved": "share of training until the loss has halved"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult(Document):
     """One training run of one architecture.
 
@@ -65,18 +62,10 @@ class RunResult(Document):
 
     def stored(self) -> Self:
         """The run without eigenvectors."""
-        parts = {
-            name: dataclasses.replace(part, vectors=None) if isinstance(part, SpectrumResult) else part
-            for name, part in self.parts.items()
-        }
-        return dataclasses.replace(self, parts=parts)
-
-    def section(self) -> Section:
-        """The run's parts, one section each."""
-        return run_section(self)
+        return dataclasses.replace(self, parts={name: part.stored() for name, part in self.parts.items()})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StudyResult(Document):
     """Several architectures, several seeds of each.
 
@@ -168,10 +157,6 @@ class StudyResult(Document):
 
     def _per_run(self, number: Any) -> dict[str, Array]:
         return {name: np.array([number(run) for run in self.of(name)]) for name in self.architectures}
-
-    def section(self) -> Section:
-        """Table 1, claims, the test of H5, warnings, and a section for each architecture."""
-        return study_section(self)
 
 
 def _value(found: Estimate | float | None) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from fastscape.estimators import Estimate
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.trace import mean_estimate
-from fastscape.reports.tables import number
+from fastscape.reports.numbers import number
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:

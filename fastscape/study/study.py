@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+import fastscape.study.page  # noqa: F401 - registers what is shown of the results
 from fastscape._checks import counted, first_line
 from fastscape._clock import now
 from fastscape.estimators import Estimate
@@ -26,9 +27,9 @@ from fastscape.probes.connectivity import barriers
 from fastscape.probes.difficulty import Difficulty
 from fastscape.probes.spectrum import BLOCK
 from fastscape.probes.tracker import Tracker
-from fastscape.reports import load
 from fastscape.reports.connectivity import BarrierMatrix
 from fastscape.reports.signature import Signature
+from fastscape.reports.storage import load
 from fastscape.runs.provenance import provenance
 from fastscape.runs.schedule import log_spaced
 from fastscape.study.measure import Measurement
@@ -201,4 +202,4 @@ def _kept(folder: Path, plan: Plan) -> RunResult | None:
     except Exception:  # a damaged archive fails in many ways; the run is repeated
         return None
     same = isinstance(found, RunResult) and found.meta.get("plan") == plan.words()
-    return found if same else None  # type: ignore[return-value]
+    return found if same else None

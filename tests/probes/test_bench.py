@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
-from fastscape.reports.bench import BenchResult, BenchUnit, time_words
+from fastscape.reports.bench import BenchResult, BenchUnit
+from fastscape.reports.bench_view import time_words
 from fastscape.runs.budget import Budget
 
 ALL = (

@@ -13,7 +13,7 @@ from fastscape.estimators import Estimate
 from fastscape.reports import storage
 from fastscape.reports.document import Document
 from fastscape.reports.html import write_html
-from fastscape.reports.sections import Figure, Grid, Quantity, Section
+from fastscape.reports.sections import Figure, Grid, Quantity, Section, section_of
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,6 @@ class Leaf(Document):
     meta: dict[str, Any]
     notes: tuple[str, ...] = ()
 
-    def section(self):
-        return Section(
-            f"Leaf {self.name}",
-            f"the mean is {self.values.mean():.3g}.",
-            (Quantity("mean", "1", "a < b & c"),),
-            (Figure("A line", lambda ax: ax.plot(self.values), "values against index"),),
-            (Grid("cells", ({"column": "1"},), {"column": "what it is"}),),
-            self.notes,
-            (("seed", "0"),),
-        )
-
 
 @dataclass(frozen=True)
 class Tree(Document):
@@ -47,8 +36,23 @@ class Tree(Document):
     meta: dict[str, Any]
     notes: tuple[str, ...] = ()
 
-    def section(self):
-        return Section("Tree", "all parts.", children=tuple(part.section() for part in self.parts.values()))
+
+@section_of.register
+def leaf_section(result: Leaf):
+    return Section(
+        f"Leaf {result.name}",
+        f"the mean is {result.values.mean():.3g}.",
+        (Quantity("mean", "1", "a < b & c"),),
+        (Figure("A line", lambda ax: ax.plot(result.values), "values against index"),),
+        (Grid("cells", ({"column": "1"},), {"column": "what it is"}),),
+        result.notes,
+        (("seed", "0"),),
+    )
+
+
+@section_of.register
+def tree_section(result: Tree):
+    return Section("Tree", "all parts.", children=tuple(part.section() for part in result.parts.values()))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import spectra
 import torch
+from equality import same
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
@@ -18,8 +19,10 @@ import fastscape as fs
 from fastscape import zoo
 from fastscape.estimators.changes import apart, paired, shares
 from fastscape.estimators.positive import BY_MODEL
-from fastscape.reports import figures, leads, storage, tables
+from fastscape.reports import figures, leads, multifractal_words, numbers, storage, tables
 from fastscape.reports.html import write_html
+from fastscape.reports.sections import section_table
+from fastscape.reports.spectrum_tables import SHARPNESS, STABILITY, stability_text
 
 mpl.use("agg")
 QUICK = fs.AnalysisSettings(bootstrap=50, permutations=99)
@@ -55,19 +58,6 @@ def broken():
         model[1].weight.fill_(torch.nan)
     objective = fs.Objective(model, zoo.digits(samples=16), criterion=F.cross_entropy)
     return fs.multifractal(objective, fs.ProbeSettings(count=2), QUICK, name="<broken & co>")
-
-
-def same(a, b):
-    """Deep equality of dataclass trees, bit by bit, NaN equal to NaN."""
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b, equal_nan=a.dtype.kind == "f") and a.dtype == b.dtype
-    if dataclasses.is_dataclass(a):
-        return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b or (a != a and b != b)
 
 
 def test_files_round_trip_to_the_last_bit(result, trajectory, broken, tmp_path):
@@ -161,8 +151,8 @@ def test_json_is_strict_and_complete(result, broken, trajectory):
 def test_the_table_shows_every_value_and_every_flag(result, trajectory, broken):
     text = result.summary()
     estimate = result.analysis.estimates["h_median"]
-    assert tables.interval(estimate) in text
-    for label, _ in tables.QUANTITIES.values():
+    assert numbers.interval(estimate) in text
+    for label, _ in multifractal_words.QUANTITIES.values():
         assert label in text
     for value in (result, broken):
         flat = " ".join(str(value).split())
@@ -172,11 +162,11 @@ def test_the_table_shows_every_value_and_every_flag(result, trajectory, broken):
 
 
 def test_numbers_are_rounded_to_their_uncertainty():
-    assert tables.interval(fs.Estimate(0.12345, 0.01, (0.1012, 0.1457), 10)) == "0.123 [0.101, 0.146]"
-    assert tables.interval(fs.Estimate(12.345, 1, (10.1, 14.6), 10)) == "12.3 [10.1, 14.6]"
-    assert tables.interval(None) == "n/a"
-    assert tables.p_text(0.0004) == "< 0.001"
-    assert tables.p_text(float("nan")) == "n/a"
+    assert numbers.interval(fs.Estimate(0.12345, 0.01, (0.1012, 0.1457), 10)) == "0.123 [0.101, 0.146]"
+    assert numbers.interval(fs.Estimate(12.345, 1, (10.1, 14.6), 10)) == "12.3 [10.1, 14.6]"
+    assert numbers.interval(None) == "n/a"
+    assert numbers.p_text(0.0004) == "< 0.001"
+    assert numbers.p_text(float("nan")) == "n/a"
 
 
 @pytest.mark.parametrize("draw", figures.CHECKPOINT_FIGURES, ids=lambda draw: draw.__name__)
@@ -255,7 +245,7 @@ def test_sentences_lead_with_c2_and_name_mixed_signs(result):
     calm, mixed = (responding(result, scaled(result, 40, noise)) for noise in (0.3, 3.0))
     assert not any("change sign" in flag for flag in calm.flags)
     assert any("responses change sign" in flag and "no population value" in flag for flag in mixed.flags)
-    assert f"c2 = {tables.interval(calm.analysis.estimates['c2'])}, p = " in calm.verdict()
+    assert f"c2 = {numbers.interval(calm.analysis.estimates['c2'])}, p = " in calm.verdict()
     assert "responses of both signs" in mixed.verdict()
     assert "p = " not in mixed.verdict()
     along = fs.TrajectoryResult((calm, mixed), result.meta)
@@ -280,7 +270,7 @@ def test_the_page_of_a_trajectory_shows_flags_and_c2_before_the_sections(traject
     for flag in tables.shared_flags(trajectory.points):
         assert flag.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;") in top
     for point in trajectory.points:
-        assert tables.cell(point.analysis.estimates["c2"]) in top
+        assert numbers.cell(point.analysis.estimates["c2"]) in top
 
 
 def test_results_of_the_first_version_load_and_say_that_they_are_outdated(result, tmp_path):
@@ -332,16 +322,16 @@ def test_nothing_is_called_quadratic_by_fewer_than_ten_directions(result):
 def test_a_trajectory_fits_a_terminal_of_80_columns(trajectory):
     """A row per checkpoint on one line, the headline whole; from 120 columns nothing is left out."""
     for width in (80, 100):
-        text = tables.as_text(tables.trajectory_table(trajectory), width)
+        text = tables.as_text(section_table(trajectory.section()), width)
         assert max(map(len, text.splitlines())) <= width
         assert "left out below 120 columns: " in text
         for point in trajectory.points:
             row = next(line for line in text.splitlines() if point.name in line)
-            assert tables.cell(point.analysis.estimates["c2"]) in row
-            assert tables.p_text(tables.shown_p(point.analysis)) in row
+            assert numbers.cell(point.analysis.estimates["c2"]) in row
+            assert numbers.p_text(leads.shown_p(point.analysis)) in row
             assert row.rstrip(" │").endswith(str(point.directions))
     for width in (120, 150):
-        text = tables.as_text(tables.trajectory_table(trajectory), width)
+        text = tables.as_text(section_table(trajectory.section()), width)
         assert max(map(len, text.splitlines())) <= width
         assert "left out" not in text
         assert all(word in text for word in ("accuracy", "decades", "||w||"))
@@ -361,7 +351,7 @@ def test_repr_is_one_line(result, trajectory, broken):
         assert "\n" not in text
         assert len(text) < 500, text
         assert type(value).__name__ in text
-    estimate = tables.interval(result.analysis.estimates["c2"])
+    estimate = numbers.interval(result.analysis.estimates["c2"])
     assert repr(result).startswith(f"<MultifractalResult 'step30': 32 directions at 8 scales, c2 = {estimate}, ")
     assert repr(trajectory) == "<TrajectoryResult 'step0' .. 'step30': 3 checkpoints, 96 directions>"
     assert "no multifractal numbers (no scale is trusted" in repr(broken)
@@ -406,7 +396,7 @@ ESTIMATES = [
 
 @pytest.mark.parametrize(("estimate", "words"), ESTIMATES)
 def test_an_estimate_is_an_interval_a_reason_or_a_bound_on_terminals_and_in_json(estimate, words):
-    assert tables.interval(estimate) == words
+    assert numbers.interval(estimate) == words
     content = storage.plain({"nested": [estimate]})["nested"][0]
     assert content["shown"] == words
     if estimate.withheld:
@@ -415,8 +405,8 @@ def test_an_estimate_is_an_interval_a_reason_or_a_bound_on_terminals_and_in_json
 
 
 def test_units_stand_behind_the_numbers():
-    assert tables.interval(fs.Estimate(34.0, 3.0, (31.0, 37.0), 9), unit=" %") == "34.0 [31.0, 37.0] %"
-    assert tables.interval(fs.Estimate(34.0, 3.0, (0.0, 97.0), 9, "", "a reason"), unit=" %") == "34 %, interval n/a (a reason)"
+    assert numbers.interval(fs.Estimate(34.0, 3.0, (31.0, 37.0), 9), unit=" %") == "34.0 [31.0, 37.0] %"
+    assert numbers.interval(fs.Estimate(34.0, 3.0, (0.0, 97.0), 9, "", "a reason"), unit=" %") == "34 %, interval n/a (a reason)"
 
 
 # ---------------------------------------------------------------------- what is read first
@@ -435,30 +425,39 @@ def walked(result, sigma, h=2.0, seed=0, directions=40, tilt=0.0):
 
 
 def test_the_columns_of_a_trajectory_lead_with_what_is_read_first(trajectory, spectrum_along):
-    rows = tables.trajectory_rows(trajectory, spectrum_along)
-    names = ["checkpoint", leads.SHARPNESS, leads.STABILITY, leads.EXPONENT, leads.SPREAD, leads.C2, leads.CHANGE, leads.M_TAU]
+    section = trajectory.section(spectrum_along)
+    rows = section.grids[0].rows
+    names = [
+        "checkpoint",
+        SHARPNESS,
+        STABILITY,
+        leads.EXPONENT,
+        leads.SPREAD,
+        leads.C2,
+        leads.CHANGE,
+        leads.M_TAU,
+    ]
     assert list(rows[0])[:8] == names
-    assert all(name in leads.DEFINITIONS for name in names[1:])
+    assert all(name in section.grids[0].definitions for name in names[1:])
     for row, point, spectrum in zip(rows, trajectory.points, spectrum_along.points, strict=True):
         estimates = point.analysis.estimates
-        assert row[leads.EXPONENT] == tables.cell(estimates["h_mean"])
-        assert row[leads.C2] == tables.cell(estimates["c2"])
-        assert row[leads.STABILITY] == tables.number(spectrum.stability.ratio)
-        assert row[leads.SHARPNESS].endswith(tables.number(spectrum.lambda_max, 4))
-    assert trajectory.to_dict()["leads"] == leads.lead_rows(trajectory)
-    assert leads.SHARPNESS not in leads.lead_rows(trajectory)[0]
-    header = next(
-        line for line in tables.as_text(tables.trajectory_table(trajectory, spectrum_along), 400).splitlines() if "c2" in line
-    )
+        assert row[leads.EXPONENT] == numbers.cell(estimates["h_mean"])
+        assert row[leads.C2] == numbers.cell(estimates["c2"])
+        assert row[STABILITY] == numbers.number(spectrum.stability.ratio)
+        assert row[SHARPNESS].endswith(numbers.number(spectrum.lambda_max, 4))
+    assert trajectory.to_dict()["leads"] == list(leads.lead_rows(trajectory.points))
+    assert SHARPNESS not in trajectory.to_dict()["leads"][0]
+    assert list(trajectory.to_dict(spectrum_along)["leads"][0]) == names
+    header = next(line for line in tables.as_text(trajectory.table(spectrum_along), 400).splitlines() if "c2" in line)
     places = [header.index(name) for name in names]
     assert places == sorted(places)
 
 
 def test_a_ratio_that_is_a_bound_or_none_is_shown_so(spectrum_along):
     stability = spectrum_along.points[0].stability
-    assert leads.stability_text(dataclasses.replace(stability, ratio=math.nan, reason="no steps", at_least=math.nan)) == "n/a"
-    assert leads.stability_text(dataclasses.replace(stability, ratio=math.nan, reason="residual", at_least=0.3)) == ">= 0.3"
-    assert leads.stability_text(None) == "n/a"
+    assert stability_text(dataclasses.replace(stability, ratio=math.nan, reason="no steps", at_least=math.nan)) == "n/a"
+    assert stability_text(dataclasses.replace(stability, ratio=math.nan, reason="residual", at_least=0.3)) == ">= 0.3"
+    assert stability_text(None) == "n/a"
 
 
 def test_a_word_says_whether_the_spread_over_directions_changes(result):
@@ -477,7 +476,7 @@ def test_m_tau_is_named_with_the_orders_that_it_is_of(result):
     found = walked(result, 0.05)
     low, high = found.analysis.supported[0], found.analysis.supported[-1]
     words = leads.m_tau_text(found.analysis)
-    assert words == f"{tables.interval(found.analysis.estimates['m_tau_supported'])} on q {low:g}..{high:g}"
+    assert words == f"{numbers.interval(found.analysis.estimates['m_tau_supported'])} on q {low:g}..{high:g}"
     assert words in found.summary()
     few = walked(result, 0.05, directions=8).analysis
     assert leads.m_tau_text(few) == "n/a (16 directions; moments need 64)"
@@ -491,7 +490,7 @@ def test_a_movement_is_claimed_only_where_the_paired_difference_leaves_out_none(
     assert "no change of c2, mean h and std h stands out" in along
     assert "goes" not in along
     assert not apart(first.analysis.estimates["c2"], again.analysis.estimates["c2"])
-    ends = [tables.number(point.analysis.estimates["h_mean"].value) for point in (first, moved)]
+    ends = [numbers.number(point.analysis.estimates["h_mean"].value) for point in (first, moved)]
     assert f"mean h goes {ends[0]} -> {ends[1]}" in fs.TrajectoryResult((first, moved), result.meta).verdict()
     change = leads.changes(first, moved)["h_mean"]
     assert change.value == pytest.approx(moved.analysis.estimates["h_mean"].value - first.analysis.estimates["h_mean"].value)
@@ -526,7 +525,7 @@ def test_messages_of_several_checkpoints_are_one_line_each():
 
 
 def test_flags_of_a_trajectory_repeat_no_message(trajectory):
-    lines = tables.trajectory_flags(trajectory)
+    lines = multifractal_words.trajectory_flags(trajectory)
     messages = [re.sub(r"[-\d., ]+", "#", line.split(": ", 1)[1]) for line in lines]
     assert len(set(messages)) == len(messages)
     assert len(lines) < sum(len(point.flags) for point in trajectory.points)
@@ -535,10 +534,18 @@ def test_flags_of_a_trajectory_repeat_no_message(trajectory):
 def test_every_figure_of_the_page_has_a_caption_and_every_number_a_definition(trajectory, spectrum_along, tmp_path):
     page = write_html(trajectory, tmp_path / "page.html", spectrum=spectrum_along).read_text()
     assert page.count("<figcaption>") == page.count("<figure") == page.count("<svg")
-    for name in (leads.M_TAU, leads.C2, leads.EXPONENT, leads.STABILITY, "p (c2 = 0)", "window (decades)", "spread ratio"):
+    for name in (
+        leads.M_TAU,
+        leads.C2,
+        leads.EXPONENT,
+        STABILITY,
+        "p (c2 = 0)",
+        "window (decades)",
+        "spread ratio",
+    ):
         assert f"<dt>{name}</dt><dd>" in page
     top = page[: page.index("<h2>")]
-    assert top.index(leads.SHARPNESS) < top.index(leads.STABILITY) < top.index("mean h (2 = smooth bowl)") < top.index("M_tau")
+    assert top.index(SHARPNESS) < top.index(STABILITY) < top.index("mean h (2 = smooth bowl)") < top.index("M_tau")
     for draw in figures.CHECKPOINT_FIGURES:
         assert figures.CAPTIONS[draw.__name__].split(":")[0].replace("'", "&#39;").replace(">", "&gt;") in page
     assert "max-width: 40rem" in page

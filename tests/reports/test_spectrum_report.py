@@ -10,28 +10,16 @@ import numpy as np
 import pytest
 import spectra
 import torch
+from equality import same
 from matplotlib.figure import Figure
 
 import fastscape as fs
 from fastscape.estimators.spectra import Gap
-from fastscape.reports import spectrum_figures, spectrum_tables, tables
+from fastscape.reports import numbers, spectrum_figures, spectrum_tables, tables
 from fastscape.reports.html import write_html
 
 mpl.use("agg")
 NAN = fs.Estimate(math.nan, math.nan, (math.nan, math.nan), 0)
-
-
-def same(a, b):
-    """Deep equality of dataclass trees, bit by bit, NaN equal to NaN."""
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b, equal_nan=a.dtype.kind == "f") and a.dtype == b.dtype
-    if dataclasses.is_dataclass(a):
-        return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b or (a != a and b != b)
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +145,11 @@ def test_a_gap_within_its_bound_is_unresolved(result):
 def test_the_table_shows_every_value_with_its_error(result):
     text = result.summary()
     for value, residual in zip(result.eigenvalues, result.residuals, strict=True):
-        assert spectrum_tables.with_error(value, residual) in text
+        assert numbers.with_error(value, residual) in text
     for estimate in (result.trace, result.trace_square, result.effective_rank, result.mean_curvature):
-        assert tables.interval(estimate) in text
-    assert f"probe error {tables.number(result.trace.stderr, 2)}" in text
-    assert f"data error {tables.number(result.trace_data_stderr, 2)}" in text
+        assert numbers.interval(estimate) in text
+    assert f"probe error {numbers.number(result.trace.stderr, 2)}" in text
+    assert f"data error {numbers.number(result.trace_data_stderr, 2)}" in text
     assert "not converged" in text
     assert "trace of conv.weight" in text
     assert "1.62 gradients per product" in text
@@ -174,12 +162,12 @@ def test_the_table_shows_every_value_with_its_error(result):
 
 
 def test_values_are_rounded_to_their_error():
-    assert spectrum_tables.with_error(70.63076, 7.1e-4) == "70.63076 ± 0.00071"
-    assert spectrum_tables.with_error(9.8375, 0.223) == "9.84 ± 0.22"
-    assert spectrum_tables.with_error(12345.6, 210.0) == "12346 ± 210"
-    assert spectrum_tables.with_error(1.234567e-7, 2e-10) == "1.2346e-07 ± 2.0e-10"
-    assert spectrum_tables.with_error(3.5, 0.0) == "3.5 ± 0"
-    assert spectrum_tables.with_error(math.nan, math.nan) == "n/a ± n/a"
+    assert numbers.with_error(70.63076, 7.1e-4) == "70.63076 ± 0.00071"
+    assert numbers.with_error(9.8375, 0.223) == "9.84 ± 0.22"
+    assert numbers.with_error(12345.6, 210.0) == "12346 ± 210"
+    assert numbers.with_error(1.234567e-7, 2e-10) == "1.2346e-07 ± 2.0e-10"
+    assert numbers.with_error(3.5, 0.0) == "3.5 ± 0"
+    assert numbers.with_error(math.nan, math.nan) == "n/a ± n/a"
 
 
 def test_what_dominates_the_error_of_the_trace_is_flagged(result):
@@ -197,7 +185,7 @@ def test_verdicts_are_one_sentence(states, trajectory):
         assert "\n" not in text
         assert "nan" not in text.replace("nan products", "")
     result, _, broken, partial = states
-    assert f"{tables.number(result.stability.ratio)} of the edge of stability of SGD" in result.verdict()
+    assert f"{numbers.number(result.stability.ratio)} of the edge of stability of SGD" in result.verdict()
     assert broken.verdict() == "No spectrum of the Hessian: nan products."
     assert any("4 products of H held NaN" in flag for flag in broken.flags)
     assert "the largest eigenvalue has not converged; read it with its residual" in partial.flags
@@ -208,16 +196,16 @@ def test_verdicts_are_one_sentence(states, trajectory):
 @pytest.mark.parametrize("width", [60, 80, 100, 150])
 def test_tables_fit_narrow_terminals(states, trajectory, width):
     for value in states:
-        text = tables.as_text(spectrum_tables.spectrum_table(value), width)
+        text = tables.as_text(value.table(), width)
         assert max(map(len, text.splitlines())) <= width
-    text = tables.as_text(spectrum_tables.trajectory_table(trajectory), width)
+    text = tables.as_text(trajectory.table(), width)
     assert max(map(len, text.splitlines())) <= width
     if width >= 80:
         for point in trajectory.points:
             row = next(line for line in text.splitlines() if f" {point.name} " in line)
-            assert tables.number(point.lambda_max, 4) in row
-            assert tables.interval(point.trace) in row
-            assert tables.number(point.stability.ratio) in row
+            assert numbers.number(point.lambda_max, 4) in row
+            assert numbers.interval(point.trace) in row
+            assert numbers.number(point.stability.ratio) in row
     assert ("left out below 120 columns" in text) is (width < 120)
 
 
@@ -232,8 +220,8 @@ def test_flags_that_differ_in_numbers_are_one_line(result):
     names = {"a": "|tr H| is 0.3 of tr |H|", "b": "|tr H| is 0.05 of tr |H|", "c": "the gradient is zero"}
     points = [dataclasses.replace(result, name=name, notes=(note,), converged=np.ones(5, bool)) for name, note in names.items()]
     points = [dataclasses.replace(point, smallest_converged=np.ones(5, bool)) for point in points]
-    assert spectrum_tables.merged_flags(points) == ["a, b: |tr H| is 0.05 .. 0.3 of tr |H|", "c: the gradient is zero"]
-    assert spectrum_tables.merged_flags(points[:2])[0].startswith("all checkpoints: ")
+    assert tables.shared_flags(points) == ["a, b: |tr H| is 0.05 .. 0.3 of tr |H|", "c: the gradient is zero"]
+    assert tables.shared_flags(points[:2])[0].startswith("all checkpoints: ")
 
 
 def test_series_hold_values_and_bounds(trajectory, broken):
