@@ -5,6 +5,8 @@ imported where it is first used: importing the package loads neither torch nor n
 """
 
 import importlib.util
+import random
+from types import ModuleType
 
 import fastscape._interrupts  # noqa: F401 - first, because what follows takes seconds
 
@@ -70,12 +72,21 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> object:
     """A public name, or a module of the package, imported where it is first used."""
     if name in _HOMES:
-        value: object = getattr(importlib.import_module(_HOMES[name]), name)
+        value: object = getattr(_imported(_HOMES[name]), name)
         globals()[name] = value
         return value
     if importlib.util.find_spec(f"{__name__}.{name}") is not None:
-        return importlib.import_module(f"{__name__}.{name}")
+        return _imported(f"{__name__}.{name}")
     raise AttributeError(_unknown(name))
+
+
+def _imported(module: str) -> ModuleType:
+    """A module; the global random numbers of Python, of which rich draws some as it is imported, stay the user's."""
+    drawn = random.getstate()
+    try:
+        return importlib.import_module(module)
+    finally:
+        random.setstate(drawn)
 
 
 def __dir__() -> list[str]:

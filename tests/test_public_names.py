@@ -72,6 +72,15 @@ def test_importing_the_package_loads_nothing_heavy():
     assert run(code) == "set()\n"
 
 
+def test_the_first_use_of_a_name_draws_no_random_number_of_the_user():
+    code = (
+        "import random, fastscape as fs; random.seed(0); state = random.getstate()\n"
+        "[getattr(fs, name) for name in fs.__all__]\n"
+        "print(random.getstate() == state)"
+    )
+    assert run(code) == "True\n"
+
+
 FIRST = """
 import os, pkgutil, sys, torch, scipy.stats
 for name in {names}:

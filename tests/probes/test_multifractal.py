@@ -376,7 +376,7 @@ def test_a_trajectory_is_the_probe_of_every_checkpoint_along_the_same_directions
         np.testing.assert_array_equal(point.measured.even, alone.measured.even)
         assert point.loss == alone.loss == objective.loss()
         assert point.accuracy == objective.accuracy()
-        assert point.measured.weight_norm == objective.norm
+        assert point.measured.weight_norm == pytest.approx(objective.norm, rel=1e-14)
         assert point.meta["weight_fingerprint"] == objective.weight_fingerprint()
     np.testing.assert_array_equal(result.series("loss")[0], [point.loss for point in result.points])
     value, low, high = result.series("c1")
