@@ -94,6 +94,7 @@ class SameShape(nn.Module):
         self.criterion = criterion
 
     def forward(self, outputs: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        """The loss, after a look at what it is given."""
         if isinstance(outputs, Tensor) and isinstance(targets, Tensor):
             if outputs.shape != targets.shape:
                 _refuse_outer(outputs.shape, targets.shape)

@@ -45,13 +45,6 @@ def paired(first: Array, second: Array) -> Estimate:
     return Estimate(value, stderr, (value - half, value + half), count, PAIRED)
 
 
-def apart(first: Estimate, second: Estimate) -> bool:
-    """Whether two intervals have no value in common; false where one is not known."""
-    return bool(first.interval[1] < second.interval[0] or second.interval[1] < first.interval[0]) and not (
-        first.withheld or second.withheld
-    )
-
-
 def excludes_none(change: Estimate) -> bool:
     """Whether an interval of a change leaves out 0."""
     return not change.withheld and bool(change.interval[0] > 0 or change.interval[1] < 0)

@@ -64,3 +64,10 @@ class Estimates(dict[str, Estimate]):
     def __missing__(self, name: str) -> Estimate:
         there = f"there are {', '.join(self)}" if self else f"the analysis has no numbers ({self.reason or 'none were made'})"
         raise KeyError(f"estimates has no {name!r}: {there}")
+
+
+def apart(first: Estimate, second: Estimate) -> bool:
+    """Whether two intervals have no value in common; false where one is not known."""
+    return bool(first.interval[1] < second.interval[0] or second.interval[1] < first.interval[0]) and not (
+        first.withheld or second.withheld
+    )

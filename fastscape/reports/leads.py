@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fastscape.estimators import Analysis, Estimate
-from fastscape.estimators.changes import apart, excludes_none, paired, shares, usable
+from fastscape.estimators.changes import excludes_none, paired, shares, usable
+from fastscape.estimators.intervals import apart
 from fastscape.estimators.scaling import Array
 from fastscape.reports.numbers import SIGNIFICANT, cell, interval, listed, number
 from fastscape.reports.result import MultifractalResult

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastscape._checks import counted
-from fastscape.estimators.changes import apart
-from fastscape.estimators.intervals import Estimate
+from fastscape.estimators.intervals import Estimate, apart
 from fastscape.estimators.positive import scaled
 from fastscape.estimators.scaling import Array
 from fastscape.estimators.spectra import Stability

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
-from fastscape.estimators.changes import apart, paired, shares
+from fastscape.estimators.changes import paired, shares
+from fastscape.estimators.intervals import apart
 from fastscape.estimators.positive import BY_MODEL
 from fastscape.reports import figures, leads, multifractal_words, numbers, storage, tables
 from fastscape.reports.html import write_html
