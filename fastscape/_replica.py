@@ -134,9 +134,9 @@ class Replica:
 
     ``base[i]`` are the objective's weights (read, never written) and ``scratch[i]`` the copy's parameters, in the order
     of ``objective.names``. Parameters that are not probed are shared with the user's model where dtype and device
-    allow, and the forward was seen not to write into them (see :func:`fastscape._examination.replica_of`). Layers with running
-    statistics use the batch's own in ``"batch"`` mode, and nothing of theirs is updated
-    (:func:`fastscape._norms.use_batch`).
+    allow, and the forward was seen not to write into them (see
+    :func:`fastscape._examination.replica_of`). Layers with running statistics use the batch's own in ``"batch"`` mode, and
+    nothing of theirs is updated (:func:`fastscape._norms.use_batch`).
 
     ``rewritten``: names of the parameters that the forward writes into; ``None`` for the evaluation that finds them out, on a
     copy that shares nothing.
