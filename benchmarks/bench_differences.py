@@ -21,7 +21,7 @@ from networks import NETWORKS, UNTRAINED, objective
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastscape as fs
-from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
+from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.evaluation.evaluator import Evaluator
 
 RADII = np.logspace(-5, -1, 12)  # relative to ||w||

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import ops, zoo
-from fastscape.evaluation.surface import Affine, Surface
+from fastscape.evaluation.surface.families import Affine
+from fastscape.evaluation.surface.surface import Surface
 from fastscape.ops.relu_line.reference import relu_line as products
 
 POINTS = 41

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fastscape as fs
-from fastscape.evaluation.differences.evaluator import DifferenceEvaluator
+from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.evaluation.evaluator import Evaluator
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"

@@ -30,17 +30,17 @@ FOLDERS = (
     "tests/evaluation",
     "tests/ops",
     "tests/probes",
-    "tests/test_objective.py",
-    "tests/test_unusual_models.py",
+    "tests/objective/test_objective.py",
+    "tests/objective/test_unusual_models.py",
 )
 QUICK = (
-    "tests/estimators/test_lanczos.py",
-    "tests/estimators/test_davidson.py",
-    "tests/estimators/test_trace.py",
-    "tests/evaluation/test_forwards.py",
-    "tests/evaluation/test_quadratic.py",
-    "tests/evaluation/differences/test_metamorphic.py",
-    "tests/probes/test_spectrum.py",
+    "tests/numerics/test_lanczos.py",
+    "tests/probes/tracking/test_davidson.py",
+    "tests/numerics/test_trace.py",
+    "tests/curvature/forms/test_forwards.py",
+    "tests/curvature/forms/test_quadratic.py",
+    "tests/differences/test_metamorphic.py",
+    "tests/probes/spectrum/test_probe.py",
 )
 OTHER_CHIPS = ("test_compiled*", "test_triton*", "test_cuda*", "test_gpu*", "test_native*")  # no arithmetic of this processor
 

@@ -35,7 +35,8 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
-from fastscape.evaluation.surface import Affine, Surface
+from fastscape.evaluation.surface.families import Affine
+from fastscape.evaluation.surface.surface import Surface
 
 RESULTS = Path(__file__).parent / "results" / "slices.json"
 REACH = 0.5  # random_plane with distance=1 goes from -1/2 to 1/2 of ||w||

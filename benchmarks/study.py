@@ -13,7 +13,7 @@ from pathlib import Path
 import readme
 
 import fastscape as fs
-from fastscape.study.page import associations_grid, outcomes_grid, table1
+from fastscape.study.view import associations_grid, outcomes_grid, table1
 
 HERE = Path(__file__).parent
 _LEFT_OUT = ("D", "tr/D", "halved after", "p", "tau", "note")

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
-from fastscape.estimators.lanczos import extreme_pairs
+from fastscape.numerics.lanczos import extreme_pairs
 
 RESULTS = Path(__file__).parent / "results" / "tracker.json"
 

@@ -7,8 +7,8 @@ import scipy
 from scipy import stats
 
 import fastscape as fs
-from fastscape.estimators.spectra import Density, Stability
-from fastscape.reports.spectrum import SpectrumResult, SpectrumTrajectory
+from fastscape.numerics.spectra import Density, Stability
+from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
 
 
 def estimate(samples):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
-from fastscape.evaluation.optimizers import OptimizerState
+from fastscape.runs.optimizers import OptimizerState
 
 X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2, 1, 1, 0, 2, 2, 1])
 

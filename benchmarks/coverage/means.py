@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 import fastscape as fs
-from fastscape.estimators import Estimate
-from fastscape.estimators.gradient_noise import Units, mean_square, noise_scale, noise_trace
-from fastscape.estimators.positive import skewed_mean, useful
+from fastscape.numerics.estimate import Estimate
+from fastscape.numerics.positive import skewed_mean, useful
+from fastscape.probes.temperature.gradient_noise import Units, mean_square, noise_scale, noise_trace
 
 from .cells import NOMINAL, Cell, Job, run
 
@@ -109,7 +109,7 @@ NETWORKS = ("MLP at initialisation", "MLP, trained", "MLP, trained, radius 2")
 @cache
 def _pool(name: str) -> tuple[Array, Array]:
     """Variances and detrended variances of the losses along 1000 lines through a small network."""
-    from fastscape.estimators.roughness import Trend
+    from fastscape.probes.slices.roughness import Trend
 
     torch.manual_seed(0)
     inputs = torch.randn(64, 8)

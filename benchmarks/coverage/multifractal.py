@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 import fastscape as fs
-from fastscape.estimators.scalars import m_tau
+from fastscape.probes.multifractal.scalars import m_tau
 
 from .cells import NOMINAL, Cell, Job, run
 from .networks import ACTIVATIONS, network

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import digamma, gammaln
 
-from fastscape.estimators.scaling import slope_weights
+from fastscape.probes.multifractal.lines import slope_weights
 
 LEVELS = np.arange(10, 0, -1)  # of cascades: radii 2^-10 .. 2^-1
 OCTAVES = -np.log(2.0) * LEVELS

@@ -34,7 +34,7 @@ def eigenthings(entries: Tensor) -> np.ndarray:
 
 
 def fastscape(entries: Tensor, block: int) -> np.ndarray:
-    from fastscape.estimators.lanczos import extreme_pairs
+    from fastscape.numerics.lanczos import extreme_pairs
 
     found = extreme_pairs(
         lambda vectors: (vectors.T * entries).T,
@@ -62,7 +62,7 @@ def eigenthings_kernel(entries: Tensor) -> np.ndarray:
 
 def fastscape_kernel(entries: Tensor) -> np.ndarray:
     """The same of ours."""
-    from fastscape.estimators.lanczos import BlockLanczos
+    from fastscape.numerics.krylov import BlockLanczos
 
     start = signs(len(entries), 1)
     run = BlockLanczos(lambda vectors: (vectors.T * entries).T, start, wanted=PAIRS, which="largest", capacity=STEPS + 1)

@@ -227,7 +227,7 @@ def exit_codes() -> Iterator[None]:
 
 
 def _failure(error: Exception) -> click.ClickException:
-    from fastscape._replica import MODEL_NOTE
+    from fastscape.objective.replica import MODEL_NOTE
 
     refusals = (
         fs.AsymmetricProductError,

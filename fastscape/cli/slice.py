@@ -15,11 +15,11 @@ from fastscape.cli.inputs import BATCH_NORM, PRECISIONS, build_objective, checkp
 from fastscape.cli.output import Outcome, check_out, live_progress, run
 
 if TYPE_CHECKING:
-    from fastscape.probes.slice_axes import AnyDirections
+    from fastscape.probes.slices.axes import AnyDirections
     from fastscape.reports.live import LiveProgress
     from fastscape.runs.budget import Budget
 
-LINES, COMPONENTS = 32, 8  # of fastscape.probes.slice_axes
+LINES, COMPONENTS = 32, 8  # of fastscape.probes.slices.axes
 DIRECTIONS = ("random", "gradient", "eigenvectors", "difference", "pca")
 _SHARE = 0.3  # of the budget, for the eigenvectors
 
@@ -125,7 +125,7 @@ def _directions(objective: fs.Objective, files: Sequence[Path], budget: Budget, 
     if kind == "difference":
         if len(files) < 2:
             raise ValueError(f"--direction difference needs two --checkpoint files, got {len(files)}")
-        from fastscape.probes.slice_axes import states_of
+        from fastscape.probes.slices.axes import states_of
 
         states, _ = states_of(objective, [files[-1], files[0]], "checkpoint")
         return fs.Axes.difference(objective, *states)

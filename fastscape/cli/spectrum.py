@@ -17,13 +17,13 @@ from fastscape.cli.inputs import build_objective, checkpoint_files, gib, objecti
 from fastscape.cli.output import Outcome, check_out, live_progress, run
 
 if TYPE_CHECKING:
-    from fastscape.evaluation.optimizers import OptimizerState
     from fastscape.reports.live import LiveProgress
     from fastscape.runs.budget import Budget
+    from fastscape.runs.optimizers import OptimizerState
 
     Result = fs.SpectrumResult | fs.SpectrumTrajectory
 
-BLOCK = 4  # of fastscape.probes.spectrum
+BLOCK = 4  # of fastscape.probes.spectrum.probe
 OPTIMIZER = ("optimizer_file", "learning_rate", "momentum", "nesterov", "weight_decay")  # what optimizer_options() gives
 
 
@@ -140,8 +140,8 @@ def optimizer(objective: fs.Objective, options: dict[str, Any]) -> OptimizerStat
     """
     import torch
 
-    from fastscape.evaluation.optimizers import OptimizerState
     from fastscape.runs.checkpoints import read_optimizer
+    from fastscape.runs.optimizers import OptimizerState
 
     file, rate = options["optimizer_file"], options["learning_rate"]
     if rate is None:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastscape.directions.directions import Directions, Scale
-from fastscape.objective import Objective, checked_objective, matched_state
+from fastscape.objective.arguments import matched_state
+from fastscape.objective.objective import Objective, checked_objective
 
 Array = NDArray[np.float64]
 State = Mapping[str, Tensor]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastscape._checks import integer
 from fastscape.directions.normalise import Normaliser, OneD, Rule, ZeroNorm
-from fastscape.objective import Objective, checked_objective, matched_state
+from fastscape.objective.arguments import matched_state
+from fastscape.objective.objective import Objective, checked_objective
 from fastscape.ops import Distribution, Norms, direction, tensor_ids
 
 Scale = Literal["unit", "relative", "none"]

@@ -6,12 +6,12 @@ import math
 
 import torch
 
-from fastscape._examination import replica_of
-from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
 from fastscape.evaluation.arithmetic import arithmetic, traced_loss
 from fastscape.evaluation.rounding import rounding_model
 from fastscape.evaluation.steps import SINGLE, around, unit_error
+from fastscape.objective.examination import replica_of
+from fastscape.objective.replica import Replica
 
 _ULP = 64  # units of the loss by which it may differ without another look
 _ROUNDINGS, _LARGEST = 100.0, 0.01  # times the rounding model, as far as that stays within this share of what it is of

@@ -11,11 +11,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fastscape._definition import Definition
-from fastscape._examination import replica_of
-from fastscape._replica import Replica
 from fastscape._state import autocast_here, autocast_outside, exact_arithmetic
-from fastscape._structures import tensors_in
+from fastscape.objective.definition import Definition
+from fastscape.objective.examination import replica_of
+from fastscape.objective.replica import Replica
+from fastscape.objective.structures import tensors_in
 
 _ROUNDS = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "floor_divide", "bucketize", "searchsorted"}
 _CASTS = {"_to_copy", "to", "copy"}

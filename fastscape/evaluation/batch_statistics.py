@@ -9,8 +9,8 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fastscape._replica import Replica
-from fastscape.objective import Objective
+from fastscape.objective.objective import Objective
+from fastscape.objective.replica import Replica
 
 BatchNorm = Literal["recalibrate", "running", "batch"]
 

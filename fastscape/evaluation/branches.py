@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastscape._structures import map_tensors, tensors_of
 from fastscape.evaluation.pieces import RULES, decides, guarded, rule_of
+from fastscape.objective.structures import map_tensors, tensors_of
 
 
 class BranchesChangedError(ValueError):

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from fastscape._checks import first_line
-from fastscape._examination import replica_of
-from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic, preserved_rng, torch_generators
 from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
 from fastscape.evaluation.arithmetic import traced_loss
+from fastscape.objective.examination import replica_of
+from fastscape.objective.replica import Replica
 
 _DISPLACED = (1e-2, 1e-4, 1e-6)  # of the size of each weight; the next where the model refuses such weights
 

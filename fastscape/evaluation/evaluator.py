@@ -12,18 +12,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fastscape._batches import available_memory
 from fastscape._checks import check_memory as check_memory
 from fastscape._checks import first_line
 from fastscape._clock import now
-from fastscape._replica import Replica
 from fastscape._state import exact_arithmetic
-from fastscape._structures import tensors_in, tensors_of
 from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.paths import LoopPath, Path, VmapPath
 from fastscape.evaluation.points import Array, Radii, second_difference, signed_radii
-from fastscape.objective import Objective, checked_objective
+from fastscape.objective.batches import available_memory
+from fastscape.objective.objective import Objective, checked_objective
+from fastscape.objective.replica import Replica
+from fastscape.objective.structures import tensors_in, tensors_of
 
 PathName = Literal["loop", "vmap"]
 _TRIAL_POINTS = 6  # loop evaluations in a trial: the median of few is enough to tell 1.2x

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import counted
-from fastscape._replica import Replica
+from fastscape.objective.replica import Replica
 
 _STEP = 1e-2  # of the size of a tensor's numbers, or of 1 where all are zero
 STILL = (

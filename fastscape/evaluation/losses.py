@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.evaluator import Evaluator, PathName
-from fastscape.objective import Objective, checked_objective
+from fastscape.objective.objective import Objective, checked_objective
 
 Subtracted = Literal["float64", "float32"]
 DTYPES: dict[str, torch.dtype] = {"float64": torch.float64, "float32": torch.float32}

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastscape._replica import Replica
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.evaluator import Evaluator
@@ -29,6 +28,7 @@ from fastscape.evaluation.steps import (
     steps_found,
     where_defined,
 )
+from fastscape.objective.replica import Replica
 
 _FLOOR_RADIUS = 1e-11  # of ||w||: true responses are below 1e-19 there, weights still move by 1e5 ulp in float64
 _HIDDEN = "steps that no dtype shows, such as a hidden cast or a quantisation"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from fastscape._replica import Replica
 from fastscape.directions import Directions
 from fastscape.evaluation.displacement import Displacement
+from fastscape.objective.replica import Replica
 from fastscape.ops import Distribution, perturb
 from fastscape.ops.perturb.reference import displaced
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscape._structures import tensors_in
+from fastscape.objective.structures import tensors_in
 
 Encode = Callable[..., Any]  # (arguments of the operation, its result) -> piece of every element
 Apply = Callable[..., Any]  # (arguments, pieces) -> result on those pieces

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastscape._replica import Replica
+from fastscape.objective.replica import Replica
 
 
 def rounding_model(replica: Replica) -> float:

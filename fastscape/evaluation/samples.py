@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastscape._batches import Batch
-from fastscape._structures import leaves, map_tensors, substituted, tensors_of
-from fastscape._terms import labels_of
-from fastscape.objective import Objective
+from fastscape.objective.batches import Batch
+from fastscape.objective.objective import Objective
+from fastscape.objective.structures import leaves, map_tensors, substituted, tensors_of
+from fastscape.objective.terms import labels_of
 
 
 def rows_of(objective: Objective, batch: Batch) -> int:

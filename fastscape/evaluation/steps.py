@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from fastscape._replica import Replica
 from fastscape.evaluation.arithmetic import Arithmetic
 from fastscape.evaluation.points import Array, second_difference, signed_radii
+from fastscape.objective.replica import Replica
 
 Lines = Callable[[Sequence[float]], Array]  # losses [n, P] along n lines at P distances relative to the weights
 Write = Callable[[], None]

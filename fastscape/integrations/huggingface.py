@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastscape.probes.tracker import Tracker
+from fastscape.probes.tracking.tracker import Tracker
 
 try:
     from transformers import TrainerCallback as _Base

@@ -16,7 +16,8 @@ from fastscape.ops.direction_norms import Norms, StoredNorms, direction_norms
 from fastscape.ops.layer_norm_difference import layer_norm_difference
 from fastscape.ops.linear_difference import linear_difference
 from fastscape.ops.max_pool2d_difference import max_pool2d_difference
-from fastscape.ops.perturb import Perturbation, perturb
+from fastscape.ops.perturb import perturb
+from fastscape.ops.perturb.prepared import Perturbation
 from fastscape.ops.perturbed_linear import perturbed_linear
 from fastscape.ops.pointwise_difference import pointwise_difference
 from fastscape.ops.relu_line import relu_line

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastscape._statistics import Statistics
+from fastscape.objective.statistics import Statistics
 from fastscape.reports.numbers import number
 
 _PROBED = {

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fastscape._checks import counted
-from fastscape.estimators import Estimate
+from fastscape.numerics.estimate import Estimate
 from fastscape.reports.numbers import interval
 
 

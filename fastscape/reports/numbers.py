@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fastscape.estimators import Estimate
-from fastscape.estimators.positive import BY_MODEL
+from fastscape.numerics.estimate import Estimate
+from fastscape.numerics.positive import BY_MODEL
 
 SIGNIFICANT = 0.05
 

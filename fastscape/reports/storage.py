@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastscape._checks import first_line
-from fastscape.estimators.intervals import Estimate
+from fastscape.numerics.estimate import Estimate
 from fastscape.reports.numbers import interval
 
 FORMAT = 1  # of the files that are written; larger ones are a newer version's
 Arrays = dict[str, NDArray[Any]]
 KINDS: dict[str, type] = {}  # classes of results by the kind of their files
 _LATER = {
-    "study": "fastscape.study.page",
-    "study-run": "fastscape.study.page",
+    "study": "fastscape.study.view",
+    "study-run": "fastscape.study.view",
 }  # of a later layer: modules that register class and view
 _KIND = "$kind"  # of a result inside another, whose field may hold any
 

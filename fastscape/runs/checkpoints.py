@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastscape._checks import first_line
-from fastscape.evaluation.optimizers import WRAPPERS, OptimizerState
-from fastscape.objective import Objective
+from fastscape.objective.objective import Objective
+from fastscape.runs.optimizers import WRAPPERS, OptimizerState
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "net", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning

@@ -13,7 +13,7 @@ import scipy
 import torch
 
 from fastscape._version import __version__
-from fastscape.objective import Objective
+from fastscape.objective.objective import Objective
 
 
 def provenance() -> dict[str, Any]:

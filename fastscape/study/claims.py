@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fastscape._checks import counted
-from fastscape.estimators.scaling import Array
+from fastscape.numerics.arrays import Array
 from fastscape.reports.numbers import number
 
 Outcome = Literal["seen", "not seen", "inconclusive", "not measured"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastscape.estimators.scaling import Array
+from fastscape.numerics.arrays import Array
 from fastscape.reports.axes import BLUE, GREY, ORANGE, RED
 from fastscape.study.seeds import geometric
 

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from fastscape._checks import first_line
-from fastscape.estimators import AnalysisSettings
-from fastscape.evaluation.optimizers import OptimizerState
-from fastscape.objective import Objective
-from fastscape.probes.dynamics import temperature
-from fastscape.probes.multifractal import multifractal
-from fastscape.probes.sharpness import sharpness
-from fastscape.probes.slices import slice1d, slice2d
-from fastscape.probes.spectrum import spectrum
-from fastscape.reports.signature import Signature
-from fastscape.runs.settings import ProbeSettings
+from fastscape.objective.objective import Objective
+from fastscape.probes.multifractal.analysis import AnalysisSettings
+from fastscape.probes.multifractal.probe import multifractal
+from fastscape.probes.multifractal.settings import ProbeSettings
+from fastscape.probes.sharpness.probe import sharpness
+from fastscape.probes.signature.result import Signature
+from fastscape.probes.slices.probe import slice1d, slice2d
+from fastscape.probes.spectrum.probe import spectrum
+from fastscape.probes.temperature.probe import temperature
+from fastscape.runs.optimizers import OptimizerState
 from fastscape.study.plan import Architecture, Plan
 
 SIGNED = ("spectrum", "slice", "sharpness", "temperature")  # parts behind a signature

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from fastscape.estimators import Estimate
-from fastscape.estimators.association import Association, association
-from fastscape.estimators.scaling import Array
-from fastscape.reports.connectivity import BarrierMatrix
+from fastscape.numerics.arrays import Array
+from fastscape.numerics.estimate import Estimate
+from fastscape.probes.barriers.result import BarrierMatrix
+from fastscape.probes.signature.association import Association, association
+from fastscape.probes.signature.result import Signature
 from fastscape.reports.document import Document
-from fastscape.reports.signature import Signature
 from fastscape.study.claims import Claim, claims
 from fastscape.study.seeds import geometric, pairs
 from fastscape.study.training import TrainingOutcome

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastscape.estimators import Estimate
-from fastscape.estimators.scaling import Array
-from fastscape.estimators.trace import mean_estimate
+from fastscape.numerics.arrays import Array
+from fastscape.numerics.estimate import Estimate
+from fastscape.numerics.trace import mean_estimate
 from fastscape.reports.numbers import number
 
 

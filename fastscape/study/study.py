@@ -15,23 +15,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-import fastscape.study.page  # noqa: F401 - registers what is shown of the results
+import fastscape.study.view  # noqa: F401 - registers what is shown of the results
 from fastscape._checks import counted, first_line
 from fastscape._clock import now
-from fastscape.estimators import Estimate
-from fastscape.estimators.scaling import Array
-from fastscape.evaluation.curvature import hessian
-from fastscape.evaluation.optimizers import OptimizerState
-from fastscape.objective import Objective
-from fastscape.probes.connectivity import barriers
-from fastscape.probes.difficulty import Difficulty
-from fastscape.probes.spectrum import BLOCK
-from fastscape.probes.tracker import Tracker
-from fastscape.reports.connectivity import BarrierMatrix
-from fastscape.reports.signature import Signature
+from fastscape.curvature.operator import hessian
+from fastscape.numerics.arrays import Array
+from fastscape.numerics.estimate import Estimate
+from fastscape.objective.objective import Objective
+from fastscape.probes.barriers.probe import barriers
+from fastscape.probes.barriers.result import BarrierMatrix
+from fastscape.probes.signature.result import Signature
+from fastscape.probes.spectrum.probe import BLOCK
+from fastscape.probes.tracking.difficulty import Difficulty
+from fastscape.probes.tracking.schedule import log_spaced
+from fastscape.probes.tracking.tracker import Tracker
 from fastscape.reports.storage import load
+from fastscape.runs.optimizers import OptimizerState
 from fastscape.runs.provenance import provenance
-from fastscape.runs.schedule import log_spaced
 from fastscape.study.measure import Measurement
 from fastscape.study.plan import Architecture, Plan, slug
 from fastscape.study.result import RunResult, StudyResult

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fastscape import zoo
 from fastscape._state import preserved_rng
-from fastscape.objective import Objective
+from fastscape.objective.objective import Objective
 from fastscape.study.plan import Architecture
 
 _MEMORY = 0.9  # of the moving average of minibatch losses that tells when the loss has halved

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastscape._state import preserved_rng
-from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.runs.checkpoints import OPTIMIZER
+from fastscape.runs.optimizers import OptimizerState
 from fastscape.zoo.data import Batches
 
 

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 import fastscape as fs
 from fastscape._state import autocast_here, plain_arithmetic
-from fastscape.probes.doctor_model import ModelCheckup
+from fastscape.probes.doctor.model import ModelCheckup
 from fastscape.reports.html import write_html
 
 UNIT = 2.0**-8  # of bfloat16

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape._state import exact_arithmetic
-from fastscape.evaluation.slopes import departing
+from fastscape.curvature.slopes import departing
 
 WORDS = "the gradient is not that of the loss"
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape.cli import main
-from fastscape.estimators.rules import above_edge
+from fastscape.probes.signature.rules import above_edge
 
 RATE = 0.1
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 import fastscape as fs
-from fastscape.estimators import Estimate
+from fastscape.numerics.estimate import Estimate
 from fastscape.reports import storage
 from fastscape.reports.document import Document
 from fastscape.reports.html import write_html

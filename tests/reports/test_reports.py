@@ -17,13 +17,15 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
-from fastscape.estimators.changes import paired, shares
-from fastscape.estimators.intervals import apart
-from fastscape.estimators.positive import BY_MODEL
-from fastscape.reports import figures, leads, multifractal_words, numbers, storage, tables
+from fastscape.numerics.estimate import apart
+from fastscape.numerics.positive import BY_MODEL
+from fastscape.probes.multifractal import figures, leads
+from fastscape.probes.multifractal import words as multifractal_words
+from fastscape.probes.multifractal.changes import paired, shares
+from fastscape.probes.spectrum.words import SHARPNESS, STABILITY, stability_text
+from fastscape.reports import numbers, storage, tables
 from fastscape.reports.html import write_html
 from fastscape.reports.sections import section_table
-from fastscape.reports.spectrum_tables import SHARPNESS, STABILITY, stability_text
 
 mpl.use("agg")
 QUICK = fs.AnalysisSettings(bootstrap=50, permutations=99)

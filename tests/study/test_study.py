@@ -18,14 +18,14 @@ import fastscape as fs
 from fastscape import zoo
 from fastscape.cli import main
 from fastscape.cli import study as command
-from fastscape.evaluation.optimizers import OptimizerState
 from fastscape.reports.html import write_html
+from fastscape.runs.optimizers import OptimizerState
 from fastscape.study import study as driver
 from fastscape.study.measure import Measurement
-from fastscape.study.page import table1
 from fastscape.study.plan import quick, slug
 from fastscape.study.result import RunResult, StudyResult
 from fastscape.study.training import TrainingOutcome
+from fastscape.study.view import table1
 
 DIGITS = partial(zoo.digits, samples=128)
 

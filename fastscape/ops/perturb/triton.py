@@ -216,7 +216,7 @@ def perturb(
 
 
 class Prepared:
-    """Launches into the caller's tensors along one direction a call; see :class:`fastscape.ops.perturb.Perturbation`.
+    """Launches into the caller's tensors along one direction a call; see :class:`fastscape.ops.perturb.prepared.Perturbation`.
 
     Args:
         weights: T contiguous tensors on one device.

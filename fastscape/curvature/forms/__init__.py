@@ -1,0 +1,1 @@
+"""Quadratic forms d'Hd, of one direction or on average."""

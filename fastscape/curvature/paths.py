@@ -1,0 +1,30 @@
+"""What every way to multiply with a curvature matrix has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from fastscape.curvature.program import Parts
+
+Product = Callable[[Parts], Parts]  # parts [K, *shape] of a block of vectors to those of their products
+
+
+class ProductPath(Protocol):
+    """A way to multiply the curvature matrix of one batch with a block of vectors.
+
+    Attributes:
+        name: for results and messages.
+        batched: whether a block of K vectors is one computation; other paths are given one vector (K = 1) at a time.
+        held: whether what :meth:`build` returns keeps activations and took work that later calls save.
+        exact: whether products are exact up to rounding.
+    """
+
+    name: str
+    batched: bool
+    held: bool
+    exact: bool
+
+    def build(self, batch: int) -> Product:
+        """Multiplication with the curvature matrix of one batch."""
+        ...

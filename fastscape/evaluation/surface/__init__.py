@@ -1,0 +1,1 @@
+"""Losses on lines and grids of weights."""

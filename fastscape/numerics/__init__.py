@@ -1,0 +1,1 @@
+"""Array mathematics without a model that several questions share."""

@@ -1,0 +1,1 @@
+"""Is the loss low between two solutions?"""

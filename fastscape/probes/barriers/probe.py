@@ -1,0 +1,375 @@
+"""The connectivity probes: barriers between solutions along straight lines, for all pairs, and along trained curves."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastscape._checks import integer
+from fastscape._clock import now
+from fastscape.evaluation.batch_statistics import BatchNorm
+from fastscape.numerics.arrays import Array
+from fastscape.objective.objective import Objective, checked_objective
+from fastscape.probes.barriers.curve_training import train_bend
+from fastscape.probes.barriers.end_points import EndPoint, Solution, distinct, end_point, end_points
+from fastscape.probes.barriers.matching import matched
+from fastscape.probes.barriers.result import BarrierMatrix, BarrierResult, CurveResult
+from fastscape.probes.barriers.run import (
+    Goals,
+    Line,
+    PathLosses,
+    Point,
+    Progress,
+    barrier_result,
+    checked_goals,
+    named,
+    path_meta,
+)
+from fastscape.probes.barriers.weight_paths import Bezier, Segment
+from fastscape.runs.budget import Budget
+
+
+def barrier(
+    objective: Objective,
+    a: Solution = None,
+    b: Solution = None,
+    *,
+    points: int = 41,
+    start: int = 11,
+    tolerance: float = 1e-3,
+    bn: BatchNorm | None = None,
+    match: bool = False,
+    precision: str | None = None,
+    seed: int = 0,
+    budget: str | float | Budget | None = None,
+    name: str = "model",
+    step: int | None = None,
+    progress: Progress | None = None,
+) -> BarrierResult:
+    r"""Loss barrier between two solutions along the straight line :math:`w(\alpha) = (1 - \alpha)\, a + \alpha\, b`.
+
+    .. math::
+        B_{lin} = \max_\alpha \bigl[L(w(\alpha)) - (1 - \alpha) L_a - \alpha L_b\bigr], \quad
+        B_{end} = \max_\alpha L(w(\alpha)) - \max(L_a, L_b), \quad B_{max} = \max_\alpha L(w(\alpha))
+
+    and the accuracy barrier, :math:`\max_\alpha [(1 - \alpha) A_a + \alpha A_b - A(w(\alpha))]`. All but :math:`B_{max}` are
+    exactly 0 where a and b are the same solution, and never negative, because both ends belong to the line and are evaluated with
+    the states a and b bit for bit. An even grid is refined where the second differences allow the most above the largest value.
+
+    Intervals are over samples, of *paired* differences :math:`\ell_i(\alpha) - (1 - \alpha) \ell_i(a) - \alpha \ell_i(b)`, from a
+    band that holds at all points at once: the maximum of its lower and upper ends bounds the true maximum over the points,
+    wherever that is (:mod:`fastscape.probes.barriers.maxima`). What lies between the points is in ``resolution``.
+
+    Everything in the state dicts is interpolated: all floating-point parameters, frozen and unselected ones included, and
+    floating-point buffers; integer ones must agree (``num_batches_tracked`` may differ).
+
+    Args:
+        objective: the loss and data; its own weights take part only where ``a`` or ``b`` is ``None``.
+        a, b: state dict, checkpoint file, module, :class:`Objective`, or ``None`` for the objective's own weights.
+        points: evaluated at most; start: of the even grid, both at least 3.
+        tolerance: the refinement ends when no maximum between the points may exceed the largest by more than this share of the
+            range of losses along the line.
+        bn: running statistics of batch norm. ``"recalibrate"`` (default but for ``batch_norm="batch"``): recomputed at every
+            point, the ends included, from the objective's data, because interpolated statistics fit no network of the line;
+            ``"running"``: interpolated, so that the ends are the checkpoints as they are; ``"batch"``: those of each batch.
+        match: reorder b's hidden units to match a's first (:func:`fastscape.probes.barriers.matching.matched`).
+        precision: ``"float32"`` or ``"float64"``; ``None`` for the model's. Autocasts and casts: see :func:`fastscape.slice1d`.
+        seed: of the draws behind the intervals, and of the matching.
+        budget: seconds, or ``"60s"``; three points are always evaluated.
+        name, step: of the result.
+        progress: called after every point with words and the share of ``points``.
+
+    Returns:
+        A :class:`BarrierResult`. Infinite losses make a barrier infinite, NaN are left out of the maxima, and both are counted
+        and flagged. Ctrl-C gives the partial result, ``meta["stop_reason"] == "interrupted"``.
+
+    Raises:
+        TypeError, ValueError: bad settings; states of another architecture (the first few keys are listed) or with NaN or inf
+            (the tensor is named); integer buffers that differ.
+        NondeterministicLossError: two evaluations at a differ.
+
+    Cost: one forward per batch and point (two with recalibration), three to begin with; memory of the samples' losses at all
+    points and four copies of the model.
+
+    Source: Frankle, Dziugaite, Roy & Carbin, "Linear mode connectivity and the lottery ticket hypothesis" (2020); Garipov et al.
+    (2018) for the recalibration; Entezari et al., "The role of permutation invariance in linear mode connectivity" (2022),
+    definition 1, for B_lin.
+
+    Example:
+        >>> import torch, fastscape as fs
+        >>> model = torch.nn.Linear(4, 3)
+        >>> data = [(torch.ones(2, 4), torch.tensor([0, 2]))]
+        >>> objective = fs.Objective(model, data, criterion=torch.nn.functional.cross_entropy)
+        >>> fs.barrier(objective, model, model).linear.value
+        0.0
+    """
+    began = now()
+    goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, precision, seed)
+    clock = budget if isinstance(budget, Budget) else Budget(budget)
+    losses = PathLosses(objective, ends[0], goals, progress)
+    path = Segment(losses.objective, ends[0].state, ends[1].state)
+    with torch.inference_mode(False), losses.along(path):
+        line = losses.walk(Line(), clock)
+        meta = path_meta(losses, ends, began, line.reason)
+        return barrier_result(losses, line, path, ends, name=name, step=step, meta=meta)
+
+
+def barriers(
+    objective: Objective,
+    checkpoints: Mapping[str, Solution] | Sequence[Solution],
+    *,
+    points: int = 21,
+    start: int = 11,
+    tolerance: float = 1e-2,
+    bn: BatchNorm | None = None,
+    match: bool = False,
+    precision: str | None = None,
+    seed: int = 0,
+    budget: str | float | Budget | None = None,
+    name: str = "model",
+    step: int | None = None,
+    progress: Progress | None = None,
+) -> BarrierMatrix:
+    """Barriers between every two of several solutions; see :func:`barrier` for definitions and arguments.
+
+    Each solution is evaluated once, for all of its pairs, and each pair in one direction: the matrix is symmetric, with zeros on
+    the diagonal.
+
+    Args:
+        checkpoints: at least two solutions, or a mapping from their names.
+        progress: called after every pair with its name and the share of pairs done.
+
+    Returns:
+        A :class:`BarrierMatrix`; NaN for pairs that the budget or Ctrl-C left out.
+
+    Raises:
+        TypeError, ValueError: as :func:`barrier`, naming ``checkpoints[i]``.
+
+    Cost: K + K (K - 1) / 2 times the inner points of a line. With ``match`` both ends of every pair are evaluated.
+    """
+    began = now()
+    checked_objective(objective)
+    goals = checked_goals(
+        objective, points=points, start=start, tolerance=tolerance, bn=bn, match=match, precision=precision, seed=seed
+    )
+    ends = end_points(objective, checkpoints, "checkpoints")
+    clock = budget if isinstance(budget, Budget) else Budget(budget)
+    losses = PathLosses(objective, ends[0], goals)
+    path = Segment(losses.objective, ends[0].state, ends[1].state)
+    for end in ends[2:]:
+        path.turn(ends[0].state, end.state)  # refuses integers that differ before any pair is evaluated
+    pairs, known, reason = dict[tuple[int, int], BarrierResult](), dict[int, Point](), "complete"
+    order = list(combinations(range(len(ends)), 2))
+    with torch.inference_mode(False), losses.along(path):
+        try:
+            for done, (i, j) in enumerate(order):
+                if done and not clock.admits(3 * losses.unit):
+                    reason = "deadline"
+                    break
+                first, second = ends[i], _aligned(objective, ends[i], ends[j], goals)
+                path.turn(first.state, second.state)
+                line = Line()
+                for alpha, index in ((0.0, i), (1.0, j)):
+                    own = known.get(index) if alpha == 0 or not match else None
+                    line.points[alpha] = own or losses.at(alpha)
+                    if alpha == 0 or not match:
+                        known[index] = line.points[alpha]
+                losses.walk(line, clock)
+                of_pair: dict[str, Any] = {"settings": goals.settings()}
+                pairs[i, j] = barrier_result(losses, line, path, (first, second), name=name, step=step, meta=of_pair)
+                if line.reason != "complete":
+                    reason = line.reason
+                    break
+                if progress is not None:
+                    progress(f"{first.label} - {second.label}", (done + 1) / len(order))
+        except KeyboardInterrupt:
+            if not pairs:
+                raise
+            reason = "interrupted"
+        meta = path_meta(losses, ends, began, reason)
+    return _matrix(ends, pairs, known, goals, name, step, meta)
+
+
+def _matrix(
+    ends: Sequence[EndPoint],
+    pairs: Mapping[tuple[int, int], BarrierResult],
+    known: Mapping[int, Point],
+    goals: Goals,
+    name: str,
+    step: int | None,
+    meta: dict[str, Any],
+) -> BarrierMatrix:
+    count = len(ends)
+    losses, accuracy = np.full(count, np.nan), np.full(count, np.nan)
+    for (i, j), pair in pairs.items():
+        losses[[i, j]] = pair.losses[[0, -1]]
+        if pair.accuracy is not None:
+            accuracy[[i, j]] = pair.accuracy[[0, -1]]
+    for index, point in known.items():
+        losses[index] = point.loss
+        accuracy[index] = math.nan if point.accuracy is None else point.accuracy
+
+    def table(value: Callable[[BarrierResult], float], diagonal: float | Array = 0.0) -> Array:
+        found = np.full((count, count), np.nan)
+        np.fill_diagonal(found, diagonal)
+        for (i, j), pair in pairs.items():
+            found[i, j] = found[j, i] = value(pair)
+        return found
+
+    places = table(lambda pair: pair.argmax, math.nan)
+    below = np.tril_indices(count, -1)
+    places[below] = 1 - places[below]
+    classes = any(pair.accuracy is not None for pair in pairs.values())
+    return BarrierMatrix(
+        name=name,
+        step=step,
+        labels=tuple(end.label for end in ends),
+        losses=losses,
+        accuracy=accuracy if classes else None,
+        linear=table(lambda pair: pair.linear.value),
+        low=table(lambda pair: pair.linear.interval[0]),
+        high=table(lambda pair: pair.linear.interval[1]),
+        end=table(lambda pair: pair.end.value),
+        max=table(lambda pair: pair.max.value, losses),
+        argmax=places,
+        accuracy_barrier=table(_drop) if classes else None,
+        distance=table(lambda pair: pair.distance),
+        batch_norm=goals.batch_norm,
+        matched=goals.matched,
+        pairs=tuple(pairs.values()),
+        meta=meta,
+    )
+
+
+def _drop(pair: BarrierResult) -> float:
+    return math.nan if pair.accuracy_barrier is None else pair.accuracy_barrier.value
+
+
+def connect(
+    objective: Objective,
+    a: Solution = None,
+    b: Solution = None,
+    *,
+    steps: int = 300,
+    learning_rate: float = 1e-2,
+    points: int = 41,
+    start: int = 11,
+    tolerance: float = 1e-3,
+    bn: BatchNorm | None = None,
+    match: bool = False,
+    precision: str | None = None,
+    seed: int = 0,
+    budget: str | float | Budget | None = None,
+    name: str = "model",
+    step: int | None = None,
+    progress: Progress | None = None,
+) -> CurveResult:
+    r"""A curve of low loss between two solutions: a quadratic Bezier curve with a trained bend.
+
+    .. math:: \phi(t) = (1 - t)^2 a + 2 t (1 - t)\, \theta + t^2 b, \qquad \min_\theta E_{t \sim U(0, 1)} L(\phi(t))
+
+    :math:`\theta` starts on the straight line and is trained by Adam, one random t and one of the objective's batches a step
+    (drawn by weight), with a learning rate that falls linearly to 0. Then the losses along the curve are evaluated and refined as
+    those of :func:`barrier`. Only the objective's own parameters bend; the others stay on the line.
+
+    Args:
+        objective, a, b, points, start, tolerance, bn, match, precision, seed: see :func:`barrier`. The seed also draws t and the
+            batches. With ``bn="recalibrate"`` the training uses the statistics of each batch.
+        steps: of Adam.
+        learning_rate: its first.
+        budget: seconds; the line comes first, then the training, and the curve's points are kept time for.
+        name, step: of the result.
+        progress: called after every step with words and the share of steps done.
+
+    Returns:
+        A :class:`CurveResult` with the straight ``line`` and the ``curve``. Training ends at the first gradient that is not
+        finite, which is flagged. Ctrl-C gives the curve of the bend so far on the even grid.
+
+    Raises:
+        TypeError, ValueError, NondeterministicLossError: as :func:`barrier`.
+
+    Cost: two lines, and a forward and backward of one batch per step; memory of six copies of the model.
+
+    Source: Garipov, Izmailov, Podoprikhin, Vetrov & Wilson, "Loss surfaces, mode connectivity, and fast ensembling of DNNs"
+    (2018).
+    """
+    began = now()
+    if not (isinstance(learning_rate, (int, float)) and math.isfinite(learning_rate) and learning_rate > 0):
+        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}")
+    integer("steps", steps, 0)
+    goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, precision, seed)
+    clock = budget if isinstance(budget, Budget) else Budget(budget)
+    losses = PathLosses(objective, ends[0], goals)
+    straight = Segment(losses.objective, ends[0].state, ends[1].state)
+    with torch.inference_mode(False):
+        with losses.along(straight):
+            line = losses.walk(Line(), clock, reserve=4 * losses.unit)
+            meta = path_meta(losses, ends, began, line.reason)
+            along_line = barrier_result(losses, line, straight, ends, name=name, step=step, meta=meta)
+        again = 2.0 * start * losses.unit  # the curve's points must still fit
+        wide = torch.promote_types(goals.precision or objective.dtype, torch.float32)
+        path = Bezier(losses.objective, ends[0].state, ends[1].state, wide)
+        wanted = 0 if line.reason == "interrupted" else steps
+        trained = train_bend(losses.objective, path, objective.names, goals, wanted, learning_rate, clock, again, progress)
+        reason = line.reason if line.reason != "complete" else trained.reason
+        if reason == "interrupted":
+            losses.goals = dataclasses.replace(goals, points=start)
+        bent = Line({alpha: line.points[alpha] for alpha in (0.0, 1.0)})
+        try:
+            with losses.along(path):
+                losses.walk(bent, clock)
+        except KeyboardInterrupt:  # before the first point: the line and its ends are known
+            bent.reason = "interrupted"
+        reason = reason if reason != "complete" else bent.reason
+        asked = goals.settings() | {"steps": steps, "learning_rate": learning_rate}
+        counts = {"steps": len(trained.losses), "training_evaluations": trained.evaluations}
+        meta = path_meta(losses, ends, began, reason, settings=asked, learning_rate=learning_rate, **counts)
+        meta["evaluations"] += along_line.meta["evaluations"]
+        along_curve = barrier_result(losses, bent, path, ends, name=name, step=step, meta=meta)
+    return CurveResult(
+        name=name,
+        step=step,
+        line=along_line,
+        curve=along_curve,
+        length=along_curve.length,
+        distance=along_curve.distance,
+        training=np.array(trained.losses, dtype=np.float64),
+        meta=meta,
+        notes=trained.notes,
+        bend=named(losses.objective.names, path.theta),
+    )
+
+
+def _prepared(
+    objective: Objective,
+    a: Solution,
+    b: Solution,
+    points: int,
+    start: int,
+    tolerance: float,
+    bn: BatchNorm | None,
+    match: bool,
+    precision: str | None,
+    seed: int,
+) -> tuple[Goals, tuple[EndPoint, EndPoint]]:
+    checked_objective(objective)
+    goals = checked_goals(
+        objective, points=points, start=start, tolerance=tolerance, bn=bn, match=match, precision=precision, seed=seed
+    )
+    first, second = end_point(objective, a, "a"), end_point(objective, b, "b")
+    labels = distinct([a, b], [first.label, second.label])
+    first, second = EndPoint(labels[0], first.state), EndPoint(labels[1], second.state)
+    return goals, (first, _aligned(objective, first, second, goals))
+
+
+def _aligned(objective: Objective, first: EndPoint, second: EndPoint, goals: Goals) -> EndPoint:
+    """The second end, its hidden units reordered where matching was asked for."""
+    if not goals.matched:
+        return second
+    return EndPoint(second.label, matched(first.state, second.state, objective.model, seed=goals.seed))

@@ -1,0 +1,1 @@
+"""How fast are the kernels and probes on this machine?"""

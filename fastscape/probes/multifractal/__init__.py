@@ -1,0 +1,1 @@
+"""How does the response of the loss scale with the distance?"""

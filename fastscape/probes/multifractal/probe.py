@@ -1,0 +1,123 @@
+"""The multifractal probe of one checkpoint, or of several along the same directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from fastscape.objective.objective import Objective, checked_objective
+from fastscape.probes.multifractal.analysis import AnalysisSettings
+from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
+from fastscape.probes.multifractal.session import Point, ProbeError, Progress, Session
+from fastscape.probes.multifractal.settings import ProbeSettings
+from fastscape.response.precision import AnyPath
+from fastscape.runs.budget import Budget
+from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def multifractal(
+    objective: Objective,
+    probe: ProbeSettings | None = None,
+    analysis: AnalysisSettings | None = None,
+    *,
+    budget: str | float | Budget | None = None,
+    target: float | None = None,
+    path: AnyPath | None = None,
+    memory: int | None = None,
+    extend: MultifractalResult | None = None,
+    name: str = "model",
+    progress: ProgressCallback | None = None,
+) -> MultifractalResult:
+    r"""Multifractal description of the loss around a checkpoint.
+
+    Along random normalised directions d_i, at radii eps_k, the symmetric responses
+    :math:`r_{ki} = |L(w + \epsilon_k d_i) - 2 L(w) + L(w - \epsilon_k d_i)|` are normalised over directions to a measure
+    :math:`p_{ki}`, whose moments :math:`Z_q(\epsilon) = \sum_i p_i^q \sim \epsilon^{\tau(q)}` give the mass exponent tau(q),
+    Chhabra-Jensen alpha(q) and f(q), per-direction exponents h_i, log-cumulants, and the scalar M_tau. Intervals are
+    bootstrapped over directions; scales that are rounding noise are not used.
+
+    Args:
+        objective: the loss; its model, buffers, gradients, mode and the random generators are left untouched.
+        probe: directions, radii and precision; default 12 radii from 1e-5 to 1e-1 of ||w||, 4 banks, and the
+            cheapest arithmetic that resolves them (see :func:`fastscape.responses`).
+        analysis: orders q, windows, bootstrap.
+        budget: seconds, or ``"60s"``, ``"5m"``. Directions come in doubling rounds until the target or the deadline;
+            overrun is at most one unit (one block of directions at all radii). The same seed with a longer budget extends
+            the same directions.
+        target: stop when the 95 % interval of M_tau on its supported orders is narrower than plus or minus this; where
+            it is withheld, the count or the budget ends the run.
+        path: as for :func:`fastscape.responses`.
+        memory: bytes that batched evaluation may take.
+        extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.
+        name: of the checkpoint, for tables.
+        progress: called after every block with a :class:`fastscape.probes.multifractal.session.Progress`.
+
+    Returns:
+        A :class:`MultifractalResult`. NaN or inf losses give a result with flags. Ctrl-C gives the partial result, with
+        ``meta["stop_reason"] == "interrupted"``; a second one leaves out its analysis, which ``.reanalyse()`` makes up.
+
+    Raises:
+        ValueError: bad settings, or a budget that cannot fit one unit (names one that is enough).
+        TypeError: a model in place of an objective, or settings that are none.
+        NondeterministicLossError: two evaluations at w differ.
+        ProbeError: the model raised midway; its ``partial`` holds the results so far.
+
+    Cost: (2 K + 1) forwards per direction over the data, K radii; one copy of the probed parameters.
+
+    Source: Török & Bartha, "Multifractal structure of neural network loss landscapes".
+    """
+    checked_objective(objective)
+    session = Session(probe, analysis, budget, target, path, memory, progress)
+    point = Point(name, None, lambda: objective)
+    return session.run([point], [extend] if extend is not None else None).points[0]
+
+
+def trajectory(
+    objective: Objective,
+    checkpoints: Sequence[str | Path],
+    probe: ProbeSettings | None = None,
+    analysis: AnalysisSettings | None = None,
+    *,
+    budget: str | float | Budget | None = None,
+    target: float | None = None,
+    path: AnyPath | None = None,
+    memory: int | None = None,
+    extend: TrajectoryResult | None = None,
+    progress: ProgressCallback | None = None,
+) -> TrajectoryResult:
+    """Multifractal descriptions of several checkpoints of one model, along the same directions.
+
+    The raw directions are common to all checkpoints (common random numbers) and are rescaled to each one's weights.
+    Rounds of directions run over all checkpoints, so that a deadline leaves them with the same number, give or take one
+    round. One checkpoint is in memory at a time.
+
+    Args:
+        objective: model architecture, loss and data; its weights are not used.
+        checkpoints: ``.safetensors`` files, or torch files of tensors (read with ``weights_only=True``), in order; state
+            dicts, alone or under a usual key such as ``state_dict``.
+        probe, analysis, budget, target, path, memory, extend, progress: as for :func:`multifractal`, the target being
+            reached when every checkpoint has.
+
+    Returns:
+        A :class:`TrajectoryResult`, partial after Ctrl-C.
+
+    Raises:
+        ValueError: missing, damaged or pickled files, keys or shapes that do not fit (the first few are listed), bad
+            settings, or a budget that cannot fit one unit per checkpoint.
+        ProbeError: the model raised midway; its ``partial`` holds the results so far.
+    """
+    checked_objective(objective)
+    session = Session(probe, analysis, budget, target, path, memory, progress)
+    files = read_checkpoints(checkpoints)
+    for file in files:
+        file.at(objective)  # every file is read and matched before any work
+    points = [Point(file.name, file.step, partial(file.at, objective)) for file in files]
+    if extend is not None and not isinstance(extend, TrajectoryResult):
+        raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")
+    return session.run(points, None if extend is None else extend.points)
+
+
+__all__ = ["ProbeError", "Progress", "multifractal", "trajectory"]

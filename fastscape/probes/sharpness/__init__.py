@@ -1,0 +1,1 @@
+"""How far does the loss rise within a ball?"""

@@ -1,0 +1,1 @@
+"""All measures of a checkpoint beside one another."""

@@ -1,0 +1,332 @@
+"""Several probes of one checkpoint in one call, and the signature that they amount to."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastscape._checks import integer
+from fastscape.objective.objective import Objective, checked_objective
+from fastscape.probes.barriers.probe import barrier
+from fastscape.probes.multifractal.probe import multifractal
+from fastscape.probes.multifractal.settings import ProbeSettings
+from fastscape.probes.sharpness.probe import sharpness
+from fastscape.probes.signature.result import Signature
+from fastscape.probes.signature.several import ProbeResult
+from fastscape.probes.signature.stages import Results, Several, Stage, run_stages
+from fastscape.probes.slices.probe import slice1d
+from fastscape.probes.spectrum.probe import TARGETS, spectrum
+from fastscape.probes.spectrum.stability import Optimizer
+from fastscape.probes.temperature.probe import temperature
+from fastscape.runs.budget import Budget
+from fastscape.runs.optimizers import OptimizerState
+from fastscape.runs.provenance import objective_meta
+
+# Shares of the time: the spectrum pays for eight quantities; a path's and a slice's evaluations are few.
+SHARES = {"spectrum": 4.0, "slice": 1.5, "sharpness": 2.0, "temperature": 1.5, "barrier": 1.5, "multifractal": 4.0}
+PROBES: dict[str, Callable[..., Any]] = {
+    "spectrum": spectrum,
+    "slice": slice1d,
+    "sharpness": sharpness,
+    "temperature": temperature,
+    "barrier": barrier,
+    "multifractal": multifractal,
+}
+_KEYWORDS = {kind: tuple(inspect.signature(function).parameters)[1:] for kind, function in PROBES.items()}
+_SIGNATURE = ("spectrum", "slice", "sharpness", "temperature", "barrier")
+_NOT_ASKED = "it was not asked for (what=)"
+_NO_BATCH = "the training's batch_size=, and learning_rate= or optimizer=, were not all given"
+_NO_OTHER = "no second solution was given: pass other="
+_NO_TRAINING = "it is of a whole training: pass difficulty= as the tracker gives it"
+
+
+def probe(
+    objective: Objective,
+    what: str | Sequence[str] | None = None,
+    *,
+    budget: str | float | Budget | None = None,
+    targets: Mapping[str, float] | None = None,
+    other: Any = None,
+    optimizer: Optimizer | str | Path | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    momentum: float = 0.0,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    name: str = "model",
+    step: int | None = None,
+) -> ProbeResult:
+    """Several probes of one checkpoint under one budget, on one page.
+
+    Args:
+        objective: the loss.
+        what: of ``"spectrum"``, ``"slice"``, ``"sharpness"``, ``"temperature"``, ``"barrier"``, ``"multifractal"``; ``None`` for
+            all that the other arguments allow.
+        budget: seconds, or ``"60s"``, ``"5m"``, for all of them; each gets a share of what is left, and what one does not need
+            goes to those after it.
+        targets: ``"eigenvalues"`` and ``"trace"`` of :func:`fastscape.spectrum`, ``"m_tau"`` of :func:`fastscape.multifractal`.
+        other: a second solution, for ``"barrier"``: state dict, checkpoint file, module or objective.
+        optimizer: of the training, for the edge of stability and the temperature; or
+        learning_rate, momentum: of plain SGD.
+        batch_size: of the training, for ``"temperature"``.
+        options: further keywords of single probes, by their name: ``{"slice": {"radius": 0.5}}``.
+        seed: of all of them.
+        name, step: of the checkpoint.
+
+    Returns:
+        A :class:`ProbeResult`; a probe that failed or did not fit the budget is in ``missing`` with the reason. Ctrl-C gives
+        what was measured, ``meta["stop_reason"] == "interrupted"``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, before any work is done.
+        NondeterministicLossError: two evaluations at w differ.
+        Exception: what the first probe raised, where none gave a result.
+
+    Cost: that of the probes; the temperature takes tr(H) from the spectrum.
+    """
+    checked_objective(objective)
+    integer("seed", seed, 0, 2**63)
+    clock = budget if isinstance(budget, Budget) else Budget(budget)
+    given: dict[str, Any] = {
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "momentum": momentum,
+        "optimizer": optimizer,
+    }
+    _check_training(given)
+    what = _named(what)
+    absent = _absent(what, given, other)
+    kinds = _chosen(what, absent)
+    extra = _checked_options(options, targets)
+    common = {"seed": seed, "name": name}
+    asked = _keywords(objective, given, other, common, step)
+    stages = [Stage(kind, SHARES[kind], _runner(objective, kind, asked[kind] | extra.get(kind, {}))) for kind in kinds]
+    done = run_stages(stages, clock)
+    return ProbeResult(
+        name=name,
+        step=step,
+        results=done.results,
+        missing={kind: reason for kind, reason in absent.items() if what is None} | done.missing,
+        meta=_meta(objective, clock, done, {"what": list(kinds), "targets": dict(targets or {})}, seed),
+        notes=tuple(done.notes),
+    )
+
+
+def signature(
+    objective: Objective,
+    *,
+    other: Any = None,
+    optimizer: Optimizer | str | Path | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    momentum: float = 0.0,
+    budget: str | float | Budget | None = None,
+    epsilon: float = 1e-2,
+    radius: float = 1.0,
+    k: int = 5,
+    what: str | Sequence[str] | None = None,
+    difficulty: Any = None,
+    targets: Mapping[str, float] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    name: str = "model",
+    step: int | None = None,
+) -> Signature:
+    """Geometric signature of a checkpoint: curvature, roughness, sharpness, barrier and gradient noise, with intervals.
+
+    Eigenvalues, trace, effective rank and directional variance come from one set of Hessian products. All parts are of the
+    function that was trained (:meth:`fastscape.Objective.trained`); a barrier recomputes running statistics, see
+    :func:`fastscape.barrier`.
+
+    Args:
+        objective: the loss.
+        other: a second solution, for the barrier; without one it is missing.
+        optimizer: of the training (an optimizer, its state or a file), for edge of stability and temperature; or
+        learning_rate, momentum: of plain SGD.
+        batch_size: of the training, for temperature and noise scale; without one they are missing.
+        budget: seconds, or ``"60s"``, shared by the probes.
+        epsilon: radius of the normalised sharpness, relative to the weights.
+        radius: of the slices, in units of the relative change of the weights.
+        k: eigenvalues.
+        what: probes to run, of those of :func:`probe`; ``None`` for spectrum, slice, sharpness, and temperature and barrier where
+            their arguments are given.
+        difficulty: a result of the training's optimisation difficulty, which cannot be had from one checkpoint.
+        targets, options: as for :func:`probe`.
+        seed: of everything random.
+        name, step: of the checkpoint.
+
+    Returns:
+        A :class:`Signature`; a quantity that could not be had is ``None`` with the reason in ``missing``. ``.warnings()`` are
+        the early warnings. Ctrl-C gives what was measured.
+
+    Raises:
+        TypeError, ValueError: naming the argument, before any work is done.
+        NondeterministicLossError: two evaluations at w differ: roughness would be evaluation noise.
+
+    Cost: that of :func:`fastscape.spectrum`, ``slice1d``, ``sharpness``, ``temperature`` and ``barrier``.
+
+    Source: Venkatasubramanian, "Loss landscape geometry & optimization dynamics" (2025), sections 5 and 6.
+
+    Example:
+        >>> import torch, fastscape as fs
+        >>> model = torch.nn.Linear(4, 3)
+        >>> objective = fs.Objective(model, [(torch.ones(2, 4), torch.tensor([0, 2]))],
+        ...                          criterion=torch.nn.functional.cross_entropy)
+        >>> found = fs.signature(objective, learning_rate=0.1, what="spectrum")
+        >>> found.stability_ratio.value < 1, found.missing["roughness"]
+        (True, 'it was not asked for (what=)')
+    """
+    checked_objective(objective)
+    wanted: dict[str, dict[str, Any]] = {
+        "spectrum": {"k": integer("k", k, 1)},
+        "slice": {"radius": _checked_radius("radius", radius)},
+        "sharpness": {"epsilon": _checked_radius("epsilon", epsilon)},
+    }
+    merged = {kind: {**wanted.get(kind, {}), **(options or {}).get(kind, {})} for kind in {*wanted, *(options or {})}}
+    given: dict[str, Any] = {
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "momentum": momentum,
+        "optimizer": optimizer,
+    }
+    what = _named(what)
+    absent = _absent(what, given, other)
+    kinds = tuple(kind for kind in _SIGNATURE if kind not in absent) if what is None else what
+    found = probe(
+        objective.trained(),
+        kinds,
+        budget=budget,
+        targets=targets,
+        other=other,
+        options=merged,
+        seed=seed,
+        name=name,
+        step=step,
+        **given,
+    )
+    results = [*found.results.values(), *([] if difficulty is None else [difficulty])]
+    reasons = {kind: _NOT_ASKED for kind in PROBES if kind not in found.results} | absent | found.missing
+    if difficulty is None:
+        reasons["difficulty"] = _NO_TRAINING
+    made = Signature.of(*results, name=name, step=step, missing=reasons, meta=found.meta)
+    return dataclasses.replace(made, notes=tuple(dict.fromkeys((*found.notes, *made.notes))))
+
+
+def _absent(what: Sequence[str] | None, given: Mapping[str, Any], other: Any) -> dict[str, str]:
+    """Probes that the arguments do not allow, with the reason; an error where one was asked for by name."""
+    absent = {}
+    if given["batch_size"] is None or (given["learning_rate"] is None and given["optimizer"] is None):
+        absent["temperature"] = _NO_BATCH
+    if other is None:
+        absent["barrier"] = _NO_OTHER
+    for kind in what or ():
+        if kind in absent:
+            raise ValueError(f"what must leave out {kind!r}, for which {absent[kind]}")
+    return absent
+
+
+def _check_training(given: Mapping[str, Any]) -> None:
+    """Raise for settings of the training that contradict each other or are out of range."""
+    if given["batch_size"] is not None:
+        integer("batch_size", given["batch_size"], 1)
+    if given["learning_rate"] is not None and given["optimizer"] is not None:
+        raise ValueError("pass either optimizer= or learning_rate=, not both: an optimizer has its own learning rate")
+    if given["momentum"] and given["learning_rate"] is None:
+        raise ValueError(f"momentum must come with learning_rate=, got {given['momentum']!r} alone; an optimizer has its own")
+
+
+def _checked_radius(name: str, value: float) -> float:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    return float(value)
+
+
+def _named(what: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of probes; a single one may stand alone."""
+    return (what,) if isinstance(what, str) else None if what is None else tuple(what)
+
+
+def _chosen(what: Sequence[str] | None, absent: Mapping[str, str]) -> tuple[str, ...]:
+    if what is None:
+        return tuple(kind for kind in PROBES if kind not in absent)
+    if not what or not set(what) <= set(PROBES) or len(set(what)) < len(what):
+        raise ValueError(f"what must hold distinct names of {', '.join(PROBES)}, got {list(what)}")
+    return tuple(kind for kind in PROBES if kind in what)  # the spectrum first: the temperature takes its trace
+
+
+def _checked_options(
+    options: Mapping[str, Mapping[str, Any]] | None, targets: Mapping[str, float] | None
+) -> dict[str, dict[str, Any]]:
+    """Keywords of every probe from options and targets; a keyword that a probe does not have is an error."""
+    extra = {kind: dict(keywords) for kind, keywords in (options or {}).items()}
+    for kind, keywords in extra.items():
+        if kind not in PROBES:
+            raise ValueError(f"options must name probes, {', '.join(PROBES)}, got {kind!r}")
+        wrong = next((key for key in keywords if key not in _KEYWORDS[kind]), None)
+        if wrong is not None:
+            raise ValueError(f"options[{kind!r}] must be keywords of its probe, {', '.join(_KEYWORDS[kind])}, got {wrong!r}")
+    wanted = dict(targets or {})
+    m_tau = wanted.pop("m_tau", None)
+    unknown = [key for key in wanted if key not in TARGETS]
+    if unknown:
+        raise ValueError(f"targets must name {', '.join(TARGETS)} or m_tau, got {unknown[0]!r}")
+    if wanted:
+        extra.setdefault("spectrum", {}).setdefault("targets", wanted)
+    if m_tau is not None:
+        extra.setdefault("multifractal", {}).setdefault("target", m_tau)
+    return extra
+
+
+def _keywords(
+    objective: Objective, given: Mapping[str, Any], other: Any, common: Mapping[str, Any], step: int | None
+) -> dict[str, dict[str, Any]]:
+    """What each probe is called with."""
+    moves = given["optimizer"]
+    if moves is None and given["learning_rate"] is not None:
+        moves = _sgd(objective, given["learning_rate"], given["momentum"])
+    placed = {**common, "step": step}
+    noise = {key: value for key, value in given.items() if key != "momentum" or given["optimizer"] is None}
+    return {
+        "spectrum": {**placed, "optimizer": moves},
+        "slice": placed,
+        "sharpness": placed,
+        "temperature": {**placed, **noise},
+        "barrier": {"a": None, "b": other, **placed},
+        "multifractal": {"name": common["name"], "probe": ProbeSettings(seed=common["seed"])},
+    }
+
+
+def _sgd(objective: Objective, learning_rate: float, momentum: float) -> OptimizerState:
+    """Plain SGD over the probed parameters, for its critical curvature."""
+    parameters = dict(objective.model.named_parameters())
+    made = torch.optim.SGD([(name, parameters[name]) for name in objective.names], lr=learning_rate, momentum=momentum)
+    return OptimizerState.of(made, objective.model)
+
+
+def _runner(objective: Objective, kind: str, keywords: Mapping[str, Any]) -> Callable[[Budget | None, Results], Any]:
+    def run(limit: Budget | None, results: Results) -> Any:
+        more: dict[str, Any] = {"budget": limit}
+        if kind == "temperature" and "spectrum" in results and results["spectrum"].operator == "hessian":
+            more["spectrum"] = results["spectrum"]
+        return PROBES[kind](objective, **{**more, **keywords})
+
+    return run
+
+
+def _meta(objective: Objective, clock: Budget, done: Several, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    return {
+        **objective_meta(objective),
+        "seed": seed,
+        "settings": dict(settings),
+        "budget": clock.seconds if clock.limited else None,
+        "shares": dict(done.seconds),
+        "stop_reason": done.stop_reason,
+        "seconds": clock.elapsed,
+        "evaluations": sum(int(result.meta.get("evaluations") or 0) for result in done.results.values()),
+    }

@@ -1,0 +1,1 @@
+"""What are the eigenvalues of the Hessian, and is the optimizer stable?"""

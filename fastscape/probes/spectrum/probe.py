@@ -1,0 +1,233 @@
+"""The spectral probe: eigenvalues, trace, effective rank and density of a curvature matrix from one set of products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from fastscape._checks import check_memory, first_line, integer
+from fastscape.curvature.choice import AsymmetricProductError
+from fastscape.curvature.operator import ggn, hessian
+from fastscape.curvature.products import PathName
+from fastscape.numerics.krylov import least_capacity
+from fastscape.objective.batches import available_memory
+from fastscape.objective.objective import Objective, checked_objective
+from fastscape.probes.spectrum.assembly import spectrum_result
+from fastscape.probes.spectrum.recursions import recursion
+from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
+from fastscape.probes.spectrum.run import SpectralRun
+from fastscape.probes.spectrum.stability import Optimizer
+from fastscape.probes.spectrum.stability_stage import StabilityStage, least_rows
+from fastscape.probes.spectrum.state import Curvature, Deadline, Goals, SpectrumProgress
+from fastscape.runs.budget import Budget
+from fastscape.runs.checkpoints import read_optimizer
+
+__all__ = ["SpectrumError", "SpectrumProgress", "spectrum"]
+
+BLOCK = 4  # three probes and the gradient: twice as many took 1.4 times the products to five eigenvalues on small networks
+TARGETS = {"eigenvalues": 1e-3, "trace": 0.05}
+_PRODUCTS = 5  # times the nodes, and 100 blocks: the most products without a budget
+
+
+class SpectrumError(RuntimeError):
+    """The model raised midway. ``partial`` is the result of what had been multiplied, and of the checkpoints before."""
+
+    def __init__(self, message: str, partial: SpectrumResult | SpectrumTrajectory) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+def spectrum(
+    objective: Objective,
+    k: int = 5,
+    *,
+    operator: Literal["hessian", "ggn"] = "hessian",
+    budget: str | float | Budget | None = None,
+    memory: int | None = None,
+    targets: Mapping[str, float | None] | None = None,
+    block: int | None = None,
+    nodes: int = 80,
+    seed: int = 0,
+    warm: SpectrumResult | None = None,
+    optimizer: Optimizer | str | Path | None = None,
+    path: str | None = None,
+    name: str = "model",
+    step: int | None = None,
+    progress: Callable[[SpectrumProgress], None] | None = None,
+) -> SpectrumResult:
+    r"""Spectrum of the Hessian (or Gauss-Newton matrix) H of the loss: extreme eigenvalues, trace, effective rank, density.
+
+    A block of Rademacher probes v and the gradient starts a Krylov basis Q by block Lanczos, whose products serve everything:
+    Ritz pairs at both ends with residuals :math:`\|Hy - \theta y\|`, the Gauss quadrature of the spectral density, and
+    :math:`\mathrm{tr} H = \mathrm{tr}(Q^\top H Q) + E[\tilde v^\top H \tilde v]` with
+    :math:`\tilde v = (I - QQ^\top) v` of fresh probes, which take over once the eigenvalues are found and vary little because
+    the outliers are in Q. tr(H^2), the effective rank, layers and batches share the same products.
+
+    Args:
+        objective: the loss; D parameters.
+        k: eigenvalues wanted at the upper end, at most D. At the lower end the first is returned with its residual, and further
+            ones up to k where they have converged.
+        operator: ``"hessian"`` or ``"ggn"`` (positive semidefinite; needs ``criterion=``).
+        budget: seconds, or ``"60s"``, ``"5m"``; at the deadline what is known is returned.
+        memory: bytes that a computation of products may hold, and as many that the basis may take; default half of what is
+            available for the first, a quarter for the second. A full basis is restarted.
+        targets: ``"eigenvalues"``: residual relative to the largest \|Ritz value\| (1e-3); ``"trace"``: half-width of its 95 %
+            interval relative to it (0.05), ``None`` for eight probes, the fewest that are looked at.
+        block: vectors per product, one of them the gradient; default 4.
+        nodes: dimension of the basis, and so of the quadrature of the density, at least.
+        seed: of the probes. They depend on nothing else but the parameters' names: at two checkpoints they are the same, so
+            that differences are paired.
+        warm: an earlier result with ``vectors``, which join the first block.
+        optimizer: an optimizer, its state or a file, for :attr:`SpectrumResult.stability`
+            (see :func:`fastscape.edge_of_stability`). With it the whole spectrum is that of the function which was trained
+            (:meth:`fastscape.Objective.trained`): batch norm takes the statistics of each batch unless others were asked for.
+        path: of the products, see :func:`fastscape.hessian`; ``None`` to try them.
+        name, step: of the checkpoint.
+        progress: called after every block with a :class:`SpectrumProgress`.
+
+    Returns:
+        A :class:`SpectrumResult`; trace, layers and rank with intervals over probes, and the data's error of the trace apart.
+        NaN or inf products end it with what is known. Ctrl-C gives the partial result, ``meta["stop_reason"] == "interrupted"``.
+        The stability comes before the trace is refined, with three tenths of the time at least where it takes an eigenvalue
+        of its own (Adam); what time does not allow is left out of it. Its products count (``meta["stability_products"]``).
+
+    Raises:
+        ValueError: bad settings, a memory or budget too small (names what is enough), a path that cannot run.
+        NondeterministicLossError, AsymmetricProductError: products that are not those of one symmetric matrix.
+        SpectrumError: the model raised midway; its ``partial`` holds what is known.
+
+    Cost: ``nodes`` products and two blocks for the trace where five eigenvalues converge in as many, of 1 to 3 gradients each;
+    memory of the basis, (nodes + 2 block) D numbers.
+
+    Source: Golub & Underwood (1977); Ghorbani, Krishnan & Xiao (2019); Meyer et al., "Hutch++" (2021).
+    """
+    checked_objective(objective)
+    goals = checked_goals(objective, k, operator, targets, nodes)
+    block = BLOCK if block is None else integer("block", block, 2)
+    integer("seed", seed, 0, 2**64)
+    check_memory(memory)
+    start = _warm_vectors(objective, warm)
+    clock = budget if isinstance(budget, Budget) else Budget(budget)
+    moves = None if optimizer is None else recursion(objective, _read(optimizer))
+    objective = objective if moves is None else objective.trained()
+    make = {"hessian": hessian, "ggn": ggn}[operator]
+    chosen_path = cast("PathName | None", path)
+    matrix = make(objective, memory=memory, path=chosen_path)
+    width = block + (0 if start is None else start.shape[1])
+    beside = 0 if moves is None else least_rows(objective.size, moves, block)
+    run = SpectralRun(
+        objective,
+        matrix,
+        k=k,
+        goals=goals,
+        block=block,
+        seed=seed,
+        budget=clock,
+        capacity=_capacity(matrix, k, width, goals, memory, beside),
+        warm=start,
+        name=name,
+        progress=progress,
+    )
+    if moves is None:
+        return measured(run, operator, step)
+
+    def products(of: Objective, path: str | None) -> Curvature:
+        return make(of, memory=memory, path=cast("PathName | None", path))
+
+    stage = StabilityStage(run, moves, products, memory=memory)
+    try:
+        return stage.added(measured(run, operator, step, between=stage.measure))
+    except SpectrumError as error:
+        error.partial = stage.added(cast("SpectrumResult", error.partial))
+        raise
+
+
+def measured(
+    run: SpectralRun,
+    operator: str,
+    step: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    between: Callable[[], None] | None = None,
+) -> SpectrumResult:
+    """Run, and make the result of what was multiplied, whatever ended it.
+
+    Raises:
+        SpectrumError: something was raised after the first products; before them it is raised as it is.
+    """
+    try:
+        with torch.inference_mode(False):  # a caller's: derivatives are needed
+            reason = run.run(between)
+    except Deadline:
+        reason = "deadline"
+    except KeyboardInterrupt:
+        reason = "interrupted"
+    except AsymmetricProductError:
+        raise
+    except Exception as error:
+        if run.started is None:
+            raise
+        partial = spectrum_result(run, f"failed: {type(error).__name__}", operator, step, extra or {})
+        words = f"the spectrum of {run.name} failed after {run.multiplied} products: {type(error).__name__}: {first_line(error)}"
+        raise SpectrumError(words, partial) from error
+    return spectrum_result(run, reason, operator, step, extra or {})
+
+
+def checked_goals(objective: Objective, k: int, operator: str, targets: Mapping[str, float | None] | None, nodes: int) -> Goals:
+    """What a spectrum is to reach, or an exception that names the argument."""
+    if operator not in ("hessian", "ggn"):
+        raise ValueError(f"operator must be 'hessian' or 'ggn', got {operator!r}")
+    size = objective.size
+    if integer("k", k, 1) > size:
+        raise ValueError(f"k must be at most D = {size}, got {k}; a matrix has no more eigenvalues than rows")
+    if targets is not None and not isinstance(targets, Mapping):
+        raise TypeError(
+            f"targets must map 'eigenvalues' or 'trace' to a relative error, got {targets!r}; write {{'trace': 0.05}}"
+        )
+    wanted: dict[str, float | None] = {**TARGETS, **(targets or {})}
+    unknown = set(wanted) - set(TARGETS)
+    if unknown:
+        raise ValueError(f"targets must name 'eigenvalues' or 'trace', got {', '.join(map(repr, sorted(unknown)))}")
+    for key, value in wanted.items():
+        none = value is None and key == "trace"
+        if not none and not (isinstance(value, (int, float)) and math.isfinite(value) and 0 < value < 1):
+            raise ValueError(f"targets[{key!r}] must lie in (0, 1), got {value!r}")
+    nodes = integer("nodes", nodes, 1)
+    assert wanted["eigenvalues"] is not None
+    return Goals(wanted["eigenvalues"], wanted["trace"], nodes, max(_PRODUCTS * nodes, 400))
+
+
+def _warm_vectors(objective: Objective, warm: SpectrumResult | None) -> Tensor | None:
+    if warm is None:
+        return None
+    if not isinstance(warm, SpectrumResult):
+        raise TypeError(f"warm must be an earlier result of fs.spectrum, got {type(warm).__name__}")
+    if warm.vectors is None:
+        raise ValueError("warm must hold vectors, got None; they are not saved: pass the result as fs.spectrum returned it")
+    vectors: Tensor = warm.vectors
+    if vectors.shape[0] != objective.size:
+        raise ValueError(f"warm must have the objective's {objective.size} parameters, got {vectors.shape[0]}")
+    return vectors if vectors.shape[1] else None
+
+
+def _capacity(matrix: Curvature, k: int, width: int, goals: Goals, memory: int | None, beside: int) -> int:
+    """Rows of the basis: what the nodes and slow convergence want, under the memory cap, with rows of another beside it."""
+    size = matrix.shape[0]
+    row = size * torch.finfo(matrix.dtype).bits // 8
+    room = available_memory(matrix.device) // 4 if memory is None else memory
+    least = least_capacity(size, k, width) + beside
+    if room // row < least:
+        where = "memory must be" if memory is not None else "a quarter of the available memory must be"
+        raise ValueError(
+            f"{where} at least {least * row} bytes for a basis of {least} vectors, got {room}; lower k or block, or raise memory="
+        )
+    return min(size, room // row - beside, max(3 * goals.nodes, 200) + 2 * width)
+
+
+def _read(optimizer: Optimizer | str | Path) -> Optimizer:
+    return read_optimizer(Path(optimizer)) if isinstance(optimizer, (str, Path)) else optimizer

@@ -1,0 +1,173 @@
+"""Spectra of several checkpoints, each started from the one before."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+from fastscape._checks import counted
+from fastscape.curvature.operator import ggn, hessian
+from fastscape.numerics.spectra import Stability
+from fastscape.objective.objective import Objective, checked_objective
+from fastscape.probes.spectrum.assembly import with_note
+from fastscape.probes.spectrum.probe import BLOCK, SpectrumError, checked_goals, spectrum
+from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
+from fastscape.probes.spectrum.stability import Optimizer
+from fastscape.probes.spectrum.state import SpectrumProgress
+from fastscape.runs.budget import Budget, BudgetError, time_text
+from fastscape.runs.checkpoints import Checkpoint
+from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+
+_RISEN = 0.99  # of the highest rate
+
+
+def spectra(
+    objective: Objective,
+    checkpoints: Sequence[str | Path],
+    k: int = 5,
+    *,
+    operator: Literal["hessian", "ggn"] = "hessian",
+    budget: str | float | Budget | None = None,
+    memory: int | None = None,
+    targets: Mapping[str, float | None] | None = None,
+    block: int | None = None,
+    nodes: int = 80,
+    seed: int = 0,
+    optimizer: Optimizer | None = None,
+    path: str | None = None,
+    progress: Callable[[str, float, SpectrumProgress], None] | None = None,
+) -> SpectrumTrajectory:
+    """Spectra of several checkpoints of one model, with the same probes, each started from the Ritz vectors of the one before.
+
+    Where an optimizer is given or lies beside any of them, all are of the function that was trained (see :func:`spectrum`).
+    Checkpoints before the learning rate's first maximum, in a warm-up, have no stability ratio.
+
+    Args:
+        objective: model architecture, loss and data; its weights are not used.
+        checkpoints: as for :func:`fastscape.trajectory`.
+        k, operator, memory, targets, block, nodes, seed, path: as for :func:`fastscape.spectrum`.
+        budget: of all checkpoints; each has an equal share of what is left, and leaves what its targets spare to the next.
+        optimizer: the same for all checkpoints; ``None`` for the state that lies beside each (``step10.optimizer.pt`` beside
+            ``step10.safetensors``), where there is one.
+        progress: called with the checkpoint's name, the share of the checkpoints done before it, and the state of its probe.
+
+    Returns:
+        A :class:`SpectrumTrajectory`, partial after Ctrl-C.
+
+    Raises:
+        ValueError: missing, damaged or pickled files, keys or shapes that do not fit, or bad settings.
+        SpectrumError: the model raised midway; its ``partial`` holds the results so far.
+    """
+    checked_objective(objective)
+    checked_goals(objective, k, operator, targets, nodes)
+    whole = budget if isinstance(budget, Budget) else Budget(budget)
+    files = read_checkpoints(checkpoints)
+    for file in files:
+        file.at(objective)  # every file is read and matched before any work
+    of_training = optimizer is not None or any(file.optimizer() is not None for file in files)
+
+    def function(file: Checkpoint) -> Objective:
+        """The loss at a checkpoint: one function for all, that which was trained where any has an optimizer."""
+        return file.at(objective).trained() if of_training else file.at(objective)
+
+    tried = None
+    if path is None:  # once for all checkpoints: a trial takes as long as tens of products
+        make = {"hessian": hessian, "ggn": ggn}[operator]
+        tried = make(function(files[0]), memory=memory).prepare(block or BLOCK)
+    points: list[SpectrumResult] = []
+    prepared = whole.elapsed
+
+    def one(file: Checkpoint) -> SpectrumResult:
+        left = len(files) - len(points)
+        share = max(whole.remaining / left, 1e-3) if whole.limited else None
+        done = len(points) / len(files)
+        found = spectrum(
+            function(file),
+            k,
+            operator=operator,
+            budget=share,
+            memory=memory,
+            targets=targets,
+            block=block,
+            nodes=nodes,
+            seed=seed,
+            warm=points[-1] if points and points[-1].vectors is not None else None,
+            optimizer=file.optimizer() if optimizer is None else optimizer,
+            path=path if tried is None else tried.name,
+            name=file.name,
+            step=file.step,
+            progress=None if progress is None else lambda state: progress(file.name, done, state),
+        )
+        if tried is None:
+            return found
+        words = {"reason": f"{tried.reason} (tried at {files[0].name})", "refused": dict(tried.refused)}
+        return dataclasses.replace(found, meta=found.meta | words)
+
+    try:
+        for file in files:
+            points.append(one(file))
+            if points[-1].meta["stop_reason"] == "interrupted":
+                break
+    except (KeyboardInterrupt, BudgetError) as error:
+        if not points and isinstance(error, BudgetError):
+            raise _too_short(whole, prepared, len(files), error) from error
+        if not points:
+            raise
+        return _joined(points, whole, "deadline" if isinstance(error, BudgetError) else "interrupted")
+    except Exception as error:
+        last = [error.partial] if isinstance(error, SpectrumError) and isinstance(error.partial, SpectrumResult) else []
+        known = [*points, *last]
+        if not known:
+            raise
+        raise SpectrumError(str(error), _joined(known, whole, f"failed: {type(error).__name__}")) from error
+    return _joined(points, whole)
+
+
+def without_warm_up(points: Sequence[SpectrumResult]) -> tuple[SpectrumResult, ...]:
+    """The points, without a stability ratio where the learning rate was still rising to its first maximum."""
+    order = sorted(range(len(points)), key=lambda index: -1 if points[index].step is None else cast(int, points[index].step))
+    rates = [found.learning_rate for index in order if (found := points[index].stability) is not None]
+    peak = rates.index(max(rates)) if rates and None not in [point.step for point in points] else 0
+    risen, known = list(points), 0
+    for index in order:
+        found = points[index].stability
+        if found is None:
+            continue
+        if known < peak and found.learning_rate < _RISEN * max(rates):
+            risen[index] = _warming(points[index], found, max(rates))
+        known += 1
+    return tuple(risen)
+
+
+def _warming(point: SpectrumResult, found: Stability, highest: float) -> SpectrumResult:
+    reason = f"the learning rate, {found.learning_rate:g}, was still rising to {highest:g}: a warm-up"
+    notes = (
+        f"unknown: {reason}",
+        *(note for note in found.notes if not note.startswith(("below", "above", "at the", "unknown"))),
+    )
+    left = dataclasses.replace(found, ratio=math.nan, at_least=math.nan, reason=reason, notes=notes)
+    return dataclasses.replace(with_note(point, f"no stability ratio of the optimizer: {reason}"), stability=left)
+
+
+def _too_short(budget: Budget, prepared: float, count: int, error: BudgetError) -> BudgetError:
+    """The refusal of the whole budget where the first checkpoint's share was too short."""
+    enough = prepared + count * (error.enough or 1.0)
+    return BudgetError(
+        f"budget must leave time for {counted(count, 'checkpoint')}, got {budget.seconds:g} s, of which reading the files and "
+        f"choosing how to multiply took {prepared:.2g} s; a budget of {time_text(enough)} is enough to begin",
+        enough,
+    )
+
+
+def _joined(points: Sequence[SpectrumResult], budget: Budget, reason: str = "") -> SpectrumTrajectory:
+    reasons = Counter(str(point.meta["stop_reason"]) for point in points)
+    if not reason:
+        reason = next((words for words in reasons if words == "interrupted" or len(reasons) == 1), "") or ", ".join(
+            f"{words} ({count})" for words, count in reasons.items()
+        )
+    limit = budget.seconds if budget.limited else None
+    return SpectrumTrajectory(without_warm_up(points), {"stop_reason": reason, "seconds": budget.elapsed, "budget": limit})

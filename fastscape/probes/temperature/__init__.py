@@ -1,0 +1,1 @@
+"""How noisy are the gradients, and at which temperature does training run?"""

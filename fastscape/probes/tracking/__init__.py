@@ -1,0 +1,1 @@
+"""How does the geometry change while a model trains?"""

@@ -1,0 +1,106 @@
+"""The record of a tracker on disk: points as they are made, and where to go on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastscape.probes.tracking.allowance import Allowance
+from fastscape.probes.tracking.journal import Record
+from fastscape.probes.tracking.result import SkippedPoint, TrackPoint
+
+_FORMAT = 1
+
+
+class TrackRecord:
+    """Lines of a tracker's record, and what an earlier process has written.
+
+    Args:
+        path: the file, or ``None`` to keep nothing.
+        settings: what two runs must share to be one.
+
+    Attributes:
+        points, skipped: of an earlier process.
+        training, spent: its account in seconds.
+        resumed: whether there was one.
+
+    Raises:
+        ValueError: a path in no directory, or a record of another run (names what differs).
+    """
+
+    def __init__(self, path: str | Path | None, settings: Mapping[str, Any]) -> None:
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"path must be in an existing directory, got {str(path)!r}")
+        self._file = Record(path)
+        self.points: list[TrackPoint] = []
+        self.skipped: dict[int, SkippedPoint] = {}
+        self.training = self.spent = 0.0
+        self.resumed = bool(self._file.lines)
+        if self.resumed:
+            self._read(settings)
+        else:
+            self._file.append({"track": {"format": _FORMAT, **settings}})
+
+    def _read(self, settings: Mapping[str, Any]) -> None:
+        head = self._file.lines[0].get("track")
+        if not isinstance(head, dict):
+            raise ValueError(f"path must be the record of a tracker, got {str(self._file.path)!r}; choose another file")
+        earlier = {"batch_norm": "running"} | head  # before records said it
+        different = [name for name, value in settings.items() if earlier.get(name) != value]
+        if different:
+            raise ValueError(
+                f"path must be a record of the same run, got {str(self._file.path)!r} with other {', '.join(different)}; choose "
+                "another file, or the same settings"
+            )
+        try:
+            for line in self._file.lines[1:]:
+                self._take(line)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"path must be a whole record, got {str(self._file.path)!r} with another line ({error!r}); choose another"
+            ) from error
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        """A step that was left out may come again in a later process."""
+        found = _point(line["point"]) if "point" in line else SkippedPoint(**line["skipped"]) if "skipped" in line else None
+        if isinstance(found, TrackPoint):
+            self.points.append(found)
+            self.skipped.pop(found.step, None)
+        elif found is not None:
+            self.skipped[found.step] = found
+        account = line.get("account")
+        if account is not None:
+            self.training, self.spent = account["training"], account["spent"]
+
+    def point(self, point: TrackPoint, account: Allowance) -> None:
+        """Write a point."""
+        self._file.append({"point": dataclasses.asdict(point), "account": _account(account)})
+
+    def skip(self, point: SkippedPoint) -> None:
+        """Write that a step was not measured, with the next point: a synchronised line takes as long as many training steps."""
+        self._file.append({"skipped": dataclasses.asdict(point)}, flush=False)
+
+    def end(self, step: int, account: Allowance) -> None:
+        """Write that the run has ended."""
+        self._file.append({"end": {"step": step}, "account": _account(account)})
+
+    @property
+    def error(self) -> OSError | None:
+        """Why the last line could not be written."""
+        return self._file.error
+
+    @property
+    def unwritten(self) -> int:
+        """Lines that could not be written."""
+        return self._file.unwritten
+
+
+def _account(account: Allowance) -> dict[str, float]:
+    return {"training": account.training, "spent": account.spent}
+
+
+def _point(fields: dict[str, Any]) -> TrackPoint:
+    pairs = {name: (float(pair[0]), float(pair[1])) for name, pair in fields["intervals"].items()}
+    return TrackPoint(**(fields | {"intervals": pairs, "notes": tuple(fields["notes"])}))

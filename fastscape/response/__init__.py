@@ -1,0 +1,1 @@
+"""Responses of the loss to directions, and the precision that gives them."""

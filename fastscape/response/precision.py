@@ -1,0 +1,373 @@
+"""Which arithmetic gives the responses: float32 or float64 subtraction, or difference propagation; chosen by measuring."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastscape._checks import first_line
+from fastscape._clock import now
+from fastscape._state import exact_arithmetic
+from fastscape.differences.evaluator import DifferenceEvaluator, FrontEnd
+from fastscape.differences.propagation import MissingRuleError
+from fastscape.differences.refusals import UntraceableError
+from fastscape.directions import Directions
+from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
+from fastscape.evaluation.arithmetic import replica_arithmetic
+from fastscape.evaluation.determinism import NarrowLossError
+from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName, activation_bytes
+from fastscape.evaluation.influence import Influence, influence
+from fastscape.evaluation.losses import DTYPES
+from fastscape.evaluation.noise import known_from_zero, narrow_noise, neighbouring_noise, noise_float64, passes_gate
+from fastscape.evaluation.points import Array
+from fastscape.objective.batches import available_memory
+from fastscape.objective.objective import Objective
+
+Precision = Literal["float64", "float32", "difference", "difference-bf16"]
+AnyPath = PathName | FrontEnd
+
+CALIBRATION = 4  # directions evaluated in float64 as well, to measure the noise of float32 subtraction
+_DIRECTIONS = 2  # of the calibration of difference propagation
+_SLOW = 0.05  # seconds per forward above which one direction has to do
+_LEAST, _FORWARDS = 1.0, 40  # seconds, and forwards, below which trying other arithmetics does not fit
+_GRADIENT = 4  # times the activations that a gradient may take of what is available
+_WARM = 0.1  # seconds of a block that need not be timed again
+_NEIGHBOURS = "rounding noise is measured between neighbouring weights"
+_OUTLIER = 3.0  # times the RMS response of the directions that the error was measured on
+_SAFETY = 2.0  # times the relative error of the lanes that was measured
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Rounding noise of a set of scales.
+
+    Attributes:
+        sigma: RMS error of the even responses ``[K]``.
+        calibrated: the gate's verdict on even and on odd responses ``[2, K]``, where measured against float64.
+        narrow: the operation inside a float64 model that is narrower; empty if none.
+        evaluations: done for the calibration beside the evaluator's own.
+        how: in words, where it could not be held against float64.
+        influence: which parameters move the loss; ``None`` where a gradient takes too much memory, or the model has none.
+    """
+
+    sigma: Array
+    calibrated: NDArray[np.bool_] | None
+    narrow: str
+    evaluations: int
+    how: str = ""
+    influence: Influence | None = None
+
+    def trusted(self, even: Array, odd: Array) -> NDArray[np.bool_]:
+        """The gate's verdict per scale: from the calibration, or else from the even responses ``[K, N]`` themselves."""
+        if self.calibrated is not None:
+            verdict: NDArray[np.bool_] = self.calibrated[0]
+            return verdict
+        return known_from_zero(even, odd, self.sigma, flat=self.influence is not None and self.influence.flat)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to beware of, in words."""
+        note = "" if self.influence is None else self.influence.note
+        return (note,) if note else ()
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """Which arithmetic was chosen, and why.
+
+    Attributes:
+        name: of the arithmetic.
+        reason: in words.
+        seconds: measured seconds per response, by arithmetic that was tried.
+        path: that was measured for it, to go on with.
+        evaluations: loss values that trying took.
+    """
+
+    name: Precision
+    reason: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    path: PathChoice | None = None
+    evaluations: int = 0
+
+
+def checked_precision(precision: str | None) -> Precision | None:
+    """A precision by name, or a ValueError that lists the names."""
+    if precision is not None and precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))} or None, got {precision!r}")
+    return precision  # type: ignore[return-value]
+
+
+def responder(
+    objective: Objective,
+    precision: Precision,
+    path: AnyPath | PathChoice | None = None,
+    memory: int | None = None,
+    *,
+    gate: bool = True,
+    trial: float = math.inf,
+) -> Evaluator | DifferenceEvaluator:
+    """The evaluator of a precision."""
+    if precision in DTYPES:
+        return Evaluator(objective, DTYPES[precision], path=path, memory=memory, gate=gate, trial=trial)  # type: ignore[arg-type]
+    front_end = path.name if isinstance(path, PathChoice) else path
+    products: Literal["float32", "bfloat16"] = "bfloat16" if precision == "difference-bf16" else "float32"
+    return DifferenceEvaluator(objective, products=products, memory=memory, gate=gate, front_end=front_end)  # type: ignore[arg-type]
+
+
+def refused_precision(precision: str, error: UntraceableError | MissingRuleError) -> ValueError:
+    """The refusal of a model that difference propagation cannot follow, with the argument that asked for it."""
+    return type(error)(f"{error}; precision={precision!r} must follow the model: use precision=None, or 'float64'")
+
+
+# ---------------------------------------------------------------- noise
+def measure_noise(
+    evaluator: Evaluator | DifferenceEvaluator,
+    directions: Directions,
+    radii: Array,
+    *,
+    zeros: bool = False,
+    even: Array | None = None,
+) -> Noise:
+    """Noise of an evaluator at each radius.
+
+    float64 subtraction: a model and a measured floor, the same at every radius unless the loss goes in steps of unknown size.
+    float32: RMS difference from float64 over the first four directions, evaluated in both, and the error of narrower steps, which
+    round both alike; where there is no float64 to hold beside it, the scatter between neighbouring weights. Difference
+    propagation: its relative error does not depend on the radius; it is measured against float64 lanes on two directions at the
+    ends and the middle of the radii, doubled, and applied to the responses of these directions. Casts to a narrower dtype round
+    the values at w, not the differences: a few of its units are stated then.
+
+    ``zeros``: find out which parameters move the loss as well, so that zero responses can be judged. ``even``: responses of all
+    directions ``[K, N]``, where they are known: one far larger than those of the two directions, as beside a pole, is held
+    against float64 itself.
+    """
+    found = _influence(evaluator) if zeros else None
+    if isinstance(evaluator, DifferenceEvaluator):
+        noise = _noise_of_differences(evaluator, directions, radii)
+        if even is not None:
+            noise = replace(noise, sigma=np.fmax(noise.sigma, _noise_of_largest(evaluator, directions, radii, even)))
+        return replace(noise, influence=found)
+    indices = range(min(CALIBRATION, len(directions)))
+    if evaluator.dtype == torch.float64:
+        sigma, narrow = noise_float64(evaluator, directions, indices, radii)
+        return Noise(sigma, None, narrow, 0, influence=found)
+    try:
+        with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
+            check_same_function(exact.replica)
+            reference = exact.responses(directions, indices, radii)
+            evaluations = exact.evaluations
+    except Exception as error:  # such as a dtype that the loss fixes, or no memory: float32 has just run it
+        scatter, narrow = neighbouring_noise(evaluator, directions, indices, radii)
+        why = f"{type(error).__name__}: {first_line(error)[:120]}"
+        return Noise(
+            scatter,
+            None,
+            narrow,
+            0,
+            f"{_NEIGHBOURS}, because the loss does not run in float64 as it does in float32 ({why})",
+            found,
+        )
+    measured = evaluator.responses(directions, indices, radii)
+    casts, operation = narrow_noise(evaluator, directions, indices)  # which round the reference alike
+    with np.errstate(invalid="ignore", over="ignore"):
+        errors = [np.sqrt(np.mean((measured[part] - reference[part]) ** 2, axis=1)) for part in (0, 1)]
+        errors = [np.fmax(error, casts) for error in errors]
+    flat = found is not None and found.flat
+    verdicts = np.stack([known_from_zero(reference[part], reference[1 - part], errors[part], flat=flat) for part in (0, 1)])
+    return Noise(errors[0], verdicts, operation, evaluations, influence=found)
+
+
+def _influence(evaluator: Evaluator | DifferenceEvaluator) -> Influence | None:
+    """Which parameters move the loss, in float64 where gradients underflow less; ``None`` where that cannot be told."""
+    objective = evaluator.objective
+    if _GRADIENT * activation_bytes(evaluator.replica) > available_memory(objective.device):
+        return None
+    evaluator.replica.evaluations += 1  # of the activations
+    try:
+        if evaluator.replica.dtype == torch.float64:
+            return influence(evaluator.replica)
+        with exact_arithmetic(torch.float64):
+            wide = objective.replica(torch.float64)
+            found = influence(wide)
+            evaluator.replica.evaluations += wide.evaluations
+            return found
+    except (RuntimeError, ValueError, TypeError, NotImplementedError):  # such as a model without a backward pass
+        return None
+
+
+def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions, radii: Array) -> Noise:
+    count = 1 if evaluator.forward_seconds > _SLOW else _DIRECTIONS
+    indices = range(min(count, len(directions)))
+    sample = sorted({0, len(radii) // 2, len(radii) - 1})
+    narrow = evaluator.responses(directions, indices, radii)[0]
+    wide = evaluator.responses(directions, indices, radii[sample], lanes=torch.float64)[0]
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        relative = _rms(narrow[sample] - wide) / _rms(wide)
+        unit = torch.finfo(evaluator.dtype).eps
+        error = max(float(np.nanmax(relative, initial=0.0)), unit) if np.isfinite(relative).any() else unit
+        found = replica_arithmetic(evaluator.replica)
+        smooth = evaluator.program is not None and evaluator.program.smooth
+        sigma = max(_SAFETY * error, found.error_around(smooth=smooth)) * _rms(narrow)
+    evaluations = 0
+    if found.rounds:  # its jumps are followed: they are in the responses, as they are in subtraction
+        with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
+            sigma = np.fmax(sigma, noise_float64(exact, directions, indices, radii)[0])
+            evaluations = exact.evaluations
+    narrower = "; ".join(filter(None, (found.step, f"roundings in {found.rounds}" if found.rounds else "")))
+    return Noise(sigma, None, narrower, evaluations)
+
+
+def _noise_of_largest(evaluator: DifferenceEvaluator, directions: Directions, radii: Array, even: Array) -> Array:
+    """RMS error over all directions by those of the largest response alone, where it stands out at the last radius."""
+    sizes = np.where(np.isfinite(even[-1]), np.abs(even[-1]), np.inf)  # lanes that overflow stand out as well
+    place = int(np.argmax(sizes))
+    with np.errstate(invalid="ignore", over="ignore"):
+        if place < _DIRECTIONS or not sizes[place] > _OUTLIER * np.sqrt(np.mean(np.square(even[-1, :_DIRECTIONS]))):
+            return np.zeros(len(radii))
+        wide = evaluator.responses(directions, [place], radii.tolist(), lanes=torch.float64)[0][:, 0]
+        found: Array = _SAFETY * np.abs(even[:, place] - wide) / math.sqrt(even.shape[1])
+    return found
+
+
+def _rms(values: Array) -> Array:
+    result: Array = np.sqrt(np.mean(values**2, axis=1))
+    return result
+
+
+# ---------------------------------------------------------------- choice
+def choose_precision(
+    objective: Objective,
+    directions: Directions,
+    radii: Array,
+    *,
+    path: AnyPath | None = None,
+    memory: int | None = None,
+    trial: float = math.inf,
+) -> PrecisionChoice:
+    """The cheapest arithmetic whose noise gate passes at every radius, timed on this model; float64 where none does better.
+
+    Args:
+        objective: the function.
+        directions: whose first two are tried.
+        radii: the scales.
+        path: a path of subtraction rules difference propagation out, a front end of difference propagation rules it in.
+        memory: as for the evaluators.
+        trial: seconds that trying may take.
+    """
+    if path not in (None, *get_args(PathName), *get_args(FrontEnd)):
+        raise ValueError(f"path must be 'loop', 'vmap', 'graph', 'dispatch' or None to measure, got {path!r}")
+    if path in get_args(FrontEnd):
+        return PrecisionChoice("difference", f"path={path!r} was asked for")
+    if path is not None:
+        return PrecisionChoice("float64", f"path={path!r} was asked for")
+    return _Trial(objective, directions, radii, memory, trial).choice()
+
+
+class _Trial:
+    """Tries each arithmetic on the first directions of a model."""
+
+    def __init__(self, objective: Objective, directions: Directions, radii: Array, memory: int | None, limit: float) -> None:
+        self.objective, self.directions, self.radii = objective, directions, radii
+        self.memory, self.limit = memory, limit
+        self.seconds: dict[str, float] = {}
+        self.refused: dict[str, str] = {}
+        self.truth: Array | None = None
+        self.evaluations = 0
+        self.sample = radii[sorted({0, len(radii) // 2, len(radii) - 1})]
+
+    def choice(self) -> PrecisionChoice:
+        try:
+            paths: dict[str, PathChoice] = {"float64": self._float64()}
+        except (NarrowLossError, DtypeDependentLossError) as error:  # difference propagation takes its values at w in float64 too
+            if isinstance(error, DtypeDependentLossError) and self.objective.dtype != torch.float32:
+                raise
+            return PrecisionChoice("float32", f"float64 and difference: {first_line(error)}")
+        if max(_LEAST, self.forward * _FORWARDS) > self.limit:
+            reason = f"the budget is too short to try others: a forward takes {self.forward:.2g} s"
+            return PrecisionChoice("float64", reason, self.seconds, paths["float64"], self.evaluations)
+        for name, attempt in (("difference", self._difference), ("float32", self._float32)):
+            try:
+                paths[name] = attempt()
+            except Exception as error:  # whatever a model does on another path: float64 has just run it
+                known = isinstance(error, (UntraceableError, MissingRuleError))
+                self.refused[name] = ("" if known else f"{type(error).__name__}: ") + first_line(error)[:300]
+        passed = {name for name in paths if name not in self.refused}
+        best = min(passed or {"float64"}, key=self.seconds.__getitem__)
+        return PrecisionChoice(best, self._reason(best), self.seconds, paths[best], self.evaluations)  # type: ignore[arg-type]
+
+    def _reason(self, best: str) -> str:
+        words = []
+        for name in ("float32", "difference", "float64"):
+            if name in self.refused:  # float64 also where it is taken for want of a better one
+                words.append(f"{name}: {self.refused[name]}")
+            elif name in self.seconds and name != best:
+                words.append(f"{name} is {self.seconds[name] / self.seconds[best]:.1f}x slower")
+        return "; ".join(words)
+
+    def _timed(self, evaluator: Evaluator | DifferenceEvaluator, count: int) -> float:
+        """Seconds per response."""
+        start = now()
+        evaluator.responses(self.directions, range(count), self.radii)
+        return (now() - start) / (count * len(self.radii))
+
+    def _float64(self) -> PathChoice:
+        with Evaluator(self.objective, torch.float64, memory=self.memory, trial=self.limit) as evaluator:
+            path = evaluator.choose(self.directions, self.radii)
+            self.forward = evaluator.forward_seconds
+            quick = self.forward * 2 * len(self.radii) * 10 < self.limit
+            count = min(path.chunk, len(self.directions))
+            self.seconds["float64"] = (
+                self._timed(evaluator, count) if quick else 2 * min(path.seconds.values(), default=self.forward)
+            )
+            few = range(min(CALIBRATION if quick else 1, len(self.directions)))
+            even = evaluator.responses(self.directions, few, self.sample)[0]
+            noise = noise_float64(evaluator, self.directions, few, self.sample)[0]
+            self.evaluations += evaluator.evaluations
+            if not passes_gate(even, noise).all():
+                self.refused["float64"] = f"rounding noise at {self._lost(even, noise)}"
+        return path
+
+    def _lost(self, even: Array, noise: Array) -> str:
+        failed = self.sample[~passes_gate(even, noise)]
+        return f"radii up to {failed.max():.1e}"
+
+    def _difference(self) -> PathChoice:
+        with DifferenceEvaluator(self.objective, memory=self.memory) as evaluator:
+            path = evaluator.choose(self.directions, self.radii)
+            count = min(path.chunk, len(self.directions))
+            start = now()
+            even = evaluator.responses(self.directions, range(count), self.radii)[0]
+            seconds = now() - start
+            warm = seconds > _WARM
+            self.seconds["difference"] = seconds / even.size if warm else self._timed(evaluator, count)
+            noise = measure_noise(evaluator, self.directions, self.radii)
+            self.truth = evaluator.responses(self.directions, (0,), self.sample, lanes=torch.float64)[0]
+            self.evaluations += evaluator.evaluations
+            if evaluator.handling.frozen:
+                self.refused["difference"] = f"decisions that depend on the weights: {', '.join(evaluator.handling.frozen)}"
+            elif not passes_gate(even, noise.sigma).all():
+                self.refused["difference"] = "its error is above a tenth of the responses"
+        return path
+
+    def _float32(self) -> PathChoice:
+        with Evaluator(self.objective, torch.float32, memory=self.memory, trial=self.limit) as evaluator:
+            path = evaluator.choose(self.directions, self.radii)
+            even = evaluator.responses(self.directions, (0,), self.sample)[0]
+            if self.truth is None:
+                with Evaluator(self.objective, torch.float64, path="loop", gate=False) as exact:
+                    self.truth = exact.responses(self.directions, (0,), self.sample)[0]
+            self.evaluations += evaluator.evaluations
+            noise = np.abs(even - self.truth)[:, 0]
+            if not passes_gate(self.truth, noise).all():
+                self.refused["float32"] = f"rounding noise at {self._lost(self.truth, noise)}"
+                return path
+            self.seconds["float32"] = self._timed(evaluator, min(path.chunk, len(self.directions)))
+            full = measure_noise(evaluator, self.directions, self.radii)
+            if full.calibrated is not None and not full.calibrated[0].all():
+                self.refused["float32"] = "rounding noise at some radii"
+        return path

@@ -1,0 +1,223 @@
+"""Even and odd finite-scale responses of the loss, with their noise."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastscape._clock import now
+from fastscape.differences.evaluator import DifferenceEvaluator
+from fastscape.differences.propagation import MissingRuleError
+from fastscape.differences.refusals import UntraceableError
+from fastscape.directions import Directions, checked_directions
+from fastscape.evaluation.arithmetic import measured_in
+from fastscape.evaluation.evaluator import PathChoice
+from fastscape.evaluation.losses import checked_radii
+from fastscape.evaluation.points import blocks
+from fastscape.objective.objective import Objective
+from fastscape.response.precision import (
+    AnyPath,
+    Precision,
+    PrecisionChoice,
+    checked_precision,
+    choose_precision,
+    measure_noise,
+    refused_precision,
+    responder,
+)
+
+
+class PrecisionWarning(UserWarning):
+    """Some of the requested scales are rounding noise in the requested precision."""
+
+
+@dataclass(frozen=True)
+class Responses:
+    r"""Responses of a loss to symmetric perturbations, arrays ``[K radii, N directions]`` in float64.
+
+    Attributes:
+        even: :math:`\Delta_2 = L(w + \epsilon d) - 2 L(w) + L(w - \epsilon d)`, signed.
+        odd: :math:`\Delta_1 = (L(w + \epsilon d) - L(w - \epsilon d)) / 2`.
+        base: L(w).
+        radii: the radii as given, ``[K]``.
+        eps_abs: distances in parameter space, ``radii * ||d||`` (its mean over directions under ``scale="none"``).
+        eps_rel: ``eps_abs / ||w||``.
+        weight_norm: ||w||.
+        noise: RMS rounding error of ``even`` at each radius, ``[K]``.
+        trusted: radii where at least 90 % of the directions stand 10 times above the noise, ``[K]`` bool. An even response that
+            is exactly zero counts as such beside an odd one that is not, of a loss that is linear there, and where the gradient
+            is exactly zero too; else the direction may leave out what moves the loss, or the loss be saturated.
+        precision: the arithmetic: ``"float64"`` or ``"float32"`` subtraction, or ``"difference"`` propagation.
+        reason: why this one.
+        fallbacks: operations without a difference rule, which were evaluated locally in float64: name -> calls.
+        frozen: decisions of the forward that depend on the weights and were taken as at w: name -> calls.
+        narrow: an operation of the model that is narrower than float64 and sets the noise; empty if none.
+        path: the evaluation path, its measured alternatives and the reason.
+        evaluations: loss evaluations done, calibration included.
+        seconds: wall time.
+        arithmetic: what was measured, in one sentence, such as ``"float64, without your autocast to bfloat16"``.
+        notes: what to beware of, in words.
+    """
+
+    even: NDArray[np.float64]
+    odd: NDArray[np.float64]
+    base: float
+    radii: NDArray[np.float64]
+    eps_abs: NDArray[np.float64]
+    eps_rel: NDArray[np.float64]
+    weight_norm: float
+    noise: NDArray[np.float64]
+    trusted: NDArray[np.bool_]
+    precision: str
+    reason: str
+    fallbacks: dict[str, int]
+    frozen: dict[str, int]
+    narrow: str
+    path: PathChoice
+    evaluations: int
+    seconds: float
+    arithmetic: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What other results say in their ``meta``: precision and arithmetic, with the reason for the choice."""
+        return {"precision": self.precision, "precision_reason": self.reason, "arithmetic": self.arithmetic}
+
+
+def warn_if_noise(precision: str, radii: NDArray[np.float64], trusted: NDArray[np.bool_], alone: str = "") -> None:
+    """Warn about the radii that a precision below float64 cannot resolve; ``alone``: why no other arithmetic can."""
+    if precision == "float32" and not trusted.all():
+        lost = radii[~trusted]
+        remedy = f"pass larger radii; {alone}" if alone else "use precision='difference', or 'float64'"
+        warnings.warn(
+            f"precision={precision!r}: {len(lost)} of {len(radii)} radii ({lost.min():.1e} .. {lost.max():.1e}) are rounding "
+            f"noise on this model; {remedy}",
+            PrecisionWarning,
+            stacklevel=3,  # the caller of fs.responses
+        )
+
+
+def responses(
+    objective: Objective,
+    directions: Directions,
+    radii: ArrayLike,
+    *,
+    precision: Precision | None = None,
+    path: AnyPath | None = None,
+    memory: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Responses:
+    r"""Even and odd responses of the loss along every direction at every radius.
+
+    .. math:: \Delta_2 = L(w + \epsilon d) - 2 L(w) + L(w - \epsilon d), \qquad
+              \Delta_1 = \tfrac12 \left( L(w + \epsilon d) - L(w - \epsilon d) \right)
+
+    As :math:`\epsilon \to 0`, :math:`\Delta_2 / \epsilon^2 \to d^T H d` and :math:`\Delta_1 / \epsilon \to g^T d`
+    (below the first kink, for piecewise linear networks).
+
+    Args:
+        objective: the loss L.
+        directions: N directions d.
+        radii: K positive, strictly ascending radii, in units of ``||d||``.
+        precision: ``"difference"`` propagates the difference itself through the network, in float32 beside values at w in
+            float64: its relative error is the same at every radius. ``"float64"`` and ``"float32"`` subtract losses; float32 is
+            rounding noise over most radii of interest (measured on four directions; untrusted radii are named in a warning).
+            ``"difference-bf16"`` asks torch to round the operands of matrix products to bfloat16, which some processors do not
+            do; ``reason`` says whether any was. ``None`` tries them on this model and takes the cheapest whose noise gate passes
+            at every radius (bfloat16 is never taken by itself). Where the model or the loss enters an autocast, ``"float32"``
+            measures the function with it, and the others the one without: torch casts no float64. A cast written out (``.to``,
+            ``.half()``) is part of the function in every arithmetic; its roundings set the noise of subtraction, and difference
+            propagation follows the function without them, around rounded values. An autocast around the call is taken off.
+            ``arithmetic`` of the result says what was measured.
+        path: ``"loop"`` or ``"vmap"`` of subtraction, ``"graph"`` or ``"dispatch"`` of difference propagation, or ``None`` for
+            what measures faster on this model.
+        memory: bytes that batched evaluation may take.
+        progress: called with (directions done, N).
+
+    Returns:
+        A :class:`Responses`; NaN and inf are kept.
+
+    Raises:
+        ValueError: bad radii, precision or path; a model that cannot be followed with ``precision="difference"``.
+        NondeterministicLossError: two evaluations at w differ.
+
+    Warns:
+        PrecisionWarning: radii that the precision cannot resolve.
+
+    Cost: subtraction takes 2 K N forwards over the data (batched path: (2 K + 1) N) and one copy of the probed parameters;
+    difference propagation the operations of about 4 K N forwards, in float32, less those of first layers, and for each direction
+    in a block a copy of the parameters and two of the activations for every radius.
+
+    Source: the even response is the quantity that Török & Bartha's multifractal probe analyses. Divided differences of programs:
+    Reps & Rall, "Computational divided differencing and divided-difference arithmetics" (2003).
+    """
+    steps = checked_radii(radii)
+    start = now()
+    chosen = _chosen(objective, checked_directions(directions), steps, checked_precision(precision), path, memory)
+    columns: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
+    with responder(objective, chosen.name, chosen.path or path, memory) as evaluator:
+        try:
+            choice = evaluator.choose(directions, steps.tolist())
+        except (UntraceableError, MissingRuleError) as error:
+            raise refused_precision(chosen.name, error) from error
+        for indices in blocks(len(directions), choice.chunk):
+            columns.append(evaluator.responses(directions, indices, steps.tolist()))
+            if progress is not None:
+                progress(indices[-1] + 1, len(directions))
+        even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
+        noise = measure_noise(evaluator, directions, steps, zeros=True, even=even)
+        evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations
+        norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
+        handled = evaluator.handling if isinstance(evaluator, DifferenceEvaluator) else None
+    trusted = noise.trusted(even, odd)
+    warn_if_noise(chosen.name, steps, trusted, noise.how)
+    arithmetic = measured_in(objective, chosen.name)
+    length = float(np.mean(norms)) if norms else {"unit": 1.0, "relative": directions.weight_norm}[directions.scale]
+    eps_abs, weight_norm = steps * length, objective.norm
+    return Responses(
+        even=even,
+        odd=odd,
+        base=float(columns[0][2][0]),
+        radii=steps,
+        eps_abs=eps_abs,
+        eps_rel=relative(eps_abs, weight_norm),
+        weight_norm=weight_norm,
+        noise=noise.sigma,
+        trusted=trusted & (not (handled is not None and handled.frozen)),
+        precision=chosen.name,
+        reason="; ".join(filter(None, (chosen.reason, getattr(evaluator, "rounding", ""), noise.how))),
+        fallbacks=handled.fallbacks if handled is not None else {},
+        frozen=handled.frozen if handled is not None else {},
+        narrow=noise.narrow,
+        path=choice,
+        evaluations=evaluations,
+        seconds=now() - start,
+        arithmetic=arithmetic.meta["arithmetic"],
+        notes=(*arithmetic.notes, *noise.notes),
+    )
+
+
+def _chosen(
+    objective: Objective,
+    directions: Directions,
+    radii: NDArray[np.float64],
+    precision: Precision | None,
+    path: AnyPath | None,
+    memory: int | None,
+) -> PrecisionChoice:
+    """The precision asked for, or the one that measures best."""
+    if precision is not None:
+        return PrecisionChoice(precision, "asked for")
+    return choose_precision(objective, directions, radii, path=path, memory=memory)
+
+
+def relative(eps_abs: NDArray[np.float64], weight_norm: float) -> NDArray[np.float64]:
+    """Distances relative to ||w||; NaN where all weights are zero."""
+    with np.errstate(invalid="ignore"):
+        return eps_abs / weight_norm if weight_norm else np.full(len(eps_abs), np.nan)
