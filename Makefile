@@ -14,7 +14,7 @@ demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints and t
 test: $(NATIVE) ## the default test suite, on two cores; worksteal keeps neighbours, which share compilations, in one process
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-MACHINES ?= # options, e.g. make machines MACHINES='--only avx2 --folder tests/estimators'
+MACHINES ?= # options, e.g. make machines MACHINES='--only avx2 --folder tests/numerics'
 machines: $(NATIVE) ## the numerical tests in six arithmetics that this processor can emulate; an hour, --quick: minutes
 	$(BIN)/python benchmarks/machines.py $(MACHINES)
 

@@ -6,7 +6,7 @@ merged into ``benchmarks/results/machines.json``, folder by folder, with the nam
 
     make machines                                                  every folder, every configuration: an hour
     make machines MACHINES='--quick'                               what is most sensitive, in two configurations: CI
-    make machines MACHINES='--only avx2 --folder tests/estimators'
+    make machines MACHINES='--only avx2 --folder tests/numerics'
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "machines.json"
 FOLDERS = (
-    "tests/estimators",
+    "tests/objective",
     "tests/directions",
+    "tests/numerics",
     "tests/evaluation",
+    "tests/differences",
+    "tests/response",
+    "tests/curvature",
     "tests/ops",
     "tests/probes",
-    "tests/objective/test_objective.py",
-    "tests/objective/test_unusual_models.py",
 )
 QUICK = (
     "tests/numerics/test_lanczos.py",

@@ -26,7 +26,7 @@ _NAMES = {
     "fastscape.evaluation.determinism": "NarrowLossError NondeterministicLossError",
     "fastscape.differences.propagation": "MissingRuleError",
     "fastscape.differences.refusals": "UntraceableError",
-    "fastscape.evaluation.losses.losses": "losses",
+    "fastscape.evaluation.losses": "losses",
     "fastscape.response.operators": "Operators operators",
     "fastscape.curvature.forms.quadratic": "quadratic_forms QuadraticForms",
     "fastscape.response.responses": "PrecisionWarning Responses responses",

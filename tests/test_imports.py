@@ -1,7 +1,7 @@
-"""The layers import in one direction only."""
+"""Imports go one way: between layers, between questions, and between the files of each; those for types alone count too."""
 
 import ast
-from graphlib import TopologicalSorter
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,98 +13,143 @@ LAYERS = (
     "ops",
     "objective",
     "directions",
+    "numerics",
     "evaluation",
-    "estimators",
+    "differences",
+    "response",
+    "curvature",
     "runs",
     "reports",
     "probes",
-    "integrations",
     "study",
+    "integrations",
     "cli",
 )
-FOUNDATION = {
-    *(
-        "_arguments",
-        "_batches",
-        "_checkpoints",
-        "_checks",
-        "_clock",
-        "_criteria",
-        "_definition",
-        "_embedding",
-        "_examination",
-        "_interrupts",
-        "_norms",
-        "_private",
-        "_replica",
-        "_state",
-        "_statistics",
-        "_structures",
-        "_terms",
-    ),
-    "_version",
-}  # below every layer
+BESIDE = {("curvature", "response"), ("reports", "runs")}  # neighbours in the list of which the later one needs no earlier one
+FOUNDATION = {"_checks", "_clock", "_interrupts", "_state", "_version"}
+COMPOSITE = {"signature", "tracking"}  # questions that are made of others
+SHARED = {"spectrum": {"slices", "temperature"}}  # whose eigenvectors and eigenvalues others show
+
+FILES = {
+    ".".join(("fastscape", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+
+def imports(path):
+    """Modules of the package that a file imports anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fastscape":
+            for name in node.names:
+                inner = f"{node.module}.{name.name}"
+                yield inner if inner in FILES else node.module
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.split(".")[0] == "fastscape")
+
+
+GRAPH = {module: sorted(set(imports(path)) - {module}) for module, path in FILES.items() if module != "fastscape"}
 
 
 def layer(module):
-    """Layer of ``fastscape.<part>...``, or None for what is outside the order."""
-    part = module.split(".")[1] if module.count(".") else "__init__"
-    return LAYERS.index(part) if part in LAYERS else None
+    return module.split(".")[1] if "." in module else ""
 
 
-def imports(path, *, types=False):
-    """Names of fastscape modules that a file imports when it runs, and with ``types`` in type-checking blocks."""
-    tree = ast.parse(path.read_text())
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only and not types:
-            continue
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastscape"):
-            yield from (f"{node.module}.{name.name}" if node.module == "fastscape" else node.module for name in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (name.name for name in node.names if name.name.startswith("fastscape"))
+def question(module):
+    parts = module.split(".")
+    return parts[2] if parts[1:2] == ["probes"] and len(parts) > 3 else ""
 
 
-FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+@pytest.mark.parametrize("module", GRAPH)
+def test_imports_go_one_way(module):
+    own = layer(module)
+    for wanted in GRAPH[module]:
+        other = layer(wanted)
+        if own in FOUNDATION:
+            assert other in FOUNDATION, f"{module} is below the layers and imports {wanted}"
+        elif own in LAYERS and other in LAYERS:
+            assert LAYERS.index(other) <= LAYERS.index(own), f"{module} imports the later layer of {wanted}"
+            assert (own, other) not in BESIDE, f"{module} imports {wanted}, beside which it stands"
+        if own in LAYERS:
+            assert other != "zoo" or own in ("study", "cli"), f"{module} must not need the zoo"
+            assert own == "cli" or other, f"{module} imports the whole package"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_one_way(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    own = LAYERS.index(parts[0]) if parts[0] in LAYERS else None
-    for module in imports(path):
-        if module == "fastscape":  # whose names are imported later, from every layer
-            assert parts[0] == "cli", f"{path} is below the command line and imports the public names"
-            continue
-        wanted = layer(module)
-        if parts[0] in FOUNDATION:
-            assert module.split(".")[1] in FOUNDATION, f"{path.name} is below the layers and imports {module}"
-        elif own is not None:
-            assert wanted is None or wanted <= own, f"{path} ({LAYERS[own]}) imports the later layer {module}"
-            assert module.split(".")[1] != "zoo" or parts[0] in ("study", "cli"), f"{path} must not need the zoo"
+@pytest.mark.parametrize("module", [module for module in GRAPH if question(module)])
+def test_a_question_needs_no_other(module):
+    own = question(module)
+    for other in filter(None, map(question, GRAPH[module])):
+        allowed = own == other or own in COMPOSITE or own in SHARED.get(other, set())
+        assert allowed, f"{module} needs the question {other!r}: share it through numerics, evaluation or curvature"
+
+
+@pytest.mark.parametrize("module", [module for module in GRAPH if question(module)])
+def test_a_result_reaches_its_view_by_registration(module):
+    name = module.rsplit(".", 1)[1]
+    if name == "result":
+        shown = {wanted for wanted in GRAPH[module] if wanted.rsplit(".", 1)[1].endswith(("view", "figures", "words"))}
+        assert not shown, f"{module} holds data and imports {shown}"
+    elif name.endswith("view"):
+        assert not any(wanted.endswith((".probe", ".run")) and question(wanted) for wanted in GRAPH[module])
+
+
+def circles(graph):
+    """Strongly connected components of more than one file."""
+    index, low, stack, found = {}, {}, [], []
+
+    def visit(node):
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in graph.get(node, ()):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            position = stack.index(node)
+            found.append(sorted(stack[position:]))
+            del stack[position:]
+
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 4000))
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return [group for group in found if len(group) > 1]
+
+
+def test_a_circle_is_seen():
+    assert circles({"a": ["b"], "b": ["c", "d"], "c": ["a"], "d": []}) == [["a", "b", "c"]]
+
+
+def test_no_files_import_each_other():
+    assert not circles(GRAPH)
 
 
 def test_an_objective_is_above_all_that_it_is_made_of():
-    files = {f"fastscape.{name}": ROOT / f"{name}.py" for name in FOUNDATION | {"objective"}}
-    graph = {module: [name for name in imports(path, types=True) if name in files] for module, path in files.items()}
-    assert not [module for module, names in graph.items() if "fastscape.objective.objective" in names]
-    TopologicalSorter(graph).prepare()  # refuses circles
+    reached, pending = set(), ["fastscape.objective.objective"]
+    while pending:
+        module = pending.pop()
+        if module not in reached:
+            reached.add(module)
+            pending += GRAPH.get(module, ())
+    assert {layer(module) for module in reached} <= {"objective", *FOUNDATION}
 
 
-SPECTRAL = {"davidson.py", "gram_schmidt.py", "krylov.py", "lanczos.py", "trace.py"}  # vectors of D numbers stay on their device
+SPECTRAL = {"gram_schmidt", "krylov", "lanczos", "trace"}  # vectors of D numbers stay on their device
 
 
-def test_estimators_of_measures_need_no_torch():
-    for path in (ROOT / "estimators").glob("*.py"):
-        if path.name in SPECTRAL:
-            assert all(
-                module.startswith(("fastscape.estimators", "fastscape._checks", "fastscape.ops")) for module in imports(path)
-            )
-            continue
-        assert "torch" not in path.read_text().replace("torch.Tensor", ""), f"{path.name} mentions torch"
-        assert all(module.startswith(("fastscape.estimators", "fastscape._checks")) for module in imports(path)), path.name
+def test_the_mathematics_of_measures_needs_no_torch():
+    """Everything from responses to estimates is usable on arrays that came from elsewhere."""
+    mathematics = [
+        path
+        for path in (ROOT / "numerics").glob("*.py")
+        if path.stem not in SPECTRAL
+    ] + [
+        ROOT / "probes" / "multifractal" / f"{name}.py"
+        for name in (
+            "analyse", "analysis", "bootstrap", "changes", "exponents", "flags", "headline", "influence", "lines", "moments",
+            "scalars", "significance", "support", "trust",
+        )
+    ] + [ROOT / "probes" / "signature" / f"{name}.py" for name in ("association", "rules")]  # fmt: skip
+    for path in mathematics:
+        assert "torch" not in path.read_text().replace("torch.Tensor", ""), f"{path} mentions torch"

@@ -64,7 +64,7 @@ def test_an_unknown_name_is_told_with_the_nearest(wrong, words):
 
 
 def test_modules_of_the_package_are_there_without_an_import():
-    assert run("import fastscape as fs; print(fs.runs.preset.__name__, fs.zoo.__name__)") == "preset fastscape.zoo\n"
+    assert run("import fastscape as fs; print(fs.numerics.__name__, fs.zoo.__name__)") == "fastscape.numerics fastscape.zoo\n"
 
 
 def test_importing_the_package_loads_nothing_heavy():
@@ -98,7 +98,7 @@ for name in {names}:
 
 
 def test_what_needs_the_ops_registers_them_all():
-    names = ["Directions", "losses", "hessian", "status", "spectrum", "ops.perturb"]
+    names = ["Directions", "losses", "responses", "status", "spectrum", "ops.perturb"]
     run(FIRST.format(names=[f"fastscape.{name}" for name in names], ops=sorted(OPERATORS)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -101,9 +102,20 @@ class Section:
 
 
 @singledispatch
-def section_of(result: Any, **_with: Any) -> Section:
-    """What a result shows; every kind has its own function, which the module of its view registers."""
-    raise TypeError(f"there is no view of a {type(result).__name__}: the module that registers it was not imported")
+def section_of(result: Any, **beside: Any) -> Section:
+    """What a result shows, by a function that the module of its view registers.
+
+    That is ``view`` beside the ``result`` that holds the class, and ``NAME_view`` beside another ``NAME``.
+    """
+    package, _, name = type(result).__module__.rpartition(".")
+    view = f"{package}.view" if name == "result" else f"{package}.{name}_view"
+    if importlib.util.find_spec(view) is not None:
+        importlib.import_module(view)
+    found = section_of.dispatch(type(result))
+    if found is section_of.dispatch(object):
+        raise TypeError(f"there is no view of a {type(result).__name__}: it would be registered by {view}")
+    shown: Section = found(result, **beside)
+    return shown
 
 
 def led(lead: str, table: RenderableType) -> RenderableType:

@@ -6,11 +6,12 @@ import dataclasses
 import importlib
 import json
 import os
+import pkgutil
 import tempfile
 import types
 import typing
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,7 @@ from fastscape.reports.numbers import interval
 FORMAT = 1  # of the files that are written; larger ones are a newer version's
 Arrays = dict[str, NDArray[Any]]
 KINDS: dict[str, type] = {}  # classes of results by the kind of their files
-_LATER = {
-    "study": "fastscape.study.view",
-    "study-run": "fastscape.study.view",
-}  # of a later layer: modules that register class and view
+_HOMES = ("fastscape.probes", "fastscape.study")  # packages whose views know all kinds
 _KIND = "$kind"  # of a result inside another, whose field may hold any
 
 
@@ -56,9 +54,16 @@ def _kind(cls: type) -> str | None:
 
 
 def _class_of(kind: str) -> type:
-    if kind not in KINDS and kind in _LATER:
-        importlib.import_module(_LATER[kind])
+    for view in _views() if kind not in KINDS else ():
+        importlib.import_module(view)
     return KINDS[kind]
+
+
+def _views() -> Iterator[str]:
+    """Modules of the views of every question; each imports the classes that it shows."""
+    for home in map(importlib.import_module, _HOMES):
+        found = pkgutil.walk_packages(home.__path__, f"{home.__name__}.")
+        yield from (module.name for module in found if module.name.endswith("view"))
 
 
 def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:

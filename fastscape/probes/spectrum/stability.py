@@ -110,9 +110,9 @@ def edge_of_stability(
     with P the preconditioner of Adam, RMSprop ... (1 for SGD), wd the weight decay that enters as a gradient, and a* the
     curvature at which the optimizer's recursion stops contracting (:mod:`fastscape.probes.spectrum.critical`): 2 / eta for
     gradient descent, 38 / eta for Adam with beta_1 = 0.9. A ratio near 1 is the edge of stability of *full-batch* training.
-    Minibatch training stays below it and is judged by the batch sharpness, for which the batches of the objective must have the size of
-    the training's. The loss is the one that was trained (:meth:`fastscape.Objective.trained`): batch norm takes the statistics of
-    each batch. Asked for running ones, there is no ratio.
+    Minibatch training stays below it and is judged by the batch sharpness, for which the batches of the objective must have
+    the size of the training's. The loss is the one that was trained (:meth:`fastscape.Objective.trained`): batch norm takes
+    the statistics of each batch. Asked for running ones, there is no ratio.
 
     Args:
         objective: the loss at the weights that the optimizer has reached.
