@@ -147,9 +147,9 @@ def deflated(matrix, seed, probes=8):
     run = BlockLanczos(lambda v: matrix @ v, random_rows(len(matrix), range(2), seed + 1000).T)
     for _ in range(10):
         run.step()
-    left = run.complement(signs(probes, seed, len(matrix)))
+    left = run.krylov.complement(signs(probes, seed, len(matrix)))
     image = matrix @ left
-    exact, exact_square = run.span_sums()
+    exact, exact_square = run.krylov.span_sums()
     forms, squares = (left * image).sum(0).numpy(), (image**2).sum(0).numpy()
     return exact, exact_square, forms, squares
 
@@ -173,7 +173,7 @@ def test_a_basis_of_the_whole_space_gives_exact_traces():
     run = BlockLanczos(lambda v: planted(spectrum) @ v, random_rows(40, range(4), 0).T)
     while run.step():
         pass
-    assert run.span_sums() == (pytest.approx(spectrum.sum()), pytest.approx(np.sum(spectrum**2)))
+    assert run.krylov.span_sums() == (pytest.approx(spectrum.sum()), pytest.approx(np.sum(spectrum**2)))
 
 
 def test_span_sums_are_traces_over_the_basis():
@@ -181,8 +181,11 @@ def test_span_sums_are_traces_over_the_basis():
     run = BlockLanczos(lambda v: matrix @ v, random_rows(90, range(3), 0).T, wanted=2, capacity=24)
     while run.restarts < 2:
         run.step()
-    image = run.basis @ matrix
-    assert run.span_sums() == (pytest.approx(float((image * run.basis).sum())), pytest.approx(float((image**2).sum())))
+    image = run.krylov.basis @ matrix
+    assert run.krylov.span_sums() == (
+        pytest.approx(float((image * run.krylov.basis).sum())),
+        pytest.approx(float((image**2).sum())),
+    )
 
 
 def test_xtrace_is_unbiased_and_covers():
