@@ -47,7 +47,7 @@ _NAMES = {
     "fastscape.probes.spectrum.trajectory": "spectra",
     "fastscape.probes.spectrum.stability": "edge_of_stability",
     "fastscape.probes.tracking.tracker": "Tracker",
-    "fastscape.probes.tracking.warned": "TrackerWarning",
+    "fastscape.probes.tracking.warnings_once": "TrackerWarning",
     "fastscape.probes.bench.result": "BenchResult",
     "fastscape.probes.signature.comparison": "compare Comparison",
     "fastscape.probes.barriers.result": "BarrierMatrix BarrierResult CurveResult",

@@ -46,7 +46,7 @@ from fastscape.probes.spectrum.probe import spectrum as spectrum, SpectrumError 
 from fastscape.probes.spectrum.trajectory import spectra as spectra
 from fastscape.probes.spectrum.stability import edge_of_stability as edge_of_stability
 from fastscape.probes.tracking.tracker import Tracker as Tracker
-from fastscape.probes.tracking.warned import TrackerWarning as TrackerWarning
+from fastscape.probes.tracking.warnings_once import TrackerWarning as TrackerWarning
 from fastscape.probes.bench.result import BenchResult as BenchResult
 from fastscape.probes.signature.comparison import compare as compare, Comparison as Comparison
 from fastscape.probes.barriers.result import (
