@@ -147,7 +147,7 @@ def test_the_mathematics_of_measures_needs_no_torch():
     ] + [
         ROOT / "probes" / "multifractal" / f"{name}.py"
         for name in (
-            "analyse", "analysis", "bootstrap", "changes", "exponents", "flags", "headline", "influence", "lines", "moments",
+            "analyse", "description", "bootstrap", "changes", "exponents", "flags", "headline", "influence", "lines", "moments",
             "scalars", "significance", "support", "trust",
         )
     ] + [ROOT / "probes" / "signature" / f"{name}.py" for name in ("association", "rules")]  # fmt: skip
