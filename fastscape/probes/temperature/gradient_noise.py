@@ -100,21 +100,6 @@ def noise_scale(units: Units) -> Estimate:
     return Estimate(numerator.value * _inverse(square), stderr, interval, len(squares), _QUOTIENT)
 
 
-def two_batch_sizes(small: float, large: float, small_size: int, large_size: int) -> tuple[float, float]:
-    r"""Unbiased :math:`\|g\|^2` and tr Sigma_1 from the squared gradient norms of a small and a large batch.
-
-    .. math:: \|g\|^2 = \frac{B_l \|g_l\|^2 - B_s \|g_s\|^2}{B_l - B_s}, \qquad
-              \mathrm{tr}\Sigma_1 = \frac{\|g_s\|^2 - \|g_l\|^2}{1/B_s - 1/B_l}
-
-    Raises:
-        ValueError: the large batch is not larger.
-    """
-    if not 0 < small_size < large_size:
-        raise ValueError(f"large_size must be larger than small_size, got {large_size} and {small_size}")
-    square = (large_size * large - small_size * small) / (large_size - small_size)
-    return square, (small - large) / (1 / small_size - 1 / large_size)
-
-
 def batch_factor(batch_size: int, population: float = math.inf) -> float:
     """Sigma_B over Sigma_1: (1 - B/N) / B for sampling without replacement from N, 1/B where N is infinite."""
     return (1 - batch_size / population) / batch_size
