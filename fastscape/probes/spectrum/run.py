@@ -180,14 +180,6 @@ class SpectralRun:
             return None
         return "complete" if basis.stop_reason == "complete" else "targets met"
 
-    def _foreseen(self, first: float) -> float:
-        """Seconds of a block, from the trial of its path: the first one also prepares the path, which took ``first`` in all."""
-        choice = self.operator.choice
-        if choice is None:
-            return first
-        batches = len(self.operator.batch_weights)
-        return min(first, choice.gradients * choice.gradient_seconds * self.multiplied * batches)
-
     def _found(self, basis: BlockLanczos) -> bool:
         return basis.dimension > 0 and basis.settle(self.k, tolerance=self.goals.eigenvalues)
 
