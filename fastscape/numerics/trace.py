@@ -25,27 +25,14 @@ from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
 from fastscape.numerics.gram_schmidt import gram
 from fastscape.numerics.positive import UNKNOWN
+from fastscape.numerics.student import mean_estimate, quantile
 
 _MOST = 1 << 30  # probes; more are asked for by a target of zero only
 _FEW = 10  # probes below which their own spread gives a variance no interval
 _LEAST = 3  # with a kurtosis that is known
-_STUDENT = "Student's t over probes"
 _JACKKNIFE = "jackknife of the logarithm over probes"
 _CHI_SQUARE = "chi-square with the degrees of freedom of the forms' kurtosis"
 _MEANINGFUL = 0.5  # |tr H| / tr |H| below which the effective rank of an indefinite matrix says nothing
-
-
-def mean_estimate(samples: Array, exact: float = 0.0) -> Estimate:
-    r"""``exact`` plus the mean of independent samples ``[n]``, with Student's t interval (n - 1 degrees of freedom).
-
-    NaN and inf go through; with one sample the interval is NaN, with none everything is.
-    """
-    n = len(samples)
-    with np.errstate(invalid="ignore"):
-        value = exact + float(np.mean(samples)) if n else math.nan
-        stderr = float(np.std(samples, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    half = float(stats.t.ppf(0.975, n - 1)) * stderr if n > 1 else math.nan
-    return Estimate(value, stderr, (value - half, value + half), n, _STUDENT)
 
 
 def hutchinson(forms: Array, exact: float = 0.0) -> Estimate:
@@ -78,7 +65,7 @@ def probes_needed(forms: Array, half_width: float) -> int:
 
 
 def _reaches(n: int, spread: float, half_width: float) -> bool:
-    return float(stats.t.ppf(0.975, n - 1)) * spread <= half_width * math.sqrt(n)
+    return quantile(n) * spread <= half_width * math.sqrt(n)
 
 
 def effective_rank(
@@ -128,7 +115,7 @@ def _on_logarithm(value: float, relative: float, n: int) -> Estimate:
     """A positive value with Student's t interval of its logarithm, whose standard error is ``relative``."""
     if not (math.isfinite(relative) and value > 0):
         return Estimate(value, value * relative, UNKNOWN, n, _JACKKNIFE)
-    factor = math.exp(min(float(stats.t.ppf(0.975, n - 1)) * relative, 700.0))
+    factor = math.exp(min(quantile(n) * relative, 700.0))
     return Estimate(value, value * relative, (value / factor, value * factor), n, _JACKKNIFE)
 
 

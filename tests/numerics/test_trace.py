@@ -12,13 +12,13 @@ from fastscape.numerics.estimate import Estimate
 from fastscape.numerics.gram_schmidt import random_rows
 from fastscape.numerics.krylov import BlockLanczos
 from fastscape.numerics.positive import skewed_mean
+from fastscape.numerics.student import mean_estimate
 from fastscape.numerics.trace import (
     data_stderr,
     directional_variance,
     effective_rank,
     hutchinson,
     layer_forms,
-    mean_estimate,
     probes_needed,
 )
 

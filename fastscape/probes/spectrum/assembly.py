@@ -14,7 +14,8 @@ from fastscape.numerics.estimate import Estimate, widened
 from fastscape.numerics.krylov import Eigenpairs
 from fastscape.numerics.positive import scaled, skewed_mean, useful
 from fastscape.numerics.spectra import Density
-from fastscape.numerics.trace import data_stderr, directional_variance, effective_rank, mean_estimate
+from fastscape.numerics.student import mean_estimate
+from fastscape.numerics.trace import data_stderr, directional_variance, effective_rank
 from fastscape.probes.spectrum.density import density
 from fastscape.probes.spectrum.result import SpectrumResult
 from fastscape.probes.spectrum.run import SpectralRun, known
