@@ -1,7 +1,7 @@
 from fastscape._version import __version__ as __version__
 from fastscape.directions.axes import Axes as Axes
 from fastscape.directions.directions import Directions as Directions
-from fastscape.probes.multifractal.analysis import Analysis as Analysis, AnalysisSettings as AnalysisSettings
+from fastscape.probes.multifractal.description import Analysis as Analysis, AnalysisSettings as AnalysisSettings
 from fastscape.probes.signature.association import Association as Association, association as association
 from fastscape.numerics.estimate import Estimate as Estimate
 from fastscape.probes.multifractal.analyse import analyse as analyse
@@ -24,7 +24,7 @@ from fastscape.evaluation.determinism import (
     NondeterministicLossError as NondeterministicLossError,
 )
 from fastscape.differences.propagation import MissingRuleError as MissingRuleError
-from fastscape.differences.refusals import UntraceableError as UntraceableError
+from fastscape.differences.tracing_errors import UntraceableError as UntraceableError
 from fastscape.evaluation.losses import losses as losses
 from fastscape.response.operators import Operators as Operators, operators as operators
 from fastscape.curvature.forms.quadratic import quadratic_forms as quadratic_forms, QuadraticForms as QuadraticForms
@@ -46,7 +46,7 @@ from fastscape.probes.spectrum.probe import spectrum as spectrum, SpectrumError 
 from fastscape.probes.spectrum.trajectory import spectra as spectra
 from fastscape.probes.spectrum.stability import edge_of_stability as edge_of_stability
 from fastscape.probes.tracking.tracker import Tracker as Tracker
-from fastscape.probes.tracking.warned import TrackerWarning as TrackerWarning
+from fastscape.probes.tracking.warnings_once import TrackerWarning as TrackerWarning
 from fastscape.probes.bench.result import BenchResult as BenchResult
 from fastscape.probes.signature.comparison import compare as compare, Comparison as Comparison
 from fastscape.probes.barriers.result import (
@@ -56,7 +56,7 @@ from fastscape.probes.barriers.result import (
 )
 from fastscape.probes.doctor.result import Diagnosis as Diagnosis
 from fastscape.probes.temperature.result import TemperatureResult as TemperatureResult
-from fastscape.probes.signature.several import ProbeResult as ProbeResult
+from fastscape.probes.signature.probe_result import ProbeResult as ProbeResult
 from fastscape.probes.multifractal.result import MultifractalResult as MultifractalResult, TrajectoryResult as TrajectoryResult
 from fastscape.probes.sharpness.result import SharpnessResult as SharpnessResult
 from fastscape.probes.signature.result import Signature as Signature

@@ -135,7 +135,7 @@ def test_an_objective_is_above_all_that_it_is_made_of():
     assert {layer(module) for module in reached} <= {"objective", *FOUNDATION}
 
 
-SPECTRAL = {"gram_schmidt", "krylov", "lanczos", "trace"}  # vectors of D numbers stay on their device
+SPECTRAL = {"factorisation", "gram_schmidt", "krylov", "lanczos", "trace"}  # vectors of D numbers stay on their device
 
 
 def test_the_mathematics_of_measures_needs_no_torch():
@@ -147,7 +147,7 @@ def test_the_mathematics_of_measures_needs_no_torch():
     ] + [
         ROOT / "probes" / "multifractal" / f"{name}.py"
         for name in (
-            "analyse", "analysis", "bootstrap", "changes", "exponents", "flags", "headline", "influence", "lines", "moments",
+            "analyse", "description", "bootstrap", "changes", "exponents", "flags", "headline", "influence", "lines", "moments",
             "scalars", "significance", "support", "trust",
         )
     ] + [ROOT / "probes" / "signature" / f"{name}.py" for name in ("association", "rules")]  # fmt: skip

@@ -20,10 +20,10 @@ from fastscape._state import exact_arithmetic
 from fastscape.differences.program import trace
 from fastscape.differences.programs import Kept, held
 from fastscape.differences.propagation import Propagation
-from fastscape.differences.refusals import UntraceableError
 from fastscape.differences.sharing import bends, interpolated, shareable
 from fastscape.differences.steps import Program
 from fastscape.differences.subclass import Dispatched
+from fastscape.differences.tracing_errors import UntraceableError
 from fastscape.differences.triple import Frame, Products
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import replica_arithmetic

@@ -22,7 +22,9 @@ from torch.fx.traceback import preserve_node_meta
 from torch.overrides import TorchFunctionMode
 
 from fastscape._checks import first_line
-from fastscape.differences.refusals import (
+from fastscape.differences.rules.table import RULES, aten
+from fastscape.differences.steps import Program, Step
+from fastscape.differences.tracing_errors import (
     IDENTITY,
     SIZED_BY_VALUES,
     UntraceableError,
@@ -30,8 +32,6 @@ from fastscape.differences.refusals import (
     check_steps,
     check_transform,
 )
-from fastscape.differences.rules.table import RULES, aten
-from fastscape.differences.steps import Program, Step
 
 HOST = {"_local_scalar_dense", "item", "is_nonzero", "equal"}  # operations that hand a value to Python
 _CONSTANT = {f"new_{kind}" for kind in ("zeros", "ones", "full", "empty")} | {

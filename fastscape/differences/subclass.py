@@ -24,8 +24,8 @@ from fastscape._checks import first_line
 from fastscape.differences import collapsed
 from fastscape.differences.program import HOST, Called, decomposition, functional_form
 from fastscape.differences.propagation import MissingRuleError, as_values, plain, propagated
-from fastscape.differences.refusals import UntraceableError, check_transform
 from fastscape.differences.rules.table import RULES, moves
+from fastscape.differences.tracing_errors import UntraceableError, check_transform
 from fastscape.differences.triple import Decision, Frame, Triple
 
 

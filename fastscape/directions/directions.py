@@ -125,39 +125,11 @@ class Directions:
         Raises:
             ValueError: unknown names, wrong shapes, or a direction that is zero or not finite.
         """
-        checked_objective(objective)
-        rows = [tensors] if isinstance(tensors, Mapping) else list(tensors)
-        if not rows:
-            raise ValueError("tensors must hold at least one direction, got none")
-        base = objective.base
-        for index, row in enumerate(rows):
-            if not isinstance(row, Mapping):
-                raise TypeError(
-                    f"tensors[{index}] must map parameter names to tensors, got {type(row).__name__}; write such as "
-                    f"dict(zip(objective.names, parts))"
-                )
-            for name, tensor in row.items():
-                if name not in base:
-                    raise ValueError(f"tensors[{index}] names {name!r}, which is not a probed parameter of the objective")
-                if tensor.shape != base[name].shape:
-                    raise ValueError(
-                        f"tensors[{index}][{name!r}] must have shape {tuple(base[name].shape)}, got {tuple(tensor.shape)}"
-                    )
-                if not bool(torch.isfinite(tensor).all()):
-                    raise ValueError(f"tensors[{index}][{name!r}] must be finite, got NaN or inf")
-            if not any(bool(tensor.any()) for tensor in row.values()):
-                raise ValueError(f"tensors[{index}] must not be zero")
-        stored = [
-            [
-                row[name].detach().to(w.device, torch.float64) if name in row else torch.zeros_like(w).double()
-                for name, w in base.items()
-            ]
-            for row in rows
-        ]
+        stored = _stored(objective, tensors)
         self = object.__new__(cls)
         self._given, self.ids = stored, []
         self.seed, self.distribution = None, "given"
-        self._finish(objective, len(stored), Normaliser(base, normalize, dense=False), scale)
+        self._finish(objective, len(stored), Normaliser(objective.base, normalize, dense=False), scale)
         return self
 
     @classmethod
@@ -279,6 +251,39 @@ class Directions:
     @property
     def _kind(self) -> Distribution:
         return cast(Distribution, self.distribution)
+
+
+def _stored(objective: Objective, tensors: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]) -> list[list[Tensor]]:
+    """Given directions as tensors in the order of the objective's parameters, in float64; zeros where they do not move."""
+    checked_objective(objective)
+    rows = [tensors] if isinstance(tensors, Mapping) else list(tensors)
+    if not rows:
+        raise ValueError("tensors must hold at least one direction, got none")
+    base = objective.base
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise TypeError(
+                f"tensors[{index}] must map parameter names to tensors, got {type(row).__name__}; write such as "
+                f"dict(zip(objective.names, parts))"
+            )
+        for name, tensor in row.items():
+            if name not in base:
+                raise ValueError(f"tensors[{index}] names {name!r}, which is not a probed parameter of the objective")
+            if tensor.shape != base[name].shape:
+                raise ValueError(
+                    f"tensors[{index}][{name!r}] must have shape {tuple(base[name].shape)}, got {tuple(tensor.shape)}"
+                )
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"tensors[{index}][{name!r}] must be finite, got NaN or inf")
+        if not any(bool(tensor.any()) for tensor in row.values()):
+            raise ValueError(f"tensors[{index}] must not be zero")
+    return [
+        [
+            row[name].detach().to(w.device, torch.float64) if name in row else torch.zeros_like(w).double()
+            for name, w in base.items()
+        ]
+        for row in rows
+    ]
 
 
 def checked_directions(value: object) -> Directions:

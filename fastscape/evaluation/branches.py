@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastscape.evaluation.pieces import RULES, decides, guarded, rule_of
+from fastscape.evaluation.kinks import RULES, decides, guarded, rule_of
 from fastscape.objective.structures import map_tensors, tensors_of
 
 
@@ -30,7 +30,7 @@ class Branches:
     plain ones are far at any step that rounding allows: 60 times the curvature for a ReLU network of 160 units on 128 random
     samples, where kinks between w - h d and w + h d outweigh it.
 
-    An operation with kinks and without a rule in :mod:`fastscape.evaluation.pieces` is refused once its arguments move.
+    An operation with kinks and without a rule in :mod:`fastscape.evaluation.kinks` is refused once its arguments move.
 
     Memory: a byte per element of each ReLU's output, eight per element of a max-pool's.
     """

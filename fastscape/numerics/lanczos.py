@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import integer
+from fastscape.numerics.factorisation import Quadrature
 from fastscape.numerics.gram_schmidt import random_rows
-from fastscape.numerics.krylov import CAPACITY, BlockLanczos, Eigenpairs, Matmat, Quadrature, Which, least_capacity
+from fastscape.numerics.krylov import CAPACITY, BlockLanczos, Eigenpairs, Matmat, Which, least_capacity
 from fastscape.numerics.spectra import Gap
 
 __all__ = ["BlockLanczos", "Eigenpairs", "Extremes", "Quadrature", "extreme_pairs", "least_capacity"]
@@ -139,8 +140,8 @@ def extreme_pairs(
         nan_products=run.nan_products,
         dimension=run.dimension,
         restarts=run.restarts,
-        orthogonality_loss=run.orthogonality_loss(),
-        asymmetry=run.asymmetry,
+        orthogonality_loss=run.krylov.orthogonality_loss(),
+        asymmetry=run.krylov.asymmetry,
         stop_reason=reason,
     )
 

@@ -20,18 +20,17 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import stats
 
 from fastscape._checks import counted
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
+from fastscape.numerics.student import around, quantile
 
 LEAST = 4  # values that an interval needs at all
 FEW = 8  # below which none is published: the narrow ones are the wrong ones
 WIDEST = 10.0  # of the ends' quotient: a wider interval is not worth printing
 USEFUL = 3.0  # factor between mean and upper end that "about N" is computed for
 _HOPELESS = 1000.0  # times the values there are, beyond which a number of them is no advice
-_TAIL = 0.975
 _LARGEST = 700.0  # exponent that float64 holds
 UNKNOWN = (math.nan, math.nan)
 
@@ -65,8 +64,7 @@ def skewed_mean(values: Array, exact: float = 0.0, unsampled: float = 1.0) -> Es
     if count < LEAST:
         return Estimate(exact + mean, stderr, UNKNOWN, count, METHOD, f"{counted(count, 'value')}; at least {LEAST}")
     if np.any(known < 0):
-        half = float(stats.t.ppf(_TAIL, count - 1)) * stderr
-        return Estimate(exact + mean, stderr, (exact + mean - half, exact + mean + half), count, SIGNED)
+        return around(exact + mean, stderr, count, SIGNED)
     low, high = arms(stderr / mean if mean else 0.0, spread(known), count)
     return Estimate(exact + mean, stderr, (exact + mean * low, exact + mean * high), count, METHOD)
 
@@ -79,7 +77,7 @@ def arms(relative: float, variation: float, count: int) -> tuple[float, float]:
         variation: c, of one of the values.
         count: n, for Student's t with n - 1 degrees of freedom.
     """
-    step = float(stats.t.ppf(_TAIL, count - 1)) * relative
+    step = quantile(count) * relative
     return math.exp(-step), math.exp(min(step * math.sqrt(1 + 2 * variation**2), _LARGEST))
 
 
@@ -111,7 +109,7 @@ def useful(found: Estimate, noun: str = "value", least: int = FEW) -> Estimate:
         return dataclasses.replace(found, withheld=f"{counted(found.n, noun)}; at least {least}")
     if not high > WIDEST * low:  # also of NaN
         return found
-    arm = math.log(high / found.value) / float(stats.t.ppf(_TAIL, found.n - 1))
+    arm = math.log(high / found.value) / quantile(found.n)
     enough = rounded(max(found.n * (1.96 * arm / math.log(USEFUL)) ** 2, FEW, found.n + 1))
     return dataclasses.replace(found, withheld=f"{counted(found.n, noun)}; about {enough} for a factor of {USEFUL:g}")
 

@@ -1,4 +1,4 @@
-r"""Traces of a symmetric matrix from quadratic forms of random probes: plain, deflated by a basis, leave-one-out.
+r"""Traces of a symmetric matrix from quadratic forms of random probes: plain, and deflated by a basis.
 
 For probes v with :math:`E[v v^\top] = I` (signs, :math:`v_i = \pm 1`), :math:`E[v^\top H v] = \mathrm{tr} H` and
 :math:`E\|Hv\|^2 = \mathrm{tr} H^2`. With an orthonormal basis Q and :math:`\tilde v = (I - QQ^\top) v`,
@@ -15,39 +15,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 from torch import Tensor
 
-from fastscape._checks import counted, integer
+from fastscape._checks import counted
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
-from fastscape.numerics.gram_schmidt import NonFiniteRowsError, gram, orthonormalise, random_rows
-from fastscape.numerics.krylov import Matmat
+from fastscape.numerics.gram_schmidt import gram
 from fastscape.numerics.positive import UNKNOWN
+from fastscape.numerics.student import mean_estimate, quantile
 
 _MOST = 1 << 30  # probes; more are asked for by a target of zero only
 _FEW = 10  # probes below which their own spread gives a variance no interval
 _LEAST = 3  # with a kurtosis that is known
-_STUDENT = "Student's t over probes"
 _JACKKNIFE = "jackknife of the logarithm over probes"
 _CHI_SQUARE = "chi-square with the degrees of freedom of the forms' kurtosis"
 _MEANINGFUL = 0.5  # |tr H| / tr |H| below which the effective rank of an indefinite matrix says nothing
-
-
-def mean_estimate(samples: Array, exact: float = 0.0) -> Estimate:
-    r"""``exact`` plus the mean of independent samples ``[n]``, with Student's t interval (n - 1 degrees of freedom).
-
-    NaN and inf go through; with one sample the interval is NaN, with none everything is.
-    """
-    n = len(samples)
-    with np.errstate(invalid="ignore"):
-        value = exact + float(np.mean(samples)) if n else math.nan
-        stderr = float(np.std(samples, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    half = float(stats.t.ppf(0.975, n - 1)) * stderr if n > 1 else math.nan
-    return Estimate(value, stderr, (value - half, value + half), n, _STUDENT)
 
 
 def hutchinson(forms: Array, exact: float = 0.0) -> Estimate:
@@ -65,34 +50,6 @@ def hutchinson(forms: Array, exact: float = 0.0) -> Estimate:
     return mean_estimate(np.asarray(forms, dtype=np.float64), exact)
 
 
-@dataclass(frozen=True)
-class Continuation:
-    """The estimator that needs fewer further products, ``"plain"`` or ``"deflated"``, and how many each needs."""
-
-    estimator: str
-    plain: int
-    deflated: int
-
-
-def continue_with(plain: Array, deflated: Array, half_width: float, *, basis: int = 0) -> Continuation:
-    r"""Decide from the measured variances which trace estimator to continue with.
-
-    :math:`n = (t_{0.975} s / h)^2` probes reach the half-width h at standard deviation s of the forms; deflation pays when
-    what it saves exceeds the products of a basis that must still be built. It does not on flat spectra.
-
-    Args:
-        plain: forms v'Hv ``[n]``, at least 2.
-        deflated: forms of probes without their part in the basis ``[m]``, at least 2.
-        half_width: of the 95 % interval that is wanted, > 0.
-        basis: products that the basis would still cost; 0 where it is there.
-    """
-    if not half_width > 0:
-        raise ValueError(f"half_width must be positive, got {half_width!r}")
-    needed = [max(0, probes_needed(forms, half_width) - len(forms)) for forms in (plain, deflated)]
-    needed[1] += basis
-    return Continuation("deflated" if needed[1] <= needed[0] else "plain", *needed)
-
-
 def probes_needed(forms: Array, half_width: float) -> int:
     """Probes in all for a 95 % interval of this half-width, from the spread of those there are (at least 2)."""
     spread = float(np.std(forms, ddof=1)) if len(forms) > 1 else math.nan
@@ -108,74 +65,7 @@ def probes_needed(forms: Array, half_width: float) -> int:
 
 
 def _reaches(n: int, spread: float, half_width: float) -> bool:
-    return float(stats.t.ppf(0.975, n - 1)) * spread <= half_width * math.sqrt(n)
-
-
-def xtrace(matmat: Matmat, size: int, products: int, *, seed: int = 0, device: str = "cpu") -> Estimate:
-    r"""Trace by XTrace: every probe is deflated by the range of H times the other probes.
-
-    With Y = H V = QR for m probes V, and Q_i the basis of the range without probe i
-    (:math:`Q_i Q_i^\top = Q(I - s_i s_i^\top) Q^\top` with s_i along row i of :math:`R^{-1}`), the estimate is the mean over i of
-    :math:`\mathrm{tr}(Q_i^\top H Q_i) + v_i^\top (I - Q_i Q_i^\top) H (I - Q_i Q_i^\top) v_i`.
-
-    Args:
-        matmat: H as a function of ``[D, K]`` to ``[D, K]``.
-        size: D.
-        products: vectors to multiply, even and at least 4; half are probes.
-        seed: of the random signs.
-        device: where ``matmat`` takes float64 vectors.
-
-    Returns:
-        An :class:`Estimate`; the estimates by probe are nearly, not fully, independent, so that its interval is approximate.
-        NaN where a product holds NaN or inf.
-
-    Raises:
-        ValueError: an odd or too small number of products, or more than 2 D.
-
-    Cost: ``products`` vectors multiplied, memory of twice as many.
-
-    Source: Epperly, Tropp & Webber, "XTrace: making the most of every sample in stochastic trace estimation" (2024), section 2.
-    """
-    products = integer("products", products, 4)
-    probes = products // 2
-    if products % 2 or probes > size:
-        raise ValueError(
-            f"products must be even and at most 2 D = {2 * size}, got {products}; D = {size} products of unit vectors give the "
-            "trace exactly"
-        )
-    rows = random_rows(size, range(probes), seed, distribution="rademacher", device=device)
-    image = matmat(rows.T).T.double().contiguous()
-    try:
-        split = orthonormalise(image, image[:0])  # Y = Q R with R = split.within
-        projected = gram(split.rows, matmat(split.rows.T).T.double().contiguous()) if len(split.rows) else np.zeros((0, 0))
-    except NonFiniteRowsError:
-        return Estimate(math.nan, math.nan, (math.nan, math.nan), probes)
-    if not len(split.rows):
-        return Estimate(0.0, 0.0, (0.0, 0.0), probes)
-    left_out = _left_out(split.within)
-    overlaps = gram(split.rows, rows)
-    removed = overlaps - left_out * np.sum(left_out * overlaps, axis=0)
-    forms = (
-        np.diag(gram(rows, image)) - 2 * np.sum(removed * split.within, axis=0) + np.sum(removed * (projected @ removed), axis=0)
-    )
-    inside = np.trace(projected) - np.sum(left_out * (projected @ left_out), axis=0)
-    return mean_estimate(inside + forms)
-
-
-def _left_out(factor: Array) -> Array:
-    """Unit vectors s_i ``[r, m]``: the direction of the range that column i alone adds; 0 where the others span it."""
-    out = np.zeros_like(factor)
-    for i in range(factor.shape[1]):
-        others, column = np.delete(factor, i, axis=1), factor[:, i]
-        rest = column
-        left, singular, _ = np.linalg.svd(others, full_matrices=False)
-        left = left[:, singular > 1e-12 * singular.max(initial=0.0)]
-        for _ in range(2):
-            rest = rest - left @ (left.T @ rest)
-        norm = np.linalg.norm(rest)
-        if norm > 1e-12 * np.linalg.norm(column):
-            out[:, i] = rest / norm
-    return out
+    return quantile(n) * spread <= half_width * math.sqrt(n)
 
 
 def effective_rank(
@@ -225,7 +115,7 @@ def _on_logarithm(value: float, relative: float, n: int) -> Estimate:
     """A positive value with Student's t interval of its logarithm, whose standard error is ``relative``."""
     if not (math.isfinite(relative) and value > 0):
         return Estimate(value, value * relative, UNKNOWN, n, _JACKKNIFE)
-    factor = math.exp(min(float(stats.t.ppf(0.975, n - 1)) * relative, 700.0))
+    factor = math.exp(min(quantile(n) * relative, 700.0))
     return Estimate(value, value * relative, (value / factor, value * factor), n, _JACKKNIFE)
 
 

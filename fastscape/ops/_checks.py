@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import integer
-from fastscape.ops._native import DISTRIBUTIONS, TYPES
+from fastscape.ops._tasks import DISTRIBUTIONS, TYPES
 
 SUPPORTED = "float32, float64, bfloat16 or float16"
 MOST_ELEMENTS = 2**34  # a 32-bit counter yields four normals

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastscape.ops import _native
+from fastscape.ops import _native, _tasks
 
 REAL = (torch.float32, torch.float64)
 PLAIN = 4.0  # sums of exponentials that grow further than this are subtracted plainly: nothing cancels there
@@ -151,8 +151,8 @@ def fields(x: Tensor, lanes: Tensor, radii: Tensor, out: Tensor) -> dict[str, in
         "directions": lanes.shape[0],
         "lane_radii": lanes.shape[2],
         "radii_count": len(radii),
-        "x_type": _native.TYPES[x.dtype],
-        "lane_type": _native.TYPES[lanes.dtype],
+        "x_type": _tasks.TYPES[x.dtype],
+        "lane_type": _tasks.TYPES[lanes.dtype],
         "second": lanes.shape[1] == 2,
     }
 
@@ -171,8 +171,8 @@ def run_rows(entry: str, x: Tensor, lanes: Tensor, radii: Tensor, shape: tuple[i
         return out
     x, lanes, radii = x.contiguous(), lanes.contiguous(), radii.contiguous()
     rows, length = x.shape
-    scratch = lanes.new_empty(x.shape) if length > _native.ROW_ELEMENTS else None
-    task = _native.RowTask(
+    scratch = lanes.new_empty(x.shape) if length > _tasks.ROW_ELEMENTS else None
+    task = _tasks.RowTask(
         **fields(x, lanes, radii, out),
         scratch=None if scratch is None else scratch.data_ptr(),
         rows=rows,

@@ -15,7 +15,7 @@ from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape.differences.evaluator import DifferenceEvaluator, FrontEnd
 from fastscape.differences.propagation import MissingRuleError
-from fastscape.differences.refusals import UntraceableError
+from fastscape.differences.tracing_errors import UntraceableError
 from fastscape.directions import Directions
 from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
 from fastscape.evaluation.arithmetic import replica_arithmetic

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastscape._clock import now
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.differences.propagation import MissingRuleError
-from fastscape.differences.refusals import UntraceableError
+from fastscape.differences.tracing_errors import UntraceableError
 from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.evaluator import PathChoice

@@ -108,6 +108,19 @@ class OptimizerState:
         )
 
 
+AnyOptimizer = torch.optim.Optimizer | Mapping[str, Any] | OptimizerState
+
+
+def groups_of(optimizer: AnyOptimizer | None) -> Sequence[Mapping[str, Any]]:
+    """Parameter groups of an optimizer or of its ``state_dict()``; none where there are none."""
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return optimizer.param_groups
+    if isinstance(optimizer, OptimizerState):
+        return optimizer.groups
+    held: Sequence[Mapping[str, Any]] = (optimizer or {}).get("param_groups", ())
+    return held
+
+
 def _known(name: str, parameters: Mapping[str, Tensor]) -> str | None:
     for candidate in (name, *(name.removeprefix(prefix) for prefix in _PREFIXES)):
         if candidate in parameters:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastscape._checks import first_line
 from fastscape.objective.objective import Objective
-from fastscape.probes.multifractal.analysis import AnalysisSettings
+from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.probe import multifractal
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.sharpness.probe import sharpness

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
-from fastscape.numerics.trace import mean_estimate
+from fastscape.numerics.student import mean_estimate
 from fastscape.reports.numbers import number
 
 

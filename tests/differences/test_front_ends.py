@@ -7,8 +7,8 @@ from differences.harness import problem, relative
 from torch import nn
 from torch.nn import functional as F
 
-from fastscape.differences.refusals import UntraceableError
 from fastscape.differences.subclass import AliasedWriteError
+from fastscape.differences.tracing_errors import UntraceableError
 
 ALIASED = {"swin_v2", "convolutions", "in_place_on_views"}  # write through views, into fresh tensors
 LARGE = {"resnet18", "mobilenet_v3", "mobilenet_v2", "bottleneck_resnext", "swin", "bert_eager", "t5", "llama"}

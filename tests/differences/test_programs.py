@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastscape._state import exact_arithmetic
-from fastscape.differences.refusals import UntraceableError
+from fastscape.differences.tracing_errors import UntraceableError
 from fastscape.differences.triple import Frame
 
 SLOW = {"resnet18"}  # beside the smaller one of the same blocks

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 import fastscape as fs
 from fastscape._state import autocast_here, plain_arithmetic
-from fastscape.probes.doctor.model import ModelCheckup
+from fastscape.probes.doctor.computing import COMPUTING
 from fastscape.reports.html import write_html
 
 UNIT = 2.0**-8  # of bfloat16
@@ -242,7 +242,7 @@ def test_a_spectrum_and_a_tracker_name_their_arithmetic():
 
 
 def test_doctor_says_which_function_each_arithmetic_measures():
-    words = ModelCheckup(objective_of(network()))._arithmetic().found
+    words = COMPUTING["arithmetic of the loss"](objective_of(network())).found
     assert "float32 with your autocast to bfloat16" in words
     assert "float64, without your autocast" in words
 

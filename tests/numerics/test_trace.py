@@ -12,16 +12,14 @@ from fastscape.numerics.estimate import Estimate
 from fastscape.numerics.gram_schmidt import random_rows
 from fastscape.numerics.krylov import BlockLanczos
 from fastscape.numerics.positive import skewed_mean
+from fastscape.numerics.student import mean_estimate
 from fastscape.numerics.trace import (
-    continue_with,
     data_stderr,
     directional_variance,
     effective_rank,
     hutchinson,
     layer_forms,
-    mean_estimate,
     probes_needed,
-    xtrace,
 )
 
 RUNS = 200
@@ -136,20 +134,13 @@ def test_rank_of_a_zero_matrix_has_no_flag():
     assert "holds zero" in effective_rank(np.array([1.0, -1.0]), np.ones(2))[1]
 
 
-def test_xtrace_passes_nan_through_and_names_the_remedy():
-    for bad in (lambda v: v * math.nan, lambda v: v / 0.0):
-        assert math.isnan(xtrace(bad, 20, 10).value)
-    with pytest.raises(ValueError, match="at most 2 D = 40, got 60; D = 20 products of unit vectors give the trace exactly"):
-        xtrace(lambda v: v, 20, 60)
-
-
 def deflated(matrix, seed, probes=8):
     run = BlockLanczos(lambda v: matrix @ v, random_rows(len(matrix), range(2), seed + 1000).T)
     for _ in range(10):
         run.step()
-    left = run.complement(signs(probes, seed, len(matrix)))
+    left = run.krylov.complement(signs(probes, seed, len(matrix)))
     image = matrix @ left
-    exact, exact_square = run.span_sums()
+    exact, exact_square = run.krylov.span_sums()
     forms, squares = (left * image).sum(0).numpy(), (image**2).sum(0).numpy()
     return exact, exact_square, forms, squares
 
@@ -173,7 +164,7 @@ def test_a_basis_of_the_whole_space_gives_exact_traces():
     run = BlockLanczos(lambda v: planted(spectrum) @ v, random_rows(40, range(4), 0).T)
     while run.step():
         pass
-    assert run.span_sums() == (pytest.approx(spectrum.sum()), pytest.approx(np.sum(spectrum**2)))
+    assert run.krylov.span_sums() == (pytest.approx(spectrum.sum()), pytest.approx(np.sum(spectrum**2)))
 
 
 def test_span_sums_are_traces_over_the_basis():
@@ -181,47 +172,11 @@ def test_span_sums_are_traces_over_the_basis():
     run = BlockLanczos(lambda v: matrix @ v, random_rows(90, range(3), 0).T, wanted=2, capacity=24)
     while run.restarts < 2:
         run.step()
-    image = run.basis @ matrix
-    assert run.span_sums() == (pytest.approx(float((image * run.basis).sum())), pytest.approx(float((image**2).sum())))
-
-
-def test_xtrace_is_unbiased_and_covers():
-    spectrum = outlier_spectrum(SIZE)
-    matrix = planted(spectrum)
-    estimates = [xtrace(lambda v: matrix @ v, SIZE, 24, seed=seed) for seed in range(RUNS)]
-    values = np.array([e.value for e in estimates])
-    assert abs(values.mean() - spectrum.sum()) < 4 * values.std() / math.sqrt(RUNS)
-    assert 0.90 <= coverage([e.interval for e in estimates], spectrum.sum()) <= 0.99
-    plain = np.std([forms_of(matrix, signs(24, seed))[0].mean() for seed in range(RUNS)])
-    assert values.std() < plain / 3
-
-
-def test_xtrace_leaves_out_exactly_what_it_says():
-    matrix, probes = planted(outlier_spectrum(50)), 5
-    vectors = signs(probes, 3, 50)
-    single = []
-    for i in range(probes):
-        others = [j for j in range(probes) if j != i]
-        basis = torch.linalg.qr(matrix @ vectors[:, others])[0]
-        rest = vectors[:, i] - basis @ (basis.T @ vectors[:, i])
-        single.append(float(torch.trace(basis.T @ matrix @ basis) + rest @ matrix @ rest))
-    estimate = xtrace(lambda v: matrix @ v, 50, 2 * probes, seed=3)
-    assert estimate.value == pytest.approx(np.mean(single), rel=1e-10)
-    assert estimate.stderr == pytest.approx(np.std(single, ddof=1) / math.sqrt(probes), rel=1e-8)
-
-
-@pytest.mark.parametrize("rank", [0, 1, 3])
-def test_xtrace_of_a_low_rank_matrix_is_exact(rank):
-    spectrum = np.concatenate([np.arange(1, rank + 1), np.zeros(60 - rank)])
-    estimate = xtrace(lambda v: planted(spectrum) @ v, 60, 12)
-    assert estimate.value == pytest.approx(spectrum.sum(), abs=1e-10)
-    assert estimate.stderr < 1e-9
-
-
-def test_xtrace_refuses_what_it_cannot_split():
-    for products in (5, 2, 42):
-        with pytest.raises(ValueError, match="products must be"):
-            xtrace(lambda v: v, 20, products)
+    image = run.krylov.basis @ matrix
+    assert run.krylov.span_sums() == (
+        pytest.approx(float((image * run.krylov.basis).sum())),
+        pytest.approx(float((image**2).sum())),
+    )
 
 
 def test_interval_is_students():
@@ -246,16 +201,6 @@ def test_nan_probes_go_through():
     assert math.isnan(estimate.interval[0])
 
 
-def test_deflation_pays_with_outliers_and_not_on_a_flat_spectrum(bulk):
-    spectrum = outlier_spectrum(SIZE)
-    outliers = planted(spectrum)
-    for matrix, better in ((outliers, "deflated"), (bulk, "plain")):
-        plain, (_, _, forms, _) = forms_of(matrix, signs(8, 5))[0], deflated(matrix, 5)
-        half = 0.02 * abs(float(matrix.trace()))
-        assert continue_with(plain, forms, half, basis=20 if better == "deflated" else 4000).estimator == better
-    assert continue_with(plain, plain, 1.0).estimator == "deflated"
-
-
 def test_as_many_probes_as_are_needed_reach_the_half_width():
     forms = 10 * np.random.default_rng(0).standard_normal(20)
     for half in (1.0, 5.0, 20.0):
@@ -263,8 +208,6 @@ def test_as_many_probes_as_are_needed_reach_the_half_width():
         spread = forms.std(ddof=1)
         assert stats.t.ppf(0.975, n - 1) * spread <= half * math.sqrt(n)
         assert n == 2 or stats.t.ppf(0.975, n - 2) * spread > half * math.sqrt(n - 1)
-    with pytest.raises(ValueError, match="half_width must be positive"):
-        continue_with(forms, forms, 0.0)
     with pytest.raises(ValueError, match="forms must hold at least 2"):
         probes_needed(forms[:1], 1.0)
 

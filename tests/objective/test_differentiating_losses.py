@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
-from fastscape.differences.refusals import UntraceableError
+from fastscape.differences.tracing_errors import UntraceableError
 
 
 def network(inputs=2, outputs=1):

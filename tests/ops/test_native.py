@@ -14,7 +14,7 @@ import torch
 from ops.samples import BITWISE, SAMPLES
 
 from fastscape import ops
-from fastscape.ops import _native
+from fastscape.ops import _native, _tasks
 from fastscape.ops._registry import OPERATORS
 from fastscape.ops.direction.reference import draw
 from fastscape.ops.perturb.reference import displaced
@@ -138,7 +138,7 @@ def test_the_shared_header_gives_the_reference_bits(tmp_path, optimisation):
 
 @needs_library
 @pytest.mark.parametrize("isa", _native.ISAS)
-@pytest.mark.parametrize("dtype", _native.TYPES, ids=str)
+@pytest.mark.parametrize("dtype", _tasks.TYPES, ids=str)
 @pytest.mark.parametrize("weight", [torch.float32, torch.float64], ids=str)
 def test_results_written_around_the_caches_are_the_same(monkeypatch, isa, dtype, weight):
     """Large results take other instructions; here small ones do, at every alignment of the first element."""
@@ -237,7 +237,7 @@ def test_aarch64_gives_the_same_bits(tmp_path):
 PROBE = """
 import hashlib, torch, fastscape as fs
 from fastscape import zoo
-from fastscape.ops import _native
+from fastscape.ops import _native, _tasks
 from torch.nn import functional as F
 if _native.library.available:
     assert _native.library.set_isa("{isa}") == "{isa}"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
-from scipy import stats
 
 from fastscape._checks import integer
 from fastscape.curvature.forms.quadratic import group_means
 from fastscape.directions import Directions
 from fastscape.numerics.estimate import Estimate, widened
+from fastscape.numerics.student import around
 from fastscape.objective.objective import Objective
 
 _ROUNDING = 4.0  # units of the lanes, of a mean: directions round alike
@@ -50,6 +51,5 @@ def mean_quadratic_form(
     groups = integer("groups", groups, 2)  # one has no standard error
     means = group_means(objective, directions, groups, lanes=lanes, memory=memory)
     value, stderr = float(means.mean()), float(means.std(ddof=1)) / math.sqrt(groups)
-    half = float(stats.t.ppf(0.975, groups - 1)) * stderr
-    found = Estimate(value, stderr, (value - half, value + half), len(directions))
+    found = replace(around(value, stderr, groups), n=len(directions))
     return widened(found, _ROUNDING * torch.finfo(lanes).eps * math.hypot(value, stderr * math.sqrt(groups)))

@@ -15,7 +15,7 @@ from fastscape._clock import now
 from fastscape.curvature.forms.forwards import by_forwards
 from fastscape.differences.evaluator import DifferenceEvaluator, FrontEnd, Handling
 from fastscape.differences.propagation import MissingRuleError
-from fastscape.differences.refusals import UntraceableError
+from fastscape.differences.tracing_errors import UntraceableError
 from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.agreement import DtypeDependentLossError
 from fastscape.evaluation.arithmetic import replica_arithmetic

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastscape.ops import _checks, _native, _triton
+from fastscape.ops import _checks, _native, _tasks, _triton
 from fastscape.ops._registry import define
 from fastscape.ops.affine_difference.reference import affine_difference as _reference
 
@@ -56,8 +56,8 @@ def _native_kernel(
     x, lanes, radii, scale = x.contiguous(), lanes.contiguous(), radii.contiguous(), scale.to(lanes.dtype).contiguous()
     directions = [value if value is None else value.contiguous() for value in (scale_direction, shift_direction)]
     out = _fake(x, lanes, radii, scale, scale_direction, shift_direction)
-    task = _native.AffineTask(
-        lanes=_native.lane_task(x, lanes, radii, out),
+    task = _tasks.AffineTask(
+        lanes=_tasks.lane_task(x, lanes, radii, out),
         channels=x.shape[1],
         inner=x.shape[2],
         scale=scale.data_ptr(),

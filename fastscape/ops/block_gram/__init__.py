@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape.ops import _native, _triton
+from fastscape.ops import _native, _tasks, _triton
 from fastscape.ops._registry import define
 from fastscape.ops.block_gram.reference import block_gram as _reference
 
@@ -38,7 +38,7 @@ def operands(left: Tensor, right: Tensor) -> dict[str, int]:
         "left_stride": left.stride(0),
         "right_stride": right.stride(0),
         "length": left.shape[1],
-        "type": _native.TYPES[left.dtype],
+        "type": _tasks.TYPES[left.dtype],
     }
 
 
@@ -48,11 +48,11 @@ def _fake(left: Tensor, right: Tensor) -> Tensor:
 
 def _native_kernel(left: Tensor, right: Tensor) -> Tensor:
     left, right = adjacent(left), adjacent(right)
-    blocks = -(-left.shape[1] // _native.SUM_BLOCK)
+    blocks = -(-left.shape[1] // _tasks.SUM_BLOCK)
     partial = np.empty((blocks, left.shape[0], right.shape[0]))
-    task = _native.GramTask(
+    task = _tasks.GramTask(
         **operands(left, right),
-        partial=_native.address(partial),
+        partial=_tasks.address(partial),
     )
     _native.library.call("gram", task)
     out = torch.empty(left.shape[0], right.shape[0], dtype=torch.float64)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape.ops import _native, _triton
+from fastscape.ops import _native, _tasks, _triton
 from fastscape.ops._registry import define
 from fastscape.ops.block_gram import adjacent, check_blocks, operands
 from fastscape.ops.block_update.reference import block_update as _reference
@@ -30,12 +30,12 @@ def _fake(right: Tensor, left: Tensor, coefficients: Tensor) -> tuple[Tensor, Te
 def _native_kernel(right: Tensor, left: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     left, right, coefficients = adjacent(left), adjacent(right), coefficients.contiguous()
     out = torch.empty(right.shape, dtype=right.dtype)
-    squares = np.empty((-(-right.shape[1] // _native.SUM_BLOCK), right.shape[0]))
-    task = _native.UpdateTask(
+    squares = np.empty((-(-right.shape[1] // _tasks.SUM_BLOCK), right.shape[0]))
+    task = _tasks.UpdateTask(
         **operands(left, right),
         out=out.data_ptr(),
         coefficients=coefficients.data_ptr(),
-        squares=_native.address(squares),
+        squares=_tasks.address(squares),
     )
     _native.library.call("update", task)
     return out, torch.from_numpy(squares.sum(0))

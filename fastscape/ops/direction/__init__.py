@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape.ops import _checks, _native, _triton
+from fastscape.ops import _checks, _native, _tasks, _triton
 from fastscape.ops._registry import define
 from fastscape.ops.direction import reference as _reference
 from fastscape.ops.direction.reference import Distribution
@@ -25,7 +25,7 @@ def _fake(ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int
 
 def _native_kernel(ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int], distribution: str) -> list[Tensor]:
     out = _fake(ids, seed, directions, sizes, distribution)
-    layout = _native.Layout(ids.tolist(), sizes, [1] * len(sizes), _native.BLOCK)
+    layout = _tasks.Layout(ids.tolist(), sizes, [1] * len(sizes), _tasks.BLOCK)
     rows = np.arange(len(directions), dtype=np.int64)[:, None]
     outputs = np.ascontiguousarray(layout.pieces(out) + rows * (4 * layout.counts))
     _native.native_task(layout, outputs, len(directions), 1, torch.float32, distribution).run(seed, directions, 0.0, (0.0,))
@@ -49,7 +49,7 @@ class Generation:
         _checks.kind(distribution)
         self._native: _native.NativeTask | None = None
         if _native.library.available and all(tensor.device.type == "cpu" for tensor in self.out):
-            layout = _native.Layout(ids, self.sizes, [1] * len(self.sizes), _native.BLOCK)
+            layout = _tasks.Layout(ids, self.sizes, [1] * len(self.sizes), _tasks.BLOCK)
             outputs = np.ascontiguousarray(layout.pieces(self.out)[None])
             self._native = _native.native_task(layout, outputs, 1, 1, torch.float32, distribution)
         else:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastscape.ops import _checks, _native, _triton
+from fastscape.ops import _checks, _native, _tasks, _triton
 from fastscape.ops._registry import define
 from fastscape.ops.direction.reference import Distribution
 from fastscape.ops.direction_dot.reference import direction_dot as _reference
@@ -34,7 +34,7 @@ def _native_kernel(
     vectors: Sequence[Tensor], ids: Tensor, seed: int, directions: Sequence[int], groups: Sequence[int], distribution: str
 ) -> Tensor:
     flat = [vector.contiguous() for vector in vectors]
-    layout = _native.Layout(ids.tolist(), [vector.numel() for vector in flat], groups, _native.SUM_BLOCK)
+    layout = _tasks.Layout(ids.tolist(), [vector.numel() for vector in flat], groups, _tasks.SUM_BLOCK)
     layout.use_weights(flat)
     return torch.from_numpy(NativeDots(layout, len(directions), distribution)(seed, directions))
 
@@ -45,19 +45,19 @@ class NativeDots:
     Threads may share it: ctypes lets go of the interpreter's lock while the kernel runs.
     """
 
-    def __init__(self, layout: _native.Layout, directions: int, distribution: str) -> None:
+    def __init__(self, layout: _tasks.Layout, directions: int, distribution: str) -> None:
         self._layout = layout
         self._sums = np.empty((directions, layout.size))
         self._indices = np.zeros(directions, dtype=np.uint32)
         self._partial = np.empty((directions, layout.blocks))
-        self._task = _native.DotTask(
+        self._task = _tasks.DotTask(
             segments=layout.segments,
-            noise=_native.Noise(0, 0, _native.DISTRIBUTIONS[distribution]),
+            noise=_tasks.Noise(0, 0, _tasks.DISTRIBUTIONS[distribution]),
             directions=directions,
-            indices=_native.address(self._indices),
-            partial=_native.address(self._partial),
-            sums=_native.address(self._sums),
-            block_ends=_native.address(layout.block_ends),
+            indices=_tasks.address(self._indices),
+            partial=_tasks.address(self._partial),
+            sums=_tasks.address(self._sums),
+            block_ends=_tasks.address(layout.block_ends),
         )
         self._call = _native.library.bind("dot", self._task)
         self._lock = threading.Lock()

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastscape.ops import _checks, _native, _triton
+from fastscape.ops import _checks, _native, _tasks, _triton
 from fastscape.ops._registry import define
 from fastscape.ops.direction.reference import Distribution
 from fastscape.ops.direction_dot import NativeDots
@@ -35,7 +35,7 @@ def _fake(
 def _native_kernel(
     ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int], groups: Sequence[int], distribution: str
 ) -> Tensor:
-    layout = _native.Layout(ids.tolist(), sizes, groups, _native.SUM_BLOCK)
+    layout = _tasks.Layout(ids.tolist(), sizes, groups, _tasks.SUM_BLOCK)
     return torch.from_numpy(NativeDots(layout, len(directions), distribution)(seed, directions))
 
 
@@ -53,7 +53,7 @@ class Norms:
         self._arguments = (ids, list(sizes), list(groups), distribution)
         self._native: NativeDots | None = None
         if _native.library.available and ids.device.type == "cpu":
-            self._native = NativeDots(_native.Layout(ids.tolist(), sizes, groups, _native.SUM_BLOCK), 1, distribution)
+            self._native = NativeDots(_tasks.Layout(ids.tolist(), sizes, groups, _tasks.SUM_BLOCK), 1, distribution)
 
     def __getstate__(self) -> Any:
         """Copies and pickles prepare their own call: addresses do not travel."""
@@ -90,7 +90,7 @@ class StoredNorms:
         self._native: NativeDots | None = None
         if _native.library.available and all(tensor.device.type == "cpu" for tensor in self._raw):
             sizes = [tensor.numel() for tensor in self._raw]
-            layout = _native.Layout([0] * len(sizes), sizes, groups, _native.SUM_BLOCK)
+            layout = _tasks.Layout([0] * len(sizes), sizes, groups, _tasks.SUM_BLOCK)
             layout.use_raw(self._raw)
             self._native = NativeDots(layout, 1, "gaussian")
 

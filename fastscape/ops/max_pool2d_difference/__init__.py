@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fastscape._checks import integer
-from fastscape.ops import _native, _triton
+from fastscape.ops import _native, _tasks, _triton
 from fastscape.ops._registry import define
 from fastscape.ops._row_lanes import LIMITS, check_lanes, fields, native, result
 from fastscape.ops.max_pool2d_difference.reference import max_pool2d_difference as _reference
@@ -72,7 +72,7 @@ def _native_kernel(
     planes, height, width = x.shape
     lists = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "output": output}
     pairs = {name: (ctypes.c_int64 * 2)(*values) for name, values in lists.items()}
-    task = _native.PoolTask(**fields(x, lanes, radii, out), planes=planes, height=height, width=width, **pairs)
+    task = _tasks.PoolTask(**fields(x, lanes, radii, out), planes=planes, height=height, width=width, **pairs)
     _native.library.call("max_pool_difference", task)
     return out
 

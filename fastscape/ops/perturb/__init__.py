@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape.ops import _checks, _cuda, _native, _triton
+from fastscape.ops import _checks, _cuda, _native, _tasks, _triton
 from fastscape.ops._registry import define
 from fastscape.ops.direction.reference import Distribution
 from fastscape.ops.perturb.prepared import Perturbation
@@ -32,7 +32,7 @@ def _check(
     _checks.tensors("weights", weights, ids)
     _checks.groups([weight.numel() for weight in weights], groups)
     _checks.factors("scales", scales, (len(directions), sum(groups)), ids.device)
-    if dtype not in _native.TYPES:
+    if dtype not in _tasks.TYPES:
         raise ValueError(f"dtype must be {_checks.SUPPORTED}, got {dtype}")
 
 
@@ -63,7 +63,7 @@ def _native_kernel(
 ) -> list[Tensor]:
     flat = [weight.contiguous() for weight in weights]
     out = _fake(flat, ids, seed, directions, scales, groups, radii, dtype, distribution)
-    layout = _native.Layout(ids.tolist(), [weight.numel() for weight in flat], groups, _native.BLOCK)
+    layout = _tasks.Layout(ids.tolist(), [weight.numel() for weight in flat], groups, _tasks.BLOCK)
     layout.use_weights(flat)
     starts = layout.pieces(out)
     strides = np.repeat([w.numel() * out_.element_size() for w, out_ in zip(flat, out, strict=True)], groups)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastscape._checks import integer
-from fastscape.ops import _checks, _native, _triton
+from fastscape.ops import _checks, _native, _tasks, _triton
 from fastscape.ops.direction import direction
 from fastscape.ops.direction.reference import Distribution
 from fastscape.ops.perturb.reference import arithmetic, displaced
@@ -57,9 +57,9 @@ class Perturbation:
         self._kernel: Any = None  # what the C++ or the Triton kernel prepared: both have ``aim`` and ``write``
         tensors = [*self.weights, *(tensor for row in self.outputs for tensor in row), *(raw or ())]
         on_cpu = all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
-        if _native.library.available and on_cpu and self.dtype in _native.TYPES:
+        if _native.library.available and on_cpu and self.dtype in _tasks.TYPES:
             self._kernel = self._prepare()
-        elif raw is None and all(t.dtype in _native.TYPES for t in tensors) and _triton.answers(tensors):
+        elif raw is None and all(t.dtype in _tasks.TYPES for t in tensors) and _triton.answers(tensors):
             kernels = import_module("fastscape.ops.perturb.triton")
             self._kernel = kernels.Prepared(self.weights, self.outputs, self.ids, self.groups, distribution)
 
@@ -76,9 +76,9 @@ class Perturbation:
         if len(self.ids) != len(sizes):
             raise ValueError(f"ids must have one id per weight, got {len(self.ids)} for {len(sizes)}")
         for position, weight in enumerate(self.weights):
-            if weight.dtype not in _native.TYPES:
+            if weight.dtype not in _tasks.TYPES:
                 raise ValueError(f"weights[{position}] must be {_checks.SUPPORTED}, got {weight.dtype}")
-        _checks.one_type("outputs", [tensor for row in self.outputs for tensor in row], list(_native.TYPES))
+        _checks.one_type("outputs", [tensor for row in self.outputs for tensor in row], list(_tasks.TYPES))
         for position, row in enumerate(self.outputs):
             _checks.same_sizes(f"outputs[{position}]", row, sizes)
         _checks.groups(sizes, self.groups)
@@ -89,7 +89,7 @@ class Perturbation:
             _checks.contiguous("raw", self.raw)
 
     def _prepare(self) -> _native.NativeTask:
-        layout = _native.Layout(self.ids, [weight.numel() for weight in self.weights], self.groups, _native.BLOCK)
+        layout = _tasks.Layout(self.ids, [weight.numel() for weight in self.weights], self.groups, _tasks.BLOCK)
         layout.use_weights(self.weights)
         if self.raw is not None:
             layout.use_raw(self.raw)

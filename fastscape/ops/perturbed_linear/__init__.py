@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import integer
-from fastscape.ops import _checks, _native, _triton
+from fastscape.ops import _checks, _native, _tasks, _triton
 from fastscape.ops._registry import define
 from fastscape.ops.direction import direction
 from fastscape.ops.direction.reference import Distribution
@@ -42,7 +42,7 @@ def _check(
 ) -> None:
     integer("id", id, 0, 2**32)
     _checks.noise(_NO_IDS, seed, directions, distribution)
-    if weight.ndim != 2 or weight.dtype not in _native.TYPES:
+    if weight.ndim != 2 or weight.dtype not in _tasks.TYPES:
         found = f"{weight.dtype} of shape {tuple(weight.shape)}"
         raise ValueError(f"weight must be {_checks.SUPPORTED} of shape [O, I], got {found}")
     integer("weight.numel()", weight.numel(), 0, _checks.MOST_ELEMENTS + 1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastscape.ops import _checks, _native, _triton
+from fastscape.ops import _checks, _native, _tasks, _triton
 from fastscape.ops._registry import define
 from fastscape.ops.pointwise_difference.reference import pointwise_difference as _reference
 from fastscape.ops.pointwise_difference.rules import Kind
@@ -45,7 +45,7 @@ def _native_kernel(x: Tensor, lanes: Tensor, radii: Tensor, kind: str, options: 
     x, lanes, radii = x.contiguous(), lanes.contiguous(), radii.contiguous()
     out = _fake(x, lanes, radii, kind, options)
     numbers = (ctypes.c_double * 3)(*options)
-    task = _native.PointwiseTask(lanes=_native.lane_task(x, lanes, radii, out), kind=KINDS.index(kind), options=numbers)
+    task = _tasks.PointwiseTask(lanes=_tasks.lane_task(x, lanes, radii, out), kind=KINDS.index(kind), options=numbers)
     _native.library.call("pointwise", task)
     return out
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape.ops import _native
+from fastscape.ops import _native, _tasks
 from fastscape.ops._registry import define
 from fastscape.ops.relu_line.reference import relu_line as _reference
 
@@ -71,16 +71,16 @@ def _native_kernel(
     if head is not None and head_bias is not None:
         kept |= {"head": head.contiguous(), "head_bias": head_bias.contiguous(), "head_tiles": _tiles(head)}
     at = np.array(points, np.float32 if inputs.dtype == torch.float32 else np.float64)
-    task = _native.ReluLineTask(
+    task = _tasks.ReluLineTask(
         **{name: tensor.data_ptr() for name, tensor in kept.items()},
-        points=_native.address(at),
+        points=_tasks.address(at),
         out=out.data_ptr(),
         rows=rows,
         units=units,
         outputs=outputs,
         classes=0 if head is None else head.shape[2],
         points_count=len(points),
-        type=_native.TYPES[inputs.dtype],
+        type=_tasks.TYPES[inputs.dtype],
     )
     _native.library.call("relu_line", task)
     return out

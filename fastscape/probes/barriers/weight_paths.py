@@ -50,11 +50,6 @@ class Segment:
             elif not name.endswith(_COUNTER) and not torch.equal(first, second):
                 raise ValueError(f"a and b must agree in {name!r}, which is of {first.dtype} and has no values between them")
 
-    @property
-    def moves_buffers(self) -> bool:
-        """Whether a floating-point or complex buffer changes along the path."""
-        return any(not torch.equal(first, second) for first, second in self._buffers.values())
-
     def write(self, coordinates: Sequence[float], out: Sequence[Tensor]) -> None:
         """See :class:`fastscape.evaluation.surface.families.Family`."""
         for first, second, slot in zip(self.a, self.b, out, strict=True):

@@ -20,8 +20,10 @@ from fastscape.curvature.peak import peak_bytes
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.ops import status
+from fastscape.probes.bench.responses import ROUNDINGS
 from fastscape.probes.bench.result import BenchResult, BenchUnit
-from fastscape.probes.bench.units import ROUNDINGS, Ready, Unit, Workshop
+from fastscape.probes.bench.setting import Ready, Setting, Unit
+from fastscape.probes.bench.units import bench_units
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import objective_meta
 
@@ -93,9 +95,9 @@ def bench(
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
         try:
-            shop = Workshop(objective, count, memory, seed, stack)
-            loss = shop.loss
-            run.prepare(shop)
+            setting = Setting(objective, count, memory, seed, stack)
+            loss = setting.loss
+            run.prepare(setting)
             run.rounds()
         except KeyboardInterrupt:
             if not run.rows:
@@ -166,20 +168,20 @@ class _Run:
 
     # ------------------------------------------------------------------ before timing
 
-    def prepare(self, shop: Workshop) -> None:
+    def prepare(self, setting: Setting) -> None:
         """Make every unit ready that fits in the budget, check its numbers and count its memory."""
-        self._on, plans = shop.replica.base[0], list(shop.units())
+        self._on, plans = setting.replica.base[0], list(bench_units(setting))
         self.rows = [_Row(plan) for plan in plans]
         for row in sorted(self.rows, key=lambda row: row.plan.rank):
             self._show(f"preparing {row.plan.name}")
-            needed, reserve = row.plan.forwards * shop.forward_seconds, sum(other.expected for other in self.rows)
+            needed, reserve = row.plan.forwards * setting.forward_seconds, sum(other.expected for other in self.rows)
             if not self.budget.admits(needed, reserve):
                 self._leave(row, needed + reserve)
                 continue
             began = now()
             try:
                 ready = row.plan.make()
-                row.deviation, row.reason = self._compared(row.plan, ready, shop)
+                row.deviation, row.reason = self._compared(row.plan, ready, setting)
                 if not row.reason:
                     self._warm(row, ready, reserve, cold=now() - began < _SLOW)
             except Exception as error:  # whatever a model or a path does in one unit is no reason to lose the others
@@ -191,11 +193,11 @@ class _Run:
         left = max(0.0, self.budget.remaining)
         row.reason = f"does not fit: about {needed:.2g} s with the timing of those before, {left:.2g} s of the budget left"
 
-    def _compared(self, plan: Unit, ready: Ready, shop: Workshop) -> tuple[float, str]:
+    def _compared(self, plan: Unit, ready: Ready, setting: Setting) -> tuple[float, str]:
         """Deviation of a unit's numbers from the reference, and why it must not be timed; empty where it may."""
-        noise = ROUNDINGS * shop.noise(ready.dtype)
-        if not (math.isnan(ready.loss) or ready.loss == shop.loss or abs(ready.loss - shop.loss) <= noise):
-            return math.nan, f"its loss {ready.loss:.8g} is not L(w) = {shop.loss:.8g}; not timed"
+        noise = ROUNDINGS * setting.noise(ready.dtype)
+        if not (math.isnan(ready.loss) or ready.loss == setting.loss or abs(ready.loss - setting.loss) <= noise):
+            return math.nan, f"its loss {ready.loss:.8g} is not L(w) = {setting.loss:.8g}; not timed"
         if ready.values is None:
             return math.nan, ""
         expected = ready.expected if ready.expected is not None else self._references.get(plan.kind)

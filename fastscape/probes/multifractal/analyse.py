@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fastscape._checks import checked_settings, first_line
 from fastscape.numerics.arrays import Array
 from fastscape.probes.multifractal import exponents as ex
-from fastscape.probes.multifractal.analysis import Analysis, AnalysisSettings, BankStatistics, ScaleProfile, WindowAnalysis
+from fastscape.probes.multifractal.description import Analysis, AnalysisSettings, BankStatistics, ScaleProfile, WindowAnalysis
 from fastscape.probes.multifractal.flags import analysis_flags
 from fastscape.probes.multifractal.headline import Headline, Measure
 from fastscape.probes.multifractal.lines import local_slopes

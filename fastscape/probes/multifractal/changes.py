@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
 
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
+from fastscape.numerics.student import mean_estimate
 from fastscape.probes.multifractal.lines import slope
 
 PAIRED = "Student's t over directions, paired"
@@ -41,9 +41,7 @@ def paired(first: Array, second: Array) -> Estimate:
     value = float(change.mean()) if count else math.nan
     if count < _FEW:
         return Estimate(value, math.nan, (math.nan, math.nan), count, PAIRED, f"{count} directions; at least {_FEW}")
-    stderr = float(change.std(ddof=1)) / math.sqrt(count)
-    half = float(stats.t.ppf(0.975, count - 1)) * stderr
-    return Estimate(value, stderr, (value - half, value + half), count, PAIRED)
+    return mean_estimate(change, method=PAIRED)
 
 
 def excludes_none(change: Estimate) -> bool:

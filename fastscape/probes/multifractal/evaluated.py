@@ -18,7 +18,7 @@ from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.evaluator import PathChoice
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
-from fastscape.probes.multifractal.analysis import AnalysisSettings
+from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import STOPPED, Measured, MultifractalResult
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.response.precision import Noise, PrecisionChoice

@@ -84,18 +84,6 @@ def ratio_spectrum(log_p: Array | Sequence[Array], eps: Array, q: Array) -> tupl
     return np.mean(measured.mean_log / log_eps, axis=0), np.mean(measured.entropy / log_eps, axis=0)
 
 
-def gamma_exponents(log_r: Array, x: Array, q: Array, gamma: float) -> tuple[Array, Array, Array]:
-    r"""Tau, alpha and f of the measure of :math:`r^\gamma`, without new evaluations.
-
-    .. math:: \tau_\gamma(q) = \tau(\gamma q) - q \tau(\gamma), \quad
-              \alpha_\gamma(q) = \gamma \alpha(\gamma q) - \tau(\gamma), \quad f_\gamma(q) = f(\gamma q)
-    """
-    orders = np.append(gamma * q, gamma)
-    base = exponents(moments(log_measure(log_r), orders), x, orders)
-    tau_gamma = base.tau[-1]
-    return base.tau[:-1] - q * tau_gamma, gamma * base.alpha[:-1] - tau_gamma, base.f[:-1]
-
-
 @dataclass(frozen=True)
 class HolderExponents:
     """Per-direction exponents h_i = S[ln r_i] and their distribution.

@@ -14,7 +14,7 @@ from fastscape.probes.multifractal.scalars import MIN_DIRECTIONS
 from fastscape.probes.multifractal.trust import Trust, Window
 
 if TYPE_CHECKING:
-    from fastscape.probes.multifractal.analysis import WindowAnalysis
+    from fastscape.probes.multifractal.description import WindowAnalysis
 
 RECOMMENDED_DIRECTIONS = 256
 RECOMMENDED_SCALES = 8

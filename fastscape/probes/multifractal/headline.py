@@ -16,7 +16,6 @@ from scipy import stats
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
 from fastscape.probes.multifractal import influence
-from fastscape.probes.multifractal.analysis import AnalysisSettings, Curve, WindowAnalysis
 from fastscape.probes.multifractal.bootstrap import (
     TAILS,
     Replicated,
@@ -27,6 +26,7 @@ from fastscape.probes.multifractal.bootstrap import (
     standard_errors,
     strata,
 )
+from fastscape.probes.multifractal.description import AnalysisSettings, Curve, WindowAnalysis
 from fastscape.probes.multifractal.flags import SIGN_MIXING
 from fastscape.probes.multifractal.scalars import kappa, m_tau
 from fastscape.probes.multifractal.significance import COMMON, TRIVIAL, SplitHalf, mean_p, split_half

@@ -10,8 +10,8 @@ import numpy as np
 
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate, apart
-from fastscape.probes.multifractal.analysis import Analysis
 from fastscape.probes.multifractal.changes import excludes_none, paired, shares, usable
+from fastscape.probes.multifractal.description import Analysis
 from fastscape.probes.multifractal.result import MultifractalResult
 from fastscape.reports.numbers import SIGNIFICANT, cell, interval, listed, number
 

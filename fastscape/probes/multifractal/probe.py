@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from fastscape.objective.objective import Objective, checked_objective
-from fastscape.probes.multifractal.analysis import AnalysisSettings
+from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
 from fastscape.probes.multifractal.session import Point, ProbeError, Progress, Session
 from fastscape.probes.multifractal.settings import ProbeSettings

@@ -13,7 +13,7 @@ from fastscape._checks import one_line
 from fastscape.evaluation.noise import passes_gate
 from fastscape.numerics.arrays import Array
 from fastscape.probes.multifractal.analyse import analyse
-from fastscape.probes.multifractal.analysis import Analysis, AnalysisSettings
+from fastscape.probes.multifractal.description import Analysis, AnalysisSettings
 from fastscape.probes.multifractal.flags import analysis_flags
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.trust import Trust

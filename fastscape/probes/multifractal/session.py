@@ -11,14 +11,14 @@ from typing import Any
 from fastscape._checks import checked_settings, first_line
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.differences.propagation import MissingRuleError
-from fastscape.differences.refusals import UntraceableError
+from fastscape.differences.tracing_errors import UntraceableError
 from fastscape.directions import Directions
 from fastscape.evaluation.evaluator import Evaluator, PathChoice
 from fastscape.evaluation.points import blocks
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
 from fastscape.objective.objective import Objective
-from fastscape.probes.multifractal.analysis import AnalysisSettings
+from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.evaluated import Track
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
 from fastscape.probes.multifractal.settings import ProbeSettings

@@ -14,7 +14,7 @@ from fastscape.directions.directions import Scale
 from fastscape.directions.normalise import RULES, OneD, Rule, ZeroNorm
 from fastscape.evaluation.losses import checked_radii
 from fastscape.ops import Distribution
-from fastscape.probes.multifractal.analysis import AnalysisSettings
+from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.trust import MIN_SCALES
 from fastscape.response.precision import Precision, checked_precision
 

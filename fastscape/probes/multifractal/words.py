@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fastscape._checks import counted
-from fastscape.probes.multifractal.analysis import Analysis
+from fastscape.probes.multifractal.description import Analysis
 from fastscape.probes.multifractal.flags import SIGN_MIXING
 from fastscape.probes.multifractal.leads import change_word, m_tau_text, movements, reasons, shown_p
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult

@@ -17,9 +17,9 @@ from fastscape.probes.barriers.probe import barrier
 from fastscape.probes.multifractal.probe import multifractal
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.sharpness.probe import sharpness
+from fastscape.probes.signature.probe_result import ProbeResult
 from fastscape.probes.signature.result import Signature
-from fastscape.probes.signature.several import ProbeResult
-from fastscape.probes.signature.stages import Results, Several, Stage, run_stages
+from fastscape.probes.signature.shared_budget import Results, Several, Stage, run_stages
 from fastscape.probes.slices.probe import slice1d
 from fastscape.probes.spectrum.probe import TARGETS, spectrum
 from fastscape.probes.spectrum.stability import Optimizer

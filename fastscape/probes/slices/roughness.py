@@ -17,11 +17,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, stats
+from scipy import ndimage
 
 from fastscape._checks import counted
 from fastscape.numerics.estimate import LEVEL, Estimate
 from fastscape.numerics.positive import LEAST, UNKNOWN, skewed_mean
+from fastscape.numerics.student import quantile
 
 Array = NDArray[np.float64]
 
@@ -210,7 +211,7 @@ def mean_count(counts: Array) -> Estimate:
     if number < LEAST:
         return Estimate(mean, math.nan, UNKNOWN, number, _COUNTS, f"{counted(number, 'direction')}; at least {LEAST}")
     stderr = float(counts.std(ddof=1)) / math.sqrt(number)
-    half = max(float(stats.t.ppf(0.5 + LEVEL / 200, number - 1)) * stderr, 1 - (0.5 - LEVEL / 200) ** (1 / number))
+    half = max(quantile(number) * stderr, 1 - (0.5 - LEVEL / 200) ** (1 / number))
     return Estimate(mean, stderr, (max(mean - half, 0.0), mean + half), number, _COUNTS)
 
 

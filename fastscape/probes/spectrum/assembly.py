@@ -14,7 +14,8 @@ from fastscape.numerics.estimate import Estimate, widened
 from fastscape.numerics.krylov import Eigenpairs
 from fastscape.numerics.positive import scaled, skewed_mean, useful
 from fastscape.numerics.spectra import Density
-from fastscape.numerics.trace import data_stderr, directional_variance, effective_rank, mean_estimate
+from fastscape.numerics.student import mean_estimate
+from fastscape.numerics.trace import data_stderr, directional_variance, effective_rank
 from fastscape.probes.spectrum.density import density
 from fastscape.probes.spectrum.result import SpectrumResult
 from fastscape.probes.spectrum.run import SpectralRun, known
@@ -84,7 +85,7 @@ def _ends(run: SpectralRun) -> tuple[Eigenpairs, Eigenpairs]:
 
 def _squares(run: SpectralRun, notes: list[str]) -> tuple[Estimate, Estimate]:
     """Tr(H^2) and the effective rank, deflated where the trace is."""
-    exact, exact_square = (0.0, 0.0) if run.basis is None else run.basis.span_sums()
+    exact, exact_square = (0.0, 0.0) if run.basis is None else run.basis.krylov.span_sums()
     share = run.rounding / math.sqrt(exact_square) if exact_square else 0.0  # of ||H||_F
     if run.complete:
         whole = exact**2 / exact_square if exact_square else math.nan
@@ -131,14 +132,14 @@ def _absolute(run: SpectralRun) -> float | None:
     """Tr |H| by the quadrature of the starting probes."""
     if run.basis is None or not run.basis.dimension:
         return None
-    rule = run.basis.quadrature()
+    rule = run.basis.krylov.quadrature()
     return run.size * float((rule.weights[: run.probes] @ np.abs(rule.nodes)).mean())
 
 
 def _density(run: SpectralRun, operator: str) -> Density | None:
     if run.basis is None or not run.basis.dimension:
         return None
-    rule = run.basis.quadrature()
+    rule = run.basis.krylov.quadrature()
     found = density(rule.nodes, rule.weights[: run.probes])
     if operator == "ggn":  # positive semidefinite, for criteria that are convex in the outputs
         return dataclasses.replace(found, negative_mass=known(0.0, run.probes))
@@ -181,6 +182,7 @@ def _data_stderr(run: SpectralRun) -> float | None:
 
 def _meta(run: SpectralRun, reason: str) -> dict[str, Any]:
     basis, choice, objective = run.basis, run.operator.choice, run.objective
+    krylov = None if basis is None or not basis.dimension else basis.krylov
     trials = max(0, run.operator.products - run.multiplied - run.multiplied_beside)
     return {
         "seed": run.seed,
@@ -198,8 +200,8 @@ def _meta(run: SpectralRun, reason: str) -> dict[str, Any]:
         "nan_products": max(run.operator.nan_products, 0 if basis is None else basis.nan_products),
         "dimension": 0 if basis is None else basis.dimension,
         "restarts": 0 if basis is None else basis.restarts,
-        "orthogonality_loss": None if basis is None or not basis.dimension else basis.orthogonality_loss(_ORTHOGONALITY_PROBES),
-        "asymmetry": None if basis is None or not basis.dimension else basis.asymmetry,
+        "orthogonality_loss": None if krylov is None else krylov.orthogonality_loss(_ORTHOGONALITY_PROBES),
+        "asymmetry": None if krylov is None else krylov.asymmetry,
         "trace_estimator": "exact" if run.complete else "deflated" if run.deflated else "plain",
         "probes": [run.probes, len(run.fresh)],
         "forms": [float(form) for form in (*run.plain()[0], *run.fresh.whole)],

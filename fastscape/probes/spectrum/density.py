@@ -6,12 +6,11 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import stats
 
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
 from fastscape.numerics.spectra import Density
-from fastscape.numerics.trace import mean_estimate
+from fastscape.numerics.student import mean_estimate, quantile
 
 __all__ = ["Density", "density", "negative_mass", "outliers"]
 
@@ -70,7 +69,7 @@ def density(
     )
     values, half = curves.mean(axis=0), np.full(len(grid), math.nan)
     if len(curves) > 1 and finite.sum(axis=1).min() >= BAND_NODES:
-        half = float(stats.t.ppf(0.975, len(curves) - 1)) * curves.std(axis=0, ddof=1) / math.sqrt(len(curves))
+        half = quantile(len(curves)) * curves.std(axis=0, ddof=1) / math.sqrt(len(curves))
     return Density(
         nodes=nodes,
         weights=weights,

@@ -180,14 +180,6 @@ class SpectralRun:
             return None
         return "complete" if basis.stop_reason == "complete" else "targets met"
 
-    def _foreseen(self, first: float) -> float:
-        """Seconds of a block, from the trial of its path: the first one also prepares the path, which took ``first`` in all."""
-        choice = self.operator.choice
-        if choice is None:
-            return first
-        batches = len(self.operator.batch_weights)
-        return min(first, choice.gradients * choice.gradient_seconds * self.multiplied * batches)
-
     def _found(self, basis: BlockLanczos) -> bool:
         return basis.dimension > 0 and basis.settle(self.k, tolerance=self.goals.eigenvalues)
 
@@ -247,12 +239,12 @@ class SpectralRun:
 
     def _probe(self, basis: BlockLanczos, count: int) -> None:
         signs = self._signs(FRESH + len(self.fresh.whole), count)
-        left = basis.complement(signs)
+        left = basis.krylov.complement(signs)
         images, batches = self._product(left)
         forms = np.sum(layer_forms(left, images, self.operator.layers), axis=0)
         layers = layer_forms(signs, images, self.operator.layers)
         squares = torch.linalg.vector_norm(images, dim=0, dtype=torch.float64).square().cpu().numpy()
-        whole = basis.whole_forms(signs, images, forms)
+        whole = basis.krylov.whole_forms(signs, images, forms)
         new = self.fresh
         for index in range(count):
             new.forms.append(float(forms[index]))
@@ -296,8 +288,8 @@ class SpectralRun:
     def _first(self, grams: Array) -> None:
         """Forms of the starting vectors from Q_1' (H Q_1)_l by layer ``[L, r, r]`` and V = Q_1 R."""
         assert self.basis is not None
-        factor = self.basis.start
-        forms, squares = self.basis.start_forms()
+        factor = self.basis.krylov.start
+        forms, squares = self.basis.krylov.start_forms()
         layers = np.einsum("rp,lrs,sp->lp", factor, grams, factor)[:, : self.probes]
         along = float(forms[self.probes, self.probes]) / self.size if self.has_gradient else math.nan
         self.started = Started(np.diag(forms)[: self.probes], squares[: self.probes], layers, along)
@@ -316,11 +308,11 @@ class SpectralRun:
         return self._unit
 
     def _check_symmetry(self, basis: BlockLanczos) -> None:
-        choice = self.operator.choice
+        choice, asymmetry = self.operator.choice, basis.krylov.asymmetry
         limit = _INEXACT if choice is not None and choice.error else _ASYMMETRY
-        if basis.asymmetry > limit:
+        if asymmetry > limit:
             raise AsymmetricProductError(
-                f"products must be those of a symmetric matrix, got Q'HQ with an asymmetry of {basis.asymmetry:.1g} of its norm; "
+                f"products must be those of a symmetric matrix, got Q'HQ with an asymmetry of {asymmetry:.1g} of its norm; "
                 "a custom backward of the model may be wrong (torch.autograd.gradgradcheck tells), the loss may change between "
                 "products (dropout, data that are shuffled), or float32 may be too coarse (dtype=torch.float64)"
             )
@@ -367,12 +359,12 @@ class SpectralRun:
 
     def _deflated(self) -> Estimate:
         assert self.basis is not None
-        return hutchinson(np.array(self.fresh.forms), self.basis.span_sums()[0])
+        return hutchinson(np.array(self.fresh.forms), self.basis.krylov.span_sums()[0])
 
     @property
     def rounding(self) -> float:
         """What products leave open of a sum over the space: four units of ||H||_F, and what differences are off."""
-        square = 0.0 if self.basis is None else self.basis.span_sums()[1]
+        square = 0.0 if self.basis is None else self.basis.krylov.span_sums()[1]
         choice = self.operator.choice
         off = 0.0 if choice is None else choice.error or 0.0
         return (4 * torch.finfo(self.operator.dtype).eps + off) * math.sqrt(square)
@@ -380,7 +372,7 @@ class SpectralRun:
     def trace_estimate(self) -> Estimate:
         """The trace, deflated by the basis where two fresh probes or more are there."""
         if self.basis is not None and self.complete:
-            return known(self.basis.span_sums()[0], self.size, self.rounding)
+            return known(self.basis.krylov.span_sums()[0], self.size, self.rounding)
         return widened(self._deflated() if self.deflated else self._whole(), self.rounding)
 
 

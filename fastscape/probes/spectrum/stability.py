@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from fastscape._checks import counted, integer
@@ -19,6 +18,7 @@ from fastscape.curvature.products import PathName
 from fastscape.numerics.estimate import Estimate
 from fastscape.numerics.lanczos import extreme_pairs
 from fastscape.numerics.spectra import Stability
+from fastscape.numerics.student import mean_estimate
 from fastscape.objective.objective import Objective, checked_objective, untrained
 from fastscape.probes.spectrum.critical import relation
 from fastscape.probes.spectrum.recursions import Recursion, recursion
@@ -263,12 +263,7 @@ def batch_sharpness(
     kept = ratios[np.isfinite(ratios)]
     if len(kept) < len(found):
         words += (f"{counted(len(found) - len(kept), 'batch')} without a finite batch sharpness left out",)
-    if len(kept) < 2:
-        value = float(kept[0]) if len(kept) else math.nan
-        return Estimate(value, math.nan, (math.nan, math.nan), len(kept)), words
-    value, stderr = float(kept.mean()), float(kept.std(ddof=1)) / math.sqrt(len(kept))
-    half = float(stats.t.ppf(0.975, len(kept) - 1)) * stderr
-    return Estimate(value, stderr, (value - half, value + half), len(kept)), words
+    return mean_estimate(kept, method=""), words
 
 
 def _along_gradient(objective: Objective, products: Callable[[Objective], Products], weight_decay: Tensor | float) -> float:

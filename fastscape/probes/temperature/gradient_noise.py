@@ -18,13 +18,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate, widened
 from fastscape.numerics.positive import UNKNOWN, quotient, skewed_mean
+from fastscape.numerics.student import around, quantile
 
-_LEVEL = 0.975
 _ROUNDING = 4.0  # units of rounding in a sum of squares of gradients
 _QUOTIENT = "quotient of the intervals of trace and squared gradient"
 _FIELLER = "Fieller's, of a quotient of independent estimates"
@@ -100,21 +99,6 @@ def noise_scale(units: Units) -> Estimate:
     return Estimate(numerator.value * _inverse(square), stderr, interval, len(squares), _QUOTIENT)
 
 
-def two_batch_sizes(small: float, large: float, small_size: int, large_size: int) -> tuple[float, float]:
-    r"""Unbiased :math:`\|g\|^2` and tr Sigma_1 from the squared gradient norms of a small and a large batch.
-
-    .. math:: \|g\|^2 = \frac{B_l \|g_l\|^2 - B_s \|g_s\|^2}{B_l - B_s}, \qquad
-              \mathrm{tr}\Sigma_1 = \frac{\|g_s\|^2 - \|g_l\|^2}{1/B_s - 1/B_l}
-
-    Raises:
-        ValueError: the large batch is not larger.
-    """
-    if not 0 < small_size < large_size:
-        raise ValueError(f"large_size must be larger than small_size, got {large_size} and {small_size}")
-    square = (large_size * large - small_size * small) / (large_size - small_size)
-    return square, (small - large) / (1 / small_size - 1 / large_size)
-
-
 def batch_factor(batch_size: int, population: float = math.inf) -> float:
     """Sigma_B over Sigma_1: (1 - B/N) / B for sampling without replacement from N, 1/B where N is infinite."""
     return (1 - batch_size / population) / batch_size
@@ -142,7 +126,7 @@ def ratio(numerator: Estimate, denominator: Estimate) -> Estimate:
         return Estimate(math.nan, math.nan, UNKNOWN, count)
     value = a / b
     stderr = math.hypot(sa / b, value * sb / b)
-    t = float(stats.t.ppf(_LEVEL, count - 1)) if count > 1 else math.nan
+    t = quantile(count)
     bias = (t * sb / b) ** 2
     if not bias < 1:  # also NaN
         interval = UNKNOWN if math.isnan(bias) else (-math.inf, math.inf)
@@ -153,9 +137,7 @@ def ratio(numerator: Estimate, denominator: Estimate) -> Estimate:
 
 def jackknifed(value: float, replicates: Array, unsampled: float = 1.0) -> Estimate:
     """``value`` with the interval of its leave-one-out replicates ``[K]``, times the square root of the unsampled share."""
-    stderr = _spread(replicates, unsampled)
-    half = _quantile(len(replicates)) * stderr
-    return Estimate(value, stderr, (value - half, value + half), len(replicates), "jackknife")
+    return around(value, _spread(replicates, unsampled), len(replicates), "jackknife")
 
 
 def _without_each_trace(spread: Array) -> Array:
@@ -187,10 +169,6 @@ def _spread(replicates: Array, unsampled: float) -> float:
         return math.nan
     with np.errstate(invalid="ignore"):
         return math.sqrt((count - 1) ** 2 / count * float(np.var(replicates, ddof=1)) * unsampled)
-
-
-def _quantile(count: int) -> float:
-    return float(stats.t.ppf(_LEVEL, count - 1)) if count > 1 else math.nan
 
 
 def _inverse(value: float) -> float:

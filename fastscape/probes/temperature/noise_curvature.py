@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 
 from fastscape._checks import first_line
 from fastscape.curvature.operator import CurvatureOperator, hessian
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate, widened
 from fastscape.numerics.gram_schmidt import random_rows
-from fastscape.numerics.trace import hutchinson, mean_estimate
+from fastscape.numerics.student import around, mean_estimate
+from fastscape.numerics.trace import hutchinson
 from fastscape.probes.spectrum.result import SpectrumResult
 from fastscape.probes.temperature.sample_gradients import SampleGradients
 
@@ -77,8 +77,7 @@ class NoiseCurvature:
         return found.value, found.stderr**2
 
     def _estimate(self, value: float, stderr: float) -> Estimate:
-        half = float(stats.t.ppf(0.975, len(self.forms) - 1)) * stderr
-        return Estimate(value, stderr, (value - half, value + half), len(self.forms))
+        return around(value, stderr, len(self.forms))
 
 
 def curvature_of_noise(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -20,11 +20,80 @@ from fastscape.objective.objective import Objective, checked_objective, untraine
 from fastscape.probes.tracking.davidson import LeadingPair, RitzPairs, leading_pair
 from fastscape.probes.tracking.difficulty_sum import RICHARDSON, difficulty, dimensionless
 from fastscape.probes.tracking.result import DifficultyResult
-from fastscape.runs.optimizers import OptimizerState
+from fastscape.runs.optimizers import AnyOptimizer, groups_of
 from fastscape.runs.provenance import objective_meta
 
 GradientKind = Literal["minibatch", "full"]
 Square = Sequence[Tensor]  # norms by parameter, on their device: squared and summed when they are asked for
+
+
+class GradientSquares:
+    """Squared norms of the gradients of a training run, step by step, on their device until they are asked for.
+
+    Args:
+        objective: whose model holds the gradients.
+        kind: see :class:`Difficulty`.
+
+    Attributes:
+        given: whether any was passed in place of the gradients.
+    """
+
+    def __init__(self, objective: Objective, kind: GradientKind) -> None:
+        self.objective, self.kind, self.given = objective, kind, False
+        self._squares: list[float | Square] = []
+        self._parameters: list[torch.nn.Parameter] = []  # looking them up takes as long as their norms
+        self._full = math.nan  # ||g||^2 of the full data at the weights of the last call
+
+    def add(self, given: float | Tensor | None) -> None:
+        """Take in the gradient of the step just done: a squared norm, or what the model and the last weights hold.
+
+        Raises:
+            ValueError: no gradients.
+        """
+        self._squares.append(self._square(given))
+
+    def _square(self, given: float | Tensor | None) -> float | Square:
+        if given is not None:
+            self.given = True
+            return (given.detach().sqrt(),) if isinstance(given, Tensor) else float(given)
+        if self.kind == "full":
+            return self._full
+        kept = [gradient for gradient in self._held() if gradient is not None]
+        if not kept:
+            raise ValueError(
+                "the model must still have its gradients, got None in every .grad; call step() before zero_grad(), or pass "
+                "gradient_squared="
+            )
+        with torch.no_grad():
+            return torch._foreach_norm(kept, 2, dtype=torch.promote_types(kept[0].dtype, torch.float32))
+
+    def at_weights(self) -> None:
+        """Compute what the next step takes: the gradient of the full data at the weights that are."""
+        if self.kind == "full":
+            self._full = math.fsum(float(part.double().square().sum()) for part in self.objective.gradient().values())
+
+    def _held(self) -> list[Tensor | None]:
+        """The last minibatch's, as the model has them."""
+        if not self._parameters:
+            known = dict(self.objective.model.named_parameters())
+            self._parameters = [known[name] for name in self.objective.names]
+        return [parameter.grad for parameter in self._parameters]
+
+    def forget_parameters(self) -> None:
+        """Look them up anew: a model may have got new ones."""
+        self._parameters = []
+
+    def minibatch(self) -> Tensor | None:
+        """The last minibatch's gradient as one vector, where it is there."""
+        parts = [gradient.detach().flatten() for gradient in self._held() if gradient is not None]
+        return torch.cat(parts) if sum(map(len, parts)) == self.objective.size else None
+
+    def fetched(self) -> Array:
+        """Squares of all steps; what waits on a device is fetched."""
+        for index, value in enumerate(self._squares):
+            if not isinstance(value, float):
+                self._squares[index] = math.fsum(float(norm) ** 2 for norm in value)
+        return np.array(self._squares, dtype=np.float64)
 
 
 class Difficulty:
@@ -93,11 +162,8 @@ class Difficulty:
         self._pairs: RitzPairs | None = None
         self._first = self._last = -1
         self._rates: list[float] = []
-        self._squares: list[float | Square] = []
-        self._parameters: list[torch.nn.Parameter] = []  # looking them up takes as long as their norms
-        self._full = math.nan  # ||g||^2 of the full data at the weights of the last call
+        self._gradients = GradientSquares(self.objective, gradient)
         self._nodes: list[tuple[int, LeadingPair, float]] = []
-        self._given = False
         self._seconds = 0.0
         self.norm_seconds = 0.0
         self._meta: dict[str, Any] = {}
@@ -107,7 +173,7 @@ class Difficulty:
         step: int,
         *,
         lr: float | None = None,
-        optimizer: torch.optim.Optimizer | Mapping[str, Any] | OptimizerState | None = None,
+        optimizer: AnyOptimizer | None = None,
         gradient_squared: float | Tensor | None = None,
         measure: bool | None = None,
     ) -> None:
@@ -131,12 +197,12 @@ class Difficulty:
             raise ValueError(f"step must be {self._last + 1}, one more than the last, got {number}; the sum runs over all steps")
         else:
             rate = _learning_rate(lr, optimizer)
-            self._squares.append(self._square(gradient_squared))
+            self._gradients.add(gradient_squared)
             self._rates.append(rate)
         self._last = number
         began = now()
-        if self.gradient == "full" and gradient_squared is None:
-            self._full = math.fsum(float(part.double().square().sum()) for part in self.objective.gradient().values())
+        if gradient_squared is None:
+            self._gradients.at_weights()
         if measure or (measure is None and (number - self._first) % self.every == 0):
             self._measure(number)
         self._seconds += now() - began
@@ -156,7 +222,7 @@ class Difficulty:
         """
         if not self._nodes:
             raise ValueError("no spectral norm was computed yet: call step(0) before training and step(t) after every step")
-        rates, squares = np.array(self._rates), self._gradient_squares()
+        rates, squares = np.array(self._rates), self._gradients.fetched()
         nodes = np.array([node for node, _, _ in self._nodes])
         norms = np.array([abs(pair.value) for _, pair, _ in self._nodes])
         losses = np.array([loss for _, _, loss in self._nodes])
@@ -172,7 +238,7 @@ class Difficulty:
             cost=found.cost,
             first_loss=float(losses[0]),
             last_loss=float(losses[-1]),
-            gradient="given" if self._given else self.gradient,
+            gradient="given" if self._gradients.given else self.gradient,
             steps=self._first + np.arange(len(rates), dtype=np.float64),
             learning_rates=rates,
             gradient_squares=squares,
@@ -196,40 +262,6 @@ class Difficulty:
 
     # ------------------------------------------------------------------ private
 
-    def _square(self, given: float | Tensor | None) -> float | Square:
-        if given is not None:
-            self._given = True
-            return (given.detach().sqrt(),) if isinstance(given, Tensor) else float(given)
-        if self.gradient == "full":
-            return self._full
-        kept = [gradient for gradient in self._gradients() if gradient is not None]
-        if not kept:
-            raise ValueError(
-                "the model must still have its gradients, got None in every .grad; call step() before zero_grad(), or pass "
-                "gradient_squared="
-            )
-        with torch.no_grad():
-            return torch._foreach_norm(kept, 2, dtype=torch.promote_types(kept[0].dtype, torch.float32))
-
-    def _gradients(self) -> list[Tensor | None]:
-        """The last minibatch's, as the model has them."""
-        if not self._parameters:
-            known = dict(self.objective.model.named_parameters())
-            self._parameters = [known[name] for name in self.objective.names]
-        return [parameter.grad for parameter in self._parameters]
-
-    def _probe(self) -> Tensor | None:
-        """The last minibatch's gradient as one vector, where it is there."""
-        parts = [gradient.detach().flatten() for gradient in self._gradients() if gradient is not None]
-        return torch.cat(parts) if sum(map(len, parts)) == self.objective.size else None
-
-    def _gradient_squares(self) -> Array:
-        """Of all steps; what waits on a device is fetched."""
-        for index, value in enumerate(self._squares):
-            if not isinstance(value, float):
-                self._squares[index] = math.fsum(float(norm) ** 2 for norm in value)
-        return np.array(self._squares, dtype=np.float64)
-
     def _measure(self, step: int) -> None:
         make = {"hessian": hessian, "ggn": ggn}[self.operator]
         with torch.inference_mode(False):
@@ -241,7 +273,7 @@ class Difficulty:
                 matrix.matmat,
                 matrix.shape[0],
                 recycled=self._pairs,
-                probe=self._probe(),
+                probe=self._gradients.minibatch(),
                 tolerance=self.tolerance,
                 max_products=min(self.max_products, matrix.shape[0]),
                 dtype=matrix.dtype,
@@ -253,8 +285,8 @@ class Difficulty:
             self._pairs = pair.pairs
         self._nodes.append((step, pair, self.objective.loss()))
         self.norm_seconds = now() - began
-        self._parameters = []  # a model may have got new ones
-        self._gradient_squares()
+        self._gradients.forget_parameters()
+        self._gradients.fetched()
 
     def _notes(self, value: float, error: float, losses: Array) -> tuple[str, ...]:
         notes = []
@@ -262,7 +294,7 @@ class Difficulty:
             "minibatch": "minibatch gradients: E||g_B||^2 = ||g||^2 + tr Sigma / B, so that small batches raise O(w0)",
             "full": "gradients of all data of the objective",
         }
-        notes.append("squared gradient norms as given" if self._given else which[self.gradient])
+        notes.append("squared gradient norms as given" if self._gradients.given else which[self.gradient])
         if words := untrained(self.objective):
             notes.append(words)
         if value and error > 0.1 * abs(value):
@@ -280,12 +312,10 @@ class Difficulty:
         return tuple(notes)
 
 
-def _learning_rate(lr: float | None, optimizer: torch.optim.Optimizer | Mapping[str, Any] | OptimizerState | None) -> float:
+def _learning_rate(lr: float | None, optimizer: AnyOptimizer | None) -> float:
     if lr is not None:
         return float(lr)
-    if optimizer is None:
+    groups = groups_of(optimizer)
+    if not groups or "lr" not in groups[0]:
         raise ValueError("lr must be given, or an optimizer that holds it; got neither")
-    if isinstance(optimizer, torch.optim.Optimizer):
-        return float(optimizer.param_groups[0]["lr"])
-    groups = optimizer.groups if isinstance(optimizer, OptimizerState) else optimizer["param_groups"]
     return float(groups[0]["lr"])

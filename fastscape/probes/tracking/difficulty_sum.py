@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
-from fastscape.numerics.positive import LEAST, UNKNOWN, skewed_mean
+from fastscape.numerics.positive import LEAST, skewed_mean
+from fastscape.numerics.student import mean_estimate
 
 _SEEDS = "Student's t over runs"
 RICHARDSON = 3.0  # the error of linear interpolation is a quarter at half the spacing: |O_k - O_2k| = 3 |O_k - O|
@@ -98,9 +98,5 @@ def over_seeds(values: Sequence[float]) -> Estimate:
         raise ValueError("values must hold one number per run, got none")
     if len(array) >= LEAST and np.all(array > 0):
         return skewed_mean(array)
-    mean = float(array.mean())
-    if len(array) < 2:
-        return Estimate(mean, math.nan, UNKNOWN, 1, _SEEDS, "1 run; at least 2")
-    stderr = float(array.std(ddof=1)) / math.sqrt(len(array))
-    half = float(stats.t.ppf(0.975, len(array) - 1)) * stderr
-    return Estimate(mean, stderr, (mean - half, mean + half), len(array), _SEEDS)
+    found = mean_estimate(array, method=_SEEDS)
+    return replace(found, withheld="1 run; at least 2") if len(array) < 2 else found

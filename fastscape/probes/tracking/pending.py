@@ -14,7 +14,7 @@ from torch import Tensor
 from fastscape.objective.objective import Objective
 from fastscape.probes.tracking.measures import Numbers
 from fastscape.probes.tracking.result import TrackPoint
-from fastscape.runs.optimizers import OptimizerState
+from fastscape.runs.optimizers import AnyOptimizer, OptimizerState, groups_of
 
 _RISEN = 0.99  # of the rate that a schedule names as its own
 
@@ -72,6 +72,10 @@ class Pending:
         """The objective at the weights of this step."""
         return objective if self.state is None else objective.at(self.state)
 
+    def leave_out(self, reason: str) -> None:
+        """Give up the next measurement."""
+        self.left_out[self.remaining.pop(0)] = reason
+
     def point(self, step: int) -> TrackPoint:
         """What was measured, at training step ``step``."""
         return TrackPoint(
@@ -95,19 +99,51 @@ def _copied_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copied(value) if isinstance(value, Tensor) else value for key, value in values.items()}
 
 
-def crowded(queue: Sequence[Pending], step: int, *, even: bool) -> Pending | None:
-    """The waiting point with the nearest neighbours, of which the next is ``step``: without it those that stay are spread.
+class Queue:
+    """Points that wait, in the order in which they came.
 
-    Distances are differences of steps where they are due at even ones, else ratios. The first point is never meant; ``None``
-    where there is no other.
+    Args:
+        order: of measurements.
+        even: whether points are due at even steps.
     """
-    steps = [*(point.step for point in queue), step]
 
-    def gap(index: int) -> float:
-        before, after = steps[index - 1], steps[index + 1]
-        return float(after - before) if even else math.log((after + 1) / (before + 1))
+    def __init__(self, order: Sequence[str], *, even: bool) -> None:
+        self._order, self._even = list(order), even
+        self.points: list[Pending] = []
 
-    return queue[min(range(1, len(queue)), key=gap)] if len(queue) > 1 else None
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @property
+    def steps(self) -> list[int]:
+        """Of the points."""
+        return [point.step for point in self.points]
+
+    def next(self) -> Pending:
+        """The point whose next measurement comes first in the order, the oldest of them."""
+        return min(self.points, key=lambda point: self._order.index(point.remaining[0]))
+
+    def last_first(self) -> None:
+        """Put the point that came last, the end of a run, before what lies between."""
+        self.points = [*self.points[-1:], *self.points[:-1]]
+
+    def drop(self, point: Pending) -> None:
+        """Take a point out, where it is there."""
+        self.points = [other for other in self.points if other is not point]
+
+    def crowded(self, step: int) -> Pending | None:
+        """The point with the nearest neighbours, of which the next is ``step``: without it those that stay are spread.
+
+        Distances are differences of steps where they are due at even ones, else ratios. The first point is never meant; ``None``
+        where there is no other.
+        """
+        steps = [*self.steps, step]
+
+        def gap(index: int) -> float:
+            before, after = steps[index - 1], steps[index + 1]
+            return float(after - before) if self._even else math.log((after + 1) / (before + 1))
+
+        return self.points[min(range(1, len(self.points)), key=gap)] if len(self.points) > 1 else None
 
 
 def rate_of(optimizer: OptimizerState) -> float | None:
@@ -128,9 +164,9 @@ class Rates:
         self._last = math.nan
         self._fallen = False
 
-    def add(self, lr: float | None, optimizer: torch.optim.Optimizer | Mapping[str, Any] | OptimizerState | None) -> None:
+    def add(self, lr: float | None, optimizer: AnyOptimizer | None) -> None:
         """Take in the rate of a step, where it is known."""
-        groups = _groups(optimizer)
+        groups = groups_of(optimizer)
         rate = lr if lr is not None else groups[0].get("lr") if groups else None
         if rate is None:
             return
@@ -142,12 +178,3 @@ class Rates:
             self.warm_up = f"the learning rate rose to {now:g}"
         elif now < _RISEN * goal and not self._fallen:
             self.warm_up = f"the learning rate, {now:g}, has not reached its schedule's {goal:g}"
-
-
-def _groups(optimizer: torch.optim.Optimizer | Mapping[str, Any] | OptimizerState | None) -> Sequence[Mapping[str, Any]]:
-    if isinstance(optimizer, torch.optim.Optimizer):
-        return optimizer.param_groups
-    if isinstance(optimizer, OptimizerState):
-        return optimizer.groups
-    held: Sequence[Mapping[str, Any]] = (optimizer or {}).get("param_groups", ())
-    return held

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastscape._checks import counted
 from fastscape.probes.tracking.allowance import Allowance
 from fastscape.probes.tracking.journal import Record
 from fastscape.probes.tracking.result import SkippedPoint, TrackPoint
+from fastscape.probes.tracking.warnings_once import WarningsOnce
 
 _FORMAT = 1
 
@@ -22,7 +24,7 @@ class TrackRecord:
         settings: what two runs must share to be one.
 
     Attributes:
-        points, skipped: of an earlier process.
+        points, skipped: of this process and those before.
         training, spent: its account in seconds.
         resumed: whether there was one.
 
@@ -63,38 +65,43 @@ class TrackRecord:
             ) from error
 
     def _take(self, line: Mapping[str, Any]) -> None:
-        """A step that was left out may come again in a later process."""
         found = _point(line["point"]) if "point" in line else SkippedPoint(**line["skipped"]) if "skipped" in line else None
         if isinstance(found, TrackPoint):
-            self.points.append(found)
-            self.skipped.pop(found.step, None)
+            self._add(found)
         elif found is not None:
             self.skipped[found.step] = found
         account = line.get("account")
         if account is not None:
             self.training, self.spent = account["training"], account["spent"]
 
+    def _add(self, point: TrackPoint) -> None:
+        """A step that was left out may come again in a later process."""
+        self.points.append(point)
+        self.skipped.pop(point.step, None)
+
     def point(self, point: TrackPoint, account: Allowance) -> None:
         """Write a point."""
+        self._add(point)
         self._file.append({"point": dataclasses.asdict(point), "account": _account(account)})
 
     def skip(self, point: SkippedPoint) -> None:
         """Write that a step was not measured, with the next point: a synchronised line takes as long as many training steps."""
+        self.skipped[point.step] = point
         self._file.append({"skipped": dataclasses.asdict(point)}, flush=False)
 
     def end(self, step: int, account: Allowance) -> None:
         """Write that the run has ended."""
         self._file.append({"end": {"step": step}, "account": _account(account)})
 
-    @property
-    def error(self) -> OSError | None:
-        """Why the last line could not be written."""
-        return self._file.error
+    def warn(self, warned: WarningsOnce) -> None:
+        """Tell why the last line could not be written, where it could not."""
+        if (error := self._file.error) is not None:
+            warned.add("disk", f"the record cannot be written ({error}); training goes on, the record is kept in memory")
 
-    @property
-    def unwritten(self) -> int:
-        """Lines that could not be written."""
-        return self._file.unwritten
+    def notes(self) -> list[str]:
+        """For the result: lines that could not be written."""
+        unwritten = self._file.unwritten
+        return [f"{counted(unwritten, 'line')} of the record could not be written: {self._file.error}"] if unwritten else []
 
 
 def _account(account: Allowance) -> dict[str, float]:

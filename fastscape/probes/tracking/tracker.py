@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -10,26 +10,22 @@ import torch
 
 from fastscape._checks import counted, first_line, integer
 from fastscape._clock import now
-from fastscape.evaluation.arithmetic import measured_in
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.tracking.allowance import Allowance
 from fastscape.probes.tracking.difficulty import Difficulty
-from fastscape.probes.tracking.measures import GUESSES, TIMED, Carried, Custom, Visit, checked_measures
-from fastscape.probes.tracking.pending import Pending, Rates, crowded, rate_of
+from fastscape.probes.tracking.measurer import Measurer
+from fastscape.probes.tracking.measures import Custom, checked_measures
+from fastscape.probes.tracking.pending import Pending, Queue, Rates, rate_of
 from fastscape.probes.tracking.record import TrackRecord
 from fastscape.probes.tracking.result import SkippedPoint, TrackPoint, TrackResult
 from fastscape.probes.tracking.schedule import Schedule, checked_schedule
-from fastscape.probes.tracking.warned import Warned
-from fastscape.runs.budget import BudgetError, load_once
-from fastscape.runs.optimizers import OptimizerState
+from fastscape.probes.tracking.warnings_once import WarningsOnce
+from fastscape.runs.budget import load_once
+from fastscape.runs.optimizers import AnyOptimizer, OptimizerState
 from fastscape.runs.provenance import objective_meta
 
 Logger = Callable[[dict[str, float], int], object]
 DEFAULT = ("loss", "gradient", "spectrum")
-_FAILURES = 3  # of a measurement in a row, after which it is given up
-_LEAST = 0.25  # of what a measurement usually takes: with less it is not begun
-_SHORTEST = 1e-3  # seconds of a budget
-_UNKNOWN = 1.5  # gradients that a user's own measurement is taken to need before the first
 
 
 class Tracker:
@@ -101,10 +97,7 @@ class Tracker:
         self.k, self.seed = integer("k", k, 1), integer("seed", seed, 0, 2**64)
         if self.k > objective.size:
             raise ValueError(f"k must be at most D = {objective.size}, got {k}")
-        self.loggers = tuple(loggers)
-        for index, logger in enumerate(self.loggers):
-            if not callable(logger):
-                raise TypeError(f"loggers[{index}] must be a function (values, step), got {type(logger).__name__}")
+        self.loggers = _checked_loggers(loggers)
         if difficulty is not None and not isinstance(difficulty, Difficulty):
             raise TypeError(f"difficulty must be a fastscape.Difficulty, got {type(difficulty).__name__}")
         self.difficulty, self.name = difficulty, name
@@ -114,28 +107,18 @@ class Tracker:
         if self.objective.tracking:
             settings["batch_norm"] = self.objective.batch_norm
         self._record = TrackRecord(path, settings | {"data": self._meta["data_fingerprint"], "names": list(objective.names)})
-        self.points: list[TrackPoint] = list(self._record.points)
-        self.skipped: dict[int, SkippedPoint] = dict(self._record.skipped)
+        self.points, self.skipped = self._record.points, self._record.skipped
         self.allowance.restore(self._record.training, self._record.spent)
-        self._order = {item: index for index, item in enumerate(self.measures)}
         self._done = {point.step for point in self.points}
         self._last, self._finished = -1, False
-        self._queue: list[Pending] = []
-        self._carried = Carried()
-        self._costs: dict[str, float] = {}
-        self._failures: dict[str, int] = {}
-        self._warned = Warned()
+        self._queue = Queue(list(self.measures), even=self.schedule.every is not None)
+        self._warned = WarningsOnce()
+        self._measurer = Measurer(self.objective, self.measures, self.k, self.seed, self.allowance, self.schedule, self._warned)
         self._rates = Rates()
 
     # ------------------------------------------------------------------ the training loop
 
-    def step(
-        self,
-        step: int,
-        *,
-        lr: float | None = None,
-        optimizer: torch.optim.Optimizer | Mapping[str, Any] | OptimizerState | None = None,
-    ) -> None:
+    def step(self, step: int, *, lr: float | None = None, optimizer: AnyOptimizer | None = None) -> None:
         """Tell that ``step`` optimizer steps are done; measures what is due or waits, if time has been earned.
 
         Args:
@@ -157,11 +140,11 @@ class Tracker:
             if due:
                 self._enqueue(number, lr, optimizer)
             try:
-                if self._queue and self._affordable(self._next()):
+                if self._queue and self._measurer.affordable(self._queue.next()):
                     self._work(number)
             finally:  # also after Ctrl-C, which a loop may catch to go on
-                if due and self._queue and self._queue[-1].state is None:
-                    self._keep(self._queue[-1])
+                if due and self._queue and self._queue.points[-1].state is None:
+                    self._keep(self._queue.points[-1])
         self._warned.say(3)
 
     def finish(self, *, measure: bool = True) -> TrackResult:
@@ -172,12 +155,14 @@ class Tracker:
         """
         if not self._finished:
             with self.allowance.visit():
-                self._queue = [*self._queue[-1:], *self._queue[:-1]]  # the end of the run before what lies between
+                self._queue.last_first()
                 while self._queue:
-                    self._finish_one(self._next(), measure=measure)
+                    point = self._queue.next()
+                    self._measurer.last(point, allowed=measure)
+                    self._complete(point, self._last)
             self._finished = True
             self._record.end(self._last, self.allowance)
-            self._told_of_disk()
+            self._record.warn(self._warned)
             self._warned.say(3)
         return self.result
 
@@ -200,8 +185,8 @@ class Tracker:
             training_seconds=account.training,
             tracker_seconds=account.spent,
             planned=self.schedule.total,
-            meta=self._meta | {"seconds": account.spent, "waiting": [point.step for point in self._queue]},
-            notes=self._notes(),
+            meta=self._meta | self._measurer.meta | {"seconds": account.spent, "waiting": self._queue.steps},
+            notes=tuple(self._measurer.notes(points=bool(self.points)) + self._record.notes() + self._measurer.given_up),
         )
 
     # ------------------------------------------------------------------ what is due
@@ -217,10 +202,8 @@ class Tracker:
             self._skip(other, words if after < 0 else f"step() was not called between {after} and {step}")
         return step in due and step not in self._done
 
-    def _enqueue(
-        self, step: int, lr: float | None, optimizer: torch.optim.Optimizer | Mapping[str, Any] | OptimizerState | None
-    ) -> None:
-        self._wait_for_training()
+    def _enqueue(self, step: int, lr: float | None, optimizer: AnyOptimizer | None) -> None:
+        _wait_for_training(self.objective.device, self.allowance)
         if len(self._queue) >= self._most and (self.allowance.balance < 0 or not self._make_room(step)):  # a copy costs too
             self._skip(step, f"{counted(len(self._queue), 'earlier point')} waited for their time")
             return
@@ -235,13 +218,13 @@ class Tracker:
         self._done.add(step)
         if self._queue:
             self._keep(point)
-        self._queue.append(point)
+        self._queue.points.append(point)
 
     def _make_room(self, step: int) -> bool:
-        given_up = crowded(self._queue, step, even=self.schedule.every is not None)
+        given_up = self._queue.crowded(step)
         if given_up is None:
             return False
-        self._queue.remove(given_up)
+        self._queue.drop(given_up)
         self._skip(given_up.step, f"too many points ({self._most}) waited for their time")
         return True
 
@@ -249,132 +232,36 @@ class Tracker:
         try:
             point.keep(self.objective)
         except (RuntimeError, MemoryError) as error:
-            self._queue = [other for other in self._queue if other is not point]
+            self._queue.drop(point)
             self._skip(point.step, f"its weights could not be kept: {type(error).__name__}: {first_line(error)}")
-
-    def _wait_for_training(self) -> None:
-        """Kernels of the training that still run are its own time."""
-        if self.objective.device.type == "cuda":
-            torch.cuda.synchronize(self.objective.device)
-            self.allowance.waited()
 
     # ------------------------------------------------------------------ measuring
 
-    def _next(self) -> Pending:
-        """The waiting point whose next measurement comes first in the order asked for, the oldest of them."""
-        return min(self._queue, key=lambda point: self._order[point.remaining[0]])
-
-    def _affordable(self, point: Pending) -> bool:
-        balance = self.allowance.balance
-        return balance > 0 and balance >= self._need(point.remaining[0])
-
-    def _usual(self, item: str) -> float:
-        """Seconds that a measurement takes: as long as the last time, or so many gradients, each a training step per batch."""
-        known = self._costs.get(item)
-        if known is not None:
-            return known
-        gradient = self._costs.get("gradient", 2 * self._costs.get("loss", 0.0)) or (
-            len(self.objective.batches) * self.allowance.step_seconds
-        )
-        return GUESSES.get(item, _UNKNOWN) * gradient
-
-    def _need(self, item: str) -> float:
-        """Seconds with which a measurement is begun: what it usually takes, or an even share of what the plan will earn."""
-        usual, total, count = self._usual(item), self.schedule.total, self.schedule.count
-        if item not in TIMED or not total or not count:
-            return usual
-        even = self.allowance.share * self.allowance.step_seconds * total / count
-        return min(usual, max(even, _LEAST * usual))
-
     def _work(self, step: int) -> None:
-        self._wait_for_training()
+        _wait_for_training(self.objective.device, self.allowance)
         while self._queue:
-            point = self._next()
+            point = self._queue.next()
             self.allowance.settle()
-            if not self._affordable(point):
+            if not self._measurer.affordable(point):
                 return
-            self._measure(point, self._need(point.remaining[0]))
-            if not point.remaining:
-                self._complete(point, step)
-
-    def _measure(self, point: Pending, seconds: float) -> None:
-        item = point.remaining[0]
-        if self._failures.get(item, 0) >= _FAILURES:
-            point.left_out[item] = f"given up after {_FAILURES} failures"
-            del point.remaining[0]
-            return
-        usual, limit = self._usual(item), None
-        if item in TIMED:
-            limit = max(seconds if seconds < usual else self.allowance.balance, _SHORTEST)
-        at = point.at(self.objective)
-        visit = Visit(at, point.step, point.optimizer, point.learning_rate, self.seed, self.k, limit, point.warm_up)
-        began = self.allowance.clock()
-        try:
-            found = self.measures[item](visit, self._carried)
-        except BudgetError as error:
-            self._costs[item] = 2 * max(usual, seconds)
-            point.refused += 1
-            if point.refused < _FAILURES:
-                return
-            point.left_out[item] = first_line(error)
-        except Exception as error:
-            self._failed(point, item, error)
-        else:
-            self._failures[item] = 0
-            if "arithmetic" not in self._meta:
-                self._meta |= measured_in(at, at.dtype).meta
-            self._costs[item] = self.allowance.clock() - began
-            point.found.values |= found.values
-            point.found.intervals |= found.intervals
-            point.found.notes += found.notes
-        finally:
-            point.seconds += self.allowance.clock() - began
-            self.allowance.settle()
-        point.refused = 0
-        del point.remaining[0]
-
-    def _failed(self, point: Pending, item: str, error: Exception) -> None:
-        words = f"{type(error).__name__}: {first_line(error)}"
-        point.left_out[item] = words
-        self._failures[item] = self._failures.get(item, 0) + 1
-        self._warned.add(item, f"{item} failed at step {point.step}, training goes on: {words}")
-
-    def _finish_one(self, point: Pending, *, measure: bool) -> None:
-        item = point.remaining[0]
-        self.allowance.settle()
-        balance = max(self.allowance.balance, 0.0)
-        need = _LEAST * self._usual(item) if item in TIMED else self._need(item)
-        if measure and 0 < need <= balance:
-            self._measure(point, balance)
-        else:
-            words = f"it takes about {need:.2g} s, {balance:.2g} s were left of the share" if measure else "the run ended"
-            point.left_out[item] = words
-            del point.remaining[0]
-        if not point.remaining:
-            self._complete(point, self._last)
+            self._measurer.measure(point, self._measurer.need(point.remaining[0]))
+            self._complete(point, step)
 
     def _complete(self, point: Pending, step: int) -> None:
-        self._queue = [other for other in self._queue if other is not point]
+        """Write a point of which nothing remains."""
+        if point.remaining:
+            return
+        self._queue.drop(point)
         if not point.found.values:
             self._skip(point.step, "; ".join(f"{item}: {why}" for item, why in point.left_out.items()) or "nothing to measure")
             return
         found = point.point(step)
-        self.points.append(found)
-        self.skipped.pop(found.step, None)  # of an earlier process
         self._record.point(found, self.allowance)
-        self._told_of_disk()
-        bounds = {f"{name}_low": pair[0] for name, pair in found.intervals.items()}
-        bounds |= {f"{name}_high": pair[1] for name, pair in found.intervals.items()}
-        for index, logger in enumerate(self.loggers):
-            try:
-                logger(found.values | bounds, found.step)
-            except Exception as error:
-                words = f"loggers[{index}] raised {type(error).__name__}: {first_line(error)}; training goes on, the record stays"
-                self._warned.add(f"logger {index}", words)
+        self._record.warn(self._warned)
+        _log(self.loggers, found, self._warned)
 
     def _skip(self, step: int, reason: str) -> None:
-        self.skipped[step] = SkippedPoint(step, reason)
-        self._record.skip(self.skipped[step])
+        self._record.skip(SkippedPoint(step, reason))
 
     def _feed(self, step: int, lr: float | None, optimizer: Any) -> None:
         assert self.difficulty is not None
@@ -386,25 +273,27 @@ class Tracker:
             self.difficulty = None
             self._warned.add("difficulty", f"optimisation difficulty failed at step {step} and is given up: {first_line(error)}")
 
-    # ------------------------------------------------------------------ what is said
 
-    def _told_of_disk(self) -> None:
-        if (error := self._record.error) is not None:
-            self._warned.add("disk", f"the record cannot be written ({error}); training goes on, the record is kept in memory")
+def _wait_for_training(device: torch.device, allowance: Allowance) -> None:
+    """Kernels of the training that still run are its own time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        allowance.waited()
 
-    def _notes(self) -> tuple[str, ...]:
-        notes: list[str] = []
-        if "arithmetic" in self._meta:
-            notes += measured_in(self.objective, self.objective.dtype).notes
-        account = self.allowance
-        if not self.points and account.training:
-            item = next(iter(self.measures), "loss")
-            notes.append(
-                f"{account.training:.2g} s of training earned {account.earned:.2g} s at a share of {account.share:.1%}, and the "
-                f"first measurement takes about {self._need(item):.2g} s: the run is too short for it, or the share too small"
-            )
-        if self._record.unwritten:
-            notes.append(f"{counted(self._record.unwritten, 'line')} of the record could not be written: {self._record.error}")
-        given_up = [item for item, count in self._failures.items() if count >= _FAILURES]
-        notes += [f"{item} failed {_FAILURES} times and was given up" for item in given_up]
-        return tuple(notes)
+
+def _checked_loggers(loggers: Sequence[Logger]) -> tuple[Logger, ...]:
+    for index, logger in enumerate(loggers):
+        if not callable(logger):
+            raise TypeError(f"loggers[{index}] must be a function (values, step), got {type(logger).__name__}")
+    return tuple(loggers)
+
+
+def _log(loggers: Sequence[Logger], point: TrackPoint, warned: WarningsOnce) -> None:
+    bounds = {f"{name}_low": pair[0] for name, pair in point.intervals.items()}
+    bounds |= {f"{name}_high": pair[1] for name, pair in point.intervals.items()}
+    for index, logger in enumerate(loggers):
+        try:
+            logger(point.values | bounds, point.step)
+        except Exception as error:
+            words = f"loggers[{index}] raised {type(error).__name__}: {first_line(error)}; training goes on, the record stays"
+            warned.add(f"logger {index}", words)

@@ -171,7 +171,7 @@ def test_whatever_a_unit_raises_is_its_reason_alone(small, monkeypatch):
     def fails(*_arguments, **_settings):
         raise RuntimeError("no such kernel\nsecond line")
 
-    monkeypatch.setattr("fastscape.probes.bench.units.hessian", fails)
+    monkeypatch.setattr("fastscape.probes.bench.curvature.hessian", fails)
     found = quick(small)
     assert found["Hessian product: one vector"].reason == "RuntimeError: no such kernel"
     assert len(found.timed) >= 13

@@ -362,7 +362,7 @@ def test_products_by_differences_are_a_warning_with_their_error():
 
 
 def test_memory_that_does_not_hold_a_product_is_a_warning(monkeypatch):
-    from fastscape.probes.doctor import model as doctor_model
+    from fastscape.probes.doctor import computing as doctor_model
 
     monkeypatch.setattr(doctor_model, "available_memory", lambda _device: 1000)
     found = fs.doctor(objective(net()))["memory"]
@@ -444,7 +444,7 @@ def test_a_hessian_that_cannot_be_had_is_a_warning(monkeypatch):
 
 
 def test_a_wrong_double_backward_is_found(monkeypatch):
-    from fastscape.probes.doctor import model as doctor_model
+    from fastscape.probes.doctor import computing as doctor_model
 
     real = doctor_model.double_backward
 

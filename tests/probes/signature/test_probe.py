@@ -11,9 +11,9 @@ from torch.nn import functional as F
 import fastscape as fs
 from fastscape.evaluation.determinism import NondeterministicLossError
 from fastscape.probes.multifractal.settings import ProbeSettings
+from fastscape.probes.signature.probe_result import ProbeResult
 from fastscape.probes.signature.result import Signature
-from fastscape.probes.signature.several import ProbeResult
-from fastscape.probes.signature.stages import Stage, run_stages
+from fastscape.probes.signature.shared_budget import Stage, run_stages
 from fastscape.probes.tracking.difficulty import Difficulty
 from fastscape.reports.html import write_html
 from fastscape.runs.budget import Budget, BudgetError

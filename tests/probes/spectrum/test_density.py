@@ -16,7 +16,7 @@ def quadrature(spectrum, probes=6, steps=8, seed=0):
     run = BlockLanczos(lambda v: matrix @ v, random_rows(len(spectrum), range(probes), seed, distribution="rademacher").T)
     for _ in range(steps):
         run.step()
-    rule = run.quadrature()
+    rule = run.krylov.quadrature()
     return rule.nodes, rule.weights
 
 
@@ -73,7 +73,7 @@ def test_bounds_of_the_negative_mass_hold_for_the_measure_of_a_probe(seed):
     run = BlockLanczos(lambda v: matrix @ v, start.T)
     for _ in range(8):
         run.step()
-    rule = run.quadrature()
+    rule = run.krylov.quadrature()
     mass = negative_mass(rule.nodes[None], rule.weights, 0.0)
     overlaps = (start.numpy() @ np.linalg.eigh(matrix.numpy())[1])[0] ** 2
     exact = overlaps[spectrum < 0].sum() / overlaps.sum()

@@ -217,13 +217,13 @@ def test_difficulty_in_a_tracker_takes_norms_where_time_is_earned_and_its_gradie
 def test_a_measure_that_can_do_less_gets_an_even_share_of_what_the_plan_will_earn():
     _model, objective, _ = small()
     tracker = fs.Tracker(objective, when=fs.log_spaced(1000, 5), share=0.1, what=("spectrum",))
-    tracker._costs["spectrum"] = 40.0
+    tracker._measurer.costs["spectrum"] = 40.0
     tracker.allowance.training, tracker.allowance.visits = 100.0, 101  # 1 s a step: 100 s in all, 20 s for each of five
-    assert tracker._need("spectrum") == pytest.approx(20.0)
-    tracker._costs["spectrum"] = 400.0
-    assert tracker._need("spectrum") == pytest.approx(100.0)  # less than a quarter is not begun
-    tracker._costs["spectrum"] = 3.0
-    assert tracker._need("spectrum") == pytest.approx(3.0)
+    assert tracker._measurer.need("spectrum") == pytest.approx(20.0)
+    tracker._measurer.costs["spectrum"] = 400.0
+    assert tracker._measurer.need("spectrum") == pytest.approx(100.0)  # less than a quarter is not begun
+    tracker._measurer.costs["spectrum"] = 3.0
+    assert tracker._measurer.need("spectrum") == pytest.approx(3.0)
 
 
 # ---------------------------------------------------------------------------------------- what goes wrong

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastscape._checks import counted
-from fastscape.probes.signature.several import ProbeResult
+from fastscape.probes.signature.probe_result import ProbeResult
 from fastscape.reports.axes import nothing, single
 from fastscape.reports.sections import Figure, Quantity, Section, section_of
 from fastscape.runs.provenance import told

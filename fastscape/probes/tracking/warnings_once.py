@@ -9,7 +9,7 @@ class TrackerWarning(UserWarning):
     """Something in tracking failed; training goes on, and the record says what is missing."""
 
 
-class Warned:
+class WarningsOnce:
     """Collects what is to be warned of, one message per topic."""
 
     def __init__(self) -> None:
