@@ -33,13 +33,12 @@ def trained(tmp_path_factory):
 
 def test_probes_without_further_options_make_one_page(clock, tmp_path):
     clock.tick = 0.1
-    done = fastscape(MODEL, *DIGITS, "--target-trace", 1000, "--tolerance", 0.9, "--out", tmp_path / "out")
+    done = fastscape(MODEL, *DIGITS, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["run.html", "run.json", "run.npz"]
     result = fs.load(tmp_path / "out" / "run.npz")
     assert list(result) == ["spectrum", "slice", "sharpness", "multifractal"]
     assert set(result.missing) == {"temperature", "barrier"}
-    assert result.meta["settings"]["targets"] == {"trace": 1000.0, "eigenvalues": 0.9}
     assert result.meta["budget"] == 60
     page = (tmp_path / "out" / "run.html").read_text()
     for each in result.results.values():
