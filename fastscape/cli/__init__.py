@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from fastscape.cli import barrier, bench, doctor, probe, report, slice, spectrum, status, study
+from fastscape.cli import barrier, bench, doctor, multifractal, report, run, slice, spectrum, status, study
 
 
 @click.group()
@@ -20,7 +20,9 @@ for command in (
     status.show_status,
     doctor.doctor_command,
     bench.bench_command,
-    probe.probe,
+    run.run_command,
+    multifractal.multifractal_command,
+    multifractal.probe_command,
     spectrum.spectrum_command,
     slice.slice_command,
     study.study_command,

@@ -51,7 +51,7 @@ def barrier_command(model: str, checkpoints: Sequence[Path], **options: Any) -> 
     """Loss barrier of MODEL along the straight line between CHECKPOINTS.
 
     Two checkpoints (files, or a directory of them) give the losses along their line; one gives that from the weights MODEL is
-    built with; more give a matrix of all pairs. MODEL and data are named as for probe.
+    built with; more give a matrix of all pairs. MODEL and data are named as for multifractal.
 
     Exit codes: 0 done, 2 bad input, 4 the model cannot be probed, 130 interrupted (the partial result is saved).
     """

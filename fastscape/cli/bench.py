@@ -36,7 +36,7 @@ from fastscape.cli.output import Outcome, check_out, check_writable, live_progre
 def bench_command(model: str, **options: Any) -> None:
     """Time forwards, gradients, responses, quadratic forms and products of MODEL in turns, beside plain torch.
 
-    MODEL and data are named as for probe. Numbers are compared before anything is timed.
+    MODEL and data are named as for multifractal. Numbers are compared before anything is timed.
 
     Exit codes: 0 done, 2 bad input, 4 the model cannot be probed, 130 interrupted (what was timed is saved).
     """

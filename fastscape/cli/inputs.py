@@ -88,7 +88,7 @@ def orders(text: str) -> tuple[float, ...] | str:
 
 
 def analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that need no new evaluation, shared by ``probe`` and ``report``."""
+    """Options that need no new evaluation, shared by ``multifractal`` and ``report``."""
     for option in (
         click.option("--q", type=orders, help="Orders of the moments, comma-separated, or core: -1 to 2."),
         click.option(
@@ -169,6 +169,16 @@ def checkpoint_files(given: Sequence[Path]) -> list[Path]:
         else:
             files.append(path)
     return files
+
+
+def centre(objective: fs.Objective, model: str, files: Sequence[Path]) -> tuple[fs.Objective, str, int | None]:
+    """The objective at the last checkpoint, with its name and step; as it is without one."""
+    if not files:
+        return objective, model, None
+    from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+
+    last = read_checkpoints(files)[-1]
+    return last.at(objective), last.name, last.step
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:

@@ -11,7 +11,7 @@ import click
 import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.inputs import BATCH_NORM, PRECISIONS, build_objective, checkpoint_files, gib, objective_options
+from fastscape.cli.inputs import BATCH_NORM, PRECISIONS, build_objective, centre, checkpoint_files, gib, objective_options
 from fastscape.cli.output import Outcome, check_out, live_progress, run
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ _SHARE = 0.3  # of the budget, for the eigenvectors
 def slice_command(model: str, **options: Any) -> None:
     """Losses of MODEL along lines, or over a plane, through its weights, and their roughness.
 
-    Alpha is in units of relative change of the weights. MODEL and data are named as for probe.
+    Alpha is in units of relative change of the weights. MODEL and data are named as for multifractal.
 
     Exit codes: 0 done, 2 bad input, 4 the model cannot be probed, 130 interrupted (the partial result is saved).
     """
@@ -77,21 +77,11 @@ def _slice(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outco
     files = checkpoint_files(options["checkpoints"])
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=1)
     check_out(options["out"])
-    objective, name, step = _centre(build_objective(model, options), model, files)
+    objective, name, step = centre(build_objective(model, options), model, files)
     with live_progress(quiet=options["quiet"]) as live:
         result = _measured(objective, files, budget, options, live, {"name": name, "step": step})
         interrupts.hold()
     return Outcome({"slice": result})
-
-
-def _centre(objective: fs.Objective, model: str, files: Sequence[Path]) -> tuple[fs.Objective, str, int | None]:
-    """The objective at the last checkpoint, with its name and step; as it is without one."""
-    if not files:
-        return objective, model, None
-    from fastscape.runs.checkpoints import checkpoints as read_checkpoints
-
-    last = read_checkpoints(files)[-1]
-    return last.at(objective), last.name, last.step
 
 
 def _measured(

@@ -28,7 +28,7 @@ OPTIMIZER = ("optimizer_file", "learning_rate", "momentum", "nesterov", "weight_
 
 
 def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that tell the optimizer, shared by ``spectrum`` and ``probe --spectrum``."""
+    """Options that name the optimizer, shared by ``spectrum``, ``multifractal --spectrum`` and ``run``."""
     options = (
         click.option(
             "--optimizer",
@@ -84,7 +84,7 @@ def spectrum_command(model: str, **options: Any) -> None:
     """Spectrum of the Hessian (or GGN) of MODEL's loss, or of its checkpoints with the same probes.
 
     Both ends with residuals, trace, tr(H^2), effective rank, traces by parameter, density, and, with an optimizer, how near
-    its edge of stability is. MODEL and data are named as for probe.
+    its edge of stability is. MODEL and data are named as for multifractal.
 
     Exit codes: 0 done, 2 bad input, 3 a target was not reached in the budget, 4 the model cannot be probed, 130
     interrupted (the partial result is saved).
@@ -147,7 +147,7 @@ def optimizer(objective: fs.Objective, options: dict[str, Any]) -> OptimizerStat
     if rate is None:
         for name in ("momentum", "nesterov", "weight_decay"):
             if options[name]:
-                raise ValueError(f"--{name.replace('_', '-')} is of SGD, whose --learning-rate is missing")
+                raise ValueError(f"--{name.replace('_', '-')} requires --learning-rate")
         return read_optimizer(file) if file is not None else None
     if file is not None:
         raise ValueError("--optimizer and --learning-rate are both given; the file holds the learning rate")

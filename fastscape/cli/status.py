@@ -13,7 +13,9 @@ from fastscape.cli.output import exit_codes
 
 
 @click.command("status")
-@click.option("--model", help="Tell how difference propagation handles the operations of this MODEL (see probe) on --data.")
+@click.option(
+    "--model", help="Show how difference propagation handles the operations of this MODEL (see multifractal) on --data."
+)
 @objective_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def show_status(model: str | None, as_json: bool, **options: Any) -> None:

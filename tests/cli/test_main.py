@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from processes import Heard
 
 import fastscape as fs
-from fastscape import zoo
 from fastscape._interrupts import Interrupts
 from fastscape.cli import inputs, main, slice
 from fastscape.cli import spectrum as cli_spectrum
@@ -32,98 +31,6 @@ def fastscape(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def run(tmp_path):
-    torch.manual_seed(0)
-    zoo.train(zoo.mlp(hidden=(8,)), zoo.digits(samples=64), tmp_path / "run", steps=12, checkpoints=3)
-    return tmp_path / "run"
-
-
-def test_probe_prints_a_table_and_writes_the_three_files(tmp_path):
-    done = fastscape("probe", "zoo:mlp", *DIGITS, *FAST, "--out", tmp_path / "out")
-    assert done.exit_code == 0, done.stderr
-    assert "M_tau" in done.stdout
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["report.html", "result.json", "result.npz"]
-    result = fs.load(tmp_path / "out" / "result.npz")
-    assert result.directions == 8
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["verdict"] == result.verdict()
-
-
-def test_json_on_stdout_is_only_json():
-    done = fastscape("probe", "zoo:mlp", *DIGITS, *FAST, "--json")
-    document = json.loads(done.stdout)
-    assert document["meta"]["stop_reason"] == "all directions done"
-    assert document["analysis"]["estimates"]["m_tau"]["n"] == 8
-    assert done.stderr == ""
-
-
-def test_checkpoints_come_in_order_from_files_and_directories(run):
-    done = fastscape("probe", "zoo:mlp?hidden=(8,)", *DIGITS, *FAST, "--checkpoint", run, "--json")
-    assert done.exit_code == 0, done.stderr
-    assert [point["name"] for point in json.loads(done.stdout)["points"]] == ["step0", "step1", "step12"]
-    files = [run / "step12.safetensors", run / "step0.safetensors"]
-    given = fastscape(
-        "probe", "zoo:mlp?hidden=(8,)", *DIGITS, *FAST, "--checkpoint", files[0], "--checkpoint", files[1], "--json"
-    )
-    assert [point["step"] for point in json.loads(given.stdout)["points"]] == [12, 0]
-
-
-def test_options_reach_the_settings():
-    done = fastscape(
-        *("probe", "zoo:mlp", *DIGITS, "--radii", "1e-3,1e-2,3e-2,1e-1", "--count", 3, "--banks", 1, "--seed", 7, "--json"),
-        *("--normalize", "filter", "--distribution", "rademacher", "--scale", "unit", "--one-d", "same", "--variant", "odd"),
-        *("--q=-1,0.5,2,3", "--window", "0:4", "--precision", "float64", "--params", "*.weight", "--batch-norm", "batch"),
-    )
-    document = json.loads(done.stdout)
-    probe, analysis = document["probe"], document["analysis"]["settings"]
-    assert probe["radii"] == [1e-3, 1e-2, 3e-2, 1e-1]
-    assert (probe["count"], probe["banks"], probe["seed"]) == (3, 1, 7)
-    assert (probe["normalize"], probe["distribution"], probe["scale"], probe["one_d"]) == ("filter", "rademacher", "unit", "same")
-    assert analysis["q"] == [-1, 0, 0.5, 1, 2, 3]
-    assert analysis["windows"] == [[0, 4]]
-    assert analysis["variant"] == "odd"
-    assert document["meta"]["parameters"] == 64 * 128 + 128 * 64 + 64 * 10
-    assert document["meta"]["batch_norm"] == "batch"
-
-
-def test_a_preset_is_taken_and_changed_by_options():
-    done = fastscape("probe", "zoo:mlp", *DIGITS, "--preset", "torok2026", "--count", 2, "--json")
-    document = json.loads(done.stdout)
-    assert document["probe"]["scale"] == "unit"
-    assert document["probe"]["banks"] == 8
-    assert len(document["analysis"]["windows"]) == 8
-    assert document["probe"]["count"] == 2
-
-
-def test_resnet18_comes_within_its_budget_and_says_when_weights_are_nan(tmp_path, monkeypatch, clock):
-    from torchvision.models import ResNet
-
-    forward = ResNet.forward
-
-    def timed(model, x):
-        clock.now += 0.25
-        return forward(model, x)
-
-    monkeypatch.setattr(ResNet, "forward", timed)
-    arguments = ("--data", "zoo:digits?samples=4&size=32&channels=3", "--budget", "25s", "--radii", "1e-3:1e-1:4", "--json")
-    done = fastscape("probe", "torchvision:resnet18?num_classes=10", *arguments, "--precision", "float64", "--path", "loop")
-    assert done.exit_code == 0, done.stderr
-    meta = json.loads(done.stdout)["meta"]
-    assert meta["stop_reason"] == "deadline"
-    assert meta["budget"] == 25
-    assert 20 < meta["seconds"] <= 25
-    (tmp_path / "broken.py").write_text(
-        "import torch, torchvision\n\ndef make():\n    model = torchvision.models.resnet18(num_classes=10)\n"
-        "    torch.nn.init.constant_(model.fc.weight, float('nan'))\n    return model\n"
-    )
-    broken = fastscape(
-        "probe", f"{tmp_path}/broken.py:make", *arguments[:2], "--count", 2, "--banks", 1, "--radii", "1e-3:1e-1:4"
-    )
-    assert broken.exit_code == 0, broken.stderr
-    assert "weights hold NaN or inf in fc.weight" in broken.stdout
-    assert "No multifractal numbers" in broken.stdout
-
-
 def test_custom_losses_data_and_objectives_are_called(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "task.py").write_text(
@@ -135,17 +42,10 @@ def test_custom_losses_data_and_objectives_are_called(tmp_path, monkeypatch):
     )
     values = []
     for arguments in (("task.py:model", "--data", "task.py:data", "--loss", "task.py:loss"), ("task.py:objective",)):
-        done = fastscape("probe", *arguments, *FAST, "--json")
+        done = fastscape("multifractal", *arguments, *FAST, "--json")
         assert done.exit_code == 0, done.stderr
         values.append(json.loads(done.stdout)["loss"])
     assert values[0] == values[1]
-
-
-def test_an_unreached_target_has_its_exit_code_and_keeps_the_result():
-    done = fastscape("probe", "zoo:mlp", *DIGITS, *FAST, "--target", "1e-9")
-    assert done.exit_code == 3
-    assert "the target 1e-09 was not reached (all directions done)" in done.stderr
-    assert "M_tau" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -168,21 +68,11 @@ def test_an_unreached_target_has_its_exit_code_and_keeps_the_result():
 )
 def test_bad_input_is_exit_code_2_and_writes_nothing(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    done = fastscape("probe", *arguments, "--out", tmp_path / "out")
+    done = fastscape("multifractal", *arguments, "--out", tmp_path / "out")
     assert done.exit_code == 2
     assert message in done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
-
-
-def test_checkpoints_that_do_not_fit_are_exit_code_2(run):
-    (run / "bad.pt").write_bytes(b"not a checkpoint")
-    done = fastscape("probe", "zoo:mlp?hidden=(8,)", *DIGITS, "--checkpoint", run / "bad.pt")
-    assert done.exit_code == 2
-    assert "bad.pt" in done.stderr
-    wrong = fastscape("probe", "zoo:mlp?hidden=(9,)", *DIGITS, "--checkpoint", run / "step0.safetensors")
-    assert wrong.exit_code == 2
-    assert "1.weight has shape (8, 64), the model (9, 64)" in wrong.stderr
 
 
 def test_an_unwritable_directory_is_found_before_the_work(tmp_path, monkeypatch):
@@ -191,14 +81,14 @@ def test_an_unwritable_directory_is_found_before_the_work(tmp_path, monkeypatch)
 
     monkeypatch.setattr("fastscape.cli.output.tempfile.TemporaryFile", refuse)
     monkeypatch.setattr("fastscape.multifractal", lambda *_args, **_kwargs: pytest.fail("the work was started"))
-    done = fastscape("probe", "zoo:mlp", *DIGITS, "--out", tmp_path / "out")
+    done = fastscape("multifractal", "zoo:mlp", *DIGITS, "--out", tmp_path / "out")
     assert done.exit_code == 2
     assert "--out must be a writable directory" in done.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 def test_a_place_that_takes_no_files_is_named_without_temporary_names():
-    done = fastscape("probe", "zoo:mlp", *DIGITS, "--out", "/proc/x")
+    done = fastscape("multifractal", "zoo:mlp", *DIGITS, "--out", "/proc/x")
     assert done.exit_code == 2
     assert "Error: --out must be a writable directory, got '/proc/x' (in /proc: " in done.stderr
     assert "tmp" not in done.stderr
@@ -207,7 +97,7 @@ def test_a_place_that_takes_no_files_is_named_without_temporary_names():
 @pytest.mark.parametrize(("data", "message"), [("torch.ones(4, 64)", r"wrap a single batch as [batch]"), ("3", "got int")])
 def test_data_of_the_wrong_kind_are_exit_code_2(tmp_path, data, message):
     (tmp_path / "wrong.py").write_text(f"import torch\n\ndef data():\n    return {data}\n")
-    done = fastscape("probe", "zoo:mlp", "--data", f"{tmp_path}/wrong.py:data")
+    done = fastscape("multifractal", "zoo:mlp", "--data", f"{tmp_path}/wrong.py:data")
     assert done.exit_code == 2
     assert message in done.stderr
 
@@ -221,7 +111,7 @@ def test_a_full_disk_rescues_the_result(tmp_path, monkeypatch):
         return real(self, path)
 
     monkeypatch.setattr(fs.MultifractalResult, "save", save)
-    done = fastscape("probe", "zoo:mlp", *DIGITS, *FAST, "--out", tmp_path / "out")
+    done = fastscape("multifractal", "zoo:mlp", *DIGITS, *FAST, "--out", tmp_path / "out")
     assert done.exit_code == 2
     assert "M_tau" in done.stdout
     place = done.stderr.split("the result is saved in ")[1].splitlines()[0]
@@ -235,10 +125,10 @@ def test_models_that_cannot_be_probed_are_exit_code_4(tmp_path):
         "        return torch.nn.functional.dropout(super().forward(x.flatten(1)), 0.5)\n\n"
         "def noisy():\n    return Noisy(64, 10)\n\ndef narrow():\n    return torch.nn.Linear(3, 10)\n"
     )
-    noisy = fastscape("probe", f"{tmp_path}/odd.py:noisy", *DIGITS)
+    noisy = fastscape("multifractal", f"{tmp_path}/odd.py:noisy", *DIGITS)
     assert noisy.exit_code == 4
     assert "the forward draws random numbers" in noisy.stderr
-    narrow = fastscape("probe", f"{tmp_path}/odd.py:narrow", *DIGITS)
+    narrow = fastscape("multifractal", f"{tmp_path}/odd.py:narrow", *DIGITS)
     assert narrow.exit_code == 4
     assert "the model cannot be probed: RuntimeError" in narrow.stderr
 
@@ -250,7 +140,7 @@ def test_interruption_saves_the_partial_result_and_exits_130(tmp_path, number):
         "        Signals.calls += 1\n        if Signals.calls == 400:\n            os.write(int(os.environ['READY']), b'x')\n"
         "        return super().forward(x.flatten(1))\n\ndef make():\n    return Signals(64, 10)\n"
     )
-    command = [sys.executable, "-m", "fastscape", "probe", "signals.py:make", *DIGITS, "--path", "loop", "--out", "out"]
+    command = [sys.executable, "-m", "fastscape", "multifractal", "signals.py:make", *DIGITS, "--path", "loop", "--out", "out"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with Heard([*command, "--count", "100000"], cwd=tmp_path, **pipes) as heard:
         heard.wait_until_ready()
@@ -304,7 +194,7 @@ def test_a_second_ctrl_c_exits_130_with_the_raw_result_saved(tmp_path, started, 
         "page": ("fastscape.reports.html", "write_html"),
     }[stage]
     (tmp_path / "stuck.py").write_text(STUCK.replace("WHERE", where).replace("NAME", name))
-    heard, stderr = started("probe", "stuck.py:make", *DIGITS, *FAST, "--out", "out"), ""
+    heard, stderr = started("multifractal", "stuck.py:make", *DIGITS, *FAST, "--out", "out"), ""
     heard.wait_until_ready()
     heard.process.send_signal(signal.SIGINT)
     if stage == "analysis":
@@ -341,7 +231,7 @@ def test_a_signal_while_files_are_written_lets_them_be_written(capfd):
         signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("arguments", [("status",), ("probe", "zoo:mlp", *DIGITS, "--budget", "60s")])
+@pytest.mark.parametrize("arguments", [("status",), ("multifractal", "zoo:mlp", *DIGITS, "--budget", "60s")])
 def test_ctrl_c_while_torch_loads_is_quiet(tmp_path, started, arguments):
     (tmp_path / "torch.py").write_text("import os\nos.write(int(os.environ['READY']), b'x')\nwhile True:\n    os.sched_yield()\n")
     heard = started(*arguments, PYTHONPATH=os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
@@ -353,7 +243,7 @@ def test_ctrl_c_while_torch_loads_is_quiet(tmp_path, started, arguments):
 
 
 def test_report_shows_a_saved_result_again_without_the_model(tmp_path):
-    fastscape("probe", "zoo:mlp", *DIGITS, *FAST, "--out", tmp_path / "out")
+    fastscape("multifractal", "zoo:mlp", *DIGITS, *FAST, "--out", tmp_path / "out")
     saved = tmp_path / "out" / "result.npz"
     shown = fastscape("report", saved, "--out", tmp_path / "again.html")
     assert shown.exit_code == 0, shown.stderr
@@ -364,17 +254,6 @@ def test_report_shows_a_saved_result_again_without_the_model(tmp_path):
     bad = fastscape("report", tmp_path / "again.html")
     assert bad.exit_code == 2
     assert "must be a result file written by fastscape" in bad.stderr
-
-
-def test_extend_continues_a_saved_run(tmp_path):
-    fastscape("probe", "zoo:mlp", *DIGITS, *FAST, "--out", tmp_path / "a")
-    more = [*FAST]
-    more[3] = "6"
-    done = fastscape("probe", "zoo:mlp", *DIGITS, *more, "--extend", tmp_path / "a" / "result.npz", "--json")
-    assert json.loads(done.stdout)["analysis"]["estimates"]["m_tau"]["n"] == 12
-    other = fastscape("probe", "zoo:cnn", *DIGITS, *more, "--extend", tmp_path / "a" / "result.npz")
-    assert other.exit_code == 2
-    assert "got other weights" in other.stderr
 
 
 def test_progress_is_drawn_on_a_terminal_only():
@@ -398,21 +277,21 @@ def test_whatever_a_model_raises_is_exit_code_4(tmp_path, error):
         "import torch\n\nclass Bad(torch.nn.Linear):\n    def forward(self, x):\n"
         f"        raise {error}('inside')\n\ndef make():\n    return Bad(64, 10)\n"
     )
-    done = fastscape("probe", f"{tmp_path}/bad.py:make", *DIGITS)
+    done = fastscape("multifractal", f"{tmp_path}/bad.py:make", *DIGITS)
     assert done.exit_code == 4
     assert f"the model cannot be probed: {error}" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [("--memory", "inf"), ("--memory", "-1"), ("--device", "nowhere")])
 def test_bad_places_and_sizes_are_exit_code_2(arguments):
-    done = fastscape("probe", "zoo:mlp", *DIGITS, *arguments)
+    done = fastscape("multifractal", "zoo:mlp", *DIGITS, *arguments)
     assert done.exit_code == 2
     assert arguments[0].strip("-") in done.stderr
 
 
 @pytest.mark.parametrize("sink", ["/dev/full", "closed pipe"])
 def test_files_are_written_before_stdout_fails(tmp_path, sink):
-    command = [sys.executable, "-m", "fastscape", "probe", "zoo:mlp", *DIGITS, *FAST, "--out", "out"]
+    command = [sys.executable, "-m", "fastscape", "multifractal", "zoo:mlp", *DIGITS, *FAST, "--out", "out"]
     if sink == "closed pipe":
         read, write = os.pipe()
         os.close(read)
@@ -425,93 +304,6 @@ def test_files_are_written_before_stdout_fails(tmp_path, sink):
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert fs.load(tmp_path / "out" / "result.npz").directions == 8
-
-
-# ---------------------------------------------------------------------- difference propagation
-
-SMALL = ("--radii", "1e-6:1e-1:6", "--count", "3", "--banks", "2")
-
-
-def test_status_of_a_model_is_a_table_of_its_operations():
-    done = fastscape("status", "--model", "zoo:cnn?width=2", *DIGITS)
-    assert done.exit_code == 0, done.stderr
-    assert done.stdout.startswith("followed by: graph; piecewise: kinks are followed exactly\n\noperation")
-    for words in ("aten.conv2d", "aten.relu.default", "exact rule, kinks included", "linear: lanes take the same way", "Conv2d"):
-        assert words in done.stdout
-    widths = {line.index("exact rule") for line in done.stdout.splitlines() if "exact rule" in line}
-    assert len(widths) == 1, "columns are aligned"
-    smooth = fastscape("status", "--model", "zoo:mlp?activation=tanh", *DIGITS)
-    assert "smooth: its small radii share their work" in smooth.stdout
-
-
-def test_status_of_a_model_as_json_is_that_of_the_python_call():
-    done = fastscape("status", "--model", "zoo:mlp?hidden=(8,)", *DIGITS, "--json")
-    objective = fs.Objective(zoo.mlp(hidden=(8,)), zoo.digits(samples=32), criterion=torch.nn.functional.cross_entropy)
-    assert json.loads(done.stdout) == json.loads(json.dumps(fs.operators(objective).to_dict()))
-    assert {row["operation"] for row in json.loads(done.stdout)["rows"]} >= {"aten.linear.default", "aten.relu.default"}
-
-
-def test_status_without_a_model_is_that_of_the_kernels():
-    assert "affine_difference" in fastscape("status").stdout
-    assert "difference" in json.dumps(json.loads(fastscape("status", "--json").stdout))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("--model", "zoo:vgg", *DIGITS), 2, "MODEL must be one of zoo:mlp"),
-        (("--model", "zoo:mlp"), 2, "--data is missing"),
-        (("--model", "mlp", *DIGITS), 2, "MODEL must look like zoo:NAME"),
-        (("--model", "nowhere.py:make", *DIGITS), 2, "nowhere.py"),
-        (("--model", "zoo:mlp", *DIGITS, "--params", "nothing*"), 2, "params must select at least one"),
-        (("--model", "random.py:make", *DIGITS), 4, "torch.func transforms"),
-    ],
-)
-def test_status_of_a_bad_model_has_its_exit_code(tmp_path, monkeypatch, arguments, code, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "random.py").write_text(
-        "import torch\n\nclass Model(torch.nn.Linear):\n    def forward(self, x):\n"
-        "        return torch.func.vmap(torch.tanh)(super().forward(x.flatten(1)))\n\ndef make():\n    return Model(64, 10)\n"
-    )
-    done = fastscape("status", *arguments)
-    assert done.exit_code == code
-    assert message in done.stderr
-    assert done.stdout == ""
-
-
-def test_probe_by_difference_propagation_end_to_end(tmp_path):
-    model = ("zoo:mlp?hidden=(8,)", *DIGITS, *SMALL)
-    done = fastscape("probe", *model, "--precision", "difference", "--out", tmp_path / "out", "--json")
-    assert done.exit_code == 0, done.stderr
-    meta = json.loads(done.stdout)["meta"]
-    assert (meta["precision"], meta["precision_reason"], meta["path"]["name"]) == ("difference", "asked for", "graph")
-    result = fs.load(tmp_path / "out" / "result.npz")
-    assert result.meta["precision"] == "difference"
-    assert result.analysis.trust.mask.all()
-    even = fastscape("probe", *model, "--precision", "float64", "--out", tmp_path / "exact")
-    assert even.exit_code == 0, even.stderr
-    truth = fs.load(tmp_path / "exact" / "result.npz").measured
-    np.testing.assert_allclose(result.measured.even[:, -1], truth.even[:, -1], rtol=1e-4)
-    more = [*model[:3], *SMALL[:2], "--count", "5", *SMALL[4:]]
-    extended = fastscape("probe", *more, "--extend", tmp_path / "out" / "result.npz", "--json")
-    assert extended.exit_code == 0, extended.stderr
-    assert json.loads(extended.stdout)["meta"]["precision"] == "difference"
-
-
-def test_the_chosen_precision_and_why_are_in_the_json():
-    done = fastscape("probe", "zoo:mlp?hidden=(8,)", *DIGITS, "--radii", "1e-9:1e-7:4", "--count", "2", "--banks", "1", "--json")
-    meta = json.loads(done.stdout)["meta"]
-    assert meta["precision"] == "difference"
-    assert "float64: rounding noise at radii up to" in meta["precision_reason"]
-
-
-def test_a_precision_that_does_not_exist_or_cannot_be_is_bad_input(tmp_path, monkeypatch):
-    unknown = fastscape("probe", "zoo:mlp", *DIGITS, *SMALL, "--precision", "half")
-    assert unknown.exit_code == 2
-    assert "precision must be one of float64, float32, difference, difference-bf16 or None, got 'half'" in unknown.stderr
-    mixed = fastscape("probe", "zoo:mlp", *DIGITS, *SMALL, "--precision", "difference", "--path", "loop")
-    assert mixed.exit_code == 2
-    assert "path must be 'graph', 'dispatch' or None with precision='difference', got 'loop'" in mixed.stderr
 
 
 @pytest.mark.parametrize(
@@ -541,7 +333,7 @@ def test_texts_of_options_are_read(read, text, value):
     ],
 )
 def test_texts_that_cannot_be_read_name_the_option(option, text, words):
-    done = fastscape("probe", "zoo:mlp", f"{option}={text}")
+    done = fastscape("multifractal", "zoo:mlp", f"{option}={text}")
     assert done.exit_code == 2
     assert f"Invalid value for '{option}': " in done.stderr
     assert words in done.stderr
@@ -566,7 +358,7 @@ for arguments in [["--version"], *(page + ["--help"] for page in pages)]:
     done = CliRunner().invoke(main, arguments, prog_name="fastscape")
     assert done.exit_code == 0, done.output
     print(*arguments, {heavy} & set(sys.modules))
-for words in ("", "sp", "slice --direction ", "probe --", "barrier --bn "):
+for words in ("", "sp", "slice --direction ", "multifractal --", "barrier --bn "):
     words = ["fastscape", *words.split(" ")]
     completion = {{"_FASTSCAPE_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}}
     done = CliRunner().invoke(main, [], prog_name="fastscape", env=completion)

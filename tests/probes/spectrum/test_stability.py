@@ -231,7 +231,16 @@ def test_the_edge_at_a_checkpoint_is_that_of_the_live_run(run):
 
 def test_a_directory_of_checkpoints_is_probed_without_its_optimizer_states(run):
     _, _, folder = run
-    arguments = ["probe", "zoo:mlp?hidden=(4,)", "--data", "zoo:digits?samples=32", "--checkpoint", str(folder), "--count", "4"]
+    arguments = [
+        "multifractal",
+        "zoo:mlp?hidden=(4,)",
+        "--data",
+        "zoo:digits?samples=32",
+        "--checkpoint",
+        str(folder),
+        "--count",
+        "4",
+    ]
     result = CliRunner().invoke(main, [*arguments, "--json", "--quiet"])
     assert result.exit_code == 0, result.output
     assert "optimizer" not in result.stdout.split('"meta"')[0]

@@ -1,4 +1,4 @@
-"""``fastscape probe``: the multifractal probe."""
+"""``fastscape multifractal``: the multifractal probe; ``fastscape probe``, its former name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARE = 0.4  # of the budget for spectra; what they leave is for directions
 COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a trace near zero would take it all
 
 
-@click.command()
+@click.command("multifractal")
 @click.argument("model")
 @objective_options
 @click.option(
@@ -64,7 +64,7 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 )
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @analysis_options
-def probe(model: str, **options: Any) -> None:
+def multifractal_command(model: str, **options: Any) -> None:
     """Multifractal probe of MODEL, or of its checkpoints along the same directions.
 
     MODEL is zoo:NAME, torchvision:NAME, package.module:factory or file.py:factory, with arguments as ?name=value&...; a
@@ -75,14 +75,32 @@ def probe(model: str, **options: Any) -> None:
 
     Ctrl-C ends the run with what is known; a second one leaves out the analysis and the page that are not done by then.
     """
-    run(lambda interrupts: _probe(model, options, interrupts), options["out"], as_json=options["as_json"])
+    run(lambda interrupts: _outcome(model, options, interrupts), options["out"], as_json=options["as_json"])
 
 
-def _probe(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
+class _FormerName(click.Command):
+    """A command by the name that it had before; it says so once on stderr."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command behind the notice."""
+        click.echo("DeprecationWarning: fastscape probe is now fastscape multifractal; the old name will be removed", err=True)
+        return super().invoke(ctx)
+
+
+probe_command = _FormerName(
+    "probe",
+    params=multifractal_command.params,
+    callback=multifractal_command.callback,
+    help=f"Former name of multifractal.\n\n{multifractal_command.help}",
+    hidden=True,
+)
+
+
+def _outcome(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
     files = checkpoint_files(options["checkpoints"])
     with_spectrum = options["with_spectrum"]
     if not with_spectrum and any(options[name] for name in ("optimizer_file", "learning_rate", "momentum", "nesterov")):
-        raise ValueError("an optimizer is for the stability ratio of --spectrum, which is missing")
+        raise ValueError("--optimizer, --learning-rate, --momentum and --nesterov require --spectrum")
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(files), spectrum=with_spectrum)
     probe_settings, analysis = _settings(options)
     check_out(options["out"])
@@ -102,7 +120,7 @@ def _probe(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outco
                 raise
             results = {"result": result, **results}
         interrupts.hold()
-    return Outcome(results, _unmet(results.get("result")))
+    return Outcome(results, unmet(results.get("result")))
 
 
 def _spectrum(
@@ -146,7 +164,8 @@ def _multifractal(
     return fs.multifractal(objective, *settings, extend=earlier, name=model, **common)
 
 
-def _unmet(result: Document | None) -> str:
+def unmet(result: Document | None) -> str:
+    """The target that was asked for and not reached, and why, in words; empty where it was, or there was none."""
     if result is None or result.meta["target"] is None or result.meta["stop_reason"] == "target met":
         return ""
     return f"the target {result.meta['target']:g} was not reached ({result.meta['stop_reason']})"

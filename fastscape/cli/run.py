@@ -1,0 +1,134 @@
+"""``fastscape run``: several probes of one checkpoint on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import fastscape as fs
+from fastscape._interrupts import Interrupts
+from fastscape.cli.budgets import run_budget
+from fastscape.cli.inputs import build_objective, centre, checkpoint_files, objective_options
+from fastscape.cli.multifractal import unmet as unmet_multifractal
+from fastscape.cli.output import Outcome, check_out, live_progress, run
+from fastscape.cli.spectrum import optimizer, optimizer_options, targets
+from fastscape.cli.spectrum import unmet as unmet_spectrum
+
+if TYPE_CHECKING:
+    from fastscape.reports.live import LiveProgress
+    from fastscape.runs.budget import Budget
+    from fastscape.runs.optimizers import OptimizerState
+
+PROBES = ("spectrum", "slice", "sharpness", "temperature", "barrier", "multifractal")  # of fastscape.probes.signature.probe
+_SHARE_DONE: dict[str, Callable[..., float]] = {  # of a probe, from what it passes to progress=
+    "spectrum": lambda state: state.fraction,
+    "slice": lambda done, wanted: done / wanted,
+    "barrier": lambda _words, share: share,
+    "multifractal": lambda state: state.fraction,
+}
+
+
+@click.command("run")
+@click.argument("model")
+@objective_options
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights to probe; the last ones of a directory.")
+@click.option("--other", type=click.Path(path_type=Path), help="Checkpoint of a second solution, for the barrier.")
+@click.option(
+    "--what",
+    multiple=True,
+    type=click.Choice(PROBES),
+    help="Probes to run; repeatable. Default: spectrum, slice, sharpness and multifractal; temperature and barrier where "
+    "their options are given.",
+)
+@click.option("--budget", default="60s", show_default=True, help="Time for everything; each probe gets a share of it.")
+@click.option("--target", type=float, help="Stop the multifractal probe when the 95 % interval of M_tau is this narrow.")
+@click.option("--target-trace", type=float, help="Stop when the trace's 95 % interval is this narrow: half-width over value.")
+@click.option("--tolerance", type=float, help="Tolerance of the eigenvalues: residual over the largest.")
+@optimizer_options
+@click.option("--batch-size", type=int, help="Batch size of the training, for the temperature.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random numbers.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for run.html, run.npz and run.json.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the table.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def run_command(model: str, **options: Any) -> None:
+    """Several probes of MODEL under one budget, on one page.
+
+    A probe that fails, or whose share of the budget is too small, is listed with the reason; the others keep their results.
+    MODEL and data are named as for multifractal.
+
+    Exit codes: 0 done, 2 bad input, 3 a target was not reached in the budget, 4 the model cannot be probed, 130
+    interrupted (the partial result is saved).
+    """
+    run(lambda interrupts: _run(model, options, interrupts), options["out"], as_json=options["as_json"])
+
+
+def _run(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
+    files = [] if options["checkpoint"] is None else checkpoint_files([options["checkpoint"]])[-1:]
+    budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(options["what"] or PROBES))
+    check_out(options["out"])
+    objective, name, step = centre(build_objective(model, options), model, files)
+    training = {"batch_size": options["batch_size"], "optimizer": _optimizer(objective, files, options)}
+    _check_what(options, training)
+    with live_progress(quiet=options["quiet"]) as live:
+        result = fs.probe(
+            objective,
+            options["what"] or None,
+            budget=budget,
+            targets=targets(options) | ({} if options["target"] is None else {"m_tau": options["target"]}),
+            other=options["other"],
+            options=_progress(name, budget, live),
+            seed=options["seed"],
+            name=name,
+            step=step,
+            **training,
+        )
+        interrupts.hold()
+    for kind in result.meta["settings"]["what"]:
+        if kind in result.missing:
+            click.echo(f"no {kind}: {result.missing[kind]}", err=True)
+    return Outcome({"run": result}, _unmet(result, options))
+
+
+def _optimizer(objective: fs.Objective, files: Sequence[Path], options: dict[str, Any]) -> OptimizerState | None:
+    """The optimizer that options name, or else the one whose state is beside the checkpoint."""
+    from fastscape.runs.checkpoints import checkpoints
+
+    named = optimizer(objective, options)
+    return checkpoints(files)[0].optimizer() if named is None and files else named
+
+
+def _check_what(options: dict[str, Any], training: dict[str, Any]) -> None:
+    """Raise for a probe without what it needs, and for a target of a probe that is not run."""
+    what = options["what"]
+    if "temperature" in what and None in training.values():
+        raise ValueError("--what temperature requires --batch-size, and --learning-rate or --optimizer")
+    if "barrier" in what and options["other"] is None:
+        raise ValueError("--what barrier requires --other")
+    for option, kind in (("target", "multifractal"), ("target_trace", "spectrum"), ("tolerance", "spectrum")):
+        if options[option] is not None and what and kind not in what:
+            raise ValueError(f"--{option.replace('_', '-')} requires --what {kind}")
+
+
+def _progress(name: str, budget: Budget, live: LiveProgress) -> dict[str, dict[str, Any]]:
+    """Options of the probes that report progress: the share of the budget that is spent, or else of the probe."""
+
+    def shown(kind: str, share: Callable[..., float]) -> Callable[..., None]:
+        def show(*state: Any) -> None:
+            spent = budget.elapsed / budget.seconds if budget.limited else share(*state)
+            live.draw(f"{name} · {kind}", min(1.0, spent), budget.remaining)
+
+        return show
+
+    return {kind: {"progress": shown(kind, share)} for kind, share in _SHARE_DONE.items()}
+
+
+def _unmet(result: fs.ProbeResult, options: dict[str, Any]) -> str:
+    """The targets that were not reached, and why; a probe without a result reached none."""
+    asked = {"multifractal": options["target"] is not None, "spectrum": bool(targets(options))}
+    found = [f"the target of the {kind} was not reached" for kind in asked if asked[kind] and kind not in result]
+    found += [unmet_multifractal(result.results["multifractal"])] if "multifractal" in result else []
+    found += [unmet_spectrum(result.results["spectrum"], options)] if "spectrum" in result else []
+    return "; ".join(filter(None, found))
