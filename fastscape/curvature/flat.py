@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -114,6 +114,16 @@ def _plain(vector: Tensor) -> Tensor:
     return vector.clone() if vector.is_inference() else vector.detach()
 
 
-def norm(parts: Sequence[Tensor]) -> float:
+def square(parts: Iterable[Tensor]) -> float:
+    """Squared Euclidean norm over tensors, in float64."""
+    return math.fsum(float(part.double().square().sum()) for part in parts)
+
+
+def norm(parts: Iterable[Tensor]) -> float:
     """Euclidean norm over tensors, in float64."""
-    return math.sqrt(math.fsum(float(part.double().square().sum()) for part in parts))
+    return math.sqrt(square(parts))
+
+
+def dot(first: Iterable[Tensor], second: Iterable[Tensor]) -> float:
+    """Inner product over tensors, in float64."""
+    return math.fsum(float((a.double() * b.double()).sum()) for a, b in zip(first, second, strict=True))

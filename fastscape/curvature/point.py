@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from fastscape.curvature.flat import norm
+from fastscape.curvature.flat import dot, norm
 from fastscape.curvature.program import Parts, Program
 from fastscape.evaluation.arithmetic import arithmetic
 from fastscape.evaluation.branches import Branches
@@ -55,7 +55,7 @@ class LossCurvature:
         has been asked for. Then the words say that.
         """
         length, count = norm(vector), sum(part.numel() for part in vector)
-        form, unit = _dot(vector, product), (norm(self._program.leaves) or 1.0) / length
+        form, unit = dot(vector, product), (norm(self._program.leaves) or 1.0) / length
         size = norm(product) * length / math.sqrt(count)
         close = max(CLOSE, 3 * error)
         found = judged(lambda step: self._both(vector, step, self._held), self.base, unit, form, size, close, self._narrow)
@@ -93,7 +93,7 @@ class LossCurvature:
     def _departs(self, vector: Parts, slope: float, error: float = 0.0) -> bool:
         """Whether a slope of losses is another than that of the gradient."""
         gradient = self._program.gradient(self._batch)
-        own, size = _dot(gradient, vector), norm(gradient) * norm(vector) / math.sqrt(sum(part.numel() for part in vector))
+        own, size = dot(gradient, vector), norm(gradient) * norm(vector) / math.sqrt(sum(part.numel() for part in vector))
         return not abs(own - slope) <= max(_SAME * max(abs(own), size), error)
 
     def _both(self, vector: Parts, step: float, loss: Callable[[], float]) -> tuple[float, float]:
@@ -119,7 +119,3 @@ class LossCurvature:
 
     def _plain(self) -> float:
         return float(self._replica.batch_loss(0)[0])
-
-
-def _dot(one: Parts, other: Parts) -> float:
-    return math.fsum(float((a.double() * b.double()).sum()) for a, b in zip(one, other, strict=True))

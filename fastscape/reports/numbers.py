@@ -91,6 +91,12 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
+def spanned(values: Sequence[int]) -> str:
+    """``3``, or ``3 to 5``."""
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def wall_time(seconds: float | None, budget: float | None) -> str:
     """How long a run took, and of which budget."""
     return "n/a" if seconds is None else f"{seconds:.1f} s" + (f" of a budget of {budget:g} s" if budget else "")

@@ -22,12 +22,13 @@ def perturbed_linear(
     scales: Tensor,
     eps: Tensor,
     distribution: Distribution,
+    generate: Callable[..., list[Tensor]] = random_directions,
 ) -> Tensor:
-    """See :func:`fastscape.ops.perturbed_linear.perturbed_linear`."""
+    """See :func:`fastscape.ops.perturbed_linear.perturbed_linear`; one direction is stored at a time."""
     ids = torch.tensor([id], device=x.device)
 
     def draw(index: int) -> Tensor:
-        return random_directions(ids, seed, [index], [weight.numel()], distribution)[0]
+        return generate(ids, seed, [index], [weight.numel()], distribution)[0]
 
     return materialised(x, weight, directions, scales, eps, draw)
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastscape._state import exact_arithmetic, plain_arithmetic
-from fastscape.curvature.flat import Layout, norm
+from fastscape.curvature.flat import Layout, dot, norm
 from fastscape.curvature.forms.quadratic import quadratic_forms
 from fastscape.curvature.operator import CurvatureOperator, ggn, hessian
 from fastscape.curvature.plain import double_backward
@@ -98,7 +97,7 @@ def _double_backward(setting: Setting) -> Ready:
     vector = [part[0] for part in layout.views(rows)]
     products = double_backward(setting.replica, vector)
     loss, found = products()
-    values = np.array([_dot(found, vector)])
+    values = np.array([dot(found, vector)])
     absolute = _CANCELLED * torch.finfo(setting.dtype).eps * norm(found) * norm(vector)
     words = "loss, gradient with create_graph=True, gradient of its product with v; in the arithmetic of the others"
     return Ready(products, setting.plain, 1, loss, values, absolute=absolute, remark=words, dtype=setting.dtype)
@@ -160,7 +159,3 @@ def _gauss_newton_form(setting: Setting) -> float:
                 second = torch.autograd.grad((slope * tangent).sum(), outputs, materialize_grads=True)[0]
             total += weight * float((second * tangent).sum())
     return total
-
-
-def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    return math.fsum(float((a.double() * b.double()).sum()) for a, b in zip(left, right, strict=True))

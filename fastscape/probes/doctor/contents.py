@@ -13,6 +13,7 @@ from fastscape.objective.norms import tracking
 from fastscape.objective.objective import Objective
 from fastscape.objective.structures import strided, tensors_of
 from fastscape.probes.doctor.result import Finding
+from fastscape.reports.numbers import spanned
 
 _NAMED = 4  # names in a finding
 HALF = (torch.float16, torch.bfloat16)
@@ -123,7 +124,7 @@ def _random(objective: Objective) -> Finding:
 
 def _data(objective: Objective) -> Finding:
     sizes = [objective.count(batch) for batch in objective.batches]
-    words = f"{objective.samples:g} terms in {counted(len(sizes), 'batch')} of {_range(sizes)} samples"
+    words = f"{objective.samples:g} terms in {counted(len(sizes), 'batch')} of {spanned(sizes)} samples"
     if any(not bool(part.isfinite().all()) for batch in objective.batches for part in _numbers(batch)):
         return Finding("data", "error", f"{words}, with NaN or inf in them", "clean the data: one such sample is the whole loss")
     rule = objective.weighting.rule.words
@@ -147,11 +148,6 @@ def _numbers(batch: object) -> list[Tensor]:
     """The floating-point and complex numbers of a batch."""
     parts = [part for tensor in tensors_of(batch) for part in strided(tensor)]
     return [part for part in parts if part.is_floating_point()]
-
-
-def _range(sizes: Sequence[int]) -> str:
-    low, high = min(sizes), max(sizes)
-    return str(low) if low == high else f"{low} to {high}"
 
 
 CONTENTS: dict[str, Callable[[Objective], Finding]] = {

@@ -38,7 +38,6 @@ P_FROM = 32  # directions of the p of c2
 BANDS = 256  # directions of the bands of tau, alpha and f, and of the alpha width
 WIDTH_FROM = -0.5  # lowest order of the alpha width: r^-1 often has no variance
 AT_ZERO = 3  # standard errors within which a norm cannot be told from 0
-_MOMENTS = ("m_tau", "m_tau_supported", "m_tau_pos", "lambda_tau", "alpha_width")
 _SPREADS = ("c2", "spread_ratio", "h_std")  # of |r|, which hardly any direction lets come near zero where signs do not mix
 _NOTHING = (math.nan, math.nan)
 

@@ -16,15 +16,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from fastscape._checks import counted
+from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import LEVEL, Estimate
 from fastscape.numerics.positive import LEAST, UNKNOWN, skewed_mean
 from fastscape.numerics.student import quantile
-
-Array = NDArray[np.float64]
 
 _COUNTS = "Student's t, at least one more or less on the lines that may have been missed"
 _EXACT = 4  # degree of the quadrature: the square of a quadratic

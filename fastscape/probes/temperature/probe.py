@@ -32,6 +32,7 @@ from fastscape.probes.temperature.learning_rates import effective_rates
 from fastscape.probes.temperature.noise_curvature import NoiseCurvature, curvature_of_noise
 from fastscape.probes.temperature.result import TemperatureResult
 from fastscape.probes.temperature.sample_gradients import CoupledSamplesError, Deviations, Method, SampleGradients
+from fastscape.reports.numbers import spanned
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import objective_meta
 
@@ -183,8 +184,8 @@ class _Measured:
         with SampleGradients(self.objective, method=method, memory=memory, split=split, group=size) as source:
             if source.coupled and source.sizes.max() != size:
                 self.notes.append(
-                    f"batch norm takes the statistics of groups of {_range(source.sizes)} samples, training of {size}: pass "
-                    "batches of that size, eight at least"
+                    f"batch norm takes the statistics of groups of {spanned(source.sizes.astype(int).tolist())} samples, "
+                    f"training of {size}: pass batches of that size, eight at least"
                 )
             self.source, began = source, now()
 
@@ -287,11 +288,6 @@ class _Measured:
         if not len(rates):
             return None, scale
         return ratio(scaled(found.noise_form(rates, units.unsampled), factor / 2), found.trace), scale
-
-
-def _range(sizes: Array) -> str:
-    low, high = int(sizes.min()), int(sizes.max())
-    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _published(estimate: Estimate) -> Estimate:

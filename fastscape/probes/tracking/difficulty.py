@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastscape._checks import counted, integer
 from fastscape._clock import now
+from fastscape.curvature.flat import square
 from fastscape.curvature.operator import ggn, hessian
 from fastscape.curvature.products import PathName
 from fastscape.evaluation.arithmetic import measured_in
@@ -70,7 +71,7 @@ class GradientSquares:
     def at_weights(self) -> None:
         """Compute what the next step takes: the gradient of the full data at the weights that are."""
         if self.kind == "full":
-            self._full = math.fsum(float(part.double().square().sum()) for part in self.objective.gradient().values())
+            self._full = square(self.objective.gradient().values())
 
     def _held(self) -> list[Tensor | None]:
         """The last minibatch's, as the model has them."""

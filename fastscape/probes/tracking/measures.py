@@ -9,6 +9,7 @@ from typing import Any
 
 from fastscape._checks import first_line
 from fastscape._state import preserved_rng
+from fastscape.curvature.flat import square
 from fastscape.curvature.point import DETACHED
 from fastscape.numerics.estimate import Estimate
 from fastscape.numerics.positive import shown_ends
@@ -96,9 +97,8 @@ def loss(visit: Visit, _carried: Carried) -> Numbers:
 
 def gradient(visit: Visit, _carried: Carried) -> Numbers:
     """||g||^2 of the full data; one gradient per batch."""
-    parts = visit.objective.gradient().values()
     found = Numbers()
-    found.add("gradient_norm_squared", math.fsum(float(part.double().square().sum()) for part in parts))
+    found.add("gradient_norm_squared", square(visit.objective.gradient().values()))
     return found
 
 
