@@ -20,11 +20,12 @@ from fastscape.directions import Directions
 from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import NarrowLossError
-from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName, activation_bytes
+from fastscape.evaluation.evaluator import Evaluator, PathName
 from fastscape.evaluation.influence import Influence, influence
 from fastscape.evaluation.losses import DTYPES
 from fastscape.evaluation.noise import known_from_zero, narrow_noise, neighbouring_noise, noise_float64, passes_gate
 from fastscape.evaluation.points import Array
+from fastscape.evaluation.trial import PathChoice, activation_bytes
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective
 

@@ -27,11 +27,11 @@ from fastscape.differences.triple import Products
 from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.displacement import Displacement
-from fastscape.evaluation.evaluator import Evaluator, PathChoice, activation_bytes
+from fastscape.evaluation.evaluator import Evaluator
 from fastscape.evaluation.losses import DTYPES
 from fastscape.evaluation.rounding import rounding_model
+from fastscape.evaluation.trial import PathChoice, activation_bytes, memory_for
 from fastscape.numerics.arrays import Array
-from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective
 from fastscape.probes.bench.result import COPY, FORWARD, GRADIENT, PERTURB
 
@@ -220,7 +220,7 @@ class Workshop:
         points, width = 2 * len(RADII) + 1, torch.finfo(evaluator.dtype).bits // 8
         with plain_arithmetic(evaluator.dtype):
             each = points * (3 * self.objective.size * width + activation_bytes(evaluator.replica))
-        limit = self.memory or available_memory(self.objective.device) // 2
+        limit = memory_for(self.memory, self.objective.device)
         size = min(self._few, limit // each)
         if size < 1:
             raise ValueError(f"{points} copies of parameters and activations take {each / 2**20:.3g} MiB, above the memory given")
@@ -315,7 +315,7 @@ class Workshop:
 
     def _vectors(self) -> int:
         """Vectors of a block: as many as were asked for and an eighth of the memory holds."""
-        limit = (self.memory or available_memory(self.objective.device) // 2) // 8
+        limit = memory_for(self.memory, self.objective.device) // 8
         return max(1, min(self.count, limit // (8 * self.objective.size)))
 
     def _rows(self, count: int, dtype: torch.dtype) -> Tensor:

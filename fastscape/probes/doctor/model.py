@@ -20,8 +20,8 @@ from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import arithmetic
 from fastscape.evaluation.determinism import NarrowLossError, NondeterministicLossError, unperturbed_loss
-from fastscape.evaluation.evaluator import activation_bytes
 from fastscape.evaluation.noise import SIGNAL_TO_NOISE, rounding
+from fastscape.evaluation.trial import activation_bytes
 from fastscape.objective.batches import available_memory
 from fastscape.objective.norms import tracking
 from fastscape.objective.objective import Objective

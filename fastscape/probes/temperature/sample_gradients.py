@@ -21,9 +21,9 @@ from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import unperturbed_loss
-from fastscape.evaluation.evaluator import activation_bytes
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.samples import groups_of, part, rows_of, samples_of, split_rows
+from fastscape.evaluation.trial import activation_bytes
 from fastscape.objective.batches import Batch, available_memory
 from fastscape.objective.objective import Objective
 from fastscape.objective.structures import map_tensors, tensors_of
