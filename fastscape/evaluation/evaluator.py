@@ -175,5 +175,5 @@ class Evaluator:
 
     def _seconds(self, path: Path, directions: Directions, radii: Sequence[float], indices: Sequence[int] = (0,)) -> float:
         """Seconds per evaluation: the fastest of three runs, or of two where they are long (the gate has warmed up)."""
-        fastest = timed(lambda: path.losses(directions, indices, radii), most=3, more=lambda times: times[0] < _SLOW)
+        fastest, _ = timed(lambda: path.losses(directions, indices, radii), most=3, more=lambda times: times[0] < _SLOW)
         return fastest / (len(indices) * len(radii))

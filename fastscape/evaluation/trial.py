@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -17,6 +18,7 @@ from fastscape.objective.replica import Replica
 from fastscape.objective.structures import tensors_in, tensors_of
 
 Way = TypeVar("Way")
+Found = TypeVar("Found")
 _AGREEMENT = 1000  # ulp of the loss by which two paths may differ; they measured below 10
 
 
@@ -110,14 +112,16 @@ class Trial(Generic[Way]):
         """
         return min((name for name in self.seconds if name not in self.refused), key=self.seconds.__getitem__)
 
-    def lead(self, name: str) -> float | None:
-        """How many times as long as a way the fastest of the others takes; ``None`` without others."""
+    def lead(self, name: str) -> float:
+        """How many times as long as a way the fastest of the others takes; infinite without others."""
         others = [seconds for other, seconds in self.seconds.items() if other != name]
-        return min(others) / self.seconds[name] if others else None
+        return min(others) / self.seconds[name] if others else math.inf
 
 
-def timed(call: Callable[[], object], runs: int = 2, most: int = 2, more: Callable[[list[float]], bool] = bool) -> float:
-    """Seconds of the fastest of some calls, which must end on the CPU.
+def timed(
+    call: Callable[[], Found], runs: int = 2, most: int = 2, more: Callable[[list[float]], bool] = bool
+) -> tuple[float, Found]:
+    """Seconds of the fastest of some calls, which must end on the CPU, and what the last one returned.
 
     Args:
         call: what to time.
@@ -128,9 +132,9 @@ def timed(call: Callable[[], object], runs: int = 2, most: int = 2, more: Callab
     times: list[float] = []
     while len(times) < runs or (len(times) < most and more(times)):
         start = now()
-        call()
+        found = call()
         times.append(now() - start)
-    return min(times)
+    return min(times), found
 
 
 def same_losses(found: Array | Sequence[float], expected: Array | Sequence[float], dtype: torch.dtype) -> bool:

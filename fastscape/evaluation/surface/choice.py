@@ -63,12 +63,10 @@ class PathTrial:
             if took < seconds["loop"] / 2:  # vmap has never been this much faster where a path of its own can run the model
                 best = path
                 break
-        lead = trial.lead(best.name)
-        if lead is not None:
-            reason = f"{lead:.1f}x faster than the next on this model"
-        else:
-            slow = f"a forward takes {self.forward:.2g} s, long against dispatch overhead"
-            reason = [slow, *trial.refused.values()][-1]
+        slow = f"a forward takes {self.forward:.2g} s, long against dispatch overhead"
+        reason = [slow, *trial.refused.values()][-1]
+        if len(seconds) > 1:
+            reason = f"{trial.lead(best.name):.1f}x faster than the next on this model"
         return PathChoice(best.name, best.chunk, seconds, reason), best
 
     def only(self, name: str, rows: Array) -> tuple[PathChoice, SurfacePath]:
@@ -121,5 +119,5 @@ class PathTrial:
         """Seconds per point: the fastest of two or more calls, on the middle of the points."""
         count = min(len(rows), max(path.chunk, 1))
         middle = rows[(len(rows) - count) // 2 :][:count]
-        fastest = timed(lambda: total(self.replica.objective, path.at(middle)), most=8, more=lambda times: sum(times) < _TRIAL)
+        fastest, _ = timed(lambda: total(self.replica.objective, path.at(middle)), most=8, more=lambda times: sum(times) < _TRIAL)
         return fastest / count
