@@ -141,7 +141,7 @@ class Evaluator:
         else:
             size = trial.attempt("vmap", lambda: self._best_batch(trial, directions, few, points, sizes))
             if size is not None:
-                best = trial.best()
+                best = trial.best("loop")
                 reason = f"{trial.lead(best):.1f}x faster than {'the loop' if best == 'vmap' else 'vmap'} on this model"
                 return PathChoice(best, size if best == "vmap" else 1, trial.seconds, reason)
         return PathChoice("loop", 1, trial.seconds, trial.refused["vmap"])

@@ -104,13 +104,9 @@ class Trial(Generic[Way]):
             self.refused[name] = self._explain(name, error)
         return None
 
-    def best(self) -> str:
-        """The fastest of the ways that were timed and not refused; the first of equals.
-
-        Raises:
-            ValueError: there is none.
-        """
-        return min((name for name in self.seconds if name not in self.refused), key=self.seconds.__getitem__)
+    def best(self, otherwise: str) -> str:
+        """The fastest of the ways that were timed and not refused, the first of equals; ``otherwise`` without one."""
+        return min((name for name in self.seconds if name not in self.refused), key=self.seconds.__getitem__, default=otherwise)
 
     def lead(self, name: str) -> float:
         """How many times as long as a way the fastest of the others takes; infinite without others."""
