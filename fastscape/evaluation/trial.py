@@ -115,7 +115,7 @@ class Trial(Generic[Way]):
 
 
 def timed(
-    call: Callable[[], Found], runs: int = 2, most: int = 2, more: Callable[[list[float]], bool] = bool
+    call: Callable[[], Found], runs: int = 2, most: int = 0, more: Callable[[list[float]], bool] = bool
 ) -> tuple[float, Found]:
     """Seconds of the fastest of some calls, which must end on the CPU, and what the last one returned.
 
