@@ -11,11 +11,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fastscape._checks import counted, first_line
 from fastscape._state import exact_arithmetic, preserved_rng
-from fastscape.curvature.choice import AsymmetricProductError, NoPathError
+from fastscape.curvature.choice import NoPathError
 from fastscape.curvature.flat import Layout, norm
 from fastscape.curvature.forms.quadratic import quadratic_forms
 from fastscape.curvature.operator import hessian
 from fastscape.curvature.plain import double_backward
+from fastscape.curvature.soundness import AsymmetricProductError
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import arithmetic

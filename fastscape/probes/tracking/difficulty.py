@@ -13,7 +13,7 @@ from torch import Tensor
 from fastscape._checks import counted, integer
 from fastscape._clock import now
 from fastscape.curvature.operator import ggn, hessian
-from fastscape.curvature.products import PathName
+from fastscape.curvature.paths import PathName
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective, checked_objective, untrained
