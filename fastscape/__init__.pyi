@@ -14,10 +14,10 @@ from fastscape.probes.signature.rules import (
 from fastscape.numerics.spectra import Stability as Stability
 from fastscape.evaluation.agreement import DtypeDependentLossError as DtypeDependentLossError
 from fastscape.curvature.choice import (
-    AsymmetricProductError as AsymmetricProductError,
     NoPathError as NoPathError,
     ProductChoice as ProductChoice,
 )
+from fastscape.curvature.soundness import AsymmetricProductError as AsymmetricProductError
 from fastscape.curvature.operator import CurvatureOperator as CurvatureOperator, ggn as ggn, hessian as hessian
 from fastscape.evaluation.determinism import (
     NarrowLossError as NarrowLossError,

@@ -15,7 +15,8 @@ from torch import Tensor
 from fastscape._checks import check_memory, integer
 from fastscape.curvature.choice import ProductChoice
 from fastscape.curvature.flat import Layout
-from fastscape.curvature.products import Matrix, PathName, Products, checked_path
+from fastscape.curvature.paths import Matrix, PathName, checked_path
+from fastscape.curvature.products import Products
 from fastscape.evaluation.points import Array
 from fastscape.objective.objective import Objective, checked_objective
 
@@ -181,13 +182,13 @@ class CurvatureOperator(SymmetricOperator):
         self.objective, self.matrix = objective, matrix
         self._products = Products(objective, matrix, checked_path(path), memory, compile_=compile)
         self.layout = Layout(objective.names, [tensor.shape for tensor in objective.base.values()])
-        self.dtype, self.device = self._products.dtype, objective.device
+        self.dtype, self.device = self._products.space.dtype, objective.device
         self._last: ProductChoice | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must know of the products: another arithmetic than the model's, a gradient that is not the loss's."""
-        return self._products.notes
+        return self._products.space.notes
 
     def __repr__(self) -> str:
         path = f", path {self.choice.name!r}" if self.choice else ""
@@ -220,7 +221,7 @@ class CurvatureOperator(SymmetricOperator):
 
     def session(self) -> AbstractContextManager[None]:
         """A block within which the arithmetic is set once, which saves 0.15 ms a product."""
-        return self._products.arithmetic()
+        return self._products.space.arithmetic()
 
     def prepare(self, count: int, *, thorough: bool = False) -> ProductChoice:
         """Choose how to multiply blocks of ``count`` vectors, by measuring; otherwise this happens on first use.
@@ -232,7 +233,7 @@ class CurvatureOperator(SymmetricOperator):
         return self._prepared(integer("count", count, 1), thorough=thorough)
 
     def _prepared(self, count: int, *, thorough: bool = False) -> ProductChoice:
-        self._last, self.dtype = self._products.prepare(count, thorough=thorough), self._products.dtype
+        self._last, self.dtype = self._products.prepare(count, thorough=thorough), self._products.space.dtype
         return self._last
 
     @property
@@ -264,7 +265,7 @@ class CurvatureOperator(SymmetricOperator):
     @property
     def gradient_seconds(self) -> float:
         """Seconds of one gradient of the largest batch; NaN before the first product."""
-        return self._products.gradient_seconds
+        return self._products.space.gradient_seconds
 
     def release(self) -> None:
         """Free the graphs that are kept; the next product builds them again."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from fastscape.curvature.program import Parts
 
+Matrix = Literal["hessian", "ggn"]
+PathName = Literal["graph", "graph, batched", "forward", "replay", "reverse", "gradient difference", "channels-last"]
 Product = Callable[[Parts], Parts]  # parts [K, *shape] of a block of vectors to those of their products
 
 
@@ -28,3 +30,14 @@ class ProductPath(Protocol):
     def build(self, batch: int) -> Product:
         """Multiplication with the curvature matrix of one batch."""
         ...
+
+
+def checked_path(path: object) -> PathName | None:
+    """A path by name, or ``None``.
+
+    Raises:
+        ValueError: another name.
+    """
+    if path is not None and path not in get_args(PathName):
+        raise ValueError(f"path must be one of {', '.join(get_args(PathName))} or None to measure, got {path!r}")
+    return path  # type: ignore[return-value]

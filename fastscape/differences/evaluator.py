@@ -30,11 +30,11 @@ from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.displacement import Displacement
-from fastscape.evaluation.evaluator import PathChoice, activation_bytes
 from fastscape.evaluation.nearby import Verdict, judged
 from fastscape.evaluation.paths import LoopPath
 from fastscape.evaluation.points import Array, Radii, blocks
 from fastscape.evaluation.rounding import rounding_model
+from fastscape.evaluation.trial import PathChoice, activation_bytes
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.objective.replica import Replica

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, get_args
 
@@ -13,42 +12,21 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import check_memory as check_memory
-from fastscape._checks import first_line
 from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.paths import LoopPath, Path, VmapPath
 from fastscape.evaluation.points import Array, Radii, second_difference, signed_radii
-from fastscape.objective.batches import available_memory
+from fastscape.evaluation.trial import PathChoice, Refusal, Trial, asked_for, copies_within, same_losses, timed
 from fastscape.objective.objective import Objective, checked_objective
-from fastscape.objective.replica import Replica
-from fastscape.objective.structures import tensors_in, tensors_of
 
 PathName = Literal["loop", "vmap"]
 _TRIAL_POINTS = 6  # loop evaluations in a trial: the median of few is enough to tell 1.2x
 _QUICK = 0.005  # seconds per forward below which a trial with all radii is cheap
 _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap saves on a CPU, is below 2 %
-_AGREEMENT = 1000  # ulp of the loss by which two paths may differ; they measured below 10
 _DIFFERS = "vmap gives other losses: the model reaches its parameters by more than their registered names"
 _SIZES = (1, 8)  # directions a call: small batches win where the perturbed copies leave the cache
-
-
-@dataclass(frozen=True)
-class PathChoice:
-    """Which path evaluates, and why.
-
-    Attributes:
-        name: ``"loop"`` or ``"vmap"``; ``"graph"`` or ``"dispatch"`` where differences are propagated.
-        chunk: directions per batched call (1 for the loop).
-        seconds: measured seconds per loss evaluation, by path.
-        reason: in words.
-    """
-
-    name: str
-    chunk: int
-    seconds: dict[str, float]
-    reason: str
 
 
 class Evaluator:
@@ -140,98 +118,62 @@ class Evaluator:
         if self._wanted == "loop":
             return PathChoice("loop", 1, {}, "asked for")
         few = [radius for radius in radii if radius][:_TRIAL_POINTS] or list(radii[:1])
-        chunk = min(self._affordable(len(radii)), len(directions))
+        chunk = min(copies_within(self.replica, self._memory, len(radii)), len(directions))
         if self._wanted == "vmap":
             return self._only_vmap(directions, radii, few, chunk)
-        loop = self._timed(LoopPath(self.replica), directions, few[:1])
+        trial = Trial[int]()
+        loop = self._seconds(LoopPath(self.replica), directions, few[:1])
         points = radii if loop < _QUICK else few  # all of them where that is cheap: making the direction is shared
         if loop <= _SLOW:
-            loop = self._timed(LoopPath(self.replica), directions, points)
-        seconds = {"loop": loop}
+            loop = self._seconds(LoopPath(self.replica), directions, points)
+        trial.seconds["loop"] = loop
+        sizes = [
+            size
+            for size in (_SIZES if loop < _QUICK else _SIZES[:1])
+            if size <= chunk and 3 * size * len(points) * loop < self._trial
+        ]
         if loop > _SLOW:
-            return PathChoice("loop", 1, seconds, f"a forward takes {loop:.2g} s, long against dispatch overhead")
-        if chunk < 1:
-            return PathChoice("loop", 1, seconds, f"{len(radii)} copies of the parameters do not fit in memory")
-        wanted = _SIZES if loop < _QUICK else _SIZES[:1]
-        sizes = [size for size in wanted if size <= chunk and 3 * size * len(points) * loop < self._trial]
-        if not sizes:
-            return PathChoice("loop", 1, seconds, "the budget is too short to try vmap")
-        try:
-            if not self._agree(VmapPath(self.replica, 1), directions, few):
-                return PathChoice("loop", 1, seconds, _DIFFERS)
-            size, seconds["vmap"] = self._best_batch(directions, points, sizes)
-        except Exception as error:  # whatever a model does under vmap: the loop has just run it
-            words = first_line(error)[:120]
-            return PathChoice("loop", 1, seconds, f"vmap cannot run this model: {type(error).__name__}: {words}")
-        if seconds["vmap"] < loop:
-            return PathChoice("vmap", size, seconds, f"{loop / seconds['vmap']:.1f}x faster than the loop on this model")
-        return PathChoice("loop", 1, seconds, f"{seconds['vmap'] / loop:.1f}x faster than vmap on this model")
+            trial.refused["vmap"] = f"a forward takes {loop:.2g} s, long against dispatch overhead"
+        elif chunk < 1:
+            trial.refused["vmap"] = f"{len(radii)} copies of the parameters do not fit in memory"
+        elif not sizes:
+            trial.refused["vmap"] = "the budget is too short to try vmap"
+        else:
+            size = trial.attempt("vmap", lambda: self._best_batch(trial, directions, few, points, sizes))
+            if size is not None:
+                best = trial.best("loop")
+                reason = f"{trial.lead(best):.1f}x faster than {'the loop' if best == 'vmap' else 'vmap'} on this model"
+                return PathChoice(best, size if best == "vmap" else 1, trial.seconds, reason)
+        return PathChoice("loop", 1, trial.seconds, trial.refused["vmap"])
 
     def _only_vmap(self, directions: Directions, radii: Sequence[float], few: Sequence[float], chunk: int) -> PathChoice:
         if chunk < 1:
             raise ValueError(
                 f"memory must hold {len(radii)} copies of the parameters and activations for path='vmap'; use path='loop'"
             )
-        try:
-            agree = self._agree(VmapPath(self.replica, 1), directions, few)
-        except Exception as error:  # whatever a model does under vmap: the gate has just run it
-            raise cannot_run("vmap", error) from error
-        if not agree:
-            raise ValueError(f"path must be 'loop' for this model, got 'vmap': {_DIFFERS}")
-        size, seconds = self._best_batch(directions, radii, [size for size in _SIZES if size <= chunk])
-        return PathChoice("vmap", size, {"vmap": seconds}, "asked for")
+        trial, sizes = Trial[int](), [size for size in _SIZES if size <= chunk]
+        size = asked_for("vmap", lambda: self._best_batch(trial, directions, few, radii, sizes))
+        return PathChoice("vmap", size, trial.seconds, "asked for")
 
-    def _best_batch(self, directions: Directions, points: Sequence[float], sizes: Sequence[int]) -> tuple[int, float]:
-        """Directions per batched call with the least seconds per evaluation, and those seconds."""
-        times = {size: self._timed(VmapPath(self.replica, size), directions, points, indices=range(size)) for size in sizes}
+    def _best_batch(
+        self, trial: Trial[int], directions: Directions, few: Sequence[float], points: Sequence[float], sizes: Sequence[int]
+    ) -> int:
+        """Directions per batched call with the least seconds per evaluation, which are noted in a trial.
+
+        Raises:
+            Refusal: the losses are not the loop's.
+        """
+        found, expected = (
+            path.losses(directions, (0,), few).numpy() for path in (VmapPath(self.replica, 1), LoopPath(self.replica))
+        )
+        if not same_losses(found, expected, self.dtype):
+            raise Refusal(_DIFFERS)
+        times = {size: self._seconds(VmapPath(self.replica, size), directions, points, range(size)) for size in sizes}
         best = min(times, key=times.__getitem__)
-        return best, times[best]
+        trial.seconds["vmap"] = times[best]
+        return best
 
-    def _agree(self, path: Path, directions: Directions, radii: Sequence[float]) -> bool:
-        """Whether a path gives the loop's losses up to rounding."""
-        found, expected = (p.losses(directions, (0,), radii) for p in (path, LoopPath(self.replica)))
-        size = float(expected[expected.isfinite()].abs().max()) if bool(expected.isfinite().any()) else 1.0
-        return torch.allclose(found, expected, rtol=0.0, atol=_AGREEMENT * torch.finfo(self.dtype).eps * size, equal_nan=True)
-
-    def _timed(self, path: Path, directions: Directions, radii: Sequence[float], indices: Sequence[int] = (0,)) -> float:
+    def _seconds(self, path: Path, directions: Directions, radii: Sequence[float], indices: Sequence[int] = (0,)) -> float:
         """Seconds per evaluation: the fastest of three runs, or of two where they are long (the gate has warmed up)."""
-        times: list[float] = []
-        while len(times) < 2 or (len(times) < 3 and times[0] < _SLOW):
-            start = now()
-            path.losses(directions, indices, radii)  # returns on the CPU: synchronises
-            times.append(now() - start)
-        return min(times) / (len(indices) * len(radii))
-
-    def _affordable(self, points: int) -> int:
-        """Directions whose ``points`` perturbed copies, with parameters and activations, fit in memory."""
-        limit = self._memory or available_memory(self.objective.device) // 2
-        width = torch.finfo(self.dtype).bits // 8
-        per_point = 3 * self.objective.size * width + activation_bytes(self.replica)
-        return int(limit // (per_point * points))
-
-
-class PathError(ValueError, RuntimeError):
-    """The path that was asked for cannot run the model: a wrong argument, that shows while the model runs."""
-
-
-def cannot_run(path: str, error: Exception) -> PathError:
-    """The refusal of a path that was asked for, with what the model raised on it."""
-    words = f"{type(error).__name__}: {first_line(error)[:160]}"
-    return PathError(f"path must be 'loop' for this model, got {path!r}, which cannot run it ({words}); use path='loop' or None")
-
-
-def activation_bytes(replica: Replica) -> int:
-    """Bytes of all module outputs in one forward of the largest batch: an upper bound on what is alive at once."""
-    sizes: list[int] = []
-    hooks = [
-        module.register_forward_hook(lambda _module, _inputs, out: sizes.append(sum(t.nbytes for t in tensors_in(out))))
-        for module in replica.module.model.modules()
-    ]
-    largest = max(range(len(replica.batches)), key=lambda i: sum(t.nbytes for t in tensors_of(replica.batches[i])))
-    try:
-        replica.reset()
-        replica.batch_loss(largest)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sum(sizes) + sum(tensor.nbytes for tensor in tensors_of(replica.batches[largest]))
+        fastest, _ = timed(lambda: path.losses(directions, indices, radii), most=3, more=lambda times: times[0] < _SLOW)
+        return fastest / (len(indices) * len(radii))

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from fastscape._checks import first_line
-from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape.differences.evaluator import DifferenceEvaluator, FrontEnd
 from fastscape.differences.propagation import MissingRuleError
@@ -20,11 +19,12 @@ from fastscape.directions import Directions
 from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import NarrowLossError
-from fastscape.evaluation.evaluator import Evaluator, PathChoice, PathName, activation_bytes
+from fastscape.evaluation.evaluator import Evaluator, PathName
 from fastscape.evaluation.influence import Influence, influence
 from fastscape.evaluation.losses import DTYPES
 from fastscape.evaluation.noise import known_from_zero, narrow_noise, neighbouring_noise, noise_float64, passes_gate
 from fastscape.evaluation.points import Array
+from fastscape.evaluation.trial import PathChoice, Refusal, Trial, activation_bytes, timed, told
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective
 
@@ -265,22 +265,26 @@ def choose_precision(
         return PrecisionChoice("difference", f"path={path!r} was asked for")
     if path is not None:
         return PrecisionChoice("float64", f"path={path!r} was asked for")
-    return _Trial(objective, directions, radii, memory, trial).choice()
+    return _Arithmetics(objective, directions, radii, memory, trial).choice()
 
 
-class _Trial:
+def _unable(_name: str, error: Exception) -> str:
+    return first_line(error)[:300] if isinstance(error, (UntraceableError, MissingRuleError)) else told(error, 300)
+
+
+class _Arithmetics:
     """Tries each arithmetic on the first directions of a model."""
 
     def __init__(self, objective: Objective, directions: Directions, radii: Array, memory: int | None, limit: float) -> None:
         self.objective, self.directions, self.radii = objective, directions, radii
         self.memory, self.limit = memory, limit
-        self.seconds: dict[str, float] = {}
-        self.refused: dict[str, str] = {}
+        self.trial = Trial[PathChoice](_unable)
         self.truth: Array | None = None
         self.evaluations = 0
         self.sample = radii[sorted({0, len(radii) // 2, len(radii) - 1})]
 
     def choice(self) -> PrecisionChoice:
+        trial = self.trial
         try:
             paths: dict[str, PathChoice] = {"float64": self._float64()}
         except (NarrowLossError, DtypeDependentLossError) as error:  # difference propagation takes its values at w in float64 too
@@ -289,31 +293,26 @@ class _Trial:
             return PrecisionChoice("float32", f"float64 and difference: {first_line(error)}")
         if max(_LEAST, self.forward * _FORWARDS) > self.limit:
             reason = f"the budget is too short to try others: a forward takes {self.forward:.2g} s"
-            return PrecisionChoice("float64", reason, self.seconds, paths["float64"], self.evaluations)
+            return PrecisionChoice("float64", reason, trial.seconds, paths["float64"], self.evaluations)
         for name, attempt in (("difference", self._difference), ("float32", self._float32)):
-            try:
-                paths[name] = attempt()
-            except Exception as error:  # whatever a model does on another path: float64 has just run it
-                known = isinstance(error, (UntraceableError, MissingRuleError))
-                self.refused[name] = ("" if known else f"{type(error).__name__}: ") + first_line(error)[:300]
-        passed = {name for name in paths if name not in self.refused}
-        best = min(passed or {"float64"}, key=self.seconds.__getitem__)
-        return PrecisionChoice(best, self._reason(best), self.seconds, paths[best], self.evaluations)  # type: ignore[arg-type]
+            path = trial.attempt(name, attempt)
+            if path is not None:
+                paths[name] = path
+        best = trial.best("float64")
+        return PrecisionChoice(best, self._reason(best), trial.seconds, paths[best], self.evaluations)  # type: ignore[arg-type]
 
     def _reason(self, best: str) -> str:
-        words = []
+        words, seconds = [], self.trial.seconds
         for name in ("float32", "difference", "float64"):
-            if name in self.refused:  # float64 also where it is taken for want of a better one
-                words.append(f"{name}: {self.refused[name]}")
-            elif name in self.seconds and name != best:
-                words.append(f"{name} is {self.seconds[name] / self.seconds[best]:.1f}x slower")
+            if name in self.trial.refused:  # float64 also where it is taken for want of a better one
+                words.append(f"{name}: {self.trial.refused[name]}")
+            elif name in seconds and name != best:
+                words.append(f"{name} is {seconds[name] / seconds[best]:.1f}x slower")
         return "; ".join(words)
 
     def _timed(self, evaluator: Evaluator | DifferenceEvaluator, count: int) -> float:
         """Seconds per response."""
-        start = now()
-        evaluator.responses(self.directions, range(count), self.radii)
-        return (now() - start) / (count * len(self.radii))
+        return timed(lambda: evaluator.responses(self.directions, range(count), self.radii), 1)[0] / (count * len(self.radii))
 
     def _float64(self) -> PathChoice:
         with Evaluator(self.objective, torch.float64, memory=self.memory, trial=self.limit) as evaluator:
@@ -321,37 +320,35 @@ class _Trial:
             self.forward = evaluator.forward_seconds
             quick = self.forward * 2 * len(self.radii) * 10 < self.limit
             count = min(path.chunk, len(self.directions))
-            self.seconds["float64"] = (
+            self.trial.seconds["float64"] = (
                 self._timed(evaluator, count) if quick else 2 * min(path.seconds.values(), default=self.forward)
             )
             few = range(min(CALIBRATION if quick else 1, len(self.directions)))
             even = evaluator.responses(self.directions, few, self.sample)[0]
             noise = noise_float64(evaluator, self.directions, few, self.sample)[0]
             self.evaluations += evaluator.evaluations
-            if not passes_gate(even, noise).all():
-                self.refused["float64"] = f"rounding noise at {self._lost(even, noise)}"
+            if not passes_gate(even, noise).all():  # its path is kept, for want of a better one
+                self.trial.refused["float64"] = self._drowned(even, noise)
         return path
 
-    def _lost(self, even: Array, noise: Array) -> str:
+    def _drowned(self, even: Array, noise: Array) -> str:
         failed = self.sample[~passes_gate(even, noise)]
-        return f"radii up to {failed.max():.1e}"
+        return f"rounding noise at radii up to {failed.max():.1e}"
 
     def _difference(self) -> PathChoice:
         with DifferenceEvaluator(self.objective, memory=self.memory) as evaluator:
             path = evaluator.choose(self.directions, self.radii)
             count = min(path.chunk, len(self.directions))
-            start = now()
-            even = evaluator.responses(self.directions, range(count), self.radii)[0]
-            seconds = now() - start
+            seconds, (even, _, _) = timed(lambda: evaluator.responses(self.directions, range(count), self.radii), 1)
             warm = seconds > _WARM
-            self.seconds["difference"] = seconds / even.size if warm else self._timed(evaluator, count)
+            self.trial.seconds["difference"] = seconds / even.size if warm else self._timed(evaluator, count)
             noise = measure_noise(evaluator, self.directions, self.radii)
             self.truth = evaluator.responses(self.directions, (0,), self.sample, lanes=torch.float64)[0]
             self.evaluations += evaluator.evaluations
             if evaluator.handling.frozen:
-                self.refused["difference"] = f"decisions that depend on the weights: {', '.join(evaluator.handling.frozen)}"
-            elif not passes_gate(even, noise.sigma).all():
-                self.refused["difference"] = "its error is above a tenth of the responses"
+                raise Refusal(f"decisions that depend on the weights: {', '.join(evaluator.handling.frozen)}")
+            if not passes_gate(even, noise.sigma).all():
+                raise Refusal("its error is above a tenth of the responses")
         return path
 
     def _float32(self) -> PathChoice:
@@ -364,10 +361,9 @@ class _Trial:
             self.evaluations += evaluator.evaluations
             noise = np.abs(even - self.truth)[:, 0]
             if not passes_gate(self.truth, noise).all():
-                self.refused["float32"] = f"rounding noise at {self._lost(self.truth, noise)}"
-                return path
-            self.seconds["float32"] = self._timed(evaluator, min(path.chunk, len(self.directions)))
+                raise Refusal(self._drowned(self.truth, noise))
+            self.trial.seconds["float32"] = self._timed(evaluator, min(path.chunk, len(self.directions)))
             full = measure_noise(evaluator, self.directions, self.radii)
             if full.calibrated is not None and not full.calibrated[0].all():
-                self.refused["float32"] = "rounding noise at some radii"
+                raise Refusal("rounding noise at some radii")
         return path

@@ -16,9 +16,9 @@ from fastscape.differences.propagation import MissingRuleError
 from fastscape.differences.tracing_errors import UntraceableError
 from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.arithmetic import measured_in
-from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.losses import checked_radii
 from fastscape.evaluation.points import blocks
+from fastscape.evaluation.trial import PathChoice
 from fastscape.objective.objective import Objective
 from fastscape.response.precision import (
     AnyPath,

@@ -249,7 +249,7 @@ def test_graphs_of_many_batches_are_kept_only_while_they_fit(digits_batch):
         operator = fs.hessian(objective(model, *batches), path="graph", memory=memory)
         vector = torch.ones(operator.shape[0])
         assert relative(operator @ vector, whole @ vector) < 1e-5
-        candidate = operator._products._chosen[1]
+        candidate = operator._products.selection.chosen[1]
         assert len(candidate.built) == kept
         memory = int((4 * operator.shape[0] + 1.5 * candidate.held + candidate.peak) / 0.75)  # of two graphs, while one is used
         operator.release()
@@ -315,7 +315,7 @@ def test_a_compiled_graph_is_taken_only_where_its_products_are_right(digits_batc
     block = torch.randn(made.size, 3)
     right = True
     operator = fs.hessian(made, compile=True)
-    operator._products._makers = lambda program, key, found, **_: iter([lambda: CompiledPath(program, key)])
+    operator._products.selection._makers = lambda program, key, found, **_: iter([lambda: CompiledPath(program, key)])
     assert relative(operator @ block, plain @ block) < 1e-5
     assert operator.choice.name == "compiled"
 

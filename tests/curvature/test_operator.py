@@ -147,7 +147,7 @@ def test_an_interrupted_product_leaves_no_trace(untouched, net, pairs):
         calls.append(1)
         raise KeyboardInterrupt
 
-    operator._products.program.replica.module.model.register_forward_hook(interrupt)
+    operator._products.space.program.replica.module.model.register_forward_hook(interrupt)
     operator.release()
     with untouched(net), pytest.raises(KeyboardInterrupt):
         operator @ torch.ones(66)

@@ -39,7 +39,7 @@ def seconds(monkeypatch):
             return taken["difference"]
         return taken["float64" if evaluator.dtype == torch.float64 else "float32"]
 
-    monkeypatch.setattr(choosing._Trial, "_timed", timed)
+    monkeypatch.setattr(choosing._Arithmetics, "_timed", timed)
     return taken
 
 
@@ -93,7 +93,7 @@ def test_where_nothing_resolves_the_radii_float64_says_so(case, seconds, monkeyp
     def refuse(self):
         raise MissingRuleError("operation x in module y")
 
-    monkeypatch.setattr(choosing._Trial, "_difference", refuse)
+    monkeypatch.setattr(choosing._Arithmetics, "_difference", refuse)
     chosen = choose_precision(case, unit(case), SMALL)
     assert chosen.name == "float64"
     for words in (

@@ -18,9 +18,9 @@ from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.displacement import Displacement
-from fastscape.evaluation.evaluator import PathChoice
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.rounding import output_sensitivity
+from fastscape.evaluation.trial import PathChoice
 from fastscape.objective.objective import Objective
 
 NAME = "forwards"

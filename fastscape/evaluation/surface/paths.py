@@ -60,19 +60,22 @@ class PointLoop:
     name, chunk = "loop", 1
 
     def __init__(self, replica: Replica, family: Family, terms: SampleLosses, prepare: Prepare | None = None) -> None:
-        self._replica, self._family, self._terms, self._prepare = replica, family, terms, prepare
+        self.replica, self._family, self._terms, self._prepare = replica, family, terms, prepare
+
+    def write(self, replica: Replica, coordinates: list[float]) -> None:
+        """Give the scratch weights of a replica the values of a point, prepared."""
+        self._family.write(coordinates, replica.scratch)
+        if self._prepare is not None:
+            self._prepare(replica, coordinates)
 
     def at(self, points: Array) -> Raw:
         """See :class:`SurfacePath`."""
         return joined([self._point(row.tolist()) for row in points])
 
     def _point(self, coordinates: list[float]) -> Raw:
-        replica = self._replica
-        self._family.write(coordinates, replica.scratch)
-        if self._prepare is not None:
-            self._prepare(replica, coordinates)
-        replica.evaluations += 1
-        return evaluated(replica, self._terms)
+        self.write(self.replica, coordinates)
+        self.replica.evaluations += 1
+        return evaluated(self.replica, self._terms)
 
 
 def evaluated(replica: Replica, terms: SampleLosses) -> Raw:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, get_args
 
@@ -13,61 +11,26 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from fastscape._checks import check_memory, first_line
+from fastscape._checks import check_memory
 from fastscape._clock import now
 from fastscape._state import exact_arithmetic
-from fastscape.evaluation.agreement import check_same_function
 from fastscape.evaluation.batch_statistics import kept, recalibrate
 from fastscape.evaluation.determinism import unperturbed_loss
-from fastscape.evaluation.evaluator import PathChoice, activation_bytes, cannot_run
-from fastscape.evaluation.noise import step_noise
 from fastscape.evaluation.points import Array
+from fastscape.evaluation.surface.choice import CANDIDATES, SIZES, PathTrial
 from fastscape.evaluation.surface.families import Affine as Affine
 from fastscape.evaluation.surface.families import Family as Family
-from fastscape.evaluation.surface.lines import line_path
-from fastscape.evaluation.surface.paths import PointLoop, PointVmap, Prepare, Raw, SurfacePath
-from fastscape.evaluation.surface.sample_losses import SampleLosses, standard_errors
-from fastscape.objective.batches import available_memory
+from fastscape.evaluation.surface.losses import SurfaceLosses as SurfaceLosses
+from fastscape.evaluation.surface.losses import reduced
+from fastscape.evaluation.surface.noise import Rounding
+from fastscape.evaluation.surface.paths import PointLoop, Prepare, SurfacePath
+from fastscape.evaluation.surface.sample_losses import SampleLosses
+from fastscape.evaluation.trial import PathChoice
 from fastscape.objective.objective import Objective, checked_objective
-from fastscape.objective.replica import Replica
 
 SurfacePathName = Literal["loop", "vmap"]
-Candidate = Callable[[Replica, Affine, SampleLosses], "SurfacePath | None"]
-CANDIDATES: dict[str, Candidate] = {"lines": line_path}  # faster paths of single architectures; None where a model is of another
-
-_SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap saves on a CPU, is below 2 %
-_TRIAL = 0.005  # seconds of one trial, beyond two calls
-_SIZES = (8, 32)  # points per batched call
-_CLEARLY = 1.2
-_AGREEMENT = 1000  # ulp of the loss by which two paths may differ
-_COMPARED, _COMPARING = (2, 8), 3e-3  # points at which the noise is measured: as many as evaluations of w fit in 3 ms
-_NEAR = 1e-8  # relative step: 1e8 roundings of float64, and squared less than one
 _FEW = "few points"
 _KEPT_BYTES = 64 << 20  # of samples' losses at a time
-
-
-@dataclass(frozen=True)
-class SurfaceLosses:
-    """Losses at P points.
-
-    Attributes:
-        losses: sample-weighted means, float64 ``[P]``; NaN and inf are results.
-        stderr: their standard errors over samples, or over batches where samples are not known, ``[P]``; NaN where unknown.
-        accuracy: share of correct classifications ``[P]``; ``None`` where the task is not classification.
-        samples: losses of single samples ``[P, N]``, where they were asked for and are known.
-        weights: of the samples ``[N]``, where they are known.
-        batches: mean losses of the batches ``[P, batches]``.
-        hits: share of correct classifications of every sample ``[P, N]``, where samples were asked for and points are
-            evaluated one by one; ``None`` without classes.
-    """
-
-    losses: Array
-    stderr: Array
-    accuracy: Array | None
-    samples: Array | None
-    weights: Array | None
-    batches: Array
-    hits: Array | None = None
 
 
 class Surface:
@@ -192,7 +155,7 @@ class Surface:
         self._loop = PointLoop(self.replica, family, self.terms, self._prepare)
         self._seen.clear()  # coordinates of the other family
         if self._path is not None and self.choice is not None:
-            self._path = self._named(self.choice.name, self.choice.chunk) or self._loop
+            self._path = self._paths(family).named(self.choice.name, self.choice.chunk) or self._loop
 
     def recalibrated(self, points: ArrayLike) -> Array:
         """Losses ``[P]`` with the running statistics of batch norm recomputed at every point; the replica keeps its own.
@@ -222,7 +185,11 @@ class Surface:
         (:mod:`fastscape.evaluation.steps`).
         """
         if self._noise is None:
-            self._noise = self._measured_noise()
+            rows = np.concatenate([seen for seen, _ in self._seen]) if self._seen else np.zeros((0, self.family.dims))
+            losses = np.concatenate([found for _, found in self._seen]) if self._seen else np.zeros(0)
+            rounding = Rounding(self.objective, self._loop)
+            self._noise = rounding.rms(rows, losses, self.seconds)
+            self._beside += rounding.evaluations
         return self._noise
 
     # ------------------------------------------------------------------ private
@@ -244,76 +211,7 @@ class Surface:
             for whole, one in ((raw.batches, exact.batches), (raw.samples, exact.samples), (raw.correct, exact.correct)):
                 if whole is not None and one is not None:
                     whole[origin] = one
-        return self._reduced(raw)
-
-    def _reduced(self, raw: Raw) -> SurfaceLosses:
-        objective = self.objective
-        total = np.zeros(len(raw.batches))
-        with np.errstate(invalid="ignore", over="ignore"):
-            for index, weight in enumerate(objective.batch_weights):  # in the order and arithmetic of Objective.loss
-                total += weight * raw.batches[:, index]
-        parts = raw.batches if raw.samples is None else raw.samples
-        return SurfaceLosses(
-            losses=total / objective.samples,
-            stderr=standard_errors(parts, self.terms.weights),
-            accuracy=None if raw.correct is None else raw.correct / self.terms.targets,
-            samples=raw.samples,
-            weights=None,
-            batches=raw.batches,
-            hits=None if raw.hits is None or not self.keep_samples else raw.hits / np.maximum(self.terms.counts(), 1),
-        )
-
-    def _measured_noise(self) -> float:
-        """Rounding at points spread over those seen, the origin aside where there are others."""
-        rows = np.concatenate([seen for seen, _ in self._seen]) if self._seen else np.zeros((0, self.family.dims))
-        losses = np.concatenate([found for _, found in self._seen]) if self._seen else np.zeros(0)
-        usable = np.isfinite(losses)
-        usable &= rows.any(axis=1) | ~(usable & rows.any(axis=1)).any()
-        known = np.flatnonzero(usable)
-        if not len(known):
-            return math.nan
-        few = int(np.clip(_COMPARING / max(self.seconds, 1e-9), *_COMPARED))
-        chosen = known[np.unique(((np.arange(few) + 0.5) / few * len(known)).astype(int))]
-        size = float(np.sqrt(np.mean(losses[chosen] ** 2)))
-        errors = self._errors(rows[chosen], losses[chosen])
-        least = torch.finfo(self.dtype).eps * size / math.sqrt(48)  # ulp / sqrt(12), half of the losses' largest ulp
-        finite = errors[np.isfinite(errors)]
-        steps = step_noise(self.replica, lambda: self._write(rows[chosen[-1]].tolist()))
-        return float(np.fmax(np.fmax(np.sqrt(np.mean(finite**2)) if len(finite) else 0.0, least), steps))
-
-    def _write(self, row: list[float]) -> None:
-        self.family.write(row, self.replica.scratch)
-        if self._prepare is not None:
-            self._prepare(self.replica, row)
-
-    def _errors(self, rows: Array, losses: Array) -> Array:
-        """Rounding errors of losses."""
-        if self.dtype == torch.float64:
-            return self._nearby(rows)
-        try:
-            return losses - self._exact(rows)
-        except Exception:  # such as a dtype that the model fixes: what was evaluated is kept
-            return self._nearby(rows)
-
-    def _nearby(self, rows: Array) -> Array:
-        """Second differences over coordinates that differ by 1e-8 (in float64), as errors of one loss: six times the variance."""
-        near = _NEAR * math.sqrt(torch.finfo(self.dtype).eps / torch.finfo(torch.float64).eps)
-        plain = [self._reduced(self._loop.at(rows * (1 - step * near))).losses for step in range(3)]
-        return (plain[0] - 2 * plain[1] + plain[2]) / math.sqrt(6)
-
-    def _exact(self, rows: Array) -> Array:
-        """Losses in float64."""
-        with exact_arithmetic(torch.float64):
-            replica = self.objective.replica(torch.float64)
-            check_same_function(replica)
-            exact = np.empty(len(rows))
-            for position, row in enumerate(rows.tolist()):
-                self.family.write(row, replica.scratch)
-                if self._prepare is not None:
-                    self._prepare(replica, row)
-                exact[position] = float(replica.loss())
-        self._beside += replica.evaluations
-        return exact
+        return reduced(self.objective, self.terms, raw, hits=self.keep_samples)
 
     # ------------------------------------------------------------------ choosing
 
@@ -326,109 +224,15 @@ class Surface:
         return self._path
 
     def _choose(self, rows: Array) -> tuple[PathChoice, SurfacePath]:
-        family = self.family
-        if self._wanted == "loop" or self._prepare is not None or not isinstance(family, Affine):
+        if self._wanted == "loop" or self._prepare is not None or not isinstance(self.family, Affine):
             why = "asked for" if self._wanted else "the weights are not affine in the coordinates, or prepared at every point"
             return PathChoice("loop", 1, {}, why), self._loop
         if self._wanted is not None:
-            return self._only(self._wanted, rows)
+            return self._paths(self.family).only(self._wanted, rows)
         self._asked += len(rows)
-        if self._asked < 2 * _SIZES[0]:
+        if self._asked < 2 * SIZES[0]:
             return PathChoice("loop", 1, {}, _FEW), self._loop
-        return self._fastest(family, rows)
+        return self._paths(self.family).fastest(rows, self._trial)
 
-    def _fastest(self, family: Affine, rows: Array) -> tuple[PathChoice, SurfacePath]:
-        """The fastest of the loop and the paths that agree with it; the loop is timed only where there is a rival."""
-        seconds: dict[str, float] = {}
-        best: SurfacePath = self._loop
-        reason = f"a forward takes {self.seconds:.2g} s, long against dispatch overhead"
-        for label, make in self._candidates(family, rows).items():
-            if seconds.get("vmap", 0.0) > _CLEARLY * seconds.get("loop", math.inf):
-                break  # a larger batch makes up for dispatch, not for slower kernels
-            try:
-                path = make()
-                if path is None:
-                    continue
-                if not self._agree(path, rows):
-                    reason = f"{label} gives other losses"
-                    continue
-                took = self._timed(path, rows)
-            except Exception as error:  # whatever a model does under vmap: the gate has just run it
-                reason = f"{label} cannot run this model: {type(error).__name__}: {first_line(error)[:120]}"
-                continue
-            if not seconds:
-                seconds["loop"] = self._timed(self._loop, rows)
-            if took < seconds["loop"] / 2:  # vmap has never been this much faster where a path of its own can run the model
-                seconds[path.name] = took
-                best = path
-                break
-            if took < min(seconds.values()):
-                best = path
-            seconds[path.name] = min(took, seconds.get(path.name, math.inf))
-        others = [value for name, value in seconds.items() if name != best.name]
-        if others:
-            reason = f"{min(others) / seconds[best.name]:.1f}x faster than the next on this model"
-        return PathChoice(best.name, best.chunk, seconds, reason), best
-
-    def _candidates(self, family: Affine, rows: Array) -> dict[str, Callable[[], SurfacePath | None]]:
-        """Paths worth a trial, by a label."""
-        found: dict[str, Callable[[], SurfacePath | None]] = {
-            name: lambda make=make: make(self.replica, family, self.terms)  # type: ignore[misc]
-            for name, make in CANDIDATES.items()
-        }
-        if self.seconds < _SLOW:
-            most = min(self._affordable(), len(rows), self._trial / (4 * self.seconds))  # points of four calls: see _timed
-            sizes = [size for size in _SIZES if size <= most]
-            found |= {
-                f"vmap of {size}": lambda size=size: PointVmap(self.replica, family, self.terms, size)  # type: ignore[misc]
-                for size in sizes
-            }
-        return found
-
-    def _only(self, name: str, rows: Array) -> tuple[PathChoice, SurfacePath]:
-        size = min(_SIZES[0], self._affordable(), len(rows))
-        if name == "vmap" and size < 1:
-            raise ValueError("memory must hold a copy of the parameters and activations for path='vmap'; use path='loop'")
-        path = self._named(name, size)
-        if path is None:
-            raise ValueError(f"path must be one that can run this model, got {name!r}; use path=None")
-        try:
-            agree = self._agree(path, rows)
-        except Exception as error:  # whatever a model does on another path: the gate has just run it
-            raise cannot_run(name, error) from error
-        if not agree:
-            raise ValueError(f"path must be 'loop' for this model, got {name!r}, which gives other losses")
-        return PathChoice(path.name, path.chunk, {}, "asked for"), path
-
-    def _named(self, name: str, chunk: int) -> SurfacePath | None:
-        """A path of the present family; ``None`` where it cannot take the model."""
-        assert isinstance(self.family, Affine)
-        if name == "loop":
-            return self._loop
-        if name == "vmap":
-            return PointVmap(self.replica, self.family, self.terms, chunk)
-        return CANDIDATES[name](self.replica, self.family, self.terms)
-
-    def _agree(self, path: SurfacePath, rows: Array) -> bool:
-        few = rows[np.unique(np.linspace(0, len(rows) - 1, 3).round().astype(int))]
-        found, expected = self._reduced(path.at(few)).losses, self._reduced(self._loop.at(few)).losses
-        finite = np.abs(expected[np.isfinite(expected)])
-        allowed = _AGREEMENT * torch.finfo(self.dtype).eps * (float(finite.max()) if len(finite) else 1.0)
-        return bool(np.allclose(found, expected, rtol=0.0, atol=allowed, equal_nan=True))
-
-    def _timed(self, path: SurfacePath, rows: Array) -> float:
-        """Seconds per point: the fastest of two or three calls, on the middle of the points."""
-        count = min(len(rows), max(path.chunk, 1))
-        middle = rows[(len(rows) - count) // 2 :][:count]
-        times: list[float] = []
-        while len(times) < 2 or (len(times) < 8 and sum(times) < _TRIAL):
-            start = now()
-            self._reduced(path.at(middle))  # ends on the CPU: synchronises
-            times.append(now() - start)
-        return min(times) / count
-
-    def _affordable(self) -> int:
-        """Points whose weights and activations fit in memory beside each other."""
-        limit = self._memory or available_memory(self.objective.device) // 2
-        width = torch.finfo(self.dtype).bits // 8
-        return int(limit // (3 * self.objective.size * width + activation_bytes(self.replica)))
+    def _paths(self, family: Affine) -> PathTrial:
+        return PathTrial(self.replica, family, self.terms, self._loop, self._memory, self.seconds)

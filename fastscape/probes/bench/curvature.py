@@ -17,7 +17,7 @@ from fastscape.curvature.plain import double_backward
 from fastscape.curvature.program import Program
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.directions import Directions
-from fastscape.objective.batches import available_memory
+from fastscape.evaluation.trial import memory_for
 from fastscape.probes.bench.setting import CLOSE, Ready, Setting, Unit
 
 _STEP = 1e-6  # of the differences of outputs that Gauss-Newton forms are held against: float64 leaves 1e-9
@@ -87,7 +87,7 @@ def product_units(setting: Setting) -> Iterator[Unit]:
 
 def _vectors(setting: Setting) -> int:
     """Vectors of a block: as many as were asked for and an eighth of the memory holds."""
-    limit = (setting.memory or available_memory(setting.objective.device) // 2) // 8
+    limit = memory_for(setting.memory, setting.objective.device) // 8
     return max(1, min(setting.count, limit // (8 * setting.objective.size)))
 
 

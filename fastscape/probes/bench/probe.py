@@ -15,8 +15,8 @@ import torch
 from fastscape._checks import check_memory, counted, first_line, integer
 from fastscape._clock import now
 from fastscape._state import preserved_rng
-from fastscape.curvature.choice import synchronise
 from fastscape.curvature.peak import peak_bytes
+from fastscape.curvature.sketch import synchronise
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.ops import status

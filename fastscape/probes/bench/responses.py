@@ -12,9 +12,9 @@ from fastscape._checks import counted
 from fastscape._state import plain_arithmetic
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.differences.triple import Products
-from fastscape.evaluation.evaluator import Evaluator, PathChoice, activation_bytes
+from fastscape.evaluation.evaluator import Evaluator
 from fastscape.evaluation.losses import DTYPES
-from fastscape.objective.batches import available_memory
+from fastscape.evaluation.trial import PathChoice, activation_bytes, memory_for
 from fastscape.probes.bench.setting import CLOSE, RADII, Ready, Setting, Unit
 
 _BATCHED = 12.0  # times the loop's operations: what convolutions with weights of their own may take, and two runs
@@ -52,7 +52,7 @@ def _batched(setting: Setting, evaluator: Evaluator) -> tuple[PathChoice, str]:
     points, width = 2 * len(RADII) + 1, torch.finfo(evaluator.dtype).bits // 8
     with plain_arithmetic(evaluator.dtype):
         each = points * (3 * setting.objective.size * width + activation_bytes(evaluator.replica))
-    limit = setting.memory or available_memory(setting.objective.device) // 2
+    limit = memory_for(setting.memory, setting.objective.device)
     size = min(setting.few, limit // each)
     if size < 1:
         raise ValueError(f"{points} copies of parameters and activations take {each / 2**20:.3g} MiB, above the memory given")

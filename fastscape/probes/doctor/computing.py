@@ -10,17 +10,18 @@ from torch import Tensor
 
 from fastscape._checks import counted, first_line
 from fastscape._state import exact_arithmetic, preserved_rng
-from fastscape.curvature.choice import AsymmetricProductError, NoPathError
+from fastscape.curvature.choice import NoPathError
 from fastscape.curvature.flat import Layout, norm
 from fastscape.curvature.forms.quadratic import quadratic_forms
 from fastscape.curvature.operator import hessian
 from fastscape.curvature.plain import double_backward
+from fastscape.curvature.soundness import AsymmetricProductError
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import arithmetic
 from fastscape.evaluation.determinism import NarrowLossError, unperturbed_loss
-from fastscape.evaluation.evaluator import activation_bytes
 from fastscape.evaluation.noise import SIGNAL_TO_NOISE, rounding
+from fastscape.evaluation.trial import activation_bytes
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective
 from fastscape.probes.doctor.contents import HALF, few

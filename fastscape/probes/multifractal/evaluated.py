@@ -15,7 +15,7 @@ from fastscape._clock import now
 from fastscape.differences.evaluator import Handling
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import measured_in
-from fastscape.evaluation.evaluator import PathChoice
+from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
 from fastscape.probes.multifractal.description import AnalysisSettings

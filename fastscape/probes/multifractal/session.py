@@ -13,8 +13,9 @@ from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.differences.propagation import MissingRuleError
 from fastscape.differences.tracing_errors import UntraceableError
 from fastscape.directions import Directions
-from fastscape.evaluation.evaluator import Evaluator, PathChoice
+from fastscape.evaluation.evaluator import Evaluator
 from fastscape.evaluation.points import blocks
+from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
 from fastscape.objective.objective import Objective

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import check_memory, first_line, integer
-from fastscape.curvature.choice import AsymmetricProductError
 from fastscape.curvature.operator import ggn, hessian
-from fastscape.curvature.products import PathName
+from fastscape.curvature.paths import PathName
+from fastscape.curvature.soundness import AsymmetricProductError
 from fastscape.numerics.krylov import least_capacity
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective, checked_objective

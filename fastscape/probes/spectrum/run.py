@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape.curvature.choice import AsymmetricProductError
+from fastscape.curvature.soundness import AsymmetricProductError
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate, widened
 from fastscape.numerics.krylov import BlockLanczos, Eigenpairs

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastscape._checks import counted, integer
 from fastscape.curvature.operator import CurvatureOperator, ggn, hessian
-from fastscape.curvature.products import PathName
+from fastscape.curvature.paths import PathName
 from fastscape.numerics.estimate import Estimate
 from fastscape.numerics.lanczos import extreme_pairs
 from fastscape.numerics.spectra import Stability

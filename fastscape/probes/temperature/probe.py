@@ -31,7 +31,8 @@ from fastscape.probes.temperature.gradient_noise import (
 from fastscape.probes.temperature.learning_rates import effective_rates
 from fastscape.probes.temperature.noise_curvature import NoiseCurvature, curvature_of_noise
 from fastscape.probes.temperature.result import TemperatureResult
-from fastscape.probes.temperature.sample_gradients import CoupledSamplesError, Deviations, Method, SampleGradients
+from fastscape.probes.temperature.sample_gradients import Deviations, Method, SampleGradients
+from fastscape.probes.temperature.sample_paths import CoupledSamplesError
 from fastscape.reports.numbers import spanned
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import objective_meta

@@ -14,7 +14,7 @@ from fastscape._checks import counted, integer
 from fastscape._clock import now
 from fastscape.curvature.flat import square
 from fastscape.curvature.operator import ggn, hessian
-from fastscape.curvature.products import PathName
+from fastscape.curvature.paths import PathName
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective, checked_objective, untrained

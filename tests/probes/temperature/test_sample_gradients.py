@@ -9,14 +9,16 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
-from fastscape.probes.temperature import sample_gradients
+from fastscape.probes.temperature import sample_paths
 from fastscape.probes.temperature.sample_gradients import Deviations, SampleGradients
+from fastscape.probes.temperature.sample_paths import SampleRows
 
 
 @pytest.mark.parametrize("path", ["vmap", "loop"])
 def test_paths_give_the_same_deviations(trained_mlp, digits, path, monkeypatch):
     objective = fs.Objective(trained_mlp.double(), [(digits[0][0][:40], digits[0][1][:40])], criterion=F.cross_entropy)
-    monkeypatch.setattr(SampleGradients, "_choose", lambda self: vars(self).update(path=path, _chunk=16 if path == "vmap" else 1))
+    chunk = 16 if path == "vmap" else 1
+    monkeypatch.setattr(SampleRows, "choose", lambda self, _memory: vars(self).update(path=path, chunk=chunk))
     try:
         with SampleGradients(objective) as source:
             found = source.deviations(Deviations())
@@ -83,7 +85,7 @@ def test_memory_bounds_the_block(trained_mlp, digits):
     objective = fs.Objective(trained_mlp, digits, criterion=F.cross_entropy)
     with SampleGradients(objective, memory=4 * 4 * objective.size) as source:
         assert max(len(block) for block in source.blocks()) == 1
-    assert sample_gradients._CHUNK > 1
+    assert sample_paths._CHUNK > 1
 
 
 # ---------------------------------------------------------------------- what a sample is
