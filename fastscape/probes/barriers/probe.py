@@ -279,8 +279,8 @@ def connect(
     those of :func:`barrier`. Only the objective's own parameters bend; the others stay on the line.
 
     Args:
-        objective, a, b, points, start, tolerance, bn, match, precision, seed, run: see :func:`barrier`. The seed also draws t and the
-            batches. With ``bn="recalibrate"`` the training uses the statistics of each batch.
+        objective, a, b, points, start, tolerance, bn, match, precision, seed, run: see :func:`barrier`. The seed also draws t and
+            the batches. With ``bn="recalibrate"`` the training uses the statistics of each batch.
         steps: of Adam.
         learning_rate: its first.
         budget: seconds; the line comes first, then the training, and the curve's points are kept time for.
