@@ -271,20 +271,22 @@ def chooses(file: File) -> bool:
 
 
 def public(package: Mapping[str, File]) -> dict[str, ast.FunctionDef | ast.ClassDef]:
-    """Definitions of the functions and classes in ``__all__``."""
-    names = _all(package[PACKAGE])
+    """Definitions of the public functions and classes."""
     found = {}
-    for name in names:
-        definition = _definition(name, PACKAGE, package) or _anywhere(name, package)
+    for name, module in _public_names(package[PACKAGE]):
+        definition = _definition(name, module, package) or _anywhere(name, package)
         if definition is not None:
             found[name] = definition
     return found
 
 
-def _all(file: File) -> list[str]:
+def _public_names(file: File) -> list[tuple[str, str]]:
+    """Those of ``__all__``, or of the table of names by module that it is made from, with where to look for them."""
     for node in file.tree.body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
-            return [part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id in ("__all__", "_NAMES") for t in node.targets):
+            table = ast.literal_eval(node.value)
+            modules = table if isinstance(table, dict) else {PACKAGE: " ".join(table)}
+            return [(name, module) for module, names in modules.items() for name in names.split()]
     return []
 
 

@@ -66,3 +66,4 @@ from fastscape.reports.storage import load as load
 from fastscape.probes.tracking.result import DifficultyResult as DifficultyResult, TrackResult as TrackResult
 from fastscape.probes.tracking.schedule import fractions as fractions, log_spaced as log_spaced, Schedule as Schedule
 from fastscape.probes.multifractal.settings import preset as preset, ProbeSettings as ProbeSettings
+from fastscape.runs.run import Run as Run

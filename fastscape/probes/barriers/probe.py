@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -32,7 +32,14 @@ from fastscape.probes.barriers.run import (
     path_meta,
 )
 from fastscape.probes.barriers.weight_paths import Bezier, Segment
-from fastscape.runs.budget import Budget
+from fastscape.runs.run import Run, Work, settled
+
+
+class BarrierKeywords(Work, total=False):
+    """Keywords of all that follows a path between solutions."""
+
+    precision: str | None
+    progress: Progress | None
 
 
 def barrier(
@@ -45,12 +52,7 @@ def barrier(
     tolerance: float = 1e-3,
     bn: BatchNorm | None = None,
     match: bool = False,
-    precision: str | None = None,
-    seed: int = 0,
-    budget: str | float | Budget | None = None,
-    name: str = "model",
-    step: int | None = None,
-    progress: Progress | None = None,
+    **keywords: Unpack[BarrierKeywords],
 ) -> BarrierResult:
     r"""Loss barrier between two solutions along the straight line :math:`w(\alpha) = (1 - \alpha)\, a + \alpha\, b`.
 
@@ -84,6 +86,7 @@ def barrier(
         budget: seconds, or ``"60s"``; three points are always evaluated.
         name, step: of the result.
         progress: called after every point with words and the share of ``points``.
+        run: precision, seed, budget, name, step, progress, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`BarrierResult`. Infinite losses make a barrier infinite, NaN are left out of the maxima, and both are counted
@@ -109,15 +112,15 @@ def barrier(
         >>> fs.barrier(objective, model, model).linear.value
         0.0
     """
-    began = now()
-    goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, precision, seed)
-    clock = budget if isinstance(budget, Budget) else Budget(budget)
-    losses = PathLosses(objective, ends[0], goals, progress)
+    work, began = settled(barrier, keywords), now()
+    goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
+    clock = work.clock()
+    losses = PathLosses(objective, ends[0], goals, work.progress)
     path = Segment(losses.objective, ends[0].state, ends[1].state)
     with torch.inference_mode(False), losses.along(path):
         line = losses.walk(Line(), clock)
         meta = path_meta(losses, ends, began, line.reason)
-        return barrier_result(losses, line, path, ends, name=name, step=step, meta=meta)
+        return barrier_result(losses, line, path, ends, name=work.name, step=work.step, meta=meta)
 
 
 def barriers(
@@ -129,12 +132,7 @@ def barriers(
     tolerance: float = 1e-2,
     bn: BatchNorm | None = None,
     match: bool = False,
-    precision: str | None = None,
-    seed: int = 0,
-    budget: str | float | Budget | None = None,
-    name: str = "model",
-    step: int | None = None,
-    progress: Progress | None = None,
+    **keywords: Unpack[BarrierKeywords],
 ) -> BarrierMatrix:
     """Barriers between every two of several solutions; see :func:`barrier` for definitions and arguments.
 
@@ -144,6 +142,7 @@ def barriers(
     Args:
         checkpoints: at least two solutions, or a mapping from their names.
         progress: called after every pair with its name and the share of pairs done.
+        precision, seed, budget, name, step, run: as there.
 
     Returns:
         A :class:`BarrierMatrix`; NaN for pairs that the budget or Ctrl-C left out.
@@ -153,13 +152,20 @@ def barriers(
 
     Cost: K + K (K - 1) / 2 times the inner points of a line. With ``match`` both ends of every pair are evaluated.
     """
-    began = now()
+    work, began = settled(barriers, keywords), now()
     checked_objective(objective)
     goals = checked_goals(
-        objective, points=points, start=start, tolerance=tolerance, bn=bn, match=match, precision=precision, seed=seed
+        objective,
+        points=points,
+        start=start,
+        tolerance=tolerance,
+        bn=bn,
+        match=match,
+        precision=work.precision,
+        seed=work.seed,
     )
     ends = end_points(objective, checkpoints, "checkpoints")
-    clock = budget if isinstance(budget, Budget) else Budget(budget)
+    clock = work.clock()
     losses = PathLosses(objective, ends[0], goals)
     path = Segment(losses.objective, ends[0].state, ends[1].state)
     for end in ends[2:]:
@@ -182,18 +188,18 @@ def barriers(
                         known[index] = line.points[alpha]
                 losses.walk(line, clock)
                 of_pair: dict[str, Any] = {"settings": goals.settings()}
-                pairs[i, j] = barrier_result(losses, line, path, (first, second), name=name, step=step, meta=of_pair)
+                pairs[i, j] = barrier_result(losses, line, path, (first, second), name=work.name, step=work.step, meta=of_pair)
                 if line.reason != "complete":
                     reason = line.reason
                     break
-                if progress is not None:
-                    progress(f"{first.label} - {second.label}", (done + 1) / len(order))
+                if work.progress is not None:
+                    work.progress(f"{first.label} - {second.label}", (done + 1) / len(order))
         except KeyboardInterrupt:
             if not pairs:
                 raise
             reason = "interrupted"
         meta = path_meta(losses, ends, began, reason)
-    return _matrix(ends, pairs, known, goals, name, step, meta)
+    return _matrix(ends, pairs, known, goals, work, meta)
 
 
 def _matrix(
@@ -201,8 +207,7 @@ def _matrix(
     pairs: Mapping[tuple[int, int], BarrierResult],
     known: Mapping[int, Point],
     goals: Goals,
-    name: str,
-    step: int | None,
+    work: Run,
     meta: dict[str, Any],
 ) -> BarrierMatrix:
     count = len(ends)
@@ -227,8 +232,8 @@ def _matrix(
     places[below] = 1 - places[below]
     classes = any(pair.accuracy is not None for pair in pairs.values())
     return BarrierMatrix(
-        name=name,
-        step=step,
+        name=work.name,
+        step=work.step,
         labels=tuple(end.label for end in ends),
         losses=losses,
         accuracy=accuracy if classes else None,
@@ -263,12 +268,7 @@ def connect(
     tolerance: float = 1e-3,
     bn: BatchNorm | None = None,
     match: bool = False,
-    precision: str | None = None,
-    seed: int = 0,
-    budget: str | float | Budget | None = None,
-    name: str = "model",
-    step: int | None = None,
-    progress: Progress | None = None,
+    **keywords: Unpack[BarrierKeywords],
 ) -> CurveResult:
     r"""A curve of low loss between two solutions: a quadratic Bezier curve with a trained bend.
 
@@ -279,8 +279,8 @@ def connect(
     those of :func:`barrier`. Only the objective's own parameters bend; the others stay on the line.
 
     Args:
-        objective, a, b, points, start, tolerance, bn, match, precision, seed: see :func:`barrier`. The seed also draws t and the
-            batches. With ``bn="recalibrate"`` the training uses the statistics of each batch.
+        objective, a, b, points, start, tolerance, bn, match, precision, seed, run: see :func:`barrier`. The seed also draws t and
+            the batches. With ``bn="recalibrate"`` the training uses the statistics of each batch.
         steps: of Adam.
         learning_rate: its first.
         budget: seconds; the line comes first, then the training, and the curve's points are kept time for.
@@ -299,24 +299,24 @@ def connect(
     Source: Garipov, Izmailov, Podoprikhin, Vetrov & Wilson, "Loss surfaces, mode connectivity, and fast ensembling of DNNs"
     (2018).
     """
-    began = now()
+    work, began = settled(connect, keywords), now()
     if not (isinstance(learning_rate, (int, float)) and math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}")
     integer("steps", steps, 0)
-    goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, precision, seed)
-    clock = budget if isinstance(budget, Budget) else Budget(budget)
+    goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
+    clock = work.clock()
     losses = PathLosses(objective, ends[0], goals)
     straight = Segment(losses.objective, ends[0].state, ends[1].state)
     with torch.inference_mode(False):
         with losses.along(straight):
             line = losses.walk(Line(), clock, reserve=4 * losses.unit)
             meta = path_meta(losses, ends, began, line.reason)
-            along_line = barrier_result(losses, line, straight, ends, name=name, step=step, meta=meta)
+            along_line = barrier_result(losses, line, straight, ends, name=work.name, step=work.step, meta=meta)
         again = 2.0 * start * losses.unit  # the curve's points must still fit
         wide = torch.promote_types(goals.precision or objective.dtype, torch.float32)
         path = Bezier(losses.objective, ends[0].state, ends[1].state, wide)
         wanted = 0 if line.reason == "interrupted" else steps
-        trained = train_bend(losses.objective, path, objective.names, goals, wanted, learning_rate, clock, again, progress)
+        trained = train_bend(losses.objective, path, objective.names, goals, wanted, learning_rate, clock, again, work.progress)
         reason = line.reason if line.reason != "complete" else trained.reason
         if reason == "interrupted":
             losses.goals = dataclasses.replace(goals, points=start)
@@ -331,10 +331,10 @@ def connect(
         counts = {"steps": len(trained.losses), "training_evaluations": trained.evaluations}
         meta = path_meta(losses, ends, began, reason, settings=asked, learning_rate=learning_rate, **counts)
         meta["evaluations"] += along_line.meta["evaluations"]
-        along_curve = barrier_result(losses, bent, path, ends, name=name, step=step, meta=meta)
+        along_curve = barrier_result(losses, bent, path, ends, name=work.name, step=work.step, meta=meta)
     return CurveResult(
-        name=name,
-        step=step,
+        name=work.name,
+        step=work.step,
         line=along_line,
         curve=along_curve,
         length=along_curve.length,
@@ -355,12 +355,18 @@ def _prepared(
     tolerance: float,
     bn: BatchNorm | None,
     match: bool,
-    precision: str | None,
-    seed: int,
+    work: Run,
 ) -> tuple[Goals, tuple[EndPoint, EndPoint]]:
     checked_objective(objective)
     goals = checked_goals(
-        objective, points=points, start=start, tolerance=tolerance, bn=bn, match=match, precision=precision, seed=seed
+        objective,
+        points=points,
+        start=start,
+        tolerance=tolerance,
+        bn=bn,
+        match=match,
+        precision=work.precision,
+        seed=work.seed,
     )
     first, second = end_point(objective, a, "a"), end_point(objective, b, "b")
     labels = distinct([a, b], [first.label, second.label])

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from fastscape.probes.bench.setting import Ready, Setting, Unit
 from fastscape.probes.bench.units import bench_units
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import objective_meta
+from fastscape.runs.run import Work, settled
 
 _SLOW = 0.25  # seconds of making ready, which computes the numbers once, after which a unit is warm
 _ROUND = 0.005  # seconds of a unit in a round below which it is called several times
@@ -34,17 +36,19 @@ _LONG = 200  # characters of a remark: refusals of paths quote torch
 _FEW = 5  # repeats below which quartiles say little
 
 
+class BenchKeywords(Work, total=False):
+    """Keywords beside how much is timed."""
+
+    memory: int | None
+    progress: Callable[[str, float], None] | None
+
+
 def bench(
     objective: Objective,
     *,
-    budget: str | float | Budget | None = "60s",
     count: int = 8,
     repeats: int = 9,
-    memory: int | None = None,
-    seed: int = 0,
-    name: str = "model",
-    step: int | None = None,
-    progress: Callable[[str, float], None] | None = None,
+    **keywords: Unpack[BenchKeywords],
 ) -> BenchResult:
     r"""What a forward, a gradient, a response, a quadratic form and a product cost here, in turns, beside plain torch.
 
@@ -55,13 +59,14 @@ def bench(
 
     Args:
         objective: the loss L; D parameters.
-        budget: seconds, or ``"60s"``; units that do not fit are listed as left out. ``None`` times all of them.
+        budget: seconds, or ``"60s"``, the default; units that do not fit are listed as left out. ``None`` times all of them.
         count: directions of a call of responses (one where a forward is slow), vectors of a block of products.
         repeats: rounds at most.
         memory: bytes for each way to evaluate, as for :func:`fastscape.responses` and :func:`fastscape.hessian`.
         seed: of the directions.
         name, step: of the model.
         progress: called with what is being done and the share of the budget that is spent.
+        run: budget, memory, seed, name, step, progress, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`BenchResult`: seconds per unit in every round, peak memory, deviations, paths. Whatever a unit raises is its
@@ -82,20 +87,21 @@ def bench(
         >>> result.ratio("gradient") > 0
         True
     """
+    work = settled(bench, keywords, budget="60s")
     checked_objective(objective)
-    check_memory(memory)
+    check_memory(work.memory)
     run = _Run(
-        budget if isinstance(budget, Budget) else Budget(budget),
+        work.clock(),
         integer("repeats", repeats, 1),
-        progress or (lambda _words, _share: None),
+        work.progress or (lambda _words, _share: None),
     )
-    integer("count", count, 1), integer("seed", seed, 0, 2**63)
+    integer("count", count, 1), integer("seed", work.seed, 0, 2**63)
     began = now()
     loss, stop_reason = math.nan, "all repeats done"
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
         try:
-            setting = Setting(objective, count, memory, seed, stack)
+            setting = Setting(objective, count, work.memory, work.seed, stack)
             loss = setting.loss
             run.prepare(setting)
             run.rounds()
@@ -107,15 +113,15 @@ def bench(
         stop_reason = "deadline"
     settings = {"budget": run.budget.seconds if run.budget.limited else None, "count": count, "repeats": repeats}
     return BenchResult(
-        name=name,
-        step=step,
+        name=work.name,
+        step=work.step,
         loss=loss,
         units=tuple(row.unit() for row in run.rows),
         meta=objective_meta(objective)
         | machine(objective.device)
         | {
-            "seed": seed,
-            "settings": settings | {"memory": memory},
+            "seed": work.seed,
+            "settings": settings | {"memory": work.memory},
             "rounds": run.done,
             "seconds": now() - began,
             "stop_reason": stop_reason,

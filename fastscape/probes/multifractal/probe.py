@@ -5,17 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Unpack, cast
 
+from fastscape._checks import checked_settings
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
 from fastscape.probes.multifractal.session import Point, ProbeError, Progress, Session
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.response.precision import AnyPath
-from fastscape.runs.budget import Budget
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+from fastscape.runs.run import Run, Timed, Work, settled
 
 ProgressCallback = Callable[[Progress], None]
+
+
+class TrajectoryKeywords(Timed, total=False):
+    """Keywords beside those of directions, analysis and what is reached."""
+
+    path: AnyPath | None
+    memory: int | None
+    progress: ProgressCallback | None
+
+
+class MultifractalKeywords(TrajectoryKeywords, Work, total=False):
+    """The same at one checkpoint."""
 
 
 def multifractal(
@@ -23,13 +37,9 @@ def multifractal(
     probe: ProbeSettings | None = None,
     analysis: AnalysisSettings | None = None,
     *,
-    budget: str | float | Budget | None = None,
     target: float | None = None,
-    path: AnyPath | None = None,
-    memory: int | None = None,
     extend: MultifractalResult | None = None,
-    name: str = "model",
-    progress: ProgressCallback | None = None,
+    **keywords: Unpack[MultifractalKeywords],
 ) -> MultifractalResult:
     r"""Multifractal description of the loss around a checkpoint.
 
@@ -52,8 +62,10 @@ def multifractal(
         path: as for :func:`fastscape.responses`.
         memory: bytes that batched evaluation may take.
         extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.
-        name: of the checkpoint, for tables.
+        name, step: of the checkpoint, for tables.
         progress: called after every block with a :class:`fastscape.probes.multifractal.session.Progress`.
+        seed: of ``probe``, which may be left out then.
+        run: budget, path, memory, name, step, progress, seed, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`MultifractalResult`. NaN or inf losses give a result with flags. Ctrl-C gives the partial result, with
@@ -69,9 +81,10 @@ def multifractal(
 
     Source: Török & Bartha, "Multifractal structure of neural network loss landscapes".
     """
+    work = settled(multifractal, keywords, seed=None)
     checked_objective(objective)
-    session = Session(probe, analysis, budget, target, path, memory, progress)
-    point = Point(name, None, lambda: objective)
+    session = _session(probe, analysis, target, work)
+    point = Point(work.name, work.step, lambda: objective)
     return session.run([point], [extend] if extend is not None else None).points[0]
 
 
@@ -81,12 +94,9 @@ def trajectory(
     probe: ProbeSettings | None = None,
     analysis: AnalysisSettings | None = None,
     *,
-    budget: str | float | Budget | None = None,
     target: float | None = None,
-    path: AnyPath | None = None,
-    memory: int | None = None,
     extend: TrajectoryResult | None = None,
-    progress: ProgressCallback | None = None,
+    **keywords: Unpack[TrajectoryKeywords],
 ) -> TrajectoryResult:
     """Multifractal descriptions of several checkpoints of one model, along the same directions.
 
@@ -98,7 +108,7 @@ def trajectory(
         objective: model architecture, loss and data; its weights are not used.
         checkpoints: ``.safetensors`` files, or torch files of tensors (read with ``weights_only=True``), in order; state
             dicts, alone or under a usual key such as ``state_dict``.
-        probe, analysis, budget, target, path, memory, extend, progress: as for :func:`multifractal`, the target being
+        probe, analysis, budget, target, path, memory, extend, progress, seed, run: as for :func:`multifractal`, the target being
             reached when every checkpoint has.
 
     Returns:
@@ -109,8 +119,9 @@ def trajectory(
             settings, or a budget that cannot fit one unit per checkpoint.
         ProbeError: the model raised midway; its ``partial`` holds the results so far.
     """
+    work = settled(trajectory, keywords, seed=None)
     checked_objective(objective)
-    session = Session(probe, analysis, budget, target, path, memory, progress)
+    session = _session(probe, analysis, target, work)
     files = read_checkpoints(checkpoints)
     for file in files:
         file.at(objective)  # every file is read and matched before any work
@@ -118,6 +129,15 @@ def trajectory(
     if extend is not None and not isinstance(extend, TrajectoryResult):
         raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")
     return session.run(points, None if extend is None else extend.points)
+
+
+def _session(probe: ProbeSettings | None, analysis: AnalysisSettings | None, target: float | None, work: Run) -> Session:
+    if work.seed is not None and probe is None:
+        probe = ProbeSettings(seed=work.seed)
+    elif work.seed is not None and checked_settings("probe", probe, ProbeSettings).seed != work.seed:
+        raise ValueError(f"seed must be that of probe=, {probe.seed}, got {work.seed!r}; leave one of them out")
+    path = cast("AnyPath | None", work.path)
+    return Session(probe, analysis, work.budget, target, path, work.memory, work.progress)
 
 
 __all__ = ["ProbeError", "Progress", "multifractal", "trajectory"]

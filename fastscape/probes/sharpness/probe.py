@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 
@@ -13,7 +14,13 @@ from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.sharpness.balls import Variant
 from fastscape.probes.sharpness.result import SharpnessResult
 from fastscape.probes.sharpness.run import Goals, SharpnessRun
-from fastscape.runs.budget import Budget
+from fastscape.runs.run import Work, settled
+
+
+class SharpnessKeywords(Work, total=False):
+    """Keywords beside those of the ball and its companions."""
+
+    precision: str | None
 
 
 def sharpness(
@@ -27,11 +34,7 @@ def sharpness(
     samples: int = 16,
     products: int = 30,
     eta: float = 0.01,
-    seed: int = 0,
-    precision: str | None = None,
-    budget: str | float | Budget | None = None,
-    name: str = "model",
-    step: int | None = None,
+    **keywords: Unpack[SharpnessKeywords],
 ) -> SharpnessResult:
     r"""How much the loss can rise within a ball around the weights: a lower bound of the worst case, and its companions.
 
@@ -69,6 +72,7 @@ def sharpness(
             for and such roundings are as large as the average case, that is NaN, with a note.
         budget: seconds, or ``"60s"``; ascents end there with what is known, and a quadratic model that does not fit is left out.
         name, step: of the checkpoint.
+        run: seed, precision, budget, name, step, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`SharpnessResult`. Points with NaN or infinite loss are counted and flagged; an infinite loss makes ``worst``
@@ -95,6 +99,7 @@ def sharpness(
         >>> result.worst >= result.random.value
         True
     """
+    work = settled(sharpness, keywords)
     checked_objective(objective)
     if not (isinstance(epsilon, (int, float)) and math.isfinite(epsilon) and epsilon > 0):
         raise ValueError(f"epsilon must be positive and finite, got {epsilon!r}; 0 has no worst case, and gives 0")
@@ -116,10 +121,9 @@ def sharpness(
         samples=samples,
         products=products,
         eta=float(eta),
-        seed=integer("seed", seed, 0, 2**64),
-        precision=None if precision is None else checked_dtype(precision),
+        seed=integer("seed", work.seed, 0, 2**64),
+        precision=None if work.precision is None else checked_dtype(work.precision),
     )
-    clock = budget if isinstance(budget, Budget) else Budget(budget)
-    run = SharpnessRun(objective, goals, clock)
+    run = SharpnessRun(objective, goals, work.clock())
     with torch.inference_mode(False):
-        return run.result(run.run(), name, step)
+        return run.result(run.run(), work.name, work.step)

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -27,6 +27,7 @@ from fastscape.probes.temperature.probe import temperature
 from fastscape.runs.budget import Budget
 from fastscape.runs.optimizers import OptimizerState
 from fastscape.runs.provenance import objective_meta
+from fastscape.runs.run import Run, Work, settled, shared_keywords
 
 # Shares of the time: the spectrum pays for eight quantities; a path's and a slice's evaluations are few.
 SHARES = {"spectrum": 4.0, "slice": 1.5, "sharpness": 2.0, "temperature": 1.5, "barrier": 1.5, "multifractal": 4.0}
@@ -38,7 +39,10 @@ PROBES: dict[str, Callable[..., Any]] = {
     "barrier": barrier,
     "multifractal": multifractal,
 }
-_KEYWORDS = {kind: tuple(inspect.signature(function).parameters)[1:] for kind, function in PROBES.items()}
+_KEYWORDS = {
+    kind: (*(name for name in tuple(inspect.signature(function).parameters)[1:-1]), *shared_keywords(function))
+    for kind, function in PROBES.items()
+}
 _SIGNATURE = ("spectrum", "slice", "sharpness", "temperature", "barrier")
 _NOT_ASKED = "it was not asked for (what=)"
 _NO_BATCH = "the training's batch_size=, and learning_rate= or optimizer=, were not all given"
@@ -46,21 +50,34 @@ _NO_OTHER = "no second solution was given: pass other="
 _NO_TRAINING = "it is of a whole training: pass difficulty= as the tracker gives it"
 
 
+class ProbeKeywords(Work, total=False):
+    """Keywords of several probes at once."""
+
+    targets: Mapping[str, float | None] | None
+
+
+class SignatureKeywords(ProbeKeywords, total=False):
+    """Keywords of the signature that are those of its probes."""
+
+    other: Any
+    optimizer: Optimizer | str | Path | None
+    batch_size: int | None
+    learning_rate: float | None
+    momentum: float
+    options: Mapping[str, Mapping[str, Any]] | None
+
+
 def probe(
     objective: Objective,
     what: str | Sequence[str] | None = None,
     *,
-    budget: str | float | Budget | None = None,
-    targets: Mapping[str, float] | None = None,
     other: Any = None,
     optimizer: Optimizer | str | Path | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
     momentum: float = 0.0,
     options: Mapping[str, Mapping[str, Any]] | None = None,
-    seed: int = 0,
-    name: str = "model",
-    step: int | None = None,
+    **keywords: Unpack[ProbeKeywords],
 ) -> ProbeResult:
     """Several probes of one checkpoint under one budget, on one page.
 
@@ -78,6 +95,7 @@ def probe(
         options: further keywords of single probes, by their name: ``{"slice": {"radius": 0.5}}``.
         seed: of all of them.
         name, step: of the checkpoint.
+        run: budget, targets, seed, name, step, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`ProbeResult`; a probe that failed or did not fit the budget is in ``missing`` with the reason. Ctrl-C gives
@@ -90,9 +108,10 @@ def probe(
 
     Cost: that of the probes; the temperature takes tr(H) from the spectrum.
     """
+    work = settled(probe, keywords)
     checked_objective(objective)
-    integer("seed", seed, 0, 2**63)
-    clock = budget if isinstance(budget, Budget) else Budget(budget)
+    integer("seed", work.seed, 0, 2**63)
+    clock = work.clock()
     given: dict[str, Any] = {
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -103,17 +122,16 @@ def probe(
     what = _named(what)
     absent = _absent(what, given, other)
     kinds = _chosen(what, absent)
-    extra = _checked_options(options, targets)
-    common = {"seed": seed, "name": name}
-    asked = _keywords(objective, given, other, common, step)
+    extra = _checked_options(options, work.targets)
+    asked = _keywords(objective, given, other, work)
     stages = [Stage(kind, SHARES[kind], _runner(objective, kind, asked[kind] | extra.get(kind, {}))) for kind in kinds]
     done = run_stages(stages, clock)
     return ProbeResult(
-        name=name,
-        step=step,
+        name=work.name,
+        step=work.step,
         results=done.results,
         missing={kind: reason for kind, reason in absent.items() if what is None} | done.missing,
-        meta=_meta(objective, clock, done, {"what": list(kinds), "targets": dict(targets or {})}, seed),
+        meta=_meta(objective, clock, done, {"what": list(kinds), "targets": dict(work.targets or {})}, work.seed),
         notes=tuple(done.notes),
     )
 
@@ -121,22 +139,12 @@ def probe(
 def signature(
     objective: Objective,
     *,
-    other: Any = None,
-    optimizer: Optimizer | str | Path | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    momentum: float = 0.0,
-    budget: str | float | Budget | None = None,
     epsilon: float = 1e-2,
     radius: float = 1.0,
     k: int = 5,
     what: str | Sequence[str] | None = None,
     difficulty: Any = None,
-    targets: Mapping[str, float] | None = None,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-    seed: int = 0,
-    name: str = "model",
-    step: int | None = None,
+    **keywords: Unpack[SignatureKeywords],
 ) -> Signature:
     """Geometric signature of a checkpoint: curvature, roughness, sharpness, barrier and gradient noise, with intervals.
 
@@ -160,6 +168,7 @@ def signature(
         targets, options: as for :func:`probe`.
         seed: of everything random.
         name, step: of the checkpoint.
+        run: as for :func:`probe`.
 
     Returns:
         A :class:`Signature`; a quantity that could not be had is ``None`` with the reason in ``missing``. ``.warnings()`` are
@@ -182,39 +191,33 @@ def signature(
         >>> found.stability_ratio.value < 1, found.missing["roughness"]
         (True, 'it was not asked for (what=)')
     """
+    work = settled(signature, keywords)
     checked_objective(objective)
     wanted: dict[str, dict[str, Any]] = {
         "spectrum": {"k": integer("k", k, 1)},
         "slice": {"radius": _checked_radius("radius", radius)},
         "sharpness": {"epsilon": _checked_radius("epsilon", epsilon)},
     }
-    merged = {kind: {**wanted.get(kind, {}), **(options or {}).get(kind, {})} for kind in {*wanted, *(options or {})}}
-    given: dict[str, Any] = {
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "momentum": momentum,
-        "optimizer": optimizer,
-    }
+    options, other = keywords.get("options") or {}, keywords.get("other")
+    merged = {kind: {**wanted.get(kind, {}), **options.get(kind, {})} for kind in {*wanted, *options}}
+    given: dict[str, Any] = {name: keywords.get(name) for name in ("batch_size", "learning_rate", "optimizer")}
     what = _named(what)
     absent = _absent(what, given, other)
     kinds = tuple(kind for kind in _SIGNATURE if kind not in absent) if what is None else what
     found = probe(
         objective.trained(),
         kinds,
-        budget=budget,
-        targets=targets,
         other=other,
         options=merged,
-        seed=seed,
-        name=name,
-        step=step,
+        momentum=keywords.get("momentum", 0.0),
+        run=work,
         **given,
     )
     results = [*found.results.values(), *([] if difficulty is None else [difficulty])]
     reasons = {kind: _NOT_ASKED for kind in PROBES if kind not in found.results} | absent | found.missing
     if difficulty is None:
         reasons["difficulty"] = _NO_TRAINING
-    made = Signature.of(*results, name=name, step=step, missing=reasons, meta=found.meta)
+    made = Signature.of(*results, name=work.name, step=work.step, missing=reasons, meta=found.meta)
     return dataclasses.replace(made, notes=tuple(dict.fromkeys((*found.notes, *made.notes))))
 
 
@@ -261,7 +264,7 @@ def _chosen(what: Sequence[str] | None, absent: Mapping[str, str]) -> tuple[str,
 
 
 def _checked_options(
-    options: Mapping[str, Mapping[str, Any]] | None, targets: Mapping[str, float] | None
+    options: Mapping[str, Mapping[str, Any]] | None, targets: Mapping[str, float | None] | None
 ) -> dict[str, dict[str, Any]]:
     """Keywords of every probe from options and targets; a keyword that a probe does not have is an error."""
     extra = {kind: dict(keywords) for kind, keywords in (options or {}).items()}
@@ -283,14 +286,12 @@ def _checked_options(
     return extra
 
 
-def _keywords(
-    objective: Objective, given: Mapping[str, Any], other: Any, common: Mapping[str, Any], step: int | None
-) -> dict[str, dict[str, Any]]:
+def _keywords(objective: Objective, given: Mapping[str, Any], other: Any, work: Run) -> dict[str, dict[str, Any]]:
     """What each probe is called with."""
     moves = given["optimizer"]
     if moves is None and given["learning_rate"] is not None:
         moves = _sgd(objective, given["learning_rate"], given["momentum"])
-    placed = {**common, "step": step}
+    placed = {"seed": work.seed, "name": work.name, "step": work.step}
     noise = {key: value for key, value in given.items() if key != "momentum" or given["optimizer"] is None}
     return {
         "spectrum": {**placed, "optimizer": moves},
@@ -298,7 +299,7 @@ def _keywords(
         "sharpness": placed,
         "temperature": {**placed, **noise},
         "barrier": {"a": None, "b": other, **placed},
-        "multifractal": {"name": common["name"], "probe": ProbeSettings(seed=common["seed"])},
+        "multifractal": {"name": work.name, "probe": ProbeSettings(seed=work.seed)},
     }
 
 

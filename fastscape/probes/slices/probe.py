@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -40,10 +40,20 @@ from fastscape.probes.slices.norms import Norms, norm_notes
 from fastscape.probes.slices.result import PlaneResult, SliceResult
 from fastscape.probes.slices.roughness import Trend, mean_count, mean_estimate, minima, second_difference_energy
 from fastscape.runs.anytime import Anytime
-from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import objective_meta
+from fastscape.runs.run import Work, settled
 
 Progress = Callable[[int, int], None]
+
+
+class SliceKeywords(Work, total=False):
+    """Keywords of both slices."""
+
+    precision: str | None
+    path: str | None
+    memory: int | None
+    progress: Progress | None
+
 
 _TRIAL = 0.05  # of the budget, for trying batched evaluation
 _DEPTH = 4.0  # times the rounding of one loss: two losses differ by less in 99.5 % of cases
@@ -68,17 +78,10 @@ def slice1d(
     count: int | None = None,
     normalize: str = "filter",
     scale: Scale = "relative",
-    seed: int = 0,
     trajectory: Sequence[AnyState] | None = None,
     symlog: bool | None = None,
     bn: BatchNorm | None = None,
-    precision: str | None = None,
-    budget: str | float | Budget | None = None,
-    path: str | None = None,
-    memory: int | None = None,
-    name: str = "model",
-    step: int | None = None,
-    progress: Progress | None = None,
+    **keywords: Unpack[SliceKeywords],
 ) -> SliceResult:
     r"""Loss along lines :math:`f_i(\alpha) = L(w + \alpha v_i)`, with its roughness.
 
@@ -111,6 +114,7 @@ def slice1d(
         memory: bytes that batched evaluation may take.
         name, step: of the checkpoint.
         progress: called with directions done and in all.
+        run: seed, precision, budget, path, memory, name, step, progress, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`SliceResult`. Ctrl-C gives the directions evaluated so far, ``meta["stop_reason"] == "interrupted"``.
@@ -125,21 +129,25 @@ def slice1d(
 
     Source: Li et al., "Visualizing the loss landscape of neural nets" (2018), section 4; Goodfellow et al. (2015).
     """
+    work = settled(slice1d, keywords)
     checked_objective(objective)
     alphas = grid(radius, points)
     random = directions is None or (isinstance(directions, str) and directions == "random")
     number = LINES if random else COMPONENTS
-    count, seed = number if count is None else integer("count", count, 1), integer("seed", seed, 0, 2**64)
-    dtype = None if precision is None else checked_dtype(precision)
-    clock = budget if isinstance(budget, Budget) else Budget(budget)
+    count, seed = number if count is None else integer("count", count, 1), integer("seed", work.seed, 0, 2**64)
+    dtype = None if work.precision is None else checked_dtype(work.precision)
+    clock = work.clock()
     norms = Norms(objective, bn)
     states = None if trajectory is None else states_of(objective, trajectory)[0]
     given = axes_of(objective, directions, count=count, normalize=normalize, scale=scale, seed=seed, trajectory=states)
-    settings = _settings(directions, normalize, scale, radius, points, precision, symlog) | {"directions": len(given), "bn": bn}
+    settings = _settings(directions, normalize, scale, radius, points, work.precision, symlog) | {
+        "directions": len(given),
+        "bn": bn,
+    }
     base, found = list(objective.base.values()), _Lines()
     run = Anytime(clock, "direction")
     watched = len(given) if isinstance(given, Axes) else 1
-    common: dict[str, Any] = {"dtype": dtype, "path": path, "memory": memory, "trial": _TRIAL * clock.seconds}
+    common: dict[str, Any] = {"dtype": dtype, "path": work.path, "memory": work.memory, "trial": _TRIAL * clock.seconds}
     with Surface(norms.objective, Affine(base, [base]), prepare=norms.prepare, **common) as surface:
 
         def evaluate(line: Line) -> None:
@@ -147,12 +155,12 @@ def slice1d(
             found.add(line, surface.at(alphas))
             if len(found.lines) <= watched:
                 norms.compare(surface, alphas[[0, -1]][:, None], found.found[-1].losses[[0, -1]], f"of {line.label}")
-            if progress is not None:
-                progress(run.done + 1, len(given))
+            if work.progress is not None:
+                work.progress(run.done + 1, len(given))
 
         run.over(lines_of(given, surface.dtype), evaluate, surface.seconds * points)
         meta = _meta(norms.objective, surface, run, settings, seed) | norms.meta
-    result = _line_result(name, step, alphas, found, meta)
+    result = _line_result(work.name, work.step, alphas, found, meta)
     if run.error is not None:
         raise _failed(run, result)
     return result
@@ -167,17 +175,10 @@ def slice2d(
     normalize: str = "filter",
     scale: Scale = "relative",
     orthogonal: bool = True,
-    seed: int = 0,
     trajectory: Sequence[AnyState] | None = None,
     symlog: bool | None = None,
     bn: BatchNorm | None = None,
-    precision: str | None = None,
-    budget: str | float | Budget | None = None,
-    path: str | None = None,
-    memory: int | None = None,
-    name: str = "model",
-    step: int | None = None,
-    progress: Progress | None = None,
+    **keywords: Unpack[SliceKeywords],
 ) -> PlaneResult:
     r"""Loss over a plane :math:`f(\alpha_1, \alpha_2) = L(w + \alpha_1 v_1 + \alpha_2 v_2)`.
 
@@ -189,7 +190,7 @@ def slice2d(
         directions: two of what :func:`slice1d` takes; more than two random ones or eigenvectors are cut to the first two.
         radius: A, or (A_1, A_2); ``None`` for 1, and with a trajectory for the least that shows it.
         points: odd number along each axis, or (along alpha_1, along alpha_2).
-        normalize, scale, seed, symlog, bn, precision, path, memory, name, step: as for :func:`slice1d`.
+        normalize, scale, seed, symlog, bn, precision, path, memory, name, step, run: as for :func:`slice1d`.
         orthogonal: make v_2 orthogonal to v_1 (Gram-Schmidt after scaling); otherwise their cosine is reported as it is.
         trajectory: checkpoints to project onto the plane: files, state dicts or modules; ``directions="pca"`` takes their
             principal components.
@@ -207,10 +208,11 @@ def slice2d(
 
     Source: Li et al., "Visualizing the loss landscape of neural nets" (2018), sections 4 and 7.
     """
+    work = settled(slice2d, keywords)
     checked_objective(objective)
-    seed = integer("seed", seed, 0, 2**64)
-    dtype = None if precision is None else checked_dtype(precision)
-    clock = budget if isinstance(budget, Budget) else Budget(budget)
+    seed = integer("seed", work.seed, 0, 2**64)
+    dtype = None if work.precision is None else checked_dtype(work.precision)
+    clock = work.clock()
     sizes = points if isinstance(points, tuple) else (points, points)
     if len(sizes) != 2:
         raise ValueError(f"points must be a number or a pair, got {points!r}")
@@ -226,17 +228,20 @@ def slice2d(
     projected = None if states is None else axes.project(objective, states)
     radii = _radii(radius, projected)
     alphas = [grid(reach, size) for reach, size in zip(radii, sizes, strict=True)]
-    settings = _settings(directions, normalize, scale, radii, sizes, precision, symlog) | {"orthogonal": orthogonal, "bn": bn}
+    settings = _settings(directions, normalize, scale, radii, sizes, work.precision, symlog) | {
+        "orthogonal": orthogonal,
+        "bn": bn,
+    }
     plane = _Plane(alphas[0], alphas[1])
     run = Anytime(clock, "row")
     family = Affine(list(objective.base.values()), axes.tensors)
-    common: dict[str, Any] = {"dtype": dtype, "path": path, "memory": memory, "trial": _TRIAL * clock.seconds}
+    common: dict[str, Any] = {"dtype": dtype, "path": work.path, "memory": work.memory, "trial": _TRIAL * clock.seconds}
     with Surface(norms.objective, family, accuracy=False, prepare=norms.prepare, **common) as surface:
 
         def evaluate(row: int) -> None:
             plane.fill(row, surface.at(np.column_stack([np.full(sizes[1], alphas[0][row]), alphas[1]])))
-            if progress is not None:
-                progress(run.done + 1, sizes[0])
+            if work.progress is not None:
+                work.progress(run.done + 1, sizes[0])
 
         run.over(coarse_to_fine(sizes[0]), evaluate, surface.seconds * sizes[1])
         try:
@@ -244,7 +249,7 @@ def slice2d(
         except KeyboardInterrupt:  # the plane is there
             run.reason = "interrupted"
         meta = _meta(norms.objective, surface, run, settings, seed) | {"checkpoints": names} | norms.meta
-    result = _plane_result(name, step, plane, axes, projected, meta)
+    result = _plane_result(work.name, work.step, plane, axes, projected, meta)
     if run.error is not None:
         raise _failed(run, result)
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ from fastscape.probes.spectrum.run import SpectralRun
 from fastscape.probes.spectrum.stability import Optimizer
 from fastscape.probes.spectrum.stability_stage import StabilityStage, least_rows
 from fastscape.probes.spectrum.state import Curvature, Deadline, Goals, SpectrumProgress
-from fastscape.runs.budget import Budget
 from fastscape.runs.checkpoints import read_optimizer
+from fastscape.runs.run import Work, settled
 
 __all__ = ["SpectrumError", "SpectrumProgress", "spectrum"]
 
@@ -42,23 +42,25 @@ class SpectrumError(RuntimeError):
         self.partial = partial
 
 
+class SpectrumKeywords(Work, total=False):
+    """Keywords beside those of the matrix and what of it is wanted."""
+
+    memory: int | None
+    targets: Mapping[str, float | None] | None
+    path: str | None
+    progress: Callable[[SpectrumProgress], None] | None
+
+
 def spectrum(
     objective: Objective,
     k: int = 5,
     *,
     operator: Literal["hessian", "ggn"] = "hessian",
-    budget: str | float | Budget | None = None,
-    memory: int | None = None,
-    targets: Mapping[str, float | None] | None = None,
     block: int | None = None,
     nodes: int = 80,
-    seed: int = 0,
     warm: SpectrumResult | None = None,
     optimizer: Optimizer | str | Path | None = None,
-    path: str | None = None,
-    name: str = "model",
-    step: int | None = None,
-    progress: Callable[[SpectrumProgress], None] | None = None,
+    **keywords: Unpack[SpectrumKeywords],
 ) -> SpectrumResult:
     r"""Spectrum of the Hessian (or Gauss-Newton matrix) H of the loss: extreme eigenvalues, trace, effective rank, density.
 
@@ -89,6 +91,7 @@ def spectrum(
         path: of the products, see :func:`fastscape.hessian`; ``None`` to try them.
         name, step: of the checkpoint.
         progress: called after every block with a :class:`SpectrumProgress`.
+        run: budget, memory, targets, seed, path, name, step, progress, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`SpectrumResult`; trace, layers and rank with intervals over probes, and the data's error of the trace apart.
@@ -106,17 +109,18 @@ def spectrum(
 
     Source: Golub & Underwood (1977); Ghorbani, Krishnan & Xiao (2019); Meyer et al., "Hutch++" (2021).
     """
+    work = settled(spectrum, keywords)
     checked_objective(objective)
-    goals = checked_goals(objective, k, operator, targets, nodes)
+    goals, memory = checked_goals(objective, k, operator, work.targets, nodes), work.memory
     block = BLOCK if block is None else integer("block", block, 2)
-    integer("seed", seed, 0, 2**64)
+    integer("seed", work.seed, 0, 2**64)
     check_memory(memory)
     start = _warm_vectors(objective, warm)
-    clock = budget if isinstance(budget, Budget) else Budget(budget)
+    clock = work.clock()
     moves = None if optimizer is None else recursion(objective, _read(optimizer))
     objective = objective if moves is None else objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
-    chosen_path = cast("PathName | None", path)
+    chosen_path = cast("PathName | None", work.path)
     matrix = make(objective, memory=memory, path=chosen_path)
     width = block + (0 if start is None else start.shape[1])
     beside = 0 if moves is None else least_rows(objective.size, moves, block)
@@ -126,22 +130,22 @@ def spectrum(
         k=k,
         goals=goals,
         block=block,
-        seed=seed,
+        seed=work.seed,
         budget=clock,
         capacity=_capacity(matrix, k, width, goals, memory, beside),
         warm=start,
-        name=name,
-        progress=progress,
+        name=work.name,
+        progress=work.progress,
     )
     if moves is None:
-        return measured(run, operator, step)
+        return measured(run, operator, work.step)
 
     def products(of: Objective, path: str | None) -> Curvature:
         return make(of, memory=memory, path=cast("PathName | None", path))
 
     stage = StabilityStage(run, moves, products, memory=memory)
     try:
-        return stage.added(measured(run, operator, step, between=stage.measure))
+        return stage.added(measured(run, operator, work.step, between=stage.measure))
     except SpectrumError as error:
         error.partial = stage.added(cast("SpectrumResult", error.partial))
         raise

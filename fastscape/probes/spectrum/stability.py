@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, Unpack, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from fastscape.probes.spectrum.critical import relation
 from fastscape.probes.spectrum.recursions import Recursion, recursion
 from fastscape.runs.checkpoints import read_optimizer
 from fastscape.runs.optimizers import OptimizerState
+from fastscape.runs.run import Seeded, settled
 
 Optimizer = torch.optim.Optimizer | OptimizerState | Mapping[str, Any]
 _INACCURATE = 1e-2  # residual over eigenvalue above which float32 products have not told the eigenvalue
@@ -91,6 +92,13 @@ class Preconditioned:
         return found if self._scale is None else self._scale * found
 
 
+class StabilityKeywords(Seeded, total=False):
+    """Keywords of how products are made."""
+
+    memory: int | None
+    path: PathName | None
+
+
 def edge_of_stability(
     objective: Objective,
     optimizer: Optimizer | str | Path,
@@ -98,9 +106,7 @@ def edge_of_stability(
     operator: Literal["hessian", "ggn"] = "hessian",
     tolerance: float = 1e-3,
     max_products: int = 300,
-    seed: int = 0,
-    memory: int | None = None,
-    path: PathName | None = None,
+    **keywords: Unpack[StabilityKeywords],
 ) -> Stability:
     r"""Sharpness relative to the critical value of an optimizer, read from its state.
 
@@ -124,6 +130,7 @@ def edge_of_stability(
         seed: of the starting vector.
         memory: bytes that products may take, and as many the basis.
         path: of the products.
+        run: seed, memory, path, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`Stability` in units of the loss over squared parameters (preconditioned: loss over squared steps). The ratio is
@@ -137,6 +144,8 @@ def edge_of_stability(
 
     Source: Cohen et al. (2021, 2022); Andreyev & Beneventano, "Edge of stochastic stability" (2024), for the batch sharpness.
     """
+    work = settled(edge_of_stability, keywords)
+    memory, path = work.memory, cast("PathName | None", work.path)
     objective = checked_objective(objective)
     if operator not in ("hessian", "ggn"):
         raise ValueError(f"operator must be 'hessian' or 'ggn', got {operator!r}")
@@ -155,7 +164,7 @@ def edge_of_stability(
         return make(of, memory=memory, path=cast(PathName | None, chosen))
 
     def top(matrix: Products) -> Top:
-        return largest(matrix, tolerance=tolerance, max_products=max_products, seed=seed, memory=memory)
+        return largest(matrix, tolerance=tolerance, max_products=max_products, seed=work.seed, memory=memory)
 
     return stability(objective, moves, products, top, whole=whole)
 

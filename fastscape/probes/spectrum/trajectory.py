@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Unpack, cast
 
 from fastscape._checks import counted
 from fastscape.curvature.operator import ggn, hessian
@@ -21,8 +21,18 @@ from fastscape.probes.spectrum.state import SpectrumProgress
 from fastscape.runs.budget import Budget, BudgetError, time_text
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+from fastscape.runs.run import Timed, settled
 
 _RISEN = 0.99  # of the highest rate
+
+
+class SpectraKeywords(Timed, total=False):
+    """Keywords beside those of the matrix and what of it is wanted."""
+
+    memory: int | None
+    targets: Mapping[str, float | None] | None
+    path: str | None
+    progress: Callable[[str, float, SpectrumProgress], None] | None
 
 
 def spectra(
@@ -31,15 +41,10 @@ def spectra(
     k: int = 5,
     *,
     operator: Literal["hessian", "ggn"] = "hessian",
-    budget: str | float | Budget | None = None,
-    memory: int | None = None,
-    targets: Mapping[str, float | None] | None = None,
     block: int | None = None,
     nodes: int = 80,
-    seed: int = 0,
     optimizer: Optimizer | None = None,
-    path: str | None = None,
-    progress: Callable[[str, float, SpectrumProgress], None] | None = None,
+    **keywords: Unpack[SpectraKeywords],
 ) -> SpectrumTrajectory:
     """Spectra of several checkpoints of one model, with the same probes, each started from the Ritz vectors of the one before.
 
@@ -49,7 +54,7 @@ def spectra(
     Args:
         objective: model architecture, loss and data; its weights are not used.
         checkpoints: as for :func:`fastscape.trajectory`.
-        k, operator, memory, targets, block, nodes, seed, path: as for :func:`fastscape.spectrum`.
+        k, operator, memory, targets, block, nodes, seed, path, run: as for :func:`fastscape.spectrum`.
         budget: of all checkpoints; each has an equal share of what is left, and leaves what its targets spare to the next.
         optimizer: the same for all checkpoints; ``None`` for the state that lies beside each (``step10.optimizer.pt`` beside
             ``step10.safetensors``), where there is one.
@@ -62,9 +67,11 @@ def spectra(
         ValueError: missing, damaged or pickled files, keys or shapes that do not fit, or bad settings.
         SpectrumError: the model raised midway; its ``partial`` holds the results so far.
     """
+    work = settled(spectra, keywords)
+    progress = work.progress
     checked_objective(objective)
-    checked_goals(objective, k, operator, targets, nodes)
-    whole = budget if isinstance(budget, Budget) else Budget(budget)
+    checked_goals(objective, k, operator, work.targets, nodes)
+    whole = work.clock()
     files = read_checkpoints(checkpoints)
     for file in files:
         file.at(objective)  # every file is read and matched before any work
@@ -75,9 +82,9 @@ def spectra(
         return file.at(objective).trained() if of_training else file.at(objective)
 
     tried = None
-    if path is None:  # once for all checkpoints: a trial takes as long as tens of products
+    if work.path is None:  # once for all checkpoints: a trial takes as long as tens of products
         make = {"hessian": hessian, "ggn": ggn}[operator]
-        tried = make(function(files[0]), memory=memory).prepare(block or BLOCK)
+        tried = make(function(files[0]), memory=work.memory).prepare(block or BLOCK)
     points: list[SpectrumResult] = []
     prepared = whole.elapsed
 
@@ -90,14 +97,14 @@ def spectra(
             k,
             operator=operator,
             budget=share,
-            memory=memory,
-            targets=targets,
+            memory=work.memory,
+            targets=work.targets,
             block=block,
             nodes=nodes,
-            seed=seed,
+            seed=work.seed,
             warm=points[-1] if points and points[-1].vectors is not None else None,
             optimizer=file.optimizer() if optimizer is None else optimizer,
-            path=path if tried is None else tried.name,
+            path=work.path if tried is None else tried.name,
             name=file.name,
             step=file.step,
             progress=None if progress is None else lambda state: progress(file.name, done, state),

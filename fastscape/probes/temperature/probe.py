@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -36,6 +37,13 @@ from fastscape.probes.temperature.sample_paths import CoupledSamplesError
 from fastscape.reports.numbers import spanned
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import objective_meta
+from fastscape.runs.run import Work, settled
+
+
+class TemperatureKeywords(Work, total=False):
+    """Keywords beside those of the noise and the training."""
+
+    memory: int | None
 
 
 def temperature(
@@ -49,11 +57,7 @@ def temperature(
     method: Method | None = None,
     products: int = 32,
     spectrum: SpectrumResult | None = None,
-    seed: int = 0,
-    memory: int | None = None,
-    budget: str | float | Budget | None = None,
-    name: str = "model",
-    step: int | None = None,
+    **keywords: Unpack[TemperatureKeywords],
 ) -> TemperatureResult:
     r"""Noise of minibatch gradients at the weights, and the temperature of SGD that it amounts to.
 
@@ -90,6 +94,7 @@ def temperature(
         memory: bytes that a block of sample gradients may take.
         budget: seconds, or ``"60s"``; what is known then is returned.
         name, step: of the checkpoint.
+        run: seed, memory, budget, name, step, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`TemperatureResult`, intervals over samples. Ctrl-C gives the partial result once any sample is known.
@@ -112,6 +117,7 @@ def temperature(
         >>> fs.temperature(objective, batch_size=2, learning_rate=0.1).temperature.value > 0
         True
     """
+    work = settled(temperature, keywords)
     objective = checked_objective(objective).trained()
     size = integer("batch_size", batch_size, 1)
     total = samples_of(objective)
@@ -120,14 +126,14 @@ def temperature(
         raise ValueError(f"population must be at least {what}, got {population}; None is for independent draws")
     if products and integer("products", products, 0) < 3:
         raise ValueError(f"products must be 0 or at least 3, got {products}; an interval needs a spread")
-    integer("seed", seed, 0, 2**63)
-    check_memory(memory)
+    integer("seed", work.seed, 0, 2**63)
+    check_memory(work.memory)
     _check_spectrum(objective, spectrum)
     rates, notes = effective_rates(objective, learning_rate, momentum, optimizer)
     if spectrum is not None and objective.tracking and spectrum.meta.get("batch_norm", "running") != objective.batch_norm:
         words = f"the spectrum is by {spectrum.meta.get('batch_norm', 'running')!r} statistics of batch norm, another function"
         spectrum, notes = None, (*notes, f"{words}: tr H is estimated anew; pass optimizer= to fs.spectrum")
-    clock = budget if isinstance(budget, Budget) else Budget(budget)
+    clock = work.clock()
     settings: dict[str, object] = {
         "batch_size": size,
         "learning_rate": learning_rate,
@@ -140,8 +146,8 @@ def temperature(
         "budget": None if not clock.limited else clock.seconds,
     }
     with torch.inference_mode(False):
-        measured = _Measured(objective, method, memory, products, spectrum, seed, clock, size)
-    return measured.result(size, population, rates, notes, settings, name, step)
+        measured = _Measured(objective, method, work.memory, products, spectrum, work.seed, clock, size)
+    return measured.result(size, population, rates, notes, settings, work.name, work.step)
 
 
 class _Measured:

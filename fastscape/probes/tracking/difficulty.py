@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Unpack, cast, get_args
 
 import numpy as np
 import torch
@@ -23,9 +23,18 @@ from fastscape.probes.tracking.difficulty_sum import RICHARDSON, difficulty, dim
 from fastscape.probes.tracking.result import DifficultyResult
 from fastscape.runs.optimizers import AnyOptimizer, groups_of
 from fastscape.runs.provenance import objective_meta
+from fastscape.runs.run import Seeded, settled
 
 GradientKind = Literal["minibatch", "full"]
 Square = Sequence[Tensor]  # norms by parameter, on their device: squared and summed when they are asked for
+
+
+class DifficultyKeywords(Seeded, total=False):
+    """Keywords of how products are made, and the run's name."""
+
+    path: str | None
+    memory: int | None
+    name: str
 
 
 class GradientSquares:
@@ -120,6 +129,7 @@ class Difficulty:
         memory: bytes that products may hold.
         seed: of the random vectors.
         name: of the run.
+        run: path, memory, seed, name, or some of them, in a :class:`fastscape.Run`.
 
     Attributes:
         norm_seconds: that the last spectral norm took, the choice of a path left out.
@@ -143,11 +153,9 @@ class Difficulty:
         operator: Literal["hessian", "ggn"] = "hessian",
         warm: bool = True,
         max_products: int = 200,
-        path: str | None = None,
-        memory: int | None = None,
-        seed: int = 0,
-        name: str = "run",
+        **keywords: Unpack[DifficultyKeywords],
     ) -> None:
+        work = settled(Difficulty.__init__, keywords, name="run")
         self.objective = checked_objective(objective).trained()
         self.every = integer("every", every, 1)
         if gradient not in get_args(GradientKind):
@@ -158,8 +166,8 @@ class Difficulty:
             raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
         self.gradient, self.tolerance, self.operator, self.warm = gradient, float(tolerance), operator, bool(warm)
         self.max_products = integer("max_products", max_products, 1)
-        self.seed, self.name = integer("seed", seed, 0, 2**64), name
-        self._path, self._memory = path, memory
+        self.seed, self.name = integer("seed", work.seed, 0, 2**64), work.name
+        self._path, self._memory = work.path, work.memory
         self._pairs: RitzPairs | None = None
         self._first = self._last = -1
         self._rates: list[float] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -23,9 +23,16 @@ from fastscape.probes.tracking.warnings_once import WarningsOnce
 from fastscape.runs.budget import load_once
 from fastscape.runs.optimizers import AnyOptimizer, OptimizerState
 from fastscape.runs.provenance import objective_meta
+from fastscape.runs.run import Seeded, settled
 
 Logger = Callable[[dict[str, float], int], object]
 DEFAULT = ("loss", "gradient", "spectrum")
+
+
+class TrackerKeywords(Seeded, total=False):
+    """Keywords that probes have as well."""
+
+    name: str
 
 
 class Tracker:
@@ -55,6 +62,7 @@ class Tracker:
         pending: states that may wait.
         name: of the run.
         clock: monotonic seconds.
+        run: seed, name, or one of them, in a :class:`fastscape.Run`.
 
     Raises:
         TypeError, ValueError: bad arguments, a path in no directory, or a record of another run (names what differs).
@@ -82,11 +90,11 @@ class Tracker:
         k: int = 2,
         loggers: Sequence[Logger] = (),
         difficulty: Difficulty | None = None,
-        seed: int = 0,
         pending: int = 8,
-        name: str = "run",
         clock: Callable[[], float] = now,
+        **keywords: Unpack[TrackerKeywords],
     ) -> None:
+        work = settled(Tracker.__init__, keywords, name="run")
         self.objective = checked_objective(objective).trained()
         if objective.state is not None:
             raise ValueError("objective must follow its model, got one at a fixed state; pass the objective before .at(...)")
@@ -94,13 +102,13 @@ class Tracker:
         load_once()  # or the first point is charged for it, and later ones are left out until training has made up for it
         self.allowance = Allowance(share, clock)
         self.measures = checked_measures(what)
-        self.k, self.seed = integer("k", k, 1), integer("seed", seed, 0, 2**64)
+        self.k, self.seed = integer("k", k, 1), integer("seed", work.seed, 0, 2**64)
         if self.k > objective.size:
             raise ValueError(f"k must be at most D = {objective.size}, got {k}")
         self.loggers = _checked_loggers(loggers)
         if difficulty is not None and not isinstance(difficulty, Difficulty):
             raise TypeError(f"difficulty must be a fastscape.Difficulty, got {type(difficulty).__name__}")
-        self.difficulty, self.name = difficulty, name
+        self.difficulty, self.name = difficulty, work.name
         self._most = integer("pending", pending, 1)
         settings = {"what": list(self.measures), "k": self.k, "seed": self.seed, "when": self.schedule.words()}
         self._meta = objective_meta(self.objective) | settings
