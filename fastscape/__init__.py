@@ -6,6 +6,7 @@ imported where it is first used: importing the package loads neither torch nor n
 
 import importlib.util
 import random
+import threading
 from types import ModuleType
 
 import fastscape._interrupts  # noqa: F401 - first, because what follows takes seconds
@@ -66,6 +67,7 @@ _NAMES = {
     "fastscape.probes.multifractal.settings": "preset ProbeSettings",
     "fastscape.runs.run": "Run",
 }  # by the module that holds them; __init__.pyi tells the same to type checkers
+_importing = threading.RLock()
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted(_HOMES)
@@ -77,18 +79,19 @@ def __getattr__(name: str) -> object:
         value: object = getattr(_imported(_HOMES[name]), name)
         globals()[name] = value
         return value
-    if importlib.util.find_spec(f"{__name__}.{name}") is not None:
+    if name.isidentifier() and name[0] != "_" and importlib.util.find_spec(f"{__name__}.{name}") is not None:
         return _imported(f"{__name__}.{name}")
     raise AttributeError(_unknown(name))
 
 
 def _imported(module: str) -> ModuleType:
     """A module; the global random numbers of Python, of which rich draws some as it is imported, stay the user's."""
-    drawn = random.getstate()
-    try:
-        return importlib.import_module(module)
-    finally:
-        random.setstate(drawn)
+    with _importing:  # torch imported by two threads at once ends the process
+        drawn = random.getstate()
+        try:
+            return importlib.import_module(module)
+        finally:
+            random.setstate(drawn)
 
 
 def __dir__() -> list[str]:

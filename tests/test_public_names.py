@@ -67,6 +67,11 @@ def test_modules_of_the_package_are_there_without_an_import():
     assert run("import fastscape as fs; print(fs.numerics.__name__, fs.zoo.__name__)") == "fastscape.numerics fastscape.zoo\n"
 
 
+@pytest.mark.parametrize("name", ["_native", "__main__", "probes.spectrum", ""])
+def test_what_is_no_name_is_not_there(name):
+    assert not hasattr(fs, name)
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = f"import sys, fastscape as fs; dir(fs); fs.__version__; hasattr(fs, 'x'); print({HEAVY} & set(sys.modules))"
     assert run(code) == "set()\n"

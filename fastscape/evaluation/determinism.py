@@ -43,6 +43,7 @@ def unperturbed_loss(replica: Replica) -> float:
         DtypeDependentLossError: another function than in the objective's own dtype (:mod:`fastscape.evaluation.agreement`).
     """
     before, few = replica.buffers(), 2 / len(replica.batches)  # two evaluations of the first batch
+    kept = _training(replica)  # a copy that does not go into evaluation mode
     try:
         compared = check_same_function(replica)
         first = _evaluate(replica)
@@ -62,7 +63,7 @@ def unperturbed_loss(replica: Replica) -> float:
             if drawn:
                 _check_draws(replica)
             _check_follows(replica, *pair)
-        if drawn and (trained := _put_into_training(replica)):
+        if drawn and (trained := _put_into_training(replica, kept)):
             raise NondeterministicLossError(
                 f"the loss must be free of random numbers, and puts {trained} into training mode, where it draws some (samples "
                 "of boxes, dropout, skipped layers); two evaluations agree here, those at other weights need not: seed them "
@@ -180,10 +181,15 @@ def _check_follows(replica: Replica, found: float, fresh: float) -> None:
     )
 
 
-def _put_into_training(replica: Replica) -> str:
-    """What the loss has put into training mode, in words; the private copy starts in evaluation mode."""
-    own = set(replica.objective.by_batch) if replica.objective.batch_norm == "batch" else set()
-    found = [name for name, module in replica.module.model.named_modules() if module.training and name not in own]
+def _training(replica: Replica) -> set[str]:
+    """Parts of the model in training mode, but for layers of running statistics, which draw nothing."""
+    norms = set(replica.objective.tracking)
+    return {name for name, module in replica.module.model.named_modules() if module.training and name not in norms}
+
+
+def _put_into_training(replica: Replica, before: set[str]) -> str:
+    """What the loss has put into training mode, in words."""
+    found = sorted(_training(replica) - before)
     return "" if not found else repr(found[0]) if found[0] else "the model"
 
 

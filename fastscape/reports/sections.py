@@ -107,13 +107,14 @@ def section_of(result: Any, **beside: Any) -> Section:
 
     That is ``view`` beside the ``result`` that holds the class, and ``NAME_view`` beside another ``NAME``.
     """
-    package, _, name = type(result).__module__.rpartition(".")
-    view = f"{package}.view" if name == "result" else f"{package}.{name}_view"
-    if importlib.util.find_spec(view) is not None:
-        importlib.import_module(view)
+    for cls in type(result).__mro__:  # also of a user's subclass
+        package, _, name = cls.__module__.rpartition(".")
+        view = f"{package}.view" if name == "result" else f"{package}.{name}_view"
+        if package.startswith("fastscape.") and importlib.util.find_spec(view) is not None:
+            importlib.import_module(view)
     found = section_of.dispatch(type(result))
     if found is section_of.dispatch(object):
-        raise TypeError(f"there is no view of a {type(result).__name__}: it would be registered by {view}")
+        raise TypeError(f"there is no view of a {type(result).__name__}: no module registered one")
     shown: Section = found(result, **beside)
     return shown
 

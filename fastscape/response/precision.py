@@ -38,6 +38,7 @@ _LEAST, _FORWARDS = 1.0, 40  # seconds, and forwards, below which trying other a
 _GRADIENT = 4  # times the activations that a gradient may take of what is available
 _WARM = 0.1  # seconds of a block that need not be timed again
 _NEIGHBOURS = "rounding noise is measured between neighbouring weights"
+_STANDOUTS = 3  # of all radii
 _OUTLIER = 3.0  # times the RMS response of the directions that the error was measured on
 _SAFETY = 2.0  # times the relative error of the lanes that was measured
 
@@ -150,7 +151,7 @@ def measure_noise(
     if isinstance(evaluator, DifferenceEvaluator):
         noise = _noise_of_differences(evaluator, directions, radii)
         if even is not None:
-            noise = replace(noise, sigma=np.fmax(noise.sigma, _noise_of_largest(evaluator, directions, radii, even)))
+            noise = replace(noise, sigma=np.maximum(noise.sigma, _noise_of_largest(evaluator, directions, radii, even)))
         return replace(noise, influence=found)
     indices = range(min(CALIBRATION, len(directions)))
     if evaluator.dtype == torch.float64:
@@ -223,14 +224,16 @@ def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions
 
 
 def _noise_of_largest(evaluator: DifferenceEvaluator, directions: Directions, radii: Array, even: Array) -> Array:
-    """RMS error over all directions by those of the largest response alone, where it stands out at the last radius."""
-    sizes = np.where(np.isfinite(even[-1]), np.abs(even[-1]), np.inf)  # lanes that overflow stand out as well
-    place = int(np.argmax(sizes))
+    """RMS error over all directions by those of the largest responses alone, where they stand out at a radius."""
     with np.errstate(invalid="ignore", over="ignore"):
-        if place < _DIRECTIONS or not sizes[place] > _OUTLIER * np.sqrt(np.mean(np.square(even[-1, :_DIRECTIONS]))):
+        sizes = np.nan_to_num(np.abs(even), nan=0.0, posinf=np.inf)  # lanes that overflow stand out; a loss of NaN does not
+        apart = sizes.max(axis=1) > _OUTLIER * _rms(even[:, :_DIRECTIONS])
+        places = sorted({place for place in sizes.argmax(axis=1)[apart].tolist() if place >= _DIRECTIONS})[-_STANDOUTS:]
+        if not places:
             return np.zeros(len(radii))
-        wide = evaluator.responses(directions, [place], radii.tolist(), lanes=torch.float64)[0][:, 0]
-        found: Array = _SAFETY * np.abs(even[:, place] - wide) / math.sqrt(even.shape[1])
+        wide = evaluator.responses(directions, places, radii.tolist(), lanes=torch.float64)[0]
+        squares = np.square(np.abs(even[:, places] - wide))
+        found: Array = _SAFETY * np.sqrt(np.nansum(squares, axis=1) / even.shape[1])
     return found
 
 

@@ -67,3 +67,34 @@ def test_what_follows_another_gradient_than_that_of_the_loss_says_so(name):
         found = FOLLOWED[name](of(detached))
         notes = [*found.notes, *(note for point in getattr(found, "points", ()) for note in getattr(point, "notes", ()))]
         assert any(WORDS in note for note in notes) == detached
+
+
+def test_a_kink_at_the_weights_and_a_scale_that_must_stay_positive_are_no_other_gradient():
+    """Zero rows before zero biases: relu at exactly 0, where autograd takes one side, and a plain slope half of both."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+    for layer in model[::2]:
+        nn.init.zeros_(layer.bias)
+    inputs = torch.randn(32, 6)
+    inputs[::2] = 0
+    kinked = fs.Objective(model, [(inputs, torch.randint(0, 3, (32,)))], criterion=F.cross_entropy)
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line, self.scale = nn.Linear(5, 1), nn.Parameter(torch.tensor(0.004))
+
+        def forward(self, x):
+            return self.line(x).squeeze(-1), self.scale
+
+    def likelihood(out, target):
+        return -torch.distributions.Normal(*out).log_prob(target).mean()
+
+    scaled = Scaled()
+    x = torch.randn(64, 5)
+    targets = scaled.line(x).squeeze(-1).detach() + 0.004 * torch.randn(64)
+    for objective in (kinked, fs.Objective(scaled, [(x, targets)], criterion=likelihood)):
+        for dtype in (torch.float32, torch.float64):
+            with exact_arithmetic(dtype):
+                assert departing(objective.replica(dtype)) == ""
+        assert departing(objective.replica(torch.float64), memory=1) == ""

@@ -4,6 +4,8 @@ import dataclasses
 import importlib
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -148,3 +150,16 @@ def test_only_spectra_stand_beside_multifractal_results(tmp_path):
     both = multifractal.to_dict(spectrum)
     assert both["leads"] | {"lambda_max": f"{spectrum.lambda_max:.4g}"} == both["leads"]
     assert both["spectrum"] == spectrum.to_dict()
+
+
+def test_a_users_subclass_of_a_result_is_shown_as_it():
+    program = (
+        "import sys, fastscape as fs\n"
+        "class Mine(fs.SpectrumResult): pass\n"
+        "loaded = fs.load(sys.argv[1])\n"
+        "print(repr(Mine(**loaded.__dict__))[:6])\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(SAVED / "spectrum.npz")], capture_output=True, text=True, check=False
+    )
+    assert run.stdout == "<Mine \n", run.stderr

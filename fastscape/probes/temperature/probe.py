@@ -203,7 +203,7 @@ class _Measured:
             try:
                 source.deviations(self.found, late)
                 source.replica.take(self.objective)
-                if words := departing(source.replica):
+                if not late() and (words := departing(source.replica, memory)):
                     self.notes.append(words)
                 if len(self.found.sizes) < len(source) or (products and late()):
                     self.stop_reason = "deadline"
