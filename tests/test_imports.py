@@ -1,6 +1,7 @@
 """Imports go one way: between layers, between questions, and between the files of each; those for types alone count too."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -153,3 +154,15 @@ def test_the_mathematics_of_measures_needs_no_torch():
     ] + [ROOT / "probes" / "signature" / f"{name}.py" for name in ("association", "rules")]  # fmt: skip
     for path in mathematics:
         assert "torch" not in path.read_text().replace("torch.Tensor", ""), f"{path} mentions torch"
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda path: path.name)
+def test_what_tests_import_from_the_package_is_there(path):
+    """Looking for doctests skips a file that cannot be imported, and with it its tests."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fastscape":
+            if (file := FILES.get(node.module)) is None:
+                continue  # the whole package, whose names are found when they are asked for
+            defined = file.read_text()
+            for name in (name.name for name in node.names):
+                assert f"{node.module}.{name}" in FILES or re.search(rf"\b{name}\b", defined), f"{node.module} has no {name}"

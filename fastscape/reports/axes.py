@@ -15,18 +15,11 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY, RED = "#2f6fab", "#d9822b", "#8a8f98", "#b5403a"
 _TITLE = 44  # characters of a title that fit above a panel
-_MISSING = "plots need matplotlib: pip install 'fastscape-probes[plot]'"
 
 
 def single(ax: Axes | None) -> Axes:
     """``ax``, or that of a new figure."""
-    if ax is not None:
-        return ax
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(_MISSING) from error
-    return plt.subplots(figsize=(5.2, 3.8), layout="constrained")[1]
+    return grid(1, 1, (5.2, 3.8))[0] if ax is None else ax
 
 
 def grid(rows: int, columns: int, size: tuple[float, float]) -> list[Axes]:
@@ -34,8 +27,8 @@ def grid(rows: int, columns: int, size: tuple[float, float]) -> list[Axes]:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError(_MISSING) from error
-    return list(plt.subplots(rows, columns, figsize=size, layout="constrained")[1].flat)
+        raise ImportError("plots need matplotlib: pip install 'fastscape-probes[plot]'") from error
+    return list(plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)[1].flat)
 
 
 def titled(ax: Axes, title: str, xlabel: str | None = None, ylabel: str | None = None) -> Axes:

@@ -23,7 +23,7 @@ RICHARDSON = 3.0  # the error of linear interpolation is a quarter at half the s
 
 
 @dataclass(frozen=True)
-class Difficulty:
+class DifficultySum:
     """O(w0) of one run.
 
     Attributes:
@@ -39,7 +39,7 @@ class Difficulty:
     cost: float
 
 
-def difficulty(learning_rates: Array, gradient_squares: Array, nodes: Array, norms: Array) -> Difficulty:
+def difficulty(learning_rates: Array, gradient_squares: Array, nodes: Array, norms: Array) -> DifficultySum:
     r"""Sum :math:`\eta_t \|g_t\|^2 \|H_t\|_2` over steps, with the norm interpolated between nodes.
 
     Args:
@@ -48,7 +48,7 @@ def difficulty(learning_rates: Array, gradient_squares: Array, nodes: Array, nor
         norms: ||H||_2 there ``[n]``.
 
     Returns:
-        :class:`Difficulty`. NaN where an input is NaN: a run that has diverged has no difficulty.
+        :class:`DifficultySum`. NaN where an input is NaN: a run that has diverged has no difficulty.
 
     Raises:
         ValueError: shapes that do not fit, no node, or nodes that do not ascend.
@@ -70,7 +70,7 @@ def difficulty(learning_rates: Array, gradient_squares: Array, nodes: Array, nor
     weights = rates * squares
     fine, coarse = np.interp(steps, at, known), np.interp(steps, at[half], known[half])
     value, other = math.fsum(weights * fine), math.fsum(weights * coarse)
-    return Difficulty(value, other, abs(value - other), math.fsum(rates * weights * fine) / 2)
+    return DifficultySum(value, other, abs(value - other), math.fsum(rates * weights * fine) / 2)
 
 
 def dimensionless(cost: float, first_loss: float, last_loss: float) -> float:

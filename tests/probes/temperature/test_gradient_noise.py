@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fastscape.numerics.estimate import Estimate
+from fastscape.numerics.positive import scaled
 from fastscape.probes.temperature.gradient_noise import (
     Units,
     batch_factor,
@@ -16,7 +17,6 @@ from fastscape.probes.temperature.gradient_noise import (
     noise_scale,
     noise_trace,
     ratio,
-    scaled,
 )
 
 
@@ -35,7 +35,8 @@ def jackknife(function, gradients):
 def test_leave_one_out_values_need_no_gradients():
     gradients = np.random.default_rng(0).normal(size=(9, 4)) + 0.3
     spread = math.sqrt(8 / 9 * np.sum((loo := jackknife(lambda g: np.trace(np.cov(g.T)), gradients)) ** 2 - loo.mean() ** 2))
-    assert noise_trace(units_of(gradients).spread).stderr == pytest.approx(spread, rel=1e-10)
+    of_mean = noise_trace(units_of(gradients).spread).stderr  # of a mean of K values; those of K - 1 spread by 8 / 7 as much
+    assert 8 / 7 * of_mean == pytest.approx(spread, rel=1e-10)
 
     def unbiased(g):
         return g.mean(axis=0) @ g.mean(axis=0) - np.trace(np.cov(g.T)) / len(g)
