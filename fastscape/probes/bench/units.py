@@ -30,7 +30,7 @@ from fastscape.evaluation.displacement import Displacement
 from fastscape.evaluation.evaluator import Evaluator
 from fastscape.evaluation.losses import DTYPES
 from fastscape.evaluation.rounding import rounding_model
-from fastscape.evaluation.trial import PathChoice, activation_bytes, memory_for
+from fastscape.evaluation.trial import PathChoice, copy_bytes, memory_for
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
 from fastscape.probes.bench.result import COPY, FORWARD, GRADIENT, PERTURB
@@ -217,9 +217,9 @@ class Workshop:
 
     def _batched(self, evaluator: Evaluator) -> tuple[PathChoice, str]:
         """Batches of as many directions as fit in memory; raises where one does not."""
-        points, width = 2 * len(RADII) + 1, torch.finfo(evaluator.dtype).bits // 8
+        points = 2 * len(RADII) + 1
         with plain_arithmetic(evaluator.dtype):
-            each = points * (3 * self.objective.size * width + activation_bytes(evaluator.replica))
+            each = points * copy_bytes(evaluator.replica)
         limit = memory_for(self.memory, self.objective.device)
         size = min(self._few, limit // each)
         if size < 1:
