@@ -116,13 +116,10 @@ class Products:
 
     def _spend(self, count: int, seconds: float) -> None:
         """Try what takes long to set up once the products so far have cost as much as it may."""
-        key = block_key(count)
-        self.selection.spent[key] += seconds
-        patient = key in self.selection.thorough or self.space.gradient_seconds > SLOW
-        if (
-            not patient
-            and self.selection.spent[key] > _REPLAY_AFTER * len(self.space.program.weights) * self.space.gradient_seconds
-        ):
+        key, selection, gradient = block_key(count), self.selection, self.space.gradient_seconds
+        selection.spent[key] += seconds
+        patient = key in selection.thorough or gradient > SLOW
+        if not patient and selection.spent[key] > _REPLAY_AFTER * len(self.space.program.weights) * gradient:
             self.prepare(key, thorough=True)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,55 +16,28 @@ from torch import Tensor
 from fastscape._checks import check_memory
 from fastscape._clock import now
 from fastscape._state import exact_arithmetic
-from fastscape.differences.program import trace
-from fastscape.differences.programs import Kept, held
+from fastscape.differences.checks import CrossCheck
+from fastscape.differences.following import Follower
+from fastscape.differences.following import FrontEnd as FrontEnd
+from fastscape.differences.lanes import Handling as Handling
+from fastscape.differences.lanes import Lanes
+from fastscape.differences.programs import Kept
 from fastscape.differences.propagation import Propagation
 from fastscape.differences.sharing import bends, interpolated, shareable
 from fastscape.differences.steps import Program
 from fastscape.differences.subclass import Dispatched
 from fastscape.differences.tracing_errors import UntraceableError
-from fastscape.differences.triple import Frame, Products
+from fastscape.differences.triple import Products
 from fastscape.directions import Directions
-from fastscape.evaluation.arithmetic import replica_arithmetic
-from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.determinism import unperturbed_loss
-from fastscape.evaluation.displacement import Displacement
-from fastscape.evaluation.nearby import Verdict, judged
-from fastscape.evaluation.paths import LoopPath
-from fastscape.evaluation.points import Array, Radii, blocks
-from fastscape.evaluation.rounding import rounding_model
-from fastscape.evaluation.trial import PathChoice, activation_bytes
-from fastscape.objective.batches import available_memory
+from fastscape.evaluation.points import Array, Radii
+from fastscape.evaluation.trial import PathChoice, activation_bytes, memory_for
 from fastscape.objective.objective import Objective, checked_objective
-from fastscape.objective.replica import Replica
-from fastscape.objective.structures import map_tensors, tensors_of
 
-FrontEnd = Literal["graph", "dispatch"]
 BASE = torch.float64  # of the values at w: one forward, kept for all directions
 _COPIES = 6  # a and b of what is alive, and of what an operation makes of them on its way
 _CACHED = 48 << 20  # bytes of lanes alive at a time above which larger blocks of directions leave the caches
 _TRIED = 2  # directions that tell which radii of a smooth network can be shared
-_AGREEMENT = {"float32": 1e-3, "bfloat16": 5e-2}  # relative difference of a response from subtraction that is not rounding
-_BESIDE = 1e-2  # of that, relative to the larger of the even and the odd response
-_CHECKED = 1e-3  # radius relative to ||w|| at which derivatives are compared with subtraction
-_SAME = 1e-9  # relative difference of the traced loss from the model's
-
-
-@dataclass(frozen=True)
-class Handling:
-    """What difference propagation could not follow by its rules.
-
-    Attributes:
-        fallbacks: operations evaluated locally in float64: name -> calls.
-        frozen: decisions of the forward that depend on the weights and were taken at w: name -> calls.
-    """
-
-    fallbacks: dict[str, int] = field(default_factory=dict)
-    frozen: dict[str, int] = field(default_factory=dict)
-
-
-class KinkError(ValueError):
-    """A loss has no second derivative at its weights."""
 
 
 class DifferenceEvaluator:
@@ -106,10 +78,8 @@ class DifferenceEvaluator:
             )
         check_memory(memory)
         self.objective, self.dtype, self.products, self.gate = objective, lanes, products, gate
-        self.memory = memory or available_memory(objective.device) // 2
-        self.handling = Handling()
-        self.operations = 0
-        self.seen: Counter[Any] = Counter()
+        self.memory = memory_for(memory, objective.device)
+        self._lanes = Lanes(objective, lanes, products)
         self.choice: PathChoice | None = None
         self.rounding = ""
         self._front_end = front_end
@@ -118,13 +88,27 @@ class DifferenceEvaluator:
         self._base = math.nan
         self.forward_seconds = 0.0
         self._stack = ExitStack()
-        self._propagations: list[Propagation | Dispatched] = []
 
     @property
     def program(self) -> Program | None:
         """The first batch's operations, once the model has been followed as a graph."""
-        first = next(iter(self._propagations), None)
+        first = next(iter(self._lanes.propagations), None)
         return first.program if isinstance(first, Propagation) else None
+
+    @property
+    def handling(self) -> Handling:
+        """What the rules could not follow so far."""
+        return self._lanes.handling
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of the lanes so far."""
+        return self._lanes.operations
+
+    @property
+    def seen(self) -> Counter[Any]:
+        """Operations by how they were followed."""
+        return self._lanes.seen
 
     @property
     def base(self) -> float:
@@ -148,7 +132,7 @@ class DifferenceEvaluator:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._propagations = []
+        self._lanes.propagations = []
         self._stack.close()
 
     # ------------------------------------------------------------------ responses
@@ -171,26 +155,27 @@ class DifferenceEvaluator:
 
     def _follow(self, directions: Directions, radii: Radii) -> int:
         """Follow the model, anew where kept programs respond otherwise than it does; how many directions fit in memory."""
-        kept = Kept(self.replica)
+        follower = Follower(self.replica, self._front_end, self.memory, Kept(self.replica))
+        check = CrossCheck(self.replica, self._lanes)
         for anew in (False, True):
-            self._propagations, self._base = self._bound(kept, anew=anew)
-            size, self._parts = self._block(len(directions), len(radii))
+            self._lanes.propagations, self._base = follower.bound(anew=anew)
+            size, self._lanes.parts = self._block(len(directions), len(radii))
             if not self.gate:
                 break
             try:
-                self._cross_check(directions, max(radii))
+                check.response(directions, max(radii))
                 if min(radii) == 0:
-                    self._check_jets(directions)
+                    check.jets(directions)
                 break
             except UntraceableError:
-                if anew or not kept.used:
+                if anew or not follower.kept.used:
                     raise
         return size
 
     def _products_made(self, directions: Directions, radius: float) -> str:
         """Whether products were rounded to bfloat16, in words: some processors and shapes ignore the request without a word."""
-        moved = self._directions(directions, (0,))
-        plain, asked = (self._lanes(moved, [radius], products) for products in get_args(Products))
+        moved = self._lanes.block(directions, (0,))
+        plain, asked = (self._lanes.at(moved, [radius], products) for products in get_args(Products))
         if not np.isfinite(plain).all():
             return "whether products were rounded to bfloat16 is not known: the responses are not finite"
         if not np.array_equal(asked, plain):
@@ -199,8 +184,8 @@ class DifferenceEvaluator:
 
     def _share(self, directions: Directions, radii: Array, size: int) -> str:
         """Find the small radii at which a smooth network's responses follow from two of them."""
-        moved = self._directions(directions, range(min(_TRIED, size)))
-        count = shareable(self._all_lanes(moved, [0.0, *radii]), radii)
+        moved = self._lanes.block(directions, range(min(_TRIED, size)))
+        count = shareable(self._lanes.everywhere(moved, [0.0, *radii]), radii)
         self._shared = tuple(radii[:count])
         return f"; the {count} smallest follow from two of them, the network is smooth" if count else ""
 
@@ -221,8 +206,8 @@ class DifferenceEvaluator:
         out = np.zeros((2, len(radii), len(indices)))
         for start in range(0, len(indices), choice.chunk):
             block = indices[start : start + choice.chunk]
-            moved = self._directions(directions, block, lanes)
-            values = self._shared_lanes(moved, radii) if lanes is None else self._all_lanes(moved, radii)
+            moved = self._lanes.block(directions, block, lanes)
+            values = self._shared_lanes(moved, radii) if lanes is None else self._lanes.everywhere(moved, radii)
             out[:, :, start : start + len(block)] = values.transpose(1, 2, 0)
         self._responses += len(indices) * len(radii)
         return out[0], out[1]
@@ -231,118 +216,27 @@ class DifferenceEvaluator:
         """Lanes at all radii; the small ones of a smooth network from zero and the largest of them."""
         count = len(self._shared)
         if not count or tuple(radii[:count]) != self._shared:
-            return self._all_lanes(moved, radii)
-        values = self._all_lanes(moved, [0.0, *radii[count - 1 :]])
+            return self._lanes.everywhere(moved, radii)
+        values = self._lanes.everywhere(moved, [0.0, *radii[count - 1 :]])
         if bends(values[:, :, :2]):  # for some direction of this block
-            return self._all_lanes(moved, radii)
+            return self._lanes.everywhere(moved, radii)
         small = interpolated(values[:, :, :1], values[:, :, 1:2], np.asarray(self._shared))
         return np.concatenate((small[:, :, :-1], values[:, :, 1:]), axis=2)
-
-    def _all_lanes(self, moved: dict[str, Tensor], radii: Radii) -> Array:
-        """Lanes of the loss, ``[K, 2, S]``, as many radii at a time as fit in memory."""
-        return np.concatenate([self._lanes(moved, [radii[i] for i in part]) for part in blocks(len(radii), self._parts)], axis=2)
 
     def mean_curvature(self, directions: Directions, indices: Sequence[int]) -> float:
         r"""Mean of :math:`d^T H d` over some directions, whose second derivatives are carried as one."""
         size, total = self.choose(directions, [0.0]).chunk, 0.0
         for start in range(0, len(indices), size):
             block = indices[start : start + size]
-            lanes = self._loss_lanes(self._directions(directions, block), [0.0], len(block) + 1, 1, collapsed=True)
-            total += len(block) * float(lanes[-1, 0, 0])
+            total += len(block) * self._lanes.curvature(self._lanes.block(directions, block), len(block))
         return total / len(indices)
 
-    def _lanes(self, moved: dict[str, Tensor], radii: Radii, products: Products | None = None) -> Array:
-        """Lanes of the loss over all batches, ``[K, 2, S]``."""
-        return self._loss_lanes(moved, radii, len(next(iter(moved.values()))), 2, products=products)
-
-    def _loss_lanes(
-        self,
-        moved: dict[str, Tensor],
-        radii: Radii,
-        rows: int,
-        parts: int,
-        *,
-        collapsed: bool = False,
-        products: Products | None = None,
-    ) -> Array:
-        objective, rounding = self.objective, products or self.products
-        steps = torch.tensor(radii, dtype=torch.float64, device=objective.device)
-        total = torch.zeros(rows, parts, len(radii), dtype=torch.float64, device=objective.device)
-        frame = Frame(steps, next(iter(moved.values())).dtype, rounding, collapsed)
-        with rounded_products(rounding):
-            for propagation, weight in zip(self._propagations, objective.batch_weights, strict=True):
-                lanes = propagation.lanes(frame, moved)
-                if lanes is not None:
-                    total[:, : lanes.shape[1]] += weight * lanes.double()
-        self.operations += frame.operations
-        self.seen.update(frame.seen)
-        for mine, found in ((self.handling.fallbacks, frame.fallbacks), (self.handling.frozen, frame.frozen)):
-            for name, calls in found.items():
-                mine[name] = mine.get(name, 0) + calls
-        return (total / objective.samples).cpu().numpy()
-
-    def _directions(self, directions: Directions, indices: Sequence[int], lanes: torch.dtype | None = None) -> dict[str, Tensor]:
-        """A block of directions, ``[K, *shape]`` by input name, in the dtype of the lanes."""
-        block = directions.block(indices, lanes or self.dtype)
-        return {_input(name): tensor for name, tensor in zip(self.objective.names, block, strict=True)}
-
-    # ------------------------------------------------------------------ following the model
-
-    def _bound(self, kept: Kept, *, anew: bool) -> tuple[list[Propagation | Dispatched], float]:
-        """Every batch's program with the weights of this objective, and the loss at w."""
-        replica, objective = self.replica, self.objective
-        replica.reset()
-        room = self.memory // (2 * len(replica.batches))
-        propagations: list[Propagation | Dispatched] = []
-        total = 0.0
-        for index, weight in enumerate(objective.batch_weights):
-            expected = float(replica.batch_loss(index)[0])
-            propagation, found = self._checked(index, self._attempts(index, room, kept, anew), expected)
-            propagations.append(propagation)
-            total += weight * found
-        return propagations, total / objective.samples
-
-    def _checked(
-        self, index: int, attempts: Iterator[Callable[[], Propagation | Dispatched]], expected: float
-    ) -> tuple[Propagation | Dispatched, float]:
-        """The first attempt at following a batch that gives the model's loss, and that loss."""
-        refusal: UntraceableError | None = None
-        for attempt in attempts:
-            try:
-                propagation = attempt()
-                found = float(propagation.loss())
-            except UntraceableError as error:
-                refusal = refusal or error
-                continue
-            if math.isclose(found, expected, rel_tol=_SAME, abs_tol=1e-12) or not math.isfinite(expected):
-                return propagation, found
-        raise refusal or UntraceableError(
-            f"model must give the same loss when its operations are replayed, got {found!r} instead of {expected!r} on "
-            f"batch {index}: does the forward reach tensors other than its parameters, buffers and inputs?"
-        )
-
-    def _attempts(self, index: int, room: int, kept: Kept, anew: bool) -> Iterator[Callable[[], Propagation | Dispatched]]:
-        """Ways to follow one batch's loss, in order: a kept program, a new one, dispatch."""
-        replica = self.replica
-        inputs, probed = _inputs(replica, index), [_input(name) for name in replica.objective.names]
-
-        def of_new() -> Propagation:
-            program = traced(replica, index)
-            kept.keep(index, program)
-            return Propagation(program, inputs, probed, room)
-
-        if self._front_end != "dispatch":
-            program = None if anew else kept.find(index)
-            if program is not None:
-                yield lambda: Propagation(program, inputs, probed, room)
-            yield of_new
-        if self._front_end != "graph":
-            yield lambda: Dispatched(replica.module, _call(replica, index), inputs)
+    # ------------------------------------------------------------------ memory
 
     def _block(self, count: int, radii: int) -> tuple[int, int]:
         """Directions in a block, and radii at a time, that fit in memory and, as far as they can, in the caches."""
         width = self.dtype.itemsize
-        lane = _COPIES * width * max(self._peak(propagation) for propagation in self._propagations)
+        lane = _COPIES * width * max(self._peak(propagation) for propagation in self._lanes.propagations)
         direction = 2 * width * self.objective.size
         room = self.memory // 2
         parts = max(1, min(radii, int((room - direction) // max(lane, 1))))
@@ -355,153 +249,7 @@ class DifferenceEvaluator:
             return propagation.peak
         return activation_bytes(self.replica) // BASE.itemsize
 
-    def _cross_check(self, directions: Directions, largest: float) -> None:
-        """Compare a response with float64 subtraction of the model's own losses: one of two directions and two radii at once."""
-        radius = largest or _CHECKED * (directions.weight_norm or 1.0) / (directions.length(0) or 1.0)
-        before = self.handling
-        self.handling = Handling()
-        last = min(1, len(directions) - 1)
-        slope, curvature = self._lanes(self._directions(directions, (0, last)), [radius / 2, radius], "float32")[1, :, 1]
-        frozen, self.handling = any(self.handling.frozen.values()), before
-        points = LoopPath(self.replica).losses(directions, (last,), (0.0, radius, -radius))[0].numpy()
-        self.replica.reset()  # its parameters are the values at w
-        with np.errstate(invalid="ignore", over="ignore"):
-            even, odd = (points[1] - points[0]) + (points[2] - points[0]), (points[1] - points[2]) / 2
-            pairs = {"even": (curvature * np.float64(radius) ** 2, even), "odd": (slope * radius, odd)}
-        if not largest and frozen:  # the jet at w holds, whatever the branch at this radius
-            return
-        differing = self._differing(pairs, 30 * rounding_model(self.replica))
-        if differing is not None:
-            found, expected = pairs[differing]
-            why = "; a branch of the forward depends on the weights" if frozen else ""
-            raise UntraceableError(
-                f"model must give the response that its operations give, got an {differing} response of {expected:.6g} instead "
-                f"of {found:.6g} at radius {radius:.1e}{why}; use fs.responses with precision='float64'"
-            )
-
-    def _check_jets(self, directions: Directions) -> None:
-        """Hold second derivatives at w against losses nearby, on the pieces that hold at w: along a direction, and along noise.
-
-        Along a direction alone, an operation may stand still by chance.
-
-        Raises:
-            UntraceableError: they differ: rules, and torch's derivatives, are not those of operations that are smooth only
-                together.
-            KinkError: the loss has no second derivative at w.
-        """
-        size = 0.0
-        for along in (directions, Directions(self.objective, 1, normalize="none", scale="unit")):
-            form = float(self._lanes(self._directions(along, (0,)), [0.0], "float32")[0, 1, 0])
-            size = max(size, abs(form) / (along.length(0) or 1.0) ** 2 if math.isfinite(form) else 0.0)
-            try:
-                found = self._judged(along, form, size * along.length(0) ** 2)
-            except Exception:  # a kink without a rule, a forward that branches: nothing to compare with
-                found = Verdict(None)
-            self.replica.reset()
-            if found.kink:
-                raise KinkError(
-                    "the loss must have a second derivative at these weights, got one with a kink: its second differences grow "
-                    "as the distance, not as its square (a norm that is zero?); use fs.responses at finite radii"
-                )
-            if found.agrees is False:
-                raise UntraceableError(
-                    f"model must have the second derivatives of its operations, got d'Hd = {form:.6g} by them and "
-                    f"{found.form:.6g} by losses nearby: some are smooth at these weights only together (a norm squared, at 0)"
-                )
-
-    def _judged(self, directions: Directions, form: float, size: float) -> Verdict:
-        arithmetic = replica_arithmetic(self.replica)
-        if arithmetic.narrow is not None or arithmetic.rounds:  # the losses nearby go in steps
-            return Verdict(None)
-        replica, branches = self.replica, Branches()
-        displacement = Displacement(replica.base, replica.scratch)
-
-        def loss(mode: Callable[[int], AbstractContextManager[None]]) -> float:
-            total = 0.0
-            for batch, weight in enumerate(self.objective.batch_weights):
-                with mode(batch):
-                    total += weight * float(replica.batch_loss(batch)[0])
-            return total / self.objective.samples
-
-        def losses(step: float) -> tuple[float, float]:
-            found = []
-            for sign in (1, -1):
-                displacement.write(sign * step)
-                found.append(loss(branches.held))
-            return found[0], found[1]
-
-        narrow = replica_arithmetic(replica).narrow
-        replica.reset()
-        base = branches.settled(loss)[1]
-        displacement.select(directions, 0)
-        return judged(losses, base, (directions.weight_norm or 1.0) / directions.length(0), form, size, narrow=narrow)
-
-    def _differing(self, pairs: Mapping[str, tuple[float, float]], floor: float) -> str | None:
-        """The response that differs from subtraction by more than rounding, if any."""
-        part = _AGREEMENT["float32"]
-        larger = max(abs(expected) for _, expected in pairs.values())
-
-        def wrong(name: str, least: float) -> bool:
-            found, expected = pairs[name]
-            allowed = part * (abs(expected) + _BESIDE * larger) + least
-            return math.isfinite(expected) and not abs(found - expected) <= allowed
-
-        if not any(wrong(name, floor) for name in pairs):
-            return None
-        narrow = replica_arithmetic(self.replica).narrow  # rounds subtraction, and not the lanes
-        if narrow is not None:
-            floor *= torch.finfo(narrow).eps / torch.finfo(BASE).eps
-            part = max(part, _AGREEMENT["bfloat16"])
-        return next((name for name in pairs if wrong(name, floor)), None)
-
-
-def _input(name: str) -> str:
-    return f"parameter:model.{name}"
-
-
-def _inputs(replica: Replica, index: int) -> dict[str, Tensor]:
-    """Parameters, buffers and batch of a replica by the names that programs use."""
-    named = {f"parameter:{name}": tensor.detach() for name, tensor in held(replica).items()}
-    return named | {f"batch:{place}": tensor for place, tensor in enumerate(tensors_of(replica.batches[index]))}
-
-
-def _call(replica: Replica, index: int) -> Callable[[Sequence[Tensor]], Tensor]:
-    """The loss of one batch as a function of its tensors."""
-
-    def call(inputs: Sequence[Tensor]) -> Tensor:
-        following: Iterator[Tensor] = iter(inputs)
-        value: Tensor = replica.module(map_tensors(replica.batches[index], lambda _: next(following)))[0]
-        return value
-
-    return call
-
-
-def traced(replica: Replica, index: int) -> Program:
-    """The program of one batch's loss."""
-    replica.reset()
-    batch = [tensor.clone() for tensor in tensors_of(replica.batches[index])]
-    probed = [f"model.{name}" for name in replica.objective.names]
-    return trace(replica.module, _call(replica, index), held(replica), batch, probed)
-
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether float32 operands can be rounded to bfloat16 within the products of a device."""
     return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-@contextmanager
-def rounded_products(products: Products) -> Iterator[None]:
-    """Matrix products of float32 operands in bfloat16 with float32 sums, where the device has them, inside the block."""
-    if products == "float32":
-        yield
-        return
-    backends: Any = torch.backends
-    leaves = (backends.mkldnn.matmul, backends.mkldnn.conv)
-    before = [leaf.fp32_precision for leaf in leaves]
-    try:
-        for leaf in leaves:
-            leaf.fp32_precision = "bf16"
-        yield
-    finally:
-        for leaf, value in zip(leaves, before, strict=True):
-            leaf.fp32_precision = value

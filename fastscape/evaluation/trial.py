@@ -147,9 +147,12 @@ def memory_for(memory: int | None, device: torch.device) -> int:
 
 def copies_within(replica: Replica, memory: int | None, points: int = 1) -> int:
     """How many times ``points`` perturbed copies, with parameters and activations, fit in memory beside each other."""
-    width = torch.finfo(replica.dtype).bits // 8
-    per_point = 3 * replica.objective.size * width + activation_bytes(replica)
-    return int(memory_for(memory, replica.objective.device) // (per_point * points))
+    return int(memory_for(memory, replica.objective.device) // (copy_bytes(replica) * points))
+
+
+def copy_bytes(replica: Replica) -> int:
+    """Bytes of a perturbed copy, with what displaces it and activations."""
+    return 3 * replica.objective.size * torch.finfo(replica.dtype).bits // 8 + activation_bytes(replica)
 
 
 def activation_bytes(replica: Replica) -> int:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 import fastscape as fs
 from fastscape import zoo
 from fastscape.differences import evaluator as evaluator_module
+from fastscape.differences import lanes as lanes_module
 from fastscape.differences.evaluator import DifferenceEvaluator
 
 SMALL_TO_LARGE = (1e-10, 1e-7, 1e-5, 1e-3, 1e-2, 1e-1, 0.5)
@@ -326,7 +327,7 @@ def test_the_result_names_what_the_products_were(rounds, monkeypatch):
         with Rounding() if rounds and name == "bfloat16" else nullcontext():
             yield
 
-    monkeypatch.setattr(evaluator_module, "rounded_products", products)
+    monkeypatch.setattr(lanes_module, "rounded_products", products)
     case = objective(zoo.mlp(hidden=(8,)))
     directions = fs.Directions(case, 2)
     found, plain = (fs.responses(case, directions, SMALL_TO_LARGE, precision=p) for p in ("difference-bf16", "difference"))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
-from fastscape.differences import evaluator as engine
+from fastscape.differences import following as engine
 
 RADII = [1e-3, 1e-2]
 

@@ -99,8 +99,8 @@ def both(case, count, radii, monkeypatch):
             if not shared:
                 patch.setattr("fastscape.differences.evaluator.shareable", lambda *_: 0)
             evaluator.choose(directions, radii)
-            lanes = evaluator._lanes
-            patch.setattr(evaluator, "_lanes", lambda moved, part, lanes=lanes: carried.append(len(part)) or lanes(moved, part))
+            lanes = evaluator._lanes.at
+            patch.setattr(evaluator._lanes, "at", lambda moved, part, at=lanes: carried.append(len(part)) or at(moved, part))
             carried.clear()
             found.append((evaluator.responses(directions, range(count), radii), sum(carried), evaluator.choice.reason))
     return found

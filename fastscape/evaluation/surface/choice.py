@@ -61,7 +61,6 @@ class PathTrial:
                 best = path
             seconds[path.name] = min(took, seconds.get(path.name, math.inf))
             if took < seconds["loop"] / 2:  # vmap has never been this much faster where a path of its own can run the model
-                best = path
                 break
         slow = f"a forward takes {self.forward:.2g} s, long against dispatch overhead"
         reason = [slow, *trial.refused.values()][-1]
