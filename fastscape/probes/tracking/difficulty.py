@@ -21,7 +21,7 @@ from fastscape.probes.tracking.davidson import LeadingPair, RitzPairs, leading_p
 from fastscape.probes.tracking.difficulty_sum import RICHARDSON, difficulty, dimensionless
 from fastscape.probes.tracking.result import DifficultyResult
 from fastscape.runs.optimizers import OptimizerState
-from fastscape.runs.provenance import objective_meta
+from fastscape.runs.provenance import Provenance, objective_meta
 from fastscape.runs.run import Seeded, settled
 
 GradientKind = Literal["minibatch", "full"]
@@ -108,7 +108,7 @@ class Difficulty:
         self._given = False
         self._seconds = 0.0
         self.norm_seconds = 0.0
-        self._meta: dict[str, Any] = {}
+        self._meta = Provenance()
 
     def step(
         self,
