@@ -86,6 +86,8 @@ def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
         return tuple(unpack(item, part, arrays) for item, part in zip(items, data, strict=True))
     if origin is dict:
         return {key: unpack(parameters[1], item, arrays) for key, item in data.items()}
+    if isinstance(kind, type) and issubclass(kind, dict):  # a mapping with a class of its own
+        return kind(unpack(dict[str, Any], data, arrays))
     return data
 
 

@@ -15,6 +15,7 @@ from fastscape.probes.barriers.result import BarrierMatrix
 from fastscape.probes.signature.association import Association, association
 from fastscape.probes.signature.result import Signature
 from fastscape.reports.document import Document
+from fastscape.runs.provenance import Provenance
 from fastscape.study.claims import Claim, claims
 from fastscape.study.seeds import geometric, pairs
 from fastscape.study.training import TrainingOutcome
@@ -56,7 +57,7 @@ class RunResult(Document):
     early: Signature
     final: Signature
     parts: dict[str, Any]
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
     running: dict[str, Signature] = field(default_factory=dict)
 
@@ -85,7 +86,7 @@ class StudyResult(Document):
     plan: dict[str, Any]
     runs: tuple[RunResult, ...]
     barriers: dict[str, BarrierMatrix]
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
 
     def stored(self) -> Self:

@@ -84,7 +84,7 @@ def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyRe
         notes.append(f"interrupted after {counted(len(runs), 'run')}; the same command goes on from there")
     runs = [_with_barrier(each, matrices.get(each.architecture)) for each in runs]
     notes += [f"{each.name}: {note}" for each in runs for note in each.notes]
-    meta = {"stop_reason": reason, "seconds": now() - start, **provenance()}
+    meta = {"stop_reason": reason, "seconds": now() - start} | provenance()
     return StudyResult(plan.name, None, plan.words(), tuple(runs), matrices, meta, tuple(notes))
 
 
@@ -152,7 +152,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
         first,
         last,
         parts,
-        {"seconds": now() - start, "critical": architecture.critical, "plan": plan.words(), **provenance()},
+        {"seconds": now() - start, "critical": architecture.critical, "plan": plan.words()} | provenance(),
         tuple(measurement.notes),
         by_running,
     )

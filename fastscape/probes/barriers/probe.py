@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from fastscape.probes.barriers.run import (
     path_meta,
 )
 from fastscape.probes.barriers.weight_paths import Bezier, Segment
+from fastscape.runs.provenance import Provenance
 from fastscape.runs.run import Run, Work, settled
 
 
@@ -187,7 +188,7 @@ def barriers(
                     if alpha == 0 or not match:
                         known[index] = line.points[alpha]
                 losses.walk(line, clock)
-                of_pair: dict[str, Any] = {"settings": goals.settings()}
+                of_pair = Provenance(settings=goals.settings())
                 pairs[i, j] = barrier_result(losses, line, path, (first, second), name=work.name, step=work.step, meta=of_pair)
                 if line.reason != "complete":
                     reason = line.reason
@@ -208,7 +209,7 @@ def _matrix(
     known: Mapping[int, Point],
     goals: Goals,
     work: Run,
-    meta: dict[str, Any],
+    meta: Provenance,
 ) -> BarrierMatrix:
     count = len(ends)
     losses, accuracy = np.full(count, np.nan), np.full(count, np.nan)
@@ -330,7 +331,7 @@ def connect(
         asked = goals.settings() | {"steps": steps, "learning_rate": learning_rate}
         counts = {"steps": len(trained.losses), "training_evaluations": trained.evaluations}
         meta = path_meta(losses, ends, began, reason, settings=asked, learning_rate=learning_rate, **counts)
-        meta["evaluations"] += along_line.meta["evaluations"]
+        meta |= {"evaluations": meta["evaluations"] + along_line.meta["evaluations"]}
         along_curve = barrier_result(losses, bent, path, ends, name=work.name, step=work.step, meta=meta)
     return CurveResult(
         name=work.name,

@@ -10,6 +10,7 @@ from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
 from fastscape.reports.document import Document
 from fastscape.reports.numbers import number
+from fastscape.runs.provenance import Provenance
 
 if TYPE_CHECKING:
     pass
@@ -67,7 +68,7 @@ class BarrierResult(Document):
     nonfinite: int
     batch_norm: str
     matched: bool
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -110,7 +111,7 @@ class BarrierMatrix(Document):
     batch_norm: str
     matched: bool
     pairs: tuple[BarrierResult, ...]
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -139,7 +140,7 @@ class CurveResult(Document):
     length: float
     distance: float
     training: Array
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
     bend: dict[str, Any] | None = None
 

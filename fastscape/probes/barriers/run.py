@@ -30,7 +30,7 @@ from fastscape.probes.barriers.refinement import coarse_to_fine, refine
 from fastscape.probes.barriers.result import BarrierResult
 from fastscape.probes.barriers.weight_paths import Segment
 from fastscape.runs.budget import Budget
-from fastscape.runs.provenance import objective_meta
+from fastscape.runs.provenance import Provenance, objective_meta
 
 Progress = Callable[[str, float], None]
 _LEAST = 3  # points that are evaluated whatever the budget is: the ends and the middle
@@ -224,7 +224,7 @@ def barrier_result(
     *,
     name: str,
     step: int | None,
-    meta: dict[str, Any],
+    meta: Provenance,
     notes: Sequence[str] = (),
 ) -> BarrierResult:
     """The barriers of a line, with intervals from the samples' own differences."""
@@ -277,7 +277,7 @@ def _range(values: Array) -> float:
     return float(np.ptp(finite)) if len(finite) else math.nan
 
 
-def path_meta(losses: PathLosses, ends: Sequence[EndPoint], began: float, reason: str, **more: Any) -> dict[str, Any]:
+def path_meta(losses: PathLosses, ends: Sequence[EndPoint], began: float, reason: str, **more: Any) -> Provenance:
     """What the meta of all results of paths says."""
     objective, goals = losses.objective, losses.goals
     meta = objective_meta(objective)

@@ -13,6 +13,7 @@ import numpy as np
 from fastscape._checks import counted
 from fastscape.numerics.arrays import Array
 from fastscape.reports.document import Document
+from fastscape.runs.provenance import Provenance
 
 if TYPE_CHECKING:
     pass
@@ -88,7 +89,7 @@ class BenchResult(Document):
     step: int | None
     loss: float
     units: tuple[BenchUnit, ...]
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

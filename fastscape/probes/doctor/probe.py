@@ -44,7 +44,7 @@ def doctor(objective: Objective | None = None, *, name: str | None = None, step:
     with preserved_rng():
         machine = tuple(machine_findings())
         found: tuple[Any, ...] = ()
-        meta: dict[str, Any] = provenance()
+        meta = provenance()
         if objective is not None:
             with torch.inference_mode(False):
                 checkup = ModelCheckup(checked_objective(objective))

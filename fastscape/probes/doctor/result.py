@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fastscape._checks import counted
 from fastscape.reports.document import Document
+from fastscape.runs.provenance import Provenance
 
 if TYPE_CHECKING:
     pass
@@ -51,7 +52,7 @@ class Diagnosis(Document):
     step: int | None
     machine: tuple[Finding, ...]
     model: tuple[Finding, ...]
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

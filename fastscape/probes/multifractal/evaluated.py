@@ -23,7 +23,7 @@ from fastscape.probes.multifractal.result import STOPPED, Measured, Multifractal
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.response.precision import Noise, PrecisionChoice
 from fastscape.response.responses import relative, warn_if_noise
-from fastscape.runs.provenance import statistics_meta
+from fastscape.runs.provenance import Provenance, statistics_meta
 
 
 class Track:
@@ -175,7 +175,7 @@ class Track:
             measured,
             analysis,
             self.probe,
-            meta,
+            Provenance(meta),
             tuple(notes),
         )
 

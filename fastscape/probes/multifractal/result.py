@@ -19,7 +19,7 @@ from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.trust import Trust
 from fastscape.reports import storage
 from fastscape.reports.document import Along, Document
-from fastscape.runs.provenance import told
+from fastscape.runs.provenance import Provenance, told
 
 STOPPED = "the analysis was stopped; result.reanalyse() and fastscape report make it up from the evaluations"
 
@@ -105,7 +105,7 @@ class MultifractalResult(Document):
     measured: Measured
     analysis: Analysis
     probe: ProbeSettings
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
 
     @property
@@ -164,7 +164,7 @@ class TrajectoryResult(Along):
     counted_by: ClassVar[str] = "direction"
 
     points: tuple[MultifractalResult, ...]
-    meta: dict[str, Any]
+    meta: Provenance
 
     def series(self, name: str) -> tuple[Array, Array, Array]:
         """Value and lower and upper interval bound along the checkpoints, each ``[checkpoints]``.

@@ -378,12 +378,11 @@ class Session:
             if not track.opened:
                 track.describe(point.objective())
         points = [track.result(settings, reason, analysed=analysed) for track in self.tracks]
-        run: dict[str, Any] = {
+        run = provenance() | {
             "stop_reason": reason,
             "run_seconds": self.budget.elapsed,
             "budget": self.budget.seconds if self.budget.limited else None,
             "target": self.target,
-            **provenance(),
         }
         finished = tuple(dataclasses.replace(point, meta=point.meta | run) for point in points)
         return TrajectoryResult(finished, run)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
 from fastscape.reports.document import Document
 from fastscape.reports.numbers import number
+from fastscape.runs.provenance import Provenance
 
 if TYPE_CHECKING:
     pass
@@ -61,7 +62,7 @@ class SharpnessResult(Document):
     group_worst: Array
     nonfinite: int
     noise: float
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

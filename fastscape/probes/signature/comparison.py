@@ -17,7 +17,7 @@ from fastscape.probes.signature.result import Signature
 from fastscape.probes.signature.rules import DEFAULT_RULES, Check, Rule, Status, Verdict, beyond
 from fastscape.reports.document import Document
 from fastscape.reports.tables import shared_flags
-from fastscape.runs.provenance import provenance
+from fastscape.runs.provenance import Provenance, provenance
 
 if TYPE_CHECKING:
     pass
@@ -49,7 +49,7 @@ class Comparison(Document):
     architectures: tuple[str, ...]
     skip: tuple[str, ...] | None
     verdicts: tuple[Verdict, ...]
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -119,7 +119,7 @@ def compare(
         architectures=labels,
         skip=None if skip is None else tuple(skip),
         verdicts=(_skip_verdict(given, labels, skip),),
-        meta={"stop_reason": "complete", "seconds": 0.0, **provenance()},
+        meta={"stop_reason": "complete", "seconds": 0.0} | provenance(),
         notes=(*_settings_differ(given), *shared_flags(given)),
     )
 

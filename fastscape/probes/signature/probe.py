@@ -26,7 +26,7 @@ from fastscape.probes.spectrum.stability import Optimizer
 from fastscape.probes.temperature.probe import temperature
 from fastscape.runs.budget import Budget
 from fastscape.runs.optimizers import OptimizerState
-from fastscape.runs.provenance import objective_meta
+from fastscape.runs.provenance import Provenance, objective_meta
 from fastscape.runs.run import Run, Work, settled, shared_keywords
 
 # Shares of the time: the spectrum pays for eight quantities; a path's and a slice's evaluations are few.
@@ -320,9 +320,8 @@ def _runner(objective: Objective, kind: str, keywords: Mapping[str, Any]) -> Cal
     return run
 
 
-def _meta(objective: Objective, clock: Budget, done: Several, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    return {
-        **objective_meta(objective),
+def _meta(objective: Objective, clock: Budget, done: Several, settings: Mapping[str, Any], seed: int) -> Provenance:
+    return objective_meta(objective) | {
         "seed": seed,
         "settings": dict(settings),
         "budget": clock.seconds if clock.limited else None,

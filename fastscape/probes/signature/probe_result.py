@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from fastscape.probes.signature.quantities import PARTS
 from fastscape.probes.signature.result import Signature
 from fastscape.reports.document import Document
+from fastscape.runs.provenance import Provenance
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ProbeResult(Document):
     step: int | None
     results: dict[str, Any]
     missing: dict[str, str]
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ from fastscape.numerics.estimate import Estimate
 from fastscape.probes.signature.quantities import PARTS, QUANTITIES, Contribution, kind_of
 from fastscape.probes.signature.rules import DEFAULT_RULES, Rule, Verdict
 from fastscape.reports.document import Document
-from fastscape.runs.provenance import provenance
+from fastscape.runs.provenance import Provenance, provenance
 
 if TYPE_CHECKING:
     pass
@@ -94,7 +94,7 @@ class Signature(Document):
     h_mean: Estimate | None
     missing: dict[str, str]
     deterministic: bool
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
     h_std: Estimate | None = None
     c2: Estimate | None = None
@@ -223,7 +223,7 @@ def _reasons(found: Mapping[str, Any], parts: Sequence[Contribution], reasons: M
     return {key: reasons.get(key) or told.get(key) or by_source[key] for key in absent}
 
 
-def _meta(given: Mapping[str, Any]) -> dict[str, Any]:
+def _meta(given: Mapping[str, Any]) -> Provenance:
     meta: dict[str, Any] = {}
     for kind, result in given.items():
         if kind not in _TRAINING:

@@ -40,7 +40,7 @@ from fastscape.probes.slices.norms import Norms, norm_notes
 from fastscape.probes.slices.result import PlaneResult, SliceResult
 from fastscape.probes.slices.roughness import Trend, mean_count, mean_estimate, minima, second_difference_energy
 from fastscape.runs.anytime import Anytime
-from fastscape.runs.provenance import objective_meta
+from fastscape.runs.provenance import Provenance, objective_meta
 from fastscape.runs.run import Work, settled
 
 Progress = Callable[[int, int], None]
@@ -326,14 +326,13 @@ def _settings(
     return content | ({"normalize": normalize} if random else {})
 
 
-def _meta(objective: Objective, surface: Surface, run: Anytime, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+def _meta(objective: Objective, surface: Surface, run: Anytime, settings: dict[str, Any], seed: int) -> Provenance:
     try:
         noise = surface.noise
     except KeyboardInterrupt:  # what was evaluated is kept
         noise, run.reason = math.nan, "interrupted"
     choice, arithmetic = surface.choice, measured_in(objective, surface.dtype)
-    return {
-        **objective_meta(objective),
+    return objective_meta(objective) | {
         **arithmetic.meta,
         "seed": seed,
         "settings": settings,
@@ -351,7 +350,7 @@ def _meta(objective: Objective, surface: Surface, run: Anytime, settings: dict[s
     }
 
 
-def _notes(meta: dict[str, Any], losses: Array, wanted: int, noun: str, *, errors: bool) -> tuple[str, ...]:
+def _notes(meta: Provenance, losses: Array, wanted: int, noun: str, *, errors: bool) -> tuple[str, ...]:
     notes, done = list(meta["arithmetic_notes"]), len(losses)
     if losses.size > 1 and (losses == losses.flat[0]).all():
         notes.append(STILL)
@@ -366,7 +365,7 @@ def _notes(meta: dict[str, Any], losses: Array, wanted: int, noun: str, *, error
     return tuple(notes)
 
 
-def _line_result(name: str, step: int | None, alphas: Array, found: _Lines, meta: dict[str, Any]) -> SliceResult:
+def _line_result(name: str, step: int | None, alphas: Array, found: _Lines, meta: Provenance) -> SliceResult:
     losses = np.stack([line.losses for line in found.found])
     stderr = np.stack([line.stderr for line in found.found])
     noise = meta["noise"]
@@ -395,7 +394,7 @@ def _line_result(name: str, step: int | None, alphas: Array, found: _Lines, meta
 
 
 def _plane_result(
-    name: str, step: int | None, plane: _Plane, axes: Axes, projected: tuple[Array, Array] | None, meta: dict[str, Any]
+    name: str, step: int | None, plane: _Plane, axes: Axes, projected: tuple[Array, Array] | None, meta: Provenance
 ) -> PlaneResult:
     rows = plane.evaluated
     known, noise = plane.losses[rows], meta["noise"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
 from fastscape.probes.slices.roughness import RESOLVED
 from fastscape.reports.document import Document
+from fastscape.runs.provenance import Provenance
 
 if TYPE_CHECKING:
     pass
@@ -58,7 +59,7 @@ class SliceResult(Document):
     minima: Estimate
     noise_floor: float
     accuracy: Array | None
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
 
     @property
@@ -111,7 +112,7 @@ class PlaneResult(Document):
     trajectory: Array | None
     residual: Array | None
     explained: Array | None
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
 
     @property

@@ -19,7 +19,7 @@ from fastscape.numerics.trace import data_stderr, directional_variance, effectiv
 from fastscape.probes.spectrum.density import density
 from fastscape.probes.spectrum.result import SpectrumResult
 from fastscape.probes.spectrum.run import SpectralRun, known
-from fastscape.runs.provenance import objective_meta
+from fastscape.runs.provenance import Provenance, objective_meta
 
 _ORTHOGONALITY_PROBES = 4
 _OPEN = 0.5  # of the range of a share, beyond which its interval says nothing
@@ -66,7 +66,7 @@ def spectrum_result(run: SpectralRun, reason: str, operator: str, step: int | No
         gradient_curvature=math.nan if run.started is None else run.started.along_gradient,
         stability=None,
         products=run.multiplied,
-        meta=_meta(run, reason) | dict(extra),
+        meta=Provenance(_meta(run, reason) | dict(extra)),
         notes=(*measured_in(run.objective, run.operator.dtype).notes, *notes),
         vectors=largest.vectors,
     )

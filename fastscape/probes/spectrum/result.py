@@ -17,6 +17,7 @@ from fastscape.numerics.positive import shown_ends
 from fastscape.numerics.spectra import Density, Gap, Stability
 from fastscape.reports import storage
 from fastscape.reports.document import Along, Document
+from fastscape.runs.provenance import Provenance
 
 Bools = NDArray[np.bool_]
 
@@ -79,7 +80,7 @@ class SpectrumResult(Document):
     gradient_curvature: float
     stability: Stability | None
     products: int
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
     vectors: Tensor | None = None
 
@@ -129,7 +130,7 @@ class SpectrumTrajectory(Along):
     counted_by: ClassVar[str] = "product"
 
     points: tuple[SpectrumResult, ...]
-    meta: dict[str, Any]
+    meta: Provenance
 
     def series(self, name: str) -> tuple[Array, Array, Array]:
         """Value and lower and upper bound along the checkpoints, each ``[checkpoints]``; NaN where there is none.

@@ -21,6 +21,7 @@ from fastscape.probes.spectrum.state import SpectrumProgress
 from fastscape.runs.budget import Budget, BudgetError, time_text
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+from fastscape.runs.provenance import Provenance
 from fastscape.runs.run import Timed, settled
 
 _RISEN = 0.99  # of the highest rate
@@ -177,4 +178,5 @@ def _joined(points: Sequence[SpectrumResult], budget: Budget, reason: str = "") 
             f"{words} ({count})" for words, count in reasons.items()
         )
     limit = budget.seconds if budget.limited else None
-    return SpectrumTrajectory(without_warm_up(points), {"stop_reason": reason, "seconds": budget.elapsed, "budget": limit})
+    meta = Provenance(stop_reason=reason, seconds=budget.elapsed, budget=limit)
+    return SpectrumTrajectory(without_warm_up(points), meta)

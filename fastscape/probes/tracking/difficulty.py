@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Unpack, cast, get_args
+from typing import Literal, Unpack, cast, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from fastscape.probes.tracking.davidson import LeadingPair, RitzPairs, leading_p
 from fastscape.probes.tracking.difficulty_sum import RICHARDSON, difficulty, dimensionless
 from fastscape.probes.tracking.result import DifficultyResult
 from fastscape.runs.optimizers import AnyOptimizer, groups_of
-from fastscape.runs.provenance import objective_meta
+from fastscape.runs.provenance import Provenance, objective_meta
 from fastscape.runs.run import Seeded, settled
 
 GradientKind = Literal["minibatch", "full"]
@@ -175,7 +175,7 @@ class Difficulty:
         self._nodes: list[tuple[int, LeadingPair, float]] = []
         self._seconds = 0.0
         self.norm_seconds = 0.0
-        self._meta: dict[str, Any] = {}
+        self._meta = Provenance()
 
     def step(
         self,

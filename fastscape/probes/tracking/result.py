@@ -15,6 +15,7 @@ from fastscape.probes.tracking.difficulty_sum import over_seeds
 from fastscape.reports import batch_norm
 from fastscape.reports.document import Document
 from fastscape.reports.sections import section_of
+from fastscape.runs.provenance import Provenance
 
 if TYPE_CHECKING:
     pass
@@ -90,7 +91,7 @@ class TrackResult(Document):
     training_seconds: float
     tracker_seconds: float
     planned: int | None
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
 
     @property
@@ -179,7 +180,7 @@ class DifficultyResult(Document):
     residuals: Array
     products: Array
     losses: Array
-    meta: dict[str, Any]
+    meta: Provenance
     notes: tuple[str, ...] = ()
 
     @staticmethod
