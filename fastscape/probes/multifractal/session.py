@@ -24,6 +24,7 @@ from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryR
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.trust import checked_windows
 from fastscape.response.precision import AnyPath, PrecisionChoice, choose_precision, measure_noise, refused_precision, responder
+from fastscape.runs.anytime import PartialResultError
 from fastscape.runs.budget import Budget, time_text
 from fastscape.runs.provenance import provenance
 
@@ -69,12 +70,10 @@ class Progress:
     m_tau: Estimate | None
 
 
-class ProbeError(RuntimeError):
+class ProbeError(PartialResultError):
     """The model raised midway. ``partial`` is the :class:`TrajectoryResult` of what had been evaluated."""
 
-    def __init__(self, message: str, partial: TrajectoryResult) -> None:
-        super().__init__(message)
-        self.partial = partial
+    partial: TrajectoryResult
 
 
 class _Deadline(Exception):  # noqa: N818 - a signal, not an error

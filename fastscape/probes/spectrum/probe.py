@@ -24,6 +24,7 @@ from fastscape.probes.spectrum.run import SpectralRun
 from fastscape.probes.spectrum.stability import Optimizer
 from fastscape.probes.spectrum.stability_stage import StabilityStage, least_rows
 from fastscape.probes.spectrum.state import Curvature, Deadline, Goals, SpectrumProgress
+from fastscape.runs.anytime import PartialResultError
 from fastscape.runs.budget import Budget
 from fastscape.runs.checkpoints import read_optimizer
 
@@ -34,12 +35,10 @@ TARGETS = {"eigenvalues": 1e-3, "trace": 0.05}
 _PRODUCTS = 5  # times the nodes, and 100 blocks: the most products without a budget
 
 
-class SpectrumError(RuntimeError):
+class SpectrumError(PartialResultError):
     """The model raised midway. ``partial`` is the result of what had been multiplied, and of the checkpoints before."""
 
-    def __init__(self, message: str, partial: SpectrumResult | SpectrumTrajectory) -> None:
-        super().__init__(message)
-        self.partial = partial
+    partial: SpectrumResult | SpectrumTrajectory
 
 
 def spectrum(
