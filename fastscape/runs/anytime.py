@@ -103,5 +103,7 @@ class Anytime:
         except Exception as error:
             if not (errors and known()):
                 raise
-            self.error = error
-            self.reason = "deadline" if isinstance(error, BudgetError) else f"failed: {type(error).__name__}"
+            if isinstance(error, BudgetError):
+                self.reason = "deadline"
+            else:
+                self.reason, self.error = f"failed: {type(error).__name__}", error

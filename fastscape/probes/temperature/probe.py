@@ -32,6 +32,7 @@ from fastscape.probes.temperature.learning_rates import effective_rates
 from fastscape.probes.temperature.noise_curvature import NoiseCurvature, curvature_of_noise
 from fastscape.probes.temperature.result import TemperatureResult
 from fastscape.probes.temperature.sample_gradients import CoupledSamplesError, Deviations, Method, SampleGradients
+from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import objective_meta
 
@@ -186,26 +187,22 @@ class _Measured:
                     f"batch norm takes the statistics of groups of {_range(source.sizes)} samples, training of {size}: pass "
                     "batches of that size, eight at least"
                 )
-            self.source, began = source, now()
+            self.source, began, run = source, now(), Anytime(budget)
 
             def late() -> bool:
-                done = len(self.found.sizes) / len(source)
-                return not budget.admits((now() - began) / max(len(self.found.norms), 1) if done else 0.0)
+                return not run.fits((now() - began) / len(self.found.norms))  # blocks so far
 
-            try:
+            with run.ends(lambda: len(self.found.sizes) >= 3):
                 source.deviations(self.found, late)
                 source.replica.take(self.objective)
                 if words := departing(source.replica):
                     self.notes.append(words)
                 if len(self.found.sizes) < len(source) or (products and late()):
-                    self.stop_reason = "deadline"
+                    run.reason = "deadline"
                 elif products:
                     spread = np.concatenate(self.found.spread).sum(axis=1)
                     self.curvature = curvature_of_noise(source, spread, products, spectrum, self.seed, self.notes)
-            except KeyboardInterrupt:
-                if len(self.found.sizes) < 3:
-                    raise
-                self.stop_reason = "interrupted"
+            self.stop_reason = run.reason
 
     def result(
         self,
