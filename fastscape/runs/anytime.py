@@ -86,11 +86,20 @@ class Anytime:
             self.unit = min(took, 2 * expected) if noun and self.done == 1 else took  # the first may have tried paths as well
 
     @contextmanager
-    def ends(self, known: Callable[[], object] = lambda: True, *, errors: bool = False) -> Iterator[None]:
+    def slowest(self) -> Iterator[None]:
+        """A unit of work; the next is taken to need as long as the slowest so far."""
+        began = self.budget.elapsed
+        yield
+        self.unit = max(self.unit, self.budget.elapsed - began)
+
+    @contextmanager
+    def ends(
+        self, known: Callable[[], object] = lambda: True, *, errors: Callable[[Exception], object] = lambda _: False
+    ) -> Iterator[None]:
         """A block that a deadline ends, or Ctrl-C where something is ``known``; then :attr:`reason` says so.
 
-        ``errors``: so does what is raised in it, which is kept in :attr:`error`; a budget too small for the next part of the
-        work is a deadline.
+        ``errors``: which exceptions end it too, and are kept in :attr:`error`; a budget too small for the next part of the work
+        is a deadline.
         """
         try:
             yield
@@ -101,7 +110,7 @@ class Anytime:
                 raise
             self.reason = "interrupted"
         except Exception as error:
-            if not (errors and known()):
+            if not errors(error):
                 raise
             if isinstance(error, BudgetError):
                 self.reason = "deadline"

@@ -65,7 +65,7 @@ def test_a_first_unit_that_does_not_fit_is_refused_by_its_noun(clock):
 @pytest.mark.parametrize("known", [True, False])
 def test_what_is_known_is_kept(raised, known):
     def work(run):
-        with run.ends(lambda: known, errors=True):
+        with run.ends(lambda: known, errors=lambda _: known):
             raise raised
 
     run = Anytime()
@@ -83,7 +83,7 @@ def test_errors_end_only_work_that_asks_for_it():
     run = Anytime()
     with pytest.raises(ArithmeticError), run.ends():
         raise ArithmeticError
-    with run.ends(errors=True):
+    with run.ends(errors=lambda error: isinstance(error, BudgetError)):
         raise BudgetError("the next part has no time")
     assert run.reason == "deadline"
 

@@ -140,7 +140,7 @@ def slice1d(
     watched = len(given) if isinstance(given, Axes) else 1
     common: dict[str, Any] = {"dtype": dtype, "path": path, "memory": memory, "trial": _TRIAL * clock.seconds}
     with Surface(norms.objective, Affine(base, [base]), prepare=norms.prepare, **common) as surface:
-        with run.ends(lambda: run.done, errors=True):
+        with run.ends(lambda: run.done, errors=lambda _: run.done):
             for line in run.stream(lines_of(given, surface.dtype), surface.seconds * points, "direction"):
                 surface.turn(Affine(base, [line.axis]))
                 found.add(line, surface.at(alphas))
@@ -226,7 +226,7 @@ def slice2d(
     family = Affine(list(objective.base.values()), axes.tensors)
     common: dict[str, Any] = {"dtype": dtype, "path": path, "memory": memory, "trial": _TRIAL * clock.seconds}
     with Surface(norms.objective, family, accuracy=False, prepare=norms.prepare, **common) as surface:
-        with run.ends(lambda: run.done, errors=True):
+        with run.ends(lambda: run.done, errors=lambda _: run.done):
             for row in run.stream(coarse_to_fine(sizes[0]), surface.seconds * sizes[1], "row"):
                 plane.fill(row, surface.at(np.column_stack([np.full(sizes[1], alphas[0][row]), alphas[1]])))
                 if progress is not None:
