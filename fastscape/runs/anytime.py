@@ -75,7 +75,7 @@ class Anytime:
             except StopIteration:
                 return
             if noun and not self.done and not self.fits():
-                least = time_text(self.budget.least(expected))
+                least = time_text(self.budget.least(self.margin * expected, self.reserve))
                 raise BudgetError(
                     f"budget must hold one {noun}, {expected:.2g} s here, got {self.budget.seconds:g} s; use {least} or more"
                 )

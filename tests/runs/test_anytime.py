@@ -61,6 +61,16 @@ def test_a_first_unit_that_does_not_fit_is_refused_by_its_noun(clock):
     assert not run.fits(1.5, 1.0)
 
 
+def test_a_unit_is_taken_to_need_as_long_as_the_slowest_so_far(clock):
+    run = limited(10.0, clock, margin=1.5)
+    for took in (1.0, 3.0, 2.0):
+        with run.slowest():
+            clock[0] += took
+    assert run.unit == 3.0
+    with pytest.raises(Deadline):
+        run.need()  # 4.5 s with the margin, and 4 s are left
+
+
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, ArithmeticError])
 @pytest.mark.parametrize("known", [True, False])
 def test_what_is_known_is_kept(raised, known):
