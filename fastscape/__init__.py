@@ -62,6 +62,7 @@ _NAMES = {
     "fastscape.probes.slices.result": "PlaneResult SliceResult",
     "fastscape.probes.spectrum.result": "SpectrumResult SpectrumTrajectory",
     "fastscape.reports.storage": "load",
+    "fastscape.runs.anytime": "PartialResultError",
     "fastscape.probes.tracking.result": "DifficultyResult TrackResult",
     "fastscape.probes.tracking.schedule": "fractions log_spaced Schedule",
     "fastscape.probes.multifractal.settings": "preset ProbeSettings",

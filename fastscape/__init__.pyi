@@ -63,6 +63,7 @@ from fastscape.probes.signature.result import Signature as Signature
 from fastscape.probes.slices.result import PlaneResult as PlaneResult, SliceResult as SliceResult
 from fastscape.probes.spectrum.result import SpectrumResult as SpectrumResult, SpectrumTrajectory as SpectrumTrajectory
 from fastscape.reports.storage import load as load
+from fastscape.runs.anytime import PartialResultError as PartialResultError
 from fastscape.probes.tracking.result import DifficultyResult as DifficultyResult, TrackResult as TrackResult
 from fastscape.probes.tracking.schedule import fractions as fractions, log_spaced as log_spaced, Schedule as Schedule
 from fastscape.probes.multifractal.settings import preset as preset, ProbeSettings as ProbeSettings

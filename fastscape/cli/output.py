@@ -217,7 +217,7 @@ def exit_codes() -> Iterator[None]:
             yield
     except (click.ClickException, BrokenPipeError):  # which click knows
         raise
-    except (fs.ProbeError, fs.SliceError, fs.SpectrumError) as error:
+    except fs.PartialResultError as error:
         rescue(error.partial)
         raise BadModel(str(error)) from error
     except KeyboardInterrupt as error:

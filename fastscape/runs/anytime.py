@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from fastscape._clock import now
 from fastscape.runs.budget import Budget, BudgetError, time_text
@@ -11,60 +12,107 @@ from fastscape.runs.budget import Budget, BudgetError, time_text
 Unit = TypeVar("Unit")
 
 
+class PartialResultError(RuntimeError):
+    """The model raised midway. ``partial`` is the result of what had been measured before."""
+
+    def __init__(self, message: str, partial: Any) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class Deadline(Exception):  # noqa: N818 - a signal, not an error
+    """The next unit of work does not fit in the budget."""
+
+
 class Anytime:
-    """Does units one after the other while they fit, and remembers what ended it.
+    """Work in units that ends with what is known: done, at the deadline, by Ctrl-C or by an error.
+
+    The work asks :meth:`fits` or :meth:`need`, or takes its units from :meth:`stream`, within :meth:`ends`.
 
     Args:
-        budget: the deadline.
-        noun: of a unit, for messages.
+        budget: the deadline; ``None`` for none.
+        margin: how much longer than foreseen a unit may take.
+        reserve: seconds to be left after every unit.
 
     Attributes:
-        reason: ``"complete"``, ``"deadline"``, ``"interrupted"`` or ``"failed: ..."``.
-        error: what the last unit raised.
-        done: number of units done.
+        reason: ``"complete"``, ``"deadline"``, ``"interrupted"`` or ``"failed: ..."``; work may give its own.
+        error: what ended the work.
+        done: units of the stream that are done.
+        unit: seconds that the next unit is expected to take.
     """
 
-    def __init__(self, budget: Budget, noun: str) -> None:
-        self.budget, self.noun = budget, noun
-        self.reason, self.done = "complete", 0
+    def __init__(self, budget: Budget | None = None, *, margin: float = 1.0, reserve: float = 0.0) -> None:
+        self.budget, self.margin, self.reserve = budget or Budget(None), margin, reserve
+        self.reason, self.done, self.unit = "complete", 0, 0.0
         self.error: Exception | None = None
 
-    def over(self, units: Iterable[Unit], work: Callable[[Unit], None], expected: float) -> None:
-        """Do every unit, of ``expected`` seconds until one has been timed.
+    def fits(self, seconds: float | None = None, reserve: float = 0.0) -> bool:
+        """Whether ``seconds`` of work, by default a unit, and both reserves after it end before the deadline."""
+        return self.budget.admits(self.margin * (self.unit if seconds is None else seconds), self.reserve + reserve)
+
+    def need(self, seconds: float | None = None, reserve: float = 0.0) -> None:
+        """Raise :class:`Deadline` unless it fits."""
+        if not self.fits(seconds, reserve):
+            raise Deadline
+
+    def stream(self, units: Iterable[Unit], expected: float = 0.0, noun: str = "") -> Iterator[Unit]:
+        """The units while they fit, each taken to need as long as the one before it.
+
+        Args:
+            units: made one at a time, which counts as part of them.
+            expected: seconds of the first.
+            noun: of a unit that is refused where the first does not fit.
 
         Raises:
-            BudgetError: no unit fits.
-            Exception: the first unit's own; a later one's ends the work and is kept in ``error``.
+            Deadline: the next does not fit.
+            BudgetError: nor does the first, which has a noun.
         """
-        waiting = iter(units)
+        waiting, self.unit = iter(units), expected
+        while True:
+            began = now()
+            try:
+                unit = next(waiting)
+            except StopIteration:
+                return
+            if noun and not self.done and not self.fits():
+                least = time_text(self.budget.least(self.margin * expected, self.reserve))
+                raise BudgetError(
+                    f"budget must hold one {noun}, {expected:.2g} s here, got {self.budget.seconds:g} s; use {least} or more"
+                )
+            self.need()
+            yield unit
+            self.done += 1
+            took = now() - began
+            self.unit = min(took, 2 * expected) if noun and self.done == 1 else took  # the first may have tried paths as well
+
+    @contextmanager
+    def slowest(self) -> Iterator[None]:
+        """A unit of work; the next is taken to need as long as the slowest so far."""
+        began = self.budget.elapsed
+        yield
+        self.unit = max(self.unit, self.budget.elapsed - began)
+
+    @contextmanager
+    def ends(
+        self, known: Callable[[], object] = lambda: True, *, errors: Callable[[Exception], object] = lambda _: False
+    ) -> Iterator[None]:
+        """A block that a deadline ends, or Ctrl-C where something is ``known``; then :attr:`reason` says so.
+
+        ``errors``: which exceptions end it too, and are kept in :attr:`error`; a budget too small for the next part of the work
+        is a deadline.
+        """
         try:
-            while True:
-                start = now()
-                if not self._admitted(expected):
-                    return
-                unit = next(waiting, None)
-                if unit is None:
-                    return
-                work(unit)
-                self.done += 1
-                took = now() - start
-                expected = min(took, 2 * expected) if self.done == 1 else took  # the first unit may have tried paths as well
+            yield
+        except Deadline:
+            self.reason = "deadline"
         except KeyboardInterrupt:
-            if not self.done:
+            if not known():
                 raise
             self.reason = "interrupted"
         except Exception as error:
-            if not self.done or isinstance(error, BudgetError):
+            if not errors(error):
                 raise
-            self.reason, self.error = f"failed: {type(error).__name__}", error
-
-    def _admitted(self, seconds: float) -> bool:
-        if self.budget.admits(seconds):
-            return True
-        if not self.done:
-            least = time_text(self.budget.least(seconds))
-            raise BudgetError(
-                f"budget must hold one {self.noun}, {seconds:.2g} s here, got {self.budget.seconds:g} s; use {least} or more"
-            )
-        self.reason = "deadline"
-        return False
+            if isinstance(error, BudgetError):
+                self.reason = "deadline"
+            else:
+                self.reason, self.error = f"failed: {type(error).__name__}", error

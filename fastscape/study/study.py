@@ -30,6 +30,7 @@ from fastscape.probes.tracking.difficulty import Difficulty
 from fastscape.probes.tracking.schedule import log_spaced
 from fastscape.probes.tracking.tracker import Tracker
 from fastscape.reports.storage import load
+from fastscape.runs.anytime import Anytime
 from fastscape.runs.optimizers import OptimizerState
 from fastscape.runs.provenance import provenance
 from fastscape.study.measure import Measurement
@@ -59,13 +60,13 @@ def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyRe
     matrices: dict[str, BarrierMatrix] = {}
     notes: list[str] = []
     total = len(plan.architectures) * (plan.seeds + 1)
-    reason = "complete"
+    work = Anytime()
 
     def told(words: str, share: float) -> None:
         if progress is not None:
             progress(words, share)
 
-    try:
+    with work.ends(lambda: runs):
         for row, architecture in enumerate(plan.architectures):
             done = row * (plan.seeds + 1)
             for seed in range(plan.seeds):
@@ -77,14 +78,11 @@ def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyRe
                     matrices[architecture.name] = between(plan, architecture, out)
                 except Exception as error:
                     notes.append(f"{architecture.name}: no barriers ({type(error).__name__}: {first_line(error)})")
-    except KeyboardInterrupt:
-        if not runs:
-            raise
-        reason = "interrupted"
+    if work.reason == "interrupted":
         notes.append(f"interrupted after {counted(len(runs), 'run')}; the same command goes on from there")
     runs = [_with_barrier(each, matrices.get(each.architecture)) for each in runs]
     notes += [f"{each.name}: {note}" for each in runs for note in each.notes]
-    meta = {"stop_reason": reason, "seconds": now() - start} | provenance()
+    meta = {"stop_reason": work.reason, "seconds": now() - start} | provenance()
     return StudyResult(plan.name, None, plan.words(), tuple(runs), matrices, meta, tuple(notes))
 
 

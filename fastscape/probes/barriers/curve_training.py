@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape.curvature.slopes import departing
 from fastscape.objective.objective import Objective
 from fastscape.probes.barriers.run import Goals
 from fastscape.probes.barriers.weight_paths import Bezier
+from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget
 
 
@@ -54,18 +54,14 @@ def train_bend(
     dtype = goals.precision or objective.dtype
     fixed = [index for index, name in enumerate(objective.names) if name not in movable]
     chances = torch.tensor(objective.batch_weights, dtype=torch.float64)
-    unit = 0.0
+    run = Anytime(clock, reserve=reserve)
     with exact_arithmetic(dtype):
         replica = by_batch.replica(dtype)
         optimizer = torch.optim.Adam(path.theta, lr=learning_rate)
-        try:
-            if clock.admits(unit, reserve) and (words := departing(replica)):
+        with run.ends():
+            if run.fits() and (words := departing(replica)):
                 found.notes = (f"the curve was trained by another gradient: {words}",)
-            for step in range(steps):
-                if not clock.admits(unit, reserve):
-                    found.reason = "deadline"
-                    break
-                began = now()
+            for step in run.stream(range(steps)):
                 optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
                 t = float(torch.rand((), generator=generator, dtype=torch.float64))
                 batch = int(torch.multinomial(chances, 1, generator=generator))
@@ -80,12 +76,9 @@ def train_bend(
                     bend.grad = torch.zeros_like(bend) if index in fixed else part.to(bend.dtype) * (2 * t * (1 - t))
                 optimizer.step()
                 found.losses.append(loss)
-                unit = now() - began
                 if progress is not None:
                     progress(f"step {step + 1}", (step + 1) / steps)
-        except KeyboardInterrupt:
-            found.reason = "interrupted"
-        finally:
-            for bend in path.theta:
-                bend.grad = None
+    for bend in path.theta:
+        bend.grad = None
+    found.reason = run.reason
     return found

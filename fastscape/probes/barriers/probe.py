@@ -32,6 +32,7 @@ from fastscape.probes.barriers.run import (
     path_meta,
 )
 from fastscape.probes.barriers.weight_paths import Bezier, Segment
+from fastscape.runs.anytime import Anytime
 from fastscape.runs.provenance import Provenance
 from fastscape.runs.run import Run, Work, settled
 
@@ -171,14 +172,13 @@ def barriers(
     path = Segment(losses.objective, ends[0].state, ends[1].state)
     for end in ends[2:]:
         path.turn(ends[0].state, end.state)  # refuses integers that differ before any pair is evaluated
-    pairs, known, reason = dict[tuple[int, int], BarrierResult](), dict[int, Point](), "complete"
+    pairs, known, run = dict[tuple[int, int], BarrierResult](), dict[int, Point](), Anytime(clock)
     order = list(combinations(range(len(ends)), 2))
     with torch.inference_mode(False), losses.along(path):
-        try:
+        with run.ends(lambda: pairs):
             for done, (i, j) in enumerate(order):
-                if done and not clock.admits(3 * losses.unit):
-                    reason = "deadline"
-                    break
+                if done:
+                    run.need(3 * losses.unit)
                 first, second = ends[i], _aligned(objective, ends[i], ends[j], goals)
                 path.turn(first.state, second.state)
                 line = Line()
@@ -191,15 +191,11 @@ def barriers(
                 of_pair = Provenance(settings=goals.settings())
                 pairs[i, j] = barrier_result(losses, line, path, (first, second), name=work.name, step=work.step, meta=of_pair)
                 if line.reason != "complete":
-                    reason = line.reason
+                    run.reason = line.reason
                     break
                 if work.progress is not None:
                     work.progress(f"{first.label} - {second.label}", (done + 1) / len(order))
-        except KeyboardInterrupt:
-            if not pairs:
-                raise
-            reason = "interrupted"
-        meta = path_meta(losses, ends, began, reason)
+        meta = path_meta(losses, ends, began, run.reason)
     return _matrix(ends, pairs, known, goals, work, meta)
 
 
@@ -322,11 +318,11 @@ def connect(
         if reason == "interrupted":
             losses.goals = dataclasses.replace(goals, points=start)
         bent = Line({alpha: line.points[alpha] for alpha in (0.0, 1.0)})
-        try:
-            with losses.along(path):
-                losses.walk(bent, clock)
-        except KeyboardInterrupt:  # before the first point: the line and its ends are known
-            bent.reason = "interrupted"
+        run = Anytime(clock)
+        with run.ends(), losses.along(path):  # the line, and the ends of the curve, are known
+            losses.walk(bent, clock)
+            run.reason = bent.reason
+        bent.reason = run.reason
         reason = reason if reason != "complete" else bent.reason
         asked = goals.settings() | {"steps": steps, "learning_rate": learning_rate}
         counts = {"steps": len(trained.losses), "training_evaluations": trained.evaluations}

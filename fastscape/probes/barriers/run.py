@@ -29,6 +29,7 @@ from fastscape.probes.barriers.maxima import band, largest_of_lesser, maximum
 from fastscape.probes.barriers.refinement import coarse_to_fine, refine
 from fastscape.probes.barriers.result import BarrierResult
 from fastscape.probes.barriers.weight_paths import Segment
+from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import Provenance, objective_meta
 
@@ -157,40 +158,27 @@ class PathLosses:
 
     def walk(self, line: Line, clock: Budget, reserve: float = 0.0) -> Line:
         """Fill a line: the even grid coarse to fine, then the intervals that may hide the most. Keeps what it has on Ctrl-C."""
-        goals = self.goals
-        try:
-            for alpha in coarse_to_fine(goals.start):
-                if alpha not in line.points:
-                    if len(line.points) >= _LEAST and not clock.admits(self.unit, reserve):
-                        line.reason = "deadline"
-                        break
-                    self._add(line, alpha)
-            self._refine(line, clock, reserve)
-        except KeyboardInterrupt:
-            if not line.whole:
-                raise
-            line.reason = "interrupted"
-            line.resolution = self._open(line)[1]
+        run = Anytime(clock, reserve=reserve)
+        with run.ends(lambda: line.whole):
+            for alpha in self._wanted(line):
+                if len(line.points) >= _LEAST:
+                    run.need(self.unit)
+                line.points[alpha] = self.at(alpha)
+                if self._progress is not None:
+                    self._progress(counted(len(line.points), "point"), len(line.points) / self.goals.points)
+        line.reason, line.resolution = run.reason, self._open(line)[1]
         return line
 
-    def _refine(self, line: Line, clock: Budget, reserve: float) -> None:
+    def _wanted(self, line: Line) -> Iterator[float]:
+        """The points that a line lacks, each chosen when those before it are known."""
         goals = self.goals
+        yield from (alpha for alpha in coarse_to_fine(goals.start) if alpha not in line.points)
         while True:
-            alpha, line.resolution = self._open(line)
-            losses = line.table("loss")
-            finite = losses[np.isfinite(losses)]
-            size = float(np.ptp(finite)) if len(finite) else 0.0
-            if line.resolution <= max(goals.tolerance * size, _ROUNDINGS * self.noise) or len(line.points) >= goals.points:
+            alpha, resolution = self._open(line)
+            fine = max(goals.tolerance * _range(line.table("loss"), 0.0), _ROUNDINGS * self.noise)
+            if resolution <= fine or len(line.points) >= goals.points:
                 return
-            if line.reason == "deadline" or not clock.admits(self.unit, reserve):
-                line.reason = "deadline"
-                return
-            self._add(line, alpha)
-
-    def _add(self, line: Line, alpha: float) -> None:
-        line.points[alpha] = self.at(alpha)
-        if self._progress is not None:
-            self._progress(counted(len(line.points), "point"), len(line.points) / self.goals.points)
+            yield alpha
 
     def _open(self, line: Line) -> tuple[float, float]:
         """Where the largest loss, or the largest rise above the chord, may hide, and by how much it may exceed what is known."""
@@ -272,9 +260,9 @@ def barrier_result(
     )
 
 
-def _range(values: Array) -> float:
+def _range(values: Array, otherwise: float = math.nan) -> float:
     finite = values[np.isfinite(values)]
-    return float(np.ptp(finite)) if len(finite) else math.nan
+    return float(np.ptp(finite)) if len(finite) else otherwise
 
 
 def path_meta(losses: PathLosses, ends: Sequence[EndPoint], began: float, reason: str, **more: Any) -> Provenance:

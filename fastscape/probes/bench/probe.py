@@ -25,7 +25,7 @@ from fastscape.probes.bench.responses import ROUNDINGS
 from fastscape.probes.bench.result import BenchResult, BenchUnit
 from fastscape.probes.bench.setting import Ready, Setting, Unit
 from fastscape.probes.bench.units import bench_units
-from fastscape.runs.budget import Budget
+from fastscape.runs.anytime import Anytime
 from fastscape.runs.provenance import objective_meta
 from fastscape.runs.run import Work, settled
 
@@ -91,27 +91,22 @@ def bench(
     checked_objective(objective)
     check_memory(work.memory)
     run = _Run(
-        work.clock(),
+        Anytime(work.clock()),
         integer("repeats", repeats, 1),
         work.progress or (lambda _words, _share: None),
     )
     integer("count", count, 1), integer("seed", work.seed, 0, 2**63)
     began = now()
-    loss, stop_reason = math.nan, "all repeats done"
+    loss, budget = math.nan, run.work.budget
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
-        try:
+        with run.work.ends(lambda: run.rows):
             setting = Setting(objective, count, work.memory, work.seed, stack)
             loss = setting.loss
             run.prepare(setting)
             run.rounds()
-        except KeyboardInterrupt:
-            if not run.rows:
-                raise
-            stop_reason = "interrupted"
-    if run.short and stop_reason != "interrupted":
-        stop_reason = "deadline"
-    settings = {"budget": run.budget.seconds if run.budget.limited else None, "count": count, "repeats": repeats}
+    stop_reason = "all repeats done" if run.work.reason == "complete" else run.work.reason
+    settings = {"budget": budget.seconds if budget.limited else None, "count": count, "repeats": repeats}
     return BenchResult(
         name=work.name,
         step=work.step,
@@ -165,10 +160,10 @@ class _Row:
 class _Run:
     """Prepares units and times them; its attributes hold what is known, whatever ends it."""
 
-    def __init__(self, budget: Budget, repeats: int, progress: Callable[[str, float], None]) -> None:
-        self.budget, self.repeats, self._progress = budget, repeats, progress
+    def __init__(self, work: Anytime, repeats: int, progress: Callable[[str, float], None]) -> None:
+        self.work, self.repeats, self._progress = work, repeats, progress
         self.rows: list[_Row] = []
-        self.done, self.short = 0, False
+        self.done = 0
         self._references: dict[str, Array] = {}
         self._on = torch.empty(0)
 
@@ -181,7 +176,7 @@ class _Run:
         for row in sorted(self.rows, key=lambda row: row.plan.rank):
             self._show(f"preparing {row.plan.name}")
             needed, reserve = row.plan.forwards * setting.forward_seconds, sum(other.expected for other in self.rows)
-            if not self.budget.admits(needed, reserve):
+            if not self.work.fits(needed, reserve):
                 self._leave(row, needed + reserve)
                 continue
             began = now()
@@ -195,8 +190,8 @@ class _Run:
                 row.ready = None
 
     def _leave(self, row: _Row, needed: float) -> None:
-        self.short = True
-        left = max(0.0, self.budget.remaining)
+        self.work.reason = "deadline"
+        left = max(0.0, self.work.budget.remaining)
         row.reason = f"does not fit: about {needed:.2g} s with the timing of those before, {left:.2g} s of the budget left"
 
     def _compared(self, plan: Unit, ready: Ready, setting: Setting) -> tuple[float, str]:
@@ -236,7 +231,7 @@ class _Run:
         once = self._timed(row) * ready.items
         row.calls = max(1, min(_CALLS, round(_ROUND / max(once, 1e-9))))
         row.expected = once * row.calls
-        if ready.peak is None and self.budget.admits(2 * once, reserve + row.expected):
+        if ready.peak is None and self.work.fits(2 * once, reserve + row.expected):
             with ready.context():
                 row.peak = peak_bytes(ready.run)[1]
 
@@ -246,16 +241,14 @@ class _Run:
         """Time every unit once a round, in rotating order, until the repeats or the budget are done."""
         ready = [row for row in self.rows if row.ready is not None]
         for turn in range(self.repeats):
-            whole = sum(row.expected for row in ready)
-            if turn and not self.budget.admits(whole):
-                self.short = True
-                return
+            if turn:
+                self.work.need(sum(row.expected for row in ready))
             start = turn % max(1, len(ready))
             found: dict[int, float] = {}
             order = ready[start:] + ready[:start] if turn else sorted(ready, key=lambda row: row.expected)
             for row in order:  # first the quick ones, which a short budget should not lose to a slow one
                 self._show(f"round {turn + 1} of {self.repeats}: {row.plan.name}")
-                if not turn and not self.budget.admits(row.expected):
+                if not turn and not self.work.fits(row.expected):
                     self._leave(row, row.expected)
                     continue
                 try:
@@ -282,7 +275,8 @@ class _Run:
             return (now() - start) / (row.calls * ready.items)
 
     def _show(self, words: str) -> None:
-        share = self.budget.elapsed / self.budget.seconds if self.budget.limited else self.done / self.repeats
+        budget = self.work.budget
+        share = budget.elapsed / budget.seconds if budget.limited else self.done / self.repeats
         self._progress(words, min(1.0, share))
 
     # ------------------------------------------------------------------ afterwards

@@ -11,8 +11,9 @@ from fastscape._checks import checked_settings
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
-from fastscape.probes.multifractal.session import Point, ProbeError, Progress, Session
+from fastscape.probes.multifractal.session import ProbeError, Progress, Session
 from fastscape.probes.multifractal.settings import ProbeSettings
+from fastscape.probes.multifractal.visits import Point
 from fastscape.response.precision import AnyPath
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
 from fastscape.runs.run import Run, Timed, Work, settled

@@ -11,6 +11,7 @@ from fastscape._checks import integer
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.samples import samples_of
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.probes.sharpness.assembly import sharpness_result
 from fastscape.probes.sharpness.balls import Variant
 from fastscape.probes.sharpness.result import SharpnessResult
 from fastscape.probes.sharpness.run import Goals, SharpnessRun
@@ -126,4 +127,5 @@ def sharpness(
     )
     run = SharpnessRun(objective, goals, work.clock())
     with torch.inference_mode(False):
-        return run.result(run.run(), work.name, work.step)
+        run.run()
+        return sharpness_result(run, work.name, work.step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,30 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._checks import counted, first_line
+from fastscape._checks import first_line
 from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape.curvature.operator import hessian
 from fastscape.evaluation.agreement import check_same_function
-from fastscape.evaluation.arithmetic import arithmetic, measured_in
 from fastscape.evaluation.determinism import unperturbed_loss
-from fastscape.evaluation.influence import STILL
 from fastscape.evaluation.noise import SIGNAL_TO_NOISE, rounding
 from fastscape.evaluation.samples import groups_of
-from fastscape.numerics.arrays import Array
-from fastscape.numerics.estimate import Estimate
-from fastscape.numerics.positive import skewed_mean, useful
 from fastscape.objective.objective import Objective
 from fastscape.objective.replica import Replica
 from fastscape.probes.sharpness.ascent import Ascent, ascend
 from fastscape.probes.sharpness.balls import BallLoss, Balls, Variant
 from fastscape.probes.sharpness.quadratic_model import ModelMaximum, maximise_model
-from fastscape.probes.sharpness.result import SharpnessResult
+from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget
-from fastscape.runs.provenance import objective_meta
 
 _PILOTS = 2  # pairs of random points that tell the size of the average case
-_ADDS_UP = 1e-4  # relative deviation of the mean over groups from the loss; float32 leaves 1e-6
 _PRODUCT = 4.0  # gradients that a Hessian product takes, with choosing how: 3.4 on a perceptron of 4e6 parameters
 _FAR = 1 << 31  # index of the first random start: far from the points of the average case
 
@@ -79,7 +71,8 @@ class SharpnessRun:
     """One run; its attributes hold what is known, whatever ends it."""
 
     def __init__(self, objective: Objective, goals: Goals, budget: Budget) -> None:
-        self.objective, self.goals, self.budget = objective, goals, budget
+        self.objective, self.goals = objective, goals
+        self.work = Anytime(budget)  # a unit is a gradient of the whole data
         self.groups: list[Group] = []
         self.starts: tuple[str, ...] = ()
         self.random: list[float] = []
@@ -89,21 +82,16 @@ class SharpnessRun:
         self.fixed: tuple[str, ...] = ()
         self.notes: list[str] = []
         self.evaluations = self.products = 0
-        self._began = now()
-        self._unit = 0.0  # seconds of a gradient of the whole data
-        self._path: str | None = None
+        self.began = now()
+        self.path: str | None = None
 
-    def run(self) -> str:
-        """Everything; returns the reason to stop."""
-        try:
+    def run(self) -> None:
+        """Everything, until it ends; :attr:`work` has the reason."""
+        with self.work.ends(lambda: not math.isnan(self.loss) or self.groups):
             self._choose()
             self._average()
             self._worst()
-        except KeyboardInterrupt:
-            if math.isnan(self.loss) and not self.groups:
-                raise
-            return "interrupted"
-        return "complete" if self._fits() else "deadline"
+            self.work.need()
 
     # ------------------------------------------------------------------ arithmetic
 
@@ -169,7 +157,7 @@ class SharpnessRun:
                 self.noise[dtype] = rounding(replica)
             took = 0.0
             for index in range(goals.samples // 2):
-                if index >= _PILOTS and not self.budget.admits(took):
+                if index >= _PILOTS and not self.work.fits(took):
                     self.notes.append(f"{len(self.random)} of {goals.samples} random points were evaluated (deadline)")
                     return
                 began = now()
@@ -193,7 +181,7 @@ class SharpnessRun:
             Group(of.samples / self.objective.samples, [Ascent(np.full(empty, np.nan)) for _ in self.starts]) for of in objectives
         ]
         for index, (of, group) in enumerate(zip(objectives, self.groups, strict=True)):
-            if index and not self._fits():
+            if index and not self.work.fits():
                 self.notes.append(f"{len(objectives) - index} of {len(objectives)} groups were not climbed, and count as 0")
                 return
             self._climb(of, group, balls, index)
@@ -205,16 +193,23 @@ class SharpnessRun:
                 self.noise[dtype] = rounding(replica)
             began = now()
             gradient = function.value_and_gradient(torch.zeros_like(balls.scale))[1]
-            self._unit = now() - began
+            self.work.unit = now() - began
             group.base, group.first_order = function.base, balls.dual_norm(gradient)
         if goals.products:
             group.model = self._model(objective, gradient, balls)
         with self._prepared(objective, dtype, balls) as (_, function):
             for index, kind in enumerate(self.starts):
-                if index and not self._fits():
+                if index and not self.work.fits():
                     return
                 start = self._start(kind, group, gradient, balls, index + number * goals.restarts)
-                ascend(function.value_and_gradient, balls, start, goals.steps, stop=self._late, found=group.ascents[index])
+                ascend(
+                    function.value_and_gradient,
+                    balls,
+                    start,
+                    goals.steps,
+                    stop=lambda: not self.work.fits(),
+                    found=group.ascents[index],
+                )
 
     def _start(self, kind: str, group: Group, gradient: Tensor, balls: Balls, number: int) -> Tensor:
         """A point of the balls; random where the kind has none: a zero gradient, or a model that was not finite."""
@@ -230,128 +225,24 @@ class SharpnessRun:
     def _model(self, objective: Objective, gradient: Tensor, balls: Balls) -> ModelMaximum | None:
         """The maximum of the quadratic model, or ``None`` where the Hessian cannot be multiplied."""
         goals = self.goals
-        if not bool(gradient.isfinite().all()) or not self._fits():
+        if not bool(gradient.isfinite().all()) or not self.work.fits():
             return None
-        seconds = _PRODUCT * goals.products * self._unit
-        if not self.budget.admits(seconds, (goals.steps + 1) * self._unit):  # one ascent comes before it
+        seconds = _PRODUCT * goals.products * self.work.unit
+        if not self.work.fits(seconds, (goals.steps + 1) * self.work.unit):  # one ascent comes before it
             words = "no quadratic model: its products do not fit into the budget"
             if words not in self.notes:
                 self.notes.append(words)
             return None
         try:
-            operator = hessian(objective.cast(gradient.dtype), path=self._path)  # type: ignore[arg-type]
+            operator = hessian(objective.cast(gradient.dtype), path=self.path)  # type: ignore[arg-type]
             found = maximise_model(operator, gradient, balls, goals.epsilon, goals.products, goals.seed)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             words = f"no quadratic model: {type(error).__name__}: {first_line(error)[:120]}"
             if words not in self.notes:
                 self.notes.append(words)
             return None
-        if self._path is None and operator.choice is not None:
-            self._path = operator.choice.name  # of the first group: choosing takes longer than a group's products
+        if self.path is None and operator.choice is not None:
+            self.path = operator.choice.name  # of the first group: choosing takes longer than a group's products
         self.products += found.products
         self.notes += [note for note in operator.notes if note not in self.notes]
         return found
-
-    def _late(self) -> bool:
-        return not self._fits()
-
-    def _fits(self) -> bool:
-        return self.budget.admits(self._unit)
-
-    # ------------------------------------------------------------------ the result
-
-    def result(self, stop_reason: str, name: str, step: int | None) -> SharpnessResult:
-        """What is known, as a result."""
-        goals, groups, average = self.goals, self.groups, self._average_case()
-        weights = np.array([group.weight for group in groups])
-        worst = np.array([group.worst for group in groups])
-        # A random point of all data bounds the mean over groups from below as well.
-        known = [value for value in self.random if not math.isnan(value)]
-        at_weights = self.loss - self.loss  # 0, or NaN where the loss is not finite
-        mean = float(weights @ worst) if len(groups) else at_weights
-        parts = {part: measured_in(self.objective, dtype) for part, dtype in self.dtypes.items()}
-        words = {part: of.meta["arithmetic"] for part, of in parts.items()}
-        same = len(set(words.values())) == 1
-        described = words["worst"] if same else "; ".join(f"{part}: {found}" for part, found in words.items())
-        settings = dataclasses.asdict(goals) | {"precision": None if goals.precision is None else str(goals.precision)[6:]}
-        return SharpnessResult(
-            name=name,
-            step=step,
-            variant=goals.variant,
-            epsilon=goals.epsilon,
-            loss=self.loss,
-            worst=mean if math.isnan(mean) else max([mean, *known]),
-            random=average,
-            first_order=self._mean([group.first_order for group in groups]),
-            quadratic=self._mean([math.nan if group.model is None else group.model.value for group in groups]),
-            quadratic_bound=self._mean([math.nan if group.model is None else group.model.bound for group in groups]),
-            restarts=self._over_groups([[ascent.best for ascent in group.ascents] for group in groups], len(self.starts)),
-            starts=self.starts,
-            curves=self._over_groups([[a.values for a in group.ascents] for group in groups], len(self.starts)),
-            random_rises=np.array(self.random),
-            m=goals.m,
-            group_worst=worst,
-            nonfinite=sum(a.nonfinite for group in groups for a in group.ascents) + int((~np.isfinite(self.random)).sum()),
-            noise=self.noise[self.dtypes.get("worst", torch.float64)],
-            meta=objective_meta(self.objective)
-            | {
-                "seed": goals.seed,
-                "settings": settings,
-                "arithmetic": described,
-                "precision": {part: str(dtype)[6:] for part, dtype in self.dtypes.items()},
-                "rounding_noise": {part: self.noise[dtype] for part, dtype in self.dtypes.items()},
-                "evaluations": self.evaluations,
-                "products": self.products,
-                "product_path": self._path,
-                "groups": len(groups),
-                "seconds": now() - self._began,
-                "stop_reason": stop_reason,
-            },
-            notes=(*dict.fromkeys(note for part in parts.values() for note in part.notes), *self.notes, *self._remarks()),
-        )
-
-    def _average_case(self) -> Estimate:
-        """Mean over pairs; NaN where steps inside the model, as of an autocast, are as large as what it averages."""
-        found = useful(skewed_mean(np.array(self.random[: len(self.random) // 2 * 2]).reshape(-1, 2).mean(axis=1)), "pair")
-        dtype = self.dtypes.get("random")
-        inside = None if dtype is None else arithmetic(self.objective, dtype)
-        stepped = inside is not None and not inside.plain
-        least = SIGNAL_TO_NOISE * self.noise.get(dtype, math.nan) / math.sqrt(max(found.n, 1)) if dtype is not None else 0.0
-        if stepped and abs(found.value) < least:
-            remedy = "take a larger epsilon"
-            if inside is not None and inside.autocast is not None and not inside.dropped:
-                remedy = "precision='float64' measures without an autocast"
-            self.notes.append(
-                f"the average case is withheld: a rise of {found.value:.1e} is within 10 times the error of the model's own "
-                f"roundings, {least / SIGNAL_TO_NOISE:.1e}; {remedy}"
-            )
-            return Estimate(
-                math.nan, math.nan, (math.nan, math.nan), found.n, withheld="within the error of the model's own roundings"
-            )
-        return found
-
-    def _remarks(self) -> Iterator[str]:
-        if self.fixed:
-            names = ", ".join(self.fixed[:3]) + (" ..." if len(self.fixed) > 3 else "")
-            yield f"{counted(len(self.fixed), 'parameter')} at zero never moved: {names}"
-        seen = [*self.random, *(value for group in self.groups for ascent in group.ascents for value in ascent.values)]
-        if 0.0 in seen and not any(value for value in seen if not math.isnan(value)):
-            yield STILL
-        if self.goals.m is not None and self.objective.batch_norm == "batch":
-            yield "batch norm takes the statistics of every group of m samples"
-        elif abs(self._mean([group.base for group in self.groups]) - self.loss) > _ADDS_UP * abs(self.loss):  # not of NaN
-            yield "the losses of the groups do not average to that of the data: its samples are not the rows of its batches"
-
-    def _mean(self, values: list[float]) -> float:
-        """Over groups, weighted by terms."""
-        return float(sum(group.weight * value for group, value in zip(self.groups, values, strict=True))) if values else math.nan
-
-    def _over_groups(self, values: object, starts: int) -> Array:
-        """Weighted mean over groups of ``[groups, starts, ...]``; -inf, where nothing was found, becomes NaN."""
-        table = np.array(values, dtype=np.float64)
-        if not table.size:
-            return np.full(starts, np.nan)
-        with np.errstate(invalid="ignore"):
-            weights = np.array([group.weight for group in self.groups])
-            mean: Array = np.tensordot(weights, np.where(np.isneginf(table), np.nan, table), axes=1)
-        return mean

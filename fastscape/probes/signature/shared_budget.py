@@ -9,6 +9,7 @@ from typing import Any
 from fastscape._checks import first_line
 from fastscape.evaluation.determinism import NondeterministicLossError
 from fastscape.probes.multifractal.result import TrajectoryResult
+from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget, BudgetError
 
 Results = Mapping[str, Any]
@@ -60,28 +61,38 @@ def run_stages(stages: Sequence[Stage], clock: Budget) -> Several:
         BudgetError: no time was left for the first stage.
         Exception: the first stage's, where no stage has a result.
     """
-    done = Several()
+    done, run = Several(), Anytime(clock)
     failures: list[Exception] = []
+    with run.ends(lambda: done.results):
+        _run(stages, run, done, failures)
+    done.stop_reason = run.reason
+    if run.reason == "interrupted":
+        begun = {*done.results, *done.missing}
+        done.missing |= {stage.kind: "the run was interrupted before it" for stage in stages if stage.kind not in begun}
+    elif not done.results:
+        nothing = BudgetError(f"budget must leave time for a probe, got {clock.seconds:g} s; use 1s or more")
+        raise failures[0] if failures else nothing
+    return done
+
+
+def _run(stages: Sequence[Stage], run: Anytime, done: Several, failures: list[Exception]) -> None:
+    """Every stage in order, until one was interrupted."""
     for index, stage in enumerate(stages):
-        limit = _limit(clock, stage, stages[index:])
+        limit = _limit(run.budget, stage, stages[index:])
         if limit is not None:
             done.seconds[stage.kind] = limit.seconds
-        elif clock.limited:
+        elif run.budget.limited:
             done.missing[stage.kind] = "no time was left"
-            done.stop_reason = "deadline"
+            run.reason = "deadline"
             continue
         try:
             result = stage.run(limit, done.results)
-        except KeyboardInterrupt:
-            if not done.results:
-                raise
-            return _interrupted(done, stages[index:])
         except NondeterministicLossError:
             raise
         except BudgetError as error:
             failures.append(error)
             done.missing[stage.kind] = f"its share of the budget was too small: {first_line(error)}"
-            done.stop_reason = "deadline"
+            run.reason = "deadline"
             continue
         except Exception as error:  # whatever a model raises, the other probes may have a result
             failures.append(error)
@@ -93,17 +104,10 @@ def run_stages(stages: Sequence[Stage], clock: Budget) -> Several:
             done.notes.append(f"{stage.kind}: {words}; what was measured before is kept")
         done.results[stage.kind] = result
         reason = result.meta.get("stop_reason")
+        if reason in ("interrupted", "deadline"):
+            run.reason = reason
         if reason == "interrupted":
-            return _interrupted(done, stages[index + 1 :])
-        if reason == "deadline":
-            done.stop_reason = "deadline"
-    if not done.results:
-        raise (
-            failures[0]
-            if failures
-            else BudgetError(f"budget must leave time for a probe, got {clock.seconds:g} s; use 1s or more")
-        )
-    return done
+            return
 
 
 def _limit(clock: Budget, stage: Stage, rest: Sequence[Stage]) -> Budget | None:
@@ -118,9 +122,3 @@ def _partial(error: Exception) -> Any:
     if isinstance(found, TrajectoryResult):
         return found.points[0] if found.points else None
     return found
-
-
-def _interrupted(done: Several, rest: Sequence[Stage]) -> Several:
-    done.stop_reason = "interrupted"
-    done.missing |= {stage.kind: "the run was interrupted before it" for stage in rest}
-    return done

@@ -15,7 +15,7 @@ from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
 from fastscape.objective.statistics import Statistics
 from fastscape.reports.numbers import number
-from fastscape.runs.budget import Budget
+from fastscape.runs.anytime import Anytime
 
 
 class Norms:
@@ -37,11 +37,11 @@ class Norms:
             self.objective = objective.normalised("batch" if bn == "batch" else "running")
         self._told: dict[str, Any] = {}
 
-    def compare(self, surface: Surface, points: Array, losses: Array, where: str = "", clock: Budget | None = None) -> None:
+    def compare(self, surface: Surface, points: Array, losses: Array, where: str = "", run: Anytime | None = None) -> None:
         """Hold losses at points against those with statistics recomputed there; the farthest apart is kept."""
         if self.mode != "running" or not len(points) or "failure" in self._told or not statistics(self.objective.model):
             return
-        if clock is not None and not clock.admits(2 * len(points) * surface.seconds):
+        if run is not None and not run.fits(2 * len(points) * surface.seconds):
             self._told = {"failure": "the time was up"}
             return
         try:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
@@ -39,11 +39,12 @@ from fastscape.probes.slices.axes import (
 from fastscape.probes.slices.norms import Norms, norm_notes
 from fastscape.probes.slices.result import PlaneResult, SliceResult
 from fastscape.probes.slices.roughness import Trend, mean_count, mean_estimate, minima, second_difference_energy
-from fastscape.runs.anytime import Anytime
+from fastscape.runs.anytime import Anytime, PartialResultError
 from fastscape.runs.provenance import Provenance, objective_meta
 from fastscape.runs.run import Work, settled
 
 Progress = Callable[[int, int], None]
+Sliced = TypeVar("Sliced", SliceResult, PlaneResult)
 
 
 class SliceKeywords(Work, total=False):
@@ -61,12 +62,10 @@ _TRIED = 4  # checkpoints of a trajectory at which running statistics are compar
 _MARGIN = 1.2  # on the trajectory's reach, so that no checkpoint lies on the border
 
 
-class SliceError(RuntimeError):
-    """The model raised midway. ``partial`` is the result of what had been evaluated."""
+class SliceError(PartialResultError):
+    """The model raised midway. ``partial`` is the :class:`SliceResult` or :class:`PlaneResult` of what had been evaluated."""
 
-    def __init__(self, message: str, partial: SliceResult | PlaneResult) -> None:
-        super().__init__(message)
-        self.partial = partial
+    partial: SliceResult | PlaneResult
 
 
 def slice1d(
@@ -145,25 +144,20 @@ def slice1d(
         "bn": bn,
     }
     base, found = list(objective.base.values()), _Lines()
-    run = Anytime(clock, "direction")
+    run = Anytime(clock)
     watched = len(given) if isinstance(given, Axes) else 1
     common: dict[str, Any] = {"dtype": dtype, "path": work.path, "memory": work.memory, "trial": _TRIAL * clock.seconds}
     with Surface(norms.objective, Affine(base, [base]), prepare=norms.prepare, **common) as surface:
-
-        def evaluate(line: Line) -> None:
-            surface.turn(Affine(base, [line.axis]))
-            found.add(line, surface.at(alphas))
-            if len(found.lines) <= watched:
-                norms.compare(surface, alphas[[0, -1]][:, None], found.found[-1].losses[[0, -1]], f"of {line.label}")
-            if work.progress is not None:
-                work.progress(run.done + 1, len(given))
-
-        run.over(lines_of(given, surface.dtype), evaluate, surface.seconds * points)
+        with run.ends(lambda: run.done, errors=lambda _: run.done):
+            for line in run.stream(lines_of(given, surface.dtype), surface.seconds * points, "direction"):
+                surface.turn(Affine(base, [line.axis]))
+                found.add(line, surface.at(alphas))
+                if len(found.lines) <= watched:
+                    norms.compare(surface, alphas[[0, -1]][:, None], found.found[-1].losses[[0, -1]], f"of {line.label}")
+                if work.progress is not None:
+                    work.progress(run.done + 1, len(given))
         meta = _meta(norms.objective, surface, run, settings, seed) | norms.meta
-    result = _line_result(work.name, work.step, alphas, found, meta)
-    if run.error is not None:
-        raise _failed(run, result)
-    return result
+    return _whole(run, "direction", _line_result(work.name, work.step, alphas, found, meta))
 
 
 def slice2d(
@@ -233,26 +227,19 @@ def slice2d(
         "bn": bn,
     }
     plane = _Plane(alphas[0], alphas[1])
-    run = Anytime(clock, "row")
+    run = Anytime(clock)
     family = Affine(list(objective.base.values()), axes.tensors)
     common: dict[str, Any] = {"dtype": dtype, "path": work.path, "memory": work.memory, "trial": _TRIAL * clock.seconds}
     with Surface(norms.objective, family, accuracy=False, prepare=norms.prepare, **common) as surface:
-
-        def evaluate(row: int) -> None:
-            plane.fill(row, surface.at(np.column_stack([np.full(sizes[1], alphas[0][row]), alphas[1]])))
-            if work.progress is not None:
-                work.progress(run.done + 1, sizes[0])
-
-        run.over(coarse_to_fine(sizes[0]), evaluate, surface.seconds * sizes[1])
-        try:
-            norms.compare(surface, *plane.ends(projected), clock=clock)
-        except KeyboardInterrupt:  # the plane is there
-            run.reason = "interrupted"
+        with run.ends(lambda: run.done, errors=lambda _: run.done):
+            for row in run.stream(coarse_to_fine(sizes[0]), surface.seconds * sizes[1], "row"):
+                plane.fill(row, surface.at(np.column_stack([np.full(sizes[1], alphas[0][row]), alphas[1]])))
+                if work.progress is not None:
+                    work.progress(run.done + 1, sizes[0])
+        with run.ends():
+            norms.compare(surface, *plane.ends(projected), run=run)
         meta = _meta(norms.objective, surface, run, settings, seed) | {"checkpoints": names} | norms.meta
-    result = _plane_result(work.name, work.step, plane, axes, projected, meta)
-    if run.error is not None:
-        raise _failed(run, result)
-    return result
+    return _whole(run, "row", _plane_result(work.name, work.step, plane, axes, projected, meta))
 
 
 # ---------------------------------------------------------------------- what is evaluated
@@ -327,10 +314,9 @@ def _settings(
 
 
 def _meta(objective: Objective, surface: Surface, run: Anytime, settings: dict[str, Any], seed: int) -> Provenance:
-    try:
+    noise = math.nan
+    with run.ends():
         noise = surface.noise
-    except KeyboardInterrupt:  # what was evaluated is kept
-        noise, run.reason = math.nan, "interrupted"
     choice, arithmetic = surface.choice, measured_in(objective, surface.dtype)
     return objective_meta(objective) | {
         **arithmetic.meta,
@@ -437,11 +423,9 @@ def _variance(axes: Sequence[Array], order: int, losses: Array) -> Array:
     return Trend(axes, order).variance(losses)
 
 
-def _failed(run: Anytime, partial: SliceResult | PlaneResult) -> SliceError:
-    assert run.error is not None
-    words = (
-        f"the slice of {partial.name} failed after {run.done} {run.noun}s: {type(run.error).__name__}: {first_line(run.error)}"
-    )
-    error = SliceError(words, partial)
-    error.__cause__ = run.error
-    return error
+def _whole(run: Anytime, noun: str, result: Sliced) -> Sliced:
+    """The result, or the error that ended its run and holds it."""
+    if run.error is None:
+        return result
+    why = f"{type(run.error).__name__}: {first_line(run.error)}"
+    raise SliceError(f"the slice of {result.name} failed after {run.done} {noun}s: {why}", result) from run.error

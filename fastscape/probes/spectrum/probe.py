@@ -23,7 +23,8 @@ from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
 from fastscape.probes.spectrum.run import SpectralRun
 from fastscape.probes.spectrum.stability import Optimizer
 from fastscape.probes.spectrum.stability_stage import StabilityStage, least_rows
-from fastscape.probes.spectrum.state import Curvature, Deadline, Goals, SpectrumProgress
+from fastscape.probes.spectrum.state import Curvature, Goals, SpectrumProgress
+from fastscape.runs.anytime import PartialResultError
 from fastscape.runs.checkpoints import read_optimizer
 from fastscape.runs.run import Work, settled
 
@@ -34,12 +35,10 @@ TARGETS = {"eigenvalues": 1e-3, "trace": 0.05}
 _PRODUCTS = 5  # times the nodes, and 100 blocks: the most products without a budget
 
 
-class SpectrumError(RuntimeError):
+class SpectrumError(PartialResultError):
     """The model raised midway. ``partial`` is the result of what had been multiplied, and of the checkpoints before."""
 
-    def __init__(self, message: str, partial: SpectrumResult | SpectrumTrajectory) -> None:
-        super().__init__(message)
-        self.partial = partial
+    partial: SpectrumResult | SpectrumTrajectory
 
 
 class SpectrumKeywords(Work, total=False):
@@ -164,22 +163,18 @@ def measured(
     Raises:
         SpectrumError: something was raised after the first products; before them it is raised as it is.
     """
-    try:
-        with torch.inference_mode(False):  # a caller's: derivatives are needed
-            reason = run.run(between)
-    except Deadline:
-        reason = "deadline"
-    except KeyboardInterrupt:
-        reason = "interrupted"
-    except AsymmetricProductError:
-        raise
-    except Exception as error:
-        if run.started is None:
-            raise
-        partial = spectrum_result(run, f"failed: {type(error).__name__}", operator, step, extra or {})
-        words = f"the spectrum of {run.name} failed after {run.multiplied} products: {type(error).__name__}: {first_line(error)}"
-        raise SpectrumError(words, partial) from error
-    return spectrum_result(run, reason, operator, step, extra or {})
+    work, known = run.work, run.known
+
+    def kept(error: Exception) -> bool:
+        return known.started is not None and not isinstance(error, AsymmetricProductError)
+
+    with work.ends(errors=kept), torch.inference_mode(False):  # a caller's: derivatives are needed
+        work.reason = run.run(between)
+    found = spectrum_result(run, work.reason, operator, step, extra or {})
+    if work.error is not None:
+        why = f"{type(work.error).__name__}: {first_line(work.error)}"
+        raise SpectrumError(f"the spectrum of {run.name} failed after {known.count} products: {why}", found) from work.error
+    return found
 
 
 def checked_goals(objective: Objective, k: int, operator: str, targets: Mapping[str, float | None] | None, nodes: int) -> Goals:

@@ -53,18 +53,18 @@ class StabilityStage:
         self.found: Stability | None = None
         self._slowest = 0.0  # seconds of a block of this stage
         self._share = 0.0  # seconds
-        if run.budget.limited:
-            share = _SHARE if _own_eigenvalue(moves) else _BATCHES if len(run.objective.batches) > 1 else 0.0
-            self._share = run.reserve = share * max(run.budget.remaining, 0.0)
+        if run.work.budget.limited:
+            share = _SHARE if _own_eigenvalue(moves) else _BATCHES if len(run.known.objective.batches) > 1 else 0.0
+            self._share = run.work.reserve = share * max(run.work.budget.remaining, 0.0)
 
     def measure(self) -> None:
         """Multiply, as long as two blocks for the trace still fit after it, and within its share in any case."""
-        run, began = self.run, self.run.budget.elapsed
+        run, began = self.run, self.run.work.budget.elapsed
 
         def stop() -> bool:
-            unit = self._slowest or run.block_seconds
-            shared = run.budget.elapsed - began + unit <= self._share
-            return not run.admits(unit, 0 if shared else 2)
+            unit = self._slowest or run.work.unit
+            shared = run.work.budget.elapsed - began + unit <= self._share
+            return not run.work.fits(unit if shared else unit + 2 * run.work.unit)
 
         self.found = self._stability(stop)
 
@@ -84,7 +84,7 @@ class StabilityStage:
         return with_note(result, f"no stability ratio of the optimizer{bound}: {found.reason}")
 
     def _stability(self, stop: Callable[[], bool]) -> Stability:
-        run, choice = self.run, self.run.operator.choice
+        run, choice = self.run, self.run.known.operator.choice
         pairs = run.pairs("largest", 1)
         single = "graph" if choice is None else _SINGLE.get(choice.name, choice.name)
 
@@ -93,27 +93,27 @@ class StabilityStage:
                 matrix,
                 tolerance=run.goals.eigenvalues,
                 max_products=_MOST,
-                seed=run.seed,
-                block=run.block,
+                seed=run.known.seed,
+                block=run.known.block,
                 memory=self._room(),
                 stop=stop,
             )
 
         return stability(
-            run.objective,
+            run.known.objective,
             self.moves,
             lambda of: _Counted(self.make(of, single), self),
             top,
-            whole=_Counted(run.operator, self),
+            whole=_Counted(run.known.operator, self),
             raw=Top(float(pairs.values[0]), float(pairs.residuals[0])) if len(pairs.values) else Top(math.nan, math.nan),
             stop=stop,
         )
 
     def _room(self) -> int:
         """Bytes for the basis: what the run's leaves."""
-        operator = self.run.operator
+        operator = self.run.known.operator
         row = operator.shape[0] * torch.finfo(operator.dtype).bits // 8
-        least = least_rows(operator.shape[0], self.moves, self.run.block) * row
+        least = least_rows(operator.shape[0], self.moves, self.run.known.block) * row
         if self.memory is None:
             return max(available_memory(operator.device) // 4, least)
         return max(self.memory - self.run.capacity * row, least)
@@ -122,8 +122,8 @@ class StabilityStage:
         """Products that were made."""
         self.products += vectors
         self._slowest = max(self._slowest, seconds)
-        if operator is self.run.operator:
-            self.run.multiplied_beside += vectors
+        if operator is self.run.known.operator:
+            self.run.known.beside += vectors
 
 
 class _Counted:

@@ -92,10 +92,6 @@ class SpectrumProgress:
     trace: Estimate | None
 
 
-class Deadline(Exception):  # noqa: N818 - a signal, not an error
-    """The next block of products does not fit in the budget."""
-
-
 @dataclass
 class Sums:
     """Sums over an orthonormal basis that the trace of each layer and of each batch needs: exact parts."""

@@ -18,6 +18,7 @@ from fastscape.probes.spectrum.probe import BLOCK, SpectrumError, checked_goals,
 from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
 from fastscape.probes.spectrum.stability import Optimizer
 from fastscape.probes.spectrum.state import SpectrumProgress
+from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget, BudgetError, time_text
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
@@ -115,24 +116,23 @@ def spectra(
         words = {"reason": f"{tried.reason} (tried at {files[0].name})", "refused": dict(tried.refused)}
         return dataclasses.replace(found, meta=found.meta | words)
 
+    run = Anytime(whole)
     try:
-        for file in files:
-            points.append(one(file))
-            if points[-1].meta["stop_reason"] == "interrupted":
-                break
-    except (KeyboardInterrupt, BudgetError) as error:
-        if not points and isinstance(error, BudgetError):
-            raise _too_short(whole, prepared, len(files), error) from error
-        if not points:
-            raise
-        return _joined(points, whole, "deadline" if isinstance(error, BudgetError) else "interrupted")
-    except Exception as error:
-        last = [error.partial] if isinstance(error, SpectrumError) and isinstance(error.partial, SpectrumResult) else []
-        known = [*points, *last]
-        if not known:
-            raise
-        raise SpectrumError(str(error), _joined(known, whole, f"failed: {type(error).__name__}")) from error
-    return _joined(points, whole)
+        with run.ends(lambda: points, errors=lambda _: points):
+            for file in files:
+                try:
+                    points.append(one(file))
+                except SpectrumError as error:
+                    points.append(cast("SpectrumResult", error.partial))
+                    raise
+                if points[-1].meta["stop_reason"] == "interrupted":
+                    break
+    except BudgetError as error:
+        raise _too_short(whole, prepared, len(files), error) from error
+    found = _joined(points, whole, "" if run.reason == "complete" else run.reason)
+    if run.error is not None:
+        raise SpectrumError(str(run.error), found) from run.error
+    return found
 
 
 def without_warm_up(points: Sequence[SpectrumResult]) -> tuple[SpectrumResult, ...]:

@@ -35,6 +35,7 @@ from fastscape.probes.temperature.result import TemperatureResult
 from fastscape.probes.temperature.sample_gradients import Deviations, Method, SampleGradients
 from fastscape.probes.temperature.sample_paths import CoupledSamplesError
 from fastscape.reports.numbers import spanned
+from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import objective_meta
 from fastscape.runs.run import Work, settled
@@ -194,26 +195,22 @@ class _Measured:
                     f"batch norm takes the statistics of groups of {spanned(source.sizes.astype(int).tolist())} samples, "
                     f"training of {size}: pass batches of that size, eight at least"
                 )
-            self.source, began = source, now()
+            self.source, began, run = source, now(), Anytime(budget)
 
             def late() -> bool:
-                done = len(self.found.sizes) / len(source)
-                return not budget.admits((now() - began) / max(len(self.found.norms), 1) if done else 0.0)
+                return not run.fits((now() - began) / len(self.found.norms))  # blocks so far
 
-            try:
+            with run.ends(lambda: len(self.found.sizes) >= 3):
                 source.deviations(self.found, late)
                 source.replica.take(self.objective)
                 if not late() and (words := departing(source.replica, memory)):
                     self.notes.append(words)
                 if len(self.found.sizes) < len(source) or (products and late()):
-                    self.stop_reason = "deadline"
+                    run.reason = "deadline"
                 elif products:
                     spread = np.concatenate(self.found.spread).sum(axis=1)
                     self.curvature = curvature_of_noise(source, spread, products, spectrum, self.seed, self.notes)
-            except KeyboardInterrupt:
-                if len(self.found.sizes) < 3:
-                    raise
-                self.stop_reason = "interrupted"
+            self.stop_reason = run.reason
 
     def result(
         self,

@@ -474,7 +474,7 @@ def test_replicates_of_different_batches_are_independent(tanh_net, digits):
 @pytest.fixture
 def choices(monkeypatch):
     """Names of the arithmetics that runs go on to choose; ``choices.append`` sets the next ones."""
-    from fastscape.probes.multifractal import session
+    from fastscape.probes.multifractal import visits
     from fastscape.response.precision import PrecisionChoice
 
     wanted, asked = [], []
@@ -483,7 +483,7 @@ def choices(monkeypatch):
         asked.append(options)
         return PrecisionChoice(wanted[len(asked) - 1], f"choice number {len(asked)}")
 
-    monkeypatch.setattr(session, "choose_precision", choose)
+    monkeypatch.setattr(visits, "choose_precision", choose)
     return wanted, asked
 
 

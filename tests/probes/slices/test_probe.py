@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
-from fastscape import _clock, zoo
+from fastscape import zoo
 from fastscape.probes.slices import figures as slice_figures
 from fastscape.probes.slices.axes import coarse_to_fine
 from fastscape.runs.budget import BudgetError
@@ -365,22 +365,6 @@ def test_a_budget_ends_a_plane_from_coarse_to_fine(tanh_objective):
     assert math.isfinite(found.roughness)
     with pytest.raises(BudgetError, match="budget must hold one row"):
         fs.slice2d(tanh_objective, points=9, budget=Budget(0.5, clock=Clock()))
-
-
-def test_a_first_unit_that_tried_paths_does_not_end_the_work():
-    """Trials make the first row slow; the second is expected to take what the gate foretold, the third what the second did."""
-    from fastscape.runs import anytime
-    from fastscape.runs.budget import Budget
-
-    times = iter([0.0, 5.0, 5.0, 5.1, 5.1, 5.2, 5.2, 9.2, 9.2])
-    now = [0.0]
-    run = anytime.Anytime(Budget(10.0, clock=lambda: now[0]), "row")
-    patched = pytest.MonkeyPatch()
-    with patched.context() as context:
-        context.setattr(_clock, "read", lambda: next(times))
-        now[0] = 7.0
-        run.over(range(9), lambda _: None, 0.1)
-    assert (run.done, run.reason) == (4, "deadline")  # 3 s are left: rows of 0.2 and 0.1 s fit, another of 4 s does not
 
 
 def test_rows_go_from_coarse_to_fine():
