@@ -223,8 +223,8 @@ class Products:
             kept.built.clear()
         if self.path in FUNCTIONAL and not program.is_functional(self._largest):
             raise ValueError(
-                f"path must not be {self.path!r} for this model, which reaches its parameters by more than their registered "
-                "names (a list of them, a closure): they would count as constants; use path='graph' or None"
+                f"path must not be {self.path!r} for this model, which accesses parameters outside named_parameters() (a list, a "
+                "closure): they would count as constants; use path='graph' or None"
             )
         vector = program.layout.size * program.leaves[0].element_size()
         given = None

@@ -53,7 +53,7 @@ _SAME = 1e-9  # relative difference of the traced loss from the model's
 
 @dataclass(frozen=True)
 class Handling:
-    """What difference propagation could not follow by its rules.
+    """Operations that difference propagation could not follow by its rules.
 
     Attributes:
         fallbacks: operations evaluated locally in float64: name -> calls.

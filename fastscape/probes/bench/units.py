@@ -1,4 +1,4 @@
-"""What the benchmark of probes times: each unit made ready, with the numbers that show that it computes the right thing."""
+"""Units that the benchmark of probes times: each made ready, with the numbers that show that it computes the right thing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from fastscape.probes.bench.result import COPY, FORWARD, GRADIENT, PERTURB
 RADII = np.geomspace(1e-3, 1e-1, 4)  # relative to ||w||
 _BATCHED = 12.0  # times the loop's operations: what convolutions with weights of their own may take, and two runs
 _SOON = 0.5  # seconds of the responses of all directions beyond which one direction has to do
-_STEP = 1e-6  # of the differences of outputs that Gauss-Newton forms are held against: float64 leaves 1e-9
+_STEP = 1e-6  # of the differences of outputs that Gauss-Newton forms are compared with: float64 leaves 1e-9
 _CLOSE = 1e-2  # relative deviation of forms and responses from the reference; float32 and its rounding leave 1e-5
 _CANCELLED = 3e3  # roundings of |v| |Hv| in v'Hv, whose terms cancel: a ResNet-18 leaves 4e-3 of the form in float32
 _ROUGH = 0.2  # the same of bfloat16 products

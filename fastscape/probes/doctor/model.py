@@ -1,4 +1,4 @@
-"""What the doctor looks at in a model, its loss and data."""
+"""Checks of the doctor on a model, its loss and data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fastscape.response.operators import operators
 
 _NAMED = 4  # names in a finding
 _WRONG = 1e-2  # relative difference of a double backward from the Hessian product
-_RADIUS = 1e-3  # relative to ||w||, of the response that is held against subtraction
+_RADIUS = 1e-3  # relative to ||w||, of the response that is compared with subtraction
 _TYPICAL = 4  # directions whose curvature tells the size of responses
 _COPIES = 6  # of parameters and activations: what a Hessian product with its graph holds
 _HALF = (torch.float16, torch.bfloat16)
@@ -90,7 +90,7 @@ class ModelCheckup:
         dtypes = sorted({str(tensor.dtype)[6:] for tensor in objective.model.parameters()})
         words = f"{objective.size:,} parameters in {counted(len(objective.names), 'tensor')}, {', '.join(dtypes)}"
         if objective.dtype in _HALF:
-            remedy = "nothing for the numbers; Objective(dtype=torch.float32) says so in the results"
+            remedy = "no effect on results; pass Objective(dtype=torch.float32) to state it in them"
             words = f"{words}: responses and products are evaluated on float32 or float64 copies of these weights"
             return Finding("parameters", "warning", words, remedy)
         if len(dtypes) > 1:
@@ -144,8 +144,8 @@ class ModelCheckup:
         found, asked = self.objective.statistics(), self.objective.batch_norm_asked
         words = f"{counted(len(layers), 'layer')} with running statistics, loss {found.running:.3g}; "
         if found.failure:
-            words += f"those of the batch cannot be had: {found.failure}"
-            remedy = "larger batches: without their statistics nothing is told of training (stability, temperature, difficulty)"
+            words += f"those of the batch are undefined: {found.failure}"
+            remedy = "use larger batches: stability, temperature and difficulty need their statistics"
             return Finding("batch norm", "warning", words, remedy)
         words += f"with those of the batch {found.batch:.3g}; "
         words += (
@@ -190,7 +190,7 @@ class ModelCheckup:
         sure = objective.weighting.sure
         if not sure or (len(set(sizes)) > 1 and rule == "their samples"):
             known = "which the halves of a batch confirm" if sure else "a guess"
-            words = f"{words}: ragged, and weighted by {rule}, {known}, as loss= tells no number of terms"
+            words = f"{words}: ragged, and weighted by {rule}, {known}, as loss= states no number of terms"
             return Finding("data", "warning", words, "pass weight=lambda batch: n, the number of terms in each batch's mean")
         return Finding("data", "ok", words + (f": ragged, weighted by {rule}" if len(set(objective.batch_weights)) > 1 else ""))
 
@@ -236,7 +236,7 @@ class ModelCheckup:
         return Finding("gradient", "ok", f"||g|| = {size:.3g}, finite")
 
     def _arithmetic(self) -> Finding:
-        """What the loss is computed in, and what float64 probes and difference propagation make of it."""
+        """Number formats of the loss, also in float64 probes and difference propagation."""
         name, found = "arithmetic of the loss", arithmetic(self.objective, self.objective.dtype)
         if found.plain:
             return Finding(name, "ok", f"{found.words} throughout")
@@ -259,7 +259,7 @@ class ModelCheckup:
             return Finding("rounding", "ok", f"{words}; from which radius it matters is not known ({first_line(error)[:80]})")
         size = math.sqrt(float((forms.curvature**2).mean()))
         if not (math.isfinite(size) and size > 0):
-            return Finding("rounding", "ok", f"{words}; the loss has no curvature along random directions to hold it against")
+            return Finding("rounding", "ok", f"{words}; the loss has no curvature along random directions to compare it with")
         unit = torch.finfo(objective.dtype).eps
         radii = {
             kind: math.sqrt(SIGNAL_TO_NOISE * noise * torch.finfo(dtype).eps / unit / size)
@@ -297,7 +297,7 @@ class ModelCheckup:
         name, remedy = "difference propagation", "float64 subtraction serves, with a rounding floor at small radii"
         try:
             found = operators(self.objective)
-            with DifferenceEvaluator(self.objective) as evaluator:  # gated: a response is held against subtraction
+            with DifferenceEvaluator(self.objective) as evaluator:  # gated: a response is compared with subtraction
                 direction = Directions(self.objective, 1)
                 evaluator.responses(direction, [0], [_RADIUS])
                 frozen = evaluator.handling.frozen
@@ -311,12 +311,12 @@ class ModelCheckup:
             return Finding(name, "warning", words, remedy)
         if found.fallbacks:
             words = f"no rule for {_few(sorted(set(found.fallbacks)))}: evaluated locally in float64, slower"
-            return Finding(name, "warning", words, "nothing for the numbers; fastscape status --model lists all operations")
+            return Finding(name, "warning", words, "no effect on results; fastscape status --model lists all operations")
         kind = "smooth" if found.smooth else "kinks followed exactly"
         return Finding(name, "ok", f"{counted(len(found.rows), 'kind')} of operations, all by rules ({found.front_end}, {kind})")
 
     def _double_backward(self) -> Finding:
-        """As users write it, in their own settings, on the first batch; held against our products."""
+        """As users write it, in their own settings, on the first batch; compared with our products."""
         name, first = "double backward", self.objective.on(0)
         fused = _fused_weight_norm(self.objective)
         remedy = "fs.hessian takes a path that works; do not use torch.autograd's double backward, torch.func or PyHessian here"
@@ -349,7 +349,7 @@ class ModelCheckup:
         try:
             choice = operator.prepare(1)
         except (AsymmetricProductError, NoPathError) as error:
-            remedy = "spectra and sharpness's quadratic model are not to be had; responses, slices and quadratic forms are"
+            remedy = "spectra and sharpness's quadratic model are unavailable; responses, slices and quadratic forms still work"
             return Finding(name, "warning", first_line(error)[:300], remedy)
         finally:
             operator.release()

@@ -14,7 +14,7 @@ from fastscape.reports.document import Document
 
 @dataclass(frozen=True)
 class ProbeResult(Document):
-    """What several probes found at one checkpoint, by kind: ``result["spectrum"].trace``.
+    """Results of several probes of one checkpoint, by kind: ``result["spectrum"].trace``.
 
     Attributes:
         name, step: of the checkpoint.

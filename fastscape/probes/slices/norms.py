@@ -19,7 +19,7 @@ from fastscape.runs.budget import Budget
 
 
 class Norms:
-    """What a slice does with running statistics.
+    """Treatment of running statistics in a slice.
 
     Args:
         objective: the loss.
@@ -35,30 +35,30 @@ class Norms:
         self.objective, self.prepare = objective, None if self.mode != "recalibrate" else _recalibrated
         if bn is not None and objective.tracking:
             self.objective = objective.normalised("batch" if bn == "batch" else "running")
-        self._told: dict[str, Any] = {}
+        self._moved: dict[str, Any] = {}
 
     def compare(self, surface: Surface, points: Array, losses: Array, where: str = "", clock: Budget | None = None) -> None:
-        """Hold losses at points against those with statistics recomputed there; the farthest apart is kept."""
-        if self.mode != "running" or not len(points) or "failure" in self._told or not statistics(self.objective.model):
+        """Compare losses at points with those by statistics recomputed there; the farthest apart is kept."""
+        if self.mode != "running" or not len(points) or "failure" in self._moved or not statistics(self.objective.model):
             return
         if clock is not None and not clock.admits(2 * len(points) * surface.seconds):
-            self._told = {"failure": "the time was up"}
+            self._moved = {"failure": "the time was up"}
             return
         try:
             recomputed = surface.recalibrated(points)
         except Exception as error:  # of the model, or batches of a single value per channel: the slice stands without it
-            self._told = {"failure": f"{type(error).__name__}: {first_line(error)}"}
+            self._moved = {"failure": f"{type(error).__name__}: {first_line(error)}"}
             return
         for point, loss, other in zip(points.tolist(), losses.tolist(), recomputed.tolist(), strict=True):
             found = Statistics(loss, other)
-            if found.differ and _apart(loss, other) > self._told.get("apart", 0.0):
-                self._told = {"apart": _apart(loss, other), "at": point, "where": where, "running": loss, "recalibrated": other}
+            if found.differ and _apart(loss, other) > self._moved.get("apart", 0.0):
+                self._moved = {"apart": _apart(loss, other), "at": point, "where": where, "running": loss, "recalibrated": other}
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What is kept of it."""
-        told = {"moved_statistics": self._told} if self._told else {}
-        return told | ({"batch_norm": self.mode} if self.mode == "recalibrate" else {})
+        """Record of it for the result's meta."""
+        moved = {"moved_statistics": self._moved} if self._moved else {}
+        return moved | ({"batch_norm": self.mode} if self.mode == "recalibrate" else {})
 
 
 def _recalibrated(replica: Any, _coordinates: Any) -> None:
@@ -73,14 +73,14 @@ def _apart(first: float, second: float) -> float:
 
 def norm_notes(meta: Mapping[str, Any]) -> tuple[str, ...]:
     """Flags of a slice: running statistics of w that do not fit the weights at its ends."""
-    told = meta.get("moved_statistics")
-    if not told:
+    moved = meta.get("moved_statistics")
+    if not moved:
         return ()
-    if "failure" in told:
-        return (f"running statistics are those of w at every point, and could not be recomputed at the ends ({told['failure']})",)
-    place = ", ".join(number(float(value)) for value in np.atleast_1d(told["at"]))
-    where = f" {told['where']}" if told["where"] else ""
+    if "failure" in moved:
+        return (f"running statistics are those of w at every point and could not be recomputed at the ends ({moved['failure']})",)
+    place = ", ".join(number(float(value)) for value in np.atleast_1d(moved["at"]))
+    where = f" {moved['where']}" if moved["where"] else ""
     return (
-        f"running statistics are those of w at every point: at alpha = {place}{where} the loss is {number(told['running'])}, and "
-        f"{number(told['recalibrated'])} with statistics recomputed there; bn='recalibrate' recomputes them everywhere",
+        f"running statistics are those of w at every point: at alpha = {place}{where} the loss is {number(moved['running'])} and "
+        f"{number(moved['recalibrated'])} with statistics recomputed there; bn='recalibrate' recomputes them everywhere",
     )

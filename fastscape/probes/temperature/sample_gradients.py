@@ -138,7 +138,7 @@ class SampleGradients:
         for index, batch in enumerate(self.replica.batches):
             count = objective.count(batch)
             if rows_of(objective, batch) != count:
-                raise CoupledSamplesError(f"batch {index} cannot be cut into its {counted(count, 'sample')}: its rows are others")
+                raise CoupledSamplesError(f"batch {index} cannot be cut into its {counted(count, 'sample')}: its rows differ")
             for row in range(count):
                 weight = objective.terms(part(objective.batches[index], count, row, row + 1))
                 if weight:
@@ -302,7 +302,9 @@ class SampleGradients:
         size = torch.linalg.vector_norm(expected, dim=1)
         allowed = max(_AGREEMENT * torch.finfo(self.dtype).eps, self._rounded())
         if bool((off > allowed * size).any()):  # not of NaN
-            raise RuntimeError("vmap gives other gradients: the model reaches its parameters by more than their registered names")
+            raise RuntimeError(
+                "vmap gives other gradients: the model accesses parameters outside named_parameters() (a list, a closure)"
+            )
 
     def _by_vmap(self, units: Sequence[int]) -> Tensor:
         replica, index = self.replica, self._places[units[0]][0]
@@ -341,7 +343,7 @@ def _coupled(objective: Objective) -> bool:
 
 
 class CoupledSamplesError(RuntimeError):
-    """The gradients of single samples do not average to the gradient, or cannot be had."""
+    """The gradients of single samples do not average to the gradient, or cannot be computed."""
 
 
 def _rebuilt(batch: Batch, parts: Sequence[Tensor]) -> Batch:

@@ -284,7 +284,7 @@ def _learning_rate(lr: float | None, optimizer: torch.optim.Optimizer | Mapping[
     if lr is not None:
         return float(lr)
     if optimizer is None:
-        raise ValueError("lr must be given, or an optimizer that holds it; got neither")
+        raise ValueError("lr must be given, or an optimizer that has it; got neither")
     if isinstance(optimizer, torch.optim.Optimizer):
         return float(optimizer.param_groups[0]["lr"])
     groups = optimizer.groups if isinstance(optimizer, OptimizerState) else optimizer["param_groups"]

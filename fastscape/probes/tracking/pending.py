@@ -73,7 +73,7 @@ class Pending:
         return objective if self.state is None else objective.at(self.state)
 
     def point(self, step: int) -> TrackPoint:
-        """What was measured, at training step ``step``."""
+        """Measurements of training step ``step``."""
         return TrackPoint(
             step=self.step,
             fraction=self.fraction,
@@ -117,7 +117,7 @@ def rate_of(optimizer: OptimizerState) -> float | None:
 
 
 class Rates:
-    """The learning rates that a tracker is told, step by step, and whether they are in a warm-up.
+    """The learning rates that a tracker receives, step by step, and whether they are in a warm-up.
 
     They are where the last call raised the rate, and where a schedule is below the rate that it names as its own
     (``initial_lr``) and has never lowered it.

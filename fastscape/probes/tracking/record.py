@@ -88,7 +88,7 @@ class TrackRecord:
 
     @property
     def error(self) -> OSError | None:
-        """Why the last line could not be written."""
+        """Reason why the last line could not be written."""
         return self._file.error
 
     @property

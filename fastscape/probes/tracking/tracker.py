@@ -189,7 +189,7 @@ class Tracker:
 
     @property
     def result(self) -> TrackResult:
-        """What is measured so far."""
+        """Measurements so far."""
         account = self.allowance
         return TrackResult(
             name=self.name,
@@ -337,7 +337,7 @@ class Tracker:
         words = f"{type(error).__name__}: {first_line(error)}"
         point.left_out[item] = words
         self._failures[item] = self._failures.get(item, 0) + 1
-        self._warned.add(item, f"{item} failed at step {point.step}, training goes on: {words}")
+        self._warned.add(item, f"{item} failed at step {point.step}, training continues: {words}")
 
     def _finish_one(self, point: Pending, *, measure: bool) -> None:
         item = point.remaining[0]
@@ -369,7 +369,9 @@ class Tracker:
             try:
                 logger(found.values | bounds, found.step)
             except Exception as error:
-                words = f"loggers[{index}] raised {type(error).__name__}: {first_line(error)}; training goes on, the record stays"
+                words = (
+                    f"loggers[{index}] raised {type(error).__name__}: {first_line(error)}; training continues, the record stays"
+                )
                 self._warned.add(f"logger {index}", words)
 
     def _skip(self, step: int, reason: str) -> None:
@@ -390,7 +392,7 @@ class Tracker:
 
     def _told_of_disk(self) -> None:
         if (error := self._record.error) is not None:
-            self._warned.add("disk", f"the record cannot be written ({error}); training goes on, the record is kept in memory")
+            self._warned.add("disk", f"the record cannot be written ({error}); training continues, the record is kept in memory")
 
     def _notes(self) -> tuple[str, ...]:
         notes: list[str] = []
