@@ -13,7 +13,7 @@ them, and a clock on which every reading takes the same time, set to zero before
 memory is left out, and so are the measured ratios in a reason. Where a function takes no path, the one it chooses on that
 clock depends on the order and number of readings: a change there shows in the ``path`` of the result beside its numbers.
 
-Keys are compared by their values: envelopes (``ENVELOPE``) do not count, a value that is found under another key is told as
+Keys are compared by their values: envelopes (``ENVELOPE``) do not count, a value that is found under another key is reported as
 moved, and a new one as new; neither is a difference. ``--numbers`` leaves out texts, for a change of words alone. Not covered:
 ``fs.status`` and the timings of ``fs.bench``, which are of the machine.
 """

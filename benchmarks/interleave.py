@@ -24,7 +24,7 @@ def medians(rivals: dict[str, Callable[[], object]], repeats: int = 9, *, warm: 
 
 
 def record(benchmark, title: str, times: dict[str, float], *, baseline: str, per: float = 1.0, unit: str = "s") -> None:
-    """Keep a table: what each rival took, and how many times less than the baseline.
+    """Keep a table: what each rival took, and its speed-up over the baseline.
 
     Args:
         benchmark: pytest-benchmark's fixture.

@@ -160,7 +160,7 @@ def markdown(mlp: dict, resnet: dict | None) -> str:
     """Both tables."""
     per = mlp["microseconds per point"]
     rows = [f"MLP on the digits, {mlp['points']} x {mlp['points']} points, one batch of 1437, one thread:", ""]
-    rows += ["| | us per point | times less than loss_landscapes |", "|---|---|---|"]
+    rows += ["| | us per point | speed-up over loss_landscapes |", "|---|---|---|"]
     rows += [f"| {name} | {value:.0f} | {per['loss_landscapes.random_plane'] / value:.2f} |" for name, value in per.items()]
     if resnet is not None:
         took, points = resnet["seconds"], resnet["points"]

@@ -4,7 +4,7 @@ Part one trains the zoo CNN on the digits (16x16, batches of 128, SGD with momen
 every 10th, and reports the share that it has taken by its own account, and the longest and the median over repeats. Runs without
 a tracker are interleaved: the ratio of the whole times is what a user would notice, and is the noisier number. Part two counts
 Hessian-vector products of the spectral norm every k steps of SGD on the zoo MLP, with and without warm starts at the same
-tolerance; counts are deterministic. Norms are held against block Lanczos: a single cold start can settle on the second
+tolerance; counts are deterministic. Norms are compared with block Lanczos: a single cold start can settle on the second
 eigenvalue. Run it with ``make tracker``; figures go to benchmarks/results/tracker.json.
 """
 

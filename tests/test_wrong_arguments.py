@@ -76,7 +76,7 @@ OF_PROBES = {
     "models": (lambda: fs.trajectory(OBJECTIVE, [MODEL]), r"checkpoints\[0\] must be the path of a file, got Sequential"),
     "none": (lambda: fs.trajectory(OBJECTIVE, [None]), r"checkpoints\[0\] must be the path of a file, got NoneType"),
     "solutions": (lambda: fs.barriers(OBJECTIVE, MODEL), r"checkpoints must be a sequence of solutions"),
-    "result": (lambda: fs.load(3), "path must be that of a result file, got int"),
+    "result": (lambda: fs.load(3), "path must name a result file, got int"),
     "association": (lambda: fs.association("a", "b"), "early and outcome must hold one number per run, got 'a' and 'b'"),
     "foreign optimizer": (
         lambda: fs.edge_of_stability(OBJECTIVE, torch.optim.SGD(OTHER.parameters(), lr=0.1)),

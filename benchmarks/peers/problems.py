@@ -168,7 +168,7 @@ class Problem:
         return self.criterion(self.model(self.batch[0]), self.batch[1])
 
     def gradient(self) -> tuple[Tensor, ...]:
-        """What every cost is told in."""
+        """Unit of every cost."""
         return torch.autograd.grad(self.loss(), self.parameters)
 
     def objective(self) -> fs.Objective:

@@ -1,4 +1,4 @@
-"""What the answers are held against: computed once per network, at length, and kept in results/peers-reference.json."""
+"""The reference answers: computed once per network, at length, and kept in results/peers-reference.json."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def _pyhessian_density(problem: Problem, largest: float, seed: int) -> Measure:
 
 
 def fastscape(problem: Problem, setting: tuple[str, int], seed: int) -> Answer:
-    """It is told the accuracy alone: the number of probes is its own business."""
+    """It receives the accuracy alone: the number of probes is its own business."""
     targets = {"eigenvalues": RESIDUAL, "trace": TRACE}
     found = fs.spectrum(problem.objective(), k=PAIRS, targets=targets, nodes=NODES, seed=seed)
     vectors = getattr(found, "vectors", None)

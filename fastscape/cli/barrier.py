@@ -32,15 +32,17 @@ _OF_CURVE = ("steps", "learning_rate")
 )
 @click.option("--match", is_flag=True, help="First reorder the hidden units of the later checkpoint to match the earlier.")
 @click.option("--curve", is_flag=True, help="Also train a quadratic Bezier curve around the barrier; for two checkpoints.")
-@click.option("--steps", type=int, help="Of the curve's training; default 300.")
-@click.option("--learning-rate", type=float, help="Of the curve's training (Adam); default 0.01.")
-@click.option("--points", type=int, help="At most, along a path; default 41, and 21 for more than two checkpoints.")
+@click.option("--steps", type=int, help="Training steps of the curve; default 300.")
+@click.option("--learning-rate", type=float, help="Learning rate of the curve's training (Adam); default 0.01.")
+@click.option("--points", type=int, help="Maximum points per path; default 41, and 21 for more than two checkpoints.")
 @click.option("--start", type=int, help="Points of the even grid that is refined; default 11.")
 @click.option(
-    "--tolerance", type=float, help="Of the maximum, relative to the range of losses; default 0.001 (0.01 for a matrix)."
+    "--tolerance",
+    type=float,
+    help="Tolerance of the maximum, relative to the range of losses; default 0.001 (0.01 for a matrix).",
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Arithmetic; default the model's.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of intervals, matching and training.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of intervals, matching and training.")
 @click.option("--budget", help="Time for everything, such as 60s or 5m; the refinement ends there.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for barrier.html, barrier.npz and barrier.json."
@@ -50,7 +52,7 @@ _OF_CURVE = ("steps", "learning_rate")
 def barrier_command(model: str, checkpoints: Sequence[Path], **options: Any) -> None:
     """Loss barrier of MODEL along the straight line between CHECKPOINTS.
 
-    Two checkpoints (files, or a directory of them) give the losses along their line; one gives that from the weights MODEL is
+    Two checkpoints (files, or a directory of them) give the losses along their line; one gives the line from the weights MODEL is
     built with; more give a matrix of all pairs. MODEL and data are named as for multifractal.
 
     Exit codes: 0 done, 2 bad input, 4 the model cannot be probed, 130 interrupted (the partial result is saved).
@@ -66,7 +68,7 @@ def _barrier(model: str, given: Sequence[Path], options: dict[str, Any], interru
         raise ValueError(f"--curve connects two checkpoints, got {len(files)}")
     for name in _OF_CURVE:
         if options[name] is not None and not options["curve"]:
-            raise ValueError(f"--{name.replace('_', '-')} is of the training of --curve, which is missing")
+            raise ValueError(f"--{name.replace('_', '-')} requires --curve")
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=1)
     check_out(options["out"])
     objective = build_objective(model, options)

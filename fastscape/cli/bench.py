@@ -22,14 +22,14 @@ from fastscape.cli.output import Outcome, check_out, check_writable, live_progre
 @click.option("--count", type=int, default=8, show_default=True, help="Directions per call, and vectors of a block.")
 @click.option("--repeats", type=int, default=9, show_default=True, help="Rounds at most.")
 @click.option("--memory", type=gib, help="GiB for each way to evaluate.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the directions.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random directions.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for bench.html, bench.npz and bench.json."
 )
 @click.option(
     "--benchmark-json",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the timings as pytest-benchmark does; its compare reads the file.",
+    help="Also write the timings in the format of pytest-benchmark, for its compare command.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")

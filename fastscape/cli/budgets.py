@@ -1,4 +1,4 @@
-"""What of a budget is not for the work: loading torch, and writing a page."""
+"""Overhead in a budget: loading torch, and writing a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``fastscape doctor``: what may keep numbers from being right or fast, and the remedy."""
+"""``fastscape doctor``: anything that could make results wrong or slow, and the remedy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fastscape.cli.output import EXIT_MODEL, Interrupted, exit_codes, show
 @objective_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the tables.")
 def doctor_command(model: str | None, as_json: bool, **options: Any) -> None:
-    """Look for what may keep numbers from being right or fast, on this machine and, with MODEL and --data, for a model.
+    """Report anything that could make results wrong or slow, on this machine and, with MODEL and --data, for a model.
 
     Exit codes: 0 nothing is an error, 2 bad input, 4 the model cannot be probed (or the machine cannot), 130 interrupted.
     """
     if model is None and options["data"] is not None:
-        raise click.UsageError("--data is for a MODEL, which is missing")
+        raise click.UsageError("--data requires MODEL")
     with exit_codes():
         try:
             found = fs.doctor(name=None) if model is None else fs.doctor(build_objective(model, options), name=model)

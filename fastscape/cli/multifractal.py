@@ -34,11 +34,11 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
     type=click.Path(path_type=Path),
     help="Weights; repeatable, or a directory of them.",
 )
-@click.option("--budget", help="Time for everything, such as 60s or 5m; directions come until it ends.")
+@click.option("--budget", help="Time for everything, such as 60s or 5m; directions are added until it ends.")
 @click.option("--target", type=float, help="Stop when the 95 % interval of M_tau is this narrow (half-width).")
 @click.option("--count", type=int, help="Directions per bank.")
 @click.option("--banks", type=int, help="Banks of directions with their own seeds.")
-@click.option("--seed", type=int, help="Of the directions.")
+@click.option("--seed", type=int, help="Seed of the random directions.")
 @click.option("--radii", type=radii, help="LOW:HIGH:COUNT log-spaced, or a comma-separated list.")
 @click.option("--distribution", help="gaussian or rademacher.")
 @click.option("--normalize", help="tensor, filter, module, global, element or none.")
@@ -73,7 +73,7 @@ def multifractal_command(model: str, **options: Any) -> None:
     Exit codes: 0 done, 2 bad input, 3 the target was not reached in the budget, 4 the model cannot be probed, 130
     interrupted (the partial result is saved).
 
-    Ctrl-C ends the run with what is known; a second one leaves out the analysis and the page that are not done by then.
+    Ctrl-C ends the run with what is known; a second one skips the analysis and the page if they are not finished.
     """
     run(lambda interrupts: _outcome(model, options, interrupts), options["out"], as_json=options["as_json"])
 

@@ -47,7 +47,7 @@ class Interrupted(click.ClickException):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves.
+    """Results of a run, and whether its target was reached.
 
     Attributes:
         results: by the stem of their files; the first heads the table and the page, a spectrum may follow.
@@ -221,7 +221,7 @@ def exit_codes() -> Iterator[None]:
         rescue(error.partial)
         raise BadModel(str(error)) from error
     except KeyboardInterrupt as error:
-        raise Interrupted("interrupted before the first direction; nothing to save") from error
+        raise Interrupted("interrupted before the first result; nothing to save") from error
     except Exception as error:
         raise _failure(error) from error
 

@@ -42,6 +42,8 @@ def _analysed(loaded: Document, options: dict[str, Any]) -> Document:
     changes = {name: options[name] for name in ("q", "windows", "variant") if options[name] is not None}
     if not isinstance(loaded, (fs.MultifractalResult, fs.TrajectoryResult)):
         if changes:
-            raise ValueError(f"{', '.join(f'--{name}' for name in changes)} are for multifractal results, got a spectrum")
+            raise ValueError(
+                f"{', '.join(f'--{name}' for name in changes)} are for multifractal results, got a {type(loaded).__name__}"
+            )
         return loaded
     return loaded.reanalyse(**changes) if changes or not loaded.analysed else loaded

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fastscape.runs.optimizers import OptimizerState
 
 PROBES = ("spectrum", "slice", "sharpness", "temperature", "barrier", "multifractal")  # of fastscape.probes.signature.probe
+_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 _SHARE_DONE: dict[str, Callable[..., float]] = {  # of a probe, from what it passes to progress=
     "spectrum": lambda state: state.fraction,
     "slice": lambda done, wanted: done / wanted,
@@ -34,7 +35,7 @@ _SHARE_DONE: dict[str, Callable[..., float]] = {  # of a probe, from what it pas
 @click.command("run")
 @click.argument("model")
 @objective_options
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights to probe; the last ones of a directory.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights to probe: a file, or the last one of a directory.")
 @click.option("--other", type=click.Path(path_type=Path), help="Checkpoint of a second solution, for the barrier.")
 @click.option(
     "--what",
@@ -44,9 +45,13 @@ _SHARE_DONE: dict[str, Callable[..., float]] = {  # of a probe, from what it pas
     "their options are given.",
 )
 @click.option("--budget", default="60s", show_default=True, help="Time for everything; each probe gets a share of it.")
-@click.option("--target", type=float, help="Stop the multifractal probe when the 95 % interval of M_tau is this narrow.")
-@click.option("--target-trace", type=float, help="Stop when the trace's 95 % interval is this narrow: half-width over value.")
-@click.option("--tolerance", type=float, help="Tolerance of the eigenvalues: residual over the largest.")
+@click.option(
+    "--target",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop the multifractal probe when the 95 % interval of M_tau is this narrow.",
+)
+@click.option("--target-trace", type=_SHARE, help="Stop when the trace's 95 % interval is this narrow: half-width over value.")
+@click.option("--tolerance", type=_SHARE, help="Tolerance of the eigenvalues: residual over the largest.")
 @optimizer_options
 @click.option("--batch-size", type=int, help="Batch size of the training, for the temperature.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random numbers.")

@@ -42,21 +42,28 @@ _SHARE = 0.3  # of the budget, for the eigenvectors
     show_default=True,
     help="difference: from the last checkpoint to the first. pca: principal components of the checkpoints.",
 )
-@click.option("--radius", type=float, help="Largest alpha, relative to ||w||; default 1, or what shows the checkpoints.")
+@click.option(
+    "--radius", type=float, help="Largest alpha, relative to ||w||; default 1, or large enough to show all checkpoints."
+)
 @click.option("--points", type=int, help="Odd number along each axis; default 41 for lines, 21 for a plane.")
 @click.option("--count", type=int, help=f"Lines; default {LINES} random directions, {COMPONENTS} eigenvectors or components.")
-@click.option("--normalize", default="filter", show_default=True, help="Of random directions: filter, tensor, module, global ...")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random directions.")
+@click.option(
+    "--normalize",
+    default="filter",
+    show_default=True,
+    help="Normalisation of random directions: filter, tensor, module, global ...",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random directions.")
 @click.option(
     "--bn",
     type=click.Choice(BATCH_NORM),
-    help="Running statistics of batch norm along the way; default: those of the centre, held against recomputed ones.",
+    help="Running statistics of batch norm along the way; default: those of the centre, compared with recomputed ones.",
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Arithmetic; default the model's.")
 @click.option(
     "--symlog/--linear", default=None, help="Scale of the loss; default: symmetric-logarithmic where its range is wide."
 )
-@click.option("--budget", help="Time for everything, such as 60s or 5m; lines and rows are left out beyond it.")
+@click.option("--budget", help="Time for everything, such as 60s or 5m; lines and rows beyond it are left out.")
 @click.option("--memory", type=gib, help="GiB that batched evaluation may take.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for slice.html, slice.npz and slice.json."

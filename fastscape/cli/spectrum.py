@@ -34,12 +34,12 @@ def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--optimizer",
             "optimizer_file",
             type=click.Path(path_type=Path),
-            help="Its state (torch file) for the stability ratio; default: STEM.optimizer.pt beside a checkpoint.",
+            help="State of the optimizer (torch file) for the stability ratio; default: STEM.optimizer.pt beside a checkpoint.",
         ),
-        click.option("--learning-rate", type=float, help="Of SGD, in place of a file."),
-        click.option("--momentum", type=float, help="Of SGD with --learning-rate."),
+        click.option("--learning-rate", type=float, help="SGD learning rate (instead of --optimizer)."),
+        click.option("--momentum", type=float, help="SGD momentum, with --learning-rate."),
         click.option("--nesterov", is_flag=True, help="Nesterov momentum, with --momentum."),
-        click.option("--weight-decay", type=float, help="Of SGD with --learning-rate."),
+        click.option("--weight-decay", type=float, help="SGD weight decay, with --learning-rate."),
     )
     for option in reversed(options):
         command = option(command)
@@ -61,18 +61,18 @@ def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=int,
     default=5,
     show_default=True,
-    help="Eigenvalues of the upper end; of the lower, the first and what else converged.",
+    help="Eigenvalues of the upper end; of the lower end, the first and those that converged as well.",
 )
 @click.option("--operator", type=click.Choice(["hessian", "ggn"]), default="hessian", show_default=True)
 @click.option("--budget", help="Time for everything, such as 60s or 5m; default: until the targets are met.")
 @click.option("--memory", type=gib, help="GiB that products and vectors may take.")
 @click.option("--target-trace", type=float, help="Stop when the trace's 95 % interval is this narrow: half-width over value.")
-@click.option("--tolerance", type=float, help="Of the eigenvalues: residual over the largest.")
-@click.option("--nodes", type=int, default=80, show_default=True, help="Of the quadrature behind the density.")
+@click.option("--tolerance", type=float, help="Tolerance of the eigenvalues: residual over the largest.")
+@click.option("--nodes", type=int, default=80, show_default=True, help="Nodes of the quadrature behind the density.")
 @click.option("--block", type=int, default=BLOCK, show_default=True, help="Vectors per product.")
 @optimizer_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random probes.")
-@click.option("--path", help="Of the products, such as graph or forward; default: measured.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random probes.")
+@click.option("--path", help="Path of the products, such as graph or forward; default: the fastest, measured.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -84,7 +84,7 @@ def spectrum_command(model: str, **options: Any) -> None:
     """Spectrum of the Hessian (or GGN) of MODEL's loss, or of its checkpoints with the same probes.
 
     Both ends with residuals, trace, tr(H^2), effective rank, traces by parameter, density, and, with an optimizer, how near
-    its edge of stability is. MODEL and data are named as for multifractal.
+    the edge of stability is. MODEL and data are named as for multifractal.
 
     Exit codes: 0 done, 2 bad input, 3 a target was not reached in the budget, 4 the model cannot be probed, 130
     interrupted (the partial result is saved).
@@ -162,7 +162,7 @@ def optimizer(objective: fs.Objective, options: dict[str, Any]) -> OptimizerStat
 
 
 def unmet(result: Result, options: dict[str, Any]) -> str:
-    """Which of the targets that were asked for is not reached, and why, in words; empty where all are."""
+    """Targets that were asked for and not reached, with the reason, in words; empty where all were."""
     asked, missed = targets(options), []
     for point in result.points if isinstance(result, fs.SpectrumTrajectory) else (result,):
         if "trace" in asked:

@@ -19,9 +19,9 @@ from fastscape.cli.output import exit_codes
 @objective_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def show_status(model: str | None, as_json: bool, **options: Any) -> None:
-    """Tell which kernels answer on this machine, and why not others; with --model, how its operations are handled."""
+    """Show which kernels run on this machine, and why others do not; with --model, how its operations are handled."""
     if model is None and options["data"] is not None:
-        raise click.UsageError("--data is for the model of --model, which is missing")
+        raise click.UsageError("--data requires --model")
     with exit_codes():
         found = fs.status() if model is None else fs.operators(build_objective(model, options))
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))

@@ -16,13 +16,13 @@ ARCHITECTURES = ["mlp", "resnet-18", "tiny-transformer"]  # of fastscape.study.p
 
 
 @click.command("study")
-@click.option("--quick", "is_quick", is_flag=True, help="Digits and narrow networks: minutes on two cores, in place of hours.")
+@click.option("--quick", "is_quick", is_flag=True, help="Digits and narrow networks: minutes on two cores instead of hours.")
 @click.option("--seeds", type=click.IntRange(1), help="Runs of each architecture; default 3 with --quick, else 5.")
 @click.option("--architecture", "architectures", multiple=True, type=click.Choice(ARCHITECTURES), help="Only these; repeatable.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
-    help="That the probes of one state may take; default 8 with --quick, else 300. More where the machine has other work.",
+    help="Seconds for the probes of one state; default 8 with --quick, else 300; use more on a busy machine.",
 )
 @click.option(
     "--out",
@@ -45,8 +45,8 @@ def study_command(
     """Train an MLP, a ResNet-18 and a tiny Transformer with several seeds each, and compare the geometry of their losses.
 
     Early signatures, slices, spectra, normalised sharpness, barriers between seeds, temperature, optimisation difficulty and
-    warnings, each with its interval; which claims of the source were seen; and whether early signals foretell outcomes.
-    Runs that are complete in --out are not repeated: the same command goes on where it was interrupted.
+    warnings, each with its interval; which claims of the paper were reproduced; and whether early signals predict outcomes.
+    Runs that are complete in --out are not repeated: re-running the command resumes.
 
     Exit codes: 0 done, 2 bad input, 130 interrupted (what was done is saved).
     """

@@ -110,7 +110,7 @@ def loss_hessian(program: Program, batch: int, outputs: Tensor) -> _Curve:
     """The Hessian of a batch's loss in its outputs, as a function of blocks ``[K, *outputs]``; never materialised.
 
     In closed form for cross-entropy with class targets: w (diag p - p p') / sum of w, p the softmax; any other criterion by
-    reverse mode over its gradient (forward mode fails for squared errors: "ZeroTensors are immutable"), held against its values
+    reverse mode over its gradient (forward mode fails for squared errors: "ZeroTensors are immutable"), compared with its values
     nearby, and by differences of its gradient in float64 where torch's second derivative is wrong at these outputs.
 
     Raises:
@@ -163,7 +163,7 @@ class _Nearby:
             criterion(self._outputs.clone(), targets)
 
     def judge(self, curve: _Curve) -> Verdict:
-        """What values nearby say of a Hessian, along a random vector."""
+        """Form of a Hessian along a random vector, from values nearby."""
         along = torch.randn(self._outputs.shape, generator=torch.Generator().manual_seed(0)).to(self._outputs)
         product = curve(along[None].to(self._dtype))[0].double()
         length = float(along.norm())

@@ -10,7 +10,7 @@ from fastscape.curvature.flat import norm
 from fastscape.curvature.paths import Product
 from fastscape.curvature.program import Parts, Program
 
-HOPELESS = 1e-2  # relative error of products above which they are refused
+LARGEST_ERROR = 1e-2  # relative error of products above which they are refused
 _LARGEST, _RATIO, _LEVELS = 16.0, 4.0, 12  # steps that are tried, relative to u^(1/3): kinks want far smaller ones
 _ENOUGH = 3.0  # times the root of the rounding unit: an error that is small enough, 1e-3 in float32 and 5e-8 in float64
 _COARSE = 3.0  # units of the narrowest dtype inside: a smaller step leaves weights that are rounded to it where they are
@@ -18,7 +18,7 @@ _GOOD = 1e-3  # error at which the search stops once steps get worse
 
 
 class InaccurateDifferenceError(ValueError):
-    """No step gives products with an error below :data:`HOPELESS`."""
+    """No step gives products with an error below :data:`LARGEST_ERROR`."""
 
 
 class DifferencePath:
@@ -108,7 +108,7 @@ class DifferencePath:
         best = min(range(len(errors)), key=errors.__getitem__, default=0)
         if errors and errors[best] <= enough:  # the least step that is good enough: other vectors cross their kinks at others
             best = max(index for index, error in enumerate(errors) if error <= enough)
-        if not errors or not errors[best] <= HOPELESS:
+        if not errors or not errors[best] <= LARGEST_ERROR:
             raise InaccurateDifferenceError(self._inaccurate(errors[best] if errors else math.inf))
         self.step, self.error = steps[best + 1], errors[best]
 
@@ -117,5 +117,5 @@ class DifferencePath:
         inside = "" if narrow is None else f", with {str(narrow[0])[6:]} inside ({narrow[1]}),"
         return (
             f"products by differences of gradients in {dtype}{inside} have an estimated relative error of "
-            f"{error:.1g}, above {HOPELESS:g}; use dtype=torch.float64 in the objective, or another path"
+            f"{error:.1g}, above {LARGEST_ERROR:g}; use dtype=torch.float64 in the objective, or another path"
         )

@@ -187,7 +187,7 @@ class CurvatureOperator(SymmetricOperator):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know of the products: another arithmetic than the model's, a gradient that is not the loss's."""
+        """Remarks on the products: another arithmetic than the model's, a gradient that is not the loss's."""
         return self._products.space.notes
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What every way to multiply with a curvature matrix has in common."""
+"""Base of all ways to multiply with a curvature matrix."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def peak_bytes(function: Callable[[], Result], limit: float | None = None) -> tuple[Result, int]:
-    """What ``function()`` returns, and the most bytes of tensors alive at once while it ran.
+    """Value of ``function()``, and the most bytes of tensors alive at once while it ran.
 
     Raises:
         MemoryCapError: more than ``limit`` bytes were alive.

@@ -1,4 +1,4 @@
-"""Products held against the loss itself."""
+"""Products compared with the loss itself."""
 
 from __future__ import annotations
 

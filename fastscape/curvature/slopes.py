@@ -1,4 +1,4 @@
-"""Whether the gradient that autograd gives is that of the loss."""
+"""Checks that the gradient that autograd gives is that of the loss."""
 
 from __future__ import annotations
 

@@ -85,8 +85,8 @@ class Soundness:
             change = self._products.again(product, 0).distance(first)
             if change > (1e-4 if path.exact else 1e-3):
                 raise NondeterministicLossError(
-                    f"products must be deterministic, got two of the same vector that differ by {change:.1g}: the loss is the "
-                    "same twice, its gradient is not (an operation without a deterministic backward, or a hook that keeps "
+                    f"products must be deterministic, got two products of one vector that differ by {change:.1g}: the loss is "
+                    "the same twice, its gradient is not (an operation without a deterministic backward, or a hook that keeps "
                     "state: try torch.use_deterministic_algorithms(True); in a replay, an operation in place: use path=None)"
                 )
         if second is not None:  # else there is no memory for a second vector
@@ -123,7 +123,7 @@ class Soundness:
         nothing = not any(bool(part.any()) for part in found)
         if words == DETACHED and not path.exact:  # what differences of it make is not symmetric
             raise UnsoundProductError(
-                f"differences of gradients are of no Hessian here: {words}; quadratic_forms and responses are of the loss itself"
+                f"differences of gradients do not give a Hessian here: {words}; quadratic_forms and responses use the loss itself"
             )
         if agrees is False or (nothing and agrees is None and (words or not path.exact)):
             raise UnsoundProductError(words or "its products are zero, and no losses near w bear that out")
@@ -154,7 +154,7 @@ class Soundness:
                 f"products must be those of a symmetric matrix, got u'Hv and v'Hu that differ by {self.asymmetry:.1g} of their "
                 f"terms on the path {path.name!r}; is a custom backward of the model wrong, or marked @once_differentiable, "
                 "which torch takes for a constant? Its double backward must differentiate what its backward computes "
-                f"(torch.autograd.gradgradcheck tells){self._inside()}"
+                f"(check it with torch.autograd.gradgradcheck){self._inside()}"
             )
 
     def _inside(self) -> str:
@@ -176,5 +176,5 @@ class Soundness:
             raise AsymmetricProductError(
                 f"products through a custom backward must be those of the Hessian, got one that differs by {distance:.1g} from a "
                 "difference of gradients: the backward keeps a part of its input as a constant; "
-                "torch.autograd.gradgradcheck tells where"
+                "torch.autograd.gradgradcheck shows where"
             )

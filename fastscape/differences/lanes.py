@@ -22,7 +22,7 @@ from fastscape.objective.objective import Objective
 
 @dataclass(frozen=True)
 class Handling:
-    """What difference propagation could not follow by its rules.
+    """Operations that difference propagation could not follow by its rules.
 
     Attributes:
         fallbacks: operations evaluated locally in float64: name -> calls.

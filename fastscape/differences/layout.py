@@ -1,4 +1,4 @@
-"""Where images and their lanes lie in memory: channels last, which convolutions on a CPU read without reordering.
+"""Memory layout of images and their lanes: channels last, which convolutions on a CPU read without reordering.
 
 A 3x3 convolution of 192 images of 128 channels ran at 208 GFLOP/s channels last and 146 as ``[N, C, H, W]``; one of 512 channels
 to 4x4 pixels at 111 and 195, so that images of few pixels, or of few channels, stay as they are.

@@ -70,7 +70,7 @@ def held(replica: Replica) -> dict[str, Tensor]:
 
 
 def signature(module: nn.Module) -> Any:
-    """What can be seen of how a module computes, but for its weights and buffers: equal values compare equal."""
+    """Fingerprint of how a module computes, but for its weights and buffers: equal values compare equal."""
     return _Marks().of_module(module, _DEPTH)
 
 

@@ -122,7 +122,7 @@ def _filled(step: Step, find: Callable[[fx.Node], Any]) -> tuple[Any, Any]:
 
 
 def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: Any, module: str = "") -> Any:
-    """What an operation makes of values of which some move: its results at w with their lanes."""
+    """Outputs of an operation on values of which some move: its results at w with their lanes."""
     name = str(target)
     frame.seen[target] += 1
     if target._schema.name.split("::")[1] in HOST:
@@ -151,7 +151,7 @@ def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: A
 
 
 def _ruled(frame: Frame, rule: Rule, target: Any, y: Any, arguments: Any, keywords: Any) -> Any:
-    """What a rule gives; ``NotImplemented`` where it fails, so that the local evaluation stands in and is counted."""
+    """Lanes from a rule; ``NotImplemented`` where it fails, so that the local evaluation stands in and is counted."""
     try:
         if frame.collapsed and target not in COLLAPSED and target not in STRUCTURE:
             return collapsed.apply(partial(rule, frame, y), arguments, keywords)

@@ -33,7 +33,7 @@ def interpolated(zero: Array, last: Array, radii: Array) -> Array:
 
 
 def shareable(values: Array, radii: Array) -> int:
-    """How many of the smallest radii can be shared, from D at zero and at all of them, ``[K, 2, 1 + S]``; 0 if too few."""
+    """Number of the smallest radii that can be shared, from D at zero and at all of them, ``[K, 2, 1 + S]``; 0 if too few."""
     if not np.isfinite(values).all():
         return 0
     size = _size(values)

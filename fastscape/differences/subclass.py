@@ -127,7 +127,7 @@ def _written(target: Any, arguments: Any, keywords: Any) -> Any:
     others = [member for member in (reference() for reference in into.family) if member is not None and member is not into]
     if others or functional is None:
         raise AliasedWriteError(
-            f"operation {name} writes in place into memory that {len(others)} other tensors look at, which cannot be followed "
+            f"operation {name} writes in place into memory shared with {len(others)} other tensors, which cannot be followed "
             "without a trace; write out of place"
         )
     result = functional(*arguments, **keywords)

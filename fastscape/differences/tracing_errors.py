@@ -1,4 +1,4 @@
-"""What cannot be followed operation by operation, and is refused by name before any work is done."""
+"""Operations that cannot be followed, refused by name before any work is done."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def check_steps(graph: fx.GraphModule, program: Program) -> None:
         if not step.moves:
             continue
         if schema.is_mutable:
-            raise UntraceableError(f"operation {name}{_in(step)} writes in place into memory that others look at; assign instead")
+            raise UntraceableError(
+                f"operation {name}{_in(step)} writes in place into memory shared with other tensors; assign instead"
+            )
         if name in SIZED_BY_VALUES and step.target not in RULES and _moving_inputs(step, moving):
             raise UntraceableError(f"operation {name}{_in(step)} gives a shape that depends on the parameters; use a mask")
         if name == "index" and any(_is_mask(argument) and argument.name in moving for argument in step.arguments[1]):

@@ -210,7 +210,7 @@ class Directions:
         return self._given is None and self.normaliser.separable
 
     def scales(self, index: int, piece_squares: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """What each piece of raw direction ``index`` is multiplied by, ``[sum(normaliser.pieces)]``; for separable directions.
+        """Factor of each piece of raw direction ``index``, ``[sum(normaliser.pieces)]``; for separable directions.
 
         Args:
             index: of the direction.

@@ -141,7 +141,7 @@ class Normaliser:
         return found
 
     def factors(self, piece_squares: NDArray[np.float64], scale: str) -> tuple[NDArray[np.float64], float]:
-        """What each piece of a raw direction is multiplied by, and the norm of the result (all rules but "element").
+        """Factor of each piece of a raw direction, and the norm of the result (all rules but "element").
 
         Args:
             piece_squares: sums of squares of the raw direction's pieces.

@@ -71,7 +71,7 @@ class Arithmetic:
     def spoken(self, name: str) -> str:
         """The words after the name of an arithmetic."""
         if self.own in (torch.float16, torch.bfloat16) and self.dtype != self.own:
-            name += f", in place of the model's {_name(self.own)}"
+            name += f", instead of the model's {_name(self.own)}"
         if self.dropped:
             name += f", without your autocast to {_name(self.autocast)}"
         elif self.autocast is not None:
@@ -97,7 +97,7 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a result says of its arithmetic: ``meta["arithmetic"]``, and a flag where it is not plain."""
+    """Statement of a result on its arithmetic: ``meta["arithmetic"]``, and a flag where it is not plain."""
 
     meta: dict[str, str]
     notes: tuple[str, ...]

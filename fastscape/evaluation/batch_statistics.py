@@ -16,7 +16,7 @@ BatchNorm = Literal["recalibrate", "running", "batch"]
 
 
 def checked_mode(objective: Objective, bn: BatchNorm | None, usual: BatchNorm) -> str:
-    """What becomes of running statistics where the weights move: as asked for, or as usual; ``"none"`` without any.
+    """Treatment of running statistics where the weights move: as asked for, or as usual; ``"none"`` without any.
 
     Layers that are not torch's keep theirs or take the batch's: nothing is known that recomputes them.
 

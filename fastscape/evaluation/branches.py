@@ -18,7 +18,7 @@ class BranchesChangedError(ValueError):
     """The forward takes other operations at other weights, so that no pieces can be held."""
 
 
-class UnheldKinkError(ValueError):
+class UnsupportedKinkError(ValueError):
     """An operation of values that depend on the weights has kinks and no rule that would hold its pieces."""
 
 
@@ -62,7 +62,7 @@ class Branches:
 
         Raises:
             BranchesChangedError: the operations differ from the recorded ones.
-            UnheldKinkError: an operation with kinks and without a rule is given other values than at w.
+            UnsupportedKinkError: an operation with kinks and without a rule is given other values than at w.
         """
         pieces = self._pieces[batch]
         if not pieces:  # a smooth network pays nothing
@@ -114,7 +114,7 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
         recorded, pieces = self._pieces[self._next] if self._next < len(self._pieces) else ("the end of the forward", [])
         if recorded != name:
             raise BranchesChangedError(
-                f"the forward must take the same operations at all weights, got {name} in place of {recorded}"
+                f"the forward must take the same operations at all weights, got {name} instead of {recorded}"
             )
         self._next += 1
         if name not in RULES:
@@ -127,7 +127,7 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Refuse a forward that ended early."""
         if self._next < len(self._pieces):
             raise BranchesChangedError(
-                f"the forward must take the same operations at all weights, got its end in place of {self._pieces[self._next][0]}"
+                f"the forward must take the same operations at all weights, got its end instead of {self._pieces[self._next][0]}"
             )
 
 
@@ -141,7 +141,7 @@ def _refuse_change(name: str, found: list[Tensor], recorded: list[Tensor]) -> No
     """Refuse an operation without a rule whose arguments move: its kinks would enter the differences, at every step alike."""
     for now, then in zip(found, recorded, strict=True):
         if not torch.allclose(now, then, rtol=0.0, atol=0.0, equal_nan=True):
-            raise UnheldKinkError(
+            raise UnsupportedKinkError(
                 f"path='forwards' must hold every piecewise operation on its piece at w, got {name}, which has no rule; "
                 f"use path=None for exact forms, or products of fs.hessian(objective)"
             )

@@ -29,7 +29,7 @@ class NarrowLossError(ValueError):
 def unperturbed_loss(replica: Replica) -> float:
     """L(w), after checking that two evaluations agree to the last bit, and that the loss follows the weights.
 
-    Between the two the weights are displaced, once for an objective and dtype, and the loss of the first batch is held against
+    Between the two the weights are displaced, once for an objective and dtype, and the loss of the first batch is compared with
     that of another copy of the model, which has never seen other weights. A loss that puts the model into training mode, where
     it draws random numbers, is refused though the two agree: samples of boxes or of layers may be all there is at w alone.
 
@@ -89,7 +89,7 @@ def _runs_as_it_is(replica: Replica) -> bool:
 def _runs(replica: Replica) -> bool:
     try:
         _evaluate(replica)
-    except Exception:  # the model's own failure, of which the first is told
+    except Exception:  # the model's own failure, the first of which is reported
         return False
     return True
 
@@ -175,7 +175,7 @@ def _check_follows(replica: Replica, found: float, fresh: float) -> None:
         return
     raise NondeterministicLossError(
         f"the loss must be a function of the present weights, got {found!r} at displaced weights where a copy of the model that "
-        f"was never evaluated elsewhere gives {fresh!r}: the model or the loss keeps something from an evaluation at earlier "
+        f"was never evaluated elsewhere gives {fresh!r}: the model or the loss keeps state from an evaluation at earlier "
         "weights (weights cast or normalised once, an attribute filled on first use, a cache by address or version); "
         "compute it from the parameters in every forward"
     )

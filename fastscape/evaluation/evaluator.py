@@ -25,7 +25,7 @@ PathName = Literal["loop", "vmap"]
 _TRIAL_POINTS = 6  # loop evaluations in a trial: the median of few is enough to tell 1.2x
 _QUICK = 0.005  # seconds per forward below which a trial with all radii is cheap
 _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap saves on a CPU, is below 2 %
-_DIFFERS = "vmap gives other losses: the model reaches its parameters by more than their registered names"
+_DIFFERS = "vmap gives other losses: the model accesses parameters outside named_parameters() (a list, a closure)"
 _SIZES = (1, 8)  # directions a call: small batches win where the perturbed copies leave the cache
 
 

@@ -22,7 +22,7 @@ _TOLD = 0.1  # share above which single numbers without influence are worth a wo
 
 @dataclass(frozen=True)
 class Influence:
-    """Which parameters move the loss.
+    """Parameters that move the loss.
 
     Attributes:
         share: of the probed numbers that have an exactly zero gradient, and by whose displacement, all at once, the loss does not
@@ -46,7 +46,7 @@ class Influence:
 
 
 def influence(replica: Replica) -> Influence:
-    """Which of the probed parameters move the loss; scratch weights are the objective's afterwards.
+    """Probed parameters that move the loss; scratch weights are the objective's afterwards.
 
     Cost: a gradient and two to four forwards; memory of a gradient.
     """

@@ -1,4 +1,4 @@
-"""Second derivatives held against losses nearby, which need no derivative of anybody's."""
+"""Second derivatives compared with losses nearby, which need no derivatives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINK = (1.8, 2.2)  # ratio of forms at r and 2 r where the loss has a kink: its
 
 @dataclass(frozen=True)
 class Verdict:
-    """What losses near w say of a form v'Hv.
+    """Bounds that losses near w give of a form v'Hv.
 
     Attributes:
         agrees: whether they bear it out; ``None`` where they do not tell.

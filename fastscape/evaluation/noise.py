@@ -1,4 +1,4 @@
-"""How much of a response is rounding: calibration, floors that are measured, and the gate that decides."""
+"""Rounding in responses: calibration, floors that are measured, and the gate that decides."""
 
 from __future__ import annotations
 

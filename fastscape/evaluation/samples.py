@@ -1,4 +1,4 @@
-"""What a sample of a batch is, and batches cut into samples or regrouped."""
+"""Samples of batches: their definition, and batches cut into samples or regrouped."""
 
 from __future__ import annotations
 

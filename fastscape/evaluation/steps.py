@@ -133,7 +133,7 @@ def steps_found(lines: Lines, noise: float, floor: float = 0.0, distances: Seque
         return False
     if floor > clear and rises[0] > 0 and rises[3] > 0 and abs(math.log10(rises[0] ** 2 / floor / rises[3])) < _POWER:
         return False
-    slope = clear * radii / radii[0]  # of what tiny r foretells
+    slope = clear * radii / radii[0]  # of what tiny r predicts
     growing = [
         rises[k] > clear and rises[k] / radii[k] > _GROWTH * max(rises[k + 1 :] / radii[k + 1 :]) for k in range(len(radii) - 1)
     ]

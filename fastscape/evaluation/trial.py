@@ -24,7 +24,7 @@ _AGREEMENT = 1000  # ulp of the loss by which two paths may differ; they measure
 
 @dataclass(frozen=True)
 class PathChoice:
-    """Which path evaluates, and why.
+    """Path that evaluates, with the reason.
 
     Attributes:
         name: ``"loop"`` or ``"vmap"``; ``"graph"`` or ``"dispatch"`` where differences are propagated.

@@ -38,7 +38,7 @@ class TrackerCallback(_Base):  # type: ignore[misc]
         self.tracker.step(state.global_step + 1, optimizer=_inner(kwargs.get("optimizer")))
 
     def on_train_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-        """What waits and can be afforded."""
+        """Pending measurements that can be afforded."""
         self.tracker.finish()
 
 

@@ -46,7 +46,7 @@ class TrackerCallback(Callback):  # type: ignore[misc]
             self._step(trainer)
 
     def on_train_end(self, _trainer: Any, _module: Any) -> None:
-        """What waits and can be afforded."""
+        """Pending measurements that can be afforded."""
         self.tracker.finish()
 
     def on_exception(self, _trainer: Any, _module: Any, _error: BaseException) -> None:

@@ -60,7 +60,7 @@ def gram(left: Tensor, right: Tensor) -> Array:
 
 
 def ritz_rounding(projected: Array, norm: float, dtype: torch.dtype) -> float:
-    r"""What rounding adds to the residual of a Ritz pair of :math:`T = Q^\top H Q`, on any processor.
+    r"""Contribution of rounding to the residual of a Ritz pair of :math:`T = Q^\top H Q`, on any processor.
 
     .. math:: \|T - T^\top\|_2 + \bigl(4\,u_Q + (8 + \sqrt m)\,u_{64}\bigr)\,\|H\|
 

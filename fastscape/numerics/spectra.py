@@ -1,4 +1,4 @@
-r"""What spectral estimators return: a density, a gap, the stability of an optimizer; frozen, in NumPy float64."""
+r"""Results of spectral estimators: a density, a gap, the stability of an optimizer; frozen, in NumPy float64."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from fastscape._state import preserved_rng
 from fastscape.objective.structures import Arrays, arrays_of, digest, leaves, map_tensors, raw_bytes, strided, tensors_of
 
 _UNKNOWN_BATCHES, _UNKNOWN_BYTES = 4096, 4 << 30  # read of data that may have no end: more than a probe goes through in its time
-_SILENT = 10.0  # seconds after which reading such data is told
+_SILENT = 10.0  # seconds after which a message says that such data are being read
 _SAMPLE = 16  # batches from which the bytes of all are foreseen
 
 Batch = Any
@@ -83,7 +83,7 @@ def _bytes(batch: Batch) -> int:
 
 
 def fitted_dtype(found: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
-    """What a dtype is cast to for a model in ``dtype``: real ones to it, complex ones to its width, others to nothing.
+    """Target of casting a dtype for a model in ``dtype``: real ones to it, complex ones to its width, others to nothing.
 
     Complex numbers are of at least 32-bit parts: complex128 beside float64, and complex64 beside every other dtype.
     """
@@ -100,7 +100,7 @@ def cast(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None)
 
 
 class _Reading:
-    """Bounds on what is read of data: its bytes, and the number of batches where nobody says that it ends.
+    """Bounds on what is read of data: its bytes, and the number of batches where it has no length.
 
     Args:
         data: the iterable.
@@ -138,7 +138,7 @@ class _Reading:
 
 
 def _length(data: object) -> int | None:
-    """How many batches there are, where ``data`` tells."""
+    """Number of batches, where ``data`` has a length."""
     try:
         return operator.length_hint(data, -1) if operator.length_hint(data, -1) >= 0 else None
     except Exception:  # a __len__ of the user's that raises

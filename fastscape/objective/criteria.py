@@ -1,4 +1,4 @@
-"""What a criterion, a loss and a weight must be, and how many terms a criterion averages over."""
+"""Requirements on criterion, loss and weight, and the number of terms that a criterion averages over."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def checked_criterion(criterion: Any) -> Criterion:
 
 
 def _reduction(criterion: Any) -> str:
-    """How torch's criteria reduce, as modules or functions, also where the option is bound; ``"mean"`` for others."""
+    """Reduction of torch's criteria, as modules or functions, also where the option is bound; ``"mean"`` for others."""
     if not isinstance(criterion, partial):
         return str(getattr(criterion, "reduction", "mean"))
     function = criterion.func
@@ -112,7 +112,7 @@ def _refuse_outer(outputs: torch.Size, targets: torch.Size) -> None:
     if joint not in (outputs, targets):
         raise ValueError(
             f"criterion must compare outputs and targets of one shape, got outputs {tuple(outputs)} and targets "
-            f"{tuple(targets)}, which broadcast to {tuple(joint)}: every output would meet every target; use "
+            f"{tuple(targets)}, which broadcast to {tuple(joint)}: each output would be compared with every target; use "
             "targets.unsqueeze(-1), or squeeze the outputs"
         )
 
@@ -137,23 +137,23 @@ def check_targets(criterion: Criterion, targets: Any, index: int) -> None:
         return
     if targets.dtype in (torch.int8, torch.int16, torch.int32, torch.bool):
         raise ValueError(
-            f"data[{index}] must hold class targets of torch.int64 for cross-entropy, got targets {told(targets)}; use "
+            f"data[{index}] must hold class targets of torch.int64 for cross-entropy, got targets {described(targets)}; use "
             "targets.long()"
         )
     if targets.is_floating_point() and targets.ndim < 2:
         raise ValueError(
             f"data[{index}] must hold class targets of torch.int64, or probabilities (samples, classes), for cross-entropy, got "
-            f"targets {told(targets)}; use targets.long()"
+            f"targets {described(targets)}; use targets.long()"
         )
 
 
-def told(value: object) -> str:
+def described(value: object) -> str:
     """Shape and dtype of a tensor, or the type of anything else."""
     return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
 
 
 def remedy_of(outputs: object, targets: object) -> str:
-    """What may help a criterion that failed on outputs and targets; empty where nothing is known."""
+    """Remedy for a criterion that failed on outputs and targets; empty where none is known."""
     if not isinstance(outputs, Tensor):
         return "; use loss=lambda model, batch: ... to take the loss, or the logits, out of what the model returns"
     if not isinstance(targets, Tensor):
@@ -201,7 +201,7 @@ def ignored_targets(criterion: Criterion | None, batch: Any) -> str:
 
 
 def weight_of(weight: Callable[[Any], Any], batch: Any, index: int) -> float:
-    """What a user's ``weight`` returns, as a float."""
+    """Value of a user's ``weight``, as a float."""
     try:
         value = weight(batch)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What an objective is of: model, data, loss, weights and arithmetic, checked; nothing here evaluates."""
+"""Definition of an objective: model, data, loss, weights and arithmetic, checked; nothing here evaluates."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 
 @dataclass
 class Traits:
-    """What is learnt of an objective's model and loss while they run; its copies share it.
+    """Knowledge of an objective's model and loss from running them; its copies share it.
 
     Attributes:
         differentiates: whether they take derivatives themselves (a physics-informed loss, forces, a gradient penalty), so that
@@ -273,7 +273,7 @@ class Definition:
         return weighting(self.model, self.batches, self.count, own, self._confirmed)
 
     def _confirmed(self, index: int, counts: Sequence[Callable[[Batch], float]]) -> Sequence[bool] | None:
-        """Which ways to count make the loss of a batch the mean of its halves'; ``None`` where no two can be told apart."""
+        """Ways to count that make the loss of a batch the mean of its halves'; ``None`` where no two differ."""
         raise NotImplementedError
 
     def _weight(self, index: int) -> float:

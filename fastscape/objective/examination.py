@@ -1,4 +1,4 @@
-"""What a first evaluation tells of an objective: what the forward writes into, and whether the loss is a mean."""
+"""Findings of the first evaluation of an objective: what the forward writes into, and whether the loss is a mean."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SAME = 1e-3  # relative difference between losses that are one up to rounding, 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was seen.
+    """Findings of the first evaluation.
 
     Attributes:
         rewritten: names of the parameters that the forward writes into.
@@ -40,7 +40,7 @@ def replica_of(objective: Definition, dtype: torch.dtype) -> Replica:
 
 
 def findings(objective: Definition) -> Findings:
-    """What the first evaluation of an objective showed; made once for it and all that is derived from it.
+    """Findings of the first evaluation of an objective; made once for it and all that is derived from it.
 
     Raises:
         ValueError: the loss of a batch is a sum over its samples.
@@ -60,7 +60,7 @@ def examine(objective: Definition) -> Findings:
         ValueError: the loss of a batch is a sum over its samples.
     """
     narrow = torch.finfo(objective.dtype).bits < 32
-    with warnings.catch_warnings():  # what a model warns of is told by the evaluations that give numbers
+    with warnings.catch_warnings():  # the evaluations that give numbers repeat the model's warnings
         warnings.simplefilter("ignore")
         with exact_arithmetic(objective.dtype):
             try:
@@ -108,7 +108,7 @@ def _rewriting(name: str, probed: bool) -> str:
 
 
 def confirmed(objective: Definition, index: int, counts: Sequence[Callable[[Batch], float]]) -> list[bool] | None:
-    """Which ways to count make the loss of a batch the mean of its halves'; ``None`` where no two of them can be told apart."""
+    """Ways to count that make the loss of a batch the mean of its halves'; ``None`` where no two differ."""
     dtype = torch.promote_types(objective.dtype, torch.float32)
     try:
         whole = placed(objective.batches[index], objective.device, dtype)

@@ -110,7 +110,7 @@ class Objective(Definition):
         """The function that training lowers: by the statistics of each batch, unless others were asked for.
 
         Layers that a model in training mode keeps in evaluation mode are taken as frozen, with their running statistics. Where
-        the batch's cannot be had (a single value per channel) it is this objective itself.
+        the batch's are undefined (a single value per channel) it is this objective itself.
 
         Cost: two forwards per batch at new weights.
         """
@@ -134,12 +134,12 @@ class Objective(Definition):
 
     @property
     def findings(self) -> Findings:
-        """What the first evaluation showed; cost: that evaluation, once."""
+        """Findings of the first evaluation; cost: that evaluation, once."""
         return findings(self)
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What to know of this function beside its numbers, in sentences: guesses, and what the forward was seen to do.
+        """Remarks on this function, in sentences: guesses, and what the forward was seen to do.
 
         Cost: none after the first evaluation.
 
@@ -169,7 +169,7 @@ def checked_objective(value: object) -> Objective:
 
 
 def untrained(objective: Objective) -> str:
-    """Why the objective is not the function that training lowers; empty where it is."""
+    """Reason why the objective is not the function that training lowers; empty where it is."""
     if objective.batch_norm == "batch" or not objective.by_batch:
         return ""
     found = objective.statistics()

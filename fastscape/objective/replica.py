@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastscape.objective.batches import Batch, cast, placed
 from fastscape.objective.checkpoints import check_checkpoints, refused_checkpoints
-from fastscape.objective.criteria import Criterion, correct, remedy_of, told
+from fastscape.objective.criteria import Criterion, correct, described, remedy_of
 from fastscape.objective.definition import Definition
 from fastscape.objective.embedding import PlainEmbeddings, has_altered_gradient, went_through_altered_gradient
 from fastscape.objective.norms import use_batch
@@ -94,14 +94,14 @@ class _LossModule(nn.Module):
             else:
                 outputs = self.model(inputs)
         except Exception as error:
-            given = ", ".join(told(tensor) for tensor in tensors_of(inputs))
-            error.add_note(f"the model was given inputs {given or told(inputs)}")
+            given = ", ".join(described(tensor) for tensor in tensors_of(inputs))
+            error.add_note(f"the model was given inputs {given or described(inputs)}")
             raise
         try:
             return self._pair(outputs, targets), outputs if isinstance(outputs, Tensor) else None
         except Exception as error:
             error.add_note(
-                f"criterion was given outputs {told(outputs)} and targets {told(targets)}{remedy_of(outputs, targets)}"
+                f"criterion was given outputs {described(outputs)} and targets {described(targets)}{remedy_of(outputs, targets)}"
             )
             raise
 
@@ -222,7 +222,7 @@ class Replica:
         if still != _versions(self._still):
             raise RuntimeError(
                 "the forward must write into the same parameters at every evaluation, but it wrote into one not probed on "
-                f"batch {index}, after it had left all of them alone: restore the weights, and take the writing out"
+                f"batch {index}, after writing to none of them before: restore the weights and remove the write"
             )
         if overwritten is None:
             self._overwritten[index] = versions != _versions(tensors_of(batch))
@@ -358,7 +358,7 @@ def check_scalar(value: object, argument: str) -> None:
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int | None]:
-    """How often each tensor was written into; ``None`` for inference tensors, which nobody may write into."""
+    """Number of writes into each tensor; ``None`` for inference tensors, which nobody may write into."""
     return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
@@ -391,7 +391,7 @@ def _private_copy(objective: Definition, dtype: torch.dtype, own: frozenset[str]
         private = copy.deepcopy(model, memo)
     except Exception as error:
         raise TypeError(
-            f"model must be copyable with copy.deepcopy, because it is evaluated on a private copy; {type(model).__name__} "
+            f"model must be copyable with copy.deepcopy, because a private copy is evaluated; {type(model).__name__} "
             f"raised {type(error).__name__}: {error}{_held_by(model)}"
         ) from error
     _check_private(private, model, memo, probed)
@@ -408,7 +408,7 @@ def _private_copy(objective: Definition, dtype: torch.dtype, own: frozenset[str]
 
 
 def _held_by(model: nn.Module) -> str:
-    """Which attribute cannot be copied, and what to do about it."""
+    """Attribute that cannot be copied, and the remedy."""
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             if attribute in ("_parameters", "_buffers", "_modules"):

@@ -22,8 +22,8 @@ class Statistics:
 
     Attributes:
         running: with the running statistics.
-        batch: with those of each batch; NaN where they cannot be had.
-        failure: why they cannot be had; empty where they can.
+        batch: with those of each batch; NaN where they cannot be computed.
+        failure: why they cannot be computed; empty where they can.
     """
 
     running: float
@@ -41,7 +41,7 @@ class Statistics:
 
 
 def compared(objective: Definition) -> Statistics:
-    """L(w) by both kinds of statistics; what a forward raises is told. Cost: two forwards per batch."""
+    """L(w) by both kinds of statistics; what a forward raises is kept in words. Cost: two forwards per batch."""
     losses, failure = {"running": math.nan, "batch": math.nan}, ""
     own = all(of_torch(module) for module in tracking(objective.model).values())
     with preserved_rng():

@@ -49,7 +49,7 @@ def tensors_in(values: object) -> Iterator[Tensor]:
 
 
 def leaves(batch: object, kind: type[Leaf] | tuple[type[Leaf], ...]) -> list[Leaf]:
-    """What is of a kind in a batch, each object once, in a fixed order; what is found is not opened.
+    """Objects of a kind in a batch, each once, in a fixed order; those found are not opened.
 
     Raises:
         TypeError: something in the batch cannot be opened, and may hold tensors.
@@ -157,7 +157,7 @@ def _found(batch: object, wanted: Callable[[object], bool]) -> list[Any]:
 
 
 def _parts(value: Any) -> list[Any]:
-    """What a value consists of, but for the keys of mappings and the callables that rebuild it."""
+    """Parts of a value, but for the keys of mappings and the callables that rebuild it."""
     if isinstance(value, _CONSTANT):
         return []
     if _is_registered(value):
@@ -176,7 +176,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _reduced(value: Any) -> list[Any]:
-    """How an object is rebuilt: a callable or name, then arguments, state, items and entries."""
+    """Recipe to rebuild an object: a callable or name, then arguments, state, items and entries."""
     reductor = copyreg.dispatch_table.get(type(value))
     try:
         found: Any = reductor(value) if reductor is not None else value.__reduce_ex__(4)

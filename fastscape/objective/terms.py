@@ -1,4 +1,4 @@
-"""How many samples and terms a batch has where nobody said it: what its labels tell, and what a measurement confirms."""
+"""Samples and terms of a batch, where they are not given: by its labels, confirmed by a measurement."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sample_guess(batch: Batch) -> int:
 
 @dataclass(frozen=True)
 class Rule:
-    """How batches are counted, in words and as a function."""
+    """Rule that counts batches, in words and as a function."""
 
     words: str
     count: Callable[[Batch], float]
@@ -73,7 +73,7 @@ class Weighting:
 def weighting(
     model: nn.Module, batches: Sequence[Batch], count: Callable[[Batch], float], default: Rule | None, confirm: Confirm
 ) -> Weighting:
-    """The rule for the terms of batches whose loss does not tell them.
+    """The rule for the terms of batches whose loss does not state them.
 
     Samples, labels without ignored ones, and those that follow another (the labels of causal language models) are compared on
     the halves of a batch: the loss is the mean of theirs, weighted by the right counts. Batches that all rules weigh alike need

@@ -124,7 +124,7 @@ def _without(reason: str, path: Path, mode: str, *, quiet: bool = False) -> Libr
     if mode == "require":
         raise ImportError(f"FASTSCAPE_NATIVE=require, but {reason}")
     if not quiet:
-        warnings.warn(f"{reason}; the PyTorch references answer instead", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{reason}; the PyTorch references run instead", RuntimeWarning, stacklevel=4)
     return Library(reason, path)
 
 

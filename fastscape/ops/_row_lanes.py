@@ -1,4 +1,4 @@
-"""What the references and checks of the difference ops on rows share: lanes split in float64, the exponential rule on rows.
+"""Shared parts of the references and checks of the difference ops on rows: lanes split in float64, the exponential rule on rows.
 
 A tensor of a perturbed network is (x, a, b) with x± = x ± ε a + (ε²/2) b; p = x+ - x and m = x - x-.
 """

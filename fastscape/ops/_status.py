@@ -1,4 +1,4 @@
-"""Which implementation answers for every op and device, and why not another."""
+"""Implementations that run every op on every device, and why others do not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastscape.ops._registry import OPERATORS
 
 @dataclass(frozen=True)
 class Answer:
-    """What answers for one op on one device type.
+    """Implementation that runs one op on one device type.
 
     Attributes:
         op: its name, ``torch.ops.fastscape.<op>``.

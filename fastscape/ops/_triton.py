@@ -1,4 +1,4 @@
-"""What the Triton kernels' launchers share: whether Triton is here, its import at the first call, block sizes, launch tables.
+"""Shared parts of the Triton launchers: whether Triton is here, its import at the first call, block sizes, launch tables.
 
 Triton is not imported with the package: that costs time, and ``TRITON_INTERPRET`` counts only until then.
 """
@@ -39,7 +39,7 @@ def ceil_div(numerator: int, denominator: int) -> int:
 
 @dataclass(frozen=True)
 class Config:
-    """How a kernel is compiled: elements a program makes at a time, warps of a program."""
+    """Compile-time settings of a kernel: elements a program makes at a time, warps of a program."""
 
     block: int
     warps: int

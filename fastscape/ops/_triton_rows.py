@@ -1,4 +1,4 @@
-"""What Triton kernels on rows share: tiles of whole rows, exponentials relative to the largest, and their lanes."""
+"""Shared parts of the Triton kernels on rows: tiles of whole rows, exponentials relative to the largest, and their lanes."""
 # ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 

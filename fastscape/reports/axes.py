@@ -1,4 +1,4 @@
-"""What figures share: colours that everybody can tell apart, axes of their own, the axis of training steps."""
+"""Shared parts of figures: colours that everybody can tell apart, axes of their own, the axis of training steps."""
 
 from __future__ import annotations
 

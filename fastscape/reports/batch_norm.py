@@ -1,4 +1,4 @@
-"""What a result says first of batch norm: that its numbers are of another function than the one that was trained."""
+"""Leads on batch norm: a result says first that its numbers are of another function than the one that was trained."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def lead(meta: Mapping[str, Any]) -> str:
 
     Both losses, where they differ by more than 5 %; and in any case that the batch's statistics were taken where nobody asked.
     """
-    told = meta.get("statistics")
-    if not told:
+    losses_by = meta.get("statistics")
+    if not losses_by:
         return ""
-    running, batch = (math.nan if told[name] is None else float(told[name]) for name in ("running", "batch"))
-    found, mode = Statistics(running, batch, told.get("failure", "")), str(meta.get("batch_norm"))
+    running, batch = (math.nan if losses_by[name] is None else float(losses_by[name]) for name in ("running", "batch"))
+    found, mode = Statistics(running, batch, losses_by.get("failure", "")), str(meta.get("batch_norm"))
     chosen = mode == "batch" and meta.get("batch_norm_asked") is None
     if not (found.differ or chosen):
         return ""
@@ -37,17 +37,19 @@ def lead(meta: Mapping[str, Any]) -> str:
 
 def lead_along(metas: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """The first line of a result of several checkpoints: that of the one whose losses differ most, by their ratio."""
-    told = [(name, meta, line) for name, meta in metas if (line := lead(meta))]
-    if not told:
+    leads = [(name, meta, line) for name, meta in metas if (line := lead(meta))]
+    if not leads:
         return ""
-    name, _, line = max(told, key=lambda item: _ratio(item[1]["statistics"]))
-    more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+    name, _, line = max(leads, key=lambda item: _ratio(item[1]["statistics"]))
+    more = f" (and {len(leads) - 1} more)" if len(leads) > 1 else ""
     return f"{name}{more}: {line}"
 
 
-def _ratio(told: Mapping[str, Any]) -> float:
-    """How far apart the losses are; infinite where one is not finite, or 0."""
-    low, high = sorted(abs(float(value)) if value is not None else math.nan for value in (told["running"], told["batch"]))
+def _ratio(losses_by: Mapping[str, Any]) -> float:
+    """Ratio of the losses; infinite where one is not finite, or 0."""
+    low, high = sorted(
+        abs(float(value)) if value is not None else math.nan for value in (losses_by["running"], losses_by["batch"])
+    )
     return high / low if low > 0 and math.isfinite(high) else math.inf
 
 

@@ -1,4 +1,4 @@
-"""What every result of a landscape probe can do: be saved, read back, printed and shown."""
+"""Base of all results of landscape probes: saved, read back, printed and shown."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Document:
         return f"<{type(self).__name__} {self.name!r}: {section.brief or section.verdict}>"
 
     def section(self, spectrum: Document | None = None) -> Section:
-        """What tables and pages show of this result, and of a ``spectrum`` beside it.
+        """Section that tables and pages show of this result, and of a ``spectrum`` beside it.
 
         Raises:
             TypeError: a spectrum beside a result that takes none, or something else than a spectrum.
@@ -62,7 +62,7 @@ class Document:
         return dataclasses.replace(self.section(), verdict=self.verdict())
 
     def stored(self) -> Self:
-        """What is saved of the result; subclasses drop what a file should not hold."""
+        """The result as it is saved; subclasses drop what a file should not hold."""
         return self
 
     @property
@@ -77,15 +77,15 @@ class Document:
 
     @property
     def lead(self) -> str:
-        """What must be read before the numbers: of which function they are, where batch norm makes two of it."""
+        """Sentence to read before the numbers: of which function they are, where batch norm makes two of it."""
         return batch_norm.lead(self.meta)
 
     def verdict(self) -> str:
-        """What was found, in one sentence, behind :attr:`lead`."""
+        """Verdict in one sentence, behind :attr:`lead`."""
         return batch_norm.before(self.lead, self.section().verdict)
 
     def table(self, spectrum: Document | None = None) -> RenderableType:
-        """What a terminal shows; a ``spectrum`` of the same checkpoints follows, what is read first of it leads."""
+        """Table for a terminal; a ``spectrum`` of the same checkpoints follows, and its lead comes first."""
         return led(self.lead, section_table(self.section(spectrum)))
 
     def summary(self) -> str:

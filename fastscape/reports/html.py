@@ -122,7 +122,7 @@ def _drawn(figure: Figure) -> list[dict[str, Any]]:
 
 
 def _provenance(result: Document) -> list[tuple[str, str]]:
-    """What was probed, how and when; the weights of every checkpoint, the rest of the run or of the first."""
+    """Provenance of a page: the weights of every checkpoint; objective, run and versions of the run or of the first."""
     points = result.probed
     known = {**points[0][1], **result.meta} if points else result.meta
     rows = []

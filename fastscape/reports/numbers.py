@@ -98,5 +98,5 @@ def spanned(values: Sequence[int]) -> str:
 
 
 def wall_time(seconds: float | None, budget: float | None) -> str:
-    """How long a run took, and of which budget."""
+    """Seconds that a run took, and its budget."""
     return "n/a" if seconds is None else f"{seconds:.1f} s" + (f" of a budget of {budget:g} s" if budget else "")

@@ -1,4 +1,4 @@
-"""What a result shows, whether on a terminal or on a page: values with meanings, figures with definitions, tables, flags."""
+"""Sections of a result, for a terminal or a page: values with meanings, figures with definitions, tables, flags."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Section:
 
 @singledispatch
 def section_of(result: Any, **beside: Any) -> Section:
-    """What a result shows, by a function that the module of its view registers.
+    """Section of a result, by a function that the module of its view registers.
 
     That is ``view`` beside the ``result`` that holds the class, and ``NAME_view`` beside another ``NAME``.
     """

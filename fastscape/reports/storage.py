@@ -130,7 +130,7 @@ def load(path: str | Path) -> Any:
         FileNotFoundError: no such file.
     """
     if not isinstance(path, (str, Path)):
-        raise TypeError(f"path must be that of a result file, got {type(path).__name__}")
+        raise TypeError(f"path must name a result file, got {type(path).__name__}")
     if Path(path).is_file() and not zipfile.is_zipfile(path):
         raise ValueError(f"path must be a result file written by fastscape (npz), got {str(path)!r}, which is not or is damaged")
     try:

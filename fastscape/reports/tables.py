@@ -25,15 +25,15 @@ def shared_flags(points: Sequence[Any]) -> list[str]:
     return merged([(point.name, flag) for point in points for flag in point.flags], len(points))
 
 
-def merged(told: Sequence[tuple[str, str]], total: int) -> list[str]:
+def merged(messages: Sequence[tuple[str, str]], total: int) -> list[str]:
     """Messages of several checkpoints, each once: of those that differ in numbers alone, one with the numbers' range.
 
     Args:
-        told: name of a checkpoint and what is said of it.
+        messages: name of a checkpoint and what is said of it.
         total: checkpoints there are; one or two that share a message are named, more are counted.
     """
     groups: dict[str, list[tuple[str, list[str]]]] = {}
-    for name, words in told:
+    for name, words in messages:
         pattern, parts = _parted(words)
         groups.setdefault(pattern, []).append((name, parts))
     lines = []
@@ -57,7 +57,7 @@ def _parted(words: str) -> tuple[str, list[str]]:
 
 
 def _together(parts: Sequence[str]) -> str:
-    """What stands at one place of several messages: the numbers' range, all numbers of lists, or every span of orders."""
+    """Text at one place of several messages: the numbers' range, all numbers of lists, or every span of orders."""
     different = sorted(set(parts))
     if len(different) == 1:
         return different[0]

@@ -1,4 +1,4 @@
-"""How difference propagation handles every operation of a model."""
+"""Treatment of every operation of a model by difference propagation."""
 
 from __future__ import annotations
 

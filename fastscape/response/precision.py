@@ -1,4 +1,4 @@
-"""Which arithmetic gives the responses: float32 or float64 subtraction, or difference propagation; chosen by measuring."""
+"""Arithmetic of the responses: float32 or float64 subtraction, or difference propagation; chosen by measuring."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Noise:
         calibrated: the gate's verdict on even and on odd responses ``[2, K]``, where measured against float64.
         narrow: the operation inside a float64 model that is narrower; empty if none.
         evaluations: done for the calibration beside the evaluator's own.
-        how: in words, where it could not be held against float64.
+        how: in words, where it could not be compared with float64.
         influence: which parameters move the loss; ``None`` where a gradient takes too much memory, or the model has none.
     """
 
@@ -72,7 +72,7 @@ class Noise:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to beware of, in words."""
+        """Flags, in words."""
         note = "" if self.influence is None else self.influence.note
         return (note,) if note else ()
 

@@ -86,7 +86,7 @@ class Responses:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What other results say in their ``meta``: precision and arithmetic, with the reason for the choice."""
+        """Entries for the ``meta`` of other results: precision and arithmetic, with the reason for the choice."""
         return {"precision": self.precision, "precision_reason": self.reason, "arithmetic": self.arithmetic}
 
 

@@ -1,1 +1,1 @@
-"""How work is done: budgets, checkpoints, optimizers, provenance."""
+"""Execution of runs: budgets, checkpoints, optimizers, provenance."""

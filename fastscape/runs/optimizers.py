@@ -1,4 +1,4 @@
-"""What an optimizer knows of the parameters it moves, from a live optimizer or from its state dict."""
+"""Settings and state of an optimizer for the parameters it moves, from a live optimizer or from its state dict."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def _inferred(groups: Sequence[Mapping[str, Any]]) -> str:
         if "amsgrad" not in keys:
             return "RAdam" if "decoupled_weight_decay" in keys else "Adamax"
         raise ValueError(
-            "optimizer must tell Adam from AdamW, got a state dict that does not (before torch 2.7): put it beside its class, "
+            "cannot tell whether this state dict is Adam's or AdamW's (before torch 2.7): put it beside its class, "
             "{'optimizer_class': 'AdamW', 'optimizer': state}"
         )
     for name, needed in (

@@ -96,7 +96,7 @@ class Provenance(dict[str, Any]):
 
 
 def provenance() -> Provenance:
-    """What the ``meta`` of every result says of its run: ``created``, ``versions``, ``threads``."""
+    """Entries of the ``meta`` of every result on its run: ``created``, ``versions``, ``threads``."""
     return Provenance(
         {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -113,7 +113,7 @@ def provenance() -> Provenance:
 
 
 def statistics_meta(objective: Objective) -> dict[str, Any]:
-    """Which statistics batch norm takes, which were asked for, and where layers keep running ones, the loss by either."""
+    """Statistics that batch norm takes, those asked for, and where layers keep running ones, the loss by either."""
     found: dict[str, Any] = {"batch_norm": objective.batch_norm, "batch_norm_asked": objective.batch_norm_asked}
     if objective.by_batch:
         try:
@@ -124,7 +124,7 @@ def statistics_meta(objective: Objective) -> dict[str, Any]:
 
 
 def objective_meta(objective: Objective, remarks: Sequence[str] | None = None) -> Provenance:
-    """What the ``meta`` of a result says of the function that was probed, and :func:`provenance`.
+    """Entries of the ``meta`` of a result on the function that was probed, and :func:`provenance`.
 
     ``remarks``: of an objective that cannot be evaluated; by default its own.
     """
@@ -145,6 +145,6 @@ def objective_meta(objective: Objective, remarks: Sequence[str] | None = None) -
     )
 
 
-def told(meta: Mapping[str, Any], notes: Iterable[str]) -> tuple[str, ...]:
-    """What a result has to say before its own flags: the remarks on its objective and the notes of its run, each once."""
+def remarks_and_notes(meta: Mapping[str, Any], notes: Iterable[str]) -> tuple[str, ...]:
+    """Flags of a result that come before its own: the remarks on its objective and the notes of its run, each once."""
     return tuple(dict.fromkeys((*meta.get("remarks", ()), *notes)))

@@ -1,4 +1,4 @@
-"""What "Loss Landscape Geometry & Optimization Dynamics" (Venkatasubramanian 2025) says, against what a study measured."""
+"""Claims of "Loss Landscape Geometry & Optimization Dynamics" (Venkatasubramanian 2025) against the measurements of a study."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _smoothed(losses: Array) -> Array:
     return np.convolve(padded, np.full(width, 1 / width), mode="valid")
 
 
-def foretold(result: StudyResult, axes: Sequence[Axes]) -> None:
+def predictions(result: StudyResult, axes: Sequence[Axes]) -> None:
     """Early signals against the final test loss, run by run."""
     words = {"mean_curvature": "early tr(H)/D", "lambda_max": r"early $\lambda_{\max}$", "roughness_detrended": "early roughness"}
     for ax, (quantity, label) in zip(axes, words.items(), strict=True):

@@ -1,4 +1,4 @@
-"""What a study measures at one state of one run, each part under its share of the time."""
+"""Measurements of a study at one state of one run, each part under its share of the time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Measurement:
         optimizer: of the run, for temperature and stability.
         population: training samples that minibatches are drawn from.
         path: of the curvature products, see :func:`fastscape.hessian`; ``None`` to find it at every state.
-        told: called with what is being measured, in words.
+        report: called with what is being measured, in words.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Measurement:
         population: int,
         *,
         path: str | None,
-        told: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         self._plan, self._architecture, self._optimizer, self._population = plan, architecture, optimizer, population
-        self._path, self._told = path, told
+        self._path, self._report = path, report
         self.notes: list[str] = []
 
     def signed(self, objective: Objective, when: str, step: int) -> tuple[Signature, dict[str, Any]]:
@@ -144,7 +144,7 @@ class Measurement:
 
     def _attempt(self, what: str, measure: Callable[[], Any]) -> tuple[Any, str]:
         """A result, or why there is none."""
-        self._told(what)
+        self._report(what)
         try:
             return measure(), ""
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What a study trains and probes: architectures, data, optimizer, and how much of everything."""
+"""Plan of a study: architectures, data, optimizer, and how much of everything."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class RunResult(Document):
         early, final: signatures at the early step and at the end.
         parts: single results by name, such as ``"final.spectrum"``; those behind the signatures and the record of the tracker.
         meta: seconds and settings.
-        notes: what could not be had, in words.
+        notes: what could not be measured, in words.
         running: ``"early"`` and ``"final"`` by the running statistics of batch norm, where the network keeps them; ``early`` and
             ``final`` are of the function that was trained.
     """

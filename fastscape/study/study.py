@@ -62,7 +62,7 @@ def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyRe
     total = len(plan.architectures) * (plan.seeds + 1)
     work = Anytime()
 
-    def told(words: str, share: float) -> None:
+    def report(words: str, share: float) -> None:
         if progress is not None:
             progress(words, share)
 
@@ -71,15 +71,15 @@ def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyRe
             done = row * (plan.seeds + 1)
             for seed in range(plan.seeds):
                 share = (done + seed) / total
-                runs.append(run(plan, architecture, seed, out, partial(told, share=share)))
+                runs.append(run(plan, architecture, seed, out, partial(report, share=share)))
             if plan.seeds > 1:
-                told(f"{architecture.name}: barriers", (done + plan.seeds) / total)
+                report(f"{architecture.name}: barriers", (done + plan.seeds) / total)
                 try:
                     matrices[architecture.name] = between(plan, architecture, out)
                 except Exception as error:
                     notes.append(f"{architecture.name}: no barriers ({type(error).__name__}: {first_line(error)})")
     if work.reason == "interrupted":
-        notes.append(f"interrupted after {counted(len(runs), 'run')}; the same command goes on from there")
+        notes.append(f"interrupted after {counted(len(runs), 'run')}; re-running the command resumes")
     runs = [_with_barrier(each, matrices.get(each.architecture)) for each in runs]
     notes += [f"{each.name}: {note}" for each in runs for note in each.notes]
     meta = {"stop_reason": work.reason, "seconds": now() - start} | provenance()
@@ -87,11 +87,11 @@ def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyRe
 
 
 def folder_of(out: Path, architecture: Architecture, seed: int) -> Path:
-    """Where a run is kept."""
+    """Directory of a run."""
     return out / "runs" / f"{slug(architecture)}-seed{seed}"
 
 
-def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Callable[[str], None]) -> RunResult:
+def run(plan: Plan, architecture: Architecture, seed: int, out: Path, report: Callable[[str], None]) -> RunResult:
     """One run, read from its folder where a study of the same plan has left it there."""
     folder = folder_of(out, architecture, seed)
     kept = _kept(folder, plan)
@@ -113,7 +113,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
         name=name,
         seed=seed,
     )
-    told(f"{name}: which path of curvature products is fastest")
+    report(f"{name}: which path of curvature products is fastest")
     path = hessian(objective.trained()).prepare(BLOCK).name
     difficulty = Difficulty(objective, every=max(1, architecture.steps // plan.norms), path=path, name=name, seed=seed)
 
@@ -121,12 +121,14 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, told: Call
         difficulty.step(step, optimizer=optimizer)
         tracker.step(step, optimizer=optimizer)
 
-    told(f"{name}: training")
+    report(f"{name}: training")
     trained = train(architecture, model, objective, folder, seed=seed, early=plan.early, each=each)
     parts: dict[str, Any] = {"tracking": tracker.finish(), "difficulty": difficulty.finish()}
     population = sum(len(targets) for _, targets in architecture.train())
     optimizer = OptimizerState.of(architecture.optimizer()(model.parameters()), model)
-    measurement = Measurement(plan, architecture, optimizer, population, path=path, told=lambda words: told(f"{name}: {words}"))
+    measurement = Measurement(
+        plan, architecture, optimizer, population, path=path, report=lambda words: report(f"{name}: {words}")
+    )
     first, found = measurement.signed(objective.at(trained.early), "early", trained.early_step)
     last, more = measurement.signed(objective.at(trained.final), "final", trained.steps)
     by_running: dict[str, Signature] = {}

@@ -22,7 +22,7 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What became of a training run.
+    """Outcome of a training run.
 
     Attributes:
         train_loss: at the end, on the whole training data in evaluation mode.
@@ -94,7 +94,7 @@ def train(
     probed = objective.trained()
     first = probed.loss()
 
-    def told(step: int, loss: float) -> None:
+    def record(step: int, loss: float) -> None:
         losses.append(loss)
         if step == early_step:
             kept["early"] = _copied(model)
@@ -111,7 +111,7 @@ def train(
         batch_size=architecture.batch_size,
         seed=seed,
         optimizer=architecture.optimizer(),
-        progress=told,
+        progress=record,
         each=each,
     )
     train_loss, _ = Objective(model, data, criterion=F.cross_entropy).evaluate_once()

@@ -1,4 +1,4 @@
-"""What the page of a study says: table 1, claims, hypothesis H5, warnings, and a section for each architecture."""
+"""Page of a study: table 1, claims, hypothesis H5, warnings, and a section for each architecture."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def table1(result: StudyResult) -> Grid:
 
 
 def claims_grid(result: StudyResult) -> Grid:
-    """Which of the source's claims were seen."""
+    """Claims of the paper, and which were reproduced."""
     rows = [
         {"claim of the source": claim.claim, "section": claim.where, "here": claim.outcome, "evidence": claim.evidence}
         for claim in result.claims()
@@ -87,11 +87,11 @@ def associations_grid(result: StudyResult) -> Grid:
         for found in result.associations()
     ]
     meaning = "Spearman's rank correlation over runs, within architectures; bootstrap interval, permutation p"
-    return Grid("Hypothesis H5: do early signals foretell outcomes?", tuple(rows), {"rho [95 %]": meaning})
+    return Grid("Hypothesis H5: do early signals predict outcomes?", tuple(rows), {"rho [95 %]": meaning})
 
 
 def outcomes_grid(result: StudyResult) -> Grid:
-    """What became of the runs."""
+    """Outcomes of the runs."""
     rows = []
     for name in result.architectures:
         runs = result.of(name)
@@ -121,7 +121,7 @@ def outcomes_grid(result: StudyResult) -> Grid:
 
 
 def warnings_grid(result: StudyResult) -> Grid:
-    """How often each rule fired, by architecture, at the early step and at the end."""
+    """Number of times that each rule fired, by architecture, at the early step and at the end."""
     rows = []
     for when in ("early", "final"):
         counts: dict[str, dict[str, Counter[str]]] = {}
@@ -170,7 +170,7 @@ def study_section(result: StudyResult) -> Section:
         ),
         Figure(
             "H5",
-            partial(figures.foretold, result),
+            partial(figures.predictions, result),
             "Early signals against the final test loss, a mark for each run; H5 asks for an order within one colour.",
             panels=(1, 3),
         ),
@@ -192,10 +192,10 @@ def study_section(result: StudyResult) -> Section:
 
 
 def verdict(result: StudyResult) -> str:
-    """Of the source's claims, how many were seen."""
+    """Numbers of the paper's claims by outcome."""
     found = Counter(claim.outcome for claim in result.claims())
     total = sum(found.values())
-    return f"Of {total} claims of the source, {', '.join(f'{count} {outcome}' for outcome, count in found.most_common())}."
+    return f"Of the paper's {total} claims: {', '.join(f'{n} {_SAID.get(claim, claim)}' for claim, n in found.most_common())}."
 
 
 def architecture_section(result: StudyResult, name: str) -> Section:
@@ -225,6 +225,7 @@ def _folded(section: Section, *, drawn: bool = True) -> Section:
     return dataclasses.replace(section, folded=True, figures=section.figures if drawn else ())
 
 
+_SAID = {"seen": "reproduced", "not seen": "not reproduced"}
 _SHOWN = ("final.slice", "final.plane", "final.spectrum")  # whose figures stand above
 _LISTED = ("tracking", "difficulty", *_SHOWN, "final.sharpness", "final.temperature", "final.multifractal")
 

@@ -91,7 +91,7 @@ def test_a_curve_is_trained_beside_the_line(runs, tmp_path):
     [
         ((), "CHECKPOINTS must name at least one file"),
         (("nowhere.pt", "--start", "3"), "b: must be a checkpoint file, got 'nowhere.pt'"),
-        (("RUN", "--steps", "5"), "--steps is of the training of --curve"),
+        (("RUN", "--steps", "5"), "--steps requires --curve"),
         (("RUN", "RUN", "RUN", "--curve"), "--curve connects two checkpoints, got 3"),
         (("RUN", "--points", "5"), "points must be at least start = 11"),
     ],

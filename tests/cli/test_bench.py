@@ -135,7 +135,7 @@ def test_doctor_of_a_model_that_cannot_be_probed_is_exit_code_4(tasks, factory, 
     [
         (("zoo:vgg", *DIGITS), "MODEL must be one of zoo:mlp"),
         ((MODEL,), "--data is missing"),
-        (DIGITS, "--data is for a MODEL, which is missing"),
+        (DIGITS, "--data requires MODEL"),
     ],
 )
 def test_bad_input_of_doctor_is_exit_code_2(arguments, message):

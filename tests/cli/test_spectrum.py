@@ -226,7 +226,7 @@ def test_report_shows_a_saved_spectrum_again(tmp_path):
     assert fs.load(saved).verdict() in " ".join(shown.stdout.split())
     refused = fastscape("report", saved, "--q=-1,2")
     assert refused.exit_code == 2
-    assert "--q are for multifractal results, got a spectrum" in refused.stderr
+    assert "--q are for multifractal results, got a SpectrumResult" in refused.stderr
 
 
 # ---------------------------------------------------------------------- together with the multifractal probe

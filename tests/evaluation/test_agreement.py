@@ -138,7 +138,7 @@ def test_a_model_that_keeps_earlier_weights_is_refused(model, untouched):
             lambda: fs.hessian(objective),
             lambda: fs.barrier(objective, objective.model, objective.model),
         ):
-            with pytest.raises(fs.NondeterministicLossError, match="keeps something from an evaluation at earlier weights"):
+            with pytest.raises(fs.NondeterministicLossError, match="keeps state from an evaluation at earlier weights"):
                 work()
 
 

@@ -216,7 +216,7 @@ def test_plain_models_are_said_to_be_plain():
     assert not any("measured in" in note for note in found.notes)
     half = objective_of(network("nowhere", torch.bfloat16))
     wide = fs.responses(half, fs.Directions(half, 2), [1e-2], precision="float64")
-    assert wide.arithmetic == "float64, in place of the model's bfloat16"
+    assert wide.arithmetic == "float64, instead of the model's bfloat16"
 
 
 def test_a_spectrum_and_a_tracker_name_their_arithmetic():
@@ -224,7 +224,7 @@ def test_a_spectrum_and_a_tracker_name_their_arithmetic():
     spectrum = fs.spectrum(objective, k=1, nodes=10)
     eigenvalues = torch.linalg.eigvalsh(dense_hessian(objective))
     assert spectrum.lambda_max == pytest.approx(float(eigenvalues[-1]), rel=2e-3)
-    assert spectrum.meta["arithmetic"] == "float32, in place of the model's bfloat16"
+    assert spectrum.meta["arithmetic"] == "float32, instead of the model's bfloat16"
     tracked = objective_of(network())
     tracker = fs.Tracker(tracked, every=1, share=1e6, what=("loss", "gradient"))
     tracker.step(0)

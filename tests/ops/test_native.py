@@ -46,7 +46,7 @@ def test_a_library_that_was_not_built_is_silent_unless_required(tmp_path):
 def test_a_corrupt_file_warns_once_with_its_name(tmp_path):
     path = tmp_path / "_native.so"
     path.write_bytes(b"not a library")
-    with pytest.warns(RuntimeWarning, match=rf"{re.escape(str(path))} cannot be used: .*the PyTorch references answer instead"):
+    with pytest.warns(RuntimeWarning, match=rf"{re.escape(str(path))} cannot be used: .*the PyTorch references run instead"):
         assert not _native.load(path, mode="").available
     with pytest.raises(ImportError, match="cannot be used"):
         _native.load(path, mode="require")

@@ -34,7 +34,7 @@ _CHECKED = 5  # random directions whose truncation stands for that of all; of 3 
 _DEVIATIONS = float(stats.t.ppf(0.975, _ROUNDED))  # of the rounding in a reported error: that scatter has so many degrees
 _ROUGH = 1e-3  # share of the RMS form above which rounding, or truncation, moves the directions checked out, or in
 _MARGIN = 2.0  # on the largest relative truncation seen in a direction of its own
-_HOPELESS = 0.1  # reported error, RMS over directions relative to the RMS form, above which the result is refused
+_LARGEST_ERROR = 0.1  # reported error, RMS over directions relative to the RMS form, above which the result is refused
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ def _rms(values: Array) -> float:
 def _refuse(curvature: Array, error: Array, dtype: torch.dtype, *, exact: bool) -> None:
     """Refuse errors near the forms themselves; what is not finite is a result. ``exact``: another path may follow the model."""
     share, size = _rms(error), _rms(curvature)
-    if share > _HOPELESS * size and size > 0:
+    if share > _LARGEST_ERROR * size and size > 0:
         remedy = "path=None for exact forms" if exact else "products of fs.hessian(objective)"
         remedy += "" if dtype == torch.float64 else ", or an objective with dtype=torch.float64"
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What every operation does to the lanes of its operands."""
+"""Rules of every operation for the lanes of its operands."""
 
 from fastscape.differences.rules import arithmetic, functions, indexing, losses, norms, products, selection, structure
 from fastscape.differences.rules.fallback import fallback

@@ -139,7 +139,7 @@ class _Local:
         return [self._lane(*values, radius) for values in zip(here, up, down, strict=True)]
 
     def jumps(self, k: int, s: int) -> list[list[Any]]:
-        """What the decisions of one lane change at w + e d and at w - e d; the values themselves where they are decisions."""
+        """Effect of the decisions of one lane at w + e d and at w - e d; the values themselves where they are decisions."""
         sides = []
         for sign in (1, -1):
             values = self._at(k, s, sign)

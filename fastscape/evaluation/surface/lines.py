@@ -234,7 +234,7 @@ def _at(stack: Tensor, point: Array, out: Tensor | None = None) -> Tensor:
 
 
 def _start(stack: Tensor, point: Array, axis: int, out: Tensor | None = None) -> Tensor:
-    """Where a line crosses 0 of its axis, and its slope, ``[2, ...]``; ``out`` holds the slope already."""
+    """Crossing of a line with 0 of its axis, and its slope, ``[2, ...]``; ``out`` holds the slope already."""
     moved = point.copy()
     moved[axis] = 0.0
     if out is None:

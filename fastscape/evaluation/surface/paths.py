@@ -23,7 +23,7 @@ Prepare = Callable[[Replica, Sequence[float]], None]
 
 @dataclass(frozen=True)
 class Raw:
-    """What a path finds at p points.
+    """Losses of a path at p points.
 
     Attributes:
         batches: mean loss of every batch, float64 ``[p, batches]``.

@@ -83,12 +83,12 @@ class SampleLosses:
         return self._by_sample(self._unreduced(outputs, targets) if terms is None else terms, index)
 
     def correct(self, outputs: Tensor | None, index: int) -> Tensor | None:
-        """How many of a batch's targets are classified correctly, 0-dim; ``None`` without classes. Works under ``vmap``."""
+        """Number of a batch's targets that are classified correctly, 0-dim; ``None`` without classes. Works under ``vmap``."""
         hits = self.hits(outputs, index)
         return None if hits is None else hits.sum()
 
     def hits(self, outputs: Tensor | None, index: int) -> Tensor | None:
-        """How many targets of each of a batch's samples are classified correctly ``[n]``; ``None`` without classes."""
+        """Number of targets of each of a batch's samples that are classified correctly ``[n]``; ``None`` without classes."""
         kept = self._classes[index]
         if kept is None or outputs is None:
             return None

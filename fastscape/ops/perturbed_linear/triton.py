@@ -120,7 +120,7 @@ def tile(rows: int, dtype: torch.dtype, distribution: str, precision: str) -> Ti
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How float32 products are made: as torch was told to make its own."""
+    """Precision of float32 products, as set for torch's own."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 

@@ -22,7 +22,7 @@ from fastscape.ops.pointwise_difference.rules import RULES, SWITCH, Jump
 
 
 def _jumps(jumps: Sequence[Jump], x: Tensor, plus: Tensor, minus: Tensor) -> tuple[Tensor, Tensor]:
-    """What f exceeds the continuation of the piece that holds x by, at x + plus and at x - minus."""
+    """Excess of f over the continuation of the piece that holds x, at x + plus and at x - minus."""
     rise, fall = torch.zeros_like(plus), torch.zeros_like(plus)
     for point, jump in jumps:
         z = x - point

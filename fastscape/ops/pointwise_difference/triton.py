@@ -30,7 +30,7 @@ NEAR = tl.constexpr(1.0001)  # float32 misjudges the distance to a breakpoint by
 
 @dataclass(frozen=True)
 class Shape:
-    """What a kernel is compiled for, besides the name of the function.
+    """Compile-time arguments of a kernel, besides the name of the function.
 
     Attributes:
         corners: number of breakpoints, at most two.
@@ -89,7 +89,7 @@ def shape(kind: str, options: Sequence[float]) -> Shape:
 
 @triton.jit
 def jump(z, KIND: tl.constexpr, FIRST: tl.constexpr, BEND: tl.constexpr, O0: tl.constexpr, O1: tl.constexpr, O2: tl.constexpr):
-    """What the piece to the right of a breakpoint exceeds the left one by, at a distance z."""
+    """Excess of the piece to the right of a breakpoint over the left one, at a distance z."""
     if KIND == "hardswish":
         value = z * (z - 3.0) * (1.0 / 6.0) if FIRST else z * (z + 3.0) * (-1.0 / 6.0)
     elif KIND == "elu":  # less than SWITCH away: the series beyond takes what is larger
@@ -114,7 +114,7 @@ def crossed(
     O1: tl.constexpr,
     O2: tl.constexpr,
 ):
-    """What a breakpoint adds at x + plus and at x - minus; the comparisons are exact: neither sum is formed for them."""
+    """Contribution of a breakpoint at x + plus and at x - minus; the comparisons are exact: neither sum is formed for them."""
     z = x - POINT
     above, up, down = x > POINT, plus > -z, z > minus
     rise, fall = jump(z + plus, KIND, FIRST, BEND, O0, O1, O2), jump(z - minus, KIND, FIRST, BEND, O0, O1, O2)
@@ -125,7 +125,7 @@ def crossed(
 
 @triton.jit
 def asymptotes(x, q, RAMP: tl.constexpr, STEP: tl.constexpr):
-    """What ``ramp relu + step`` at q exceeds the continuation of its piece at x by."""
+    """Excess of ``ramp relu + step`` at q over the continuation of its piece at x."""
     right = RAMP * q + STEP
     return tl.where((q > 0) == (x > 0), 0.0, tl.where(q > 0, right, -right))
 
@@ -278,6 +278,6 @@ def pointwise_difference(x: Tensor, lanes: Tensor, radii: Tensor, kind: str, opt
 
 
 def constants(kind: str, options: Sequence[float], orders: int, shared: bool) -> dict[str, object]:
-    """What the kernel is compiled for."""
+    """Compile-time arguments of the kernel."""
     given = dict(zip(("O0", "O1", "O2"), [*options, 0.0, 0.0, 0.0], strict=False))
     return {"KIND": kind, **given, **shape(kind, options).constants(), "ORDERS": orders, "SHARED": shared, "BLOCK": BLOCK}

@@ -1,1 +1,1 @@
-"""Is the loss low between two solutions?"""
+"""Barriers of the loss between two solutions."""

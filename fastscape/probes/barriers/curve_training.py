@@ -19,7 +19,7 @@ from fastscape.runs.budget import Budget
 
 @dataclass
 class Training:
-    """What came of it: losses by step, why it ended, and words of what went wrong."""
+    """Outcome of the training: losses by step, why it ended, and what went wrong in words."""
 
     losses: list[float] = field(default_factory=list)
     reason: str = "complete"

@@ -178,14 +178,16 @@ def symmetry_of(model: nn.Module) -> Symmetry:
     modules = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
     calls = [name for name, _ in model.named_modules(remove_duplicate=False)]
     if len(calls) != len(list(model.modules())) or _tied(model, modules):
-        raise ValueError(f"matching knows no {type(model).__name__} that uses a layer or a parameter twice; pass match=False")
+        raise ValueError(
+            f"weight matching does not support a {type(model).__name__} that uses a layer or a parameter twice; pass match=False"
+        )
     if type(model) is nn.Sequential:
         return _sequential(model)
     if _is(model, "ResNet"):
         return _resnet(model)
     raise ValueError(
-        f"matching knows nn.Sequential and torchvision's ResNet, got {type(model).__name__}; pass match=False, or align "
-        "the states yourself"
+        f"weight matching supports nn.Sequential and torchvision's ResNet, got {type(model).__name__}; pass match=False, or "
+        "align the states yourself"
     )
 
 
@@ -229,14 +231,16 @@ def _sequential(model: nn.Sequential) -> Symmetry:
         elif type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
             if group is not None:
                 if module.num_features != size:
-                    raise ValueError(f"matching knows batch norm before nn.Flatten only, got {name!r} of other features")
+                    raise ValueError(
+                        f"weight matching supports batch norm before nn.Flatten only, got {name!r} of other features"
+                    )
                 symmetry.extend(group, *_vectors(module, name))
         elif type(module) is nn.Flatten:
             if module.start_dim != 1 or module.end_dim != -1:
-                raise ValueError(f"matching knows nn.Flatten of all dimensions but the first, got {name!r}: {module}")
+                raise ValueError(f"weight matching supports nn.Flatten of all dimensions but the first, got {name!r}: {module}")
             before.append(nn.Flatten)
         elif type(module) not in _PLAIN:
-            raise ValueError(f"matching knows no symmetry of {type(module).__name__}, got it as layer {name!r}; pass match=False")
+            raise ValueError(f"weight matching does not support layer {name!r} ({type(module).__name__}); pass match=False")
     return symmetry
 
 
@@ -251,7 +255,9 @@ def _block(name: str, inputs: int, size: int, chain: tuple[type[nn.Module], ...]
 
 def _check_convolution(name: str, module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d) and module.groups != 1:
-        raise ValueError(f"matching knows convolutions of one group, got {module.groups} in layer {name!r}; pass match=False")
+        raise ValueError(
+            f"weight matching supports convolutions of one group, got {module.groups} in layer {name!r}; pass match=False"
+        )
 
 
 def _resnet(model: nn.Module) -> Symmetry:
@@ -262,7 +268,9 @@ def _resnet(model: nn.Module) -> Symmetry:
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         for key, block in held[stage].named_children():
             if not (_is(block, "BasicBlock") or _is(block, "Bottleneck")):
-                raise ValueError(f"matching knows torchvision's residual blocks, got {type(block).__name__} in '{stage}.{key}'")
+                raise ValueError(
+                    f"weight matching supports torchvision's residual blocks, got {type(block).__name__} in '{stage}.{key}'"
+                )
             stream = _residual(symmetry, held, f"{stage}.{key}", stream)
     symmetry.extend(stream, Axis("fc.weight", 1))
     return symmetry
@@ -287,7 +295,7 @@ def _written(symmetry: Symmetry, held: dict[str, nn.Module], convolution: str, n
     """The axes of what a convolution and its batch norm write, in a group of their own or in one that exists."""
     for name, kind in ((convolution, nn.Conv2d), (norm, nn.BatchNorm2d)):
         if type(held[name]) is not kind:
-            raise ValueError(f"matching knows {kind.__name__} there, got {type(held[name]).__name__} as layer {name!r}")
+            raise ValueError(f"weight matching expects {kind.__name__} there, got {type(held[name]).__name__} as layer {name!r}")
     _check_convolution(convolution, held[convolution])
     axes = [Axis(f"{convolution}.weight", 0), *_vectors(held[convolution], convolution), *_vectors(held[norm], norm)]
     if group is None:

@@ -1,4 +1,4 @@
-r"""Where to evaluate a function of one variable next, for its maximum: bisection of the interval that may hide the most."""
+r"""Refinement of the maximum of a function of one variable: bisection of the interval that may hide the most."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def coarse_to_fine(points: int) -> list[float]:
 
 
 def peaks(x: Array, f: Array) -> Array:
-    r"""How high f may reach within each interval ``[P - 1]``.
+    r"""Largest value that f may reach within each interval ``[P - 1]``.
 
     The parabola over the chord of the interval with the larger downward curvature M of the two divided differences that contain
     it, times a safety factor of 2: :math:`\max_u f_0 + (f_1 - f_0) u / h + \tfrac{M}{2} u (h - u)`, exact for a parabola of

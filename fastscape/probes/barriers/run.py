@@ -42,7 +42,7 @@ _ROUNDINGS = 8  # times the rounding noise below which a maximum cannot be locat
 
 @dataclass(frozen=True)
 class Goals:
-    """What was asked for; see :func:`fastscape.barrier`."""
+    """Request of the user; see :func:`fastscape.barrier`."""
 
     points: int
     start: int
@@ -266,7 +266,7 @@ def _range(values: Array, otherwise: float = math.nan) -> float:
 
 
 def path_meta(losses: PathLosses, ends: Sequence[EndPoint], began: float, reason: str, **more: Any) -> Provenance:
-    """What the meta of all results of paths says."""
+    """Entries that the meta of all results of paths have."""
     objective, goals = losses.objective, losses.goals
     meta = objective_meta(objective)
     others = {end.label: objective.at(end.state).weight_fingerprint() for end in ends[1:]}

@@ -11,7 +11,7 @@ from fastscape.probes.barriers import figures
 from fastscape.probes.barriers.result import BarrierMatrix, BarrierResult, CurveResult
 from fastscape.reports.numbers import interval, number
 from fastscape.reports.sections import Figure, Grid, Quantity, Section, section_of
-from fastscape.runs.provenance import told
+from fastscape.runs.provenance import remarks_and_notes
 
 BATCH_NORM = {
     "none": "the model has no running statistics",
@@ -51,7 +51,7 @@ def barrier_section(result: BarrierResult) -> Section:
         _verdict(result),
         tuple(_quantities(result)),
         tuple(shown),
-        flags=(*told(result.meta, result.notes), *_raised(result)),
+        flags=(*remarks_and_notes(result.meta, result.notes), *_raised(result)),
     )
 
 
@@ -64,7 +64,7 @@ def _matrix_flags(result: BarrierMatrix) -> tuple[str, ...]:
         for flag in (flag for flag in pair.flags if flag not in result.meta.get("remarks", ())):
             single.setdefault(flag, []).append(f"{pair.a} - {pair.b}")
     grouped = [f"{flag} ({', '.join(where[:3])}{' ...' if len(where) > 3 else ''})" for flag, where in single.items()]
-    return (*told(result.meta, result.notes), *early, *grouped)
+    return (*remarks_and_notes(result.meta, result.notes), *early, *grouped)
 
 
 @section_of.register
@@ -105,7 +105,7 @@ def _matrix_verdict(result: BarrierMatrix) -> str:
 
 def _curve_flags(result: CurveResult) -> tuple[str, ...]:
     """Everything to beware of, in words."""
-    own = told(result.meta, result.notes)
+    own = remarks_and_notes(result.meta, result.notes)
     lines = {flag: f"line: {flag}" for flag in result.line.flags if flag not in own}
     curves = {flag: f"curve: {flag}" for flag in result.curve.flags if flag not in own}
     both = [flag for flag in lines if flag in curves]
@@ -210,7 +210,9 @@ def _raised(result: BarrierResult) -> list[str]:
     if result.resolution > max(asked * size, 8 * result.noise):
         flags.append(f"a maximum between the points may be {number(result.resolution)} higher; raise points")
     if 0 < result.linear.value < 10 * result.noise:
-        flags.append(f"the barrier is within 10 times the rounding noise ({result.noise:.1e}); precision='float64' tells")
+        flags.append(
+            f"the barrier is within 10 times the rounding noise ({result.noise:.1e}); measure again with precision='float64'"
+        )
     if result.batch_norm == "running":
         flags.append("interpolated running statistics fit no network inside the path; bn='recalibrate' recomputes them")
     if math.isnan(result.linear.stderr) and math.isfinite(result.linear.value):

@@ -1,1 +1,1 @@
-"""How fast are the kernels and probes on this machine?"""
+"""Speed of the kernels and probes on this machine."""

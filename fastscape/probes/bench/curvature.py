@@ -20,7 +20,7 @@ from fastscape.directions import Directions
 from fastscape.evaluation.trial import memory_for
 from fastscape.probes.bench.setting import CLOSE, Ready, Setting, Unit
 
-_STEP = 1e-6  # of the differences of outputs that Gauss-Newton forms are held against: float64 leaves 1e-9
+_STEP = 1e-6  # of the differences of outputs that Gauss-Newton forms are compared with: float64 leaves 1e-9
 _CANCELLED = 3e3  # roundings of |v| |Hv| in v'Hv, whose terms cancel: a ResNet-18 leaves 4e-3 of the form in float32
 
 

@@ -1,4 +1,4 @@
-"""What probes cost on one model, data and machine: units timed in turns, after their numbers were compared."""
+"""Costs of probes on one model, data and machine: units timed in turns, after their numbers were compared."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def bench(
     repeats: int = 9,
     **keywords: Unpack[BenchKeywords],
 ) -> BenchResult:
-    r"""What a forward, a gradient, a response, a quadratic form and a product cost here, in turns, beside plain torch.
+    r"""Costs of a forward, a gradient, a response, a quadratic form and a product here, in turns, beside plain torch.
 
-    Every unit's loss is held against L(w), and its numbers against those of another way to compute them (responses against
+    Every unit's loss is checked against L(w), and its numbers against those of another way to compute them (responses against
     float64 subtraction, products :math:`v^\top H v` against the exact quadratic form, Gauss-Newton products against a difference
     of outputs), before anything is timed; what disagrees is not timed. Then all units run once in every round, in rotating order,
     so that a busy machine disturbs them alike: ratios are medians of ratios within rounds.
@@ -282,7 +282,7 @@ class _Run:
     # ------------------------------------------------------------------ afterwards
 
     def notes(self, stop_reason: str) -> list[str]:
-        """What to beware of, in words."""
+        """Flags, in words."""
         timed = [row for row in self.rows if row.seconds]
         notes = []
         if stop_reason in ("deadline", "interrupted"):

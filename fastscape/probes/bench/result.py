@@ -73,7 +73,7 @@ class BenchUnit:
 
 @dataclass(frozen=True)
 class BenchResult(Document):
-    """What the units of probes cost.
+    """Costs of the units of probes.
 
     Attributes:
         name, step: of the model.
@@ -104,7 +104,7 @@ class BenchResult(Document):
         for unit in self.units:
             if unit.name == name:
                 return unit
-        raise KeyError(f"{name!r} is none of {', '.join(unit.name for unit in self.units)}")
+        raise KeyError(f"unknown unit {name!r}; expected one of {', '.join(unit.name for unit in self.units)}")
 
     @property
     def timed(self) -> tuple[BenchUnit, ...]:

@@ -10,7 +10,7 @@ from fastscape.probes.bench.result import FORWARD, GRADIENT, BenchResult, BenchU
 from fastscape.reports.axes import BLUE, GREY, nothing, single, titled
 from fastscape.reports.numbers import number
 from fastscape.reports.sections import Figure, Grid, Quantity, Section, section_of
-from fastscape.runs.provenance import told
+from fastscape.runs.provenance import remarks_and_notes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def bench_section(result: BenchResult) -> Section:
             ),
         ),
         tuple(grids),
-        told(result.meta, result.notes),
+        remarks_and_notes(result.meta, result.notes),
     )
 
 
@@ -86,10 +86,10 @@ def _quantities(result: BenchResult) -> list[Quantity]:
     rows = [
         Quantity("model", f"{meta.get('model')}, {meta.get('parameters'):,} parameters", f"{meta.get('dtype')}"),
         Quantity("data", f"{meta.get('samples'):g} terms", f"in {counted(meta.get('batches', 0), 'batch')}"),
-        Quantity("loss", number(result.loss, 6), "L(w); every unit that computes it was held against this"),
+        Quantity("loss", number(result.loss, 6), "L(w); every unit that computes it was checked against this value"),
         Quantity("device", str(meta.get("device")), str(meta.get("machine", ""))),
         Quantity("threads", str(meta.get("threads")), f"of {meta.get('cores')} cores"),
-        Quantity("kernels", str(meta.get("kernels", "")), "what answers for fastscape's own operations"),
+        Quantity("kernels", str(meta.get("kernels", "")), "what runs fastscape's own operations"),
         Quantity("versions", versions, ""),
     ]
     for name, meaning in ((FORWARD, "L(w) once, no gradient"), (GRADIENT, "its gradient, forward included")):

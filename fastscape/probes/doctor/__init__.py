@@ -1,1 +1,1 @@
-"""Can this machine and this model be measured, and what would go wrong?"""
+"""Checks of a machine and a model before measuring."""

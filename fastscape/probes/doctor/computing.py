@@ -29,7 +29,7 @@ from fastscape.probes.doctor.result import Finding
 from fastscape.response.operators import operators
 
 _WRONG = 1e-2  # relative difference of a double backward from the Hessian product
-_RADIUS = 1e-3  # relative to ||w||, of the response that is held against subtraction
+_RADIUS = 1e-3  # relative to ||w||, of the response that is compared with subtraction
 _TYPICAL = 4  # directions whose curvature tells the size of responses
 _COPIES = 6  # of parameters and activations: what a Hessian product with its graph holds
 
@@ -52,7 +52,7 @@ def _gradient(objective: Objective) -> Finding:
 
 
 def _arithmetic(objective: Objective) -> Finding:
-    """What the loss is computed in, and what float64 probes and difference propagation make of it."""
+    """Number formats of the loss, also in float64 probes and difference propagation."""
     name, found = "arithmetic of the loss", arithmetic(objective, objective.dtype)
     if found.plain:
         return Finding(name, "ok", f"{found.words} throughout")
@@ -76,7 +76,7 @@ def _rounding(objective: Objective) -> Finding:
         return Finding("rounding", "ok", f"{words}; from which radius it matters is not known ({first_line(error)[:80]})")
     size = math.sqrt(float((forms.curvature**2).mean()))
     if not (math.isfinite(size) and size > 0):
-        return Finding("rounding", "ok", f"{words}; the loss has no curvature along random directions to hold it against")
+        return Finding("rounding", "ok", f"{words}; the loss has no curvature along random directions to compare it with")
     unit = torch.finfo(objective.dtype).eps
     radii = {
         kind: math.sqrt(SIGNAL_TO_NOISE * noise * torch.finfo(dtype).eps / unit / size)
@@ -114,7 +114,7 @@ def _operators(objective: Objective) -> Finding:
     name, remedy = "difference propagation", "float64 subtraction serves, with a rounding floor at small radii"
     try:
         found = operators(objective)
-        with DifferenceEvaluator(objective) as evaluator:  # gated: a response is held against subtraction
+        with DifferenceEvaluator(objective) as evaluator:  # gated: a response is compared with subtraction
             direction = Directions(objective, 1)
             evaluator.responses(direction, [0], [_RADIUS])
             frozen = evaluator.handling.frozen
@@ -128,13 +128,13 @@ def _operators(objective: Objective) -> Finding:
         return Finding(name, "warning", words, remedy)
     if found.fallbacks:
         words = f"no rule for {few(sorted(set(found.fallbacks)))}: evaluated locally in float64, slower"
-        return Finding(name, "warning", words, "nothing for the numbers; fastscape status --model lists all operations")
+        return Finding(name, "warning", words, "no effect on results; fastscape status --model lists all operations")
     kind = "smooth" if found.smooth else "kinks followed exactly"
     return Finding(name, "ok", f"{counted(len(found.rows), 'kind')} of operations, all by rules ({found.front_end}, {kind})")
 
 
 def _double_backward(objective: Objective) -> Finding:
-    """As users write it, in their own settings, on the first batch; held against our products."""
+    """As users write it, in their own settings, on the first batch; compared with our products."""
     name, first = "double backward", objective.on(0)
     fused = _fused_weight_norm(objective)
     remedy = "fs.hessian takes a path that works; do not use torch.autograd's double backward, torch.func or PyHessian here"
@@ -168,7 +168,7 @@ def _products(objective: Objective) -> Finding:
     try:
         choice = operator.prepare(1)
     except (AsymmetricProductError, NoPathError) as error:
-        remedy = "spectra and sharpness's quadratic model are not to be had; responses, slices and quadratic forms are"
+        remedy = "spectra and sharpness's quadratic model are unavailable; responses, slices and quadratic forms still work"
         return Finding(name, "warning", first_line(error)[:300], remedy)
     finally:
         operator.release()

@@ -29,7 +29,7 @@ def _parameters(objective: Objective) -> Finding:
     dtypes = sorted({str(tensor.dtype)[6:] for tensor in objective.model.parameters()})
     words = f"{objective.size:,} parameters in {counted(len(objective.names), 'tensor')}, {', '.join(dtypes)}"
     if objective.dtype in HALF:
-        remedy = "nothing for the numbers; Objective(dtype=torch.float32) says so in the results"
+        remedy = "no effect on results; pass Objective(dtype=torch.float32) to state it in them"
         words = f"{words}: responses and products are evaluated on float32 or float64 copies of these weights"
         return Finding("parameters", "warning", words, remedy)
     if len(dtypes) > 1:
@@ -87,8 +87,8 @@ def _batch_norm(objective: Objective) -> Finding:
     found, asked = objective.statistics(), objective.batch_norm_asked
     words = f"{counted(len(layers), 'layer')} with running statistics, loss {found.running:.3g}; "
     if found.failure:
-        words += f"those of the batch cannot be had: {found.failure}"
-        remedy = "larger batches: without their statistics nothing is told of training (stability, temperature, difficulty)"
+        words += f"those of the batch are undefined: {found.failure}"
+        remedy = "use larger batches: stability, temperature and difficulty need their statistics"
         return Finding("batch norm", "warning", words, remedy)
     words += f"with those of the batch {found.batch:.3g}; "
     words += (
@@ -131,7 +131,7 @@ def _data(objective: Objective) -> Finding:
     sure = objective.weighting.sure
     if not sure or (len(set(sizes)) > 1 and rule == "their samples"):
         known = "which the halves of a batch confirm" if sure else "a guess"
-        words = f"{words}: ragged, and weighted by {rule}, {known}, as loss= tells no number of terms"
+        words = f"{words}: ragged, and weighted by {rule}, {known}, as loss= states no number of terms"
         return Finding("data", "warning", words, "pass weight=lambda batch: n, the number of terms in each batch's mean")
     return Finding("data", "ok", words + (f": ragged, weighted by {rule}" if len(set(objective.batch_weights)) > 1 else ""))
 

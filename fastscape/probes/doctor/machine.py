@@ -1,4 +1,4 @@
-"""What the doctor looks at on a machine: kernels, device, threads, extras, arithmetic, versions, temporary files."""
+"""Checks of the doctor on a machine: kernels, device, threads, extras, arithmetic, versions, temporary files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def machine_findings() -> Iterator[Finding]:
         try:
             yield check()
         except Exception as error:  # a doctor that fails on a strange machine is of no use there
-            yield Finding(name, "warning", f"could not be looked at: {type(error).__name__}: {first_line(error)}")
+            yield Finding(name, "warning", f"could not be checked: {type(error).__name__}: {first_line(error)}")
 
 
 def _native() -> Finding:
@@ -53,7 +53,7 @@ def _native() -> Finding:
     if found.native:
         count = sum(answer.device == "CPU" and answer.implementation != "reference" for answer in found.answers)
         forced = " (forced by FASTSCAPE_ISA)" * found.native_forced
-        words = f"C++ library, instruction set {found.native}{forced}, answers for {count} operations"
+        words = f"C++ library, instruction set {found.native}{forced}, runs {count} operations"
         wider = _instructions() & {"avx2", "avx512f"}
         if found.native == "baseline" and wider:
             remedy = "unset FASTSCAPE_ISA" if forced else "reinstall fastscape-probes"
@@ -65,7 +65,7 @@ def _native() -> Finding:
     return Finding(
         "native kernels",
         "warning",
-        f"not used ({found.native_reason}): plain PyTorch answers, with 40 ns a random normal in place of 1 to 3",
+        f"not used ({found.native_reason}): falling back to PyTorch: about 40 ns per random normal instead of 1 to 3",
         remedy,
     )
 
@@ -111,8 +111,8 @@ def cores() -> float:
 
 
 def _threads() -> Finding:
-    threads, usable, told = torch.get_num_threads(), cores(), os.environ.get("OMP_NUM_THREADS")
-    words = f"torch uses {threads} of {usable:g} processors" + (f", OMP_NUM_THREADS={told}" if told is not None else "")
+    threads, usable, requested = torch.get_num_threads(), cores(), os.environ.get("OMP_NUM_THREADS")
+    words = f"torch uses {threads} of {usable:g} processors" + (f", OMP_NUM_THREADS={requested}" if requested is not None else "")
     if threads > usable:
         remedy = f"torch.set_num_threads({max(1, int(usable))}): more threads than processors wait for one another"
         return Finding("threads", "warning", words, remedy)

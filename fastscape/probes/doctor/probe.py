@@ -1,4 +1,4 @@
-"""The doctor: what may keep numbers from being right or fast, on this machine and for this model."""
+"""The doctor: anything that could make results wrong or slow, on this machine and for this model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastscape.runs.provenance import objective_meta, provenance
 
 
 def doctor(objective: Objective | None = None, *, name: str | None = None, step: int | None = None) -> Diagnosis:
-    """Look for what may keep numbers from being right or fast, each with what was found and the remedy.
+    """Report anything that could make results wrong or slow, each finding with its remedy.
 
     Of the machine: native kernels, CUDA and Triton, threads against processors, optional packages, settings of precision,
     versions, temporary files. Of a model: dtype, frozen and tied parameters, NaN and inf in weights, data, loss and gradient,

@@ -1,4 +1,4 @@
-"""Results of the doctor: what may keep numbers from being right or fast, and the remedy."""
+"""Results of the doctor: anything that could make results wrong or slow, and the remedy."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "ok")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was checked.
 
     Attributes:
         check: what was looked at.
         severity: ``"ok"``; ``"warning"``: numbers are right, but slower, fewer or of something else than may be expected;
-            ``"error"``: numbers cannot be had, or would be wrong.
+            ``"error"``: numbers are unavailable, or would be wrong.
         found: in words.
         remedy: what to do; empty where nothing is to be done.
     """
@@ -36,7 +36,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis(Document):
-    """What the doctor found.
+    """Findings of the doctor.
 
     Attributes:
         name, step: of the model; ``"machine"`` where there was none.
@@ -67,7 +67,7 @@ class Diagnosis(Document):
         for finding in self.findings:
             if finding.check == check:
                 return finding
-        raise KeyError(f"{check!r} is none of {', '.join(finding.check for finding in self.findings)}")
+        raise KeyError(f"unknown check {check!r}; expected one of {', '.join(finding.check for finding in self.findings)}")
 
     @property
     def findings(self) -> tuple[Finding, ...]:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from fastscape.probes.doctor.result import SEVERITIES, Diagnosis, Finding, counts
 from fastscape.reports.axes import BLUE, ORANGE, RED, nothing, single
 from fastscape.reports.sections import Figure, Grid, Section, section_of
-from fastscape.runs.provenance import told
+from fastscape.runs.provenance import remarks_and_notes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = {"error": RED, "warning": ORANGE, "ok": BLUE}
 _MEANINGS = {
-    "check": "what was looked at",
+    "check": "what was checked",
     "severity": "ok; warning: right numbers, but slower, fewer, or of something else than expected; error: none, or wrong ones",
     "found": "what there is",
     "remedy": "what to do",
@@ -31,7 +31,7 @@ def doctor_section(result: Diagnosis) -> Section:
         _verdict(result),
         grids=tuple(Grid(caption, tuple(map(_row, found)), _MEANINGS) for caption, found in parts if found),
         flags=(
-            *told(result.meta, result.notes),
+            *remarks_and_notes(result.meta, result.notes),
             *(f"{f.severity}: {f.check}: {f.found}" for f in (*result.of("error"), *result.of("warning"))),
         ),
         cover=Figure("Findings", lambda ax: severities(result, ax), "Number of findings of each severity."),
@@ -39,10 +39,10 @@ def doctor_section(result: Diagnosis) -> Section:
 
 
 def severities(result: Diagnosis, ax: Axes | None = None) -> Axes:
-    """How many findings there are of each severity."""
+    """Number of findings of each severity."""
     ax = single(ax)
     if not result.findings:
-        return nothing(ax, "Findings", "nothing was looked at")
+        return nothing(ax, "Findings", "nothing was checked")
     for place, severity in enumerate(reversed(SEVERITIES)):
         ax.barh(place, len(result.of(severity)), color=_COLOURS[severity])
     ax.set_yticks(range(len(SEVERITIES)), list(reversed(SEVERITIES)))

@@ -1,1 +1,1 @@
-"""How does the response of the loss scale with the distance?"""
+"""Scaling of the loss's response with the distance."""

@@ -53,7 +53,7 @@ def strata(banks: Sequence[int]) -> list[Ints]:
 
 
 def multiplicities(members: Sequence[Ints], replicates: int, rng: np.random.Generator) -> Iterator[Ints]:
-    """How often each direction is drawn ``[b, N]``: once each in the first piece ``[1, N]``, then in ``replicates`` draws."""
+    """Draws of each direction ``[b, N]``: once each in the first piece ``[1, N]``, then in ``replicates`` draws."""
     size = sum(map(len, members))
     yield np.ones((1, size), dtype=np.int64)
     step = max(1, _CHUNK // size)

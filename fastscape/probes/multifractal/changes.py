@@ -21,7 +21,7 @@ _FEW = 32  # directions that a difference of c2 needs; of exponents fewer would 
 
 
 def shares(log_r: Array, x: Array) -> dict[str, Array]:
-    """What each direction contributes to the means h, c2 and the variance of h over a window.
+    """Contributions of each direction to the means h, c2 and the variance of h over a window.
 
     Args:
         log_r: ln r ``[K, N]``, finite.

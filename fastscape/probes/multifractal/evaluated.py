@@ -1,4 +1,4 @@
-"""What a run has evaluated at one checkpoint so far."""
+"""Evaluations of one checkpoint."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Track:
         )
 
     def result(self, settings: AnalysisSettings, reason: str, *, analysed: bool) -> MultifractalResult:
-        """What has been evaluated, and its analysis unless that was stopped."""
+        """Result of the evaluations so far, with its analysis unless that was stopped."""
         measured = self.measured()
         analysis = measured.analyse(settings) if analysed else measured.unanalysed(settings, STOPPED)
         notes = list(self.notes)
@@ -216,7 +216,7 @@ _LEFT_OUT = (
 
 
 def _comparable(probe: ProbeSettings) -> ProbeSettings:
-    """What two runs must share of their settings; of the precision, the one that was used is compared."""
+    """Settings that two runs must share; of the precision, the one that was used is compared."""
     return dataclasses.replace(probe, count=None, precision=None)
 
 
@@ -238,7 +238,7 @@ _WORDS = {
 
 
 def _identity(objective: Objective, precision: str | None) -> dict[str, Any]:
-    """What makes two measurements the same: everything that ``extend`` compares."""
+    """Identity of a measurement: everything that ``extend`` compares."""
     return {
         "weight_fingerprint": objective.weight_fingerprint(),
         "data_fingerprint": objective.data_fingerprint(),

@@ -1,4 +1,4 @@
-"""What is read first of a multifractal result: whether a smooth bowl, and whether the spread over directions has a scale."""
+"""Leads of a multifractal result: whether a smooth bowl, and whether the spread over directions has a scale."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.trust import Trust
 from fastscape.reports import storage
 from fastscape.reports.document import Along, Document
-from fastscape.runs.provenance import Provenance, told
+from fastscape.runs.provenance import Provenance, remarks_and_notes
 
-STOPPED = "the analysis was stopped; result.reanalyse() and fastscape report make it up from the evaluations"
+STOPPED = "the analysis was stopped; run result.reanalyse() or fastscape report to compute it from the saved evaluations"
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -29,7 +29,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a probe evaluated at one checkpoint; everything an analysis needs.
+    """Evaluations of a probe at one checkpoint; everything an analysis needs.
 
     Attributes:
         even, odd: signed responses ``[banks, K, N]``; columns beyond a bank's count are NaN.
@@ -115,7 +115,7 @@ class MultifractalResult(Document):
 
     @property
     def analysed(self) -> bool:
-        """Whether the analysis was made; false where Ctrl-C left it out, and :meth:`reanalyse` makes it up."""
+        """Whether the analysis was made; false where Ctrl-C stopped it: run :meth:`reanalyse`."""
         return self.analysis.reason != STOPPED
 
     @property
@@ -130,7 +130,7 @@ class MultifractalResult(Document):
     def flags(self) -> tuple[str, ...]:
         """Every flag raised, of the evaluation and of the analysis, in words."""
         reason = () if self.analysis.valid else (f"no multifractal numbers: {self.analysis.reason}",)
-        return (*told(self.meta, self.notes), *reason, *self.analysis.flags)
+        return (*remarks_and_notes(self.meta, self.notes), *reason, *self.analysis.flags)
 
     def reanalyse(self, **changes: Any) -> MultifractalResult:
         """The same measurements under other :class:`AnalysisSettings` fields; no model is needed.

@@ -1,4 +1,4 @@
-"""What a multifractal probe evaluates."""
+"""Settings of a multifractal probe."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _companion(spectrum: Document | None) -> Section | None:
 
 
 def _leads(points: Sequence[MultifractalResult], beside: Section | None) -> Grid:
-    """What is read first, a row per checkpoint, behind that of the spectra where they are there."""
+    """Rows that are read first, one per checkpoint, behind that of the spectra where they are there."""
     other = beside.leads if beside is not None and beside.leads is not None else Grid("", ())
     names = [name for name in other.definitions if any(row.get(name, "n/a") != "n/a" for row in other.rows)]
     found = {row["checkpoint"]: row for row in other.rows}

@@ -25,7 +25,7 @@ from fastscape.runs.budget import time_text
 
 _ANALYSIS, _ANALYSIS_RATE = 0.1, 3e-4  # seconds to analyse a checkpoint with few directions, and per direction
 USEFUL = 100  # directions that a run should have
-_MARGIN = 1.25  # how much longer than one evaluation, timed once, foretells
+_MARGIN = 1.25  # how much longer than one evaluation, timed once, predicts
 _RESERVE = 1.5  # how much longer than foreseen an analysis may take
 TRIAL = 0.05  # of the budget, for a trial of paths
 _CHOICE = 0.2  # of the budget, for trying arithmetics

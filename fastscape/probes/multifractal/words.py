@@ -1,4 +1,4 @@
-"""What multifractal results say: rows, verdicts and flags, in words."""
+"""Words of multifractal results: rows, verdicts and flags."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def signs_mix(analysis: Analysis) -> bool:
 
 
 def verdict(result: MultifractalResult) -> str:
-    """What a checkpoint's analysis found, in one sentence."""
+    """Verdict on a checkpoint's analysis, in one sentence."""
     analysis = result.analysis
     if not analysis.valid:
         return f"No multifractal numbers: {analysis.reason}."
@@ -82,7 +82,7 @@ def brief(result: MultifractalResult) -> str:
 
 
 def loss_terms(result: MultifractalResult) -> str:
-    """How many terms the loss has, and in how many batches."""
+    """Number of terms of the loss, and of batches."""
     samples = result.meta["samples"]
     return f"{samples:g} {'term' if samples == 1 else 'terms'} in {counted(result.meta['batches'], 'batch')}"
 
@@ -108,18 +108,18 @@ def multifractal_rows(result: MultifractalResult) -> list[tuple[str, str, str]]:
 
 
 def trajectory_verdict(result: TrajectoryResult) -> str:
-    """What happened along the checkpoints, in one sentence."""
+    """Verdict along the checkpoints, in one sentence."""
     usable = [point for point in result.points if point.analysis.valid]
     if not usable:
         return "No checkpoint has a trusted window: see the flags."
-    told = [point.analysis for point in usable if point.directions >= MIN_DIRECTIONS]
+    analyses = [point.analysis for point in usable if point.directions >= MIN_DIRECTIONS]
     counts = (
-        f"the measure changes with scale in {sum(shown_p(analysis) <= SIGNIFICANT for analysis in told)}, "
-        f"the loss is quadratic in {sum(analysis.quadratic for analysis in told)}"
+        f"the measure changes with scale in {sum(shown_p(analysis) <= SIGNIFICANT for analysis in analyses)}, "
+        f"the loss is quadratic in {sum(analysis.quadratic for analysis in analyses)}"
     )
-    if len(told) < len(usable):
-        few = f"{len(usable) - len(told)} with too few directions to tell"
-        counts = f"{counts}, {few}" if told else few
+    if len(analyses) < len(usable):
+        few = f"{len(usable) - len(analyses)} with too few directions to tell"
+        counts = f"{counts}, {few}" if analyses else few
     first, last = usable[0], usable[-1]
     moves = f"; from {first.name} to {last.name} {movements(first, last)}" if len(usable) > 1 else ""
     mixed = sum(signs_mix(point.analysis) for point in usable)

@@ -1,1 +1,1 @@
-"""How far does the loss rise within a ball?"""
+"""Rise of the loss within a ball."""

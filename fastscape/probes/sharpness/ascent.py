@@ -25,7 +25,7 @@ _CHECKPOINTS = (0.22, 0.03, 0.06)  # share of all steps to the first; its decrea
 
 @dataclass
 class Ascent:
-    """What an ascent has found.
+    """Result of an ascent.
 
     Attributes:
         best: largest finite or infinite value among the points evaluated; -inf before the first.

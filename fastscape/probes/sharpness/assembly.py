@@ -25,7 +25,7 @@ _ADDS_UP = 1e-4  # relative deviation of the mean over groups from the loss; flo
 
 
 def sharpness_result(run: SharpnessRun, name: str, step: int | None) -> SharpnessResult:
-    """What is known, as a result."""
+    """Result of what is known."""
     goals, groups, average = run.goals, run.groups, _average_case(run)
     weights = np.array([group.weight for group in groups])
     worst = np.array([group.worst for group in groups])

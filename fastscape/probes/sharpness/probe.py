@@ -37,7 +37,7 @@ def sharpness(
     eta: float = 0.01,
     **keywords: Unpack[SharpnessKeywords],
 ) -> SharpnessResult:
-    r"""How much the loss can rise within a ball around the weights: a lower bound of the worst case, and its companions.
+    r"""Largest rise of the loss within a ball around the weights: a lower bound of the worst case, and its companions.
 
     .. math:: NS_\epsilon = \max_{\|u_l\|_2 \le 1} L\bigl(w + \epsilon\, (u_l \circ |w_l|)_l\bigr) - L(w)
 

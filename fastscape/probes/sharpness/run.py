@@ -1,4 +1,4 @@
-"""What the sharpness probe does in order, and what is known of it at any time."""
+"""Stages of the sharpness probe in order, and its result at any time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FAR = 1 << 31  # index of the first random start: far from the points of the av
 
 @dataclass(frozen=True)
 class Goals:
-    """What was asked for; see :func:`fastscape.sharpness`."""
+    """Request of the user; see :func:`fastscape.sharpness`."""
 
     epsilon: float
     variant: Variant
@@ -50,7 +50,7 @@ class Goals:
 
 @dataclass
 class Group:
-    """What is known of one group of samples: ``weight`` is its share of the terms."""
+    """State of one group of samples: ``weight`` is its share of the terms."""
 
     weight: float
     ascents: list[Ascent]
@@ -182,7 +182,7 @@ class SharpnessRun:
         ]
         for index, (of, group) in enumerate(zip(objectives, self.groups, strict=True)):
             if index and not self.work.fits():
-                self.notes.append(f"{len(objectives) - index} of {len(objectives)} groups were not climbed, and count as 0")
+                self.notes.append(f"{len(objectives) - index} of {len(objectives)} groups were not optimised and count as 0")
                 return
             self._climb(of, group, balls, index)
 

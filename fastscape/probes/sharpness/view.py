@@ -13,7 +13,7 @@ from fastscape.probes.sharpness.result import SharpnessResult
 from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single, titled
 from fastscape.reports.numbers import interval, number
 from fastscape.reports.sections import Figure, Quantity, Section, section_of
-from fastscape.runs.provenance import told
+from fastscape.runs.provenance import remarks_and_notes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def sharpness_section(result: SharpnessResult) -> Section:
                 "band is the rounding noise.",
             ),
         ),
-        flags=(*told(result.meta, result.notes), *_raised(result)),
+        flags=(*remarks_and_notes(result.meta, result.notes), *_raised(result)),
     )
 
 
@@ -110,7 +110,7 @@ def _raised(result: SharpnessResult) -> list[str]:
         flags.append("most ascents end below half of the best: the lower bound may be loose; raise restarts or steps")
     reason = result.meta.get("stop_reason")
     if reason in ("deadline", "interrupted"):
-        flags.append(f"ended early ({reason}): a lower bound of what was climbed")
+        flags.append(f"ended early ({reason}): a lower bound of the rise")
     return flags
 
 

@@ -1,7 +1,7 @@
-r"""Whether an early quantity foretells a final outcome over training runs: rank correlation with interval and exact p-value.
+r"""Prediction of a final outcome by an early quantity over training runs: rank correlation with interval and exact p-value.
 
 Runs of several architectures are compared within each architecture: a quantity that merely tells a convolution from a
-transformer foretells nothing. With ranks :math:`x_{gi}, y_{gi}` of run i within its group g, divided by :math:`n_g + 1` and
+transformer predicts nothing. With ranks :math:`x_{gi}, y_{gi}` of run i within its group g, divided by :math:`n_g + 1` and
 centred by group,
 
 .. math:: \rho = \frac{\sum_g \sum_i x_{gi}\, y_{gi}}{\sqrt{\sum x_{gi}^2 \sum y_{gi}^2}}, \qquad
@@ -168,7 +168,7 @@ def _groups(labels: NDArray[np.int64], known: NDArray[np.bool_]) -> Groups:
 
 
 def _degenerate(x: Array, y: Array, members: Groups, empty: Association) -> str:
-    """Why there is no correlation, or nothing."""
+    """Reason why there is no correlation, or nothing."""
     left = f"; {empty.dropped} left out (NaN, or alone in a group)" if empty.dropped else ""
     if len(x) < MIN_RUNS:
         return f"at least {MIN_RUNS} runs are needed, got {len(x)}{left}"

@@ -56,7 +56,7 @@ class Comparison(Document):
         return f"<Comparison of {counted(len(self.signatures), 'signature')}>"
 
     def warnings(self, rules: Sequence[Rule] = DEFAULT_RULES) -> dict[str, tuple[Verdict, ...]]:
-        """What becomes of every rule on every signature, by the signatures' labels; each has the others as reference."""
+        """Outcome of every rule on every signature, by the signatures' labels; each has the others as reference."""
         found = {}
         for index, (label, signature) in enumerate(zip(self.labels, self.signatures, strict=True)):
             others = (*self.signatures[:index], *self.signatures[index + 1 :])
@@ -135,7 +135,7 @@ def _skip_verdict(signatures: Sequence[Signature], labels: Sequence[str], skip: 
         return made("not applicable", Check(label, "<", None, False, math.nan, (math.nan, math.nan), 1.0, reason), reason)
 
     if skip is None:
-        return without_answer("skip= does not tell which architectures have skip connections")
+        return without_answer("skip= does not say which architectures have skip connections")
     values = [math.nan if each.roughness_worst is None else each.roughness_worst.value for each in signatures]
     sides = [_logarithms(values, [(one in skip) is side for one in labels]) for side in (True, False)]
     if not all(len(side) for side in sides):

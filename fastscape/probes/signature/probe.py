@@ -47,7 +47,7 @@ _SIGNATURE = ("spectrum", "slice", "sharpness", "temperature", "barrier")
 _NOT_ASKED = "it was not asked for (what=)"
 _NO_BATCH = "the training's batch_size=, and learning_rate= or optimizer=, were not all given"
 _NO_OTHER = "no second solution was given: pass other="
-_NO_TRAINING = "it is of a whole training: pass difficulty= as the tracker gives it"
+_NO_TRAINING = "it needs a whole training run: pass difficulty= from a Tracker"
 
 
 class ProbeKeywords(Work, total=False):
@@ -164,15 +164,15 @@ def signature(
         k: eigenvalues.
         what: probes to run, of those of :func:`probe`; ``None`` for spectrum, slice, sharpness, and temperature and barrier where
             their arguments are given.
-        difficulty: a result of the training's optimisation difficulty, which cannot be had from one checkpoint.
+        difficulty: a result of the training's optimisation difficulty, which one checkpoint cannot give.
         targets, options: as for :func:`probe`.
         seed: of everything random.
         name, step: of the checkpoint.
         run: as for :func:`probe`.
 
     Returns:
-        A :class:`Signature`; a quantity that could not be had is ``None`` with the reason in ``missing``. ``.warnings()`` are
-        the early warnings. Ctrl-C gives what was measured.
+        A :class:`Signature`; a quantity that could not be measured is ``None`` with the reason in ``missing``.
+        ``.warnings()`` are the early warnings. Ctrl-C gives what was measured.
 
     Raises:
         TypeError, ValueError: naming the argument, before any work is done.
@@ -230,7 +230,7 @@ def _absent(what: Sequence[str] | None, given: Mapping[str, Any], other: Any) ->
         absent["barrier"] = _NO_OTHER
     for kind in what or ():
         if kind in absent:
-            raise ValueError(f"what must leave out {kind!r}, for which {absent[kind]}")
+            raise ValueError(f"what must not name {kind!r} here: {absent[kind]}")
     return absent
 
 
@@ -273,7 +273,7 @@ def _checked_options(
             raise ValueError(f"options must name probes, {', '.join(PROBES)}, got {kind!r}")
         wrong = next((key for key in keywords if key not in _KEYWORDS[kind]), None)
         if wrong is not None:
-            raise ValueError(f"options[{kind!r}] must be keywords of its probe, {', '.join(_KEYWORDS[kind])}, got {wrong!r}")
+            raise ValueError(f"options[{kind!r}] must hold keywords of its probe, {', '.join(_KEYWORDS[kind])}, got {wrong!r}")
     wanted = dict(targets or {})
     m_tau = wanted.pop("m_tau", None)
     unknown = [key for key in wanted if key not in TARGETS]
@@ -287,7 +287,7 @@ def _checked_options(
 
 
 def _keywords(objective: Objective, given: Mapping[str, Any], other: Any, work: Run) -> dict[str, dict[str, Any]]:
-    """What each probe is called with."""
+    """Keywords of each probe."""
     moves = given["optimizer"]
     if moves is None and given["learning_rate"] is not None:
         moves = _sgd(objective, given["learning_rate"], given["momentum"])

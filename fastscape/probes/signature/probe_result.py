@@ -15,7 +15,7 @@ from fastscape.runs.provenance import Provenance
 
 @dataclass(frozen=True)
 class ProbeResult(Document):
-    """What several probes found at one checkpoint, by kind: ``result["spectrum"].trace``.
+    """Results of several probes of one checkpoint, by kind: ``result["spectrum"].trace``.
 
     Attributes:
         name, step: of the checkpoint.

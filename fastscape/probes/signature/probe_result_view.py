@@ -6,7 +6,7 @@ from fastscape._checks import counted
 from fastscape.probes.signature.probe_result import ProbeResult
 from fastscape.reports.axes import nothing, single
 from fastscape.reports.sections import Figure, Quantity, Section, section_of
-from fastscape.runs.provenance import told
+from fastscape.runs.provenance import remarks_and_notes
 
 _NOTHING = Figure("Probes", lambda ax: nothing(single(ax), "Probes", "no probe gave a result"), "")
 
@@ -23,7 +23,7 @@ def probes_section(result: ProbeResult) -> Section:
         f"Probes of {result.name}",
         f"{counted(len(result.results), 'probe')} of {len(rows)} gave a result in {ended}.",
         tuple(rows),
-        flags=told(result.meta, result.notes),
+        flags=remarks_and_notes(result.meta, result.notes),
         children=children,
         cover=next((section.cover or section.figures[0] for section in children if section.cover or section.figures), _NOTHING),
     )

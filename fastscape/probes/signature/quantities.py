@@ -1,4 +1,4 @@
-"""What every result contributes to a signature, and what each quantity means."""
+"""Quantities of a signature: the result that each comes from, and its meaning."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def _stability(stability: Stability | None, found: Contribution) -> None:
         return
     found.plain["critical_sharpness"] = stability.critical
     value, error = stability.ratio * stability.critical, stability.residual
-    reason = stability.reason or "; ".join(stability.notes) or "the optimizer's state does not tell"
+    reason = stability.reason or "; ".join(stability.notes) or "the optimizer's state does not determine it"
     judged = Estimate(value, math.nan, (value - error, value + error), 1)
     found.put("preconditioned_sharpness", judged, reason)
     low, high = ((value + sign * error) / stability.critical for sign in (-1, 1))

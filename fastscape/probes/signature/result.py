@@ -37,11 +37,11 @@ _TRAINING = ("difficulty",)  # results of a whole training: the weights of its s
 
 @dataclass(frozen=True)
 class Signature(Document):
-    r"""The geometry of the loss at one checkpoint, every quantity with its interval and ``None`` where it was not had.
+    r"""The geometry of the loss at one checkpoint, every quantity with its interval, ``None`` if it was not measured.
 
     What each quantity means, and its unit, is in :data:`fastscape.probes.signature.quantities.QUANTITIES`; tables show it. The
     interval of an eigenvalue is its residual's bound; that of ``normalized_sharpness`` reaches from the lower bound that was
-    found to the bound of the quadratic model, which is none of the loss; other intervals are of 95 %.
+    found to the bound of the quadratic model, which is not a bound of the loss; other intervals are of 95 %.
 
     Attributes:
         name, step: of the checkpoint.
@@ -150,7 +150,7 @@ class Signature(Document):
         return f"<Signature {self.name!r}: {known} of {len(QUANTITIES)} quantities>"
 
     def warnings(self, rules: Sequence[Rule] = DEFAULT_RULES, reference: Iterable[Signature] = ()) -> tuple[Verdict, ...]:
-        """What becomes of every rule.
+        """Outcome of every rule.
 
         Args:
             rules: the default ones, or others; see :class:`fastscape.probes.signature.rules.Rule`.
@@ -216,11 +216,11 @@ def _weights(meta: Mapping[str, Any]) -> set[str]:
 
 
 def _reasons(found: Mapping[str, Any], parts: Sequence[Contribution], reasons: Mapping[str, str]) -> dict[str, str]:
-    """Why each absent field is absent: what the caller says, what its result says, or that there was no such result."""
-    told = {key: reason for part in parts for key, reason in part.missing.items()}
+    """Reason why each absent field is absent: what the caller says, what its result says, or that there was no such result."""
+    reported = {key: reason for part in parts for key, reason in part.missing.items()}
     absent = [key for key in QUANTITIES if key not in found]
     by_source = {key: reasons.get(QUANTITIES[key].source, f"no {QUANTITIES[key].source} result was given") for key in absent}
-    return {key: reasons.get(key) or told.get(key) or by_source[key] for key in absent}
+    return {key: reasons.get(key) or reported.get(key) or by_source[key] for key in absent}
 
 
 def _meta(given: Mapping[str, Any]) -> Provenance:

@@ -180,7 +180,7 @@ def _parts(found: Estimate | tuple[float, Interval] | float) -> tuple[float, Int
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a rule.
+    """Outcome of a rule.
 
     Attributes:
         rule: its name.
@@ -341,7 +341,7 @@ def rugged_but_flat(r0: float = 10.0, quantile: float = 0.25) -> Rule:
                 "<",
                 small,
                 "tr(H) / D",
-                unknown=f"no reference: tr(H) / D of {counted(MIN_REFERENCE, 'other signature')} tells what is small",
+                unknown=f"no reference: tr(H) / D of {counted(MIN_REFERENCE, 'other signature')} is needed to say what is small",
             ),
         ),
         "damp more: weight decay, gradient clipping",

@@ -32,7 +32,7 @@ class Stage:
 
 @dataclass
 class Several:
-    """What came of the stages.
+    """Outcome of the stages.
 
     Attributes:
         results: by kind.
@@ -117,7 +117,7 @@ def _limit(clock: Budget, stage: Stage, rest: Sequence[Stage]) -> Budget | None:
 
 
 def _partial(error: Exception) -> Any:
-    """What a probe that failed midway had measured, or ``None``."""
+    """Partial result of a probe that failed midway, or ``None``."""
     found = getattr(error, "partial", None)
     if isinstance(found, TrajectoryResult):
         return found.points[0] if found.points else None

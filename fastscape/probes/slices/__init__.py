@@ -1,1 +1,1 @@
-"""What does the loss look like along lines and planes?"""
+"""The loss along lines and planes."""

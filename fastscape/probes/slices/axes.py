@@ -1,4 +1,4 @@
-"""What may be given as directions and checkpoints of a slice."""
+"""Directions and checkpoints of a slice, as users may give them."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def _symlog(result: SliceResult | PlaneResult) -> bool:
 
 
 def _threshold(result: SliceResult | PlaneResult) -> float:
-    """Where the logarithm begins: the loss at w, or a thousandth of the largest."""
+    """Start of the logarithm: the loss at w, or a thousandth of the largest."""
     finite = np.abs(result.losses[np.isfinite(result.losses)])
     return float(max(abs(result.loss) if np.isfinite(result.loss) else 0.0, 1e-3 * finite.max(), np.finfo(np.float64).tiny))
 

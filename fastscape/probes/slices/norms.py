@@ -19,7 +19,7 @@ from fastscape.runs.anytime import Anytime
 
 
 class Norms:
-    """What a slice does with running statistics.
+    """Treatment of running statistics in a slice.
 
     Args:
         objective: the loss.
@@ -56,7 +56,7 @@ class Norms:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What is kept of it."""
+        """Record of it for the result's meta."""
         told = {"moved_statistics": self._told} if self._told else {}
         return told | ({"batch_norm": self.mode} if self.mode == "recalibrate" else {})
 

@@ -101,7 +101,7 @@ def slice1d(
         trajectory: checkpoints for ``"pca"``: files, state dicts or modules.
         symlog: show the loss on a symmetric-logarithmic scale; ``None`` where its range is wide.
         bn: running statistics of batch norm. ``"running"``: those of w at every point, which far from w fit no network: at the
-            ends they are held against recomputed ones, and a flag says both losses where they differ by more than 5 %.
+            ends they are compared with recomputed ones, and a flag says both losses where they differ by more than 5 %.
             ``"recalibrate"``: recomputed at every point from the objective's data, as :func:`fastscape.barrier` does, so that
             another checkpoint on the line has its own loss up to its statistics. ``"batch"``: those of each batch. ``None``: as
             the objective has them.
@@ -345,9 +345,9 @@ def _notes(meta: Provenance, losses: Array, wanted: int, noun: str, *, errors: b
     if not errors and meta["errors_over"] == "samples":
         notes.append("no standard errors: they need two samples with finite losses")
     elif not errors:
-        notes.append("no standard errors: the criterion does not tell samples apart, and there is a single batch")
+        notes.append("no standard errors: the criterion gives no loss per sample, and there is a single batch")
     elif meta["errors_over"] == "batches":
-        notes.append(f"standard errors are over the {meta['batches']} batches: the criterion does not tell samples apart")
+        notes.append(f"standard errors are over the {meta['batches']} batches: the criterion gives no loss per sample")
     return tuple(notes)
 
 

@@ -37,7 +37,7 @@ class SliceResult(Document):
         detrended, detrended4: the same about the best polynomial of degree 2 and 4.
         second_difference: mean square of the second derivative in alpha, from second differences of neighbours.
         minima: local minima inside the line that are deeper than 4 times the rounding.
-        noise_floor: variance of one loss by rounding; roughness below it is none of the landscape.
+        noise_floor: variance of one loss by rounding; roughness below it is not of the landscape.
         accuracy: ``[n, A]``; ``None`` where the task is not classification.
         meta: seed, settings, versions, device, fingerprints, path, evaluations, seconds, stop reason.
         notes: flags of the evaluation, in words.

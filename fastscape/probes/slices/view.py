@@ -13,7 +13,7 @@ from fastscape.probes.slices import figures as slice_figures
 from fastscape.probes.slices.result import PlaneResult, SliceResult
 from fastscape.reports.numbers import interval, number
 from fastscape.reports.sections import Figure, Quantity, Section, section_of
-from fastscape.runs.provenance import told
+from fastscape.runs.provenance import remarks_and_notes
 
 _MEANING = {
     "roughness": "R = Var L over alpha; h^2 A^4 / 45 for a bowl h alpha^2 / 2 on [-A, A]",
@@ -42,7 +42,7 @@ def lines_section(result: SliceResult) -> Section:
         _verdict_1d(result),
         tuple(rows),
         (Figure("Losses along lines", partial(slice_figures.lines, result), words),),
-        flags=(*told(result.meta, result.notes), *_flags(result.losses, result.resolved, result.detrended.value)),
+        flags=(*remarks_and_notes(result.meta, result.notes), *_flags(result.losses, result.resolved, result.detrended.value)),
         brief=_verdict_1d(result),
     )
 
@@ -76,7 +76,10 @@ def plane_section(result: PlaneResult) -> Section:
         _verdict_2d(result),
         tuple(rows),
         figures,
-        flags=(*told(result.meta, result.notes), *_flags(result.losses[result.evaluated], result.resolved, result.detrended)),
+        flags=(
+            *remarks_and_notes(result.meta, result.notes),
+            *_flags(result.losses[result.evaluated], result.resolved, result.detrended),
+        ),
         brief=_verdict_2d(result),
     )
 

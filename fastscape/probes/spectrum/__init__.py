@@ -1,1 +1,1 @@
-"""What are the eigenvalues of the Hessian, and is the optimizer stable?"""
+"""Eigenvalues of the Hessian, and the stability of the optimizer."""

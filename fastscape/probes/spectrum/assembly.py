@@ -40,7 +40,7 @@ def spectrum_result(run: SpectralRun, reason: str, operator: str, step: int | No
         if open_.any():
             first = int(np.argmax(open_))
             notes.append(
-                f"eigenvalue {first} is repeated and may have further copies in place of those after it; give more budget or a "
+                f"eigenvalue {first} is repeated and may have further copies instead of those after it; give more budget or a "
                 "larger block"
             )
     return SpectrumResult(
@@ -108,7 +108,7 @@ def _squares(of: Multiplied, notes: list[str]) -> tuple[Estimate, Estimate]:
 
 
 def _loose(rank: float, share: float) -> float:
-    """What rounding of a share of ||H||_F leaves open of (Tr H)^2 / Tr H^2."""
+    """Uncertainty of (Tr H)^2 / Tr H^2 by rounding of a share of ||H||_F."""
     return 2 * share * (math.sqrt(rank) + rank) if rank > 0 else 0.0
 
 

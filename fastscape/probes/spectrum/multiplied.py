@@ -175,7 +175,7 @@ class Multiplied:
         if asymmetry > limit:
             raise AsymmetricProductError(
                 f"products must be those of a symmetric matrix, got Q'HQ with an asymmetry of {asymmetry:.1g} of its norm; "
-                "a custom backward of the model may be wrong (torch.autograd.gradgradcheck tells), the loss may change between "
+                "a custom backward of the model may be wrong (try torch.autograd.gradgradcheck), the loss may change between "
                 "products (dropout, data that are shuffled), or float32 may be too coarse (dtype=torch.float64)"
             )
 
@@ -207,7 +207,7 @@ class Multiplied:
 
     @property
     def rounding(self) -> float:
-        """What products leave open of a sum over the space: four units of ||H||_F, and what differences are off."""
+        """Uncertainty that products leave of a sum over the space: four units of ||H||_F, and what differences are off."""
         square = 0.0 if self.basis is None else self.basis.krylov.span_sums()[1]
         choice = self.operator.choice
         off = 0.0 if choice is None else choice.error or 0.0

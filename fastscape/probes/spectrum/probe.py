@@ -178,7 +178,7 @@ def measured(
 
 
 def checked_goals(objective: Objective, k: int, operator: str, targets: Mapping[str, float | None] | None, nodes: int) -> Goals:
-    """What a spectrum is to reach, or an exception that names the argument."""
+    """Checked targets of a spectrum, or an exception that names the argument."""
     if operator not in ("hessian", "ggn"):
         raise ValueError(f"operator must be 'hessian' or 'ggn', got {operator!r}")
     size = objective.size

@@ -98,7 +98,7 @@ def recursion(objective: Objective, optimizer: OptimizerState | torch.optim.Opti
 
 
 def _meaningless(name: str, slots: list[tuple[Settings, Settings]], rates: list[float], known: bool) -> str:
-    """Why a ratio to the critical curvature would mean nothing: no step, none yet, or one of the first."""
+    """Reason why a ratio to the critical curvature would mean nothing: no step, none yet, or one of the first."""
     if not any(rates):
         return "the learning rate is 0: no step"
     if not known:

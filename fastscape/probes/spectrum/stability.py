@@ -32,7 +32,7 @@ _UNKNOWN = 0.1  # above which there is none: the first blocks' value was up to 8
 
 
 class Products(Protocol):
-    """What is needed of a curvature operator."""
+    """Interface that is needed of a curvature operator."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -63,7 +63,7 @@ class Top:
     stopped: bool = False
 
     @property
-    def told(self) -> float:
+    def resolved(self) -> float:
         """The value where its residual is at most a tenth of it, else NaN."""
         return math.nan if self.residual > _UNKNOWN * abs(self.value) else self.value
 
@@ -199,7 +199,7 @@ def stability(
     judged, preconditioned = sharpness, None
     if moves.preconditioner is not None:
         judged = top(Preconditioned(whole, moves.preconditioner, decay))
-        preconditioned = None if judged.stopped and math.isnan(judged.value) else judged.told
+        preconditioned = None if judged.stopped and math.isnan(judged.value) else judged.resolved
     other = untrained(objective)
     batch, words = (None, ()) if other else batch_sharpness(objective, products, decay, stop)
     reason = other or moves.reason or _unresolved(judged)
@@ -209,10 +209,10 @@ def stability(
         optimizer=moves.optimizer,
         learning_rate=moves.learning_rate,
         critical=moves.critical,
-        sharpness=sharpness.told,
+        sharpness=sharpness.resolved,
         preconditioned=preconditioned,
         ratio=ratio,
-        eta_lambda=math.nan if other or not moves.learning_rate else moves.learning_rate * sharpness.told,
+        eta_lambda=math.nan if other or not moves.learning_rate else moves.learning_rate * sharpness.resolved,
         residual=judged.residual,
         batch_sharpness=batch,
         notes=(*_verdict(ratio, judged, moves.critical, reason), *words, *moves.notes, *getattr(whole, "notes", ())),
@@ -222,14 +222,14 @@ def stability(
 
 
 def _unresolved(judged: Top) -> str:
-    """Why an eigenvalue tells no ratio; empty where it does."""
+    """Reason why an eigenvalue gives no ratio; empty where it does."""
     if math.isnan(judged.value):
         return (
             "the run ended before the largest eigenvalue was computed"
             if judged.stopped
             else "no largest eigenvalue: a product is not finite"
         )
-    if math.isnan(judged.told):
+    if math.isnan(judged.resolved):
         return f"the residual is {_share(judged):.0%} of the eigenvalue: {_remedy(judged)}"
     return ""
 
@@ -333,7 +333,7 @@ def _after_first(stop: Callable[[], bool]) -> Callable[[], bool]:
 
 
 def _verdict(ratio: float, judged: Top, critical: float, reason: str) -> tuple[str, ...]:
-    """Where the ratio lies, or why there is none, and what its eigenvalue lacks."""
+    """Place of the ratio, or why there is none, and what its eigenvalue lacks."""
     if reason:
         return (f"unknown: {reason}",)
     words = [f"{relation(ratio, judged.residual / critical)}; minibatch training is judged by its batch sharpness"]

@@ -1,4 +1,4 @@
-"""What a spectral run needs, reports and keeps."""
+"""Targets, progress and state of a spectral run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastscape.numerics.estimate import Estimate
 
 
 class Curvature(Protocol):
-    """What is needed of a curvature operator."""
+    """Interface that is needed of a curvature operator."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -33,7 +33,7 @@ class Curvature(Protocol):
 
     @property
     def choice(self) -> ProductChoice | None:
-        """How the last products were computed."""
+        """Path of the last products, with the reason."""
         ...
 
     @property
@@ -60,7 +60,7 @@ class Curvature(Protocol):
 
 @dataclass(frozen=True)
 class Goals:
-    """What ends a run: relative residual of the largest eigenvalues, relative half-width of the trace's interval, nodes."""
+    """Targets of a run: relative residual of the largest eigenvalues, relative half-width of the trace's interval, nodes."""
 
     eigenvalues: float
     trace: float | None
@@ -103,7 +103,7 @@ class Sums:
 
 @dataclass
 class Started:
-    """What the first block tells of the vectors that it started from: the probes' forms, and g'Hg / g'g."""
+    """Forms of the vectors that the first block started from: the probes', and g'Hg / g'g."""
 
     forms: Array  # [p]
     squares: Array  # [p]

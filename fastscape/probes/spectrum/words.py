@@ -15,7 +15,7 @@ from fastscape.numerics.estimate import Estimate, apart
 from fastscape.numerics.positive import scaled
 from fastscape.numerics.spectra import Stability
 from fastscape.reports.numbers import cell, interval, listed, number, with_error
-from fastscape.runs.provenance import told
+from fastscape.runs.provenance import remarks_and_notes
 
 if TYPE_CHECKING:
     from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
@@ -33,7 +33,7 @@ FIRST_TO_GO = ("accuracy", "products", "eta lambda", "negative", "lambda_min", "
 
 
 def settled(values: Array, converged: NDArray[np.bool_]) -> str:
-    """How many eigenvalues of an end have converged, in words."""
+    """Number of converged eigenvalues of an end, in words."""
     return f"{int(converged.sum())} of {len(values)} converged"
 
 
@@ -55,7 +55,7 @@ def trace_errors(result: SpectrumResult) -> str:
 
 
 def edge_text(stability: Stability) -> str:
-    """What the edge is, in words."""
+    """Name of the edge, in words."""
     what = "lambda_max" if stability.preconditioned is None else "preconditioned lambda_max"
     return f"{what} at the edge of {stability.optimizer}, learning rate {stability.learning_rate:g}"
 
@@ -84,7 +84,7 @@ def lead_rows(points: Sequence[SpectrumResult]) -> tuple[dict[str, str], ...]:
 
 def flags_of(result: SpectrumResult) -> tuple[str, ...]:
     """Every flag raised, of the evaluation and of the numbers."""
-    return (*told(result.meta, result.notes), *_raised(result))
+    return (*remarks_and_notes(result.meta, result.notes), *_raised(result))
 
 
 def _raised(result: SpectrumResult) -> list[str]:
@@ -116,7 +116,7 @@ def _raised(result: SpectrumResult) -> list[str]:
 
 
 def verdict(result: SpectrumResult) -> str:
-    """What was found, in one sentence."""
+    """Verdict in one sentence."""
     if math.isnan(result.lambda_max) and math.isnan(result.trace.value):
         return f"No spectrum of the {WORDS[result.operator]}: {result.meta.get('stop_reason', 'no product is finite')}."
     ends = " and ".join(
@@ -309,7 +309,7 @@ def _end(values: Array, converged: NDArray[np.bool_]) -> str:
 
 
 def trajectory_verdict(result: SpectrumTrajectory) -> str:
-    """What happened along the checkpoints, in one sentence; a movement is claimed only where the two intervals are apart."""
+    """Verdict along the checkpoints, in one sentence; a movement is claimed only where the two intervals are apart."""
     known = [point for point in result.points if math.isfinite(point.lambda_max)]
     if not known:
         return "No checkpoint has a finite eigenvalue: see the flags."
@@ -325,7 +325,7 @@ def trajectory_verdict(result: SpectrumTrajectory) -> str:
 
 
 def _movements(first: SpectrumResult, last: SpectrumResult) -> str:
-    """Which of sharpness, trace and effective rank moved."""
+    """Those of sharpness, trace and effective rank that moved."""
     ends = [_within(point.lambda_max, float(point.residuals[0])) for point in (first, last)]
     pairs = {
         "lambda_max": (ends[0], ends[1], 4),

@@ -1,1 +1,1 @@
-"""How noisy are the gradients, and at which temperature does training run?"""
+"""Noise of the gradients, and the temperature of training."""

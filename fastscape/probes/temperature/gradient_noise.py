@@ -31,7 +31,7 @@ _FIELLER = "Fieller's, of a quotient of independent estimates"
 
 @dataclass(frozen=True)
 class Units:
-    r"""What is known of K units (samples, or groups of samples).
+    r"""Statistics of K units (samples, or groups of samples).
 
     Attributes:
         spread: estimates of tr Sigma_1 times (K - 1) / K by each unit: :math:`b_k\|g_k - \bar g\|^2` ``[K]``.
@@ -53,7 +53,7 @@ class Units:
     unit: float = 0.0
 
     def rounding(self, spread: float) -> float:
-        """What rounding of gradients leaves open of a sum of squared deviations from a mean that may be far longer."""
+        """Uncertainty by rounding of gradients of a sum of squared deviations from a mean that may be far longer."""
         return _ROUNDING * self.unit * (spread + math.sqrt(spread * self.mean_square))
 
     @property

@@ -35,7 +35,7 @@ def effective_rates(
         rate = _checked(learning_rate, momentum)
         return np.full(len(objective.names), rate), ()
     if momentum:
-        raise ValueError(f"momentum must be left out where optimizer= tells it, got {momentum!r}")
+        raise ValueError(f"momentum must be left out when optimizer= is given, got {momentum!r}")
     found = OptimizerState.of(
         read_optimizer(Path(optimizer)) if isinstance(optimizer, (str, Path)) else optimizer, objective.model
     )

@@ -1,4 +1,4 @@
-"""How the noise of gradients lies in the Hessian: quadratic forms of sample deviations, of the gradient, and the trace."""
+"""Noise of gradients in the directions of the Hessian: quadratic forms of sample deviations, of the gradient, and the trace."""
 
 from __future__ import annotations
 

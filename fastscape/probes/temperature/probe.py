@@ -152,7 +152,7 @@ def temperature(
 
 
 class _Measured:
-    """What was measured, whatever ended it; numbers of it are made in :meth:`result`."""
+    """Measurements so far, whatever ended them; numbers are made of them in :meth:`result`."""
 
     def __init__(
         self,

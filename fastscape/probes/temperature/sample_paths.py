@@ -26,7 +26,7 @@ _ROUNDED = 4.0  # units of a narrower dtype inside the model
 
 
 class CoupledSamplesError(RuntimeError):
-    """The gradients of single samples do not average to the gradient, or cannot be had."""
+    """The gradients of single samples do not average to the gradient, or cannot be computed."""
 
 
 class SampleRows:
@@ -55,7 +55,7 @@ class SampleRows:
         for index, batch in enumerate(replica.batches):
             count = objective.count(batch)
             if rows_of(objective, batch) != count:
-                raise CoupledSamplesError(f"batch {index} cannot be cut into its {counted(count, 'sample')}: its rows are others")
+                raise CoupledSamplesError(f"batch {index} cannot be cut into its {counted(count, 'sample')}: its rows differ")
             for row in range(count):
                 weight = objective.terms(part(objective.batches[index], count, row, row + 1))
                 if weight:
@@ -117,7 +117,9 @@ class SampleRows:
         size = torch.linalg.vector_norm(expected, dim=1)
         allowed = max(_AGREEMENT * torch.finfo(self._replica.dtype).eps, self.rounded())
         if bool((off > allowed * size).any()):  # not of NaN
-            raise Refusal("vmap gives other gradients: the model reaches its parameters by more than their registered names")
+            raise Refusal(
+                "vmap gives other gradients: the model accesses parameters outside named_parameters() (a list, a closure)"
+            )
         block = next(self.blocks())
         trial.seconds["vmap"] = timed(lambda: _ended(self._by_vmap(block)))[0] / len(block)
         return "vmap"

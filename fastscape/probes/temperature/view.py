@@ -13,7 +13,7 @@ from fastscape.probes.temperature.result import TemperatureResult
 from fastscape.reports.axes import BLUE, GREY, ORANGE, nothing, single, titled
 from fastscape.reports.numbers import interval, number
 from fastscape.reports.sections import Figure, Quantity, Section, section_of
-from fastscape.runs.provenance import told
+from fastscape.runs.provenance import remarks_and_notes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def temperature_section(result: TemperatureResult) -> Section:
             ),
             noise,
         ),
-        flags=(*told(result.meta, result.notes), *_raised(result)),
+        flags=(*remarks_and_notes(result.meta, result.notes), *_raised(result)),
         cover=noise,
     )
 

@@ -1,1 +1,1 @@
-"""How does the geometry change while a model trains?"""
+"""Geometry of the loss while a model trains."""

@@ -326,5 +326,5 @@ def _learning_rate(lr: float | None, optimizer: AnyOptimizer | None) -> float:
         return float(lr)
     groups = groups_of(optimizer)
     if not groups or "lr" not in groups[0]:
-        raise ValueError("lr must be given, or an optimizer that holds it; got neither")
+        raise ValueError("lr must be given, or an optimizer that has it; got neither")
     return float(groups[0]["lr"])

@@ -101,7 +101,7 @@ class Measurer:
         except Exception as error:
             words = point.left_out[item] = f"{type(error).__name__}: {first_line(error)}"
             self._failures[item] = self._failures.get(item, 0) + 1
-            self._warned.add(item, f"{item} failed at step {point.step}, training goes on: {words}")
+            self._warned.add(item, f"{item} failed at step {point.step}, training continues: {words}")
         else:
             self._failures[item] = 0
             self.meta = self.meta or measured_in(at, at.dtype).meta

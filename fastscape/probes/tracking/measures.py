@@ -1,4 +1,4 @@
-"""What a tracker can measure at one step: numbers by name, from the probes, within the seconds allotted."""
+"""Measures of a tracker at one step: numbers by name, from the probes, within the seconds allotted."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Visit:
 
 @dataclass
 class Carried:
-    """What measures keep from one step to the next: eigenvectors, and how products are computed."""
+    """State of the measures between steps: eigenvectors, and how products are computed."""
 
     spectrum: SpectrumResult | None = None
     path: str | None = None

@@ -77,7 +77,7 @@ class Pending:
         self.left_out[self.remaining.pop(0)] = reason
 
     def point(self, step: int) -> TrackPoint:
-        """What was measured, at training step ``step``."""
+        """Measurements of training step ``step``."""
         return TrackPoint(
             step=self.step,
             fraction=self.fraction,
@@ -153,7 +153,7 @@ def rate_of(optimizer: OptimizerState) -> float | None:
 
 
 class Rates:
-    """The learning rates that a tracker is told, step by step, and whether they are in a warm-up.
+    """The learning rates that a tracker receives, step by step, and whether they are in a warm-up.
 
     They are where the last call raised the rate, and where a schedule is below the rate that it names as its own
     (``initial_lr``) and has never lowered it.

@@ -96,7 +96,7 @@ class TrackRecord:
     def warn(self, warned: WarningsOnce) -> None:
         """Tell why the last line could not be written, where it could not."""
         if (error := self._file.error) is not None:
-            warned.add("disk", f"the record cannot be written ({error}); training goes on, the record is kept in memory")
+            warned.add("disk", f"the record cannot be written ({error}); training continues, the record is kept in memory")
 
     def notes(self) -> list[str]:
         """For the result: lines that could not be written."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrackPoint:
-    """What was measured at one training step.
+    """Measurements of one training step.
 
     Attributes:
         step: training step whose weights were measured.
@@ -68,7 +68,7 @@ class Series:
 
 @dataclass(frozen=True, repr=False)
 class TrackResult(Document):
-    """What a tracker measured along one training run.
+    """Measurements of a tracker along one training run.
 
     Attributes:
         name: of the run.
@@ -122,10 +122,10 @@ class TrackResult(Document):
     def lead(self) -> str:
         """See :class:`Document`; of the point whose losses by the two kinds of statistics differ most."""
         both = [point for point in self.points if "loss_running" in point.values and "loss" in point.values]
-        told = [
+        leads = [
             (f"step {point.step}", {"running": point.values["loss_running"], "batch": point.values["loss"]}) for point in both
         ]
-        return batch_norm.lead_along([(name, self.meta | {"statistics": found}) for name, found in told]) or super().lead
+        return batch_norm.lead_along([(name, self.meta | {"statistics": found}) for name, found in leads]) or super().lead
 
     def plot(self, ax: Any = None, name: str | None = None) -> Any:
         """One number along training: ``name``, else the largest eigenvalue with the edge of stability, or the first there is."""

@@ -1,4 +1,4 @@
-"""When along a training run something is measured."""
+"""Schedules of measurements along a training run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Schedule:
 
     @property
     def count(self) -> int | None:
-        """How many steps are due in all; ``None`` where the end is not known."""
+        """Number of steps that are due in all; ``None`` where the end is not known."""
         if self.steps is not None:
             return len(self.steps)
         return None if self.total is None or self.every is None else self.total // self.every + 1

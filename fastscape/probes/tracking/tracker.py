@@ -182,7 +182,7 @@ class Tracker:
 
     @property
     def result(self) -> TrackResult:
-        """What is measured so far."""
+        """Measurements so far."""
         account = self.allowance
         return TrackResult(
             name=self.name,
@@ -303,5 +303,5 @@ def _log(loggers: Sequence[Logger], point: TrackPoint, warned: WarningsOnce) -> 
         try:
             logger(point.values | bounds, point.step)
         except Exception as error:
-            words = f"loggers[{index}] raised {type(error).__name__}: {first_line(error)}; training goes on, the record stays"
+            words = f"loggers[{index}] raised {type(error).__name__}: {first_line(error)}; training continues, the record stays"
             warned.add(f"logger {index}", words)

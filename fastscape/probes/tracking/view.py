@@ -12,7 +12,7 @@ from fastscape.probes.tracking import figures as tracking_figures
 from fastscape.probes.tracking.difficulty_sum import RICHARDSON
 from fastscape.probes.tracking.result import DifficultyResult, TrackPoint, TrackResult
 from fastscape.reports.sections import Figure, Grid, Quantity, Section, section_of
-from fastscape.runs.provenance import told
+from fastscape.runs.provenance import remarks_and_notes
 
 MEANINGS = {
     "loss": "L on the data of the objective, in evaluation mode; batch norm by the statistics of each batch, as in training",
@@ -85,7 +85,7 @@ def difficulty_section(result: DifficultyResult) -> Section:
         f"(discretisation {result.discretisation:.2g}), {result.dimensionless:.3g} of the descent.",
         rows,
         (figure,) if len(result.steps) else (),
-        flags=told(result.meta, result.notes),
+        flags=remarks_and_notes(result.meta, result.notes),
         cover=Figure("", partial(tracking_figures.growth, result), ""),
     )
 
@@ -127,7 +127,7 @@ def _track_verdict(result: TrackResult) -> str:
 
 
 def _track_flags(result: TrackResult) -> tuple[str, ...]:
-    flags = list(told(result.meta, result.notes))
+    flags = list(remarks_and_notes(result.meta, result.notes))
     if result.training_seconds and result.measured_share > 1.1 * result.share:
         flags.append(f"the tracker took {result.measured_share:.1%} of the training time, {result.share:.1%} was asked for")
     if result.skipped:

@@ -6,7 +6,7 @@ import warnings
 
 
 class TrackerWarning(UserWarning):
-    """Something in tracking failed; training goes on, and the record says what is missing."""
+    """Something in tracking failed; training continues, and the record says what is missing."""
 
 
 class WarningsOnce:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import fastscape as fs
 from fastscape import zoo
 from fastscape.curvature.forms import forwards, quadratic
-from fastscape.evaluation.branches import Branches, BranchesChangedError, UnheldKinkError
+from fastscape.evaluation.branches import Branches, BranchesChangedError, UnsupportedKinkError
 
 
 def relu_net():
@@ -441,7 +441,7 @@ def double_backward(objective, directions):
 )
 def test_kinks_without_a_rule_are_refused_by_name(activation, name):
     objective = activated(activation, F.cross_entropy)
-    with pytest.raises(UnheldKinkError, match=f"got {name}, which has no rule; use path=None"):
+    with pytest.raises(UnsupportedKinkError, match=f"got {name}, which has no rule; use path=None"):
         fs.quadratic_forms(objective, fs.Directions(objective, 4), path="forwards")
 
 
@@ -465,9 +465,9 @@ def test_forwards_that_change_their_operations_are_told():
     branches = Branches()
     with branches.recording(0):
         torch.relu(torch.ones(2))
-    with pytest.raises(BranchesChangedError, match="got abs in place of relu"), branches.held(0):
+    with pytest.raises(BranchesChangedError, match="got abs instead of relu"), branches.held(0):
         torch.abs(torch.ones(2))
-    with pytest.raises(BranchesChangedError, match="got its end in place of relu"), branches.held(0):
+    with pytest.raises(BranchesChangedError, match="got its end instead of relu"), branches.held(0):
         pass
 
 

@@ -136,7 +136,7 @@ def tied():
     ("model", "message"),
     [
         (zoo.tiny_transformer(), "got TinyTransformer"),
-        (nn.Sequential(nn.Linear(4, 6), Custom(), nn.Linear(3, 2)), "no symmetry of Custom, got it as layer '1'"),
+        (nn.Sequential(nn.Linear(4, 6), Custom(), nn.Linear(3, 2)), "does not support layer '1' .Custom."),
         (nn.Sequential(nn.Linear(4, 6), nn.PReLU(6), nn.Linear(6, 2)), "PReLU"),
         (nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.ReLU(), nn.Conv2d(4, 2, 1)), "got 2 in layer '0'"),
         (nn.Sequential(nn.Linear(4, 6), nn.Flatten(), nn.Linear(12, 2)), "12 inputs of layer '2' to the 6 units"),

@@ -101,7 +101,7 @@ def test_a_ratio_is_the_median_over_rounds_of_ratios_within_a_round():
     assert found.ratio("copied", "gradient") == pytest.approx(np.median([2e-9 / 3, 4e-9 / 30]))
     assert found["copied"].bandwidth == pytest.approx(8 / 3e-9)
     assert math.isnan(made(forward=[1.0], gradient=[]).ratio("gradient"))
-    with pytest.raises(KeyError, match="'other' is none of forward"):
+    with pytest.raises(KeyError, match="unknown unit 'other'; expected one of forward"):
         found["other"]
 
 

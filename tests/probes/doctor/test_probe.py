@@ -472,7 +472,7 @@ def test_a_diagnosis_is_saved_shown_and_read_back(tmp_path):
     assert isinstance(again, Diagnosis)
     assert str(again) == str(found)
     assert again.findings == found.findings
-    with pytest.raises(KeyError, match="'other' is none of native kernels"):
+    with pytest.raises(KeyError, match="unknown check 'other'; expected one of native kernels"):
         found["other"]
 
 

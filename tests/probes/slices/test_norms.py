@@ -54,7 +54,7 @@ def recomputed(model):
     return float(F.cross_entropy(own(inputs), targets).detach())
 
 
-def told(result):
+def norm_flags(result):
     return [flag for flag in result.flags if "running statistics are those of w" in flag]
 
 
@@ -64,7 +64,7 @@ def test_the_end_of_a_difference_is_another_network_with_other_statistics_and_sa
         found = fs.slice1d(made, axes, radius=1.0, points=5)
     end = found.losses[0, -1]
     assert abs(end / own - 1) > 0.05, "by the statistics of the first"
-    (flag,) = told(found)
+    (flag,) = norm_flags(found)
     kept = found.meta["moved_statistics"]
     assert f"{kept['running']:.3g}" in flag
     assert f"{kept['recalibrated']:.3g}" in flag
@@ -78,7 +78,7 @@ def test_with_statistics_recomputed_both_ends_are_the_networks_themselves(two, u
     assert found.losses[0, 2] == pytest.approx(recomputed(two[0]), rel=1e-12)
     assert found.losses[0, -1] == pytest.approx(recomputed(two[1]), rel=1e-9)
     assert found.meta["batch_norm"] == "recalibrate"
-    assert not told(found)
+    assert not norm_flags(found)
     line = fs.barrier(made, None, two[1], points=5, start=5)
     assert found.losses[0, [2, 3, 4]] == pytest.approx(line.losses[[0, 2, 4]], rel=1e-9)
 
@@ -87,20 +87,20 @@ def test_by_the_batch_there_is_nothing_to_recompute(two):
     made, axes, _, _ = between(two)
     found = fs.slice1d(made, axes, radius=1.0, points=5, bn="batch")
     assert found.losses[0, -1] == pytest.approx(objective(two[1], data()[:1], batch_norm="batch").loss(), rel=1e-9)
-    assert (found.meta["batch_norm"], told(found)) == ("batch", [])
+    assert (found.meta["batch_norm"], norm_flags(found)) == ("batch", [])
     asked = fs.slice1d(made.normalised("batch"), axes, radius=1.0, points=5)
     np.testing.assert_array_equal(asked.losses, found.losses)
 
 
 def test_near_the_weights_the_statistics_fit(two):
     made, axes, _, _ = between(two)
-    assert not told(fs.slice1d(made, axes, radius=1e-4, points=5))
+    assert not norm_flags(fs.slice1d(made, axes, radius=1e-4, points=5))
 
 
 def test_random_directions_far_from_the_weights_are_held_against_recomputed_statistics_too(two):
     made, _, _, _ = between(two)
     found = fs.slice1d(made, radius=2.0, points=5, count=3)
-    (flag,) = told(found)
+    (flag,) = norm_flags(found)
     assert "of random 0" in flag
 
 
@@ -110,8 +110,8 @@ def test_planes_flag_their_ends_and_checkpoints(two, untouched):
     with untouched(two[0]):
         plane = fs.slice2d(made, "pca", trajectory=states, points=5)
         again = fs.slice2d(made, "pca", trajectory=states, points=5, bn="recalibrate")
-    assert len(told(plane)) == 1
-    assert told(again) == []
+    assert len(norm_flags(plane)) == 1
+    assert norm_flags(again) == []
     assert again.loss == pytest.approx(recomputed(two[0]), rel=1e-12)
     saved = plane.to_dict()
     assert saved["meta"]["moved_statistics"]["recalibrated"] > 0
@@ -120,7 +120,7 @@ def test_planes_flag_their_ends_and_checkpoints(two, untouched):
 
 def test_models_without_running_statistics_have_no_flag(tanh_objective):
     found = fs.slice1d(tanh_objective, count=1, points=5)
-    assert told(found) == []
+    assert norm_flags(found) == []
     assert "moved_statistics" not in found.meta
     same = fs.slice1d(tanh_objective, count=1, points=5, bn="recalibrate")
     np.testing.assert_array_equal(found.losses, same.losses)

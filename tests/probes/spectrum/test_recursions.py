@@ -213,7 +213,7 @@ def test_unfit_optimizers_are_named(bowl, objective):
     old = torch.optim.Adam(bowl.parameters(), lr=0.1).state_dict()
     for group in old["param_groups"]:
         group.pop("decoupled_weight_decay")
-    refused(old, "must tell Adam from AdamW")
+    refused(old, "cannot tell whether this state dict is Adam's or AdamW's")
     broken = torch.optim.RMSprop(bowl.parameters(), lr=0.1, eps=0.0)
     bowl.first.grad, bowl.rest.grad = torch.zeros_like(bowl.first), torch.ones_like(bowl.rest)
     broken.step()
