@@ -141,7 +141,7 @@ def test_a_trace_of_nan_products_is_called_that(tmp_path):
 def test_help_tells_the_block_and_what_k_counts():
     words = " ".join(fastscape("spectrum", "--help").stdout.split())
     assert "Vectors per product. [default: 4]" in words
-    assert "Eigenvalues of the upper end; of the lower, the first" in words
+    assert "Eigenvalues of the upper end; of the lower end, the first" in words
 
 
 @pytest.mark.parametrize(
