@@ -73,8 +73,8 @@ class Soundness:
         distance = found.distance(self.reference)
         if distance > tolerance:
             raise Refusal(
-                f"its products differ from those before by {distance:.1g}: the model reaches its parameters by more than their "
-                "registered names, or writes into what it keeps"
+                f"its products differ from those before by {distance:.1g}: the model accesses parameters outside "
+                "named_parameters() (a list, a closure), or writes into what it keeps"
             )
 
     def _check(self, path: ProductPath, product: Product, first: Sketch, second: Sketch | None) -> None:
