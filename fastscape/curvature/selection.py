@@ -73,8 +73,8 @@ class Selection:
         self.release()
         if self._path in _FUNCTIONAL and not program.is_functional(space.largest):
             raise ValueError(
-                f"path must not be {self._path!r} for this model, which accesses parameters outside named_parameters() (a list, a "
-                "closure): they would count as constants; use path='graph' or None"
+                f"path must not be {self._path!r} for this model, which accesses parameters outside named_parameters() (a list, "
+                "a closure): they would count as constants; use path='graph' or None"
             )
         trial = self._tried(program, key, rows, thorough=thorough)
         if not trial.found:
