@@ -115,7 +115,8 @@ def checkpoints(paths: Sequence[str | Path]) -> tuple[Checkpoint, ...]:
         raise ValueError("checkpoints must hold at least one file, got none")
     for index, file in enumerate(files):
         if not file.is_file():
-            raise ValueError(f"checkpoints[{index}] must be a file, got {str(file)!r}")
+            found = "a directory" if file.is_dir() else "which does not exist"
+            raise ValueError(f"checkpoints[{index}] must be a file, got {str(file)!r}, {found}")
         if file.resolve() in {other.resolve() for other in files[:index]}:
             raise ValueError(f"checkpoints[{index}] is given twice, got {str(file)!r}")
     labels = ([file.stem for file in files], [file.name for file in files], [str(file) for file in files])
