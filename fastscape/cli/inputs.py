@@ -20,6 +20,11 @@ BATCH_NORM = ("recalibrate", "running", "batch")  # of paths between weights
 PRECISIONS = ("float64", "float32")
 
 
+def checkpoint_option(words: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option for weights in files or directories, and what a command does with them."""
+    return click.option("--checkpoint", "checkpoints", multiple=True, type=click.Path(path_type=Path), help=words)
+
+
 def objective_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that make an objective of a model, in the order of the help page."""
     options = (

@@ -11,7 +11,15 @@ import click
 import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.inputs import analysis_options, build_objective, checkpoint_files, gib, objective_options, radii
+from fastscape.cli.inputs import (
+    analysis_options,
+    build_objective,
+    checkpoint_files,
+    checkpoint_option,
+    gib,
+    objective_options,
+    radii,
+)
 from fastscape.cli.output import Outcome, check_out, live_progress, rescue, run
 from fastscape.cli.spectrum import OPTIMIZER, measure, optimizer_options
 
@@ -27,13 +35,7 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 @click.command("multifractal")
 @click.argument("model")
 @objective_options
-@click.option(
-    "--checkpoint",
-    "checkpoints",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Weights; repeatable, or a directory of them.",
-)
+@checkpoint_option("Weights; repeatable, or a directory of them.")
 @click.option("--budget", help="Time for everything, such as 60s or 5m; directions are added until it ends.")
 @click.option("--target", type=float, help="Stop when the 95 % interval of M_tau is this narrow (half-width).")
 @click.option("--count", type=int, help="Directions per bank.")

@@ -11,7 +11,16 @@ import click
 import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.inputs import BATCH_NORM, PRECISIONS, build_objective, centre, checkpoint_files, gib, objective_options
+from fastscape.cli.inputs import (
+    BATCH_NORM,
+    PRECISIONS,
+    build_objective,
+    centre,
+    checkpoint_files,
+    checkpoint_option,
+    gib,
+    objective_options,
+)
 from fastscape.cli.output import Outcome, check_out, live_progress, run
 
 if TYPE_CHECKING:
@@ -27,12 +36,8 @@ _SHARE = 0.3  # of the budget, for the eigenvectors
 @click.command("slice")
 @click.argument("model")
 @objective_options
-@click.option(
-    "--checkpoint",
-    "checkpoints",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Weights to slice around, the last of several; repeatable, or a directory. A plane shows the others projected.",
+@checkpoint_option(
+    "Weights to slice around, the last of several; repeatable, or a directory. A plane shows the others projected."
 )
 @click.option("--dims", type=click.Choice(["1", "2"]), default="1", show_default=True, help="Lines, or a plane.")
 @click.option(

@@ -13,7 +13,7 @@ import fastscape as fs
 from fastscape._checks import counted
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.inputs import build_objective, checkpoint_files, gib, objective_options
+from fastscape.cli.inputs import build_objective, checkpoint_files, checkpoint_option, gib, objective_options
 from fastscape.cli.output import Outcome, check_out, live_progress, run
 
 if TYPE_CHECKING:
@@ -49,13 +49,7 @@ def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("spectrum")
 @click.argument("model")
 @objective_options
-@click.option(
-    "--checkpoint",
-    "checkpoints",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Weights; repeatable, or a directory of them.",
-)
+@checkpoint_option("Weights; repeatable, or a directory of them.")
 @click.option(
     "--k",
     type=int,
