@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 import operator
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeGuard, TypeVar
 
 Settings = TypeVar("Settings")
+_MANY = 2**24  # more directions, steps or samples than a run can have
+_FEW = 3  # names that a message quotes one by one
+_LONG = 80  # characters of an argument in a message
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:
@@ -17,16 +24,92 @@ def integer(name: str, value: object, low: int, high: int | None = None) -> int:
         number = None
     if number is None or (high is not None and not low <= number < high):
         allowed = "" if high is None else f" in [{low}, 2^{high.bit_length() - 1})"
-        raise ValueError(f"{name} must be an integer{allowed}, got {value!r}")
+        raise ValueError(f"{name} must be an integer{allowed}, got {shown(value)}")
     if number < low:
-        raise ValueError(f"{name} must be at least {low}, got {value!r}")
+        raise ValueError(f"{name} must be at least {low}, got {shown(value)}")
     return number
+
+
+def counted_up(name: str, value: object, least: int) -> int:
+    """``value`` as a number of directions, steps or samples, or a ValueError."""
+    number = integer(name, value, least)
+    if number > _MANY:
+        raise ValueError(f"{name} must be at most {_MANY}, got {value!r}")
+    return number
+
+
+def real(value: object) -> TypeGuard[float]:
+    """Whether an argument is a real number; NumPy's are, booleans and text are not."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def positive(name: str, value: object, what: str = "number", remedy: str = "") -> float:
+    """``value`` as a positive finite float, or a ValueError; NumPy numbers pass, booleans and text do not.
+
+    Args:
+        what: it is, in the message.
+        remedy: what to write, there.
+    """
+    if not (real(value) and 0 < value < math.inf):
+        raise ValueError(f"{name} must be a positive {what}, got {shown(value)}" + (f"; {remedy}" if remedy else ""))
+    return float(value)
+
+
+def reals(name: str, value: object) -> tuple[float, ...]:
+    """``value`` as a tuple of floats, or a ValueError."""
+    given = tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else None
+    if given is None or not all(map(real, given)):
+        raise ValueError(f"{name} must be a sequence of numbers, got {shown(value)}")
+    return tuple(map(float, given))
 
 
 def check_memory(memory: object) -> None:
     """Raise a ValueError unless ``memory`` is ``None`` or a positive number of bytes."""
-    if memory is not None and not (isinstance(memory, (int, float)) and not isinstance(memory, bool) and memory > 0):
-        raise ValueError(f"memory must be a positive number of bytes, got {memory!r}; 2**30 is a gibibyte, None the default")
+    if memory is not None:
+        positive("memory", memory, "number of bytes", "2**30 is a gibibyte, None the default")
+
+
+def flag(name: str, value: object) -> bool:
+    """``value`` as a bool, or a ValueError: what has no single truth value is none."""
+    if type(value).__name__ not in ("bool", "bool_"):  # NumPy's too
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def one_of(name: str, value: object, allowed: Sequence[object], otherwise: str = "") -> None:
+    """Raise a ValueError unless ``value`` is one of the ``allowed`` names, or ``None`` where that is among them.
+
+    Names are compared as names: an array, whose comparison has no truth value, is none of them.
+
+    Args:
+        otherwise: what ``None`` stands for, in the message.
+    """
+    if value is None and None in allowed:
+        return
+    names = [each for each in allowed if each is not None]
+    if isinstance(value, str) and value in names:
+        return
+    few = len(names) <= _FEW
+    last = [f"None{otherwise and ' '}{otherwise}"] if None in allowed else []
+    words = [*(map(repr, names) if few else [", ".join(map(str, names))]), *last]
+    listed = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+    raise ValueError(f"{name} must be {'' if few else 'one of '}{listed}, got {shown(value)}")
+
+
+@contextmanager
+def noted(words: str) -> Iterator[None]:
+    """A block of the user's own code: what it raises gets a note that says where it was called."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(words)
+        raise
+
+
+def shown(value: object) -> str:
+    """``repr`` of an argument in one line, cut where it is long: for messages."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
 
 
 def checked_settings(name: str, value: object, kind: type[Settings]) -> Settings:

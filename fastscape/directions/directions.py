@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastscape._checks import integer
+from fastscape._checks import integer, one_of
 from fastscape.directions.normalise import Normaliser, OneD, Rule, ZeroNorm
 from fastscape.objective.arguments import matched_state
 from fastscape.objective.objective import Objective, checked_objective
@@ -71,8 +71,7 @@ class Directions:
         filter_dim: Mapping[str, int] | None = None,
     ) -> None:
         checked_objective(objective)
-        if distribution not in get_args(Distribution):
-            raise ValueError(f"distribution must be 'gaussian' or 'rademacher', got {distribution!r}")
+        one_of("distribution", distribution, get_args(Distribution))
         count, seed = integer("count", count, 1, 2**32 + 1), integer("seed", seed, 0, 2**64)
         known = tensor_ids(name for name, _ in objective.model.named_parameters())
         self.ids: list[int] = [known[name] for name in objective.names]
@@ -89,8 +88,7 @@ class Directions:
         self._norms = Norms(self._id_tensor, self._sizes, self.normaliser.pieces, distribution)
 
     def _finish(self, objective: Objective, count: int, normaliser: Normaliser, scale: Scale) -> None:
-        if scale not in get_args(Scale):
-            raise ValueError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}")
+        one_of("scale", scale, get_args(Scale))
         self.count, self.scale, self.names = count, scale, objective.names
         self.dtype = objective.dtype
         self.normalize: str = normaliser.rule

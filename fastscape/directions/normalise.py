@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastscape._checks import one_of, shown
 from fastscape.ops.direction_dot.reference import squares
 
 Rule = Literal["tensor", "filter", "module", "global", "element", "none"]
@@ -38,6 +39,25 @@ ZeroNorm = Literal["skip", "error"]
 
 RULES: tuple[str, ...] = get_args(Rule)
 _GUARD = 1e-12
+
+
+def checked_filters(given: object, base: Mapping[str, Tensor]) -> Mapping[str, int]:
+    """Dimensions of filters by parameter name, none for ``None``.
+
+    Raises:
+        TypeError: no mapping.
+        ValueError: a name that is not probed, or a dimension that its tensor has not.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"filter_dim must map names of parameters to dimensions, got {shown(given)}; write {{{next(iter(base))!r}: 1}}"
+        )
+    for name, dim in given.items():
+        if name not in base or not (isinstance(dim, int) and -base[name].ndim <= dim < base[name].ndim):
+            raise ValueError(f"filter_dim must name a dimension of a probed parameter, got {name!r}: {shown(dim)}")
+    return given
 
 
 def _exact_sum(values: list[float]) -> float:
@@ -67,20 +87,15 @@ class Normaliser:
         filter_dim: Mapping[str, int] | None = None,
         dense: bool = True,
     ) -> None:
-        if rule not in RULES:
-            raise ValueError(f"normalize must be one of {', '.join(RULES)}, got {rule!r}")
-        if one_d not in (None, *get_args(OneD)):
-            raise ValueError(f"one_d must be 'same', 'zero' or None, got {one_d!r}")
-        if zero_norm not in get_args(ZeroNorm):
-            raise ValueError(f"zero_norm must be 'skip' or 'error', got {zero_norm!r}")
-        for name, dim in (filter_dim or {}).items():
-            if name not in base or not -base[name].ndim <= dim < base[name].ndim:
-                raise ValueError(f"filter_dim must name a dimension of a probed parameter, got {name!r}: {dim}")
+        one_of("normalize", rule, RULES)
+        one_of("one_d", one_d, (*get_args(OneD), None))
+        one_of("zero_norm", zero_norm, get_args(ZeroNorm))
+        filter_dim = checked_filters(filter_dim, base)
         self.rule, self.names = rule, tuple(base)
         self._norm_known = dense and rule not in ("element", "none")
         self.one_d = one_d or ("zero" if rule == "filter" else "same")
         self.shapes = [tensor.shape for tensor in base.values()]
-        self._dims = [(filter_dim or {}).get(name, 0) % max(tensor.ndim, 1) for name, tensor in base.items()]
+        self._dims = [filter_dim.get(name, 0) % max(tensor.ndim, 1) for name, tensor in base.items()]
         self._moved = [tensor.ndim > 1 or self.one_d == "same" for tensor in base.values()]
         rows = [rule == "filter" and tensor.ndim > 1 for tensor in base.values()]
         self.pieces = [

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fastscape._checks import one_of
 from fastscape.objective.objective import Objective
 from fastscape.objective.replica import Replica
 
@@ -23,8 +24,7 @@ def checked_mode(objective: Objective, bn: BatchNorm | None, usual: BatchNorm) -
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
-    if bn not in (None, *get_args(BatchNorm)):
-        raise ValueError(f"bn must be 'recalibrate', 'running', 'batch' or None, got {bn!r}")
+    one_of("bn", bn, (*get_args(BatchNorm), None))
     if statistics(objective.model):
         return bn or usual
     if not objective.tracking:

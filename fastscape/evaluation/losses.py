@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from fastscape._checks import one_of
 from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.evaluator import Evaluator, PathName
 from fastscape.objective.objective import Objective, checked_objective
@@ -20,8 +21,7 @@ DTYPES: dict[str, torch.dtype] = {"float64": torch.float64, "float32": torch.flo
 
 def checked_dtype(precision: str) -> torch.dtype:
     """The dtype of a precision name, or a ValueError that lists the names."""
-    if precision not in DTYPES:
-        raise ValueError(f"precision must be one of {', '.join(DTYPES)} or None, got {precision!r}")
+    one_of("precision", precision, (*DTYPES, None))
     return DTYPES[precision]
 
 
@@ -95,6 +95,6 @@ def losses(
     if not np.isfinite(values).all():
         raise ValueError(f"radii must be finite, got {values[~np.isfinite(values)][0]!s}")
     checked_directions(directions)
-    dtype = checked_dtype(precision or "float64")
+    dtype = checked_dtype("float64" if precision is None else precision)
     with Evaluator(objective, dtype, path=path, memory=memory) as evaluator:
         return evaluator.losses(directions, range(len(directions)), values.tolist())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._checks import integer
+from fastscape._checks import integer, one_of
 from fastscape.numerics.factorisation import Quadrature
 from fastscape.numerics.gram_schmidt import random_rows
 from fastscape.numerics.krylov import CAPACITY, BlockLanczos, Eigenpairs, Matmat, Which, least_capacity
@@ -154,7 +154,6 @@ def _check_request(size: int, k: int, which: str, tolerance: float) -> None:
     integer("size", size, 1)
     if integer("k", k, 1) > size:
         raise ValueError(f"k must be at most D = {size}, got {k}; a matrix has no more eigenvalues than rows")
-    if which not in get_args(Which):
-        raise ValueError(f"which must be one of {', '.join(get_args(Which))}, got {which!r}")
+    one_of("which", which, get_args(Which))
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be in [0, 1), got {tolerance!r}")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastscape._checks import first_line
+from fastscape._checks import first_line, noted, one_of, shown
 from fastscape.objective.batches import Batch
 from fastscape.objective.criteria import Criterion, check_targets
 from fastscape.objective.structures import arrays_of, tensors_of
@@ -66,7 +66,8 @@ def selected(model: nn.Module, params: Select) -> tuple[str, ...]:
         if globs is None:
             return True
         if callable(globs):
-            return bool(globs(name, tensor))
+            with noted(f"raised by params= on the name and tensor of {name!r}"):
+                return bool(globs(name, tensor))
         return any(fnmatchcase(alias, glob) for alias in aliases[id(tensor)] for glob in globs)
 
     found = [(name, tensor) for name, tensor in model.named_parameters() if wanted(name, tensor)]
@@ -91,8 +92,7 @@ def selected(model: nn.Module, params: Select) -> tuple[str, ...]:
 
 def check_batch_norm(batch_norm: object) -> None:
     """Raise unless ``batch_norm`` is a mode."""
-    if batch_norm not in ("running", "batch"):
-        raise ValueError(f"batch_norm must be 'running', 'batch' or None, got {batch_norm!r}")
+    one_of("batch_norm", batch_norm, ("running", "batch", None))
 
 
 def checked_device(model: nn.Module, device: torch.device | str | None) -> torch.device:
@@ -100,6 +100,8 @@ def checked_device(model: nn.Module, device: torch.device | str | None) -> torch
     if device is not None:
         try:
             return torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors name it
+        except TypeError as error:
+            raise TypeError(f"device must be a torch.device or its name, got {shown(device)}; write such as 'cuda:0'") from error
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device must be usable on this machine, got {str(device)!r} ({first_line(error)})") from error
     found = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}

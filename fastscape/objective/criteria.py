@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
+from fastscape._checks import noted
+
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 _MEANS = ("mean", "batchmean")
@@ -202,11 +204,8 @@ def ignored_targets(criterion: Criterion | None, batch: Any) -> str:
 
 def weight_of(weight: Callable[[Any], Any], batch: Any, index: int) -> float:
     """Value of a user's ``weight``, as a float."""
-    try:
+    with noted(f"raised by weight= on data[{index}], a batch of type {type(batch).__name__}"):
         value = weight(batch)
-    except Exception as error:
-        error.add_note(f"raised by weight= on data[{index}], a batch of type {type(batch).__name__}")
-        raise
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:

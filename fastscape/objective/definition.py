@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from fastscape._checks import check_memory, integer
+from fastscape._checks import check_memory, integer, noted
 from fastscape.objective.arguments import (
     Select,
     check_batch_norm,
@@ -213,7 +213,8 @@ class Definition:
         if self._user_samples is None:
             return sample_guess(batch)
         if callable(self._user_samples):
-            return integer("samples(batch)", self._user_samples(batch), 0)
+            with noted(f"raised by samples= on a batch of type {type(batch).__name__}"):
+                return integer("samples(batch)", self._user_samples(batch), 0)
         return self._user_samples
 
     def says_sum(self, batch: Batch, twice: Batch) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastscape._checks import first_line
+from fastscape._checks import first_line, one_of
 from fastscape._state import exact_arithmetic
 from fastscape.differences.evaluator import DifferenceEvaluator, FrontEnd
 from fastscape.differences.propagation import MissingRuleError
@@ -98,8 +98,7 @@ class PrecisionChoice:
 
 def checked_precision(precision: str | None) -> Precision | None:
     """A precision by name, or a ValueError that lists the names."""
-    if precision is not None and precision not in get_args(Precision):
-        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))} or None, got {precision!r}")
+    one_of("precision", precision, (*get_args(Precision), None))
     return precision  # type: ignore[return-value]
 
 

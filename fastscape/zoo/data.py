@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastscape._checks import one_of
+
 Batches = list[tuple[Tensor, Tensor]]
 Split = Literal["train", "test"]
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's dataset-fashion-mnist installs it
@@ -95,8 +97,7 @@ def pydoc_text(split: Split = "train", samples: int | None = 64, batch_size: int
 
 
 def _checked(split: str) -> str:
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    one_of("split", split, ("train", "test"))
     return split
 
 

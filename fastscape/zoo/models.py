@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fastscape._checks import one_of
+
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 
@@ -18,8 +20,7 @@ def mlp(
     activation: Literal["relu", "tanh", "gelu"] = "relu",
 ) -> nn.Sequential:
     """Fully connected classifier of flattened inputs; the default fits the digits (``inputs=784`` for Fashion-MNIST)."""
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+    one_of("activation", activation, tuple(_ACTIVATIONS))
     layers: list[nn.Module] = [nn.Flatten()]
     width = inputs
     for size in hidden:

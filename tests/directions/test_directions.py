@@ -213,7 +213,7 @@ def test_gradient_direction_has_the_slope_of_the_gradient_norm(objective):
         ({"seed": -1}, r"seed must be an integer in \[0, 2\^64\), got -1"),
         ({"distribution": "cauchy"}, "distribution must be 'gaussian' or 'rademacher', got 'cauchy'"),
         ({"normalize": "layer"}, "normalize must be one of tensor, filter, module, global, element, none, got 'layer'"),
-        ({"scale": "absolute"}, "scale must be one of unit, relative, none, got 'absolute'"),
+        ({"scale": "absolute"}, "scale must be 'unit', 'relative' or 'none', got 'absolute'"),
         ({"one_d": "skip"}, "one_d must be 'same', 'zero' or None, got 'skip'"),
         ({"zero_norm": "ignore"}, "zero_norm must be 'skip' or 'error', got 'ignore'"),
         ({"filter_dim": {"4.weight": 2}}, "filter_dim must name a dimension of a probed parameter, got '4.weight': 2"),

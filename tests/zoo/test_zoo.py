@@ -121,7 +121,7 @@ def test_bad_data_arguments_are_named():
         zoo.digits("valid")
     with pytest.raises(ValueError, match="samples and batch_size must be positive"):
         zoo.digits(samples=0)
-    with pytest.raises(ValueError, match="activation must be one of relu, tanh, gelu, got 'swish'"):
+    with pytest.raises(ValueError, match="activation must be 'relu', 'tanh' or 'gelu', got 'swish'"):
         zoo.mlp(activation="swish")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._checks import counted, integer
+from fastscape._checks import counted, flag, integer
 from fastscape._clock import now
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.batch_statistics import BatchNorm, checked_mode, recalibrate
@@ -79,7 +79,7 @@ def checked_goals(
         raise ValueError(f"tolerance must be finite and not negative, got {tolerance!r}; 0 refines until points are used up")
     mode = checked_mode(objective, bn, "batch" if objective.batch_norm_asked == "batch" else "recalibrate")
     dtype = None if precision is None else checked_dtype(precision)
-    return Goals(points, start, float(tolerance), mode, bool(match), dtype, integer("seed", seed, 0, 2**64))
+    return Goals(points, start, float(tolerance), mode, flag("match", match), dtype, integer("seed", seed, 0, 2**64))
 
 
 @dataclass(frozen=True)

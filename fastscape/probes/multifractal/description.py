@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from fastscape._checks import integer, one_line
+from fastscape._checks import integer, one_line, one_of, positive, real, reals
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate, Estimates
 from fastscape.probes.multifractal import exponents as ex
@@ -54,19 +54,17 @@ class AnalysisSettings:
             if self.q != "core":
                 raise ValueError(f"q must be 'core' or orders, got {self.q!r}")
             object.__setattr__(self, "q", CORE_Q)
-        orders = sorted({float(order) for order in self.q} | {0.0, 1.0})
+        orders = sorted({*reals("q", self.q), 0.0, 1.0})
         if not all(map(math.isfinite, orders)) or len([order for order in orders if order]) < 3:
             raise ValueError(f"q must hold at least three finite orders besides 0, got {self.q!r}")
         object.__setattr__(self, "q", tuple(orders))
         if self.windows is not None:
-            if not all(isinstance(pair, Sequence) for pair in self.windows):
+            if not isinstance(self.windows, Sequence) or not all(isinstance(pair, Sequence) for pair in self.windows):
                 raise ValueError(f"windows must be a sequence of (start, stop) pairs, got {self.windows!r}")
             object.__setattr__(self, "windows", tuple(tuple(pair) for pair in self.windows))
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"variant must be 'even' or 'odd', got {self.variant!r}")
-        if not (math.isfinite(self.gamma) and self.gamma > 0):
-            raise ValueError(f"gamma must be positive and finite, got {self.gamma!r}")
-        if self.measure_floor is not None and not 0 < self.measure_floor < 1:
+        one_of("variant", self.variant, get_args(Variant))
+        positive("gamma", self.gamma)
+        if self.measure_floor is not None and not (real(self.measure_floor) and 0 < self.measure_floor < 1):
             raise ValueError(f"measure_floor must be in (0, 1), got {self.measure_floor!r}")
         for name, least in (("bootstrap", 2), ("permutations", 1), ("seed", 0)):
             object.__setattr__(self, name, integer(name, getattr(self, name), least))

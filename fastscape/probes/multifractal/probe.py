@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Unpack, cast
 
-from fastscape._checks import checked_settings
+from fastscape._checks import checked_settings, integer
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
@@ -135,7 +135,7 @@ def trajectory(
 def _session(probe: ProbeSettings | None, analysis: AnalysisSettings | None, target: float | None, work: Run) -> Session:
     if work.seed is not None and probe is None:
         probe = ProbeSettings(seed=work.seed)
-    elif work.seed is not None and checked_settings("probe", probe, ProbeSettings).seed != work.seed:
+    elif work.seed is not None and checked_settings("probe", probe, ProbeSettings).seed != integer("seed", work.seed, 0, 2**63):
         raise ValueError(f"seed must be that of probe=, {probe.seed}, got {work.seed!r}; leave one of them out")
     path = cast("AnyPath | None", work.path)
     return Session(probe, analysis, work.budget, target, path, work.memory, work.progress)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fastscape._checks import checked_settings
+from fastscape._checks import check_memory, checked_settings, positive
 from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.estimate import Estimate
 from fastscape.probes.multifractal.description import AnalysisSettings
@@ -70,8 +70,9 @@ class Session:
         self.budget = self.work.budget
         self.probe = checked_settings("probe", probe, ProbeSettings)
         self.analysis = checked_settings("analysis", analysis, AnalysisSettings)
-        if target is not None and not (math.isfinite(target) and target > 0):
-            raise ValueError(f"target must be a positive half-width of the M_tau interval, got {target!r}")
+        if target is not None:
+            positive("target", target, "half-width of the M_tau interval")
+        check_memory(memory)
         if self.analysis.windows is not None:
             checked_windows(self.analysis.windows, len(self.probe.grid(1.0)))
         self.target, self.path, self.memory, self.progress = target, path, memory, progress

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fastscape._checks import integer
+from fastscape._checks import integer, one_of
 from fastscape.directions.directions import Scale
 from fastscape.directions.normalise import RULES, OneD, Rule, ZeroNorm
 from fastscape.evaluation.losses import checked_radii
@@ -70,8 +70,7 @@ class ProbeSettings:
             ("zero_norm", self.zero_norm, get_args(ZeroNorm)),
             ("bank_batches", self.bank_batches, get_args(BankBatches)),
         ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+            one_of(name, value, allowed)
         checked_precision(self.precision)
 
     def grid(self, weight_norm: float) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fastscape._checks import one_of
 from fastscape.objective.objective import Objective
 from fastscape.objective.replica import Replica
 from fastscape.ops import direction
@@ -44,8 +45,7 @@ class Balls:
     """
 
     def __init__(self, objective: Objective, variant: Variant, eta: float, dtype: torch.dtype) -> None:
-        if variant not in get_args(Variant):
-            raise ValueError(f"variant must be 'normalized', 'sam' or 'asam', got {variant!r}")
+        one_of("variant", variant, get_args(Variant))
         weights = [tensor.to(dtype) for tensor in objective.base.values()]
         flat = torch.cat([tensor.reshape(-1) for tensor in weights])
         self.scale = torch.ones_like(flat) if variant == "sam" else flat.abs() + (eta if variant == "asam" else 0.0)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastscape._checks import counted, first_line
+from fastscape._checks import counted, first_line, one_of
 from fastscape.numerics.estimate import Estimate
 
 Status = Literal["fired", "not fired", "inconclusive", "not applicable"]
@@ -102,8 +102,7 @@ class Condition:
     unknown: str = "the threshold is not known"
 
     def __post_init__(self) -> None:
-        if self.operator not in _OPERATORS:
-            raise ValueError(f"operator must be one of {', '.join(_OPERATORS)}, got {self.operator!r}")
+        one_of("operator", self.operator, _OPERATORS)
         if not (isinstance(self.quantity, str) or callable(self.quantity)):
             raise TypeError(f"quantity must be a field's name or a function of a signature, got {self.quantity!r}")
         if isinstance(self.threshold, (int, float)) and math.isnan(self.threshold):

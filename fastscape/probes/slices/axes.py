@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastscape._checks import flag, shown
 from fastscape.directions import Directions
 from fastscape.directions.axes import Axes
 from fastscape.directions.directions import Scale
@@ -35,6 +36,8 @@ def states_of(objective: Objective, given: Sequence[AnyState], argument: str = "
         ValueError: missing or damaged files, or tensors that do not fit the model.
         TypeError: something else.
     """
+    if isinstance(given, (str, Path, nn.Module, Mapping)) or not isinstance(given, Iterable):
+        raise TypeError(f"{argument} must be a sequence of checkpoints, got {shown(given)}; write [{argument}] for one")
     states: list[State] = []
     names: list[str] = []
     for index, item in enumerate(given):
@@ -138,7 +141,7 @@ def plane_axes(given: Axes | Directions, dtype: torch.dtype, *, orthogonal: bool
     wide = torch.promote_types(dtype, torch.float32)
     axes = given[:2] if isinstance(given, Axes) else Axes.of(given, count=2)
     axes = axes.to(wide)
-    if orthogonal:
+    if flag("orthogonal", orthogonal):
         return axes.orthogonal()
     axes.check_independent()
     return axes

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
-from fastscape._checks import first_line, integer
+from fastscape._checks import counted_up, first_line, integer
 from fastscape.directions.axes import Axes
 from fastscape.directions.directions import Scale
 from fastscape.evaluation.arithmetic import measured_in
@@ -133,7 +133,7 @@ def slice1d(
     alphas = grid(radius, points)
     random = directions is None or (isinstance(directions, str) and directions == "random")
     number = LINES if random else COMPONENTS
-    count, seed = number if count is None else integer("count", count, 1), integer("seed", work.seed, 0, 2**64)
+    count, seed = number if count is None else counted_up("count", count, 1), integer("seed", work.seed, 0, 2**64)
     dtype = None if work.precision is None else checked_dtype(work.precision)
     clock = work.clock()
     norms = Norms(objective, bn)

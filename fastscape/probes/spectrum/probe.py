@@ -10,7 +10,7 @@ from typing import Any, Literal, Unpack, cast
 import torch
 from torch import Tensor
 
-from fastscape._checks import check_memory, first_line, integer
+from fastscape._checks import check_memory, first_line, integer, one_of
 from fastscape.curvature.operator import ggn, hessian
 from fastscape.curvature.paths import PathName
 from fastscape.curvature.soundness import AsymmetricProductError
@@ -26,7 +26,8 @@ from fastscape.probes.spectrum.stability_stage import StabilityStage, least_rows
 from fastscape.probes.spectrum.state import Curvature, Goals, SpectrumProgress
 from fastscape.runs.anytime import PartialResultError
 from fastscape.runs.checkpoints import read_optimizer
-from fastscape.runs.run import Work, settled
+from fastscape.runs.optimizers import OptimizerState
+from fastscape.runs.run import Run, Work, settled
 
 __all__ = ["SpectrumError", "SpectrumProgress", "spectrum"]
 
@@ -110,13 +111,11 @@ def spectrum(
     """
     work = settled(spectrum, keywords)
     checked_objective(objective)
-    goals, memory = checked_goals(objective, k, operator, work.targets, nodes), work.memory
-    block = BLOCK if block is None else integer("block", block, 2)
-    integer("seed", work.seed, 0, 2**64)
-    check_memory(memory)
+    goals, memory = checked_goals(objective, k, operator, nodes, block, work), work.memory
+    block = BLOCK if block is None else block
     start = _warm_vectors(objective, warm)
     clock = work.clock()
-    moves = None if optimizer is None else recursion(objective, _read(optimizer))
+    moves = None if optimizer is None else recursion(objective, read_state(objective, optimizer))
     objective = objective if moves is None else objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
     chosen_path = cast("PathName | None", work.path)
@@ -177,11 +176,14 @@ def measured(
     return found
 
 
-def checked_goals(objective: Objective, k: int, operator: str, targets: Mapping[str, float | None] | None, nodes: int) -> Goals:
+def checked_goals(objective: Objective, k: int, operator: str, nodes: int, block: int | None, work: Run) -> Goals:
     """Checked targets of a spectrum, or an exception that names the argument."""
-    if operator not in ("hessian", "ggn"):
-        raise ValueError(f"operator must be 'hessian' or 'ggn', got {operator!r}")
-    size = objective.size
+    one_of("operator", operator, ("hessian", "ggn"))
+    integer("seed", work.seed, 0, 2**64)
+    check_memory(work.memory)
+    if block is not None:
+        integer("block", block, 2)
+    size, targets = objective.size, work.targets
     if integer("k", k, 1) > size:
         raise ValueError(f"k must be at most D = {size}, got {k}; a matrix has no more eigenvalues than rows")
     if targets is not None and not isinstance(targets, Mapping):
@@ -228,5 +230,7 @@ def _capacity(matrix: Curvature, k: int, width: int, goals: Goals, memory: int |
     return min(size, room // row - beside, max(3 * goals.nodes, 200) + 2 * width)
 
 
-def _read(optimizer: Optimizer | str | Path) -> Optimizer:
-    return read_optimizer(Path(optimizer)) if isinstance(optimizer, (str, Path)) else optimizer
+def read_state(objective: Objective, optimizer: Optimizer | str | Path) -> OptimizerState:
+    """The state of an optimizer, or in its file; see there for the errors."""
+    given = read_optimizer(Path(optimizer)) if isinstance(optimizer, (str, Path)) else optimizer
+    return OptimizerState.of(given, objective.model)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._checks import counted, integer
+from fastscape._checks import counted, integer, one_of
 from fastscape.curvature.operator import CurvatureOperator, ggn, hessian
 from fastscape.curvature.paths import PathName
 from fastscape.numerics.estimate import Estimate
@@ -147,8 +147,7 @@ def edge_of_stability(
     work = settled(edge_of_stability, keywords)
     memory, path = work.memory, cast("PathName | None", work.path)
     objective = checked_objective(objective)
-    if operator not in ("hessian", "ggn"):
-        raise ValueError(f"operator must be 'hessian' or 'ggn', got {operator!r}")
+    one_of("operator", operator, ("hessian", "ggn"))
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
     integer("max_products", max_products, 1)

@@ -14,7 +14,7 @@ from fastscape.curvature.operator import ggn, hessian
 from fastscape.numerics.spectra import Stability
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.spectrum.assembly import with_note
-from fastscape.probes.spectrum.probe import BLOCK, SpectrumError, checked_goals, spectrum
+from fastscape.probes.spectrum.probe import BLOCK, SpectrumError, checked_goals, read_state, spectrum
 from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
 from fastscape.probes.spectrum.stability import Optimizer
 from fastscape.probes.spectrum.state import SpectrumProgress
@@ -72,7 +72,9 @@ def spectra(
     work = settled(spectra, keywords)
     progress = work.progress
     checked_objective(objective)
-    checked_goals(objective, k, operator, work.targets, nodes)
+    checked_goals(objective, k, operator, nodes, block, work)
+    if optimizer is not None:
+        read_state(objective, optimizer)
     whole = work.clock()
     files = read_checkpoints(checkpoints)
     for file in files:

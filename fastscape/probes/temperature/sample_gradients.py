@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from fastscape._checks import one_of
 from fastscape._state import exact_arithmetic
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.points import Array
@@ -85,8 +86,7 @@ class SampleGradients:
         split: bool = True,
         group: int | None = None,
     ) -> None:
-        if method not in (None, "per-sample", "two-batch"):
-            raise ValueError(f"method must be 'per-sample', 'two-batch' or None, got {method!r}")
+        one_of("method", method, ("per-sample", "two-batch", None))
         self.objective = objective
         half = objective.dtype in (torch.float16, torch.bfloat16)
         self.dtype = torch.float32 if half else objective.dtype

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._checks import counted, integer
+from fastscape._checks import counted, integer, one_of
 from fastscape._clock import now
 from fastscape.curvature.flat import square
 from fastscape.curvature.operator import ggn, hessian
@@ -158,10 +158,8 @@ class Difficulty:
         work = settled(Difficulty.__init__, keywords, name="run")
         self.objective = checked_objective(objective).trained()
         self.every = integer("every", every, 1)
-        if gradient not in get_args(GradientKind):
-            raise ValueError(f"gradient must be 'minibatch' or 'full', got {gradient!r}")
-        if operator not in ("hessian", "ggn"):
-            raise ValueError(f"operator must be 'hessian' or 'ggn', got {operator!r}")
+        one_of("gradient", gradient, get_args(GradientKind))
+        one_of("operator", operator, ("hessian", "ggn"))
         if not 0 < tolerance < 1:
             raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
         self.gradient, self.tolerance, self.operator, self.warm = gradient, float(tolerance), operator, bool(warm)

@@ -296,9 +296,9 @@ def test_the_preset_is_the_published_protocol():
         ({"banks": 0}, "banks must be at least 1, got 0"),
         ({"seed": -3}, r"seed must be an integer in \[0, 2\^63\), got -3"),
         ({"normalize": "layer"}, "normalize must be one of tensor, filter.*got 'layer'"),
-        ({"scale": "none"}, "scale must be one of unit, relative, got 'none'"),
+        ({"scale": "none"}, "scale must be 'unit' or 'relative', got 'none'"),
         ({"precision": "half"}, "precision must be one of float64, float32, difference, difference-bf16 or None, got 'half'"),
-        ({"bank_batches": "each"}, "bank_batches must be one of all, rotate, got 'each'"),
+        ({"bank_batches": "each"}, "bank_batches must be 'all' or 'rotate', got 'each'"),
     ],
 )
 def test_bad_settings_are_named(arguments, message):

@@ -243,7 +243,7 @@ def test_a_nan_loss_gives_a_result_that_says_so():
         ({"samples": 5}, "samples must be even"),
         ({"products": 3}, "products must be 0 or at least 6, got 3"),
         ({"eta": -1.0}, "eta must be finite and not negative"),
-        ({"precision": "float16"}, "precision must be one of"),
+        ({"precision": "float16"}, "precision must be 'float64', 'float32' or None"),
     ],
 )
 def test_bad_settings_are_named(tanh_objective, options, message):

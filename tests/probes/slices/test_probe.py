@@ -240,7 +240,7 @@ def test_a_radius_that_is_not_positive_is_refused(tanh_objective, probe, radius)
         ({"directions": "pca"}, "needs trajectory="),
         ({"directions": [{"nothing": torch.ones(1)}]}, "not a probed parameter"),
         ({"directions": []}, "at least one direction"),
-        ({"precision": "half"}, "precision must be one of"),
+        ({"precision": "half"}, "precision must be 'float64', 'float32' or None"),
         ({"normalize": "layerwise"}, "normalize must be one of"),
         ({"budget": "soon"}, "budget must be a positive time"),
         ({"trajectory": ["missing.pt"]}, "must be a file"),
