@@ -6,7 +6,7 @@ import dataclasses
 import math
 import numbers
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard, TypeVar
 
@@ -57,8 +57,8 @@ def positive(name: str, value: object, what: str = "number", remedy: str = "") -
 
 def reals(name: str, value: object) -> tuple[float, ...]:
     """``value`` as a tuple of floats, or a ValueError."""
-    given = tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else None
-    if given is None or not all(map(real, given)):
+    given = listed(name, value, "numbers")
+    if not all(map(real, given)):
         raise ValueError(f"{name} must be a sequence of numbers, got {shown(value)}")
     return tuple(map(float, given))
 
@@ -67,6 +67,22 @@ def check_memory(memory: object) -> None:
     """Raise a ValueError unless ``memory`` is ``None`` or a positive number of bytes."""
     if memory is not None:
         positive("memory", memory, "number of bytes", "2**30 is a gibibyte, None the default")
+
+
+def listed(name: str, value: object, what: str) -> tuple[Any, ...]:
+    """``value`` as a tuple, or a TypeError that says of what; text and mappings are no sequences."""
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+        raise TypeError(f"{name} must be a sequence of {what}, got {shown(value)}")
+    return tuple(value)
+
+
+def mapped(name: str, value: object, what: str) -> Mapping[Any, Any]:
+    """``value`` as a mapping, an empty one for ``None``, or a TypeError that says what to write."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must map {what}, got {shown(value)}")
+    return value
 
 
 def flag(name: str, value: object) -> bool:

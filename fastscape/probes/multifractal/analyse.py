@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastscape._checks import checked_settings, first_line
+from fastscape._checks import checked_settings, first_line, integer, listed
 from fastscape.numerics.arrays import Array
 from fastscape.probes.multifractal import exponents as ex
 from fastscape.probes.multifractal.description import Analysis, AnalysisSettings, BankStatistics, ScaleProfile, WindowAnalysis
@@ -48,13 +48,17 @@ def analyse(
     chosen = checked_settings("settings", settings, AnalysisSettings)
     eps = _numbers("eps", eps)
     _check_scales(eps)
-    if not len(response):
+    response = [_numbers(f"response[{index}]", bank) for index, bank in enumerate(listed("response", response, "banks"))]
+    if not response:
         raise ValueError("response must hold at least one bank, got none")
-    response = [_numbers(f"response[{index}]", bank) for index, bank in enumerate(response)]
     for index, bank in enumerate(response):
         if bank.ndim != 2 or bank.shape[0] != len(eps) or not bank.shape[1]:
             raise ValueError(f"response[{index}] must have shape [{len(eps)} scales, directions], got {bank.shape}")
-    owner = list(batches) if batches is not None else [0] * len(response)
+    owner = (
+        [0] * len(response)
+        if batches is None
+        else [integer("batches", each, 0) for each in listed("batches", batches, "numbers")]
+    )
     if len(owner) != len(response):
         raise ValueError(f"batches must name the batch of each of the {len(response)} banks, got {len(owner)} entries")
     gate = np.ones(len(eps), dtype=np.bool_) if above_noise is None else np.asarray(above_noise, dtype=np.bool_)

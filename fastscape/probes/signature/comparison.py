@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from scipy import stats
 
-from fastscape._checks import counted
+from fastscape._checks import counted, listed
 from fastscape.numerics.arrays import Array
 from fastscape.probes.signature.quantities import QUANTITIES
 from fastscape.probes.signature.result import Signature
@@ -100,13 +100,15 @@ def compare(
         TypeError: something that is no signature.
         ValueError: fewer than two, labels of another number, or ``skip`` that is no label.
     """
-    given = tuple(signatures)
+    given = listed("signatures", signatures, "signatures")
     wrong = next((item for item in given if not isinstance(item, Signature)), None)
     if wrong is not None:
         raise TypeError(f"signatures must be made by Signature.of or fs.signature, got {type(wrong).__name__}")
     if len(given) < 2:
         raise ValueError(f"signatures must be at least two, got {len(given)}")
-    labels = tuple(architectures) if architectures is not None else tuple(str(each.meta.get("model", "?")) for each in given)
+    labels = tuple(str(each.meta.get("model", "?")) for each in given)
+    if architectures is not None:
+        labels = listed("architectures", architectures, "names")
     if len(labels) != len(given):
         raise ValueError(f"architectures must have one label per signature, got {len(labels)} for {len(given)}")
     unknown = [label for label in skip or () if label not in labels]

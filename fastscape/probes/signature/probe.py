@@ -11,13 +11,14 @@ from typing import Any, Unpack
 
 import torch
 
-from fastscape._checks import integer
+from fastscape._checks import integer, mapped, positive, real, shown
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.barriers.probe import barrier
 from fastscape.probes.multifractal.probe import multifractal
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.sharpness.probe import sharpness
 from fastscape.probes.signature.probe_result import ProbeResult
+from fastscape.probes.signature.quantities import kind_of
 from fastscape.probes.signature.result import Signature
 from fastscape.probes.signature.shared_budget import Results, Several, Stage, run_stages
 from fastscape.probes.slices.probe import slice1d
@@ -198,7 +199,9 @@ def signature(
         "slice": {"radius": _checked_radius("radius", radius)},
         "sharpness": {"epsilon": _checked_radius("epsilon", epsilon)},
     }
-    options, other = keywords.get("options") or {}, keywords.get("other")
+    options, other = _checked_options(keywords.get("options"), None), keywords.get("other")
+    if difficulty is not None and kind_of(difficulty) != "difficulty":
+        raise TypeError(f"difficulty must be the result of a fastscape.Difficulty, got {shown(difficulty)}; pass its .result()")
     merged = {kind: {**wanted.get(kind, {}), **options.get(kind, {})} for kind in {*wanted, *options}}
     given: dict[str, Any] = {name: keywords.get(name) for name in ("batch_size", "learning_rate", "optimizer")}
     what = _named(what)
@@ -240,19 +243,25 @@ def _check_training(given: Mapping[str, Any]) -> None:
         integer("batch_size", given["batch_size"], 1)
     if given["learning_rate"] is not None and given["optimizer"] is not None:
         raise ValueError("pass either optimizer= or learning_rate=, not both: an optimizer has its own learning rate")
+    if given["learning_rate"] is not None:
+        positive("learning_rate", given["learning_rate"])
+    if not (real(given["momentum"]) and 0 <= given["momentum"] < math.inf):
+        raise ValueError(f"momentum must be finite and not negative, got {shown(given['momentum'])}")
     if given["momentum"] and given["learning_rate"] is None:
         raise ValueError(f"momentum must come with learning_rate=, got {given['momentum']!r} alone; an optimizer has its own")
 
 
 def _checked_radius(name: str, value: float) -> float:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")
-    return float(value)
+    return positive(name, value)
 
 
 def _named(what: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """Names of probes; a single one may stand alone."""
-    return (what,) if isinstance(what, str) else None if what is None else tuple(what)
+    if what is None or isinstance(what, str):
+        return None if what is None else (what,)
+    if not isinstance(what, Sequence) or not all(isinstance(kind, str) for kind in what):
+        raise TypeError(f"what must be names of probes, {', '.join(PROBES)}, got {shown(what)}")
+    return tuple(what)
 
 
 def _chosen(what: Sequence[str] | None, absent: Mapping[str, str]) -> tuple[str, ...]:
@@ -267,14 +276,16 @@ def _checked_options(
     options: Mapping[str, Mapping[str, Any]] | None, targets: Mapping[str, float | None] | None
 ) -> dict[str, dict[str, Any]]:
     """Keywords of every probe from options and targets; a keyword that a probe does not have is an error."""
-    extra = {kind: dict(keywords) for kind, keywords in (options or {}).items()}
-    for kind, keywords in extra.items():
+    extra: dict[str, dict[str, Any]] = {}
+    for kind, keywords in mapped("options", options, "keywords of each probe, {'slice': {'count': 4}}").items():
         if kind not in PROBES:
             raise ValueError(f"options must name probes, {', '.join(PROBES)}, got {kind!r}")
+        extra[kind] = dict(mapped(f"options[{kind!r}]", keywords, "keywords of the probe, {'seed': 1}"))
+    for kind, keywords in extra.items():
         wrong = next((key for key in keywords if key not in _KEYWORDS[kind]), None)
         if wrong is not None:
             raise ValueError(f"options[{kind!r}] must hold keywords of its probe, {', '.join(_KEYWORDS[kind])}, got {wrong!r}")
-    wanted = dict(targets or {})
+    wanted = dict(mapped("targets", targets, "relative errors, {'trace': 0.05}"))
     m_tau = wanted.pop("m_tau", None)
     unknown = [key for key in wanted if key not in TARGETS]
     if unknown:

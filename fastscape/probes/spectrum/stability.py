@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._checks import counted, integer, one_of
+from fastscape._checks import counted, integer, one_of, real, shown
 from fastscape.curvature.operator import CurvatureOperator, ggn, hessian
 from fastscape.curvature.paths import PathName
 from fastscape.numerics.estimate import Estimate
@@ -148,8 +148,9 @@ def edge_of_stability(
     memory, path = work.memory, cast("PathName | None", work.path)
     objective = checked_objective(objective)
     one_of("operator", operator, ("hessian", "ggn"))
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
+    if not (real(tolerance) and 0 < tolerance < 1):
+        raise ValueError(f"tolerance must lie in (0, 1), got {shown(tolerance)}")
+    integer("seed", work.seed, 0, 2**64)
     integer("max_products", max_products, 1)
     state = read_optimizer(Path(optimizer)) if isinstance(optimizer, (str, Path)) else optimizer
     moves, objective = recursion(objective, state), objective.trained()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastscape._checks import first_line
+from fastscape._checks import first_line, listed
 from fastscape._state import preserved_rng
 from fastscape.curvature.flat import square
 from fastscape.curvature.point import DETACHED
@@ -212,7 +212,7 @@ def checked_measures(what: Sequence[str | Custom]) -> dict[str, Measure]:
     if isinstance(what, str):
         raise TypeError(f"what must be a sequence of names, got the string {what!r}; write what=({what!r},)")
     found: dict[str, Measure] = {}
-    for index, item in enumerate(what):
+    for index, item in enumerate(listed("what", what, "names or functions (objective, step)")):
         if isinstance(item, str):
             if item not in MEASURES:
                 raise ValueError(f"what must name {', '.join(MEASURES)} or be functions (objective, step), got {item!r}")

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastscape._checks import integer
+from fastscape._checks import integer, listed
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ def checked_schedule(when: Schedule | Sequence[int] | None, every: int | None) -
         return Schedule(every=integer("every", every, 1))
     if isinstance(when, Schedule):
         return when
-    assert when is not None
-    steps = tuple(integer(f"when[{index}]", step, 0) for index, step in enumerate(when))
+    steps = tuple(integer(f"when[{index}]", step, 0) for index, step in enumerate(listed("when", when, "steps")))
     if not steps or any(later <= earlier for earlier, later in pairwise(steps)):
         raise ValueError(f"when must be ascending steps, at least one, got {list(steps[:8])}")
     return Schedule(steps)
