@@ -43,15 +43,15 @@ def real(value: object) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def positive(name: str, value: object, what: str = "number", remedy: str = "") -> float:
+def positive(name: str, value: object, what: str = "positive and finite", remedy: str = "") -> float:
     """``value`` as a positive finite float, or a ValueError; NumPy numbers pass, booleans and text do not.
 
     Args:
-        what: it is, in the message.
+        what: it must be, in the message.
         remedy: what to write, there.
     """
     if not (real(value) and 0 < value < math.inf):
-        raise ValueError(f"{name} must be a positive {what}, got {shown(value)}" + (f"; {remedy}" if remedy else ""))
+        raise ValueError(f"{name} must be {what}, got {shown(value)}" + (f"; {remedy}" if remedy else ""))
     return float(value)
 
 
@@ -66,7 +66,7 @@ def reals(name: str, value: object) -> tuple[float, ...]:
 def check_memory(memory: object) -> None:
     """Raise a ValueError unless ``memory`` is ``None`` or a positive number of bytes."""
     if memory is not None:
-        positive("memory", memory, "number of bytes", "2**30 is a gibibyte, None the default")
+        positive("memory", memory, "a positive number of bytes", "2**30 is a gibibyte, None the default")
 
 
 def listed(name: str, value: object, what: str) -> tuple[Any, ...]:

@@ -162,6 +162,9 @@ def quotient(numerator: Estimate, denominator: Estimate) -> tuple[float, float]:
         return math.inf, math.inf
     if a == 0:
         return 0.0, 0.0
+    if a_low == a_high and b_low == b_high:  # both are known exactly: the formula's rounding is not theirs
+        exact = a * (1 / b)
+        return exact, exact
     over = a_low * (2 * a - a_low)
     lowest = over / (a * b + math.sqrt(max((a * b) ** 2 - over * b_high * (2 * b - b_high), 0.0)))
     if b_low <= 0:

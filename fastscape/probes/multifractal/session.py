@@ -71,7 +71,7 @@ class Session:
         self.probe = checked_settings("probe", probe, ProbeSettings)
         self.analysis = checked_settings("analysis", analysis, AnalysisSettings)
         if target is not None:
-            positive("target", target, "half-width of the M_tau interval")
+            positive("target", target, "a positive half-width of the M_tau interval")
         check_memory(memory)
         if self.analysis.windows is not None:
             checked_windows(self.analysis.windows, len(self.probe.grid(1.0)))

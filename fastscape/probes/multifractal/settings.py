@@ -96,8 +96,7 @@ def preset(name: str) -> tuple[ProbeSettings, AnalysisSettings]:
     Raises:
         ValueError: unknown name.
     """
-    if name != "torok2026":
-        raise ValueError(f"preset must be 'torok2026', got {name!r}")
+    one_of("preset", name, ("torok2026",))
     windows = ((5, 9), (6, 10), (7, 11), (8, 12), (5, 10), (6, 11), (7, 12), (5, 11))
     probe = ProbeSettings(radii=tuple(np.logspace(-6.5, -1.9, 12).tolist()), count=128, banks=8, scale="unit")
     return probe, AnalysisSettings(windows=windows, measure_floor=1e-10, authors_trust=True)

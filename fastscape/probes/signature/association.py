@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from fastscape._checks import counted, integer
+from fastscape._checks import counted, counted_up, integer, listed, shown
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
 
@@ -120,8 +120,12 @@ def association(
         >>> round(found.rho, 6), round(found.p, 6)
         (1.0, 0.016667)
     """
-    x, y, labels = _checked(early, outcome, groups)
-    integer("replicates", replicates, 100)
+    x, y, labels = _checked(early, outcome, None if groups is None else listed("groups", groups, "labels"))
+    counted_up("replicates", replicates, 100)
+    integer("seed", seed, 0, 2**64)
+    names = listed("names", names, "two names")
+    if len(names) != 2:
+        raise ValueError(f"names must be two, of the early quantity and of the outcome, got {shown(names)}")
     known = ~(np.isnan(x) | np.isnan(y))
     members = _groups(labels, known)
     used = np.concatenate(members) if members else np.empty(0, dtype=np.int64)

@@ -111,6 +111,7 @@ def compare(
         labels = listed("architectures", architectures, "names")
     if len(labels) != len(given):
         raise ValueError(f"architectures must have one label per signature, got {len(labels)} for {len(given)}")
+    skip = None if skip is None else listed("skip", skip, "labels")
     unknown = [label for label in skip or () if label not in labels]
     if unknown:
         raise ValueError(f"skip must be among the architectures {', '.join(sorted(set(labels)))}, got {unknown[0]!r}")

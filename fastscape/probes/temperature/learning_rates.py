@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastscape._checks import real, shown
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
 from fastscape.probes.spectrum.stability import Optimizer
@@ -34,8 +35,8 @@ def effective_rates(
         assert learning_rate is not None
         rate = _checked(learning_rate, momentum)
         return np.full(len(objective.names), rate), ()
-    if momentum:
-        raise ValueError(f"momentum must be left out when optimizer= is given, got {momentum!r}")
+    if not (real(momentum) and momentum == 0):
+        raise ValueError(f"momentum must be left out when optimizer= is given, got {shown(momentum)}")
     found = OptimizerState.of(
         read_optimizer(Path(optimizer)) if isinstance(optimizer, (str, Path)) else optimizer, objective.model
     )

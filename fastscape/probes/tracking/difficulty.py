@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._checks import counted, integer, one_of
+from fastscape._checks import counted, flag, integer, one_of, real, shown
 from fastscape._clock import now
 from fastscape.curvature.flat import square
 from fastscape.curvature.operator import ggn, hessian
@@ -160,9 +160,9 @@ class Difficulty:
         self.every = integer("every", every, 1)
         one_of("gradient", gradient, get_args(GradientKind))
         one_of("operator", operator, ("hessian", "ggn"))
-        if not 0 < tolerance < 1:
-            raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
-        self.gradient, self.tolerance, self.operator, self.warm = gradient, float(tolerance), operator, bool(warm)
+        if not (real(tolerance) and 0 < tolerance < 1):
+            raise ValueError(f"tolerance must lie in (0, 1), got {shown(tolerance)}")
+        self.gradient, self.tolerance, self.operator, self.warm = gradient, float(tolerance), operator, flag("warm", warm)
         self.max_products = integer("max_products", max_products, 1)
         self.seed, self.name = integer("seed", work.seed, 0, 2**64), work.name
         self._path, self._memory = work.path, work.memory

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 import torch
 
-from fastscape._checks import counted, first_line, integer
+from fastscape._checks import counted, first_line, integer, listed
 from fastscape._clock import now
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.tracking.allowance import Allowance
@@ -290,7 +290,7 @@ def _wait_for_training(device: torch.device, allowance: Allowance) -> None:
 
 
 def _checked_loggers(loggers: Sequence[Logger]) -> tuple[Logger, ...]:
-    for index, logger in enumerate(loggers):
+    for index, logger in enumerate(listed("loggers", loggers, "functions (values, step)")):
         if not callable(logger):
             raise TypeError(f"loggers[{index}] must be a function (values, step), got {type(logger).__name__}")
     return tuple(loggers)

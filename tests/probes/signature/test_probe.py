@@ -266,7 +266,7 @@ def test_arguments_are_checked_before_any_work(objective, monkeypatch, settings,
         ({"k": 0}, "k must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"momentum": 0.9, "learning_rate": None}, "momentum must come with learning_rate="),
-        ({"learning_rate": -1.0}, "Invalid learning rate"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive and finite, got -1.0"),
         ({"what": "temperature", "batch_size": None}, "must not name 'temperature'"),
     ],
 )
