@@ -1,5 +1,6 @@
 """What people pass by mistake: an exception that names the argument, what it got and what to write, before any work."""
 
+import inspect
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape.runs.optimizers import OptimizerState
+from fastscape.runs.run import shared_keywords
 
 X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2, 1, 1, 0, 2, 2, 1])
 
@@ -154,3 +156,68 @@ def test_what_a_loss_returns_is_told(value, words):
     objective = fs.Objective(MODEL, [(X, Y)], loss=lambda m, b: value(F.cross_entropy(m(b[0]), b[1])))
     with pytest.raises(TypeError, match=words):
         objective.loss()
+
+
+RADII, BANK = np.geomspace(1e-3, 1e-1, 6), np.random.default_rng(0).standard_normal((6, 8)) ** 2
+FILE = {"checkpoints": ["a.safetensors"]}  # never read: what is wrong with the other arguments is told before
+DOORS = {
+    fs.Objective: {"model": MODEL, "data": [(X, Y)], "criterion": F.cross_entropy},
+    fs.Directions: {"objective": OBJECTIVE},
+    fs.losses: {"objective": OBJECTIVE, "directions": DIRECTIONS, "radii": [0.1]},
+    fs.responses: {"objective": OBJECTIVE, "directions": DIRECTIONS, "radii": [0.1]},
+    fs.quadratic_forms: {"objective": OBJECTIVE, "directions": DIRECTIONS},
+    fs.mean_quadratic_form: {"objective": OBJECTIVE, "directions": DIRECTIONS, "groups": 2},
+    fs.operators: {"objective": OBJECTIVE},
+    fs.hessian: {"objective": OBJECTIVE},
+    fs.ggn: {"objective": OBJECTIVE},
+    fs.multifractal: {"objective": OBJECTIVE},
+    fs.trajectory: {"objective": OBJECTIVE, **FILE},
+    fs.spectrum: {"objective": OBJECTIVE},
+    fs.spectra: {"objective": OBJECTIVE, **FILE},
+    fs.slice1d: {"objective": OBJECTIVE},
+    fs.slice2d: {"objective": OBJECTIVE},
+    fs.barrier: {"objective": OBJECTIVE, "a": None, "b": OTHER.state_dict()},
+    fs.barriers: {"objective": OBJECTIVE, **FILE},
+    fs.connect: {"objective": OBJECTIVE, "a": None, "b": OTHER.state_dict()},
+    fs.sharpness: {"objective": OBJECTIVE},
+    fs.temperature: {"objective": OBJECTIVE, "batch_size": 2, "learning_rate": 0.1},
+    fs.edge_of_stability: {"objective": OBJECTIVE, "optimizer": torch.optim.SGD(MODEL.parameters(), lr=0.1)},
+    fs.signature: {"objective": OBJECTIVE},
+    fs.probe: {"objective": OBJECTIVE},
+    fs.doctor: {"objective": OBJECTIVE},
+    fs.bench: {"objective": OBJECTIVE},
+    fs.Tracker: {"objective": OBJECTIVE, "when": [0, 1]},
+    fs.Difficulty: {"objective": OBJECTIVE},
+    fs.ProbeSettings: {},
+    fs.AnalysisSettings: {},
+    fs.preset: {},
+    fs.analyse: {"response": [BANK], "eps": RADII},
+    fs.association: {"early": [1.0, 2.0, 3.0, 4.0], "outcome": [1.0, 2.0, 3.0, 5.0]},
+    fs.log_spaced: {"total_steps": 100},
+    fs.fractions: {"total_steps": 100},
+}
+
+
+def _parameters():
+    for door, given in DOORS.items():
+        function = door.__init__ if isinstance(door, type) else door
+        named = inspect.signature(door).parameters.values()
+        names = [each.name for each in named if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+        shared = shared_keywords(function) if any(each.kind is each.VAR_KEYWORD for each in named) else ()
+        for name in dict.fromkeys((*names, *shared)):
+            yield pytest.param(door, given, name, id=f"{door.__name__}-{name}")
+
+
+@pytest.mark.parametrize("value", [object(), np.zeros((2, 2))], ids=["object", "array"])
+@pytest.mark.parametrize(("door", "given", "name"), list(_parameters()))
+def test_what_no_argument_can_be_is_named_before_any_work(door, given, name, value):
+    def worked(*_):
+        raise RuntimeError("a forward before the arguments were checked")
+
+    handle = MODEL.register_forward_hook(worked)
+    try:
+        with pytest.raises((TypeError, ValueError)) as refused:
+            door(**{**given, name: value})
+    finally:
+        handle.remove()
+    assert name in str(refused.value)
