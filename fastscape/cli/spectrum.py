@@ -13,7 +13,15 @@ import fastscape as fs
 from fastscape._checks import counted
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.inputs import build_objective, checkpoint_files, checkpoint_option, gib, objective_options
+from fastscape.cli.inputs import (
+    build_objective,
+    checkpoint_files,
+    checkpoint_option,
+    gib,
+    method_of,
+    method_option,
+    objective_options,
+)
 from fastscape.cli.output import Outcome, check_out, live_progress, run
 
 if TYPE_CHECKING:
@@ -66,7 +74,7 @@ def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--block", type=int, default=BLOCK, show_default=True, help="Vectors per product.")
 @optimizer_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random probes.")
-@click.option("--path", help="Path of the products, such as graph or forward; default: the fastest, measured.")
+@method_option("How to multiply, such as graph or forward; default: the fastest, measured.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -104,9 +112,10 @@ def measure(
     from fastscape.reports.numbers import number
 
     settings: dict[str, Any] = {
-        key: options[key] for key in ("k", "operator", "nodes", "block", "memory", "path", "seed") if options.get(key) is not None
+        key: options[key] for key in ("k", "operator", "nodes", "block", "memory", "seed") if options.get(key) is not None
     }
     settings |= {"targets": options.get("targets") or targets(options) or None, "optimizer": optimizer(objective, options)}
+    settings["method"] = method_of(options)
 
     def show(checkpoint: str, done: float, state: Any) -> None:
         fraction = done + state.fraction / max(1, len(files))

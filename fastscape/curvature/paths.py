@@ -39,5 +39,5 @@ def checked_path(path: object) -> PathName | None:
         ValueError: another name.
     """
     if path is not None and path not in get_args(PathName):
-        raise ValueError(f"path must be one of {', '.join(get_args(PathName))} or None to measure, got {path!r}")
+        raise ValueError(f"method must be one of {', '.join(get_args(PathName))} or None to measure, got {path!r}")
     return path  # type: ignore[return-value]

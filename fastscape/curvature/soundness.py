@@ -87,7 +87,7 @@ class Soundness:
                 raise NondeterministicLossError(
                     f"products must be deterministic, got two products of one vector that differ by {change:.1g}: the loss is "
                     "the same twice, its gradient is not (an operation without a deterministic backward, or a hook that keeps "
-                    "state: try torch.use_deterministic_algorithms(True); in a replay, an operation in place: use path=None)"
+                    "state: try torch.use_deterministic_algorithms(True); in a replay, an operation in place: use method=None)"
                 )
         if second is not None:  # else there is no memory for a second vector
             self._check_symmetry(path, product, first, second)

@@ -69,7 +69,7 @@ class DifferenceEvaluator:
     ) -> None:
         checked_objective(objective)
         if front_end not in (None, *get_args(FrontEnd)):
-            raise ValueError(f"path must be 'graph', 'dispatch' or None with precision='difference', got {front_end!r}")
+            raise ValueError(f"method must be 'graph', 'dispatch' or None with precision='difference', got {front_end!r}")
         if lanes not in (torch.float32, torch.float64):
             raise ValueError(f"lanes must be torch.float32 or torch.float64, got {lanes}")
         if products == "bfloat16" and not _multiplies_bfloat16(objective.device):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, get_args, get_type_hints
 
 from fastscape._checks import checked_settings
+from fastscape._renamed import METHOD, renamed, under_new_names
 from fastscape.runs.budget import Budget
 
 
@@ -36,7 +37,7 @@ class Run:
         memory: bytes that batched evaluation or products may take.
         seed: of everything random.
         progress: called by the probe with what it says of its progress.
-        path: how to evaluate or multiply, by the probe's names.
+        method: how to evaluate or multiply, by the probe's names.
         precision: ``"float32"`` or ``"float64"``.
         targets: what ends the work before the budget does, by name.
         name, step: of the checkpoint.
@@ -54,7 +55,7 @@ class Run:
     memory: int | None = _UNSAID
     seed: int = _UNSAID
     progress: Callable[..., None] | None = _UNSAID
-    path: str | None = _UNSAID
+    method: str | None = _UNSAID
     precision: str | None = _UNSAID
     targets: Mapping[str, float | None] | None = _UNSAID
     name: str = _UNSAID
@@ -68,7 +69,7 @@ class Run:
 
     def without(self, *names: str) -> Run:
         """The same, leaving these to the probe."""
-        return dataclasses.replace(self, **dict.fromkeys(names, _UNSAID))
+        return dataclasses.replace(self, **dict.fromkeys((METHOD.get(name, name) for name in names), _UNSAID))
 
     def clock(self) -> Budget:
         """The budget, which starts now unless it has been started before."""
@@ -76,6 +77,9 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({', '.join(f'{name}={value!r}' for name, value in self.said.items())})"
+
+
+Run.__init__ = renamed(METHOD)(Run.__init__)  # type: ignore[method-assign]
 
 
 class Seeded(TypedDict, total=False):
@@ -109,8 +113,13 @@ def settled(door: Callable[..., object], keywords: Mapping[str, object], **defau
     Raises:
         TypeError: a keyword that there is not, with the nearest that there is; a ``run`` that is none.
         ValueError: a keyword with another value in ``run``, or one in ``run`` that the function does not take.
+
+    Warns:
+        DeprecationWarning: a keyword under an earlier name.
     """
     shared = shared_keywords(door)
+    names = {old: new for old, new in METHOD.items() if new in shared}
+    keywords = under_new_names(keywords, names, door.__qualname__.removesuffix(".__init__"), stacklevel=3)
     unknown = next((name for name in keywords if name not in shared), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, (*inspect.signature(door).parameters, *shared), n=1)

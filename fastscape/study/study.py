@@ -115,7 +115,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, report: Ca
     )
     report(f"{name}: which path of curvature products is fastest")
     path = hessian(objective.trained()).prepare(BLOCK).name
-    difficulty = Difficulty(objective, every=max(1, architecture.steps // plan.norms), path=path, name=name, seed=seed)
+    difficulty = Difficulty(objective, every=max(1, architecture.steps // plan.norms), method=path, name=name, seed=seed)
 
     def each(step: int, optimizer: torch.optim.Optimizer) -> None:
         difficulty.step(step, optimizer=optimizer)
@@ -127,7 +127,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, report: Ca
     population = sum(len(targets) for _, targets in architecture.train())
     optimizer = OptimizerState.of(architecture.optimizer()(model.parameters()), model)
     measurement = Measurement(
-        plan, architecture, optimizer, population, path=path, report=lambda words: report(f"{name}: {words}")
+        plan, architecture, optimizer, population, method=path, report=lambda words: report(f"{name}: {words}")
     )
     first, found = measurement.signed(objective.at(trained.early), "early", trained.early_step)
     last, more = measurement.signed(objective.at(trained.final), "final", trained.steps)

@@ -156,7 +156,7 @@ def test_help_tells_the_block_and_what_k_counts():
         ((MODEL, *DIGITS, "--budget", "soon"), "budget must be a positive time such as '60s'"),
         ((MODEL, *DIGITS, "--budget", "0.001s"), "of start-up and 3.6 s of the page, got '0.001s'; "),
         ((MODEL, *DIGITS, "--checkpoint", "nowhere.pt"), "checkpoints[0] must be a file, got 'nowhere.pt'"),
-        ((MODEL, *DIGITS, "--path", "sideways"), "path must be"),
+        ((MODEL, *DIGITS, "--method", "sideways"), "method must be"),
     ],
 )
 def test_bad_input_is_exit_code_2_and_writes_nothing(tmp_path, monkeypatch, arguments, message):

@@ -31,7 +31,7 @@ def check(name, path=None):
     if name.startswith("bert"):
         data = [_without_padding(batch) for batch in data]
     made = fs.Objective(model.double(), _double(data), **_loss(options))
-    exact, differences = fs.hessian(made, path=path), fs.hessian(made, path="gradient difference")
+    exact, differences = fs.hessian(made, method=path), fs.hessian(made, method="gradient difference")
     block = torch.randn(made.size, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     found = exact @ block
     assert relative(found, differences @ block) < max(1e-5, 20 * differences.choice.error)

@@ -36,7 +36,7 @@ def check(case, *, directions=None):
     """Responses and curvature are those of the model as it is now."""
     directions = fs.Directions(case, 2) if directions is None else directions
     found = fs.responses(case, directions, RADII, precision="difference")
-    truth = fs.responses(case, directions, RADII, precision="float64", path="loop")
+    truth = fs.responses(case, directions, RADII, precision="float64", method="loop")
     np.testing.assert_allclose(found.even[1], truth.even[1], rtol=1e-4)
     forms = fs.quadratic_forms(case, directions)
     np.testing.assert_allclose(forms.curvature * 1e-4, truth.even[1], rtol=2e-2)

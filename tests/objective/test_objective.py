@@ -148,7 +148,7 @@ def test_tied_parameters_count_once_and_move_together():
     moved = copy.deepcopy(model)
     moved.embed.weight.data += 0.3 * directions[0]["embed.weight"]
     for path in ("loop", "vmap"):
-        value = fs.losses(objective, directions, [0.3], path=path)
+        value = fs.losses(objective, directions, [0.3], method=path)
         assert float(value) == pytest.approx(double_loss(moved, data), abs=1e-6)
 
 
@@ -351,7 +351,7 @@ def test_outputs_that_would_meet_every_target_are_refused(criterion):
     right = fs.Objective(model, [(x, y[:, None])], criterion=criterion)
     assert right.loss() == pytest.approx(float(criterion(model(x), y[:, None]).detach()), abs=1e-6)
     directions = fs.Directions(right, count=2)
-    loop, batched = (fs.losses(right, directions, [0.1], path=path) for path in ("loop", "vmap"))
+    loop, batched = (fs.losses(right, directions, [0.1], method=path) for path in ("loop", "vmap"))
     torch.testing.assert_close(loop, batched, rtol=1e-12, atol=0)
 
 

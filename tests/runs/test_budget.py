@@ -80,7 +80,7 @@ def test_overrun_is_at_most_one_unit(trace):
     seconds = opening + rng.uniform(1, 300)
     probe = fs.ProbeSettings(radii=RADII, banks=rng.choice([1, 3]))
     budget = Budget(seconds, clock=lambda: clock[0])
-    result = fs.multifractal(objective, probe, QUICK, budget=budget, path="loop")
+    result = fs.multifractal(objective, probe, QUICK, budget=budget, method="loop")
     assert result.directions > 0
     assert clock[0] <= seconds + slowest * POINTS
     assert result.meta["stop_reason"] == "deadline"
@@ -90,7 +90,7 @@ def test_a_budget_below_one_unit_is_refused_with_what_one_takes():
     clock = [0.0]
     objective = costly_objective(clock, lambda: 10.0)
     with pytest.raises(ValueError, match=r"budget must fit one direction at 4 radii, got 60 s; one takes about 90 s; "):
-        fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, budget=Budget(60, clock=lambda: clock[0]), path="loop")
+        fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, budget=Budget(60, clock=lambda: clock[0]), method="loop")
 
 
 @pytest.mark.parametrize("cost", [1e-3, 0.3, 10.0, 400.0])
@@ -100,7 +100,7 @@ def test_the_budget_that_a_refusal_names_is_enough(cost, spent):
         clock = [0.0]
         limited = Budget(budget, spent=spent, reserve=5.0, clock=lambda: clock[0])
         return fs.multifractal(
-            costly_objective(clock, lambda: cost), fs.ProbeSettings(radii=RADII), QUICK, budget=limited, path="loop"
+            costly_objective(clock, lambda: cost), fs.ProbeSettings(radii=RADII), QUICK, budget=limited, method="loop"
         )
 
     with pytest.raises(ValueError, match="is enough to begin") as refused:
@@ -124,7 +124,7 @@ def test_a_longer_budget_extends_the_same_directions():
         objective = costly_objective(clock, lambda: 0.5)
         probe = fs.ProbeSettings(radii=RADII, banks=2, seed=9)
         return fs.multifractal(
-            objective, probe, QUICK, budget=Budget(seconds, clock=lambda: clock[0]), path="loop", extend=extend
+            objective, probe, QUICK, budget=Budget(seconds, clock=lambda: clock[0]), method="loop", extend=extend
         )
 
     short, long = run(80), run(400)
@@ -142,7 +142,7 @@ def test_the_target_ends_the_run_early():
     objective = costly_objective(clock, lambda: 1e-4)
     budget = Budget(1000, clock=lambda: clock[0])
     settings = fs.AnalysisSettings(bootstrap=50, permutations=1)
-    result = fs.multifractal(objective, fs.ProbeSettings(radii=RADII), settings, budget=budget, path="loop", target=0.3)
+    result = fs.multifractal(objective, fs.ProbeSettings(radii=RADII), settings, budget=budget, method="loop", target=0.3)
     low, high = result.analysis.estimates["m_tau_supported"].interval
     assert result.meta["stop_reason"] == "target met"
     assert (high - low) / 2 <= 0.3
@@ -168,7 +168,7 @@ def test_a_deadline_before_the_last_checkpoint_leaves_a_whole_result(tmp_path):
             fs.ProbeSettings(radii=RADII, banks=1),
             QUICK,
             budget=budget,
-            path="loop",
+            method="loop",
             progress=tick,
             **arguments,
         )

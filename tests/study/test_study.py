@@ -182,7 +182,7 @@ def test_networks_with_batch_norm_are_signed_by_both_statistics_and_judged_by_th
     plan = dataclasses.replace(quick(1), seconds=20.0, lines=2, line_points=5, plane=5, k=1)
     architecture = dataclasses.replace(plan.architectures[0], name="Normed", batch_size=12)
     moves = OptimizerState.of(torch.optim.SGD(model.parameters(), lr=0.1), model)
-    measurement = Measurement(plan, architecture, moves, 24, path=None, report=lambda _: None)
+    measurement = Measurement(plan, architecture, moves, 24, method=None, report=lambda _: None)
     made = objective(model)
     signed, found = measurement.signed(made, "early", 3)
     signatures, beside = measurement.running(made, "early", 3)

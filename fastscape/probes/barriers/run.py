@@ -150,7 +150,7 @@ class PathLosses:
                 recalibrate(replica)
 
         with Surface(
-            self.objective, path, dtype=self.goals.precision, path="loop", keep_samples=True, prepare=prepare
+            self.objective, path, dtype=self.goals.precision, method="loop", keep_samples=True, prepare=prepare
         ) as surface:
             self.surface, self.unit = surface, 0.0
             self.noise = rounding(surface.replica) / _SINGLE

@@ -24,7 +24,7 @@ ProgressCallback = Callable[[Progress], None]
 class TrajectoryKeywords(Timed, total=False):
     """Keywords beside those of directions, analysis and what is reached."""
 
-    path: AnyPath | None
+    method: AnyPath | None
     memory: int | None
     progress: ProgressCallback | None
 
@@ -60,13 +60,13 @@ def multifractal(
             the same directions.
         target: stop when the 95 % interval of M_tau on its supported orders is narrower than plus or minus this; where
             it is withheld, the count or the budget ends the run.
-        path: as for :func:`fastscape.responses`.
+        method: as for :func:`fastscape.responses`.
         memory: bytes that batched evaluation may take.
         extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.
         name, step: of the checkpoint, for tables.
         progress: called after every block with a :class:`fastscape.probes.multifractal.session.Progress`.
         seed: of ``probe``, which may be left out then.
-        run: budget, path, memory, name, step, progress, seed, or some of them, in a :class:`fastscape.Run`.
+        run: budget, method, memory, name, step, progress, seed, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`MultifractalResult`. NaN or inf losses give a result with flags. Ctrl-C gives the partial result, with
@@ -109,8 +109,8 @@ def trajectory(
         objective: model architecture, loss and data; its weights are not used.
         checkpoints: ``.safetensors`` files, or torch files of tensors (read with ``weights_only=True``), in order; state
             dicts, alone or under a usual key such as ``state_dict``.
-        probe, analysis, budget, target, path, memory, extend, progress, seed, run: as for :func:`multifractal`, the target being
-            reached when every checkpoint has.
+        probe, analysis, budget, target, method, memory, extend, progress, seed, run: as for :func:`multifractal`, the target
+            being reached when every checkpoint has.
 
     Returns:
         A :class:`TrajectoryResult`, partial after Ctrl-C.
@@ -137,7 +137,7 @@ def _session(probe: ProbeSettings | None, analysis: AnalysisSettings | None, tar
         probe = ProbeSettings(seed=work.seed)
     elif work.seed is not None and checked_settings("probe", probe, ProbeSettings).seed != work.seed:
         raise ValueError(f"seed must be that of probe=, {probe.seed}, got {work.seed!r}; leave one of them out")
-    path = cast("AnyPath | None", work.path)
+    path = cast("AnyPath | None", work.method)
     return Session(probe, analysis, work.budget, target, path, work.memory, work.progress)
 
 

@@ -177,7 +177,7 @@ class Visits:
         path = None if isinstance(self.path, PathChoice) else self.path
         with track.timed():
             trial = _CHOICE * self.work.budget.seconds
-            chosen = choose_precision(objective, directions, radii, path=path, memory=self.memory, trial=trial)
+            chosen = choose_precision(objective, directions, radii, method=path, memory=self.memory, trial=trial)
         track.evaluations += chosen.evaluations
         self.path = chosen.path or self.path
         self._settle(chosen)

@@ -51,7 +51,7 @@ class SliceKeywords(Work, total=False):
     """Keywords of both slices."""
 
     precision: str | None
-    path: str | None
+    method: str | None
     memory: int | None
     progress: Progress | None
 
@@ -109,11 +109,11 @@ def slice1d(
             counts in float32 and narrower, and has no effect in float64; one around this call is taken off; other casts are part
             of the function, and their roundings of the noise floor. ``meta["arithmetic"]`` says what was measured.
         budget: seconds, or ``"60s"``, ``"5m"``: directions are evaluated one after the other while they fit.
-        path: ``"loop"``, ``"vmap"``, or ``None`` to measure.
+        method: ``"loop"``, ``"vmap"``, or ``None`` to measure.
         memory: bytes that batched evaluation may take.
         name, step: of the checkpoint.
         progress: called with directions done and in all.
-        run: seed, precision, budget, path, memory, name, step, progress, or some of them, in a :class:`fastscape.Run`.
+        run: seed, precision, budget, method, memory, name, step, progress, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`SliceResult`. Ctrl-C gives the directions evaluated so far, ``meta["stop_reason"] == "interrupted"``.
@@ -146,7 +146,7 @@ def slice1d(
     base, found = list(objective.base.values()), _Lines()
     run = Anytime(clock)
     watched = len(given) if isinstance(given, Axes) else 1
-    common: dict[str, Any] = {"dtype": dtype, "path": work.path, "memory": work.memory, "trial": _TRIAL * clock.seconds}
+    common: dict[str, Any] = {"dtype": dtype, "method": work.method, "memory": work.memory, "trial": _TRIAL * clock.seconds}
     with Surface(norms.objective, Affine(base, [base]), prepare=norms.prepare, **common) as surface:
         with run.ends(lambda: run.done, errors=lambda _: run.done):
             for line in run.stream(lines_of(given, surface.dtype), surface.seconds * points, "direction"):
@@ -184,7 +184,7 @@ def slice2d(
         directions: two of what :func:`slice1d` takes; more than two random ones or eigenvectors are cut to the first two.
         radius: A, or (A_1, A_2); ``None`` for 1, and with a trajectory for the least that shows it.
         points: odd number along each axis, or (along alpha_1, along alpha_2).
-        normalize, scale, seed, symlog, bn, precision, path, memory, name, step, run: as for :func:`slice1d`.
+        normalize, scale, seed, symlog, bn, precision, method, memory, name, step, run: as for :func:`slice1d`.
         orthogonal: make v_2 orthogonal to v_1 (Gram-Schmidt after scaling); otherwise their cosine is reported as it is.
         trajectory: checkpoints to project onto the plane: files, state dicts or modules; ``directions="pca"`` takes their
             principal components.
@@ -229,7 +229,7 @@ def slice2d(
     plane = _Plane(alphas[0], alphas[1])
     run = Anytime(clock)
     family = Affine(list(objective.base.values()), axes.tensors)
-    common: dict[str, Any] = {"dtype": dtype, "path": work.path, "memory": work.memory, "trial": _TRIAL * clock.seconds}
+    common: dict[str, Any] = {"dtype": dtype, "method": work.method, "memory": work.memory, "trial": _TRIAL * clock.seconds}
     with Surface(norms.objective, family, accuracy=False, prepare=norms.prepare, **common) as surface:
         with run.ends(lambda: run.done, errors=lambda _: run.done):
             for row in run.stream(coarse_to_fine(sizes[0]), surface.seconds * sizes[1], "row"):

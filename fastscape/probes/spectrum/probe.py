@@ -46,7 +46,7 @@ class SpectrumKeywords(Work, total=False):
 
     memory: int | None
     targets: Mapping[str, float | None] | None
-    path: str | None
+    method: str | None
     progress: Callable[[SpectrumProgress], None] | None
 
 
@@ -87,10 +87,10 @@ def spectrum(
         optimizer: an optimizer, its state or a file, for :attr:`SpectrumResult.stability`
             (see :func:`fastscape.edge_of_stability`). With it the whole spectrum is that of the function which was trained
             (:meth:`fastscape.Objective.trained`): batch norm takes the statistics of each batch unless others were asked for.
-        path: of the products, see :func:`fastscape.hessian`; ``None`` to try them.
+        method: of the products, see :func:`fastscape.hessian`; ``None`` to try them.
         name, step: of the checkpoint.
         progress: called after every block with a :class:`SpectrumProgress`.
-        run: budget, memory, targets, seed, path, name, step, progress, or some of them, in a :class:`fastscape.Run`.
+        run: budget, memory, targets, seed, method, name, step, progress, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`SpectrumResult`; trace, layers and rank with intervals over probes, and the data's error of the trace apart.
@@ -119,8 +119,8 @@ def spectrum(
     moves = None if optimizer is None else recursion(objective, _read(optimizer))
     objective = objective if moves is None else objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
-    chosen_path = cast("PathName | None", work.path)
-    matrix = make(objective, memory=memory, path=chosen_path)
+    chosen_path = cast("PathName | None", work.method)
+    matrix = make(objective, memory=memory, method=chosen_path)
     width = block + (0 if start is None else start.shape[1])
     beside = 0 if moves is None else least_rows(objective.size, moves, block)
     run = SpectralRun(
@@ -140,7 +140,7 @@ def spectrum(
         return measured(run, operator, work.step)
 
     def products(of: Objective, path: str | None) -> Curvature:
-        return make(of, memory=memory, path=cast("PathName | None", path))
+        return make(of, memory=memory, method=cast("PathName | None", path))
 
     stage = StabilityStage(run, moves, products, memory=memory)
     try:

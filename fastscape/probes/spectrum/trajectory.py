@@ -33,7 +33,7 @@ class SpectraKeywords(Timed, total=False):
 
     memory: int | None
     targets: Mapping[str, float | None] | None
-    path: str | None
+    method: str | None
     progress: Callable[[str, float, SpectrumProgress], None] | None
 
 
@@ -56,7 +56,7 @@ def spectra(
     Args:
         objective: model architecture, loss and data; its weights are not used.
         checkpoints: as for :func:`fastscape.trajectory`.
-        k, operator, memory, targets, block, nodes, seed, path, run: as for :func:`fastscape.spectrum`.
+        k, operator, memory, targets, block, nodes, seed, method, run: as for :func:`fastscape.spectrum`.
         budget: of all checkpoints; each has an equal share of what is left, and leaves what its targets spare to the next.
         optimizer: the same for all checkpoints; ``None`` for the state that lies beside each (``step10.optimizer.pt`` beside
             ``step10.safetensors``), where there is one.
@@ -84,7 +84,7 @@ def spectra(
         return file.at(objective).trained() if of_training else file.at(objective)
 
     tried = None
-    if work.path is None:  # once for all checkpoints: a trial takes as long as tens of products
+    if work.method is None:  # once for all checkpoints: a trial takes as long as tens of products
         make = {"hessian": hessian, "ggn": ggn}[operator]
         tried = make(function(files[0]), memory=work.memory).prepare(block or BLOCK)
     points: list[SpectrumResult] = []
@@ -106,7 +106,7 @@ def spectra(
             seed=work.seed,
             warm=points[-1] if points and points[-1].vectors is not None else None,
             optimizer=file.optimizer() if optimizer is None else optimizer,
-            path=work.path if tried is None else tried.name,
+            method=work.method if tried is None else tried.name,
             name=file.name,
             step=file.step,
             progress=None if progress is None else lambda state: progress(file.name, done, state),

@@ -78,8 +78,8 @@ def _costs(points: Sequence[SpectrumResult]) -> tuple[dict[str, str], ...]:
             "gradients per product": number(point.meta.get("gradients_per_product")),
             "seconds": number(point.meta.get("seconds")),
             "stopped by": str(point.meta.get("stop_reason", "n/a")),
-            "path": words.path_name(point.meta),
-            "why not others": "; ".join(f"{path}: {why}" for path, why in words.refused(point.meta).items()),
+            "method": words.method_name(point.meta),
+            "why not others": "; ".join(f"{method}: {why}" for method, why in words.refused(point.meta).items()),
         }
         for point in points
     )

@@ -235,24 +235,24 @@ def stability_rows(result: SpectrumResult) -> list[Row]:
 
 
 def cost_rows(result: SpectrumResult) -> list[Row]:
-    """Products, their path, and why not others."""
+    """Products, how they were computed, and why not others."""
     meta = result.meta
     rows: list[Row] = [("products", f"{result.products:,}", str(meta.get("stop_reason", "")))]
     cost = meta.get("gradients_per_product")
     each = f"{number(cost)} gradients per product" if cost is not None else ""
-    rows.append(("path", path_name(meta), each))
-    rows += [("", f"not {path}", str(why)) for path, why in refused(meta).items()]
+    rows.append(("method", method_name(meta), each))
+    rows += [("", f"not {method}", str(why)) for method, why in refused(meta).items()]
     return rows
 
 
-def path_name(meta: Mapping[str, Any]) -> str:
-    """Name of the path of the products."""
+def method_name(meta: Mapping[str, Any]) -> str:
+    """Name of the way in which products were computed."""
     path = meta.get("path")
     return str(path["name"] if isinstance(path, Mapping) else path or "n/a")
 
 
 def refused(meta: Mapping[str, Any]) -> dict[str, str]:
-    """Paths of products that were not taken, and why."""
+    """Ways to compute products that were not taken, and why."""
     return dict(meta.get("refused") or {})
 
 

@@ -120,7 +120,7 @@ def eigenvalues(visit: Visit, carried: Carried) -> Numbers:
         seed=visit.seed,
         warm=carried.spectrum if carried.spectrum is not None and carried.spectrum.vectors is not None else None,
         optimizer=optimizer,
-        path=carried.path,
+        method=carried.path,
         step=visit.step,
     )
     _pass_interrupt(found.meta)
