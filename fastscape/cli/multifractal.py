@@ -26,8 +26,8 @@ from fastscape.cli.output import Outcome, check_out, live_progress, rescue, run
 from fastscape.cli.spectrum import OPTIMIZER, measure, optimizer_options
 
 if TYPE_CHECKING:
+    from fastscape.cli.live import LiveProgress
     from fastscape.reports.document import Document
-    from fastscape.reports.live import LiveProgress
     from fastscape.runs.budget import Budget
 
 SHARE = 0.4  # of the budget for spectra; what they leave is for directions
@@ -155,10 +155,7 @@ def _multifractal(
     options: dict[str, Any],
     live: LiveProgress,
 ) -> fs.MultifractalResult | fs.TrajectoryResult:
-    def show(state: fs.Progress) -> None:
-        live.show(state.checkpoint, state.directions, state.fraction, state.remaining, state.m_tau)
-
-    common: dict[str, Any] = {"budget": budget, "progress": show, "method": method_of(options)}
+    common: dict[str, Any] = {"budget": budget, "progress": live.show, "method": method_of(options)}
     common |= {key: options[key] for key in ("target", "memory")}
     if files:
         if earlier is not None and not isinstance(earlier, fs.TrajectoryResult):

@@ -21,8 +21,8 @@ from fastscape._interrupts import EXIT_INTERRUPTED, Interrupts
 from fastscape.cli.budgets import start_up
 
 if TYPE_CHECKING:
+    from fastscape.cli.live import LiveProgress
     from fastscape.reports.document import Document
-    from fastscape.reports.live import LiveProgress
 
 EXIT_TARGET, EXIT_MODEL = 3, 4
 
@@ -81,7 +81,7 @@ def run(work: Callable[[Interrupts], Outcome], out: Path | None, *, as_json: boo
 
 def live_progress(*, quiet: bool) -> LiveProgress:
     """The progress line of a run."""
-    from fastscape.reports.live import LiveProgress
+    from fastscape.cli.live import LiveProgress
 
     return LiveProgress(quiet=quiet)
 

@@ -18,18 +18,13 @@ from fastscape.cli.spectrum import optimizer, optimizer_options, targets
 from fastscape.cli.spectrum import unmet as unmet_spectrum
 
 if TYPE_CHECKING:
-    from fastscape.reports.live import LiveProgress
+    from fastscape.cli.live import LiveProgress
     from fastscape.runs.budget import Budget
     from fastscape.runs.optimizers import OptimizerState
 
 PROBES = ("spectrum", "slice", "sharpness", "temperature", "barrier", "multifractal")  # of fastscape.probes.signature.probe
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
-_SHARE_DONE: dict[str, Callable[..., float]] = {  # of a probe, from what it passes to progress=
-    "spectrum": lambda state: state.fraction,
-    "slice": lambda done, wanted: done / wanted,
-    "barrier": lambda _words, share: share,
-    "multifractal": lambda state: state.fraction,
-}
+_TELLING = ("spectrum", "slice", "barrier", "multifractal")  # probes that report progress
 
 
 @click.command("run")
@@ -120,14 +115,14 @@ def _check_what(options: dict[str, Any], training: dict[str, Any]) -> None:
 def _progress(name: str, budget: Budget, live: LiveProgress) -> dict[str, dict[str, Any]]:
     """Options of the probes that report progress: the share of the budget that is spent, or else of the probe."""
 
-    def shown(kind: str, share: Callable[..., float]) -> Callable[..., None]:
-        def show(*state: Any) -> None:
-            spent = budget.elapsed / budget.seconds if budget.limited else share(*state)
-            live.draw(f"{name} · {kind}", min(1.0, spent), budget.remaining)
+    def shown(kind: str) -> Callable[[fs.Progress], None]:
+        def show(state: fs.Progress) -> None:
+            spent = budget.elapsed / budget.seconds if budget.limited else state.fraction
+            live.show(fs.Progress(name, kind, fraction=min(1.0, spent), remaining=budget.remaining))
 
         return show
 
-    return {kind: {"progress": shown(kind, share)} for kind, share in _SHARE_DONE.items()}
+    return {kind: {"progress": shown(kind)} for kind in _TELLING}
 
 
 def _unmet(result: fs.ProbeResult, options: dict[str, Any]) -> str:

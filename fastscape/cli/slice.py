@@ -24,8 +24,8 @@ from fastscape.cli.inputs import (
 from fastscape.cli.output import Outcome, check_out, live_progress, run
 
 if TYPE_CHECKING:
+    from fastscape.cli.live import LiveProgress
     from fastscape.probes.slices.axes import AnyDirections
-    from fastscape.reports.live import LiveProgress
     from fastscape.runs.budget import Budget
 
 LINES, COMPONENTS = 32, 8  # of fastscape.probes.slices.axes
@@ -105,16 +105,11 @@ def _measured(
     labels: dict[str, Any],
 ) -> fs.SliceResult | fs.PlaneResult:
     plane = options["dims"] == "2"
-    noun = "rows" if plane else "directions"
-
-    def show(done: int, wanted: int) -> None:
-        live.draw(f"{labels['name']} · {done} of {wanted} {noun}", done / wanted, budget.remaining)
-
     settings: dict[str, Any] = {key: options[key] for key in ("normalize", "seed", "precision", "symlog", "memory", "bn")}
     settings |= {key: options[key] for key in ("radius", "points") if options[key] is not None}
     directions = _directions(objective, files, budget, options)
     trajectory = list(files) if len(files) > 1 else None
-    settings |= {"budget": budget, "progress": show, **labels}
+    settings |= {"budget": budget, "progress": live.show, **labels}
     if plane:
         return fs.slice2d(objective, directions, trajectory=trajectory, **settings)
     return fs.slice1d(objective, directions, trajectory=trajectory, count=options["count"], **settings)

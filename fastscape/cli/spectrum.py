@@ -25,7 +25,7 @@ from fastscape.cli.inputs import (
 from fastscape.cli.output import Outcome, check_out, live_progress, run
 
 if TYPE_CHECKING:
-    from fastscape.reports.live import LiveProgress
+    from fastscape.cli.live import LiveProgress
     from fastscape.runs.budget import Budget
     from fastscape.runs.optimizers import OptimizerState
 
@@ -109,24 +109,15 @@ def measure(
     objective: fs.Objective, files: Sequence[Path], name: str, budget: Budget, options: dict[str, Any], live: LiveProgress
 ) -> Result:
     """The spectrum of the model itself, or of checkpoint files, under the options of the command."""
-    from fastscape.reports.numbers import number
-
     settings: dict[str, Any] = {
         key: options[key] for key in ("k", "operator", "nodes", "block", "memory", "seed") if options.get(key) is not None
     }
     settings |= {"targets": options.get("targets") or targets(options) or None, "optimizer": optimizer(objective, options)}
     settings["method"] = method_of(options)
 
-    def show(checkpoint: str, done: float, state: Any) -> None:
-        fraction = done + state.fraction / max(1, len(files))
-        words = f"{checkpoint} · {state.products} products"
-        if state.lambda_max is not None and math.isfinite(state.lambda_max):
-            words += f" · lambda_max {number(state.lambda_max, 4)}"
-        live.draw(words, fraction, budget.remaining)
-
     if files:
-        return fs.spectra(objective, files, budget=budget, progress=show, **settings)
-    return fs.spectrum(objective, budget=budget, name=name, progress=lambda state: show(name, 0.0, state), **settings)
+        return fs.spectra(objective, files, budget=budget, progress=live.show, **settings)
+    return fs.spectrum(objective, budget=budget, name=name, progress=live.show, **settings)
 
 
 def targets(options: dict[str, Any]) -> dict[str, float]:

@@ -36,7 +36,7 @@ class Run:
         budget: seconds, ``"60s"``, or a :class:`fastscape.runs.budget.Budget`, whose deadline is then one for all probes.
         memory: bytes that batched evaluation or products may take.
         seed: of everything random.
-        progress: called by the probe with what it says of its progress.
+        progress: called by the probe with a :class:`Progress` after every unit of its work.
         method: how to evaluate or multiply, by the probe's names.
         precision: ``"float32"`` or ``"float64"``.
         targets: what ends the work before the budget does, by name.

@@ -261,12 +261,12 @@ def test_progress_is_drawn_on_a_terminal_only():
 
     from rich.console import Console
 
-    from fastscape.reports.live import LiveProgress
+    from fastscape.cli.live import LiveProgress
 
     for terminal, quiet, drawn in ((True, False, True), (False, False, False), (True, True, False)):
         console = Console(file=StringIO(), force_terminal=terminal, width=120)
         with LiveProgress(console=console, quiet=quiet) as live:
-            live.show("step3", 40, 0.5, 12.0, fs.Estimate(0.1, 0.01, (0.08, 0.12), 40))
+            live.show(fs.Progress("step3", unit="direction", done=40, fraction=0.5, remaining=12.0))
         assert ("40 directions" in console.file.getvalue()) is drawn
         assert ("about 12 s left" in console.file.getvalue()) is drawn
 

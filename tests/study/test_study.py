@@ -57,7 +57,7 @@ def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
     plan = tiny().only(("mlp", "tiny-transformer"))
     told = []
-    return driver.study(plan, out, progress=lambda words, share: told.append((words, share))), out, plan, told
+    return driver.study(plan, out, progress=told.append), out, plan, told
 
 
 def test_every_run_has_its_signatures_record_and_outcome(whole):
@@ -78,7 +78,7 @@ def test_every_run_has_its_signatures_record_and_outcome(whole):
         assert "barrier" not in run.final.missing
     assert "final.plane" in result.runs[0].parts
     assert "final.plane" not in result.runs[1].parts
-    shares = [share for _, share in told]
+    shares = [state.fraction for state in told]
     assert shares == sorted(shares)
     assert plan.words() == result.plan
 

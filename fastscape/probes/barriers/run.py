@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._checks import counted, integer
+from fastscape._checks import integer
 from fastscape._clock import now
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.batch_statistics import BatchNorm, checked_mode, recalibrate
@@ -33,7 +33,6 @@ from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import Provenance, objective_meta
 
-Progress = Callable[[str, float], None]
 _LEAST = 3  # points that are evaluated whatever the budget is: the ends and the middle
 _SINGLE = math.sqrt(6)  # the rounding model is of a second difference, one of whose losses carries a sixth of its variance
 _FACTOR = 18 / 11  # width over value of an interval whose ends are a factor of 10 apart
@@ -132,11 +131,11 @@ class PathLosses:
         objective: the function; all of its parameters are moved.
         first: an end, whose weights pass the determinism gate.
         goals: settings.
-        progress: called with words and a share after every point.
+        report: called with the number of points after every point.
     """
 
-    def __init__(self, objective: Objective, first: EndPoint, goals: Goals, progress: Progress | None = None) -> None:
-        self.goals, self._progress = goals, progress
+    def __init__(self, objective: Objective, first: EndPoint, goals: Goals, report: Callable[[int], None] | None = None) -> None:
+        self.goals, self._report = goals, report
         normal = objective if goals.batch_norm == "none" else objective.normalised(_mode(goals.batch_norm))
         self.objective = normal.at(first.state).whole()
 
@@ -164,8 +163,8 @@ class PathLosses:
                 if len(line.points) >= _LEAST:
                     run.need(self.unit)
                 line.points[alpha] = self.at(alpha)
-                if self._progress is not None:
-                    self._progress(counted(len(line.points), "point"), len(line.points) / self.goals.points)
+                if self._report is not None:
+                    self._report(len(line.points))
         line.reason, line.resolution = run.reason, self._open(line)[1]
         return line
 

@@ -11,14 +11,13 @@ from fastscape._checks import checked_settings
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
-from fastscape.probes.multifractal.session import ProbeError, Progress, Session
+from fastscape.probes.multifractal.session import ProbeError, Session
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.visits import Point
 from fastscape.response.precision import AnyPath
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.run import Run, Timed, Work, settled
-
-ProgressCallback = Callable[[Progress], None]
 
 
 class TrajectoryKeywords(Timed, total=False):
@@ -26,7 +25,7 @@ class TrajectoryKeywords(Timed, total=False):
 
     method: AnyPath | None
     memory: int | None
-    progress: ProgressCallback | None
+    progress: Callable[[Progress], None] | None
 
 
 class MultifractalKeywords(TrajectoryKeywords, Work, total=False):
@@ -64,7 +63,7 @@ def multifractal(
         memory: bytes that batched evaluation may take.
         extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.
         name, step: of the checkpoint, for tables.
-        progress: called after every block with a :class:`fastscape.probes.multifractal.session.Progress`.
+        progress: called after every block with a :class:`fastscape.Progress`.
         seed: of ``probe``, which may be left out then.
         run: budget, method, memory, name, step, progress, seed, or some of them, in a :class:`fastscape.Run`.
 
@@ -138,7 +137,7 @@ def _session(probe: ProbeSettings | None, analysis: AnalysisSettings | None, tar
     elif work.seed is not None and checked_settings("probe", probe, ProbeSettings).seed != work.seed:
         raise ValueError(f"seed must be that of probe=, {probe.seed}, got {work.seed!r}; leave one of them out")
     path = cast("AnyPath | None", work.method)
-    return Session(probe, analysis, work.budget, target, path, work.memory, work.progress)
+    return Session(probe, analysis, work.budget, target, path, work.memory, reporter(work.progress))
 
 
-__all__ = ["ProbeError", "Progress", "multifractal", "trajectory"]
+__all__ = ["ProbeError", "multifractal", "trajectory"]

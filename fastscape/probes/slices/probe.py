@@ -40,10 +40,11 @@ from fastscape.probes.slices.norms import Norms, norm_notes
 from fastscape.probes.slices.result import PlaneResult, SliceResult
 from fastscape.probes.slices.roughness import Trend, mean_count, mean_estimate, minima, second_difference_energy
 from fastscape.runs.anytime import Anytime, PartialResultError
+from fastscape.runs.budget import Budget
+from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import Provenance, objective_meta
 from fastscape.runs.run import Work, settled
 
-Progress = Callable[[int, int], None]
 Sliced = TypeVar("Sliced", SliceResult, PlaneResult)
 
 
@@ -53,7 +54,7 @@ class SliceKeywords(Work, total=False):
     precision: str | None
     method: str | None
     memory: int | None
-    progress: Progress | None
+    progress: Callable[[Progress], None] | None
 
 
 _TRIAL = 0.05  # of the budget, for trying batched evaluation
@@ -112,7 +113,7 @@ def slice1d(
         method: ``"loop"``, ``"vmap"``, or ``None`` to measure.
         memory: bytes that batched evaluation may take.
         name, step: of the checkpoint.
-        progress: called with directions done and in all.
+        progress: called after every direction with a :class:`fastscape.Progress`.
         run: seed, precision, budget, method, memory, name, step, progress, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
@@ -129,6 +130,7 @@ def slice1d(
     Source: Li et al., "Visualizing the loss landscape of neural nets" (2018), section 4; Goodfellow et al. (2015).
     """
     work = settled(slice1d, keywords)
+    report = reporter(work.progress, ("directions", "total"))
     checked_objective(objective)
     alphas = grid(radius, points)
     random = directions is None or (isinstance(directions, str) and directions == "random")
@@ -154,8 +156,8 @@ def slice1d(
                 found.add(line, surface.at(alphas))
                 if len(found.lines) <= watched:
                     norms.compare(surface, alphas[[0, -1]][:, None], found.found[-1].losses[[0, -1]], f"of {line.label}")
-                if work.progress is not None:
-                    work.progress(run.done + 1, len(given))
+                if report is not None:
+                    report(_state(clock, work.name, "direction", run.done + 1, len(given)), run.done + 1, len(given))
         meta = _meta(norms.objective, surface, run, settings, seed) | norms.meta
     return _whole(run, "direction", _line_result(work.name, work.step, alphas, found, meta))
 
@@ -189,7 +191,7 @@ def slice2d(
         trajectory: checkpoints to project onto the plane: files, state dicts or modules; ``directions="pca"`` takes their
             principal components.
         budget: rows of alpha_1 are evaluated from coarse to fine while they fit; the others are NaN.
-        progress: called with rows done and in all.
+        progress: called after every row with a :class:`fastscape.Progress`.
 
     Returns:
         A :class:`PlaneResult`. Ctrl-C gives the rows evaluated so far, ``meta["stop_reason"] == "interrupted"``.
@@ -203,6 +205,7 @@ def slice2d(
     Source: Li et al., "Visualizing the loss landscape of neural nets" (2018), sections 4 and 7.
     """
     work = settled(slice2d, keywords)
+    report = reporter(work.progress, ("rows", "total"))
     checked_objective(objective)
     seed = integer("seed", work.seed, 0, 2**64)
     dtype = None if work.precision is None else checked_dtype(work.precision)
@@ -234,12 +237,16 @@ def slice2d(
         with run.ends(lambda: run.done, errors=lambda _: run.done):
             for row in run.stream(coarse_to_fine(sizes[0]), surface.seconds * sizes[1], "row"):
                 plane.fill(row, surface.at(np.column_stack([np.full(sizes[1], alphas[0][row]), alphas[1]])))
-                if work.progress is not None:
-                    work.progress(run.done + 1, sizes[0])
+                if report is not None:
+                    report(_state(clock, work.name, "row", run.done + 1, sizes[0]), run.done + 1, sizes[0])
         with run.ends():
             norms.compare(surface, *plane.ends(projected), run=run)
         meta = _meta(norms.objective, surface, run, settings, seed) | {"checkpoints": names} | norms.meta
     return _whole(run, "row", _plane_result(work.name, work.step, plane, axes, projected, meta))
+
+
+def _state(clock: Budget, name: str, unit: str, done: int, total: int) -> Progress:
+    return Progress.under(clock, name, done / total, unit=unit, done=done, total=total)
 
 
 # ---------------------------------------------------------------------- what is evaluated

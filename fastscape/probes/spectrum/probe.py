@@ -23,12 +23,13 @@ from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
 from fastscape.probes.spectrum.run import SpectralRun
 from fastscape.probes.spectrum.stability import Optimizer
 from fastscape.probes.spectrum.stability_stage import StabilityStage, least_rows
-from fastscape.probes.spectrum.state import Curvature, Goals, SpectrumProgress
+from fastscape.probes.spectrum.state import Curvature, Goals
 from fastscape.runs.anytime import PartialResultError
 from fastscape.runs.checkpoints import read_optimizer
+from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.run import Work, settled
 
-__all__ = ["SpectrumError", "SpectrumProgress", "spectrum"]
+__all__ = ["SpectrumError", "spectrum"]
 
 BLOCK = 4  # three probes and the gradient: twice as many took 1.4 times the products to five eigenvalues on small networks
 TARGETS = {"eigenvalues": 1e-3, "trace": 0.05}
@@ -47,7 +48,7 @@ class SpectrumKeywords(Work, total=False):
     memory: int | None
     targets: Mapping[str, float | None] | None
     method: str | None
-    progress: Callable[[SpectrumProgress], None] | None
+    progress: Callable[[Progress], None] | None
 
 
 def spectrum(
@@ -89,7 +90,7 @@ def spectrum(
             (:meth:`fastscape.Objective.trained`): batch norm takes the statistics of each batch unless others were asked for.
         method: of the products, see :func:`fastscape.hessian`; ``None`` to try them.
         name, step: of the checkpoint.
-        progress: called after every block with a :class:`SpectrumProgress`.
+        progress: called after every block with a :class:`fastscape.Progress`.
         run: budget, memory, targets, seed, method, name, step, progress, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
@@ -134,7 +135,7 @@ def spectrum(
         capacity=_capacity(matrix, k, width, goals, memory, beside),
         warm=start,
         name=work.name,
-        progress=work.progress,
+        progress=reporter(work.progress),
     )
     if moves is None:
         return measured(run, operator, work.step)

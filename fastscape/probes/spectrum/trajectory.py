@@ -17,11 +17,11 @@ from fastscape.probes.spectrum.assembly import with_note
 from fastscape.probes.spectrum.probe import BLOCK, SpectrumError, checked_goals, spectrum
 from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
 from fastscape.probes.spectrum.stability import Optimizer
-from fastscape.probes.spectrum.state import SpectrumProgress
 from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget, BudgetError, time_text
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import Provenance
 from fastscape.runs.run import Timed, settled
 
@@ -34,7 +34,7 @@ class SpectraKeywords(Timed, total=False):
     memory: int | None
     targets: Mapping[str, float | None] | None
     method: str | None
-    progress: Callable[[str, float, SpectrumProgress], None] | None
+    progress: Callable[[Progress], None] | None
 
 
 def spectra(
@@ -60,7 +60,7 @@ def spectra(
         budget: of all checkpoints; each has an equal share of what is left, and leaves what its targets spare to the next.
         optimizer: the same for all checkpoints; ``None`` for the state that lies beside each (``step10.optimizer.pt`` beside
             ``step10.safetensors``), where there is one.
-        progress: called with the checkpoint's name, the share of the checkpoints done before it, and the state of its probe.
+        progress: as there, with the fraction and the seconds of all checkpoints.
 
     Returns:
         A :class:`SpectrumTrajectory`, partial after Ctrl-C.
@@ -70,7 +70,7 @@ def spectra(
         SpectrumError: the model raised midway; its ``partial`` holds the results so far.
     """
     work = settled(spectra, keywords)
-    progress = work.progress
+    progress = reporter(work.progress, ("checkpoint", "share", "state"))
     checked_objective(objective)
     checked_goals(objective, k, operator, work.targets, nodes)
     whole = work.clock()
@@ -89,6 +89,10 @@ def spectra(
         tried = make(function(files[0]), memory=work.memory).prepare(block or BLOCK)
     points: list[SpectrumResult] = []
     prepared = whole.elapsed
+
+    def of_all(state: Progress, done: float) -> Progress:
+        shown = Progress.under(whole, state.name, done + state.fraction / len(files))
+        return dataclasses.replace(state, fraction=shown.fraction, elapsed=shown.elapsed, remaining=shown.remaining)
 
     def one(file: Checkpoint) -> SpectrumResult:
         left = len(files) - len(points)
@@ -109,7 +113,7 @@ def spectra(
             method=work.method if tried is None else tried.name,
             name=file.name,
             step=file.step,
-            progress=None if progress is None else lambda state: progress(file.name, done, state),
+            progress=None if progress is None else lambda state: progress(of_all(state, done), file.name, done, state),
         )
         if tried is None:
             return found
