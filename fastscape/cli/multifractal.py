@@ -133,6 +133,7 @@ def _spectrum(
     """Spectra in their share of the budget; ``None``, and a message, for a loss without second derivatives."""
     from fastscape.runs.budget import Budget, BudgetError
 
+    before = budget.reserve + budget.elapsed
     share = Budget(SHARE * budget.remaining if budget.limited else None)
     spectral = COMPANION | {name: options[name] for name in ("memory", "seed", *OPTIMIZER)}  # --method is that of the responses
     try:
@@ -140,9 +141,11 @@ def _spectrum(
     except fs.SpectrumError as error:
         click.echo(f"the spectrum ended early: {error}", err=True)
         return error.partial
-    except (fs.AsymmetricProductError, BudgetError, fs.NoPathError) as error:
+    except BudgetError as error:
+        click.echo(f"no spectrum: {budget.refusal(error, 'the spectrum', SHARE, before)}", err=True)
+    except (fs.AsymmetricProductError, fs.NoPathError) as error:
         click.echo(f"no spectrum: {error}", err=True)
-        return None
+    return None
 
 
 def _multifractal(

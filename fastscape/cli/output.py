@@ -163,8 +163,8 @@ def write_page(page: Path, result: Document, spectrum: Document | None = None) -
 
     if spectrum is not None and spectrum.kind not in result.companions:
         raise ValueError(
-            f"--spectrum must be a spectrum to show beside a multifractal result, got a {type(spectrum).__name__} "
-            f"beside a {type(result).__name__}"
+            f"--spectrum must be a spectrum to show beside a multifractal result, got one of the kind "
+            f"{spectrum.kind!r} beside one of {result.kind!r}"
         )
     write_html(result, page, spectrum=spectrum)
 

@@ -71,11 +71,11 @@ def _run(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome
     check_out(options["out"])
     objective, name, step = centre(build_objective(model, options), model, files)
     training = {"batch_size": options["batch_size"], "optimizer": _optimizer(objective, files, options)}
-    _check_what(options, training)
+    what = _what(options, training)
     with live_progress(quiet=options["quiet"]) as live:
         result = fs.probe(
             objective,
-            options["what"] or None,
+            what,
             budget=budget,
             targets=targets(options) | ({} if options["target"] is None else {"m_tau": options["target"]}),
             other=options["other"],
@@ -100,8 +100,12 @@ def _optimizer(objective: fs.Objective, files: Sequence[Path], options: dict[str
     return checkpoints(files)[0].optimizer() if named is None and files else named
 
 
-def _check_what(options: dict[str, Any], training: dict[str, Any]) -> None:
-    """Raise for a probe without what it needs, and for a target of a probe that is not run."""
+def _what(options: dict[str, Any], training: dict[str, Any]) -> tuple[str, ...]:
+    """Probes that were asked for, or else those whose options are given.
+
+    Raises:
+        ValueError: a probe without what it needs, or a target of a probe that is not run.
+    """
     what = options["what"]
     if "temperature" in what and None in training.values():
         raise ValueError("--what temperature requires --batch-size, and --learning-rate or --optimizer")
@@ -110,6 +114,12 @@ def _check_what(options: dict[str, Any], training: dict[str, Any]) -> None:
     for option, kind in (("target", "multifractal"), ("target_trace", "spectrum"), ("tolerance", "spectrum")):
         if options[option] is not None and what and kind not in what:
             raise ValueError(f"--{option.replace('_', '-')} requires --what {kind}")
+    if what:
+        return tuple(what)
+    if options["batch_size"] is not None and training["optimizer"] is None:
+        click.echo("no temperature: --batch-size requires --learning-rate or --optimizer", err=True)
+    without = {"temperature": None in training.values(), "barrier": options["other"] is None}
+    return tuple(kind for kind in PROBES if not without.get(kind))
 
 
 def _progress(name: str, budget: Budget, live: LiveProgress) -> dict[str, dict[str, Any]]:

@@ -127,8 +127,13 @@ def _directions(objective: fs.Objective, files: Sequence[Path], budget: Budget, 
         states, _ = states_of(objective, [files[-1], files[0]], "checkpoint")
         return fs.Axes.difference(objective, *states)
     if kind == "eigenvectors":
+        from fastscape.runs.budget import BudgetError
+
         count = 2 if options["dims"] == "2" else options["count"]
         count = COMPONENTS if count is None else count
-        share = _SHARE * budget.remaining if budget.limited else None
-        return fs.spectrum(objective, min(count, objective.size), budget=share, targets={"trace": None}, seed=options["seed"])
+        share, before = _SHARE * budget.remaining if budget.limited else None, budget.reserve + budget.elapsed
+        try:
+            return fs.spectrum(objective, min(count, objective.size), budget=share, targets={"trace": None}, seed=options["seed"])
+        except BudgetError as error:
+            raise budget.refusal(error, "the eigenvectors", _SHARE, before) from error
     return kind

@@ -122,9 +122,7 @@ def settled(door: Callable[..., object], keywords: Mapping[str, object], **defau
     keywords = under_new_names(keywords, names, door.__qualname__.removesuffix(".__init__"), stacklevel=3)
     unknown = next((name for name in keywords if name not in shared), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, (*inspect.signature(door).parameters, *shared), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise TypeError(f"{door.__qualname__}() got an unexpected keyword argument {unknown!r}{hint}")
+        raise TypeError(f"{door.__qualname__}() got an unexpected keyword argument {unknown!r}{_hint(door, unknown)}")
     run = checked_settings("run", keywords.get("run"), Run)
     taken = [field.name for field in dataclasses.fields(Run) if field.name in shared]
     for name, value in run.said.items():
@@ -137,6 +135,22 @@ def settled(door: Callable[..., object], keywords: Mapping[str, object], **defau
             raise ValueError(f"{name} must be given once, got {keywords[name]!r} beside run.{name} = {value!r}; leave one out")
     given = {name: keywords[name] for name in taken if name in keywords}
     return Run(**{**{name: _DEFAULTS.get(name) for name in taken}, **defaults, **run.said, **given})
+
+
+def _hint(door: Callable[..., object], unknown: str) -> str:
+    """The nearest keyword of a function, or of the settings that it takes."""
+    own = dict.fromkeys((*inspect.signature(door).parameters, *shared_keywords(door)))
+    settings = {
+        field.name: f"it belongs to {argument}=fs.{kind.__name__}({field.name}=...)"
+        for argument, hint in get_type_hints(door).items()
+        for kind in (hint, *get_args(hint))
+        if argument in own and isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__name__.endswith("Settings")
+        for field in dataclasses.fields(kind)
+    }
+    near = difflib.get_close_matches(unknown, (*own, *settings), n=1)
+    if not near:
+        return ""
+    return f"; did you mean {near[0]!r}?" if near[0] in own else f"; {settings[near[0]]}"
 
 
 def _same(first: object, second: object) -> bool:

@@ -226,7 +226,7 @@ def test_report_shows_a_saved_spectrum_again(tmp_path):
     assert fs.load(saved).verdict() in " ".join(shown.stdout.split())
     refused = fastscape("report", saved, "--q=-1,2")
     assert refused.exit_code == 2
-    assert "--q are for multifractal results, got a SpectrumResult" in refused.stderr
+    assert "--q analyse a multifractal result anew, got one of the kind 'spectrum'" in refused.stderr
 
 
 # ---------------------------------------------------------------------- together with the multifractal probe
@@ -272,7 +272,7 @@ def test_a_spectrum_in_the_wrong_place_is_refused(tmp_path):
     saved = tmp_path / "spectrum.npz"
     done = fastscape("report", saved, "--spectrum", saved, "--out", tmp_path / "page.html")
     assert done.exit_code == 2
-    assert "got a SpectrumResult beside a SpectrumResult" in done.stderr
+    assert "got one of the kind 'spectrum' beside one of 'spectrum'" in done.stderr
 
 
 def test_without_second_derivatives_the_probe_goes_on_alone(monkeypatch, tmp_path):

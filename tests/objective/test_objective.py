@@ -406,3 +406,9 @@ def test_a_model_that_cannot_be_copied_is_refused():
 
     with pytest.raises(TypeError, match="copyable with copy.deepcopy.*holds a socket"):
         quick(nn.Sequential(nn.Flatten(), Uncopyable(64, 10))).loss()
+
+
+@pytest.mark.parametrize("third", [torch.nn.functional.cross_entropy, lambda model, batch: None, 3])
+def test_what_comes_third_is_told_its_name(third):
+    with pytest.raises(TypeError, match=r"^objective takes all but model and data by name, got .*; write criterion= for"):
+        fs.Objective(torch.nn.Linear(2, 2), [(torch.ones(1, 2), torch.tensor([0]))], third)

@@ -216,3 +216,14 @@ def test_the_seed_of_a_run_is_that_of_multifractal_directions():
     budget = Budget("1h")
     with pytest.raises(ValueError, match="target"):  # after the seed has been taken
         fs.multifractal(objective(), target=-1.0, run=fs.Run(seed=3, budget=budget))
+
+
+@pytest.mark.parametrize("door", [fs.multifractal, fs.trajectory])
+@pytest.mark.parametrize(("argument", "kind"), [("probe", fs.ProbeSettings), ("analysis", fs.AnalysisSettings)])
+def test_a_field_of_the_settings_is_told_where_it_belongs(door, argument, kind):
+    for name in {field.name for field in dataclasses.fields(kind)} - set(shared(door)):
+        words = rf"got an unexpected keyword argument '{name}'; it belongs to {argument}=fs\.{kind.__name__}\({name}=\.\.\.\)$"
+        with pytest.raises(TypeError, match=words):
+            DOORS[door]([], **{name: 1})
+    with pytest.raises(TypeError, match=r"'counts'; it belongs to probe=fs\.ProbeSettings\(count=\.\.\.\)$"):
+        DOORS[door]([], counts=16)

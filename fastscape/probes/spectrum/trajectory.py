@@ -133,7 +133,7 @@ def spectra(
                     break
     except BudgetError as error:
         raise _too_short(whole, prepared, len(files), error) from error
-    found = _joined(points, whole, "" if run.reason == "complete" else run.reason)
+    found = _joined(points, whole, [file.name for file in files], "" if run.reason == "complete" else run.reason)
     if run.error is not None:
         raise SpectrumError(str(run.error), found) from run.error
     return found
@@ -167,20 +167,21 @@ def _warming(point: SpectrumResult, found: Stability, highest: float) -> Spectru
 
 def _too_short(budget: Budget, prepared: float, count: int, error: BudgetError) -> BudgetError:
     """The refusal of the whole budget where the first checkpoint's share was too short."""
-    enough = prepared + count * (error.enough or 1.0)
+    enough = budget.reserve + prepared + count * (error.enough or 1.0)
+    kept = f" and {budget.reserve:.2g} s are kept for the page" if budget.reserve else ""
     return BudgetError(
         f"budget must leave time for {counted(count, 'checkpoint')}, got {budget.seconds:g} s, of which reading the files and "
-        f"choosing how to multiply took {prepared:.2g} s; a budget of {time_text(enough)} is enough to begin",
+        f"choosing how to multiply took {prepared:.2g} s{kept}; a budget of {time_text(enough)} is enough to begin",
         enough,
     )
 
 
-def _joined(points: Sequence[SpectrumResult], budget: Budget, reason: str = "") -> SpectrumTrajectory:
+def _joined(points: Sequence[SpectrumResult], budget: Budget, checkpoints: Sequence[str], reason: str) -> SpectrumTrajectory:
     reasons = Counter(str(point.meta["stop_reason"]) for point in points)
     if not reason:
         reason = next((words for words in reasons if words == "interrupted" or len(reasons) == 1), "") or ", ".join(
             f"{words} ({count})" for words, count in reasons.items()
         )
     limit = budget.seconds if budget.limited else None
-    meta = Provenance(stop_reason=reason, seconds=budget.elapsed, budget=limit)
+    meta = Provenance(stop_reason=reason, seconds=budget.elapsed, budget=limit, settings={"checkpoints": list(checkpoints)})
     return SpectrumTrajectory(without_warm_up(points), meta)

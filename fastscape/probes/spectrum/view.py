@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -48,6 +49,10 @@ def of_several(result: SpectrumTrajectory) -> Section:
         checkpoints(result.points),
         Section("Cost of the spectrum", "", _run(result.meta), grids=(Grid("", _costs(result.points)),), folded=True),
     )
+    if len(result.points) == 1:  # nothing goes along: the checkpoint itself, with every residual
+        alone = of_one(result.points[0])
+        verdict = words.trajectory_verdict(result) if len(result.meta.get("settings", {}).get("checkpoints", ())) > 1 else ""
+        return dataclasses.replace(alone, verdict=" ".join(filter(None, (verdict, alone.verdict))))
     return Section(
         f"Spectrum of the {of} along training",
         words.trajectory_verdict(result),
