@@ -11,9 +11,10 @@ from fastscape.curvature.flat import norm
 from fastscape.curvature.gradient_difference import DifferencePath, InaccurateDifferenceError
 from fastscape.curvature.paths import Product, ProductPath
 from fastscape.curvature.peak import MemoryCapError, peak_bytes
-from fastscape.curvature.point import DETACHED, LossCurvature, UnsoundProductError
+from fastscape.curvature.point import LossCurvature, UnsoundProductError
 from fastscape.curvature.program import Parts
 from fastscape.curvature.sketch import Sketch, TrialProducts
+from fastscape.curvature.slopes import DETACHED
 from fastscape.evaluation.determinism import NondeterministicLossError
 from fastscape.evaluation.trial import Refusal
 

@@ -15,7 +15,7 @@ from fastscape._checks import counted, integer
 from fastscape._clock import now
 from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.numerics.arrays import Array
-from fastscape.objective.objective import Objective, checked_objective
+from fastscape.objective.objective import Objective
 from fastscape.probes.barriers.curve_training import train_bend
 from fastscape.probes.barriers.end_points import EndPoint, Solution, distinct, end_point, end_points
 from fastscape.probes.barriers.matching import matched
@@ -158,17 +158,7 @@ def barriers(
     """
     work, began = settled(barriers, keywords), now()
     report = reporter(work.progress, ("words", "share"))
-    checked_objective(objective)
-    goals = checked_goals(
-        objective,
-        points=points,
-        start=start,
-        tolerance=tolerance,
-        bn=bn,
-        match=match,
-        precision=work.precision,
-        seed=work.seed,
-    )
+    goals = checked_goals(objective, points, start, tolerance, bn, match, work)
     ends = end_points(objective, checkpoints, "checkpoints")
     clock = work.clock()
     losses = PathLosses(objective, ends[0], goals)
@@ -372,17 +362,7 @@ def _prepared(
     match: bool,
     work: Run,
 ) -> tuple[Goals, tuple[EndPoint, EndPoint]]:
-    checked_objective(objective)
-    goals = checked_goals(
-        objective,
-        points=points,
-        start=start,
-        tolerance=tolerance,
-        bn=bn,
-        match=match,
-        precision=work.precision,
-        seed=work.seed,
-    )
+    goals = checked_goals(objective, points, start, tolerance, bn, match, work)
     first, second = end_point(objective, a, "a"), end_point(objective, b, "b")
     labels = distinct([a, b], [first.label, second.label])
     first, second = EndPoint(labels[0], first.state), EndPoint(labels[1], second.state)

@@ -22,7 +22,7 @@ from fastscape.evaluation.noise import rounding
 from fastscape.evaluation.surface.surface import Surface
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.positive import within
-from fastscape.objective.objective import Objective
+from fastscape.objective.objective import Objective, checked_objective
 from fastscape.objective.replica import Replica
 from fastscape.probes.barriers.end_points import EndPoint
 from fastscape.probes.barriers.maxima import band, largest_of_lesser, maximum
@@ -32,6 +32,7 @@ from fastscape.probes.barriers.weight_paths import Segment
 from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import Provenance, objective_meta
+from fastscape.runs.run import Run
 
 _LEAST = 3  # points that are evaluated whatever the budget is: the ends and the middle
 _SINGLE = math.sqrt(6)  # the rounding model is of a second difference, one of whose losses carries a sixth of its variance
@@ -57,28 +58,21 @@ class Goals:
 
 
 def checked_goals(
-    objective: Objective,
-    *,
-    points: int,
-    start: int,
-    tolerance: float,
-    bn: BatchNorm | None,
-    match: bool,
-    precision: str | None,
-    seed: int,
+    objective: Objective, points: int, start: int, tolerance: float, bn: BatchNorm | None, match: bool, work: Run
 ) -> Goals:
-    """Settings of a path.
+    """Settings of a path, with the precision and the seed of ``work``.
 
     Raises:
-        ValueError: naming the argument, its value and what is allowed.
+        TypeError, ValueError: naming the argument, its value and what is allowed.
     """
+    checked_objective(objective)
     if integer("start", start, 3) > integer("points", points, 3):
         raise ValueError(f"points must be at least start = {start}, got {points}; start is the first, even grid of a path")
     if not (isinstance(tolerance, (int, float)) and math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance must be finite and not negative, got {tolerance!r}; 0 refines until points are used up")
     mode = checked_mode(objective, bn, "batch" if objective.batch_norm_asked == "batch" else "recalibrate")
-    dtype = None if precision is None else checked_dtype(precision)
-    return Goals(points, start, float(tolerance), mode, bool(match), dtype, integer("seed", seed, 0, 2**64))
+    dtype = None if work.precision is None else checked_dtype(work.precision)
+    return Goals(points, start, float(tolerance), mode, bool(match), dtype, integer("seed", work.seed, 0, 2**64))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from fastscape._checks import first_line
 from fastscape._state import preserved_rng
 from fastscape.curvature.flat import square
-from fastscape.curvature.point import DETACHED
+from fastscape.curvature.slopes import DETACHED
 from fastscape.numerics.estimate import Estimate
 from fastscape.numerics.positive import shown_ends
 from fastscape.objective.objective import Objective, untrained
