@@ -158,7 +158,7 @@ def measure(objective, what, count):
     if what == "vmap":
         return Rivals(objective).batched(directions.block(range(count), torch.float32)).numpy()
     path = "loop" if what == "float64" else None
-    return fs.responses(objective, directions, np.logspace(-5, -1, 4), precision=what, path=path).even
+    return fs.responses(objective, directions, np.logspace(-5, -1, 4), precision=what, method=path).even
 
 name, what, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 measure(untrained("mlp, relu"), what, 1)  # whatever is loaded on first use

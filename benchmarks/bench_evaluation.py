@@ -63,7 +63,7 @@ def test_evaluation(benchmark, name, precision, distribution):
     def probe(evaluator):
         return evaluator.losses(directions.with_seed(next(seeds)), range(count), POINTS)
 
-    with Evaluator(objective, dtype, path="loop") as loop, Evaluator(objective, dtype, path=paths[-1]) as other:
+    with Evaluator(objective, dtype, method="loop") as loop, Evaluator(objective, dtype, method=paths[-1]) as other:
         evaluators = dict(zip(paths, (loop, other), strict=False))
         for evaluator in evaluators.values():
             found = float(evaluator.losses(directions, [0], [0.0])[0, 0])

@@ -25,7 +25,7 @@ with torch.no_grad():
 objective = fs.Objective(model, data, criterion=F.cross_entropy)
 before = resident("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-values = fs.losses(objective, fs.Directions(objective, int(sys.argv[1])), [0.01], precision="float32", path="loop")
+values = fs.losses(objective, fs.Directions(objective, int(sys.argv[1])), [0.01], precision="float32", method="loop")
 extra = resident("VmHWM") - before
 print(json.dumps({"extra": extra, "finite": bool(values.isfinite().all()), "copy": objective.size * 4 / 2**20}))
 """

@@ -52,10 +52,13 @@ def test_plane_through_a_perceptron(benchmark):
     loss_landscapes = pytest.importorskip("loss_landscapes")
     objective, family, points = plane()
     inputs, targets = objective.batches[0]
-    with Surface(objective, family, dtype=torch.float64, path="loop", accuracy=False) as surface:
+    with Surface(objective, family, dtype=torch.float64, method="loop", accuracy=False) as surface:
         exact = surface.at(points[::40]).losses
     metric = loss_landscapes.metrics.Loss(F.cross_entropy, inputs, targets)
-    with Surface(objective, family, path="lines") as surface, Surface(objective, family, path="lines", accuracy=False) as plain:
+    with (
+        Surface(objective, family, method="lines") as surface,
+        Surface(objective, family, method="lines", accuracy=False) as plain,
+    ):
         found = surface.at(points).losses[::40]
         assert float(np.abs(found / exact - 1).max()) < 5e-7
         rivals = {

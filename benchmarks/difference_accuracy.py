@@ -44,7 +44,7 @@ def by_subtraction(name: str, mode: str, count: int) -> np.ndarray:
     target = objective(name, wide_loss)
     kind = SUBTRACTION[mode]
     dtype = torch.float64 if mode == "float64 subtraction" else torch.float32
-    with rounded_products(kind) if kind else contextlib.nullcontext(), Evaluator(target, dtype, path="loop") as evaluator:
+    with rounded_products(kind) if kind else contextlib.nullcontext(), Evaluator(target, dtype, method="loop") as evaluator:
         return evaluator.responses(fs.Directions(target, count), range(count), RADII)[0]
 
 

@@ -231,23 +231,23 @@ def of_responses(case: Case) -> Iterator[tuple[str, Job]]:
         return function(of, fs.Directions(of, count=4, seed=SEED), *more, **settings)
 
     for precision, path in (("float64", "loop"), ("float64", "vmap"), ("float32", "loop")):
-        yield f"losses {precision} {path}", partial(along, fs.losses, RADII, precision=precision, path=path)
-        yield f"responses {precision} {path}", partial(along, fs.responses, RADII, precision=precision, path=path)
+        yield f"losses {precision} {path}", partial(along, fs.losses, RADII, precision=precision, method=path)
+        yield f"responses {precision} {path}", partial(along, fs.responses, RADII, precision=precision, method=path)
     for precision, path in (("difference", "graph"), ("difference", "dispatch"), ("difference-bf16", "graph")):
-        yield f"responses {precision} {path}", partial(along, fs.responses, RADII, precision=precision, path=path)
+        yield f"responses {precision} {path}", partial(along, fs.responses, RADII, precision=precision, method=path)
     yield "responses", partial(along, fs.responses, RADII)
-    yield "operators", lambda: fs.operators(case.objective, path="graph")
-    yield "operators dispatch", lambda: fs.operators(case.objective, path="dispatch")
+    yield "operators", lambda: fs.operators(case.objective, method="graph")
+    yield "operators dispatch", lambda: fs.operators(case.objective, method="dispatch")
     for path in ("graph", "dispatch", "forwards"):
-        yield f"quadratic_forms {path}", partial(along, fs.quadratic_forms, path=path)
-    yield "quadratic_forms float64", partial(along, fs.quadratic_forms, path="graph", lanes=torch.float64)
+        yield f"quadratic_forms {path}", partial(along, fs.quadratic_forms, method=path)
+    yield "quadratic_forms float64", partial(along, fs.quadratic_forms, method="graph", lanes=torch.float64)
     yield "mean_quadratic_form", partial(along, fs.mean_quadratic_form, groups=2)
 
 
 def of_curvature(case: Case) -> Iterator[tuple[str, Job]]:
     def products(make: Callable[..., Any], path: str) -> Any:
         of = case.objective
-        matrix, vectors = make(of, path=path), torch.randn(of.size, 3, generator=torch.Generator().manual_seed(SEED))
+        matrix, vectors = make(of, method=path), torch.randn(of.size, 3, generator=torch.Generator().manual_seed(SEED))
         found, forms = matrix.forms(vectors)
         told = {"one": matrix.matvec(vectors[:, 0]), "many": found, "forms": forms, "products": matrix.products}
         return {**told, "layers": [str(part) for part in matrix.layers.items()], "notes": matrix.notes}
@@ -257,55 +257,55 @@ def of_curvature(case: Case) -> Iterator[tuple[str, Job]]:
     for path in PRODUCTS[:4]:
         yield f"ggn {path}", partial(products, fs.ggn, path)
     common: dict[str, Any] = {"nodes": 16, "seed": SEED, "targets": {"eigenvalues": 1e-2, "trace": None}}
-    yield "spectrum", lambda: fs.spectrum(case.objective, 2, path="graph", **common)
-    yield "spectrum forward", lambda: fs.spectrum(case.objective, 1, path="forward", block=3, **common)
-    yield "spectrum ggn", lambda: fs.spectrum(case.objective, 2, operator="ggn", path="graph", **common)
-    yield "spectrum stability", lambda: fs.spectrum(case.objective, 1, optimizer=case.optimizer, path="graph", **common)
-    yield "spectra", lambda: fs.spectra(case.objective, case.files[1:], 1, path="graph", **common)
-    yield "edge_of_stability", lambda: fs.edge_of_stability(case.objective, case.optimizer, max_products=30, path="graph")
+    yield "spectrum", lambda: fs.spectrum(case.objective, 2, method="graph", **common)
+    yield "spectrum forward", lambda: fs.spectrum(case.objective, 1, method="forward", block=3, **common)
+    yield "spectrum ggn", lambda: fs.spectrum(case.objective, 2, operator="ggn", method="graph", **common)
+    yield "spectrum stability", lambda: fs.spectrum(case.objective, 1, optimizer=case.optimizer, method="graph", **common)
+    yield "spectra", lambda: fs.spectra(case.objective, case.files[1:], 1, method="graph", **common)
+    yield "edge_of_stability", lambda: fs.edge_of_stability(case.objective, case.optimizer, max_products=30, method="graph")
     yield "edge_of_stability sgd", lambda: sgd_edge(case)
 
 
 def sgd_edge(case: Case) -> Any:
     of = case.objective
     moves = torch.optim.SGD(of.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
-    return fs.edge_of_stability(of, moves, operator="ggn", max_products=30, path="graph", seed=SEED)
+    return fs.edge_of_stability(of, moves, operator="ggn", max_products=30, method="graph", seed=SEED)
 
 
 def of_measures(case: Case) -> Iterator[tuple[str, Job]]:
     def measured(path: str | None, **settings: Any) -> Any:
         probe = fs.ProbeSettings(count=4, banks=2, seed=SEED, **settings)
-        first = fs.multifractal(case.objective, probe, SETTINGS, path=path)
+        first = fs.multifractal(case.objective, probe, SETTINGS, method=path)
         return Parts(first=first, again=first.reanalyse(variant="odd"))
 
     yield "multifractal difference", lambda: measured("graph", precision="difference")
     yield "multifractal float64", lambda: measured("loop", precision="float64", scale="unit", normalize="filter")
     yield "multifractal rotate", lambda: measured("loop", precision="float64", radii=RADII, bank_batches="rotate")
     probe = fs.ProbeSettings(count=3, banks=2, seed=SEED, precision="difference", radii=RADII)
-    yield "trajectory", lambda: fs.trajectory(case.objective, case.files, probe, SETTINGS, path="graph")
+    yield "trajectory", lambda: fs.trajectory(case.objective, case.files, probe, SETTINGS, method="graph")
 
 
 def of_pictures(case: Case) -> Iterator[tuple[str, Job]]:
     def line(**settings: Any) -> Any:
         return fs.slice1d(
-            case.objective, precision="float64", **{"points": 7, "count": 2, "seed": SEED, "path": "loop", **settings}
+            case.objective, precision="float64", **{"points": 7, "count": 2, "seed": SEED, "method": "loop", **settings}
         )
 
     def plane(**settings: Any) -> Any:
         return fs.slice2d(
-            case.objective, precision="float64", **{"points": 5, "radius": 0.5, "seed": SEED, "path": "loop", **settings}
+            case.objective, precision="float64", **{"points": 5, "radius": 0.5, "seed": SEED, "method": "loop", **settings}
         )
 
     def axes(make: Callable[[fs.Objective], fs.Axes]) -> Any:
         of = case.objective
-        return Parts(axes=make(of), slice=fs.slice2d(of, make(of), points=3, precision="float64", path="loop"))
+        return Parts(axes=make(of), slice=fs.slice2d(of, make(of), points=3, precision="float64", method="loop"))
 
     yield "slice1d", line
-    yield "slice1d vmap", partial(line, path="vmap", normalize="tensor", scale="unit")
-    yield "slice1d float32", lambda: fs.slice1d(case.objective, points=5, count=1, precision="float32", path="loop", seed=SEED)
+    yield "slice1d vmap", partial(line, method="vmap", normalize="tensor", scale="unit")
+    yield "slice1d float32", lambda: fs.slice1d(case.objective, points=5, count=1, precision="float32", method="loop", seed=SEED)
     yield "slice1d trajectory", partial(line, trajectory=case.files)
     yield "slice2d", plane
-    yield "slice2d vmap", partial(plane, path="vmap", orthogonal=False)
+    yield "slice2d vmap", partial(plane, method="vmap", orthogonal=False)
     yield "slice2d trajectory", partial(plane, trajectory=case.files, bn="recalibrate", radius=None)
     states = [torch_state(path) for path in case.files]
     yield "axes pca", lambda: axes(lambda of: fs.Axes.pca(of, states))
@@ -357,7 +357,7 @@ def trained(case: Case, what: Sequence[Any] | None, **settings: Any) -> tuple[An
     of = case.objective
     model = of.model.train()
     moves = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
-    difficulty = fs.Difficulty(of, every=2, path="graph", max_products=20, seed=SEED, **settings)
+    difficulty = fs.Difficulty(of, every=2, method="graph", max_products=20, seed=SEED, **settings)
     extra = {"share": 1e6, "when": fs.Schedule(steps=(0, 3, 6)), "seed": SEED, "k": 1}
     tracker = None if what is None else fs.Tracker(of, what=what, difficulty=difficulty, **extra)
     for step in range(7):
@@ -375,15 +375,15 @@ def trained(case: Case, what: Sequence[Any] | None, **settings: Any) -> tuple[An
 
 def of_everything(case: Case) -> Iterator[tuple[str, Job]]:
     options: dict[str, Any] = {
-        "spectrum": {"path": "graph", "nodes": 12, "targets": {"eigenvalues": 0.1, "trace": None}},
-        "slice": {"points": 5, "count": 2, "precision": "float64", "path": "loop"},
+        "spectrum": {"method": "graph", "nodes": 12, "targets": {"eigenvalues": 0.1, "trace": None}},
+        "slice": {"points": 5, "count": 2, "precision": "float64", "method": "loop"},
         "sharpness": {"restarts": 1, "steps": 2, "samples": 3, "products": 4, "precision": "float64"},
         "temperature": {"products": 0},
         "barrier": {"points": 5, "start": 5, "precision": "float64"},
         "multifractal": {
             "probe": fs.ProbeSettings(count=3, banks=2, precision="difference", radii=RADII, seed=SEED),
             "analysis": SETTINGS,
-            "path": "graph",
+            "method": "graph",
         },
     }
     training = {"batch_size": 4, "learning_rate": 0.1, "momentum": 0.9}
@@ -415,9 +415,9 @@ def saved(case: Case) -> Any:
     found = Parts()
     with tempfile.TemporaryDirectory() as folder:
         for name, result in (
-            ("slice", fs.slice1d(case.objective, points=5, count=1, precision="float64", path="loop", seed=SEED)),
+            ("slice", fs.slice1d(case.objective, points=5, count=1, precision="float64", method="loop", seed=SEED)),
             ("barrier", barrier(case)),
-            ("spectrum", fs.spectrum(case.objective, 1, nodes=8, path="graph", seed=SEED, targets={"trace": None})),
+            ("spectrum", fs.spectrum(case.objective, 1, nodes=8, method="graph", seed=SEED, targets={"trace": None})),
         ):
             found[name] = fs.load(result.save(Path(folder) / name))
     return found

@@ -36,7 +36,7 @@ def trained_mlp(steps: int):
 
 def by_radius(objective, directions):
     """One row per radius: median response, median error of float32 relative to it, wrong signs, the gate's verdict."""
-    exact, single = (fs.responses(objective, directions, RADII, precision=p, path="loop") for p in ("float64", "float32"))
+    exact, single = (fs.responses(objective, directions, RADII, precision=p, method="loop") for p in ("float64", "float32"))
     rows = []
     for k, radius in enumerate(RADII):
         error = np.abs(single.even[k] - exact.even[k]) / np.abs(exact.even[k])
@@ -60,7 +60,7 @@ def protocol(objective, count):
     directions = fs.Directions(objective, count, seed=1, scale="unit")
     found = {}
     for precision in ("float64", "float32"):
-        even = fs.responses(objective, directions, radii, precision=precision, path="loop").even
+        even = fs.responses(objective, directions, radii, precision=precision, method="loop").even
         settings = fs.AnalysisSettings(windows=((0, len(radii)),), bootstrap=2, permutations=1)
         scalars = fs.analyse([even], radii, settings=settings).pooled[0][0].scalars
         found[precision] = {name: scalars[name] for name in ("m_tau", "m_tau_pos", "h_mean", "h_std")}

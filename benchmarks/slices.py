@@ -127,7 +127,7 @@ def resnet_plane(points: int, batch_size: int, width: int) -> dict:
     plain: list[float] = []
     processor: list[float] = []
 
-    def row(_done: int, _rows: int) -> None:
+    def row(_state: fs.Progress) -> None:
         for _ in range(points):
             start, worked = time.perf_counter(), time.process_time()
             with torch.no_grad():

@@ -89,7 +89,7 @@ def shares(steps: int, repeats: int) -> list[dict]:
 
 def lanczos(objective: fs.Objective, tolerance: float, seed: int) -> int:
     """Products of Lanczos from one random vector, the cheapest cold start."""
-    matrix = fs.hessian(objective, path="graph")
+    matrix = fs.hessian(objective, method="graph")
     settings = {"block": 1, "which": "magnitude", "dtype": torch.float32, "seed": seed}
     return extreme_pairs(matrix.matmat, matrix.shape[0], 1, tolerance=tolerance, **settings).products
 
@@ -103,7 +103,7 @@ def products(every: int, tolerance: float, steps: int, seeds: int) -> dict:
         objective = fs.Objective(model, zoo.digits(samples=512, batch_size=512), criterion=F.cross_entropy)
         inputs, targets = (torch.cat([batch[part] for batch in zoo.digits()]) for part in (0, 1))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-        settings = {"every": every, "tolerance": tolerance, "path": "graph", "seed": seed}
+        settings = {"every": every, "tolerance": tolerance, "method": "graph", "seed": seed}
         sums = {"warm": fs.Difficulty(objective, **settings), "cold": fs.Difficulty(objective, warm=False, **settings)}
         truth = []
         for step in range(steps + 1):
@@ -115,7 +115,7 @@ def products(every: int, tolerance: float, steps: int, seeds: int) -> dict:
             for each in sums.values():
                 each.step(step, optimizer=optimizer)
             if step % every == 0:
-                matrix = fs.hessian(objective, path="graph")
+                matrix = fs.hessian(objective, method="graph")
                 found = extreme_pairs(
                     matrix.matmat,
                     matrix.shape[0],

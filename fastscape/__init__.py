@@ -41,7 +41,7 @@ _NAMES = {
     "fastscape.probes.doctor.probe": "doctor",
     "fastscape.probes.temperature.probe": "temperature",
     "fastscape.probes.multifractal.probe": "multifractal trajectory",
-    "fastscape.probes.multifractal.session": "ProbeError Progress",
+    "fastscape.probes.multifractal.session": "ProbeError",
     "fastscape.probes.sharpness.probe": "sharpness",
     "fastscape.probes.signature.probe": "probe signature",
     "fastscape.probes.slices.probe": "slice1d slice2d SliceError",
@@ -66,6 +66,7 @@ _NAMES = {
     "fastscape.probes.tracking.result": "DifficultyResult TrackResult",
     "fastscape.probes.tracking.schedule": "fractions log_spaced Schedule",
     "fastscape.probes.multifractal.settings": "preset ProbeSettings",
+    "fastscape.runs.progress": "Progress",
     "fastscape.runs.run": "Run",
 }  # by the module that holds them; __init__.pyi tells the same to type checkers
 _importing = threading.RLock()

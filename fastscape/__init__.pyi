@@ -38,7 +38,7 @@ from fastscape.probes.tracking.difficulty import Difficulty as Difficulty
 from fastscape.probes.doctor.probe import doctor as doctor
 from fastscape.probes.temperature.probe import temperature as temperature
 from fastscape.probes.multifractal.probe import multifractal as multifractal, trajectory as trajectory
-from fastscape.probes.multifractal.session import ProbeError as ProbeError, Progress as Progress
+from fastscape.probes.multifractal.session import ProbeError as ProbeError
 from fastscape.probes.sharpness.probe import sharpness as sharpness
 from fastscape.probes.signature.probe import probe as probe, signature as signature
 from fastscape.probes.slices.probe import slice1d as slice1d, slice2d as slice2d, SliceError as SliceError
@@ -67,4 +67,5 @@ from fastscape.runs.anytime import PartialResultError as PartialResultError
 from fastscape.probes.tracking.result import DifficultyResult as DifficultyResult, TrackResult as TrackResult
 from fastscape.probes.tracking.schedule import fractions as fractions, log_spaced as log_spaced, Schedule as Schedule
 from fastscape.probes.multifractal.settings import preset as preset, ProbeSettings as ProbeSettings
+from fastscape.runs.progress import Progress as Progress
 from fastscape.runs.run import Run as Run

@@ -40,7 +40,7 @@ def test_evaluations_run_in_exact_arithmetic_whatever_the_caller_set(digits, pre
     Recorder.seen.clear()
     try:
         with torch.autocast("cpu"):
-            fs.losses(objective, fs.Directions(objective, 1), [0.1], precision=precision, path="loop")
+            fs.losses(objective, fs.Directions(objective, 1), [0.1], precision=precision, method="loop")
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.benchmark = False

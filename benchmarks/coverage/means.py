@@ -172,7 +172,7 @@ def _spectrum(name: str, repetitions: int, seed: int) -> list[Cell]:
     table = []
     for words, target in (("no target", None), ("target 2 %", 0.02)):
         runs = [
-            fs.spectrum(objective, 2, nodes=12, targets={"trace": target}, seed=1000 * seed + index, path="reverse")
+            fs.spectrum(objective, 2, nodes=12, targets={"trace": target}, seed=1000 * seed + index, method="reverse")
             for index in range(repetitions)
         ]
         probes = int(np.median([result.trace.n for result in runs]))

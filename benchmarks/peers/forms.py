@@ -38,9 +38,9 @@ def two_jets(problem: Problem, count: int) -> Forms:
 
 
 def two_forwards(problem: Problem, count: int) -> Forms:
-    """``fs.quadratic_forms(path="forwards")``: L(w + h v) + L(w - h v) - 2 L(w), the step found from the losses."""
+    """``fs.quadratic_forms(method="forwards")``: L(w + h v) + L(w - h v) - 2 L(w), the step found from the losses."""
     directions = problem.probes(count)[0]
-    return lambda: torch.from_numpy(fs.quadratic_forms(problem.objective(), directions, path="forwards").curvature)
+    return lambda: torch.from_numpy(fs.quadratic_forms(problem.objective(), directions, method="forwards").curvature)
 
 
 WAYS = {

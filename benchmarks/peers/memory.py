@@ -68,7 +68,7 @@ def two_jets(problem: Problem, probes: int, cap: int) -> float:
 def two_forwards(problem: Problem, probes: int, cap: int) -> float:
     """Two losses a direction; neither a gradient nor a direction is kept."""
     directions = problem.directions(probes)
-    return float(np.mean(fs.quadratic_forms(problem.objective(), directions, path="forwards", memory=cap).curvature))
+    return float(np.mean(fs.quadratic_forms(problem.objective(), directions, method="forwards", memory=cap).curvature))
 
 
 WAYS: dict[str, Callable[[Problem, int, int], float]] = {

@@ -15,7 +15,7 @@ from fastscape.cli.inputs import BATCH_NORM, PRECISIONS, build_objective, checkp
 from fastscape.cli.output import Outcome, check_out, live_progress, run
 
 if TYPE_CHECKING:
-    from fastscape.reports.live import LiveProgress
+    from fastscape.cli.live import LiveProgress
     from fastscape.runs.budget import Budget
 
 _OF_CURVE = ("steps", "learning_rate")
@@ -83,11 +83,7 @@ def _measured(
 ) -> fs.BarrierResult | fs.BarrierMatrix | fs.CurveResult:
     names = ("bn", "match", "points", "start", "tolerance", "precision", "seed", *_OF_CURVE)
     settings: dict[str, Any] = {name: options[name] for name in names if options[name] is not None}
-
-    def show(words: str, share: float) -> None:
-        live.draw(f"{model} · {words}", share, budget.remaining)
-
-    settings |= {"budget": budget, "progress": show, "name": model}
+    settings |= {"budget": budget, "progress": live.show, "name": model}
     if len(files) > 2:
         return fs.barriers(objective, files, **settings)
     ends = (None, *files)[-2:]

@@ -56,7 +56,7 @@ def _bench(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outco
             objective,
             budget=budget,
             name=model,
-            progress=lambda words, share: live.draw(words, share, budget.remaining),
+            progress=live.show,
             **settings,
         )
         interrupts.hold()

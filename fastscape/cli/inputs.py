@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,33 @@ PRECISIONS = ("float64", "float32")
 def checkpoint_option(words: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The option for weights in files or directories, and what a command does with them."""
     return click.option("--checkpoint", "checkpoints", multiple=True, type=click.Path(path_type=Path), help=words)
+
+
+def method_option(words: str, kind: Any = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option for how to evaluate or multiply, and hidden the name that it had before; :func:`method_of` reads both."""
+
+    def notice(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+        if value is not None:
+            click.echo("DeprecationWarning: --path is now --method; the old name will be removed", err=True)
+        return value
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        former = click.option("--path", "former_method", type=kind, hidden=True, callback=notice)
+        return click.option("--method", type=kind, help=words)(former(command))
+
+    return decorate
+
+
+def method_of(options: Mapping[str, Any]) -> str | None:
+    """The way to evaluate or multiply that was asked for, by either name of its option.
+
+    Raises:
+        ValueError: both were given.
+    """
+    method, former = options.get("method"), options.get("former_method")
+    if method is not None and former is not None:
+        raise ValueError(f"--method {method} and --path {former} are both given; --path is its former name")
+    return former if method is None else method
 
 
 def objective_options(command: Callable[..., Any]) -> Callable[..., Any]:

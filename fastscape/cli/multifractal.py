@@ -17,6 +17,8 @@ from fastscape.cli.inputs import (
     checkpoint_files,
     checkpoint_option,
     gib,
+    method_of,
+    method_option,
     objective_options,
     radii,
 )
@@ -24,8 +26,8 @@ from fastscape.cli.output import Outcome, check_out, live_progress, rescue, run
 from fastscape.cli.spectrum import OPTIMIZER, measure, optimizer_options
 
 if TYPE_CHECKING:
+    from fastscape.cli.live import LiveProgress
     from fastscape.reports.document import Document
-    from fastscape.reports.live import LiveProgress
     from fastscape.runs.budget import Budget
 
 SHARE = 0.4  # of the budget for spectra; what they leave is for directions
@@ -49,7 +51,7 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 @click.option("--precision", help="difference, difference-bf16, float64 or float32; default: measured.")
 @click.option("--bank-batches", help="all or rotate: data of each bank.")
 @click.option("--preset", "preset_name", help="torok2026: the settings of a published protocol.")
-@click.option("--path", type=click.Choice(["loop", "vmap", "graph", "dispatch"]), help="Evaluation path; default: measured.")
+@method_option("How to evaluate; default: the fastest, measured.", click.Choice(["loop", "vmap", "graph", "dispatch"]))
 @click.option("--memory", type=gib, help="GiB that batched evaluation may take.")
 @click.option(
     "--spectrum",
@@ -131,16 +133,19 @@ def _spectrum(
     """Spectra in their share of the budget; ``None``, and a message, for a loss without second derivatives."""
     from fastscape.runs.budget import Budget, BudgetError
 
+    before = budget.reserve + budget.elapsed
     share = Budget(SHARE * budget.remaining if budget.limited else None)
-    spectral = COMPANION | {name: options[name] for name in ("memory", "seed", *OPTIMIZER)}  # --path is that of the responses
+    spectral = COMPANION | {name: options[name] for name in ("memory", "seed", *OPTIMIZER)}  # --method is that of the responses
     try:
         return measure(objective, files, model, share, spectral, live)
     except fs.SpectrumError as error:
         click.echo(f"the spectrum ended early: {error}", err=True)
         return error.partial
-    except (fs.AsymmetricProductError, BudgetError, fs.NoPathError) as error:
+    except BudgetError as error:
+        click.echo(f"no spectrum: {budget.refusal(error, 'the spectrum', SHARE, before)}", err=True)
+    except (fs.AsymmetricProductError, fs.NoPathError) as error:
         click.echo(f"no spectrum: {error}", err=True)
-        return None
+    return None
 
 
 def _multifractal(
@@ -153,10 +158,8 @@ def _multifractal(
     options: dict[str, Any],
     live: LiveProgress,
 ) -> fs.MultifractalResult | fs.TrajectoryResult:
-    def show(state: fs.Progress) -> None:
-        live.show(state.checkpoint, state.directions, state.fraction, state.remaining, state.m_tau)
-
-    common: dict[str, Any] = {"budget": budget, "progress": show} | {key: options[key] for key in ("target", "path", "memory")}
+    common: dict[str, Any] = {"budget": budget, "progress": live.show, "method": method_of(options)}
+    common |= {key: options[key] for key in ("target", "memory")}
     if files:
         if earlier is not None and not isinstance(earlier, fs.TrajectoryResult):
             raise ValueError("--extend must be a trajectory result for --checkpoint, got one of a single model")

@@ -21,8 +21,8 @@ from fastscape._interrupts import EXIT_INTERRUPTED, Interrupts
 from fastscape.cli.budgets import start_up
 
 if TYPE_CHECKING:
+    from fastscape.cli.live import LiveProgress
     from fastscape.reports.document import Document
-    from fastscape.reports.live import LiveProgress
 
 EXIT_TARGET, EXIT_MODEL = 3, 4
 
@@ -81,7 +81,7 @@ def run(work: Callable[[Interrupts], Outcome], out: Path | None, *, as_json: boo
 
 def live_progress(*, quiet: bool) -> LiveProgress:
     """The progress line of a run."""
-    from fastscape.reports.live import LiveProgress
+    from fastscape.cli.live import LiveProgress
 
     return LiveProgress(quiet=quiet)
 
@@ -163,8 +163,8 @@ def write_page(page: Path, result: Document, spectrum: Document | None = None) -
 
     if spectrum is not None and spectrum.kind not in result.companions:
         raise ValueError(
-            f"--spectrum must be a spectrum to show beside a multifractal result, got a {type(spectrum).__name__} "
-            f"beside a {type(result).__name__}"
+            f"--spectrum must be a spectrum to show beside a multifractal result, got one of the kind "
+            f"{spectrum.kind!r} beside one of {result.kind!r}"
         )
     write_html(result, page, spectrum=spectrum)
 

@@ -14,6 +14,8 @@ from fastscape.cli.output import check_writable, exit_codes, show, write_page
 if TYPE_CHECKING:
     from fastscape.reports.document import Document
 
+_OPTION = {"windows": "window"}  # where it is not named as the argument is
+
 
 @click.command()
 @click.argument("result", type=click.Path(path_type=Path, exists=True, dir_okay=False))
@@ -43,7 +45,8 @@ def _analysed(loaded: Document, options: dict[str, Any]) -> Document:
     if not isinstance(loaded, (fs.MultifractalResult, fs.TrajectoryResult)):
         if changes:
             raise ValueError(
-                f"{', '.join(f'--{name}' for name in changes)} are for multifractal results, got a {type(loaded).__name__}"
+                f"{', '.join(f'--{_OPTION.get(name, name)}' for name in changes)} analyse a multifractal result anew, got one of "
+                f"the kind {loaded.kind!r}"
             )
         return loaded
     return loaded.reanalyse(**changes) if changes or not loaded.analysed else loaded

@@ -18,18 +18,13 @@ from fastscape.cli.spectrum import optimizer, optimizer_options, targets
 from fastscape.cli.spectrum import unmet as unmet_spectrum
 
 if TYPE_CHECKING:
-    from fastscape.reports.live import LiveProgress
+    from fastscape.cli.live import LiveProgress
     from fastscape.runs.budget import Budget
     from fastscape.runs.optimizers import OptimizerState
 
 PROBES = ("spectrum", "slice", "sharpness", "temperature", "barrier", "multifractal")  # of fastscape.probes.signature.probe
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
-_SHARE_DONE: dict[str, Callable[..., float]] = {  # of a probe, from what it passes to progress=
-    "spectrum": lambda state: state.fraction,
-    "slice": lambda done, wanted: done / wanted,
-    "barrier": lambda _words, share: share,
-    "multifractal": lambda state: state.fraction,
-}
+_TELLING = ("spectrum", "slice", "barrier", "multifractal")  # probes that report progress
 
 
 @click.command("run")
@@ -76,11 +71,11 @@ def _run(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome
     check_out(options["out"])
     objective, name, step = centre(build_objective(model, options), model, files)
     training = {"batch_size": options["batch_size"], "optimizer": _optimizer(objective, files, options)}
-    _check_what(options, training)
+    what = _what(options, training)
     with live_progress(quiet=options["quiet"]) as live:
         result = fs.probe(
             objective,
-            options["what"] or None,
+            what,
             budget=budget,
             targets=targets(options) | ({} if options["target"] is None else {"m_tau": options["target"]}),
             other=options["other"],
@@ -105,8 +100,12 @@ def _optimizer(objective: fs.Objective, files: Sequence[Path], options: dict[str
     return checkpoints(files)[0].optimizer() if named is None and files else named
 
 
-def _check_what(options: dict[str, Any], training: dict[str, Any]) -> None:
-    """Raise for a probe without what it needs, and for a target of a probe that is not run."""
+def _what(options: dict[str, Any], training: dict[str, Any]) -> tuple[str, ...]:
+    """Probes that were asked for, or else those whose options are given.
+
+    Raises:
+        ValueError: a probe without what it needs, or a target of a probe that is not run.
+    """
     what = options["what"]
     if "temperature" in what and None in training.values():
         raise ValueError("--what temperature requires --batch-size, and --learning-rate or --optimizer")
@@ -115,19 +114,25 @@ def _check_what(options: dict[str, Any], training: dict[str, Any]) -> None:
     for option, kind in (("target", "multifractal"), ("target_trace", "spectrum"), ("tolerance", "spectrum")):
         if options[option] is not None and what and kind not in what:
             raise ValueError(f"--{option.replace('_', '-')} requires --what {kind}")
+    if what:
+        return tuple(what)
+    if options["batch_size"] is not None and training["optimizer"] is None:
+        click.echo("no temperature: --batch-size requires --learning-rate or --optimizer", err=True)
+    without = {"temperature": None in training.values(), "barrier": options["other"] is None}
+    return tuple(kind for kind in PROBES if not without.get(kind))
 
 
 def _progress(name: str, budget: Budget, live: LiveProgress) -> dict[str, dict[str, Any]]:
     """Options of the probes that report progress: the share of the budget that is spent, or else of the probe."""
 
-    def shown(kind: str, share: Callable[..., float]) -> Callable[..., None]:
-        def show(*state: Any) -> None:
-            spent = budget.elapsed / budget.seconds if budget.limited else share(*state)
-            live.draw(f"{name} · {kind}", min(1.0, spent), budget.remaining)
+    def shown(kind: str) -> Callable[[fs.Progress], None]:
+        def show(state: fs.Progress) -> None:
+            spent = budget.elapsed / budget.seconds if budget.limited else state.fraction
+            live.show(fs.Progress(name, kind, fraction=min(1.0, spent), remaining=budget.remaining))
 
         return show
 
-    return {kind: {"progress": shown(kind, share)} for kind, share in _SHARE_DONE.items()}
+    return {kind: {"progress": shown(kind)} for kind in _TELLING}
 
 
 def _unmet(result: fs.ProbeResult, options: dict[str, Any]) -> str:

@@ -24,8 +24,8 @@ from fastscape.cli.inputs import (
 from fastscape.cli.output import Outcome, check_out, live_progress, run
 
 if TYPE_CHECKING:
+    from fastscape.cli.live import LiveProgress
     from fastscape.probes.slices.axes import AnyDirections
-    from fastscape.reports.live import LiveProgress
     from fastscape.runs.budget import Budget
 
 LINES, COMPONENTS = 32, 8  # of fastscape.probes.slices.axes
@@ -105,16 +105,11 @@ def _measured(
     labels: dict[str, Any],
 ) -> fs.SliceResult | fs.PlaneResult:
     plane = options["dims"] == "2"
-    noun = "rows" if plane else "directions"
-
-    def show(done: int, wanted: int) -> None:
-        live.draw(f"{labels['name']} · {done} of {wanted} {noun}", done / wanted, budget.remaining)
-
     settings: dict[str, Any] = {key: options[key] for key in ("normalize", "seed", "precision", "symlog", "memory", "bn")}
     settings |= {key: options[key] for key in ("radius", "points") if options[key] is not None}
     directions = _directions(objective, files, budget, options)
     trajectory = list(files) if len(files) > 1 else None
-    settings |= {"budget": budget, "progress": show, **labels}
+    settings |= {"budget": budget, "progress": live.show, **labels}
     if plane:
         return fs.slice2d(objective, directions, trajectory=trajectory, **settings)
     return fs.slice1d(objective, directions, trajectory=trajectory, count=options["count"], **settings)
@@ -132,8 +127,13 @@ def _directions(objective: fs.Objective, files: Sequence[Path], budget: Budget, 
         states, _ = states_of(objective, [files[-1], files[0]], "checkpoint")
         return fs.Axes.difference(objective, *states)
     if kind == "eigenvectors":
+        from fastscape.runs.budget import BudgetError
+
         count = 2 if options["dims"] == "2" else options["count"]
         count = COMPONENTS if count is None else count
-        share = _SHARE * budget.remaining if budget.limited else None
-        return fs.spectrum(objective, min(count, objective.size), budget=share, targets={"trace": None}, seed=options["seed"])
+        share, before = _SHARE * budget.remaining if budget.limited else None, budget.reserve + budget.elapsed
+        try:
+            return fs.spectrum(objective, min(count, objective.size), budget=share, targets={"trace": None}, seed=options["seed"])
+        except BudgetError as error:
+            raise budget.refusal(error, "the eigenvectors", _SHARE, before) from error
     return kind

@@ -13,11 +13,19 @@ import fastscape as fs
 from fastscape._checks import counted
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.inputs import build_objective, checkpoint_files, checkpoint_option, gib, objective_options
+from fastscape.cli.inputs import (
+    build_objective,
+    checkpoint_files,
+    checkpoint_option,
+    gib,
+    method_of,
+    method_option,
+    objective_options,
+)
 from fastscape.cli.output import Outcome, check_out, live_progress, run
 
 if TYPE_CHECKING:
-    from fastscape.reports.live import LiveProgress
+    from fastscape.cli.live import LiveProgress
     from fastscape.runs.budget import Budget
     from fastscape.runs.optimizers import OptimizerState
 
@@ -66,7 +74,7 @@ def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--block", type=int, default=BLOCK, show_default=True, help="Vectors per product.")
 @optimizer_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random probes.")
-@click.option("--path", help="Path of the products, such as graph or forward; default: the fastest, measured.")
+@method_option("How to multiply, such as graph or forward; default: the fastest, measured.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -101,23 +109,15 @@ def measure(
     objective: fs.Objective, files: Sequence[Path], name: str, budget: Budget, options: dict[str, Any], live: LiveProgress
 ) -> Result:
     """The spectrum of the model itself, or of checkpoint files, under the options of the command."""
-    from fastscape.reports.numbers import number
-
     settings: dict[str, Any] = {
-        key: options[key] for key in ("k", "operator", "nodes", "block", "memory", "path", "seed") if options.get(key) is not None
+        key: options[key] for key in ("k", "operator", "nodes", "block", "memory", "seed") if options.get(key) is not None
     }
     settings |= {"targets": options.get("targets") or targets(options) or None, "optimizer": optimizer(objective, options)}
-
-    def show(checkpoint: str, done: float, state: Any) -> None:
-        fraction = done + state.fraction / max(1, len(files))
-        words = f"{checkpoint} · {state.products} products"
-        if state.lambda_max is not None and math.isfinite(state.lambda_max):
-            words += f" · lambda_max {number(state.lambda_max, 4)}"
-        live.draw(words, fraction, budget.remaining)
+    settings["method"] = method_of(options)
 
     if files:
-        return fs.spectra(objective, files, budget=budget, progress=show, **settings)
-    return fs.spectrum(objective, budget=budget, name=name, progress=lambda state: show(name, 0.0, state), **settings)
+        return fs.spectra(objective, files, budget=budget, progress=live.show, **settings)
+    return fs.spectrum(objective, budget=budget, name=name, progress=live.show, **settings)
 
 
 def targets(options: dict[str, Any]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +72,6 @@ def _study(
     if seconds is not None:
         plan = dataclasses.replace(plan, seconds=seconds)
     with live_progress(quiet=quiet) as live:
-        result = study(plan, out, progress=lambda words, share: live.draw(words, share, math.inf))
+        result = study(plan, out, progress=live.show)
         interrupts.hold()
     return Outcome({"study": result})

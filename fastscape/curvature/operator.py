@@ -12,7 +12,8 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from fastscape._checks import check_memory, integer
+from fastscape._checks import check_memory, flag, integer
+from fastscape._renamed import METHOD, renamed
 from fastscape.curvature.choice import ProductChoice
 from fastscape.curvature.flat import Layout
 from fastscape.curvature.paths import Matrix, PathName, checked_path
@@ -168,19 +169,20 @@ class CurvatureOperator(SymmetricOperator):
         dtype: of the products: the objective's, float32 for half precision; float64 once a use finds that they overflow.
     """
 
+    @renamed(METHOD)
     def __init__(
         self,
         objective: Objective,
         matrix: Matrix,
         *,
-        path: PathName | None = None,
+        method: PathName | None = None,
         memory: int | None = None,
         compile: bool = False,
     ) -> None:
         checked_objective(objective)
         check_memory(memory)
         self.objective, self.matrix = objective, matrix
-        self._products = Products(objective, matrix, checked_path(path), memory, compile_=compile)
+        self._products = Products(objective, matrix, checked_path(method), memory, compile_=flag("compile", compile))
         self.layout = Layout(objective.names, [tensor.shape for tensor in objective.base.values()])
         self.dtype, self.device = self._products.space.dtype, objective.device
         self._last: ProductChoice | None = None
@@ -191,8 +193,8 @@ class CurvatureOperator(SymmetricOperator):
         return self._products.space.notes
 
     def __repr__(self) -> str:
-        path = f", path {self.choice.name!r}" if self.choice else ""
-        return f"<CurvatureOperator {self.matrix} {self.shape[0]} x {self.shape[1]}, {str(self.dtype)[6:]}{path}>"
+        method = f", method {self.choice.name!r}" if self.choice else ""
+        return f"<CurvatureOperator {self.matrix} {self.shape[0]} x {self.shape[1]}, {str(self.dtype)[6:]}{method}>"
 
     def rows(self, rows: Tensor) -> Tensor:
         """See :class:`SymmetricOperator`."""
@@ -272,10 +274,11 @@ class CurvatureOperator(SymmetricOperator):
         self._products.release()
 
 
+@renamed(METHOD)
 def hessian(
     objective: Objective,
     *,
-    path: PathName | None = None,
+    method: PathName | None = None,
     memory: int | None = None,
     compile: bool = False,
 ) -> CurvatureOperator:
@@ -298,7 +301,7 @@ def hessian(
 
     Args:
         objective: the loss L; D parameters.
-        path: one of these names, or ``None`` to try them.
+        method: one of these names, or ``None`` to try them.
         memory: bytes that a computation may hold beside the vectors and their products; default half of what is available.
             Blocks are cut to fit, and batches where the loss allows; paths that do not fit are refused.
         compile: also try the kept graph traced and compiled by inductor, which takes from half a minute to many, and repays it
@@ -324,10 +327,11 @@ def hessian(
         >>> (H @ torch.ones(15, 2)).shape
         torch.Size([15, 2])
     """
-    return CurvatureOperator(objective, "hessian", path=path, memory=memory, compile=compile)
+    return CurvatureOperator(objective, "hessian", method=method, memory=memory, compile=compile)
 
 
-def ggn(objective: Objective, *, path: PathName | None = None, memory: int | None = None) -> CurvatureOperator:
+@renamed(METHOD)
+def ggn(objective: Objective, *, method: PathName | None = None, memory: int | None = None) -> CurvatureOperator:
     r"""The generalised Gauss-Newton matrix of an objective at its present weights, as an operator.
 
     .. math:: G = \sum_b \frac{n_b}{\sum n_b}\, J_b^\top \nabla_z^2 \ell_b\, J_b
@@ -337,7 +341,7 @@ def ggn(objective: Objective, *, path: PathName | None = None, memory: int | Non
 
     Args:
         objective: a loss with ``criterion=``; a ``loss=`` cannot be split into outputs and loss.
-        path: ``"graph"``, ``"graph, batched"``, ``"forward"``, ``"replay"``, or ``None`` to try them.
+        method: ``"graph"``, ``"graph, batched"``, ``"forward"``, ``"replay"``, or ``None`` to try them.
         memory: as for :func:`hessian`.
 
     Returns:
@@ -356,8 +360,8 @@ def ggn(objective: Objective, *, path: PathName | None = None, memory: int | Non
             "objective must have criterion= for the Gauss-Newton matrix, which splits the loss at the model's outputs; got "
             "loss=: use fs.hessian"
         )
-    if path in ("reverse", "gradient difference", "channels-last"):
+    if isinstance(method, str) and method in ("reverse", "gradient difference", "channels-last"):
         raise ValueError(
-            f"path must be 'graph', 'graph, batched', 'forward', 'replay' or None for the Gauss-Newton matrix, got {path!r}"
+            f"method must be 'graph', 'graph, batched', 'forward', 'replay' or None for the Gauss-Newton matrix, got {method!r}"
         )
-    return CurvatureOperator(objective, "ggn", path=path, memory=memory)
+    return CurvatureOperator(objective, "ggn", method=method, memory=memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol, get_args
 
+from fastscape._checks import one_of
 from fastscape.curvature.program import Parts
 
 Matrix = Literal["hessian", "ggn"]
@@ -38,6 +39,5 @@ def checked_path(path: object) -> PathName | None:
     Raises:
         ValueError: another name.
     """
-    if path is not None and path not in get_args(PathName):
-        raise ValueError(f"path must be one of {', '.join(get_args(PathName))} or None to measure, got {path!r}")
+    one_of("method", path, (*get_args(PathName), None), "to measure")
     return path  # type: ignore[return-value]

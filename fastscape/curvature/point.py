@@ -11,18 +11,14 @@ from torch import Tensor
 
 from fastscape.curvature.flat import dot, norm
 from fastscape.curvature.program import Parts, Program
+from fastscape.curvature.slopes import DETACHED, WIDE, slopes
 from fastscape.evaluation.arithmetic import arithmetic
 from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.nearby import CLOSE, NARROW, Verdict, judged
 from fastscape.objective.batches import placed
 from fastscape.objective.examination import replica_of
 
-DETACHED = (
-    "the gradient is not that of the loss (a part is detached, such as the boxes of a detector, or has a backward of its own)"
-)
 _SAME = 1e-2  # of the size of a slope: how far losses and a gradient may lie apart
-WIDE = (1e-2, 1e-3)  # of ||w||: where losses that cannot tell a curvature tell a slope
-APART = 4.0  # of the distance of slopes at two radii
 
 
 class UnsoundProductError(ValueError):
@@ -83,12 +79,8 @@ class LossCurvature:
 
     def _slope(self, vector: Parts, unit: float) -> tuple[float, float]:
         """G'v by losses, and how far it may be off: by the distance of two radii, and by narrow arithmetic inside."""
-        slopes = []
-        for radius in WIDE:
-            plus, minus = self._both(vector, radius * unit, self._held)
-            slopes.append((plus - minus) / (2 * radius * unit))
         rounding = 0.0 if self._narrow is None else NARROW * torch.finfo(self._narrow).eps * (1 + abs(self.base))
-        return slopes[-1], APART * abs(slopes[0] - slopes[-1]) + rounding / (WIDE[-1] * unit)
+        return slopes(lambda step: self._both(vector, step, self._held), WIDE, unit, rounding)[-1]
 
     def _departs(self, vector: Parts, slope: float, error: float = 0.0) -> bool:
         """Whether a slope of losses is another than that of the gradient."""

@@ -73,8 +73,8 @@ class Selection:
         self.release()
         if self._path in _FUNCTIONAL and not program.is_functional(space.largest):
             raise ValueError(
-                f"path must not be {self._path!r} for this model, which accesses parameters outside named_parameters() (a list, "
-                "a closure): they would count as constants; use path='graph' or None"
+                f"method must not be {self._path!r} for this model, which accesses parameters outside named_parameters() (a "
+                "list, a closure): they would count as constants; use method='graph' or None"
             )
         trial = self._tried(program, key, rows, thorough=thorough)
         if not trial.found:
@@ -194,7 +194,7 @@ class Selection:
         tried = "; ".join(f"{name}: {why}" for name, why in refused.items())
         if self._path is not None:
             remain = [name for name in self._named(self._space.opened()) if name != self._path]
-            return ValueError(f"path must be one that runs this model, got {tried}; path=None tries {', '.join(remain)}")
+            return ValueError(f"method must be one that runs this model, got {tried}; method=None tries {', '.join(remain)}")
         if over_cap and self._memory is not None:
             return NoPathError(
                 f"memory must hold a computation of products, got {self._memory / 2**20:.3g} MiB for a gradient of "

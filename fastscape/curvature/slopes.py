@@ -1,25 +1,45 @@
-"""Checks that the gradient that autograd gives is that of the loss."""
+"""Slopes by losses nearby, and whether the gradient that autograd gives has them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 
 import torch
-from torch import Tensor
 
 from fastscape.curvature.flat import norm
-from fastscape.curvature.point import APART, DETACHED, WIDE
 from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.nearby import NARROW
 from fastscape.evaluation.trial import activation_bytes, memory_for
 from fastscape.objective.replica import Replica
 
+DETACHED = (
+    "the gradient is not that of the loss (a part is detached, such as the boxes of a detector, or has a backward of its own)"
+)
+WIDE = (1e-2, 1e-3)  # of ||w||: where losses that cannot tell a curvature tell a slope
 _RADII = (*WIDE, 1e-4)  # of ||w||
 _GRADIENT = 4  # times the activations that a gradient may take
+_APART = 4.0  # of the distance of slopes at two radii
 _SAME = 1e-3  # of ||g||: what is missing of a gradient may lie nearly across it
+
+
+def slopes(
+    both: Callable[[float], tuple[float, float]], radii: Sequence[float], unit: float, rounding: float
+) -> list[tuple[float, float]]:
+    """Slopes of a loss along a vector, and how far each may be off: by its distance to that of a wider radius, and by rounding.
+
+    Args:
+        both: the losses a step forth and a step back, a step being a multiple of the vector.
+        radii: from wide to near; the first has no slope of its own.
+        unit: the step of radius 1.
+        rounding: of a loss.
+    """
+    steps = [radius * unit for radius in radii]
+    found = [(plus - minus) / (2 * step) for step in steps for plus, minus in (both(step),)]
+    return [
+        (near, _APART * abs(wide - near) + rounding / step) for wide, near, step in zip(found, found[1:], steps[1:], strict=False)
+    ]
 
 
 def departing(replica: Replica, memory: int | None = None) -> str:
@@ -53,21 +73,18 @@ def _departing(replica: Replica) -> str:
         with mode(0), torch.no_grad():
             return float(replica.batch_loss(0)[0])
 
+    def both(step: float) -> tuple[float, float]:
+        losses = []
+        for sign in (1, -1):
+            replica.reset()
+            for slot, part in zip(replica.scratch, gradient, strict=True):
+                slot.add_(part.to(slot), alpha=sign * step)
+            losses.append(loss(branches.held))
+        return losses[0], losses[1]
+
     branches.settled(loss)
-    slopes = [_slope(replica, gradient, length, radius * size, partial(loss, branches.held)) for radius in _RADII]
-    rounding = NARROW * torch.finfo(replica.dtype).eps * (1 + abs(value)) / size
-    for wide, near, radius in zip(slopes, slopes[1:], _RADII[1:], strict=False):
-        error = APART * abs(wide - near) + rounding / radius
-        if math.isfinite(error) and abs(near - length) > max(_SAME * length, error):
+    rounding = NARROW * torch.finfo(replica.dtype).eps * (1 + abs(value))
+    for slope, error in slopes(both, _RADII, size / length, rounding):
+        if math.isfinite(error) and abs(slope - length**2) > max(_SAME * length**2, error):
             return DETACHED
     return ""
-
-
-def _slope(replica: Replica, gradient: list[Tensor], length: float, step: float, loss: Callable[[], float]) -> float:
-    losses = []
-    for sign in (1, -1):
-        replica.reset()
-        for slot, part in zip(replica.scratch, gradient, strict=True):
-            slot.add_(part.to(slot), alpha=sign * step / length)
-        losses.append(loss())
-    return (losses[0] - losses[1]) / (2 * step)

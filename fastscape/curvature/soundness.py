@@ -11,9 +11,10 @@ from fastscape.curvature.flat import norm
 from fastscape.curvature.gradient_difference import DifferencePath, InaccurateDifferenceError
 from fastscape.curvature.paths import Product, ProductPath
 from fastscape.curvature.peak import MemoryCapError, peak_bytes
-from fastscape.curvature.point import DETACHED, LossCurvature, UnsoundProductError
+from fastscape.curvature.point import LossCurvature, UnsoundProductError
 from fastscape.curvature.program import Parts
 from fastscape.curvature.sketch import Sketch, TrialProducts
+from fastscape.curvature.slopes import DETACHED
 from fastscape.evaluation.determinism import NondeterministicLossError
 from fastscape.evaluation.trial import Refusal
 
@@ -87,7 +88,7 @@ class Soundness:
                 raise NondeterministicLossError(
                     f"products must be deterministic, got two products of one vector that differ by {change:.1g}: the loss is "
                     "the same twice, its gradient is not (an operation without a deterministic backward, or a hook that keeps "
-                    "state: try torch.use_deterministic_algorithms(True); in a replay, an operation in place: use path=None)"
+                    "state: try torch.use_deterministic_algorithms(True); in a replay, an operation in place: use method=None)"
                 )
         if second is not None:  # else there is no memory for a second vector
             self._check_symmetry(path, product, first, second)

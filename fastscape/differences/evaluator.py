@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._checks import check_memory
+from fastscape._checks import check_memory, one_of, shown
 from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape.differences.checks import CrossCheck
@@ -68,10 +68,9 @@ class DifferenceEvaluator:
         front_end: FrontEnd | None = None,
     ) -> None:
         checked_objective(objective)
-        if front_end not in (None, *get_args(FrontEnd)):
-            raise ValueError(f"path must be 'graph', 'dispatch' or None with precision='difference', got {front_end!r}")
-        if lanes not in (torch.float32, torch.float64):
-            raise ValueError(f"lanes must be torch.float32 or torch.float64, got {lanes}")
+        one_of("method", front_end, (*get_args(FrontEnd), None), "with precision='difference'")
+        if not isinstance(lanes, torch.dtype) or lanes not in (torch.float32, torch.float64):
+            raise ValueError(f"lanes must be torch.float32 or torch.float64, got {shown(lanes)}")
         if products == "bfloat16" and not _multiplies_bfloat16(objective.device):
             raise ValueError(
                 "precision must be 'difference' on this device, got 'difference-bf16': it has no bfloat16 matrix products"

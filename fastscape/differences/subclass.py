@@ -189,7 +189,7 @@ class Dispatched:
             raise
         except Exception as error:  # the model ran on plain tensors just before
             raise UntraceableError(
-                f"model must run on tensors that carry lanes with path='dispatch', got {type(error).__name__}: "
+                f"model must run on tensors that carry lanes with method='dispatch', got {type(error).__name__}: "
                 f"{first_line(error)[:200]}"
             ) from error
 

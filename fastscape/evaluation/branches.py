@@ -142,6 +142,6 @@ def _refuse_change(name: str, found: list[Tensor], recorded: list[Tensor]) -> No
     for now, then in zip(found, recorded, strict=True):
         if not torch.allclose(now, then, rtol=0.0, atol=0.0, equal_nan=True):
             raise UnsupportedKinkError(
-                f"path='forwards' must hold every piecewise operation on its piece at w, got {name}, which has no rule; "
-                f"use path=None for exact forms, or products of fs.hessian(objective)"
+                f"method='forwards' must hold every piecewise operation on its piece at w, got {name}, which has no rule; "
+                f"use method=None for exact forms, or products of fs.hessian(objective)"
             )

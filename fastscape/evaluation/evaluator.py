@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import check_memory as check_memory
+from fastscape._checks import one_of
 from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape.directions import Directions
@@ -35,13 +36,13 @@ class Evaluator:
     Args:
         objective: the function.
         dtype: arithmetic of the forward passes.
-        path: ``"loop"``, ``"vmap"``, an earlier :class:`PathChoice`, or ``None`` to measure both on this model.
+        method: ``"loop"``, ``"vmap"``, an earlier :class:`PathChoice`, or ``None`` to measure both on this model.
         memory: bytes that batched evaluation may take; default half of what is available.
         gate: evaluate twice and refuse a loss that differs.
         trial: seconds that measuring the batched path may take.
 
     Raises:
-        ValueError: unknown path.
+        ValueError: unknown method.
         NondeterministicLossError: on entry, if gated.
     """
 
@@ -50,18 +51,18 @@ class Evaluator:
         objective: Objective,
         dtype: torch.dtype,
         *,
-        path: PathName | PathChoice | None = None,
+        method: PathName | PathChoice | None = None,
         memory: int | None = None,
         gate: bool = True,
         trial: float = math.inf,
     ) -> None:
         checked_objective(objective)
-        if not isinstance(path, PathChoice) and path not in (None, *get_args(PathName)):
-            raise ValueError(f"path must be 'loop', 'vmap' or None to measure both, got {path!r}")
+        if not isinstance(method, PathChoice):
+            one_of("method", method, (*get_args(PathName), None), "to measure both")
         check_memory(memory)
         self.objective, self.dtype, self.gate = objective, dtype, gate
-        self.choice: PathChoice | None = path if isinstance(path, PathChoice) else None
-        self._wanted: PathName | None = None if isinstance(path, PathChoice) else path
+        self.choice: PathChoice | None = method if isinstance(method, PathChoice) else None
+        self._wanted: PathName | None = None if isinstance(method, PathChoice) else method
         self._memory, self._trial = memory, trial
         self._stack = ExitStack()
         self._path: Path | None = None
@@ -149,7 +150,7 @@ class Evaluator:
     def _only_vmap(self, directions: Directions, radii: Sequence[float], few: Sequence[float], chunk: int) -> PathChoice:
         if chunk < 1:
             raise ValueError(
-                f"memory must hold {len(radii)} copies of the parameters and activations for path='vmap'; use path='loop'"
+                f"memory must hold {len(radii)} copies of the parameters and activations for method='vmap'; use method='loop'"
             )
         trial, sizes = Trial[int](), [size for size in _SIZES if size <= chunk]
         size = asked_for("vmap", lambda: self._best_batch(trial, directions, few, radii, sizes))

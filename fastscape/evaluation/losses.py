@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastscape._checks import one_of
+from fastscape._renamed import METHOD, renamed
 from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.evaluator import Evaluator, PathName
 from fastscape.objective.objective import Objective, checked_objective
@@ -54,13 +55,14 @@ def _vector(radii: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
+@renamed(METHOD)
 def losses(
     objective: Objective,
     directions: Directions,
     radii: ArrayLike | Sequence[float],
     *,
     precision: Subtracted | None = None,
-    path: PathName | None = None,
+    method: PathName | None = None,
     memory: int | None = None,
 ) -> Tensor:
     r"""Loss at every point :math:`w + r_k d_i`.
@@ -70,14 +72,14 @@ def losses(
         directions: n directions.
         radii: R signed radii in units of ``||d||``; 0 gives L(w).
         precision: arithmetic of the forward passes, ``"float64"`` (default) or ``"float32"``.
-        path: ``"loop"``, ``"vmap"``, or ``None`` for the one that measures faster on this model.
+        method: ``"loop"``, ``"vmap"``, or ``None`` for the one that measures faster on this model.
         memory: bytes that batched evaluation may take.
 
     Returns:
         Losses, float64 ``[n, R]`` on the CPU. NaN and inf are kept.
 
     Raises:
-        ValueError: bad radii, precision or path.
+        ValueError: bad radii, precision or method.
         NondeterministicLossError: two evaluations at w differ.
 
     Cost: n R forwards over the data, and one copy of the probed parameters.
@@ -96,5 +98,5 @@ def losses(
         raise ValueError(f"radii must be finite, got {values[~np.isfinite(values)][0]!s}")
     checked_directions(directions)
     dtype = checked_dtype("float64" if precision is None else precision)
-    with Evaluator(objective, dtype, path=path, memory=memory) as evaluator:
+    with Evaluator(objective, dtype, method=method, memory=memory) as evaluator:
         return evaluator.losses(directions, range(len(directions)), values.tolist())

@@ -57,7 +57,7 @@ class PathError(ValueError, RuntimeError):
     """The path that was asked for cannot run the model: a wrong argument, that shows while the model runs."""
 
 
-def asked_for(path: str, run: Callable[[], Way]) -> Way:
+def asked_for(method: str, run: Callable[[], Way]) -> Way:
     """What ``run`` returns on the path that was asked for.
 
     Raises:
@@ -67,10 +67,10 @@ def asked_for(path: str, run: Callable[[], Way]) -> Way:
     try:
         return run()
     except Refusal as refusal:
-        raise ValueError(f"path must be 'loop' for this model, got {path!r}: {refusal}") from None
+        raise ValueError(f"method must be 'loop' for this model, got {method!r}: {refusal}") from None
     except Exception as error:
-        words = f"{path!r}, which cannot run it ({told(error, 160)}); use path='loop' or None"
-        raise PathError(f"path must be 'loop' for this model, got {words}") from error
+        words = f"{method!r}, which cannot run it ({told(error, 160)}); use method='loop' or None"
+        raise PathError(f"method must be 'loop' for this model, got {words}") from error
 
 
 class Trial(Generic[Way]):

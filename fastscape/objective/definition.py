@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Self
+from typing import Any, Never, Self
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ class Definition:
         self,
         model: nn.Module,
         data: Iterable[Batch],
-        *,
+        *unnamed: Never,
         criterion: Criterion | None = None,
         loss: Loss | None = None,
         weight: Callable[[Batch], float] | None = None,
@@ -78,6 +78,11 @@ class Definition:
         device: torch.device | str | None = None,
         memory: int | None = None,
     ) -> None:
+        if unnamed:
+            raise TypeError(
+                f"objective takes all but model and data by name, got {unnamed[0]!r} in third place; write criterion= for a "
+                "function of (outputs, targets), loss= for one of (model, batch)"
+            )
         self.model = checked_model(model)
         if (criterion is None) == (loss is None):
             got = "neither" if loss is None else "both"

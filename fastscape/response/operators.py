@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from fastscape._renamed import METHOD, renamed
 from fastscape.differences.evaluator import DifferenceEvaluator, FrontEnd
 from fastscape.differences.rules.table import PIECEWISE, RULES, STRUCTURE
 from fastscape.directions import Directions
@@ -73,12 +74,13 @@ _STILL = "does not depend on the parameters"
 _DECISION = "decision of the forward, taken as at w"
 
 
-def operators(objective: Objective, *, path: FrontEnd | None = None) -> Operators:
+@renamed(METHOD)
+def operators(objective: Objective, *, method: FrontEnd | None = None) -> Operators:
     """Tell how difference propagation handles every operation of a model and its loss.
 
     Args:
         objective: the model, its loss and data; the first batch is followed.
-        path: ``"graph"``, ``"dispatch"``, or ``None`` for the first that follows the model.
+        method: ``"graph"``, ``"dispatch"``, or ``None`` for the first that follows the model.
 
     Returns:
         An :class:`Operators`; print it.
@@ -99,7 +101,7 @@ def operators(objective: Objective, *, path: FrontEnd | None = None) -> Operator
         ('aten.relu.default', 'exact rule, kinks included')
     """
     first = checked_objective(objective).on(0)
-    with DifferenceEvaluator(first, front_end=path, gate=False) as evaluator:
+    with DifferenceEvaluator(first, front_end=method, gate=False) as evaluator:
         unperturbed_loss(evaluator.replica)
         directions = Directions(first, 1)
         choice = evaluator.choose(directions, _TRIED)

@@ -105,7 +105,7 @@ def checked_precision(precision: str | None) -> Precision | None:
 def responder(
     objective: Objective,
     precision: Precision,
-    path: AnyPath | PathChoice | None = None,
+    method: AnyPath | PathChoice | None = None,
     memory: int | None = None,
     *,
     gate: bool = True,
@@ -113,8 +113,8 @@ def responder(
 ) -> Evaluator | DifferenceEvaluator:
     """The evaluator of a precision."""
     if precision in DTYPES:
-        return Evaluator(objective, DTYPES[precision], path=path, memory=memory, gate=gate, trial=trial)  # type: ignore[arg-type]
-    front_end = path.name if isinstance(path, PathChoice) else path
+        return Evaluator(objective, DTYPES[precision], method=method, memory=memory, gate=gate, trial=trial)  # type: ignore[arg-type]
+    front_end = method.name if isinstance(method, PathChoice) else method
     products: Literal["float32", "bfloat16"] = "bfloat16" if precision == "difference-bf16" else "float32"
     return DifferenceEvaluator(objective, products=products, memory=memory, gate=gate, front_end=front_end)  # type: ignore[arg-type]
 
@@ -157,7 +157,7 @@ def measure_noise(
         sigma, narrow = noise_float64(evaluator, directions, indices, radii)
         return Noise(sigma, None, narrow, 0, influence=found)
     try:
-        with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
+        with Evaluator(evaluator.objective, torch.float64, method="loop", gate=False) as exact:
             check_same_function(exact.replica)
             reference = exact.responses(directions, indices, radii)
             evaluations = exact.evaluations
@@ -215,7 +215,7 @@ def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions
         sigma = max(_SAFETY * error, found.error_around(smooth=smooth)) * _rms(narrow)
     evaluations = 0
     if found.rounds:  # its jumps are followed: they are in the responses, as they are in subtraction
-        with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
+        with Evaluator(evaluator.objective, torch.float64, method="loop", gate=False) as exact:
             sigma = np.fmax(sigma, noise_float64(exact, directions, indices, radii)[0])
             evaluations = exact.evaluations
     narrower = "; ".join(filter(None, (found.step, f"roundings in {found.rounds}" if found.rounds else "")))
@@ -247,7 +247,7 @@ def choose_precision(
     directions: Directions,
     radii: Array,
     *,
-    path: AnyPath | None = None,
+    method: AnyPath | None = None,
     memory: int | None = None,
     trial: float = math.inf,
 ) -> PrecisionChoice:
@@ -257,16 +257,15 @@ def choose_precision(
         objective: the function.
         directions: whose first two are tried.
         radii: the scales.
-        path: a path of subtraction rules difference propagation out, a front end of difference propagation rules it in.
+        method: a path of subtraction rules difference propagation out, a front end of difference propagation rules it in.
         memory: as for the evaluators.
         trial: seconds that trying may take.
     """
-    if path not in (None, *get_args(PathName), *get_args(FrontEnd)):
-        raise ValueError(f"path must be 'loop', 'vmap', 'graph', 'dispatch' or None to measure, got {path!r}")
-    if path in get_args(FrontEnd):
-        return PrecisionChoice("difference", f"path={path!r} was asked for")
-    if path is not None:
-        return PrecisionChoice("float64", f"path={path!r} was asked for")
+    one_of("method", method, (*get_args(PathName), *get_args(FrontEnd), None), "to measure")
+    if method in get_args(FrontEnd):
+        return PrecisionChoice("difference", f"method={method!r} was asked for")
+    if method is not None:
+        return PrecisionChoice("float64", f"method={method!r} was asked for")
     return _Arithmetics(objective, directions, radii, memory, trial).choice()
 
 
@@ -358,7 +357,7 @@ class _Arithmetics:
             path = evaluator.choose(self.directions, self.radii)
             even = evaluator.responses(self.directions, (0,), self.sample)[0]
             if self.truth is None:
-                with Evaluator(self.objective, torch.float64, path="loop", gate=False) as exact:
+                with Evaluator(self.objective, torch.float64, method="loop", gate=False) as exact:
                     self.truth = exact.responses(self.directions, (0,), self.sample)[0]
             self.evaluations += evaluator.evaluations
             noise = np.abs(even - self.truth)[:, 0]

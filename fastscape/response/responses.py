@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastscape._clock import now
+from fastscape._renamed import METHOD, renamed
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.differences.propagation import MissingRuleError
 from fastscape.differences.tracing_errors import UntraceableError
@@ -99,17 +100,18 @@ def warn_if_noise(precision: str, radii: NDArray[np.float64], trusted: NDArray[n
             f"precision={precision!r}: {len(lost)} of {len(radii)} radii ({lost.min():.1e} .. {lost.max():.1e}) are rounding "
             f"noise on this model; {remedy}",
             PrecisionWarning,
-            stacklevel=3,  # the caller of fs.responses
+            stacklevel=4,  # the caller of fs.responses, which is decorated
         )
 
 
+@renamed(METHOD)
 def responses(
     objective: Objective,
     directions: Directions,
     radii: ArrayLike,
     *,
     precision: Precision | None = None,
-    path: AnyPath | None = None,
+    method: AnyPath | None = None,
     memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Responses:
@@ -135,7 +137,7 @@ def responses(
             ``.half()``) is part of the function in every arithmetic; its roundings set the noise of subtraction, and difference
             propagation follows the function without them, around rounded values. An autocast around the call is taken off.
             ``arithmetic`` of the result says what was measured.
-        path: ``"loop"`` or ``"vmap"`` of subtraction, ``"graph"`` or ``"dispatch"`` of difference propagation, or ``None`` for
+        method: ``"loop"`` or ``"vmap"`` of subtraction, ``"graph"`` or ``"dispatch"`` of difference propagation, or ``None`` for
             what measures faster on this model.
         memory: bytes that batched evaluation may take.
         progress: called with (directions done, N).
@@ -144,7 +146,7 @@ def responses(
         A :class:`Responses`; NaN and inf are kept.
 
     Raises:
-        ValueError: bad radii, precision or path; a model that cannot be followed with ``precision="difference"``.
+        ValueError: bad radii, precision or method; a model that cannot be followed with ``precision="difference"``.
         NondeterministicLossError: two evaluations at w differ.
 
     Warns:
@@ -159,9 +161,9 @@ def responses(
     """
     steps = checked_radii(radii)
     start = now()
-    chosen = _chosen(objective, checked_directions(directions), steps, checked_precision(precision), path, memory)
+    chosen = _chosen(objective, checked_directions(directions), steps, checked_precision(precision), method, memory)
     columns: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
-    with responder(objective, chosen.name, chosen.path or path, memory) as evaluator:
+    with responder(objective, chosen.name, chosen.path or method, memory) as evaluator:
         try:
             choice = evaluator.choose(directions, steps.tolist())
         except (UntraceableError, MissingRuleError) as error:
@@ -208,13 +210,13 @@ def _chosen(
     directions: Directions,
     radii: NDArray[np.float64],
     precision: Precision | None,
-    path: AnyPath | None,
+    method: AnyPath | None,
     memory: int | None,
 ) -> PrecisionChoice:
     """The precision asked for, or the one that measures best."""
     if precision is not None:
         return PrecisionChoice(precision, "asked for")
-    return choose_precision(objective, directions, radii, path=path, memory=memory)
+    return choose_precision(objective, directions, radii, method=method, memory=memory)
 
 
 def relative(eps_abs: NDArray[np.float64], weight_norm: float) -> NDArray[np.float64]:

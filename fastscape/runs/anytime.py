@@ -75,9 +75,11 @@ class Anytime:
             except StopIteration:
                 return
             if noun and not self.done and not self.fits():
-                least = time_text(self.budget.least(self.margin * expected, self.reserve))
+                least = self.budget.least(self.margin * expected, self.reserve)
                 raise BudgetError(
-                    f"budget must hold one {noun}, {expected:.2g} s here, got {self.budget.seconds:g} s; use {least} or more"
+                    f"budget must hold one {noun}, {expected:.2g} s here, got {self.budget.seconds:g} s; "
+                    f"use {time_text(least)} or more",
+                    least,
                 )
             self.need()
             yield unit

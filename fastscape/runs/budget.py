@@ -90,7 +90,7 @@ class Budget:
         clock: Callable[[], float] = now,
     ) -> None:
         self.seconds = math.inf if budget is None else parse_seconds(budget)
-        self._reserve = reserve
+        self.reserve = reserve
         self._clock = clock
         if self.limited:
             load_once()
@@ -109,11 +109,29 @@ class Budget:
     @property
     def remaining(self) -> float:
         """Seconds of work left before the deadline and the final reserve; inf without a deadline."""
-        return self.seconds - self._reserve - self.elapsed
+        return self.seconds - self.reserve - self.elapsed
 
     def least(self, unit: float, reserve: float = 0.0) -> float:
         """Seconds of a budget that would admit the unit at this point of a run."""
-        return self._reserve + self.elapsed + unit + reserve
+        return self.reserve + self.elapsed + unit + reserve
+
+    def refusal(self, error: BudgetError, what: str, share: float, before: float) -> BudgetError:
+        """The refusal of a part of this budget, such as a probe's, in terms of the whole; as it is where it names no budget.
+
+        Args:
+            error: of the part.
+            what: the part, in words.
+            share: of what is left after ``before`` seconds, which the part gets at least.
+            before: seconds of this budget that are spent or reserved.
+        """
+        if error.enough is None:
+            return error
+        enough = before + error.enough / share
+        return BudgetError(
+            f"budget must leave {time_text(error.enough)} for {what}, which has {share:.0%} of what {before:.2g} s of start-up "
+            f"and page leave, got {self.seconds:g} s; a budget of {time_text(enough)} is enough to begin",
+            enough,
+        )
 
     def admits(self, unit: float, reserve: float = 0.0) -> bool:
         """Whether a unit of ``unit`` seconds, and ``reserve`` seconds after it, end before the deadline."""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, get_args, get_type_hints
 
-from fastscape._checks import checked_settings
+from fastscape._checks import check_memory, checked_settings, integer, shown
+from fastscape._renamed import METHOD, renamed, under_new_names
 from fastscape.runs.budget import Budget
 
 
@@ -35,8 +36,8 @@ class Run:
         budget: seconds, ``"60s"``, or a :class:`fastscape.runs.budget.Budget`, whose deadline is then one for all probes.
         memory: bytes that batched evaluation or products may take.
         seed: of everything random.
-        progress: called by the probe with what it says of its progress.
-        path: how to evaluate or multiply, by the probe's names.
+        progress: called by the probe with a :class:`Progress` after every unit of its work.
+        method: how to evaluate or multiply, by the probe's names.
         precision: ``"float32"`` or ``"float64"``.
         targets: what ends the work before the budget does, by name.
         name, step: of the checkpoint.
@@ -54,7 +55,7 @@ class Run:
     memory: int | None = _UNSAID
     seed: int = _UNSAID
     progress: Callable[..., None] | None = _UNSAID
-    path: str | None = _UNSAID
+    method: str | None = _UNSAID
     precision: str | None = _UNSAID
     targets: Mapping[str, float | None] | None = _UNSAID
     name: str = _UNSAID
@@ -68,7 +69,7 @@ class Run:
 
     def without(self, *names: str) -> Run:
         """The same, leaving these to the probe."""
-        return dataclasses.replace(self, **dict.fromkeys(names, _UNSAID))
+        return dataclasses.replace(self, **dict.fromkeys((METHOD.get(name, name) for name in names), _UNSAID))
 
     def clock(self) -> Budget:
         """The budget, which starts now unless it has been started before."""
@@ -76,6 +77,9 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({', '.join(f'{name}={value!r}' for name, value in self.said.items())})"
+
+
+Run.__init__ = renamed(METHOD)(Run.__init__)  # type: ignore[method-assign]
 
 
 class Seeded(TypedDict, total=False):
@@ -109,13 +113,16 @@ def settled(door: Callable[..., object], keywords: Mapping[str, object], **defau
     Raises:
         TypeError: a keyword that there is not, with the nearest that there is; a ``run`` that is none.
         ValueError: a keyword with another value in ``run``, or one in ``run`` that the function does not take.
+
+    Warns:
+        DeprecationWarning: a keyword under an earlier name.
     """
     shared = shared_keywords(door)
+    names = {old: new for old, new in METHOD.items() if new in shared}
+    keywords = under_new_names(keywords, names, door.__qualname__.removesuffix(".__init__"), stacklevel=3)
     unknown = next((name for name in keywords if name not in shared), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, (*inspect.signature(door).parameters, *shared), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise TypeError(f"{door.__qualname__}() got an unexpected keyword argument {unknown!r}{hint}")
+        raise TypeError(f"{door.__qualname__}() got an unexpected keyword argument {unknown!r}{_hint(door, unknown)}")
     run = checked_settings("run", keywords.get("run"), Run)
     taken = [field.name for field in dataclasses.fields(Run) if field.name in shared]
     for name, value in run.said.items():
@@ -127,7 +134,40 @@ def settled(door: Callable[..., object], keywords: Mapping[str, object], **defau
         if name in keywords and not _same(value, keywords[name]):
             raise ValueError(f"{name} must be given once, got {keywords[name]!r} beside run.{name} = {value!r}; leave one out")
     given = {name: keywords[name] for name in taken if name in keywords}
-    return Run(**{**{name: _DEFAULTS.get(name) for name in taken}, **defaults, **run.said, **given})
+    settled_run = Run(**{**{name: _DEFAULTS.get(name) for name in taken}, **defaults, **run.said, **given})
+    check_shared(settled_run.said)
+    return settled_run
+
+
+def check_shared(values: Mapping[str, Any]) -> None:
+    """Raise for a value of a shared keyword that it cannot have in any probe; what only some take is theirs to check."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        if name in ("name", "method") and not isinstance(value, str):
+            raise TypeError(f"{name} must be text, got {shown(value)}")
+        if name in ("step", "seed"):
+            integer(name, value, -(2**63) if name == "step" else 0)
+        elif name == "memory":
+            check_memory(value)
+        elif name == "budget" and not isinstance(value, Budget):
+            Budget(value)
+
+
+def _hint(door: Callable[..., object], unknown: str) -> str:
+    """The nearest keyword of a function, or of the settings that it takes."""
+    own = dict.fromkeys((*inspect.signature(door).parameters, *shared_keywords(door)))
+    settings = {
+        field.name: f"it belongs to {argument}=fs.{kind.__name__}({field.name}=...)"
+        for argument, hint in get_type_hints(door).items()
+        for kind in (hint, *get_args(hint))
+        if argument in own and isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__name__.endswith("Settings")
+        for field in dataclasses.fields(kind)
+    }
+    near = difflib.get_close_matches(unknown, (*own, *settings), n=1)
+    if not near:
+        return ""
+    return f"; did you mean {near[0]!r}?" if near[0] in own else f"; {settings[near[0]]}"
 
 
 def _same(first: object, second: object) -> bool:

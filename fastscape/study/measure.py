@@ -39,7 +39,7 @@ class Measurement:
         plan, architecture: of the study.
         optimizer: of the run, for temperature and stability.
         population: training samples that minibatches are drawn from.
-        path: of the curvature products, see :func:`fastscape.hessian`; ``None`` to find it at every state.
+        method: of the curvature products, see :func:`fastscape.hessian`; ``None`` to find it at every state.
         report: called with what is being measured, in words.
     """
 
@@ -50,11 +50,11 @@ class Measurement:
         optimizer: OptimizerState,
         population: int,
         *,
-        path: str | None,
+        method: str | None,
         report: Callable[[str], None],
     ) -> None:
         self._plan, self._architecture, self._optimizer, self._population = plan, architecture, optimizer, population
-        self._path, self._report = path, report
+        self._path, self._report = method, report
         self.notes: list[str] = []
 
     def signed(self, objective: Objective, when: str, step: int) -> tuple[Signature, dict[str, Any]]:
@@ -80,14 +80,14 @@ class Measurement:
         budget = {part: share * plan.seconds for part, share in _SHARES.items()}
         parts: dict[str, Callable[[], Any]] = {
             "spectrum": lambda: spectrum(
-                objective, plan.k, budget=budget["spectrum"], optimizer=moves, path=self._path, **shared
+                objective, plan.k, budget=budget["spectrum"], optimizer=moves, method=self._path, **shared
             ),
             "slice": lambda: slice1d(
                 objective,
                 count=plan.lines,
                 points=plan.line_points,
                 radius=plan.radius,
-                path="loop",
+                method="loop",
                 budget=budget["slice"],
                 **shared,
             ),

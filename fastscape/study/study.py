@@ -32,17 +32,17 @@ from fastscape.probes.tracking.tracker import Tracker
 from fastscape.reports.storage import load
 from fastscape.runs.anytime import Anytime
 from fastscape.runs.optimizers import OptimizerState
+from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import provenance
 from fastscape.study.measure import Measurement
 from fastscape.study.plan import Architecture, Plan, slug
 from fastscape.study.result import RunResult, StudyResult
 from fastscape.study.training import build, train
 
-Progress = Callable[[str, float], None]  # what is being done, and the share of the study that is done
 _RESULT, _FINAL = "run.npz", "final.safetensors"
 
 
-def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyResult:
+def study(plan: Plan, out: Path, *, progress: Callable[[Progress], None] | None = None) -> StudyResult:
     """Train and measure every run of a plan.
 
     Runs are kept in ``out/runs``; those that a study of the same plan has left there are read, not repeated. Ctrl-C and failures
@@ -51,7 +51,7 @@ def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyRe
     Args:
         plan: what to do; see :func:`fastscape.study.plan.quick` and :func:`fastscape.study.plan.full`.
         out: directory, made where missing.
-        progress: called with words and the share of the study that is done.
+        progress: called with a :class:`fastscape.Progress`, whose ``stage`` says what is being done.
 
     Cost: that of the trainings, and ``plan.seconds`` for the early and twice to four times that for the final state of each run.
     """
@@ -60,11 +60,11 @@ def study(plan: Plan, out: Path, *, progress: Progress | None = None) -> StudyRe
     matrices: dict[str, BarrierMatrix] = {}
     notes: list[str] = []
     total = len(plan.architectures) * (plan.seeds + 1)
-    work = Anytime()
+    work, told = Anytime(), reporter(progress, ("words", "share"))
 
     def report(words: str, share: float) -> None:
-        if progress is not None:
-            progress(words, share)
+        if told is not None:
+            told(Progress.under(work.budget, plan.name, share, stage=words), words, share)
 
     with work.ends(lambda: runs):
         for row, architecture in enumerate(plan.architectures):
@@ -115,7 +115,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, report: Ca
     )
     report(f"{name}: which path of curvature products is fastest")
     path = hessian(objective.trained()).prepare(BLOCK).name
-    difficulty = Difficulty(objective, every=max(1, architecture.steps // plan.norms), path=path, name=name, seed=seed)
+    difficulty = Difficulty(objective, every=max(1, architecture.steps // plan.norms), method=path, name=name, seed=seed)
 
     def each(step: int, optimizer: torch.optim.Optimizer) -> None:
         difficulty.step(step, optimizer=optimizer)
@@ -127,7 +127,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, report: Ca
     population = sum(len(targets) for _, targets in architecture.train())
     optimizer = OptimizerState.of(architecture.optimizer()(model.parameters()), model)
     measurement = Measurement(
-        plan, architecture, optimizer, population, path=path, report=lambda words: report(f"{name}: {words}")
+        plan, architecture, optimizer, population, method=path, report=lambda words: report(f"{name}: {words}")
     )
     first, found = measurement.signed(objective.at(trained.early), "early", trained.early_step)
     last, more = measurement.signed(objective.at(trained.final), "final", trained.steps)

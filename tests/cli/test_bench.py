@@ -50,8 +50,8 @@ def test_an_interrupted_bench_is_saved_and_exits_130(tmp_path, monkeypatch):
     real = fs.bench
 
     def interrupted(objective, **settings):
-        def stop(words, _share):
-            if words.startswith("round 2"):
+        def stop(state):
+            if state.stage.startswith("round 2"):
                 raise KeyboardInterrupt
 
         return real(objective, **{**settings, "progress": stop})

@@ -23,7 +23,7 @@ from fastscape.evaluation.losses import DTYPES
 from fastscape.probes.slices import axes as slice_axes
 from fastscape.probes.spectrum.probe import BLOCK
 
-FAST = ("--radii", "1e-3:1e-1:8", "--count", "4", "--banks", "2", "--path", "loop")
+FAST = ("--radii", "1e-3:1e-1:8", "--count", "4", "--banks", "2", "--method", "loop")
 DIGITS = ("--data", "zoo:digits?samples=32")
 
 
@@ -140,7 +140,7 @@ def test_interruption_saves_the_partial_result_and_exits_130(tmp_path, number):
         "        Signals.calls += 1\n        if Signals.calls == 400:\n            os.write(int(os.environ['READY']), b'x')\n"
         "        return super().forward(x.flatten(1))\n\ndef make():\n    return Signals(64, 10)\n"
     )
-    command = [sys.executable, "-m", "fastscape", "multifractal", "signals.py:make", *DIGITS, "--path", "loop", "--out", "out"]
+    command = [sys.executable, "-m", "fastscape", "multifractal", "signals.py:make", *DIGITS, "--method", "loop", "--out", "out"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with Heard([*command, "--count", "100000"], cwd=tmp_path, **pipes) as heard:
         heard.wait_until_ready()
@@ -261,12 +261,12 @@ def test_progress_is_drawn_on_a_terminal_only():
 
     from rich.console import Console
 
-    from fastscape.reports.live import LiveProgress
+    from fastscape.cli.live import LiveProgress
 
     for terminal, quiet, drawn in ((True, False, True), (False, False, False), (True, True, False)):
         console = Console(file=StringIO(), force_terminal=terminal, width=120)
         with LiveProgress(console=console, quiet=quiet) as live:
-            live.show("step3", 40, 0.5, 12.0, fs.Estimate(0.1, 0.01, (0.08, 0.12), 40))
+            live.show(fs.Progress("step3", unit="direction", done=40, fraction=0.5, remaining=12.0))
         assert ("40 directions" in console.file.getvalue()) is drawn
         assert ("about 12 s left" in console.file.getvalue()) is drawn
 

@@ -11,7 +11,7 @@ import fastscape as fs
 from fastscape import zoo
 from fastscape.cli import main
 
-FAST = ("--radii", "1e-3:1e-1:8", "--count", "4", "--banks", "2", "--path", "loop")
+FAST = ("--radii", "1e-3:1e-1:8", "--count", "4", "--banks", "2", "--method", "loop")
 SMALL = ("--radii", "1e-6:1e-1:6", "--count", "3", "--banks", "2")
 DIGITS = ("--data", "zoo:digits?samples=32")
 
@@ -92,7 +92,7 @@ def test_resnet18_comes_within_its_budget_and_says_when_weights_are_nan(tmp_path
 
     monkeypatch.setattr(ResNet, "forward", timed)
     arguments = ("--data", "zoo:digits?samples=4&size=32&channels=3", "--budget", "25s", "--radii", "1e-3:1e-1:4", "--json")
-    done = fastscape("torchvision:resnet18?num_classes=10", *arguments, "--precision", "float64", "--path", "loop")
+    done = fastscape("torchvision:resnet18?num_classes=10", *arguments, "--precision", "float64", "--method", "loop")
     assert done.exit_code == 0, done.stderr
     meta = json.loads(done.stdout)["meta"]
     assert meta["stop_reason"] == "deadline"
@@ -166,9 +166,9 @@ def test_a_precision_that_does_not_exist_or_cannot_be_is_bad_input(tmp_path, mon
     unknown = fastscape("zoo:mlp", *DIGITS, *SMALL, "--precision", "half")
     assert unknown.exit_code == 2
     assert "precision must be one of float64, float32, difference, difference-bf16 or None, got 'half'" in unknown.stderr
-    mixed = fastscape("zoo:mlp", *DIGITS, *SMALL, "--precision", "difference", "--path", "loop")
+    mixed = fastscape("zoo:mlp", *DIGITS, *SMALL, "--precision", "difference", "--method", "loop")
     assert mixed.exit_code == 2
-    assert "path must be 'graph', 'dispatch' or None with precision='difference', got 'loop'" in mixed.stderr
+    assert "method must be 'graph', 'dispatch' or None with precision='difference', got 'loop'" in mixed.stderr
 
 
 def test_the_former_name_says_once_that_it_goes_and_is_the_same_command():

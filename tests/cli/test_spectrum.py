@@ -156,7 +156,7 @@ def test_help_tells_the_block_and_what_k_counts():
         ((MODEL, *DIGITS, "--budget", "soon"), "budget must be a positive time such as '60s'"),
         ((MODEL, *DIGITS, "--budget", "0.001s"), "of start-up and 3.6 s of the page, got '0.001s'; "),
         ((MODEL, *DIGITS, "--checkpoint", "nowhere.pt"), "checkpoints[0] must be a file, got 'nowhere.pt'"),
-        ((MODEL, *DIGITS, "--path", "sideways"), "path must be"),
+        ((MODEL, *DIGITS, "--method", "sideways"), "method must be"),
     ],
 )
 def test_bad_input_is_exit_code_2_and_writes_nothing(tmp_path, monkeypatch, arguments, message):
@@ -226,7 +226,7 @@ def test_report_shows_a_saved_spectrum_again(tmp_path):
     assert fs.load(saved).verdict() in " ".join(shown.stdout.split())
     refused = fastscape("report", saved, "--q=-1,2")
     assert refused.exit_code == 2
-    assert "--q are for multifractal results, got a SpectrumResult" in refused.stderr
+    assert "--q analyse a multifractal result anew, got one of the kind 'spectrum'" in refused.stderr
 
 
 # ---------------------------------------------------------------------- together with the multifractal probe
@@ -272,7 +272,7 @@ def test_a_spectrum_in_the_wrong_place_is_refused(tmp_path):
     saved = tmp_path / "spectrum.npz"
     done = fastscape("report", saved, "--spectrum", saved, "--out", tmp_path / "page.html")
     assert done.exit_code == 2
-    assert "got a SpectrumResult beside a SpectrumResult" in done.stderr
+    assert "got one of the kind 'spectrum' beside one of 'spectrum'" in done.stderr
 
 
 def test_without_second_derivatives_the_probe_goes_on_alone(monkeypatch, tmp_path):

@@ -98,8 +98,8 @@ def _with_same_weights(model, operation):
 
 def test_a_path_asked_for_that_fails_says_why(batch):
     model = With(Once.apply).double()
-    for path, message in (("graph", "once_differentiable"), ("forward", r"forward: .*; path=None tries .*gradient difference")):
-        operator = fs.hessian(objective(model, batch), path=path)
+    for path, message in (("graph", "once_differentiable"), ("forward", r"forward: .*; method=None tries .*gradient difference")):
+        operator = fs.hessian(objective(model, batch), method=path)
         with pytest.raises(ValueError, match=message):
             operator @ torch.ones(operator.shape[0])
 
@@ -131,7 +131,7 @@ def test_products_that_are_not_symmetric_are_refused(batch):
     operator.prepare(1)
     assert operator.choice.name == "gradient difference"
     assert "u'Hv and v'Hu" in operator.choice.refused["graph"]
-    alone = fs.hessian(operator.objective, path="graph")
+    alone = fs.hessian(operator.objective, method="graph")
     with pytest.raises(fs.AsymmetricProductError, match="custom backward"):
         alone @ torch.ones(alone.shape[0])
 
@@ -161,14 +161,18 @@ def test_a_model_that_raises_does_so_with_its_own_error(batch):
 
 def test_differences_in_a_rough_loss_are_refused_as_hopeless(batch):
     model = With(lambda x: (1e6 * x).sin())
-    operator = fs.hessian(objective(model, (batch[0].float(), batch[1])), path="gradient difference")
+    operator = fs.hessian(objective(model, (batch[0].float(), batch[1])), method="gradient difference")
     with pytest.raises(ValueError, match=r"estimated relative error .* above 0.01.*float64"):
         operator @ torch.ones(operator.shape[0])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"path": "magic"}, "path must be one of graph"), ({"memory": 0}, "memory must be a positive"), ({"memory": -5}, "memory")],
+    [
+        ({"method": "magic"}, "method must be one of graph"),
+        ({"memory": 0}, "memory must be a positive"),
+        ({"memory": -5}, "memory"),
+    ],
 )
 def test_bad_options_are_refused(batch, options, message):
     with pytest.raises(ValueError, match=message):
@@ -185,7 +189,7 @@ def test_the_gauss_newton_matrix_needs_a_criterion(batch):
     with pytest.raises(ValueError, match=r"criterion=.*fs\.hessian"):
         fs.ggn(made)
     with pytest.raises(ValueError, match="Gauss-Newton"):
-        fs.ggn(objective(With(torch.tanh).double(), batch), path="reverse")
+        fs.ggn(objective(With(torch.tanh).double(), batch), method="reverse")
 
 
 def test_memory_cuts_blocks_and_refuses_what_does_not_fit(digits_batch):
@@ -243,10 +247,10 @@ def test_graphs_of_many_batches_are_kept_only_while_they_fit(digits_batch):
     inputs, targets = digits_batch
     model = smooth_mlp()
     batches = list(zip(inputs.split(16), targets.split(16), strict=True))
-    whole = fs.hessian(objective(model, digits_batch), path="graph")
+    whole = fs.hessian(objective(model, digits_batch), method="graph")
     memory = None
     for kept in (4, 2):
-        operator = fs.hessian(objective(model, *batches), path="graph", memory=memory)
+        operator = fs.hessian(objective(model, *batches), method="graph", memory=memory)
         vector = torch.ones(operator.shape[0])
         assert relative(operator @ vector, whole @ vector) < 1e-5
         candidate = operator._products.selection.chosen[1]
@@ -368,7 +372,7 @@ def test_paths_that_would_miss_parameters_are_refused(batch, make, path):
     made = objective(Listed().double(), batch)
     assert (make(made) @ torch.ones(made.size)).any()
     with pytest.raises(ValueError, match="outside named_parameters"):
-        make(made, path=path) @ torch.ones(made.size)
+        make(made, method=path) @ torch.ones(made.size)
 
 
 def test_memory_for_not_even_a_vector_is_refused_at_once(batch):

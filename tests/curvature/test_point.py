@@ -106,7 +106,7 @@ def test_what_is_smooth_only_together_has_its_own_hessian(kind, dtype):
 def test_a_path_asked_for_that_is_wrong_at_the_point_is_refused(path):
     objective = made(SMOOTH_TOGETHER["vector_norm"][0])
     with pytest.raises(ValueError, match=r"(NaN or inf where the gradient has none|by losses nearby).*gradient difference"):
-        fs.hessian(objective, path=path) @ torch.ones(objective.size, dtype=torch.float64)
+        fs.hessian(objective, method=path) @ torch.ones(objective.size, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", SMOOTH_TOGETHER)
@@ -130,7 +130,7 @@ def test_forms_at_the_point_are_those_of_the_hessian_or_refused(kind):
 def test_exact_forms_asked_for_at_the_point_are_refused(path):
     objective = made(SMOOTH_TOGETHER["vector_norm"][0])
     with pytest.raises(ValueError, match="by losses nearby"):
-        fs.quadratic_forms(objective, fs.Directions(objective, 3), path=path)
+        fs.quadratic_forms(objective, fs.Directions(objective, 3), method=path)
 
 
 def test_a_kink_at_the_weights_has_no_second_derivative():
@@ -292,14 +292,14 @@ def test_differences_of_gradients_below_the_resolution_of_a_cast_are_not_taken()
     torch.manual_seed(0)
     objective = fs.Objective(Cast(), [BATCH], criterion=F.mse_loss)
     with pytest.raises(ValueError, match="bfloat16"):
-        fs.hessian(objective, path="gradient difference") @ torch.ones(objective.size)
+        fs.hessian(objective, method="gradient difference") @ torch.ones(objective.size)
 
 
 def test_a_linear_loss_has_products_that_are_exactly_zero_on_every_path():
     torch.manual_seed(0)
     objective = fs.Objective(nn.Linear(3, 2), [BATCH], criterion=lambda out, target: F.relu(1 - target * out).mean())
     for path in (None, "graph", "reverse", "gradient difference"):
-        assert not (fs.hessian(objective, path=path) @ torch.eye(objective.size)).any()
+        assert not (fs.hessian(objective, method=path) @ torch.eye(objective.size)).any()
 
 
 class Forgetful(torch.autograd.Function):
@@ -320,7 +320,7 @@ def test_products_of_zero_that_the_losses_do_not_bear_out_are_refused(path):
     model = nn.Linear(3, 2)
     objective = fs.Objective(model, [BATCH], loss=lambda m, b: Forgetful.apply(m(b[0])).mean())
     with pytest.raises(ValueError if path else fs.NoPathError, match="gradient is not that of the loss"):
-        fs.hessian(objective, path=path) @ torch.ones(objective.size)
+        fs.hessian(objective, method=path) @ torch.ones(objective.size)
 
 
 def test_a_detached_part_is_named():

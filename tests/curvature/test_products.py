@@ -40,14 +40,14 @@ def ragged(inputs, targets, sizes=(4, 4, 2)):
 
 @pytest.mark.parametrize("path", HESSIAN_PATHS)
 def test_every_path_multiplies_with_the_dense_hessian(net, pairs, truth, path):
-    operator = fs.hessian(objective(net, pairs), path=path)
+    operator = fs.hessian(objective(net, pairs), method=path)
     assert relative(operator @ identity(operator), truth) < 1e-12
     assert relative(operator @ truth[:, 0], truth @ truth[:, 0]) < 1e-12  # a single vector goes another way
     assert operator.choice.name == path
 
 
 def test_differences_of_gradients_are_as_accurate_as_they_say(net, pairs, truth):
-    operator = fs.hessian(objective(net, pairs), path="gradient difference")
+    operator = fs.hessian(objective(net, pairs), method="gradient difference")
     error = relative(operator @ identity(operator), truth)
     assert error < 1e-7
     assert error < 10 * operator.choice.error
@@ -58,7 +58,7 @@ def test_differences_of_gradients_are_as_accurate_as_they_say(net, pairs, truth)
 def test_every_path_multiplies_with_the_dense_gauss_newton_matrix(net, pairs, path, criterion):
     inputs, targets = pairs
     curve = torch.autograd.functional.hessian(lambda z: criterion(z.view(10, 3), targets), net(inputs).detach().flatten())
-    operator = fs.ggn(objective(net, pairs, criterion=criterion), path=path)
+    operator = fs.ggn(objective(net, pairs, criterion=criterion), method=path)
     assert relative(operator @ identity(operator), dense_ggn(net, inputs, curve)) < 1e-12
 
 
@@ -126,7 +126,7 @@ def test_masked_tokens_are_weighted_exactly(path):
     targets[:, 4:] = -100
     targets[0, 1:] = -100
     whole = fs.hessian(objective(model, (tokens, targets.flatten())))
-    parts = fs.hessian(objective(model, *((tokens[i : i + 2], targets[i : i + 2].flatten()) for i in (0, 2, 4))), path=path)
+    parts = fs.hessian(objective(model, *((tokens[i : i + 2], targets[i : i + 2].flatten()) for i in (0, 2, 4))), method=path)
     assert relative(parts @ identity(parts), whole @ identity(whole)) < 1e-12
 
 
@@ -156,7 +156,7 @@ def test_tied_parameters_count_once():
 
     expected = torch.autograd.functional.hessian(loss, model.embed.weight.detach().flatten())
     for path in HESSIAN_PATHS:
-        operator = fs.hessian(objective(model, batch), path=path)
+        operator = fs.hessian(objective(model, batch), method=path)
         assert operator.shape == (15, 15)
         assert relative(operator @ identity(operator), expected) < 1e-12
 
@@ -175,7 +175,7 @@ def test_batch_norm_in_both_modes(untouched, mode, path):
     model.train()
     made = objective(model, (inputs, targets), batch_norm=mode)
     with untouched(model):
-        operator = fs.hessian(made, path=path)
+        operator = fs.hessian(made, method=path)
         found = operator @ identity(operator)
     assert relative(found, expected) < 1e-11
 
@@ -184,7 +184,7 @@ def test_a_loss_that_is_linear_in_the_parameters_has_no_curvature(pairs):
     model = nn.Linear(5, 1).double()
     made = fs.Objective(model, [pairs[0]], loss=lambda model, batch: model(batch).mean())
     for path in (None, *HESSIAN_PATHS):
-        operator = fs.hessian(made, path=path)
+        operator = fs.hessian(made, method=path)
         assert not (operator @ identity(operator)).any()
 
 
@@ -199,7 +199,7 @@ def test_unused_parameters_have_zero_rows(pairs):
 
     model = Unused().double()
     for path in (None, *HESSIAN_PATHS):
-        operator = fs.hessian(objective(model, pairs), path=path)
+        operator = fs.hessian(objective(model, pairs), method=path)
         found = operator @ identity(operator)
         assert not found[18:].any()
         assert found[:18, :18].any()
@@ -211,7 +211,7 @@ def test_a_model_that_writes_into_its_inputs_sees_fresh_ones(pairs, path):
     model = Overwrites().double()
     inputs = pairs[0].clone()
     expected = dense_hessian(model, lambda call: F.cross_entropy(call(inputs.clone()), pairs[1]))
-    operator = fs.hessian(objective(model, pairs), path=path)
+    operator = fs.hessian(objective(model, pairs), method=path)
     for _ in range(2):
         assert relative(operator @ identity(operator), expected) < 1e-12
 
@@ -233,7 +233,7 @@ def test_checkpointed_activations(net, pairs, truth, path):
         def forward(self, inputs):
             return checkpoint(self.inner, inputs, use_reentrant=False)
 
-    operator = fs.hessian(objective(Checkpointed(net), pairs), path=path)
+    operator = fs.hessian(objective(Checkpointed(net), pairs), method=path)
     assert relative(operator @ identity(operator), truth) < 1e-12
 
 
@@ -250,7 +250,7 @@ def test_half_precision_models_are_evaluated_in_float32_at_their_rounded_weights
 
 def test_the_weights_are_those_at_the_call(net, pairs, truth):
     for path in (*HESSIAN_PATHS, "gradient difference"):
-        operator = fs.hessian(objective(net, pairs), path=path)
+        operator = fs.hessian(objective(net, pairs), method=path)
         kept = flat(net)
         with torch.no_grad():
             for parameter in net.parameters():
@@ -286,7 +286,7 @@ def test_recurrent_networks(cell):
     model = Last().double()
     batch = torch.randn(6, 5, 3, dtype=torch.float64), torch.randint(2, (6,))
     made = objective(model, batch)
-    operator, differences = fs.hessian(made), fs.hessian(made, path="gradient difference")
+    operator, differences = fs.hessian(made), fs.hessian(made, method="gradient difference")
     block = torch.randn(operator.shape[0], 3, dtype=torch.float64)
     assert relative(operator @ block, differences @ block) < 1e-7
 
@@ -296,5 +296,5 @@ def test_channels_last_is_a_path_for_convolutions():
     model = zoo.cnn(width=3).double().eval()
     batch = torch.randn(3, 1, 6, 6, dtype=torch.float64), torch.randint(10, (3,))
     expected = dense_hessian(model, lambda call: F.cross_entropy(call(batch[0]), batch[1]))
-    operator = fs.hessian(objective(model, batch), path="channels-last")
+    operator = fs.hessian(objective(model, batch), method="channels-last")
     assert relative(operator @ identity(operator), expected) < 1e-12

@@ -103,7 +103,7 @@ def test_difference_responses_are_those_of_float64_subtraction(case):
     directions = fs.Directions(case, 3)
     radii = [1e-2, 1e-1, 0.5]
     found = fs.responses(case, directions, radii, precision="difference")
-    truth = fs.responses(case, directions, radii, precision="float64", path="loop")
+    truth = fs.responses(case, directions, radii, precision="float64", method="loop")
     assert found.base == pytest.approx(truth.base, rel=1e-12)
     assert (np.abs(found.even - truth.even) < 1e-5 * rms(truth.even) + 5 * truth.noise[:, None]).all()
     assert (np.abs(found.odd - truth.odd) < 1e-5 * rms(truth.odd) + 5 * truth.noise[:, None]).all()
@@ -245,7 +245,7 @@ def test_a_model_that_reaches_its_parameters_by_other_ways_is_refused(path):
     directions = fs.Directions(case, 4)
     why = r"must give the response that its operations give, got an (even|odd) response"
     refused = [
-        lambda: fs.responses(case, directions, [1e-4, 1e-2], precision="difference", path=path),
+        lambda: fs.responses(case, directions, [1e-4, 1e-2], precision="difference", method=path),
         lambda: fs.mean_quadratic_form(case, directions, groups=2),
     ]
     if path is None:  # which falls to losses at displaced weights, written where every way finds them
@@ -253,11 +253,11 @@ def test_a_model_that_reaches_its_parameters_by_other_ways_is_refused(path):
         assert forms.path.name == "forwards"
         assert re.search(why, forms.path.reason)
     else:
-        refused.append(lambda: fs.quadratic_forms(case, directions, path=path))
+        refused.append(lambda: fs.quadratic_forms(case, directions, method=path))
     for work in refused:
         with pytest.raises(fs.UntraceableError, match=why):
             work()
-    truth = fs.responses(case, directions, [1e-2], precision="float64", path="loop")
+    truth = fs.responses(case, directions, [1e-2], precision="float64", method="loop")
     found = fs.responses(case, directions, [1e-2])  # in float32, where this processor's noise allows
     np.testing.assert_allclose(found.even, truth.even, rtol=1e-5, atol=4 * found.noise.max())
 
@@ -401,7 +401,7 @@ def test_a_loss_that_nothing_moves_has_responses_of_zero(precision):
 PUBLIC = {
     "difference": lambda o, d, **k: fs.responses(o, d, [1e-4, 1e-2], precision="difference", **k),
     "bf16": lambda o, d, **k: fs.responses(o, d, [1e-4, 1e-2], precision="difference-bf16", **k),
-    "dispatch": lambda o, d, **k: fs.responses(o, d, [1e-4, 1e-2], precision="difference", path="dispatch", **k),
+    "dispatch": lambda o, d, **k: fs.responses(o, d, [1e-4, 1e-2], precision="difference", method="dispatch", **k),
     "chosen": lambda o, d, **k: fs.responses(o, d, [1e-4, 1e-2], **k),
     "forms": lambda o, d, **k: fs.quadratic_forms(o, d, **k),
     "mean": lambda o, d: fs.mean_quadratic_form(o, d, groups=2),

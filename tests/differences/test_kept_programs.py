@@ -32,14 +32,13 @@ def traces(monkeypatch):
     return made
 
 
-def check(case, *, directions=None):
-    """Responses and curvature are those of the model as it is now."""
-    directions = fs.Directions(case, 2) if directions is None else directions
-    found = fs.responses(case, directions, RADII, precision="difference")
-    truth = fs.responses(case, directions, RADII, precision="float64", path="loop")
-    np.testing.assert_allclose(found.even[1], truth.even[1], rtol=1e-4)
-    forms = fs.quadratic_forms(case, directions)
-    np.testing.assert_allclose(forms.curvature * 1e-4, truth.even[1], rtol=2e-2)
+def deviation(case):
+    """How far responses and curvature are from the model's as it is now, in units of what is allowed."""
+    directions = fs.Directions(case, 2)
+    found = fs.responses(case, directions, RADII, precision="difference").even[1]
+    truth = fs.responses(case, directions, RADII, precision="float64", method="loop").even[1]
+    forms = fs.quadratic_forms(case, directions).curvature * RADII[1] ** 2
+    return max(np.max(np.abs(value - truth) / (allowed * np.abs(truth))) for value, allowed in ((found, 1e-4), (forms, 2e-2)))
 
 
 def batch(rows=8):
@@ -122,11 +121,11 @@ def test_a_model_that_has_changed_is_followed_anew(change, traces):
     """Also where the loss at w is the same as before."""
     model = Model()
     case = fs.Objective(model, [batch()], criterion=F.cross_entropy)
-    check(case)
+    assert deviation(case) <= 1
     assert len(traces) == 1
     try:
         CHANGES[change](model)
-        check(case)
+        assert deviation(case) <= 1
         assert len(traces) == 2
     finally:
         GLOBAL.clear()
@@ -134,9 +133,9 @@ def test_a_model_that_has_changed_is_followed_anew(change, traces):
 
 def test_a_forward_that_was_replaced_on_the_class_is_followed_anew(monkeypatch, traces):
     case = fs.Objective(Model(), [batch()], criterion=F.cross_entropy)
-    check(case)
+    assert deviation(case) <= 1
     monkeypatch.setattr(Calm, "forward", lambda self, z, gap: wild(z, gap))
-    check(case)
+    assert deviation(case) <= 1
     assert len(traces) == 2
 
 
@@ -158,18 +157,18 @@ def test_what_changed_is_seen_without_comparing_losses(change):
 def test_weights_and_buffers_are_inputs_and_not_traced_again(traces):
     model = smooth_cnn()
     case = fs.Objective(model, zoo.digits(samples=16), criterion=F.cross_entropy)
-    check(case)
+    assert deviation(case) <= 1
     with torch.no_grad():
         for tensor in [*model.parameters(), model[1].running_var]:
             tensor.mul_(1.5)
-    check(case)
+    assert deviation(case) <= 1
     with torch.no_grad():
         model[0].weight.data = torch.randn_like(model[0].weight)
-    check(case)
+    assert deviation(case) <= 1
     other = smooth_cnn().state_dict()
     other["1.running_mean"] += 0.3
-    check(case.at(other))
-    check(case.on(0))
+    assert deviation(case.at(other)) <= 1
+    assert deviation(case.on(0)) <= 1
     assert len(traces) == 1
 
 
@@ -179,31 +178,31 @@ def test_another_criterion_shape_or_selection_is_another_program(traces):
     x, y = batch()
     hot = F.one_hot(y, 3).float()
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
-    check(case([(x, y)], criterion=F.cross_entropy))
-    check(case([(x, hot)], criterion=F.mse_loss))
-    check(case([(x, hot)], criterion=F.cross_entropy))
-    check(case([batch(5), batch(3), batch(5)], criterion=F.cross_entropy))
-    check(case([(x, y)], criterion=F.cross_entropy, params="last.*"))
-    check(case([(x, y)], criterion=criterion))
+    assert deviation(case([(x, y)], criterion=F.cross_entropy)) <= 1
+    assert deviation(case([(x, hot)], criterion=F.mse_loss)) <= 1
+    assert deviation(case([(x, hot)], criterion=F.cross_entropy)) <= 1
+    assert deviation(case([batch(5), batch(3), batch(5)], criterion=F.cross_entropy)) <= 1
+    assert deviation(case([(x, y)], criterion=F.cross_entropy, params="last.*")) <= 1
+    assert deviation(case([(x, y)], criterion=criterion)) <= 1
     assert len(traces) == 7
     criterion.label_smoothing = 0.4
-    check(case([(x, y)], criterion=criterion))
+    assert deviation(case([(x, y)], criterion=criterion)) <= 1
     for power in (2, 4):
-        check(case([(x, y)], loss=lambda model, pair, power=power: model(pair[0]).pow(power).mean()))
-    check(case([(x, y)], criterion=F.cross_entropy))
+        assert deviation(case([(x, y)], loss=lambda model, pair, power=power: model(pair[0]).pow(power).mean())) <= 1
+    assert deviation(case([(x, y)], criterion=F.cross_entropy)) <= 1
     assert len(traces) == 10
 
 
 def test_parameters_that_come_go_or_change_their_shape_are_seen():
     model = Model()
     case = fs.Objective(model, [batch()], criterion=F.cross_entropy, params="first.*")
-    check(case)
+    assert deviation(case) <= 1
     model.last.bias = None
-    check(case)
+    assert deviation(case) <= 1
     model.last.weight = nn.Parameter(torch.cat((model.last.weight.detach(), torch.ones(2, 5))))
-    check(case)
+    assert deviation(case) <= 1
     model.last.bias = nn.Parameter(torch.ones(5))
-    check(case)
+    assert deviation(case) <= 1
 
 
 def test_batches_of_one_shape_may_take_different_branches():
@@ -214,7 +213,7 @@ def test_batches_of_one_shape_may_take_different_branches():
             return super().forward(x) if x.sum() > 0 else self.last(torch.sigmoid(self.first(x)))
 
     x, y = batch()
-    check(fs.Objective(Branching(), [(x.abs(), y), (-x.abs(), y), (x.abs() + 1, y)], criterion=F.cross_entropy))
+    assert deviation(fs.Objective(Branching(), [(x.abs(), y), (-x.abs(), y), (x.abs() + 1, y)], criterion=F.cross_entropy)) <= 1
 
 
 def test_programs_die_with_their_model():
@@ -239,7 +238,7 @@ def test_the_number_of_programs_is_bounded(monkeypatch):
 
     monkeypatch.setattr(programs, "_MOST", 3)
     model = Model()
-    check(fs.Objective(model, [batch(rows) for rows in (3, 4, 5, 6, 7)], criterion=F.cross_entropy))
+    assert deviation(fs.Objective(model, [batch(rows) for rows in (3, 4, 5, 6, 7)], criterion=F.cross_entropy)) <= 1
     assert len(programs._PROGRAMS[model]) == 3
 
 
@@ -281,5 +280,5 @@ def test_marks_tell_values_apart_and_equal_ones_not():
 def test_a_copy_of_a_model_has_programs_of_its_own(traces):
     model = Model()
     for one in (model, copy.deepcopy(model)):
-        check(fs.Objective(one, [batch()], criterion=F.cross_entropy))
+        assert deviation(fs.Objective(one, [batch()], criterion=F.cross_entropy)) <= 1
     assert len(traces) == 2

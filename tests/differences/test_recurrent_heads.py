@@ -59,7 +59,7 @@ def objective_of(make):
 
 def agrees(objective, front_end):
     directions = fs.Directions(objective, count=2)
-    found = fs.responses(objective, directions, [1e-3, 1e-1], precision="difference", path=front_end)
+    found = fs.responses(objective, directions, [1e-3, 1e-1], precision="difference", method=front_end)
     exact = fs.responses(objective, directions, [1e-3, 1e-1], precision="float64")
     assert found.path.name == front_end
     np.testing.assert_allclose(found.even, exact.even, rtol=1e-3, atol=4 * exact.noise.max())
@@ -100,6 +100,6 @@ def test_alignment_losses_over_recurrent_layers_by_whichever_follows():
     agrees(objective, "dispatch")
     found = fs.responses(objective, fs.Directions(objective, count=2), [1e-2, 1e-1])
     assert found.trusted.all()
-    with pytest.raises(ValueError, match="path must be 'loop' for this model, got 'vmap'.*use path='loop'"):
-        fs.slice1d(objective, count=2, points=5, path="vmap")
+    with pytest.raises(ValueError, match="method must be 'loop' for this model, got 'vmap'.*use method='loop'"):
+        fs.slice1d(objective, count=2, points=5, method="vmap")
     assert fs.slice1d(objective, count=2, points=5).losses.shape == (2, 5)

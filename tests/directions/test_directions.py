@@ -195,14 +195,14 @@ def test_difference_points_from_one_checkpoint_to_the_other(net, objective):
     start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     end = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in start.items()}
     directions = fs.Directions.difference(objective, start, end, scale="none")
-    at_end = fs.losses(objective.at(start), directions, [1.0], path="loop")
+    at_end = fs.losses(objective.at(start), directions, [1.0], method="loop")
     buffers = {name: end[name] if name in objective.names else tensor for name, tensor in start.items()}
     assert float(at_end) == pytest.approx(objective.at(buffers).loss(), abs=1e-6)
 
 
 def test_gradient_direction_has_the_slope_of_the_gradient_norm(objective):
     gradient = objective.gradient()
-    found = fs.responses(objective, fs.Directions.gradient(objective), [1e-5], path="loop")
+    found = fs.responses(objective, fs.Directions.gradient(objective), [1e-5], method="loop")
     assert float(found.odd[0, 0] / 1e-5) == pytest.approx(float(norm(gradient.values())), rel=1e-5)
 
 

@@ -73,7 +73,7 @@ def test_float32_responses_of_such_a_loss_state_their_own_rounding():
     """The same noise, drawn in float32 and passed on, is the same function in both: its responses are the truth."""
     own, same = objective_of(seeded), objective_of(seeded_once)
     radii = [1e-4, 1e-3, 1e-2, 0.1, 1.0]
-    found = fs.responses(own, fs.Directions(own, 8), radii, precision="float32", path="loop")
+    found = fs.responses(own, fs.Directions(own, 8), radii, precision="float32", method="loop")
     truth = fs.responses(same, fs.Directions(same, 8), radii, precision="float64").even
     assert not found.trusted[0]
     assert found.trusted[-1]
@@ -92,7 +92,7 @@ def test_models_that_only_round_are_not_refused(dtype):
     deep = nn.Sequential(*[part for _ in range(8) for part in (nn.Linear(8, 8), nn.LayerNorm(8), nn.GELU())], nn.Linear(8, 3))
     objective = fs.Objective(deep.to(dtype), data(dtype), criterion=F.cross_entropy)
     assert np.isfinite(fs.responses(objective, fs.Directions(objective, 2), [1e-2], precision="float64").base)
-    assert np.isfinite(fs.responses(objective, fs.Directions(objective, 2), [1e-2], precision="float32", path="loop").base)
+    assert np.isfinite(fs.responses(objective, fs.Directions(objective, 2), [1e-2], precision="float32", method="loop").base)
 
 
 # ---------------------------------------------------------------------- earlier weights
@@ -216,7 +216,7 @@ def test_saturated_logits_are_not_trusted():
             part.mul_(400.0)
     objective = fs.Objective(model, [(x, y)], criterion=F.cross_entropy)
     for precision in ("float64", "float32"):
-        found = fs.responses(objective, fs.Directions(objective, 4), [1e-6, 1e-5], precision=precision, path="loop")
+        found = fs.responses(objective, fs.Directions(objective, 4), [1e-6, 1e-5], precision=precision, method="loop")
         assert not found.even.any()
         assert not found.trusted.any()
 

@@ -169,7 +169,7 @@ def gated(digits, effect):
 
 PROBES = {
     "responses": lambda o: fs.responses(o, fs.Directions(o, 2), [1e-2]),
-    "two forwards": lambda o: fs.quadratic_forms(o, fs.Directions(o, 2), path="forwards"),
+    "two forwards": lambda o: fs.quadratic_forms(o, fs.Directions(o, 2), method="forwards"),
     "hessian": lambda o: fs.hessian(o) @ torch.ones(o.size),
     "slice": lambda o: fs.slice1d(o, points=3, count=1),
     "temperature": lambda o: fs.temperature(o, batch_size=4, learning_rate=0.1),

@@ -122,10 +122,10 @@ def test_two_kinds_of_directions_on_one_evaluator(digits):
     torch.manual_seed(0)
     objective = fs.Objective(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits, criterion=F.cross_entropy)
     kinds = [fs.Directions(objective, 2, normalize=rule) for rule in ("tensor", "filter")]
-    with Evaluator(objective, torch.float64, path="loop") as evaluator:
+    with Evaluator(objective, torch.float64, method="loop") as evaluator:
         found = [evaluator.losses(directions, [0, 1], [0.5]) for directions in kinds]
     for values, directions in zip(found, kinds, strict=True):
-        assert torch.equal(values, fs.losses(objective, directions, [0.5], path="loop"))
+        assert torch.equal(values, fs.losses(objective, directions, [0.5], method="loop"))
 
 
 @pytest.mark.parametrize("as_criterion", [True, False])
@@ -143,6 +143,6 @@ def test_a_loss_that_keeps_its_result_and_a_graph_is_evaluated_right(digits, as_
     plain = fs.Objective(model, digits, criterion=F.cross_entropy)
     radii = [-0.5, 0.1, 0.5, 1.0]
     found, expected = (
-        fs.losses(each, fs.Directions(each, 2), radii, precision="float32", path="loop") for each in (objective, plain)
+        fs.losses(each, fs.Directions(each, 2), radii, precision="float32", method="loop") for each in (objective, plain)
     )
     torch.testing.assert_close(found, expected)

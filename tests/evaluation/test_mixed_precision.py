@@ -115,7 +115,7 @@ def test_responses_of_float32_are_untrusted_where_autocast_drowns_them(name):
     objective = CASES[name]()
     directions = fs.Directions(objective, 4)
     radii = np.array([1e-3, 1e-2, 1.0])
-    found = fs.responses(objective, directions, radii, precision="float32", path="loop")
+    found = fs.responses(objective, directions, radii, precision="float32", method="loop")
     truth = fs.responses(objective, directions, radii, precision="float64").even
     assert not found.trusted[:2].any()
     assert (np.abs(found.even - truth)[found.trusted] <= 3 * found.noise[found.trusted, None]).all()

@@ -96,7 +96,7 @@ def test_what_needs_float64_names_the_loss_and_the_cast(name, untouched):
         with pytest.raises(fs.NarrowLossError, match=words):
             fs.operators(objective)
         with pytest.raises(fs.NarrowLossError, match=words):
-            fs.quadratic_forms(objective, directions, path="graph")
+            fs.quadratic_forms(objective, directions, method="graph")
     assert fs.losses(objective, directions, [0.1], precision="float32").isfinite().all()
 
 
@@ -133,10 +133,10 @@ def test_noise_between_neighbours_covers_the_distance_from_float64(gain, activat
             parameter.mul_(gain)
     objective = fs.Objective(model, [(drawn(12, 6), LABELS)], criterion=F.cross_entropy)
     directions, radii = fs.Directions(objective, count=16), np.logspace(-4, -1, 4)
-    with Evaluator(objective, torch.float32, path="loop") as evaluator:
+    with Evaluator(objective, torch.float32, method="loop") as evaluator:
         noise, narrow = neighbouring_noise(evaluator, directions, range(4), radii)
         found = evaluator.responses(directions, range(16), radii)[0]
-    with Evaluator(objective, torch.float64, path="loop") as evaluator:
+    with Evaluator(objective, torch.float64, method="loop") as evaluator:
         exact = evaluator.responses(directions, range(16), radii)[0]
     ratio = noise / np.sqrt(np.mean((found - exact) ** 2, axis=1))
     assert narrow == ""
@@ -152,7 +152,7 @@ def test_an_operation_narrower_than_float32_counts_as_noise():
         return F.mse_loss(model(batch[0]).bfloat16().float(), teacher(batch[0]))
 
     objective = fs.Objective(network(), [(drawn(7, 6),)], loss=loss)
-    with Evaluator(objective, torch.float32, path="loop") as evaluator:
+    with Evaluator(objective, torch.float32, method="loop") as evaluator:
         noise, narrow = neighbouring_noise(evaluator, fs.Directions(objective, count=4), range(4), [1e-3])
     assert "bfloat16" in narrow
     assert noise[0] > 1e-3 * objective.loss()

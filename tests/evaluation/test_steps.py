@@ -185,7 +185,7 @@ def test_a_cast_does_not_cancel_in_the_calibration_of_float32():
     """Float32 and float64 of one model round to bfloat16 alike; the error is that of the cast all the same."""
     objective = case("bfloat16", "hidden")
     directions = fs.Directions(objective, 8)
-    found = fs.responses(objective, directions, RADII, precision="float32", path="loop")
+    found = fs.responses(objective, directions, RADII, precision="float32", method="loop")
     truth = fs.responses(case(None, ""), directions, RADII, precision="float64").even
     assert not found.trusted[:4].any()
     assert exceeding(found, truth).sum() <= 0.05 * max(1, found.trusted.sum() * 8)

@@ -58,7 +58,7 @@ def test_what_speaks_of_the_model_ends_a_trial_and_stops_are_no_refusals():
 
 def test_a_path_that_was_asked_for_is_refused_as_an_argument():
     assert asked_for("vmap", lambda: 3) == 3
-    with pytest.raises(ValueError, match="path must be 'loop' for this model, got 'vmap': other losses"):
+    with pytest.raises(ValueError, match="method must be 'loop' for this model, got 'vmap': other losses"):
         asked_for("vmap", raising(Refusal("other losses")))
     with pytest.raises(PathError, match="'vmap', which cannot run it .TypeError: no."):
         asked_for("vmap", raising(TypeError("no")))

@@ -172,10 +172,10 @@ def test_a_criterion_learns_once_that_the_model_differentiates():
 def test_paths_that_cannot_differentiate_inside_are_refused_by_name(name, untouched):
     objective, _ = problem(name)
     with untouched(objective.model):
-        with pytest.raises(ValueError, match="path must be 'loop' for this model, got 'vmap'.*use path='loop'"):
-            fs.slice1d(objective, count=2, points=5, path="vmap")
-        with pytest.raises(ValueError, match="path must be 'loop' for this model, got 'vmap'.*use path='loop'"):
-            fs.losses(objective, fs.Directions(objective, 2), [0.1], path="vmap")
+        with pytest.raises(ValueError, match="method must be 'loop' for this model, got 'vmap'.*use method='loop'"):
+            fs.slice1d(objective, count=2, points=5, method="vmap")
+        with pytest.raises(ValueError, match="method must be 'loop' for this model, got 'vmap'.*use method='loop'"):
+            fs.losses(objective, fs.Directions(objective, 2), [0.1], method="vmap")
         with pytest.raises(UntraceableError, match="; precision='difference' must follow the model: use precision=None"):
             fs.responses(objective, fs.Directions(objective, 2), [1e-3, 1e-2], precision="difference")
         with pytest.raises(UntraceableError, match="; precision='difference' must follow the model: use precision=None"):

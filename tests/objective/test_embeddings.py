@@ -94,14 +94,14 @@ def test_every_derivative_is_that_of_the_loss_in_all_its_parameters(kind, untouc
         np.testing.assert_allclose(found, gradient, atol=1e-7)
         paths = ("graph", "forward", "gradient difference")
         for path in paths[2:] if "bag" in kind else paths:  # bags have no second derivative
-            operator = fs.hessian(objective, path=path)
+            operator = fs.hessian(objective, method=path)
             products = operator @ torch.eye(objective.size, dtype=torch.float64)
             np.testing.assert_allclose(products, hessian, atol=1e-6, err_msg=path)
         directions = fs.Directions(objective, 4)
         flats = torch.stack([torch.cat([t.double().flatten() for t in directions[i].values()]) for i in range(4)])
         forms = ((flats @ hessian) * flats).sum(1)
         for path in ("forwards", None):
-            forms_found = fs.quadratic_forms(objective, directions, path=path)
+            forms_found = fs.quadratic_forms(objective, directions, method=path)
             np.testing.assert_allclose(forms_found.curvature, forms, rtol=1e-4, atol=1e-5 * float(forms.abs().max()))
             np.testing.assert_allclose(forms_found.slope, flats @ gradient, atol=1e-5)
 

@@ -148,7 +148,7 @@ def test_tied_parameters_count_once_and_move_together():
     moved = copy.deepcopy(model)
     moved.embed.weight.data += 0.3 * directions[0]["embed.weight"]
     for path in ("loop", "vmap"):
-        value = fs.losses(objective, directions, [0.3], path=path)
+        value = fs.losses(objective, directions, [0.3], method=path)
         assert float(value) == pytest.approx(double_loss(moved, data), abs=1e-6)
 
 
@@ -351,7 +351,7 @@ def test_outputs_that_would_meet_every_target_are_refused(criterion):
     right = fs.Objective(model, [(x, y[:, None])], criterion=criterion)
     assert right.loss() == pytest.approx(float(criterion(model(x), y[:, None]).detach()), abs=1e-6)
     directions = fs.Directions(right, count=2)
-    loop, batched = (fs.losses(right, directions, [0.1], path=path) for path in ("loop", "vmap"))
+    loop, batched = (fs.losses(right, directions, [0.1], method=path) for path in ("loop", "vmap"))
     torch.testing.assert_close(loop, batched, rtol=1e-12, atol=0)
 
 
@@ -406,3 +406,9 @@ def test_a_model_that_cannot_be_copied_is_refused():
 
     with pytest.raises(TypeError, match="copyable with copy.deepcopy.*holds a socket"):
         quick(nn.Sequential(nn.Flatten(), Uncopyable(64, 10))).loss()
+
+
+@pytest.mark.parametrize("third", [torch.nn.functional.cross_entropy, lambda model, batch: None, 3])
+def test_what_comes_third_is_told_its_name(third):
+    with pytest.raises(TypeError, match=r"^objective takes all but model and data by name, got .*; write criterion= for"):
+        fs.Objective(torch.nn.Linear(2, 2), [(torch.ones(1, 2), torch.tensor([0]))], third)

@@ -41,8 +41,8 @@ TOKENS, CLASSES = torch.arange(18).reshape(6, 3) % 7, torch.arange(6) % 3
 PROBES = {
     "loss": lambda o: o.loss(),
     "gradient": lambda o: o.gradient(),
-    "losses by loop": lambda o: fs.losses(o, fs.Directions(o, 2), [0.1], path="loop"),
-    "losses by vmap": lambda o: fs.losses(o, fs.Directions(o, 2), [0.1], path="vmap"),
+    "losses by loop": lambda o: fs.losses(o, fs.Directions(o, 2), [0.1], method="loop"),
+    "losses by vmap": lambda o: fs.losses(o, fs.Directions(o, 2), [0.1], method="vmap"),
     "responses": lambda o: fs.responses(o, fs.Directions(o, 2), [0.01]),
     "hessian": lambda o: fs.hessian(o) @ torch.ones(o.size),
     "forms": lambda o: fs.quadratic_forms(o, fs.Directions(o, 4)),
@@ -80,7 +80,7 @@ def test_losses_at_moved_weights_are_those_of_a_moved_model(way):
     model = Renorm(way)
     objective = fs.Objective(model, [(TOKENS[:4], CLASSES[:4]), (TOKENS[4:], CLASSES[4:])], criterion=F.cross_entropy)
     directions = fs.Directions(objective, 1)
-    with Surface(objective, _line(objective, directions), path="loop") as surface:
+    with Surface(objective, _line(objective, directions), method="loop") as surface:
         found = surface.at([0.0, 0.3, 0.0]).losses
     assert found[0] == found[2]
     for radius, value in ((0.0, found[0]), (0.3, found[1])):
@@ -131,7 +131,7 @@ def test_a_batch_that_alone_makes_the_forward_write_is_seen(untouched):
     data = [(TOKENS[:4], CLASSES[:4]), (TOKENS[4:], CLASSES[4:])]
     objective = fs.Objective(model, data, criterion=F.cross_entropy, params="head.*")
     with untouched(model):
-        values = fs.losses(objective, fs.Directions(objective, 1), [0.0], path="loop")
+        values = fs.losses(objective, fs.Directions(objective, 1), [0.0], method="loop")
     clipped = copy.deepcopy(model)
     parts = [float(F.cross_entropy(clipped(x), y).detach()) for x, y in data]
     np.testing.assert_allclose(float(values[0, 0]), (4 * parts[0] + 2 * parts[1]) / 6, rtol=1e-6)

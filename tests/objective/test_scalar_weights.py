@@ -45,7 +45,7 @@ def test_temperature_does_not_depend_on_how_a_single_weight_is_shaped(params, me
 def test_losses_along_given_directions_by_vmap_are_those_of_the_loop():
     objective = objective_of(())
     directions = fs.Directions.given(objective, [objective.gradient()] * 2)
-    loop, batched = (fs.losses(objective, directions, [-0.3, 0.2], path=path) for path in ("loop", "vmap"))
+    loop, batched = (fs.losses(objective, directions, [-0.3, 0.2], method=path) for path in ("loop", "vmap"))
     torch.testing.assert_close(batched, loop, rtol=1e-13, atol=0)
 
 

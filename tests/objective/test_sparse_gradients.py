@@ -82,7 +82,7 @@ def test_gradients_of_a_bag_and_their_differences(untouched):
     with untouched(sparse.model):
         for found, expected in zip(sparse.gradient().values(), dense.gradient().values(), strict=True):
             torch.testing.assert_close(found, expected)
-        products = [fs.hessian(o, path="gradient difference") @ vector for o in (sparse, dense)]
+        products = [fs.hessian(o, method="gradient difference") @ vector for o in (sparse, dense)]
     torch.testing.assert_close(*products, rtol=1e-6, atol=1e-8)
 
 

@@ -117,8 +117,8 @@ def test_vmap_is_refused_where_it_gives_other_losses(digits):
     chosen = fs.responses(objective, fs.Directions(objective, 2), [0.1]).path
     assert chosen.name == "loop"
     assert "vmap gives other losses" in chosen.reason
-    with pytest.raises(ValueError, match="path must be 'loop' for this model, got 'vmap'"):
-        fs.losses(objective, fs.Directions(objective, 2), [0.1], path="vmap")
+    with pytest.raises(ValueError, match="method must be 'loop' for this model, got 'vmap'"):
+        fs.losses(objective, fs.Directions(objective, 2), [0.1], method="vmap")
 
 
 def test_stored_activations_do_not_stop_a_copy(digits, untouched):
@@ -159,7 +159,7 @@ def test_models_that_write_into_their_inputs_see_the_same_data_every_time(digits
     objective = fs.Objective(model, [(inputs, targets)], criterion=F.cross_entropy)
     for _ in range(2):
         assert objective.loss() == pytest.approx(expected, rel=1e-6)
-    found = fs.losses(objective, fs.Directions(objective, 2), [0.0, 0.0, 0.1], path="loop")
+    found = fs.losses(objective, fs.Directions(objective, 2), [0.0, 0.0, 0.1], method="loop")
     assert found[0, 0] == found[1, 1] == pytest.approx(expected, rel=1e-6)
     assert torch.equal(inputs, before)
 
@@ -175,7 +175,7 @@ def test_data_are_read_once_also_from_a_list(tanh_net, digits):
 def test_objectives_built_in_inference_mode_work(tanh_net, digits):
     with torch.inference_mode():
         objective = fs.Objective(tanh_net, [(digits[0][0] + 0, digits[0][1] + 0)], criterion=F.cross_entropy)
-    found = fs.responses(objective, fs.Directions(objective, 1), [0.1], path="loop")
+    found = fs.responses(objective, fs.Directions(objective, 1), [0.1], method="loop")
     assert found.trusted.all()
 
 
@@ -228,7 +228,7 @@ def test_partial_criteria_ignore_and_weigh_like_their_modules(digits):
         assert wrapped.batch_weights == module.batch_weights
         assert wrapped.loss() == module.loss()
         assert wrapped.accuracy() == module.accuracy()
-        double = fs.losses(wrapped, fs.Directions(wrapped, 1), [0.0], path="loop")
+        double = fs.losses(wrapped, fs.Directions(wrapped, 1), [0.0], method="loop")
         assert float(double) == pytest.approx(wrapped.loss(), rel=1e-6)
 
 

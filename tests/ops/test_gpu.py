@@ -45,6 +45,6 @@ def test_responses_of_a_model_are_those_of_the_cpu(path):
     results = []
     for device in ("cpu", "cuda"):
         objective = fs.Objective(model, data, criterion=F.cross_entropy, device=device)
-        results.append(fs.responses(objective, fs.Directions(objective, 4), [1e-2, 1e-1], path=path))
+        results.append(fs.responses(objective, fs.Directions(objective, 4), [1e-2, 1e-1], method=path))
     assert results[1].even == pytest.approx(results[0].even, rel=1e-6, abs=1e-12)
     assert results[1].odd == pytest.approx(results[0].odd, rel=1e-6, abs=1e-12)

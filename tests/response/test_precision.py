@@ -158,7 +158,7 @@ def test_what_cannot_be_followed_is_answered_in_float64_with_the_reason(name):
     assert found.precision == "float64"
     assert "difference: " in found.reason
     assert found.path.name in ("loop", "vmap")
-    truth = fs.responses(case, directions, WIDE, precision="float64", path="loop")
+    truth = fs.responses(case, directions, WIDE, precision="float64", method="loop")
     np.testing.assert_allclose(found.even, truth.even, rtol=0, atol=10 * truth.noise[0])
     with pytest.raises((fs.UntraceableError, fs.MissingRuleError), match=words):
         fs.responses(case, directions, WIDE, precision="difference")
@@ -168,9 +168,9 @@ def test_a_forced_mode_names_module_and_operation():
     case = with_inside(lambda z: bend(z))
     directions = fs.Directions(case, 2)
     for work in (
-        lambda: fs.responses(case, directions, WIDE, precision="difference", path="graph"),
-        lambda: fs.quadratic_forms(case, directions, path="graph"),
-        lambda: fs.operators(case, path="graph"),
+        lambda: fs.responses(case, directions, WIDE, precision="difference", method="graph"),
+        lambda: fs.quadratic_forms(case, directions, method="graph"),
+        lambda: fs.operators(case, method="graph"),
     ):
         with pytest.raises(fs.UntraceableError, match=r"fastscape_precision_tests::bend in module model\.2 \(Inner\)"):
             work()
@@ -196,9 +196,9 @@ def test_a_custom_operation_is_evaluated_locally_by_dispatch_and_named():
 )
 def test_a_path_restricts_the_choice(case, seconds, path, precision):
     seconds["float32"] = 0.01
-    found = fs.responses(case, unit(case), LARGE, path=path)
+    found = fs.responses(case, unit(case), LARGE, method=path)
     assert (found.precision, found.path.name) == (precision, path)
-    assert found.reason == f"path={path!r} was asked for"
+    assert found.reason == f"method={path!r} was asked for"
 
 
 def test_decisions_that_depend_on_the_weights_refuse_the_mode(seconds):
@@ -212,7 +212,7 @@ def test_decisions_that_depend_on_the_weights_refuse_the_mode(seconds):
     forced = fs.responses(case, directions, WIDE, precision="difference")
     assert forced.frozen
     assert not forced.trusted.any()
-    truth = fs.responses(case, directions, WIDE, precision="float64", path="loop")
+    truth = fs.responses(case, directions, WIDE, precision="float64", method="loop")
     np.testing.assert_allclose(forced.even[-1], truth.even[-1], rtol=1e-5)
 
 

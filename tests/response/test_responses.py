@@ -41,7 +41,7 @@ def test_even_response_reaches_the_quadratic_form_of_autograd(tmp_path, digits, 
     zoo.train(model, digits, tmp_path, steps=100, checkpoints=2)
     objective = fs.Objective(model, digits, criterion=F.cross_entropy)
     directions = fs.Directions(objective, 6, scale="unit")
-    found = fs.responses(objective, directions, [1e-4, 1e-3], precision="float64", path=path)
+    found = fs.responses(objective, directions, [1e-4, 1e-3], precision="float64", method=path)
     for index, direction in enumerate(directions):
         curvature, slope = quadratic_form(objective, direction)
         assert found.even[0, index] / 1e-8 == pytest.approx(curvature, rel=1e-5)
@@ -88,7 +88,7 @@ def test_a_quadratic_has_exact_responses_at_every_radius(path):
     objective = quadratic_objective()
     directions = fs.Directions.given(objective, {"w": torch.tensor([0.0, 3.0, 4.0])}, scale="unit")
     radii = np.array([0.125, 0.5, 2.0, 8.0])
-    found = fs.responses(objective, directions, radii, path=path)
+    found = fs.responses(objective, directions, radii, method=path)
     assert found.base == 7.0
     np.testing.assert_allclose(found.even[:, 0], radii**2, rtol=1e-14, atol=4 * np.spacing(7.0))
     np.testing.assert_allclose(found.odd[:, 0], radii * (2 * 0.6 + 3 * 0.8), rtol=1e-14)
@@ -118,7 +118,7 @@ def test_losses_are_those_of_a_moved_model(bn_objective, bn_net, path, untouched
     directions = fs.Directions(bn_objective, 3)
     radii = [-0.2, 0.0, 1e-3, 0.7]
     with untouched(bn_net):
-        found = fs.losses(bn_objective, directions, radii, path=path)
+        found = fs.losses(bn_objective, directions, radii, method=path)
     assert found.dtype == torch.float64
     for index, direction in enumerate(directions):
         for column, radius in enumerate(radii):
@@ -133,10 +133,10 @@ def test_losses_are_those_of_a_moved_model(bn_objective, bn_net, path, untouched
 def test_paths_agree_to_rounding_and_any_chunk_gives_the_same_bits(tanh_objective):
     directions = fs.Directions(tanh_objective, 11)
     radii = [1e-3, 1e-2, 1e-1]
-    loop, batched = (fs.responses(tanh_objective, directions, radii, path=path) for path in PATHS)
+    loop, batched = (fs.responses(tanh_objective, directions, radii, method=path) for path in PATHS)
     noise = loop.noise[0]
     assert np.abs(loop.even - batched.even).max() < noise
-    few = fs.responses(tanh_objective, fs.Directions(tanh_objective, 4), radii, path="loop")
+    few = fs.responses(tanh_objective, fs.Directions(tanh_objective, 4), radii, method="loop")
     np.testing.assert_array_equal(loop.even[:, :4], few.even)
 
 
@@ -168,7 +168,7 @@ def test_memory_bounds_the_batched_path(tanh_objective):
     directions = fs.Directions(tanh_objective, 2)
     assert fs.responses(tanh_objective, directions, [1e-2], precision="float64", memory=1000).path.name == "loop"
     with pytest.raises(ValueError, match="memory must hold 3 copies"):
-        fs.responses(tanh_objective, directions, [1e-2], memory=1000, path="vmap")
+        fs.responses(tanh_objective, directions, [1e-2], memory=1000, method="vmap")
 
 
 # ---------------------------------------------------------------------- precision
@@ -197,7 +197,7 @@ def test_rounding_model_bounds_measured_noise(trained_mlp, digits):
     for model in (fresh, trained_mlp):
         objective = fs.Objective(model, digits, criterion=F.cross_entropy)
         directions = fs.Directions(objective, 16)
-        with Evaluator(objective, torch.float64, path="loop") as evaluator:
+        with Evaluator(objective, torch.float64, method="loop") as evaluator:
             modelled, floor = rounding_model(evaluator.replica), measured_floor(evaluator, directions, range(16))
             noise, narrow = noise_float64(evaluator, directions, range(16), np.array([1e-3, 1e-2]))
             np.testing.assert_array_equal(noise, max(modelled, floor))
@@ -207,7 +207,7 @@ def test_rounding_model_bounds_measured_noise(trained_mlp, digits):
 
 def test_rounding_model_matches_its_formula(tanh_objective):
     inputs, targets = tanh_objective.batches[0]
-    with Evaluator(tanh_objective, torch.float64, path="loop") as evaluator:
+    with Evaluator(tanh_objective, torch.float64, method="loop") as evaluator:
         modelled = rounding_model(evaluator.replica)
     with torch.no_grad():
         logits = copy.deepcopy(tanh_objective.model).double()(inputs.double())
@@ -241,7 +241,7 @@ def test_half_precision_weights_are_widened_exactly(digits):
     model = zoo.mlp(hidden=(8,)).bfloat16()
     objective = fs.Objective(model, digits, criterion=F.cross_entropy)
     wide = fs.Objective(copy.deepcopy(model).double(), digits, criterion=F.cross_entropy)
-    narrow, exact = (fs.losses(o, fs.Directions(o, 2), [0.0, 1e-3], path="loop") for o in (objective, wide))
+    narrow, exact = (fs.losses(o, fs.Directions(o, 2), [0.0, 1e-3], method="loop") for o in (objective, wide))
     torch.testing.assert_close(narrow, exact, rtol=1e-12, atol=0)
 
 
@@ -282,9 +282,9 @@ def test_bad_options_are_named(tanh_objective):
     directions = fs.Directions(tanh_objective, 1)
     for arguments, message in (
         ({"precision": "bf16"}, "precision must be one of float64, float32, difference, difference-bf16 or None, got 'bf16'"),
-        ({"path": "jit"}, "path must be 'loop', 'vmap', 'graph', 'dispatch' or None to measure, got 'jit'"),
-        ({"path": "graph", "precision": "float64"}, "path must be 'loop', 'vmap' or None to measure both, got 'graph'"),
-        ({"path": "loop", "precision": "difference"}, "path must be 'graph', 'dispatch' or None with precision='difference'"),
+        ({"method": "jit"}, "method must be 'loop', 'vmap', 'graph', 'dispatch' or None to measure, got 'jit'"),
+        ({"method": "graph", "precision": "float64"}, "method must be 'loop', 'vmap' or None to measure both, got 'graph'"),
+        ({"method": "loop", "precision": "difference"}, "method must be 'graph', 'dispatch' or None with precision='difference'"),
         ({"memory": 0}, "memory must be a positive number of bytes, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -305,7 +305,7 @@ def test_no_public_call_leaves_a_trace(bn_net, digits, untouched, dtype, batch_n
         for normalize in ("tensor", "filter", "element"):
             directions = fs.Directions(objective, 2, normalize=normalize)
             for path in PATHS:
-                fs.losses(objective, directions, [0.0, 0.1], path=path)
+                fs.losses(objective, directions, [0.0, 0.1], method=path)
         fs.Directions.gradient(objective)
         fs.Directions.given(objective, directions[0])
         fs.Directions.difference(objective, model.state_dict(), model.state_dict() | {"5.bias": model[5].bias + 1})
@@ -322,12 +322,12 @@ def test_settings_of_the_caller_survive(bn_net, bn_objective, untouched):
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with untouched(bn_net), torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
-            inside = fs.responses(bn_objective, fs.Directions(bn_objective, 2), [1e-2], path="loop")
+            inside = fs.responses(bn_objective, fs.Directions(bn_objective, 2), [1e-2], method="loop")
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.set_default_dtype(torch.float32)
         torch.use_deterministic_algorithms(False)
-    outside = fs.responses(bn_objective, fs.Directions(bn_objective, 2), [1e-2], path="loop")
+    outside = fs.responses(bn_objective, fs.Directions(bn_objective, 2), [1e-2], method="loop")
     np.testing.assert_array_equal(inside.even, outside.even)
 
 
@@ -352,7 +352,7 @@ def test_nothing_is_left_behind_when_the_model_raises_midway(digits, untouched, 
     objective = fs.Objective(model, digits, criterion=F.cross_entropy)
     directions = fs.Directions(objective, 64)
     with untouched(model), pytest.raises(error, match="midway"):
-        fs.responses(objective, directions, np.logspace(-3, -1, 8), path=path)
+        fs.responses(objective, directions, np.logspace(-3, -1, 8), method=path)
     assert len(calls) >= 5
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import fastscape as fs
 from fastscape import zoo
 from fastscape.cli import budgets as cli_budgets
+from fastscape.probes.signature.shared_budget import Stage, run_stages
 from fastscape.reports.html import write_html
 from fastscape.runs import budget as budgets
 from fastscape.runs.budget import Budget, BudgetError, parse_seconds, time_text
@@ -80,7 +81,7 @@ def test_overrun_is_at_most_one_unit(trace):
     seconds = opening + rng.uniform(1, 300)
     probe = fs.ProbeSettings(radii=RADII, banks=rng.choice([1, 3]))
     budget = Budget(seconds, clock=lambda: clock[0])
-    result = fs.multifractal(objective, probe, QUICK, budget=budget, path="loop")
+    result = fs.multifractal(objective, probe, QUICK, budget=budget, method="loop")
     assert result.directions > 0
     assert clock[0] <= seconds + slowest * POINTS
     assert result.meta["stop_reason"] == "deadline"
@@ -90,7 +91,7 @@ def test_a_budget_below_one_unit_is_refused_with_what_one_takes():
     clock = [0.0]
     objective = costly_objective(clock, lambda: 10.0)
     with pytest.raises(ValueError, match=r"budget must fit one direction at 4 radii, got 60 s; one takes about 90 s; "):
-        fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, budget=Budget(60, clock=lambda: clock[0]), path="loop")
+        fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, budget=Budget(60, clock=lambda: clock[0]), method="loop")
 
 
 @pytest.mark.parametrize("cost", [1e-3, 0.3, 10.0, 400.0])
@@ -100,11 +101,13 @@ def test_the_budget_that_a_refusal_names_is_enough(cost, spent):
         clock = [0.0]
         limited = Budget(budget, spent=spent, reserve=5.0, clock=lambda: clock[0])
         return fs.multifractal(
-            costly_objective(clock, lambda: cost), fs.ProbeSettings(radii=RADII), QUICK, budget=limited, path="loop"
+            costly_objective(clock, lambda: cost), fs.ProbeSettings(radii=RADII), QUICK, budget=limited, method="loop"
         )
 
     with pytest.raises(ValueError, match="is enough to begin") as refused:
         run(1e-3)
+    assert isinstance(refused.value, BudgetError)
+    assert time_text(refused.value.enough) in str(refused.value)
     begin, useful = re.search(r"a budget of (\w+) is enough to begin, and (\w+) for 100 directions", str(refused.value)).groups()
     assert run(begin).directions >= 1
     assert run(useful).directions >= 100
@@ -124,7 +127,7 @@ def test_a_longer_budget_extends_the_same_directions():
         objective = costly_objective(clock, lambda: 0.5)
         probe = fs.ProbeSettings(radii=RADII, banks=2, seed=9)
         return fs.multifractal(
-            objective, probe, QUICK, budget=Budget(seconds, clock=lambda: clock[0]), path="loop", extend=extend
+            objective, probe, QUICK, budget=Budget(seconds, clock=lambda: clock[0]), method="loop", extend=extend
         )
 
     short, long = run(80), run(400)
@@ -142,7 +145,7 @@ def test_the_target_ends_the_run_early():
     objective = costly_objective(clock, lambda: 1e-4)
     budget = Budget(1000, clock=lambda: clock[0])
     settings = fs.AnalysisSettings(bootstrap=50, permutations=1)
-    result = fs.multifractal(objective, fs.ProbeSettings(radii=RADII), settings, budget=budget, path="loop", target=0.3)
+    result = fs.multifractal(objective, fs.ProbeSettings(radii=RADII), settings, budget=budget, method="loop", target=0.3)
     low, high = result.analysis.estimates["m_tau_supported"].interval
     assert result.meta["stop_reason"] == "target met"
     assert (high - low) / 2 <= 0.3
@@ -168,7 +171,7 @@ def test_a_deadline_before_the_last_checkpoint_leaves_a_whole_result(tmp_path):
             fs.ProbeSettings(radii=RADII, banks=1),
             QUICK,
             budget=budget,
-            path="loop",
+            method="loop",
             progress=tick,
             **arguments,
         )
@@ -220,3 +223,80 @@ def test_a_trajectory_refuses_the_whole_budget_and_says_what_took_it(tmp_path):
     clock = iter(range(0, 10**6, 6))  # the files and the choice of the path take 6 seconds
     with pytest.raises(BudgetError, match=r"leave time for 2 checkpoints, got 10 s, of which reading .* took 6 s; a budget of"):
         fs.spectra(objective, files, k=1, budget=Budget(10, clock=lambda: float(next(clock))))
+
+
+def named(error):
+    return re.search(r"a budget of (\w+) is enough to begin", str(error)).group(1)
+
+
+@pytest.mark.parametrize("reserve", [0.0, 11.0])
+@pytest.mark.parametrize("spent", [0.0, 4.0])
+@pytest.mark.parametrize("count", [1, 8])
+def test_the_budget_that_a_trajectory_names_leaves_the_page_its_time(tmp_path, monkeypatch, reserve, spent, count):
+    def needs_two_seconds(*arguments, budget, **keywords):
+        if budget < 2.0:
+            raise BudgetError("too short", 2.0)
+        return fs.spectrum(*arguments, **keywords)
+
+    monkeypatch.setattr("fastscape.probes.spectrum.trajectory.spectrum", needs_two_seconds)
+    model = nn.Linear(2, 2)
+    objective = fs.Objective(model, [(torch.ones(2, 2), torch.tensor([0, 1]))], criterion=F.cross_entropy)
+    files = [tmp_path / f"step{step}.pt" for step in range(count)]
+    for file in files:
+        torch.save(model.state_dict(), file)
+
+    def run(seconds):
+        budget = Budget(seconds, spent=spent, reserve=reserve, clock=lambda: 0.0)
+        return fs.spectra(objective, files, k=1, nodes=4, targets={"trace": None}, budget=budget)
+
+    with pytest.raises(BudgetError, match=f"leave time for {count} checkpoint") as refused:
+        run(spent + reserve + 1.9 * count)
+    assert len(run(named(refused.value)).points) == count
+    assert parse_seconds(named(refused.value)) == spent + reserve + 2 * count
+
+
+@pytest.mark.parametrize("reserve", [0.0, 11.0])
+@pytest.mark.parametrize("spent", [0.0, 4.0])
+@pytest.mark.parametrize("share", [0.1, 0.4, 1.0])
+def test_the_refusal_of_a_part_names_a_budget_of_the_whole(reserve, spent, share):
+    def part(seconds):
+        return share * Budget(seconds, spent=spent, reserve=reserve, clock=lambda: 0.0).remaining
+
+    whole = Budget(16.0, spent=spent, reserve=reserve, clock=lambda: 0.0)
+    told = whole.refusal(BudgetError("too short", 3.0), "the spectrum", share, spent + reserve)
+    assert str(told).startswith("budget must leave 3s for the spectrum, which has ")
+    assert 3.0 <= part(named(told)) <= 3.0 + share * 60
+    unknown = BudgetError("too short")
+    assert whole.refusal(unknown, "the spectrum", share, 0.0) is unknown
+
+
+def test_a_probe_of_several_names_a_budget_of_all_with_which_it_begins():
+    class Found:
+        meta = {"stop_reason": "complete"}  # noqa: RUF012
+
+    def needs(least):
+        def stage(limit, _results):
+            if limit.seconds < least:
+                raise BudgetError("budget must be more", least)
+            return Found()
+
+        return stage
+
+    stages = [Stage("spectrum", 4.0, needs(0.0)), Stage("slice", 1.0, needs(3.0)), Stage("barrier", 1.0, needs(5.0))]
+
+    def run(seconds):
+        return run_stages(stages, Budget(seconds, spent=4.0, reserve=11.0, clock=lambda: 0.0))
+
+    short = run(17.0).missing
+    assert set(short) == {"slice", "barrier"}
+    assert all(words.startswith("its share of the budget was too small: budget must leave ") for words in short.values())
+    assert not run(named(max(short.values(), key=named_seconds))).missing
+
+
+def named_seconds(words):
+    return parse_seconds(named(words))
+
+
+def test_a_budget_that_start_up_and_page_take_names_one_that_leaves_a_second():
+    with pytest.raises(BudgetError, match=r"budget must leave time for a probe, got 9 s; use 16s or more"):
+        run_stages([Stage("spectrum", 1.0, None)], Budget(9.0, spent=4.0, reserve=11.0, clock=lambda: 0.0))

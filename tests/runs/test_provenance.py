@@ -18,7 +18,7 @@ OBJECTIVE = fs.Objective(torch.nn.Linear(4, 3), [(torch.ones(2, 4), torch.tensor
 
 @pytest.fixture(scope="module")
 def result():
-    return fs.slice1d(OBJECTIVE, points=3, count=1, seed=3, path="loop")
+    return fs.slice1d(OBJECTIVE, points=3, count=1, seed=3, method="loop")
 
 
 def test_attributes_are_the_entries(result):

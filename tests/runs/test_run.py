@@ -20,7 +20,7 @@ WORDS = {"seed": 3, "name": "asked", "step": 7, "memory": 2**28, "precision": "f
 WORDS |= {"targets": {"eigenvalues": 0.1, "trace": None}}
 SETTINGS = fs.ProbeSettings(count=3, banks=2, radii=(1e-3, 1e-2, 1e-1, 1.0), seed=3)
 TIMED = re.compile(r"seconds|created|elapsed|threads|versions|share|peak|reason|refused|evidence|cost|choice")
-PATHS = {fs.slice1d: "loop", fs.slice2d: "loop", fs.multifractal: "loop", fs.trajectory: "loop"}  # of the rest: of products
+METHODS = {fs.slice1d: "loop", fs.slice2d: "loop", fs.multifractal: "loop", fs.trajectory: "loop"}  # of the rest: of products
 OWN = {fs.bench: {"budget": "1ms"}}  # its units are tried at other doors
 
 
@@ -32,7 +32,7 @@ def model(seed=0):
 MODEL, OTHER = model(), model(1)
 DATA = [(torch.linspace(-1, 1, 32, dtype=torch.float64).reshape(8, 4).cos(), torch.tensor([0, 2, 1, 1, 0, 2, 2, 1]))]
 SGD = torch.optim.SGD(MODEL.parameters(), lr=0.1)
-SMALL = {"spectrum": {"nodes": 4, "path": "reverse"}, "slice": {"count": 4, "points": 5, "path": "loop"}}
+SMALL = {"spectrum": {"nodes": 4, "method": "reverse"}, "slice": {"count": 4, "points": 5, "method": "loop"}}
 
 
 def objective():
@@ -94,7 +94,7 @@ def shared(door):
 def plain(door):
     return {
         name: value
-        for name, value in ({**WORDS, "path": PATHS.get(door, "reverse")} | OWN.get(door, {})).items()
+        for name, value in ({**WORDS, "method": METHODS.get(door, "reverse")} | OWN.get(door, {})).items()
         if name in shared(door)
     }
 
@@ -178,7 +178,7 @@ def test_an_own_argument_is_the_nearest_name_as_well():
 
 
 def test_bad_values_of_a_run_are_refused_as_plain_ones():
-    for name, value in {"seed": -1, "budget": "soon", "precision": "float16", "memory": -1, "path": "jit"}.items():
+    for name, value in {"seed": -1, "budget": "soon", "precision": "float16", "memory": -1, "method": "jit"}.items():
         with pytest.raises(ValueError, match=name) as first:
             fs.slice1d(objective(), count=1, points=3, **{name: value})
         with pytest.raises(ValueError, match=name) as second:
@@ -216,3 +216,14 @@ def test_the_seed_of_a_run_is_that_of_multifractal_directions():
     budget = Budget("1h")
     with pytest.raises(ValueError, match="target"):  # after the seed has been taken
         fs.multifractal(objective(), target=-1.0, run=fs.Run(seed=3, budget=budget))
+
+
+@pytest.mark.parametrize("door", [fs.multifractal, fs.trajectory])
+@pytest.mark.parametrize(("argument", "kind"), [("probe", fs.ProbeSettings), ("analysis", fs.AnalysisSettings)])
+def test_a_field_of_the_settings_is_told_where_it_belongs(door, argument, kind):
+    for name in {field.name for field in dataclasses.fields(kind)} - set(shared(door)):
+        words = rf"got an unexpected keyword argument '{name}'; it belongs to {argument}=fs\.{kind.__name__}\({name}=\.\.\.\)$"
+        with pytest.raises(TypeError, match=words):
+            DOORS[door]([], **{name: 1})
+    with pytest.raises(TypeError, match=r"'counts'; it belongs to probe=fs\.ProbeSettings\(count=\.\.\.\)$"):
+        DOORS[door]([], counts=16)

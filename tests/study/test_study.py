@@ -57,7 +57,7 @@ def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
     plan = tiny().only(("mlp", "tiny-transformer"))
     told = []
-    return driver.study(plan, out, progress=lambda words, share: told.append((words, share))), out, plan, told
+    return driver.study(plan, out, progress=told.append), out, plan, told
 
 
 def test_every_run_has_its_signatures_record_and_outcome(whole):
@@ -78,7 +78,7 @@ def test_every_run_has_its_signatures_record_and_outcome(whole):
         assert "barrier" not in run.final.missing
     assert "final.plane" in result.runs[0].parts
     assert "final.plane" not in result.runs[1].parts
-    shares = [share for _, share in told]
+    shares = [state.fraction for state in told]
     assert shares == sorted(shares)
     assert plan.words() == result.plan
 
@@ -182,7 +182,7 @@ def test_networks_with_batch_norm_are_signed_by_both_statistics_and_judged_by_th
     plan = dataclasses.replace(quick(1), seconds=20.0, lines=2, line_points=5, plane=5, k=1)
     architecture = dataclasses.replace(plan.architectures[0], name="Normed", batch_size=12)
     moves = OptimizerState.of(torch.optim.SGD(model.parameters(), lr=0.1), model)
-    measurement = Measurement(plan, architecture, moves, 24, path=None, report=lambda _: None)
+    measurement = Measurement(plan, architecture, moves, 24, method=None, report=lambda _: None)
     made = objective(model)
     signed, found = measurement.signed(made, "early", 3)
     signatures, beside = measurement.running(made, "early", 3)

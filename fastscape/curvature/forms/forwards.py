@@ -335,8 +335,9 @@ def _refuse(curvature: Array, error: Array, dtype: torch.dtype, *, exact: bool) 
     """Refuse errors near the forms themselves; what is not finite is a result. ``exact``: another path may follow the model."""
     share, size = _rms(error), _rms(curvature)
     if share > _LARGEST_ERROR * size and size > 0:
-        remedy = "path=None for exact forms" if exact else "products of fs.hessian(objective)"
+        remedy = "method=None for exact forms" if exact else "products of fs.hessian(objective)"
         remedy += "" if dtype == torch.float64 else ", or an objective with dtype=torch.float64"
         raise ValueError(
-            f"path='forwards' must resolve the forms, got an estimated error of {share / size:.0%} of the RMS form; use {remedy}"
+            f"method='forwards' must resolve the forms, got an estimated error of {share / size:.0%} of the RMS form; "
+            f"use {remedy}"
         )

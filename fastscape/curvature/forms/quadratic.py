@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastscape._checks import first_line
 from fastscape._clock import now
+from fastscape._renamed import METHOD, renamed
 from fastscape.curvature.forms.forwards import by_forwards
 from fastscape.differences.evaluator import DifferenceEvaluator, FrontEnd, Handling
 from fastscape.differences.propagation import MissingRuleError
@@ -59,12 +60,13 @@ class QuadraticForms:
         return len(self.curvature)
 
 
+@renamed(METHOD)
 def quadratic_forms(
     objective: Objective,
     directions: Directions,
     *,
     lanes: torch.dtype = torch.float32,
-    path: FormsPath | None = None,
+    method: FormsPath | None = None,
     memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> QuadraticForms:
@@ -74,7 +76,7 @@ def quadratic_forms(
               d^T H d = \left.\frac{\partial^2}{\partial e^2} L(w + e d)\right|_{e=0}
 
     The 2-jet (value, first and second derivative along the line) of every activation is carried through the network, for a block
-    of directions at a time. A kink counts as smooth: the branch taken at w. ``path="forwards"`` takes second differences of
+    of directions at a time. A kink counts as smooth: the branch taken at w. ``method="forwards"`` takes second differences of
     the loss in the model's own dtype instead, on the same branches, at a step chosen from its rounding and truncation: less
     work and memory, and an error near 1e-3 in float32, reported for every direction (:mod:`fastscape.curvature.forms.forwards`).
 
@@ -82,7 +84,7 @@ def quadratic_forms(
         objective: the loss L.
         directions: N directions d, of any length: the forms are those of d itself, not of d / ||d||.
         lanes: dtype of the derivatives; values at w are float64. float32 gives a relative error near 1e-6.
-        path: ``"graph"``, ``"dispatch"``, ``"forwards"``, or ``None`` for the first that follows the model or fits in memory.
+        method: ``"graph"``, ``"dispatch"``, ``"forwards"``, or ``None`` for the first that follows the model or fits in memory.
         memory: bytes that lanes, directions and values at w may take.
         progress: called with (directions done, N).
 
@@ -109,16 +111,16 @@ def quadratic_forms(
         (8,)
     """
     checked_directions(directions)
-    if path == "forwards":
+    if isinstance(method, str) and method == "forwards":
         return _two_forwards(objective, directions, "", progress)
     try:
-        return _exact(objective, directions, lanes, path, memory, progress)
+        return _exact(objective, directions, lanes, method, memory, progress)
     except (UntraceableError, MissingRuleError, NarrowLossError, DtypeDependentLossError) as error:
-        if path is not None:
+        if method is not None:
             raise
         why = f"the exact path cannot follow the model ({first_line(error)[:160]}): "
     except (MemoryError, RuntimeError) as error:
-        if path is not None or not _out_of_memory(error):
+        if method is not None or not _out_of_memory(error):
             raise
         why = "the exact path does not fit in memory: "
     return _two_forwards(objective, directions, why, progress)
@@ -149,13 +151,13 @@ def _exact(
     objective: Objective,
     directions: Directions,
     lanes: torch.dtype,
-    path: FrontEnd | None,
+    method: FrontEnd | None,
     memory: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> QuadraticForms:
     start = now()
     columns: list[tuple[Array, Array]] = []
-    with DifferenceEvaluator(objective, lanes=lanes, memory=memory, front_end=path) as evaluator:
+    with DifferenceEvaluator(objective, lanes=lanes, memory=memory, front_end=method) as evaluator:
         choice = evaluator.choose(directions, [0.0])
         for indices in blocks(len(directions), choice.chunk):
             columns.append(evaluator.derivatives(directions, indices, [0.0]))

@@ -76,10 +76,10 @@ class PathTrial:
         """
         size = min(SIZES[0], copies_within(self.replica, self.memory), len(rows))
         if name == "vmap" and size < 1:
-            raise ValueError("memory must hold a copy of the parameters and activations for path='vmap'; use path='loop'")
+            raise ValueError("memory must hold a copy of the parameters and activations for method='vmap'; use method='loop'")
         path = self.named(name, size)
         if path is None:
-            raise ValueError(f"path must be one that can run this model, got {name!r}; use path=None")
+            raise ValueError(f"method must be one that can run this model, got {name!r}; use method=None")
         asked_for(name, lambda: self._check(name, path, rows))
         return PathChoice(path.name, path.chunk, {}, "asked for"), path
 

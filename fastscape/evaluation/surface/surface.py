@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from fastscape._checks import check_memory
+from fastscape._checks import check_memory, one_of
 from fastscape._clock import now
 from fastscape._state import exact_arithmetic
 from fastscape.evaluation.batch_statistics import kept, recalibrate
@@ -44,7 +44,7 @@ class Surface:
         objective: the loss.
         family: weights by coordinates; see :class:`Family` and :class:`Affine`.
         dtype: arithmetic of the forward passes; ``None`` for the objective's own.
-        path: name of a path, or ``None`` to measure those that can evaluate the family.
+        method: name of a path, or ``None`` to measure those that can evaluate the family.
         memory: bytes that batched evaluation may take; default half of what is available.
         keep_samples: return the losses of single samples.
         accuracy: count correct classifications.
@@ -70,7 +70,7 @@ class Surface:
         family: Family,
         *,
         dtype: torch.dtype | None = None,
-        path: str | None = None,
+        method: str | None = None,
         memory: int | None = None,
         keep_samples: bool = False,
         accuracy: bool = True,
@@ -81,14 +81,13 @@ class Surface:
         self.dtype = objective.dtype if dtype is None else dtype
         check_memory(memory)
         known = (*get_args(SurfacePathName), *CANDIDATES)
-        if path is not None and path not in known:
-            raise ValueError(f"path must be one of {', '.join(known)} or None to measure them, got {path!r}")
-        if path not in (None, "loop") and (prepare is not None or not isinstance(family, Affine)):
-            raise ValueError(f"path must be 'loop' for a family that is not affine and with prepare=, got {path!r}")
+        one_of("method", method, (*known, None), "to measure them")
+        if method not in (None, "loop") and (prepare is not None or not isinstance(family, Affine)):
+            raise ValueError(f"method must be 'loop' for a family that is not affine and with prepare=, got {method!r}")
         if isinstance(family, Affine) and [t.shape for t in family.base] != [t.shape for t in objective.base.values()]:
             raise ValueError("family must move the objective's parameters, got a base of other shapes")
         self.keep_samples, self._accuracy = keep_samples, accuracy
-        self._wanted, self._memory, self._prepare, self._trial = path, memory, prepare, trial
+        self._wanted, self._memory, self._prepare, self._trial = method, memory, prepare, trial
         self.choice: PathChoice | None = None
         self._path: SurfacePath | None = None
         self._seen: list[tuple[Array, Array]] = []

@@ -36,7 +36,7 @@ def train_bend(
     learning_rate: float,
     clock: Budget,
     reserve: float,
-    progress: Callable[[str, float], None] | None,
+    report: Callable[[int], None] | None,
 ) -> Training:
     r"""Adam on :math:`E_{t, b}\, L_b(\phi(t))`, whose gradient by theta is :math:`2 t (1 - t) \nabla L_b`.
 
@@ -47,7 +47,7 @@ def train_bend(
         goals: for the arithmetic, batch norm and seed.
         steps, learning_rate: of Adam; the rate falls linearly.
         clock, reserve: steps end where ``reserve`` seconds are left.
-        progress: called after every step.
+        report: called with the number of steps after every step.
     """
     found, generator = Training(), torch.Generator().manual_seed(goals.seed % 2**63)
     by_batch = objective.normalised("batch") if goals.batch_norm == "recalibrate" else objective
@@ -76,8 +76,8 @@ def train_bend(
                     bend.grad = torch.zeros_like(bend) if index in fixed else part.to(bend.dtype) * (2 * t * (1 - t))
                 optimizer.step()
                 found.losses.append(loss)
-                if progress is not None:
-                    progress(f"step {step + 1}", (step + 1) / steps)
+                if report is not None:
+                    report(step + 1)
     for bend in path.theta:
         bend.grad = None
     found.reason = run.reason

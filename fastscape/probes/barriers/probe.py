@@ -6,16 +6,16 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
-from fastscape._checks import counted_up
+from fastscape._checks import counted, counted_up
 from fastscape._clock import now
 from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.numerics.arrays import Array
-from fastscape.objective.objective import Objective, checked_objective
+from fastscape.objective.objective import Objective
 from fastscape.probes.barriers.curve_training import train_bend
 from fastscape.probes.barriers.end_points import EndPoint, Solution, distinct, end_point, end_points
 from fastscape.probes.barriers.matching import matched
@@ -25,7 +25,6 @@ from fastscape.probes.barriers.run import (
     Line,
     PathLosses,
     Point,
-    Progress,
     barrier_result,
     checked_goals,
     named,
@@ -33,6 +32,8 @@ from fastscape.probes.barriers.run import (
 )
 from fastscape.probes.barriers.weight_paths import Bezier, Segment
 from fastscape.runs.anytime import Anytime
+from fastscape.runs.budget import Budget
+from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import Provenance
 from fastscape.runs.run import Run, Work, settled
 
@@ -41,7 +42,7 @@ class BarrierKeywords(Work, total=False):
     """Keywords of all that follows a path between solutions."""
 
     precision: str | None
-    progress: Progress | None
+    progress: Callable[[Progress], None] | None
 
 
 def barrier(
@@ -87,7 +88,7 @@ def barrier(
         seed: of the draws behind the intervals, and of the matching.
         budget: seconds, or ``"60s"``; three points are always evaluated.
         name, step: of the result.
-        progress: called after every point with words and the share of ``points``.
+        progress: called after every point with a :class:`fastscape.Progress`.
         run: precision, seed, budget, name, step, progress, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
@@ -117,7 +118,8 @@ def barrier(
     work, began = settled(barrier, keywords), now()
     goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
     clock = work.clock()
-    losses = PathLosses(objective, ends[0], goals, work.progress)
+    report = reporter(work.progress, ("words", "share"))
+    losses = PathLosses(objective, ends[0], goals, report and _counting(report, clock, work.name, "point", points))
     path = Segment(losses.objective, ends[0].state, ends[1].state)
     with torch.inference_mode(False), losses.along(path):
         line = losses.walk(Line(), clock)
@@ -143,7 +145,7 @@ def barriers(
 
     Args:
         checkpoints: at least two solutions, or a mapping from their names.
-        progress: called after every pair with its name and the share of pairs done.
+        progress: called after every pair with a :class:`fastscape.Progress`, whose ``stage`` names it.
         precision, seed, budget, name, step, run: as there.
 
     Returns:
@@ -155,17 +157,8 @@ def barriers(
     Cost: K + K (K - 1) / 2 times the inner points of a line. With ``match`` both ends of every pair are evaluated.
     """
     work, began = settled(barriers, keywords), now()
-    checked_objective(objective)
-    goals = checked_goals(
-        objective,
-        points=points,
-        start=start,
-        tolerance=tolerance,
-        bn=bn,
-        match=match,
-        precision=work.precision,
-        seed=work.seed,
-    )
+    report = reporter(work.progress, ("words", "share"))
+    goals = checked_goals(objective, points, start, tolerance, bn, match, work)
     ends = end_points(objective, checkpoints, "checkpoints")
     clock = work.clock()
     losses = PathLosses(objective, ends[0], goals)
@@ -193,8 +186,10 @@ def barriers(
                 if line.reason != "complete":
                     run.reason = line.reason
                     break
-                if work.progress is not None:
-                    work.progress(f"{first.label} - {second.label}", (done + 1) / len(order))
+                if report is not None:
+                    stage, share = f"{first.label} - {second.label}", (done + 1) / len(order)
+                    counts: dict[str, Any] = {"stage": stage, "unit": "pair", "done": done + 1, "total": len(order)}
+                    report(Progress.under(clock, work.name, share, **counts), stage, share)
         meta = path_meta(losses, ends, began, run.reason)
     return _matrix(ends, pairs, known, goals, work, meta)
 
@@ -249,6 +244,17 @@ def _matrix(
     )
 
 
+def _counting(report: Callable[..., None], clock: Budget, name: str, unit: str, total: int) -> Callable[[int], None]:
+    """Reports a count of units."""
+
+    def count(done: int) -> None:
+        share = done / total
+        former = counted(done, unit) if unit == "point" else f"{unit} {done}"
+        report(Progress.under(clock, name, share, unit=unit, done=done, total=total), former, share)
+
+    return count
+
+
 def _drop(pair: BarrierResult) -> float:
     return math.nan if pair.accuracy_barrier is None else pair.accuracy_barrier.value
 
@@ -282,7 +288,7 @@ def connect(
         learning_rate: its first.
         budget: seconds; the line comes first, then the training, and the curve's points are kept time for.
         name, step: of the result.
-        progress: called after every step with words and the share of steps done.
+        progress: called after every step of the training with a :class:`fastscape.Progress`.
 
     Returns:
         A :class:`CurveResult` with the straight ``line`` and the ``curve``. Training ends at the first gradient that is not
@@ -297,6 +303,7 @@ def connect(
     (2018).
     """
     work, began = settled(connect, keywords), now()
+    report = reporter(work.progress, ("words", "share"))
     if not (isinstance(learning_rate, (int, float)) and math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}")
     counted_up("steps", steps, 0)
@@ -313,7 +320,8 @@ def connect(
         wide = torch.promote_types(goals.precision or objective.dtype, torch.float32)
         path = Bezier(losses.objective, ends[0].state, ends[1].state, wide)
         wanted = 0 if line.reason == "interrupted" else steps
-        trained = train_bend(losses.objective, path, objective.names, goals, wanted, learning_rate, clock, again, work.progress)
+        told = report and _counting(report, clock, work.name, "step", steps)
+        trained = train_bend(losses.objective, path, objective.names, goals, wanted, learning_rate, clock, again, told)
         reason = line.reason if line.reason != "complete" else trained.reason
         if reason == "interrupted":
             losses.goals = dataclasses.replace(goals, points=start)
@@ -354,17 +362,7 @@ def _prepared(
     match: bool,
     work: Run,
 ) -> tuple[Goals, tuple[EndPoint, EndPoint]]:
-    checked_objective(objective)
-    goals = checked_goals(
-        objective,
-        points=points,
-        start=start,
-        tolerance=tolerance,
-        bn=bn,
-        match=match,
-        precision=work.precision,
-        seed=work.seed,
-    )
+    goals = checked_goals(objective, points, start, tolerance, bn, match, work)
     first, second = end_point(objective, a, "a"), end_point(objective, b, "b")
     labels = distinct([a, b], [first.label, second.label])
     first, second = EndPoint(labels[0], first.state), EndPoint(labels[1], second.state)

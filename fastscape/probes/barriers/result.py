@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from fastscape._checks import counted
 from fastscape.numerics.arrays import Array
@@ -11,9 +11,6 @@ from fastscape.numerics.estimate import Estimate
 from fastscape.reports.document import Document
 from fastscape.reports.numbers import number
 from fastscape.runs.provenance import Provenance
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._checks import counted, flag, integer
+from fastscape._checks import flag, integer
 from fastscape._clock import now
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.batch_statistics import BatchNorm, checked_mode, recalibrate
@@ -22,7 +22,7 @@ from fastscape.evaluation.noise import rounding
 from fastscape.evaluation.surface.surface import Surface
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.positive import within
-from fastscape.objective.objective import Objective
+from fastscape.objective.objective import Objective, checked_objective
 from fastscape.objective.replica import Replica
 from fastscape.probes.barriers.end_points import EndPoint
 from fastscape.probes.barriers.maxima import band, largest_of_lesser, maximum
@@ -32,8 +32,8 @@ from fastscape.probes.barriers.weight_paths import Segment
 from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import Provenance, objective_meta
+from fastscape.runs.run import Run
 
-Progress = Callable[[str, float], None]
 _LEAST = 3  # points that are evaluated whatever the budget is: the ends and the middle
 _SINGLE = math.sqrt(6)  # the rounding model is of a second difference, one of whose losses carries a sixth of its variance
 _FACTOR = 18 / 11  # width over value of an interval whose ends are a factor of 10 apart
@@ -58,28 +58,21 @@ class Goals:
 
 
 def checked_goals(
-    objective: Objective,
-    *,
-    points: int,
-    start: int,
-    tolerance: float,
-    bn: BatchNorm | None,
-    match: bool,
-    precision: str | None,
-    seed: int,
+    objective: Objective, points: int, start: int, tolerance: float, bn: BatchNorm | None, match: bool, work: Run
 ) -> Goals:
-    """Settings of a path.
+    """Settings of a path, with the precision and the seed of ``work``.
 
     Raises:
-        ValueError: naming the argument, its value and what is allowed.
+        TypeError, ValueError: naming the argument, its value and what is allowed.
     """
+    checked_objective(objective)
     if integer("start", start, 3) > integer("points", points, 3):
         raise ValueError(f"points must be at least start = {start}, got {points}; start is the first, even grid of a path")
     if not (isinstance(tolerance, (int, float)) and math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance must be finite and not negative, got {tolerance!r}; 0 refines until points are used up")
     mode = checked_mode(objective, bn, "batch" if objective.batch_norm_asked == "batch" else "recalibrate")
-    dtype = None if precision is None else checked_dtype(precision)
-    return Goals(points, start, float(tolerance), mode, flag("match", match), dtype, integer("seed", seed, 0, 2**64))
+    dtype = None if work.precision is None else checked_dtype(work.precision)
+    return Goals(points, start, float(tolerance), mode, flag("match", match), dtype, integer("seed", work.seed, 0, 2**64))
 
 
 @dataclass(frozen=True)
@@ -132,11 +125,11 @@ class PathLosses:
         objective: the function; all of its parameters are moved.
         first: an end, whose weights pass the determinism gate.
         goals: settings.
-        progress: called with words and a share after every point.
+        report: called with the number of points after every point.
     """
 
-    def __init__(self, objective: Objective, first: EndPoint, goals: Goals, progress: Progress | None = None) -> None:
-        self.goals, self._progress = goals, progress
+    def __init__(self, objective: Objective, first: EndPoint, goals: Goals, report: Callable[[int], None] | None = None) -> None:
+        self.goals, self._report = goals, report
         normal = objective if goals.batch_norm == "none" else objective.normalised(_mode(goals.batch_norm))
         self.objective = normal.at(first.state).whole()
 
@@ -150,7 +143,7 @@ class PathLosses:
                 recalibrate(replica)
 
         with Surface(
-            self.objective, path, dtype=self.goals.precision, path="loop", keep_samples=True, prepare=prepare
+            self.objective, path, dtype=self.goals.precision, method="loop", keep_samples=True, prepare=prepare
         ) as surface:
             self.surface, self.unit = surface, 0.0
             self.noise = rounding(surface.replica) / _SINGLE
@@ -164,8 +157,8 @@ class PathLosses:
                 if len(line.points) >= _LEAST:
                     run.need(self.unit)
                 line.points[alpha] = self.at(alpha)
-                if self._progress is not None:
-                    self._progress(counted(len(line.points), "point"), len(line.points) / self.goals.points)
+                if self._report is not None:
+                    self._report(len(line.points))
         line.reason, line.resolution = run.reason, self._open(line)[1]
         return line
 

@@ -54,9 +54,9 @@ def _two_forwards(setting: Setting) -> Ready:
         directions = Directions.given(setting.objective, [directions[index] for index in range(setting.few)], scale="none")
 
     def run() -> object:
-        return quadratic_forms(setting.objective, directions, path="forwards")
+        return quadratic_forms(setting.objective, directions, method="forwards")
 
-    found = quadratic_forms(setting.objective, directions, path="forwards")
+    found = quadratic_forms(setting.objective, directions, method="forwards")
     size = math.sqrt(float(np.mean(found.curvature**2))) or 1.0
     error = float(np.max(found.error)) if found.error is not None else 0.0
     return Ready(

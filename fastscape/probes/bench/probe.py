@@ -26,6 +26,7 @@ from fastscape.probes.bench.result import BenchResult, BenchUnit
 from fastscape.probes.bench.setting import Ready, Setting, Unit
 from fastscape.probes.bench.units import bench_units
 from fastscape.runs.anytime import Anytime
+from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import objective_meta
 from fastscape.runs.run import Work, settled
 
@@ -40,7 +41,7 @@ class BenchKeywords(Work, total=False):
     """Keywords beside how much is timed."""
 
     memory: int | None
-    progress: Callable[[str, float], None] | None
+    progress: Callable[[Progress], None] | None
 
 
 def bench(
@@ -65,7 +66,7 @@ def bench(
         memory: bytes for each way to evaluate, as for :func:`fastscape.responses` and :func:`fastscape.hessian`.
         seed: of the directions.
         name, step: of the model.
-        progress: called with what is being done and the share of the budget that is spent.
+        progress: called before every unit with a :class:`fastscape.Progress`, whose ``stage`` names it.
         run: budget, memory, seed, name, step, progress, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
@@ -93,7 +94,8 @@ def bench(
     run = _Run(
         Anytime(work.clock()),
         counted_up("repeats", repeats, 1),
-        work.progress or (lambda _words, _share: None),
+        work.name,
+        reporter(work.progress, ("words", "share")),
     )
     counted_up("count", count, 1), integer("seed", work.seed, 0, 2**63)
     began = now()
@@ -160,8 +162,8 @@ class _Row:
 class _Run:
     """Prepares units and times them; its attributes hold what is known, whatever ends it."""
 
-    def __init__(self, work: Anytime, repeats: int, progress: Callable[[str, float], None]) -> None:
-        self.work, self.repeats, self._progress = work, repeats, progress
+    def __init__(self, work: Anytime, repeats: int, name: str, report: Callable[..., None] | None) -> None:
+        self.work, self.repeats, self._name, self._report = work, repeats, name, report
         self.rows: list[_Row] = []
         self.done = 0
         self._references: dict[str, Array] = {}
@@ -275,9 +277,10 @@ class _Run:
             return (now() - start) / (row.calls * ready.items)
 
     def _show(self, words: str) -> None:
-        budget = self.work.budget
-        share = budget.elapsed / budget.seconds if budget.limited else self.done / self.repeats
-        self._progress(words, min(1.0, share))
+        if self._report is not None:
+            budget = self.work.budget
+            state = Progress.under(budget, self._name, 0.0 if budget.limited else self.done / self.repeats, stage=words)
+            self._report(state, words, state.fraction)
 
     # ------------------------------------------------------------------ afterwards
 

@@ -39,7 +39,7 @@ def response_units(setting: Setting) -> Iterator[Unit]:
 def _subtracted(setting: Setting, precision: Literal["float64", "float32"], path: Literal["loop", "vmap"]) -> Ready:
     dtype = DTYPES[precision]
     evaluator = setting.stack.enter_context(
-        Evaluator(setting.objective, dtype, path=PathChoice(path, 1, {}, "asked for"), gate=False, memory=setting.memory)
+        Evaluator(setting.objective, dtype, method=PathChoice(path, 1, {}, "asked for"), gate=False, memory=setting.memory)
     )
     remark = ""
     if path == "vmap":

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from fastscape._checks import counted
 from fastscape.numerics.arrays import Array
 from fastscape.reports.document import Document
 from fastscape.runs.provenance import Provenance
-
-if TYPE_CHECKING:
-    pass
 
 FORWARD, GRADIENT = "forward", "gradient"
 COPY, PERTURB = "weights copied", "weights perturbed"

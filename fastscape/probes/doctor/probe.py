@@ -13,6 +13,7 @@ from fastscape.probes.doctor.machine import machine_findings
 from fastscape.probes.doctor.model import ModelCheckup
 from fastscape.probes.doctor.result import Diagnosis
 from fastscape.runs.provenance import objective_meta, provenance
+from fastscape.runs.run import check_shared
 
 
 def doctor(objective: Objective | None = None, *, name: str | None = None, step: int | None = None) -> Diagnosis:
@@ -41,6 +42,7 @@ def doctor(objective: Objective | None = None, *, name: str | None = None, step:
         True
     """
     start = now()
+    check_shared({"name": name, "step": step})
     with preserved_rng():
         machine = tuple(machine_findings())
         found: tuple[Any, ...] = ()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from fastscape._checks import counted
 from fastscape.reports.document import Document
 from fastscape.runs.provenance import Provenance
-
-if TYPE_CHECKING:
-    pass
 
 Severity = Literal["ok", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "ok")

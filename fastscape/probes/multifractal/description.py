@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from fastscape._checks import integer, one_line, one_of, positive, real, reals
+from fastscape._checks import flag, integer, one_line, one_of, positive, real, reals
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate, Estimates
 from fastscape.probes.multifractal import exponents as ex
@@ -64,6 +64,7 @@ class AnalysisSettings:
             object.__setattr__(self, "windows", tuple(tuple(pair) for pair in self.windows))
         one_of("variant", self.variant, get_args(Variant))
         positive("gamma", self.gamma)
+        flag("authors_trust", self.authors_trust)
         if self.measure_floor is not None and not (real(self.measure_floor) and 0 < self.measure_floor < 1):
             raise ValueError(f"measure_floor must be in (0, 1), got {self.measure_floor!r}")
         for name, least in (("bootstrap", 2), ("permutations", 1), ("seed", 0)):

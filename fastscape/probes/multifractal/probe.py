@@ -11,22 +11,21 @@ from fastscape._checks import checked_settings, integer
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
-from fastscape.probes.multifractal.session import ProbeError, Progress, Session
+from fastscape.probes.multifractal.session import ProbeError, Session
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.visits import Point
 from fastscape.response.precision import AnyPath
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.run import Run, Timed, Work, settled
-
-ProgressCallback = Callable[[Progress], None]
 
 
 class TrajectoryKeywords(Timed, total=False):
     """Keywords beside those of directions, analysis and what is reached."""
 
-    path: AnyPath | None
+    method: AnyPath | None
     memory: int | None
-    progress: ProgressCallback | None
+    progress: Callable[[Progress], None] | None
 
 
 class MultifractalKeywords(TrajectoryKeywords, Work, total=False):
@@ -60,13 +59,13 @@ def multifractal(
             the same directions.
         target: stop when the 95 % interval of M_tau on its supported orders is narrower than plus or minus this; where
             it is withheld, the count or the budget ends the run.
-        path: as for :func:`fastscape.responses`.
+        method: as for :func:`fastscape.responses`.
         memory: bytes that batched evaluation may take.
         extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.
         name, step: of the checkpoint, for tables.
-        progress: called after every block with a :class:`fastscape.probes.multifractal.session.Progress`.
+        progress: called after every block with a :class:`fastscape.Progress`.
         seed: of ``probe``, which may be left out then.
-        run: budget, path, memory, name, step, progress, seed, or some of them, in a :class:`fastscape.Run`.
+        run: budget, method, memory, name, step, progress, seed, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`MultifractalResult`. NaN or inf losses give a result with flags. Ctrl-C gives the partial result, with
@@ -109,8 +108,8 @@ def trajectory(
         objective: model architecture, loss and data; its weights are not used.
         checkpoints: ``.safetensors`` files, or torch files of tensors (read with ``weights_only=True``), in order; state
             dicts, alone or under a usual key such as ``state_dict``.
-        probe, analysis, budget, target, path, memory, extend, progress, seed, run: as for :func:`multifractal`, the target being
-            reached when every checkpoint has.
+        probe, analysis, budget, target, method, memory, extend, progress, seed, run: as for :func:`multifractal`, the target
+            being reached when every checkpoint has.
 
     Returns:
         A :class:`TrajectoryResult`, partial after Ctrl-C.
@@ -123,12 +122,12 @@ def trajectory(
     work = settled(trajectory, keywords, seed=None)
     checked_objective(objective)
     session = _session(probe, analysis, target, work)
+    if extend is not None and not isinstance(extend, TrajectoryResult):
+        raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")
     files = read_checkpoints(checkpoints)
     for file in files:
         file.at(objective)  # every file is read and matched before any work
     points = [Point(file.name, file.step, partial(file.at, objective)) for file in files]
-    if extend is not None and not isinstance(extend, TrajectoryResult):
-        raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")
     return session.run(points, None if extend is None else extend.points)
 
 
@@ -137,8 +136,8 @@ def _session(probe: ProbeSettings | None, analysis: AnalysisSettings | None, tar
         probe = ProbeSettings(seed=work.seed)
     elif work.seed is not None and checked_settings("probe", probe, ProbeSettings).seed != integer("seed", work.seed, 0, 2**63):
         raise ValueError(f"seed must be that of probe=, {probe.seed}, got {work.seed!r}; leave one of them out")
-    path = cast("AnyPath | None", work.path)
-    return Session(probe, analysis, work.budget, target, path, work.memory, work.progress)
+    path = cast("AnyPath | None", work.method)
+    return Session(probe, analysis, work.budget, target, path, work.memory, reporter(work.progress))
 
 
-__all__ = ["ProbeError", "Progress", "multifractal", "trajectory"]
+__all__ = ["ProbeError", "multifractal", "trajectory"]

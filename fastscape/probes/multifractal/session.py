@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from fastscape._checks import check_memory, checked_settings, positive
 from fastscape.evaluation.trial import PathChoice
@@ -18,33 +17,12 @@ from fastscape.probes.multifractal.visits import Point, Visits
 from fastscape.response.precision import AnyPath
 from fastscape.runs.anytime import Anytime, Deadline, PartialResultError
 from fastscape.runs.budget import Budget
+from fastscape.runs.progress import Progress
 from fastscape.runs.provenance import provenance
 
 DEFAULT_COUNT = 64
 FIRST_ROUND = 2
 _SHARE = 0.05  # of the budget, for each of the analyses on the way
-
-
-@dataclass(frozen=True)
-class Progress:
-    """State of a run after a block of directions.
-
-    Attributes:
-        checkpoint: being probed.
-        directions: evaluated so far, over all checkpoints and banks.
-        total: how many there will be; ``None`` under an open-ended budget.
-        fraction: of the run, in [0, 1].
-        elapsed, remaining: seconds; the latter is an estimate.
-        m_tau: latest estimate on the supported orders at the first checkpoint, once a round is complete.
-    """
-
-    checkpoint: str
-    directions: int
-    total: int | None
-    fraction: float
-    elapsed: float
-    remaining: float
-    m_tau: Estimate | None
 
 
 class ProbeError(PartialResultError):
@@ -156,12 +134,10 @@ class Session:
     def _report(self, name: str) -> None:
         if self.progress is None:
             return
-        done, elapsed = self.visits.directions, self.budget.elapsed
+        done = self.visits.directions
         total = None if self.limit is None else self.limit * self.probe.banks * len(self.visits.tracks)
-        by_count = done / total if total else 0.0
-        fraction = min(1.0, max(by_count, elapsed / self.budget.seconds))
-        remaining = elapsed * (1 - fraction) / fraction if fraction > 0 else math.inf
-        self.progress(Progress(name, done, total, fraction, elapsed, min(remaining, self.budget.remaining), self.estimate))
+        share = done / total if total else 0.0
+        self.progress(Progress.under(self.budget, name, share, unit="direction", done=done, total=total, m_tau=self.estimate))
 
     # ------------------------------------------------------------------ results
 

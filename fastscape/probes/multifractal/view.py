@@ -107,13 +107,13 @@ def _quantities(point: MultifractalResult) -> list[Quantity]:
     rows.append(Quantity("loss", number(point.loss, 6), words.loss_terms(point)))
     if point.accuracy is not None:
         rows.append(Quantity("accuracy", f"{point.accuracy:.2%}", "of the same data"))
-    path = f"path {meta['path']['name']}: {meta['path']['reason']}"
+    method = f"method {meta['path']['name']}: {meta['path']['reason']}"
     return [
         *rows,
         Quantity("||w||", number(measured.weight_norm, 5), f"{meta['parameters']:,} parameters"),
         Quantity("scales", words.scale_range(point), "analysed window; decades: log10 of its largest over its smallest radius"),
         Quantity("directions", f"{point.directions} in {counted(len(measured.counts), 'bank')}", meta["stop_reason"]),
-        Quantity("precision", meta["precision"], path),
+        Quantity("precision", meta["precision"], method),
         Quantity("wall time", wall_time(meta.get("run_seconds"), meta.get("budget"))),
     ]
 
@@ -175,6 +175,6 @@ def _cost(point: MultifractalResult) -> dict[str, str]:
         "directions": str(point.directions),
         "loss evaluations": f"{point.meta['evaluations']:,}",
         "seconds evaluating": number(point.meta["seconds"]),
-        "path": point.meta["path"]["name"],
+        "method": point.meta["path"]["name"],
         "why": point.meta["path"]["reason"],
     }

@@ -21,7 +21,7 @@ from fastscape.probes.multifractal.result import MultifractalResult
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.response.precision import AnyPath, PrecisionChoice, choose_precision, measure_noise, refused_precision, responder
 from fastscape.runs.anytime import Anytime
-from fastscape.runs.budget import time_text
+from fastscape.runs.budget import BudgetError, time_text
 
 _ANALYSIS, _ANALYSIS_RATE = 0.1, 3e-4  # seconds to analyse a checkpoint with few directions, and per direction
 USEFUL = 100  # directions that a run should have
@@ -177,7 +177,7 @@ class Visits:
         path = None if isinstance(self.path, PathChoice) else self.path
         with track.timed():
             trial = _CHOICE * self.work.budget.seconds
-            chosen = choose_precision(objective, directions, radii, path=path, memory=self.memory, trial=trial)
+            chosen = choose_precision(objective, directions, radii, method=path, memory=self.memory, trial=trial)
         track.evaluations += chosen.evaluations
         self.path = chosen.path or self.path
         self._settle(chosen)
@@ -226,10 +226,12 @@ class Visits:
         useful = needed + points * USEFUL * (unit + self.cost.each)
         if not self.work.budget.admits(needed):
             each = f" for each of {points} checkpoints" if points > 1 else ""
-            first, run = (time_text(self.work.budget.least(_MARGIN * seconds, self.reserve())) for seconds in (needed, useful))
-            raise ValueError(
+            enough, whole = (self.work.budget.least(_MARGIN * seconds, self.reserve()) for seconds in (needed, useful))
+            raise BudgetError(
                 f"budget must fit one direction at {scales} radii{each}, got {self.work.budget.seconds:g} s; one takes about "
-                f"{unit:.2g} s; a budget of {first} is enough to begin, and {run} for {USEFUL} directions{each}"
+                f"{unit:.2g} s; a budget of {time_text(enough)} is enough to begin, and {time_text(whole)} for {USEFUL} "
+                f"directions{each}",
+                enough,
             )
 
     def _bank(

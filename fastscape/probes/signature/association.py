@@ -124,7 +124,7 @@ def association(
     counted_up("replicates", replicates, 100)
     integer("seed", seed, 0, 2**64)
     names = listed("names", names, "two names")
-    if len(names) != 2:
+    if len(names) != 2 or not all(isinstance(each, str) for each in names):
         raise ValueError(f"names must be two, of the early quantity and of the outcome, got {shown(names)}")
     known = ~(np.isnan(x) | np.isnan(y))
     members = _groups(labels, known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy import stats
@@ -18,9 +18,6 @@ from fastscape.probes.signature.rules import DEFAULT_RULES, Check, Rule, Status,
 from fastscape.reports.document import Document
 from fastscape.reports.tables import shared_flags
 from fastscape.runs.provenance import Provenance, provenance
-
-if TYPE_CHECKING:
-    pass
 
 SKIP_RULE = "skip connections smooth the worst slice"
 _ADVICE = "expect the architecture with skip connections to be easier to optimise"

@@ -13,6 +13,7 @@ import torch
 
 from fastscape._checks import integer, mapped, positive, real, shown
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.probes.barriers.end_points import end_point
 from fastscape.probes.barriers.probe import barrier
 from fastscape.probes.multifractal.probe import multifractal
 from fastscape.probes.multifractal.settings import ProbeSettings
@@ -123,6 +124,8 @@ def probe(
     what = _named(what)
     absent = _absent(what, given, other)
     kinds = _chosen(what, absent)
+    if "barrier" in kinds:
+        end_point(objective, other, "other")
     extra = _checked_options(options, work.targets)
     asked = _keywords(objective, given, other, work)
     stages = [Stage(kind, SHARES[kind], _runner(objective, kind, asked[kind] | extra.get(kind, {}))) for kind in kinds]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from fastscape.probes.signature.quantities import PARTS, QUANTITIES, Contributio
 from fastscape.probes.signature.rules import DEFAULT_RULES, Rule, Verdict
 from fastscape.reports.document import Document
 from fastscape.runs.provenance import Provenance, provenance
-
-if TYPE_CHECKING:
-    pass
 
 _SHARED = (
     "model",

@@ -10,7 +10,7 @@ from fastscape._checks import first_line
 from fastscape.evaluation.determinism import NondeterministicLossError
 from fastscape.probes.multifractal.result import TrajectoryResult
 from fastscape.runs.anytime import Anytime
-from fastscape.runs.budget import Budget, BudgetError
+from fastscape.runs.budget import Budget, BudgetError, time_text
 
 Results = Mapping[str, Any]
 
@@ -63,19 +63,20 @@ def run_stages(stages: Sequence[Stage], clock: Budget) -> Several:
     """
     done, run = Several(), Anytime(clock)
     failures: list[Exception] = []
+    before = clock.reserve + clock.elapsed
     with run.ends(lambda: done.results):
-        _run(stages, run, done, failures)
+        _run(stages, run, done, failures, before)
     done.stop_reason = run.reason
     if run.reason == "interrupted":
         begun = {*done.results, *done.missing}
         done.missing |= {stage.kind: "the run was interrupted before it" for stage in stages if stage.kind not in begun}
     elif not done.results:
-        nothing = BudgetError(f"budget must leave time for a probe, got {clock.seconds:g} s; use 1s or more")
+        nothing = BudgetError(f"budget must leave time for a probe, got {clock.seconds:g} s; use {time_text(before + 1)} or more")
         raise failures[0] if failures else nothing
     return done
 
 
-def _run(stages: Sequence[Stage], run: Anytime, done: Several, failures: list[Exception]) -> None:
+def _run(stages: Sequence[Stage], run: Anytime, done: Several, failures: list[Exception], before: float) -> None:
     """Every stage in order, until one was interrupted."""
     for index, stage in enumerate(stages):
         limit = _limit(run.budget, stage, stages[index:])
@@ -89,7 +90,8 @@ def _run(stages: Sequence[Stage], run: Anytime, done: Several, failures: list[Ex
             result = stage.run(limit, done.results)
         except NondeterministicLossError:
             raise
-        except BudgetError as error:
+        except BudgetError as refused:
+            error = run.budget.refusal(refused, f"the {stage.kind}", stage.share / sum(each.share for each in stages), before)
             failures.append(error)
             done.missing[stage.kind] = f"its share of the budget was too small: {first_line(error)}"
             run.reason = "deadline"

@@ -70,6 +70,8 @@ def axes_of(
     Raises:
         ValueError, TypeError: naming what cannot be directions.
     """
+    if isinstance(given, np.ndarray):
+        raise TypeError(f"directions must be tensors, got an array {given.shape}; pass torch.from_numpy(directions)")
     if given is None or (isinstance(given, str) and given == "random"):
         rule: Any = normalize
         return Directions(objective, count=count, seed=seed, normalize=rule, scale=scale)

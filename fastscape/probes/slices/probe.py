@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
-from fastscape._checks import counted_up, first_line, integer
+from fastscape._checks import counted_up, first_line, flag, integer
 from fastscape.directions.axes import Axes
 from fastscape.directions.directions import Scale
 from fastscape.evaluation.arithmetic import measured_in
@@ -40,10 +40,11 @@ from fastscape.probes.slices.norms import Norms, norm_notes
 from fastscape.probes.slices.result import PlaneResult, SliceResult
 from fastscape.probes.slices.roughness import Trend, mean_count, mean_estimate, minima, second_difference_energy
 from fastscape.runs.anytime import Anytime, PartialResultError
+from fastscape.runs.budget import Budget
+from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import Provenance, objective_meta
 from fastscape.runs.run import Work, settled
 
-Progress = Callable[[int, int], None]
 Sliced = TypeVar("Sliced", SliceResult, PlaneResult)
 
 
@@ -51,9 +52,9 @@ class SliceKeywords(Work, total=False):
     """Keywords of both slices."""
 
     precision: str | None
-    path: str | None
+    method: str | None
     memory: int | None
-    progress: Progress | None
+    progress: Callable[[Progress], None] | None
 
 
 _TRIAL = 0.05  # of the budget, for trying batched evaluation
@@ -109,11 +110,11 @@ def slice1d(
             counts in float32 and narrower, and has no effect in float64; one around this call is taken off; other casts are part
             of the function, and their roundings of the noise floor. ``meta["arithmetic"]`` says what was measured.
         budget: seconds, or ``"60s"``, ``"5m"``: directions are evaluated one after the other while they fit.
-        path: ``"loop"``, ``"vmap"``, or ``None`` to measure.
+        method: ``"loop"``, ``"vmap"``, or ``None`` to measure.
         memory: bytes that batched evaluation may take.
         name, step: of the checkpoint.
-        progress: called with directions done and in all.
-        run: seed, precision, budget, path, memory, name, step, progress, or some of them, in a :class:`fastscape.Run`.
+        progress: called after every direction with a :class:`fastscape.Progress`.
+        run: seed, precision, budget, method, memory, name, step, progress, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`SliceResult`. Ctrl-C gives the directions evaluated so far, ``meta["stop_reason"] == "interrupted"``.
@@ -129,6 +130,7 @@ def slice1d(
     Source: Li et al., "Visualizing the loss landscape of neural nets" (2018), section 4; Goodfellow et al. (2015).
     """
     work = settled(slice1d, keywords)
+    report = reporter(work.progress, ("directions", "total"))
     checked_objective(objective)
     alphas = grid(radius, points)
     random = directions is None or (isinstance(directions, str) and directions == "random")
@@ -146,7 +148,7 @@ def slice1d(
     base, found = list(objective.base.values()), _Lines()
     run = Anytime(clock)
     watched = len(given) if isinstance(given, Axes) else 1
-    common: dict[str, Any] = {"dtype": dtype, "path": work.path, "memory": work.memory, "trial": _TRIAL * clock.seconds}
+    common: dict[str, Any] = {"dtype": dtype, "method": work.method, "memory": work.memory, "trial": _TRIAL * clock.seconds}
     with Surface(norms.objective, Affine(base, [base]), prepare=norms.prepare, **common) as surface:
         with run.ends(lambda: run.done, errors=lambda _: run.done):
             for line in run.stream(lines_of(given, surface.dtype), surface.seconds * points, "direction"):
@@ -154,8 +156,8 @@ def slice1d(
                 found.add(line, surface.at(alphas))
                 if len(found.lines) <= watched:
                     norms.compare(surface, alphas[[0, -1]][:, None], found.found[-1].losses[[0, -1]], f"of {line.label}")
-                if work.progress is not None:
-                    work.progress(run.done + 1, len(given))
+                if report is not None:
+                    report(_state(clock, work.name, "direction", run.done + 1, len(given)), run.done + 1, len(given))
         meta = _meta(norms.objective, surface, run, settings, seed) | norms.meta
     return _whole(run, "direction", _line_result(work.name, work.step, alphas, found, meta))
 
@@ -184,12 +186,12 @@ def slice2d(
         directions: two of what :func:`slice1d` takes; more than two random ones or eigenvectors are cut to the first two.
         radius: A, or (A_1, A_2); ``None`` for 1, and with a trajectory for the least that shows it.
         points: odd number along each axis, or (along alpha_1, along alpha_2).
-        normalize, scale, seed, symlog, bn, precision, path, memory, name, step, run: as for :func:`slice1d`.
+        normalize, scale, seed, symlog, bn, precision, method, memory, name, step, run: as for :func:`slice1d`.
         orthogonal: make v_2 orthogonal to v_1 (Gram-Schmidt after scaling); otherwise their cosine is reported as it is.
         trajectory: checkpoints to project onto the plane: files, state dicts or modules; ``directions="pca"`` takes their
             principal components.
         budget: rows of alpha_1 are evaluated from coarse to fine while they fit; the others are NaN.
-        progress: called with rows done and in all.
+        progress: called after every row with a :class:`fastscape.Progress`.
 
     Returns:
         A :class:`PlaneResult`. Ctrl-C gives the rows evaluated so far, ``meta["stop_reason"] == "interrupted"``.
@@ -203,6 +205,7 @@ def slice2d(
     Source: Li et al., "Visualizing the loss landscape of neural nets" (2018), sections 4 and 7.
     """
     work = settled(slice2d, keywords)
+    report = reporter(work.progress, ("rows", "total"))
     checked_objective(objective)
     seed = integer("seed", work.seed, 0, 2**64)
     dtype = None if work.precision is None else checked_dtype(work.precision)
@@ -229,17 +232,21 @@ def slice2d(
     plane = _Plane(alphas[0], alphas[1])
     run = Anytime(clock)
     family = Affine(list(objective.base.values()), axes.tensors)
-    common: dict[str, Any] = {"dtype": dtype, "path": work.path, "memory": work.memory, "trial": _TRIAL * clock.seconds}
+    common: dict[str, Any] = {"dtype": dtype, "method": work.method, "memory": work.memory, "trial": _TRIAL * clock.seconds}
     with Surface(norms.objective, family, accuracy=False, prepare=norms.prepare, **common) as surface:
         with run.ends(lambda: run.done, errors=lambda _: run.done):
             for row in run.stream(coarse_to_fine(sizes[0]), surface.seconds * sizes[1], "row"):
                 plane.fill(row, surface.at(np.column_stack([np.full(sizes[1], alphas[0][row]), alphas[1]])))
-                if work.progress is not None:
-                    work.progress(run.done + 1, sizes[0])
+                if report is not None:
+                    report(_state(clock, work.name, "row", run.done + 1, sizes[0]), run.done + 1, sizes[0])
         with run.ends():
             norms.compare(surface, *plane.ends(projected), run=run)
         meta = _meta(norms.objective, surface, run, settings, seed) | {"checkpoints": names} | norms.meta
     return _whole(run, "row", _plane_result(work.name, work.step, plane, axes, projected, meta))
+
+
+def _state(clock: Budget, name: str, unit: str, done: int, total: int) -> Progress:
+    return Progress.under(clock, name, done / total, unit=unit, done=done, total=total)
 
 
 # ---------------------------------------------------------------------- what is evaluated
@@ -309,6 +316,8 @@ def _settings(
     random = directions is None or directions == "random" if isinstance(directions, (str, type(None))) else False
     kind = "random" if random else directions if isinstance(directions, str) else type(directions).__name__
     content: dict[str, Any] = {"kind": kind, "scale": scale, "radius": radius, "points": points}
+    if symlog is not None:
+        flag("symlog", symlog)
     content |= {"precision": precision, "symlog": symlog}
     return content | ({"normalize": normalize} if random else {})
 

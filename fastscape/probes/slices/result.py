@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,6 @@ from fastscape.numerics.estimate import Estimate
 from fastscape.probes.slices.roughness import RESOLVED
 from fastscape.reports.document import Document
 from fastscape.runs.provenance import Provenance
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, repr=False)

@@ -23,13 +23,14 @@ from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
 from fastscape.probes.spectrum.run import SpectralRun
 from fastscape.probes.spectrum.stability import Optimizer
 from fastscape.probes.spectrum.stability_stage import StabilityStage, least_rows
-from fastscape.probes.spectrum.state import Curvature, Goals, SpectrumProgress
+from fastscape.probes.spectrum.state import Curvature, Goals
 from fastscape.runs.anytime import PartialResultError
 from fastscape.runs.checkpoints import read_optimizer
 from fastscape.runs.optimizers import OptimizerState
+from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.run import Run, Work, settled
 
-__all__ = ["SpectrumError", "SpectrumProgress", "spectrum"]
+__all__ = ["SpectrumError", "spectrum"]
 
 BLOCK = 4  # three probes and the gradient: twice as many took 1.4 times the products to five eigenvalues on small networks
 TARGETS = {"eigenvalues": 1e-3, "trace": 0.05}
@@ -47,8 +48,8 @@ class SpectrumKeywords(Work, total=False):
 
     memory: int | None
     targets: Mapping[str, float | None] | None
-    path: str | None
-    progress: Callable[[SpectrumProgress], None] | None
+    method: str | None
+    progress: Callable[[Progress], None] | None
 
 
 def spectrum(
@@ -88,10 +89,10 @@ def spectrum(
         optimizer: an optimizer, its state or a file, for :attr:`SpectrumResult.stability`
             (see :func:`fastscape.edge_of_stability`). With it the whole spectrum is that of the function which was trained
             (:meth:`fastscape.Objective.trained`): batch norm takes the statistics of each batch unless others were asked for.
-        path: of the products, see :func:`fastscape.hessian`; ``None`` to try them.
+        method: of the products, see :func:`fastscape.hessian`; ``None`` to try them.
         name, step: of the checkpoint.
-        progress: called after every block with a :class:`SpectrumProgress`.
-        run: budget, memory, targets, seed, path, name, step, progress, or some of them, in a :class:`fastscape.Run`.
+        progress: called after every block with a :class:`fastscape.Progress`.
+        run: budget, memory, targets, seed, method, name, step, progress, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`SpectrumResult`; trace, layers and rank with intervals over probes, and the data's error of the trace apart.
@@ -118,8 +119,8 @@ def spectrum(
     moves = None if optimizer is None else recursion(objective, read_state(objective, optimizer))
     objective = objective if moves is None else objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
-    chosen_path = cast("PathName | None", work.path)
-    matrix = make(objective, memory=memory, path=chosen_path)
+    chosen_path = cast("PathName | None", work.method)
+    matrix = make(objective, memory=memory, method=chosen_path)
     width = block + (0 if start is None else start.shape[1])
     beside = 0 if moves is None else least_rows(objective.size, moves, block)
     run = SpectralRun(
@@ -133,13 +134,13 @@ def spectrum(
         capacity=_capacity(matrix, k, width, goals, memory, beside),
         warm=start,
         name=work.name,
-        progress=work.progress,
+        progress=reporter(work.progress),
     )
     if moves is None:
         return measured(run, operator, work.step)
 
     def products(of: Objective, path: str | None) -> Curvature:
-        return make(of, memory=memory, path=cast("PathName | None", path))
+        return make(of, memory=memory, method=cast("PathName | None", path))
 
     stage = StabilityStage(run, moves, products, memory=memory)
     try:

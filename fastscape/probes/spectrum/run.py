@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,9 +14,10 @@ from fastscape.numerics.krylov import BlockLanczos, Eigenpairs
 from fastscape.numerics.trace import probes_needed
 from fastscape.objective.objective import Objective
 from fastscape.probes.spectrum.multiplied import Multiplied
-from fastscape.probes.spectrum.state import Curvature, Goals, SpectrumProgress
+from fastscape.probes.spectrum.state import Curvature, Goals
 from fastscape.runs.anytime import Anytime, Deadline
 from fastscape.runs.budget import Budget, BudgetError, time_text
+from fastscape.runs.progress import Progress
 
 _FIRST = 8  # fresh probes before the interval is looked at: with 4, 13 % of the intervals missed the trace of a 1/i spectrum
 _MARGIN = 1.25  # how much longer than the slowest block so far the next may take
@@ -42,7 +44,7 @@ class SpectralRun:
         capacity: int,
         warm: Tensor | None,
         name: str,
-        progress: Callable[[SpectrumProgress], None] | None,
+        progress: Callable[[Progress], None] | None,
     ) -> None:
         self.known = Multiplied(objective, operator, block=block, seed=seed, warm=warm)
         self.work = Anytime(budget, margin=_MARGIN)  # a unit is the slowest block
@@ -169,16 +171,14 @@ class SpectralRun:
     def _report(self, stage: str) -> None:
         if self.progress is None:
             return
-        known, budget = self.known, self.work.budget
+        known = self.known
         expected = max(self.goals.nodes, known.count) + (2 * known.block if stage == "eigenvalues" else 0)
-        elapsed = budget.elapsed
-        fraction = min(1.0, max(known.count / expected, elapsed / budget.seconds))
-        remaining = min(elapsed * (1 - fraction) / fraction if fraction else math.nan, max(budget.remaining, 0.0))
         values = self.pairs("largest", 1).values
         top = float(values[0]) if len(values) else math.nan
         estimate = known.trace_estimate()
         trace = estimate if math.isfinite(estimate.value) else None
-        self.progress(SpectrumProgress(self.name, stage, known.count, fraction, elapsed, remaining, top, trace))
+        found: dict[str, Any] = {"stage": stage, "unit": "product", "done": known.count, "lambda_max": top, "trace": trace}
+        self.progress(Progress.under(self.work.budget, self.name, known.count / expected, **found))
 
     def pairs(self, which: str, count: int, *, vectors: bool = False) -> Eigenpairs:
         """Ritz pairs of one end, none before the first step."""

@@ -96,7 +96,7 @@ class StabilityKeywords(Seeded, total=False):
     """Keywords of how products are made."""
 
     memory: int | None
-    path: PathName | None
+    method: PathName | None
 
 
 def edge_of_stability(
@@ -129,8 +129,8 @@ def edge_of_stability(
         max_products: products per eigenvalue at most; what is known then is returned with its residual.
         seed: of the starting vector.
         memory: bytes that products may take, and as many the basis.
-        path: of the products.
-        run: seed, memory, path, or some of them, in a :class:`fastscape.Run`.
+        method: of the products, see :func:`fastscape.hessian`.
+        run: seed, memory, method, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`Stability` in units of the loss over squared parameters (preconditioned: loss over squared steps). The ratio is
@@ -145,7 +145,7 @@ def edge_of_stability(
     Source: Cohen et al. (2021, 2022); Andreyev & Beneventano, "Edge of stochastic stability" (2024), for the batch sharpness.
     """
     work = settled(edge_of_stability, keywords)
-    memory, path = work.memory, cast("PathName | None", work.path)
+    memory, method = work.memory, cast("PathName | None", work.method)
     objective = checked_objective(objective)
     one_of("operator", operator, ("hessian", "ggn"))
     if not (real(tolerance) and 0 < tolerance < 1):
@@ -156,12 +156,12 @@ def edge_of_stability(
     moves, objective = recursion(objective, state), objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
 
-    whole = make(objective, memory=memory, path=path)
+    whole = make(objective, memory=memory, method=method)
 
     def products(of: Objective) -> Products:
         """Of one batch, by the path that was chosen on all: another choice for each would cost more than the products."""
-        chosen = whole.choice.name if isinstance(whole, CurvatureOperator) and whole.choice is not None else path
-        return make(of, memory=memory, path=cast(PathName | None, chosen))
+        chosen = whole.choice.name if isinstance(whole, CurvatureOperator) and whole.choice is not None else method
+        return make(of, memory=memory, method=cast(PathName | None, chosen))
 
     def top(matrix: Products) -> Top:
         return largest(matrix, tolerance=tolerance, max_products=max_products, seed=work.seed, memory=memory)

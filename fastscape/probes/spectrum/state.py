@@ -1,4 +1,4 @@
-"""Targets, progress and state of a spectral run."""
+"""Targets and state of a spectral run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastscape.curvature.choice import ProductChoice
 from fastscape.numerics.arrays import Array
-from fastscape.numerics.estimate import Estimate
 
 
 class Curvature(Protocol):
@@ -66,30 +65,6 @@ class Goals:
     trace: float | None
     nodes: int
     products: int
-
-
-@dataclass(frozen=True)
-class SpectrumProgress:
-    """State of a run after a block of products.
-
-    Attributes:
-        name: of the checkpoint.
-        stage: ``"eigenvalues"`` or ``"trace"``.
-        products: vectors multiplied so far.
-        fraction: of the run, in [0, 1], an estimate.
-        elapsed, remaining: seconds; the latter is an estimate, NaN before the first block.
-        lambda_max: largest Ritz value so far; NaN before there is one.
-        trace: latest estimate, ``None`` before there is one.
-    """
-
-    name: str
-    stage: str
-    products: int
-    fraction: float
-    elapsed: float
-    remaining: float
-    lambda_max: float
-    trace: Estimate | None
 
 
 @dataclass

@@ -17,11 +17,11 @@ from fastscape.probes.spectrum.assembly import with_note
 from fastscape.probes.spectrum.probe import BLOCK, SpectrumError, checked_goals, read_state, spectrum
 from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
 from fastscape.probes.spectrum.stability import Optimizer
-from fastscape.probes.spectrum.state import SpectrumProgress
 from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget, BudgetError, time_text
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import Provenance
 from fastscape.runs.run import Timed, settled
 
@@ -33,8 +33,8 @@ class SpectraKeywords(Timed, total=False):
 
     memory: int | None
     targets: Mapping[str, float | None] | None
-    path: str | None
-    progress: Callable[[str, float, SpectrumProgress], None] | None
+    method: str | None
+    progress: Callable[[Progress], None] | None
 
 
 def spectra(
@@ -56,11 +56,11 @@ def spectra(
     Args:
         objective: model architecture, loss and data; its weights are not used.
         checkpoints: as for :func:`fastscape.trajectory`.
-        k, operator, memory, targets, block, nodes, seed, path, run: as for :func:`fastscape.spectrum`.
+        k, operator, memory, targets, block, nodes, seed, method, run: as for :func:`fastscape.spectrum`.
         budget: of all checkpoints; each has an equal share of what is left, and leaves what its targets spare to the next.
         optimizer: the same for all checkpoints; ``None`` for the state that lies beside each (``step10.optimizer.pt`` beside
             ``step10.safetensors``), where there is one.
-        progress: called with the checkpoint's name, the share of the checkpoints done before it, and the state of its probe.
+        progress: as there, with the fraction and the seconds of all checkpoints.
 
     Returns:
         A :class:`SpectrumTrajectory`, partial after Ctrl-C.
@@ -70,7 +70,7 @@ def spectra(
         SpectrumError: the model raised midway; its ``partial`` holds the results so far.
     """
     work = settled(spectra, keywords)
-    progress = work.progress
+    progress = reporter(work.progress, ("checkpoint", "share", "state"))
     checked_objective(objective)
     checked_goals(objective, k, operator, nodes, block, work)
     if optimizer is not None:
@@ -86,11 +86,15 @@ def spectra(
         return file.at(objective).trained() if of_training else file.at(objective)
 
     tried = None
-    if work.path is None:  # once for all checkpoints: a trial takes as long as tens of products
+    if work.method is None:  # once for all checkpoints: a trial takes as long as tens of products
         make = {"hessian": hessian, "ggn": ggn}[operator]
         tried = make(function(files[0]), memory=work.memory).prepare(block or BLOCK)
     points: list[SpectrumResult] = []
     prepared = whole.elapsed
+
+    def of_all(state: Progress, done: float) -> Progress:
+        shown = Progress.under(whole, state.name, done + state.fraction / len(files))
+        return dataclasses.replace(state, fraction=shown.fraction, elapsed=shown.elapsed, remaining=shown.remaining)
 
     def one(file: Checkpoint) -> SpectrumResult:
         left = len(files) - len(points)
@@ -108,10 +112,10 @@ def spectra(
             seed=work.seed,
             warm=points[-1] if points and points[-1].vectors is not None else None,
             optimizer=file.optimizer() if optimizer is None else optimizer,
-            path=work.path if tried is None else tried.name,
+            method=work.method if tried is None else tried.name,
             name=file.name,
             step=file.step,
-            progress=None if progress is None else lambda state: progress(file.name, done, state),
+            progress=None if progress is None else lambda state: progress(of_all(state, done), file.name, done, state),
         )
         if tried is None:
             return found
@@ -131,7 +135,7 @@ def spectra(
                     break
     except BudgetError as error:
         raise _too_short(whole, prepared, len(files), error) from error
-    found = _joined(points, whole, "" if run.reason == "complete" else run.reason)
+    found = _joined(points, whole, [file.name for file in files], "" if run.reason == "complete" else run.reason)
     if run.error is not None:
         raise SpectrumError(str(run.error), found) from run.error
     return found
@@ -165,20 +169,21 @@ def _warming(point: SpectrumResult, found: Stability, highest: float) -> Spectru
 
 def _too_short(budget: Budget, prepared: float, count: int, error: BudgetError) -> BudgetError:
     """The refusal of the whole budget where the first checkpoint's share was too short."""
-    enough = prepared + count * (error.enough or 1.0)
+    enough = budget.reserve + prepared + count * (error.enough or 1.0)
+    kept = f" and {budget.reserve:.2g} s are kept for the page" if budget.reserve else ""
     return BudgetError(
         f"budget must leave time for {counted(count, 'checkpoint')}, got {budget.seconds:g} s, of which reading the files and "
-        f"choosing how to multiply took {prepared:.2g} s; a budget of {time_text(enough)} is enough to begin",
+        f"choosing how to multiply took {prepared:.2g} s{kept}; a budget of {time_text(enough)} is enough to begin",
         enough,
     )
 
 
-def _joined(points: Sequence[SpectrumResult], budget: Budget, reason: str = "") -> SpectrumTrajectory:
+def _joined(points: Sequence[SpectrumResult], budget: Budget, checkpoints: Sequence[str], reason: str) -> SpectrumTrajectory:
     reasons = Counter(str(point.meta["stop_reason"]) for point in points)
     if not reason:
         reason = next((words for words in reasons if words == "interrupted" or len(reasons) == 1), "") or ", ".join(
             f"{words} ({count})" for words, count in reasons.items()
         )
     limit = budget.seconds if budget.limited else None
-    meta = Provenance(stop_reason=reason, seconds=budget.elapsed, budget=limit)
+    meta = Provenance(stop_reason=reason, seconds=budget.elapsed, budget=limit, settings={"checkpoints": list(checkpoints)})
     return SpectrumTrajectory(without_warm_up(points), meta)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -48,6 +49,10 @@ def of_several(result: SpectrumTrajectory) -> Section:
         checkpoints(result.points),
         Section("Cost of the spectrum", "", _run(result.meta), grids=(Grid("", _costs(result.points)),), folded=True),
     )
+    if len(result.points) == 1:  # nothing goes along: the checkpoint itself, with every residual
+        alone = of_one(result.points[0])
+        verdict = words.trajectory_verdict(result) if len(result.meta.get("settings", {}).get("checkpoints", ())) > 1 else ""
+        return dataclasses.replace(alone, verdict=" ".join(filter(None, (verdict, alone.verdict))))
     return Section(
         f"Spectrum of the {of} along training",
         words.trajectory_verdict(result),
@@ -78,8 +83,8 @@ def _costs(points: Sequence[SpectrumResult]) -> tuple[dict[str, str], ...]:
             "gradients per product": number(point.meta.get("gradients_per_product")),
             "seconds": number(point.meta.get("seconds")),
             "stopped by": str(point.meta.get("stop_reason", "n/a")),
-            "path": words.path_name(point.meta),
-            "why not others": "; ".join(f"{path}: {why}" for path, why in words.refused(point.meta).items()),
+            "method": words.method_name(point.meta),
+            "why not others": "; ".join(f"{method}: {why}" for method, why in words.refused(point.meta).items()),
         }
         for point in points
     )

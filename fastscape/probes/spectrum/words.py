@@ -29,7 +29,7 @@ DEFINITIONS: dict[str, str] = {
 }
 WORDS = {"hessian": "Hessian", "ggn": "GGN"}
 _SHOWN = 5  # eigenvalues of an end, and layers, that a table lists
-FIRST_TO_GO = ("accuracy", "products", "eta lambda", "negative", "lambda_min", "loss")
+FIRST_TO_GO = ("accuracy", "products", "eta lambda", "negative % [95 %]", "lambda_min", "loss")
 
 
 def settled(values: Array, converged: NDArray[np.bool_]) -> str:
@@ -71,14 +71,13 @@ def stability_text(stability: Stability | None) -> str:
 
 def lead_rows(points: Sequence[SpectrumResult]) -> tuple[dict[str, str], ...]:
     """A row per checkpoint of what is read first: sharpness and stability."""
-    marks = ["" if not len(point.converged) or point.converged[0] else "~" for point in points]
     return tuple(
         {
             "checkpoint": point.name,
-            SHARPNESS: f"{mark}{number(point.lambda_max, 4)}",
+            SHARPNESS: _end(point.eigenvalues, point.converged),
             STABILITY: stability_text(point.stability),
         }
-        for point, mark in zip(points, marks, strict=True)
+        for point in points
     )
 
 
@@ -146,7 +145,8 @@ def share(estimate: Estimate) -> str:
 
 def brief(result: SpectrumResult) -> str:
     """Size, ends and flags, in a few words."""
-    ends = f"lambda_max = {number(result.lambda_max, 4)}, lambda_min = {number(result.lambda_min, 4)}"
+    top, bottom = _end(result.eigenvalues, result.converged), _end(result.smallest, result.smallest_converged)
+    ends = f"lambda_max = {top}, lambda_min = {bottom}"
     size = f"{WORDS[result.operator]} of {result.size:,} parameters"
     counts = f"{counted(result.products, 'product')}, {counted(len(flags_of(result)), 'flag')}"
     return f"{size}, {ends}, trace = {interval(result.trace)}, {counts}"
@@ -172,9 +172,10 @@ def eigenvalue_rows(result: SpectrumResult) -> list[Row]:
     rows += _eigenvalue_rows(
         "lambda_min", result.smallest, result.smallest_residuals, result.smallest_converged, "smallest, ± residual"
     )
+    settled_norm = all(each[:1].all() for each in (result.converged, result.smallest_converged))
     return [
         *rows,
-        ("spectral norm", number(result.spectral_norm, 5), "largest |eigenvalue|"),
+        ("spectral norm", f"{'' if settled_norm else '~'}{number(result.spectral_norm, 5)}", "largest |eigenvalue|"),
         ("gap", gap_text(result), "lambda_1 - lambda_2 ± sum of residuals"),
     ]
 
@@ -235,24 +236,24 @@ def stability_rows(result: SpectrumResult) -> list[Row]:
 
 
 def cost_rows(result: SpectrumResult) -> list[Row]:
-    """Products, their path, and why not others."""
+    """Products, how they were computed, and why not others."""
     meta = result.meta
     rows: list[Row] = [("products", f"{result.products:,}", str(meta.get("stop_reason", "")))]
     cost = meta.get("gradients_per_product")
     each = f"{number(cost)} gradients per product" if cost is not None else ""
-    rows.append(("path", path_name(meta), each))
-    rows += [("", f"not {path}", str(why)) for path, why in refused(meta).items()]
+    rows.append(("method", method_name(meta), each))
+    rows += [("", f"not {method}", str(why)) for method, why in refused(meta).items()]
     return rows
 
 
-def path_name(meta: Mapping[str, Any]) -> str:
-    """Name of the path of the products."""
+def method_name(meta: Mapping[str, Any]) -> str:
+    """Name of the way in which products were computed."""
     path = meta.get("path")
     return str(path["name"] if isinstance(path, Mapping) else path or "n/a")
 
 
 def refused(meta: Mapping[str, Any]) -> dict[str, str]:
-    """Paths of products that were not taken, and why."""
+    """Ways to compute products that were not taken, and why."""
     return dict(meta.get("refused") or {})
 
 
@@ -295,7 +296,7 @@ def _row(point: SpectrumResult) -> dict[str, str]:
         "lambda_min": _end(point.smallest, point.smallest_converged),
         "trace [95 %]": cell(point.trace),
         "eff. rank [95 %]": cell(point.effective_rank),
-        "negative": "n/a" if density is None else f"{density.negative_mass.value:.0%}",
+        "negative % [95 %]": "n/a" if density is None else cell(scaled(density.negative_mass, 100)),
         "eta lambda": "n/a" if stability is None else number(stability.eta_lambda),
         "products": str(point.products),
     }
@@ -313,7 +314,10 @@ def trajectory_verdict(result: SpectrumTrajectory) -> str:
     known = [point for point in result.points if math.isfinite(point.lambda_max)]
     if not known:
         return "No checkpoint has a finite eigenvalue: see the flags."
-    found = f"{len(known)} of {len(result.points)} checkpoints have a spectrum"
+    asked = len(result.meta.get("settings", {}).get("checkpoints", result.points))
+    found = f"{len(known)} of {counted(asked, 'checkpoint')} {'has' if asked == 1 else 'have'} a spectrum"
+    if asked > len(result.points):
+        found += f" ({result.meta['stop_reason']} before the others)"
     if len(known) > 1:
         found += f": from {known[0].name} to {known[-1].name} {_movements(known[0], known[-1])}"
     ratios = [(point.stability.ratio, point.name) for point in known if point.stability is not None]
@@ -332,7 +336,9 @@ def _movements(first: SpectrumResult, last: SpectrumResult) -> str:
         "the trace": (first.trace, last.trace, 3),
         "the effective rank": (first.effective_rank, last.effective_rank, 3),
     }
-    moved = [f"{name} goes {number(a.value, n)} -> {number(b.value, n)}" for name, (a, b, n) in pairs.items() if apart(a, b)]
+    texts = {name: (number(a.value, n), number(b.value, n)) for name, (a, b, n) in pairs.items()}
+    texts["lambda_max"] = _end(first.eigenvalues, first.converged), _end(last.eigenvalues, last.converged)
+    moved = [f"{name} goes {before} -> {after}" for name, (before, after) in texts.items() if apart(*pairs[name][:2])]
     still = [name for name, (a, b, _) in pairs.items() if not apart(a, b)]
     words = [", ".join(moved)] if moved else []
     return "; ".join([*words, f"no change of {listed(still)} stands out"] if still else words)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
 from fastscape.reports.document import Document
 from fastscape.reports.numbers import interval, number
 from fastscape.runs.provenance import Provenance
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

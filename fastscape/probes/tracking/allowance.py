@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fastscape._checks import shown
 from fastscape._clock import now
 
 
@@ -31,6 +32,8 @@ class Allowance:
             raise ValueError(
                 f"share must be a positive fraction of the training time, such as 0.05, got {share!r}; math.inf is not one"
             )
+        if not callable(clock):
+            raise TypeError(f"clock must be a function that gives seconds, got {shown(clock)}")
         self.share, self.clock = float(share), clock
         self.training = self.spent = 0.0
         self.visits = 0

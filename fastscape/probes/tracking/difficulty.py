@@ -32,7 +32,7 @@ Square = Sequence[Tensor]  # norms by parameter, on their device: squared and su
 class DifficultyKeywords(Seeded, total=False):
     """Keywords of how products are made, and the run's name."""
 
-    path: str | None
+    method: str | None
     memory: int | None
     name: str
 
@@ -125,7 +125,7 @@ class Difficulty:
         warm: start from the Ritz pairs of the last norm; about half the products
             (:func:`fastscape.probes.tracking.davidson.leading_pair`).
         max_products: of one norm.
-        path: of the products, see :func:`fastscape.hessian`; ``None`` to choose by measuring at the first norm.
+        method: of the products, see :func:`fastscape.hessian`; ``None`` to choose by measuring at the first norm.
         memory: bytes that products may hold.
         seed: of the random vectors.
         name: of the run.
@@ -165,7 +165,7 @@ class Difficulty:
         self.gradient, self.tolerance, self.operator, self.warm = gradient, float(tolerance), operator, flag("warm", warm)
         self.max_products = integer("max_products", max_products, 1)
         self.seed, self.name = integer("seed", work.seed, 0, 2**64), work.name
-        self._path, self._memory = work.path, work.memory
+        self._path, self._memory = work.method, work.memory
         self._pairs: RitzPairs | None = None
         self._first = self._last = -1
         self._rates: list[float] = []
@@ -272,7 +272,7 @@ class Difficulty:
     def _measure(self, step: int) -> None:
         make = {"hessian": hessian, "ggn": ggn}[self.operator]
         with torch.inference_mode(False):
-            matrix = make(self.objective, path=cast("PathName | None", self._path), memory=self._memory)
+            matrix = make(self.objective, method=cast("PathName | None", self._path), memory=self._memory)
             if self._path is None:
                 self._path = matrix.prepare(1).name
             began = now()

@@ -10,7 +10,7 @@ from typing import Any
 from fastscape._checks import first_line, listed
 from fastscape._state import preserved_rng
 from fastscape.curvature.flat import square
-from fastscape.curvature.point import DETACHED
+from fastscape.curvature.slopes import DETACHED
 from fastscape.numerics.estimate import Estimate
 from fastscape.numerics.positive import shown_ends
 from fastscape.objective.objective import Objective, untrained
@@ -120,7 +120,7 @@ def eigenvalues(visit: Visit, carried: Carried) -> Numbers:
         seed=visit.seed,
         warm=carried.spectrum if carried.spectrum is not None and carried.spectrum.vectors is not None else None,
         optimizer=optimizer,
-        path=carried.path,
+        method=carried.path,
         step=visit.step,
     )
     _pass_interrupt(found.meta)

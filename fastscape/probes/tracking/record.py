@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastscape._checks import counted
+from fastscape._checks import counted, shown
 from fastscape.probes.tracking.allowance import Allowance
 from fastscape.probes.tracking.journal import Record
 from fastscape.probes.tracking.result import SkippedPoint, TrackPoint
@@ -33,6 +33,8 @@ class TrackRecord:
     """
 
     def __init__(self, path: str | Path | None, settings: Mapping[str, Any]) -> None:
+        if not isinstance(path, (str, Path, type(None))):
+            raise TypeError(f"path must be that of a file, got {shown(path)}")
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"path must be in an existing directory, got {str(path)!r}")
         self._file = Record(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from fastscape.reports import batch_norm
 from fastscape.reports.document import Document
 from fastscape.reports.sections import section_of
 from fastscape.runs.provenance import Provenance
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

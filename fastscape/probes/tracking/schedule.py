@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastscape._checks import integer, listed
+from fastscape._checks import integer, listed, reals
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def fractions(total_steps: int, shares: Sequence[float] = (0.0, 0.001, 0.003, 0.
         ValueError: no step, or a fraction outside [0, 1].
     """
     total = integer("total_steps", total_steps, 1)
-    if not len(shares):
+    shares = reals("shares", shares)
+    if not shares:
         raise ValueError("shares must hold at least one fraction of training, got none")
     for index, share in enumerate(shares):
         if not 0 <= share <= 1:

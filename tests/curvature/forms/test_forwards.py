@@ -88,7 +88,7 @@ def test_forms_are_within_the_reported_error_of_the_dense_hessian(case, options)
     within, count, worst = 0, 0, 0.0
     for seed in range(4):
         directions = fs.Directions(objective, 24, seed=seed, **OPTIONS[options])
-        found, exact = fs.quadratic_forms(objective, directions, path="forwards"), dense_forms(objective, directions)
+        found, exact = fs.quadratic_forms(objective, directions, method="forwards"), dense_forms(objective, directions)
         size = math.sqrt(np.mean(exact**2))
         difference = np.abs(found.curvature - exact)
         within, count = within + int((difference <= found.error).sum()), count + len(exact)
@@ -111,7 +111,7 @@ def test_errors_have_a_floor_where_the_losses_do_not_scatter(case, monkeypatch):
     objective, within = objective_of(CASES[case]), 0
     for seed in range(4):
         directions = fs.Directions(objective, 24, seed=seed, distribution="rademacher", normalize="none", scale="unit")
-        found = fs.quadratic_forms(objective, directions, path="forwards")
+        found = fs.quadratic_forms(objective, directions, method="forwards")
         within += int((np.abs(found.curvature - dense_forms(objective, directions)) <= found.error).sum())
     assert within >= 0.95 * 96
 
@@ -124,7 +124,7 @@ def test_given_directions_have_their_own_step_and_error(case):
         generator = torch.Generator().manual_seed(seed)
         noises = [{name: torch.randn(t.shape, generator=generator) for name, t in objective.base.items()} for _ in range(10)]
         directions = fs.Directions.given(objective, [noises[0], objective.gradient(), objective.base, *noises[1:]], scale="none")
-        found, exact = fs.quadratic_forms(objective, directions, path="forwards"), dense_forms(objective, directions)
+        found, exact = fs.quadratic_forms(objective, directions, method="forwards"), dense_forms(objective, directions)
         missed = np.abs(found.curvature - exact)
         within += int((missed <= found.error).sum())
         np.testing.assert_array_less(missed, 3 * found.error)
@@ -140,7 +140,7 @@ def test_given_directions_have_their_own_step_and_error(case):
 def test_float64_objectives_have_smaller_errors_and_say_so():
     objective = objective_of(relu_net, dtype=torch.float64)
     directions = fs.Directions(objective, 16)
-    found, exact = fs.quadratic_forms(objective, directions, path="forwards"), dense_forms(objective, directions)
+    found, exact = fs.quadratic_forms(objective, directions, method="forwards"), dense_forms(objective, directions)
     size = math.sqrt(np.mean(exact**2))
     assert np.abs(found.curvature - exact).max() < 1e-5 * size
     assert found.error.max() < 1e-5 * size
@@ -152,7 +152,7 @@ def test_without_branches_kinks_would_outweigh_the_curvature():
     objective = fs.Objective(zoo.mlp(64, (96,)), [(inputs, targets)], criterion=F.cross_entropy)
     directions = fs.Directions(objective, 8)
     exact = dense_forms(objective, directions)
-    held = fs.quadratic_forms(objective, directions, path="forwards").curvature
+    held = fs.quadratic_forms(objective, directions, method="forwards").curvature
     plain = np.asarray(fs.losses(objective, directions, [-1e-3, 0.0, 1e-3])) @ np.array([1.0, -2.0, 1.0]) / 1e-6
     size = math.sqrt(np.mean(exact**2))
     assert np.abs(held - exact).max() < 1e-2 * size
@@ -175,24 +175,24 @@ def test_no_point_of_a_line_is_evaluated_twice(given, monkeypatch):
     directions = fs.Directions(objective, 6)
     if given:
         directions = fs.Directions.given(objective, [directions[index] for index in range(6)], scale="none")
-    fs.quadratic_forms(objective, directions, path="forwards")
+    fs.quadratic_forms(objective, directions, method="forwards")
     assert len(set(seen)) == len(seen)
 
 
 def _words(objective, count):
-    return fs.quadratic_forms(objective, fs.Directions(objective, count), path="forwards").path.reason
+    return fs.quadratic_forms(objective, fs.Directions(objective, count), method="forwards").path.reason
 
 
 def test_the_model_and_the_process_are_untouched(bn_net, bn_objective, untouched):
     with untouched(bn_net):
-        fs.quadratic_forms(bn_objective, fs.Directions(bn_objective, 4), path="forwards")
+        fs.quadratic_forms(bn_objective, fs.Directions(bn_objective, 4), method="forwards")
 
 
 @pytest.mark.parametrize("batch_norm", ["running", "batch"])
 def test_batch_statistics_are_those_of_the_batch(batch_norm):
     objective = objective_of(conv_net, batch_norm=batch_norm)
     directions = fs.Directions(objective, 6)
-    found, exact = fs.quadratic_forms(objective, directions, path="forwards"), fs.quadratic_forms(objective, directions)
+    found, exact = fs.quadratic_forms(objective, directions, method="forwards"), fs.quadratic_forms(objective, directions)
     assert np.abs(found.curvature - exact.curvature).max() < 1e-2 * math.sqrt(np.mean(exact.curvature**2))
 
 
@@ -218,7 +218,7 @@ def test_models_that_the_exact_path_cannot_follow_fall_to_forwards_and_say_why()
     assert "exact path cannot follow the model" in found.path.reason
     assert found.error is not None
     with pytest.raises(fs.UntraceableError):
-        fs.quadratic_forms(objective, directions, path="dispatch")
+        fs.quadratic_forms(objective, directions, method="dispatch")
 
 
 def test_what_does_not_fit_in_memory_falls_to_forwards(monkeypatch):
@@ -231,7 +231,7 @@ def test_what_does_not_fit_in_memory_falls_to_forwards(monkeypatch):
     found = fs.quadratic_forms(objective, fs.Directions(objective, 4))
     assert "does not fit in memory" in found.path.reason
     with pytest.raises(RuntimeError, match="not enough memory"):
-        fs.quadratic_forms(objective, fs.Directions(objective, 4), path="graph")
+        fs.quadratic_forms(objective, fs.Directions(objective, 4), method="graph")
 
 
 def test_exact_forms_have_no_error_estimate():
@@ -243,15 +243,15 @@ def test_rounding_near_the_forms_is_refused_with_the_remedy():
     model = nn.Linear(4, 2)
     objective = fs.Objective(model, [torch.ones(3, 4)], loss=lambda m, x: 1e4 + m(x).square().mean() * 1e-2)
     with pytest.raises(
-        ValueError, match="must resolve the forms, got an estimated error of .* use path=None for exact forms, or an"
+        ValueError, match="must resolve the forms, got an estimated error of .* use method=None for exact forms, or an"
     ):
-        fs.quadratic_forms(objective, fs.Directions(objective, 8), path="forwards")
+        fs.quadratic_forms(objective, fs.Directions(objective, 8), method="forwards")
 
 
 def test_nan_losses_are_results():
     model = nn.Linear(4, 2)
     objective = fs.Objective(model, [torch.full((3, 4), math.nan)], loss=lambda m, x: m(x).square().mean())
-    found = fs.quadratic_forms(objective, fs.Directions(objective, 5), path="forwards")
+    found = fs.quadratic_forms(objective, fs.Directions(objective, 5), method="forwards")
     assert np.isnan(found.curvature).all()
     assert math.isnan(found.base)
 
@@ -259,7 +259,7 @@ def test_nan_losses_are_results():
 def test_random_losses_are_refused():
     objective = fs.Objective(nn.Linear(4, 2), [torch.ones(3, 4)], loss=lambda m, x: m(x).mean() + torch.rand(()))
     with pytest.raises(fs.NondeterministicLossError, match="draws random numbers"):
-        fs.quadratic_forms(objective, fs.Directions(objective, 5), path="forwards")
+        fs.quadratic_forms(objective, fs.Directions(objective, 5), method="forwards")
 
 
 # ------------------------------------------------------------------------------------------------ held branches
@@ -407,7 +407,7 @@ KINKED = {
 def test_errors_of_kinked_models_are_below_those_reported(case):
     objective = activated(*KINKED[case])
     directions = fs.Directions(objective, 12)
-    found, exact = fs.quadratic_forms(objective, directions, path="forwards"), double_backward(objective, directions)
+    found, exact = fs.quadratic_forms(objective, directions, method="forwards"), double_backward(objective, directions)
     size = math.sqrt(np.mean(exact**2))
     true, reported = math.sqrt(np.mean((found.curvature - exact) ** 2)), math.sqrt(np.mean(found.error**2))
     assert true <= reported <= 5e-3 * size
@@ -441,8 +441,8 @@ def double_backward(objective, directions):
 )
 def test_kinks_without_a_rule_are_refused_by_name(activation, name):
     objective = activated(activation, F.cross_entropy)
-    with pytest.raises(UnsupportedKinkError, match=f"got {name}, which has no rule; use path=None"):
-        fs.quadratic_forms(objective, fs.Directions(objective, 4), path="forwards")
+    with pytest.raises(UnsupportedKinkError, match=f"got {name}, which has no rule; use method=None"):
+        fs.quadratic_forms(objective, fs.Directions(objective, 4), method="forwards")
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_kinks_without_a_rule_are_refused_by_name(activation, name):
 def test_kinks_that_the_weights_do_not_reach_are_no_reason_to_refuse(activation):
     objective = activated(activation, F.cross_entropy)
     directions = fs.Directions(objective, 6)
-    found, exact = fs.quadratic_forms(objective, directions, path="forwards"), double_backward(objective, directions)
+    found, exact = fs.quadratic_forms(objective, directions, method="forwards"), double_backward(objective, directions)
     assert np.abs(found.curvature - exact).max() < 5e-3 * math.sqrt(np.mean(exact**2))
 
 
@@ -538,7 +538,7 @@ def test_a_model_may_write_into_the_indices_and_masks_it_was_given(decide):
         sum(float(v[i] @ hessian[i][j].reshape(sizes[i], sizes[j]) @ v[j]) for i in range(3) for j in range(3)) for v in flats
     ]
     for path in ("forwards", None):
-        np.testing.assert_allclose(fs.quadratic_forms(made, directions, path=path).curvature, expected, rtol=1e-5)
+        np.testing.assert_allclose(fs.quadratic_forms(made, directions, method=path).curvature, expected, rtol=1e-5)
 
 
 @torch.library.custom_op("fastscape_tests::strongest", mutates_args=())
@@ -570,7 +570,7 @@ def test_choices_of_other_libraries_and_what_a_first_forward_sets_up_are_held():
         torch.manual_seed(1)
         made = fs.Objective(Detector(library).double(), [(inputs, targets)], criterion=F.mse_loss)
         directions = fs.Directions(made, 6)
-        forms.append(fs.quadratic_forms(made, directions, path="forwards").curvature)
+        forms.append(fs.quadratic_forms(made, directions, method="forwards").curvature)
     exact = fs.quadratic_forms(made, directions).curvature
     np.testing.assert_allclose(forms[0], exact, rtol=1e-5)
     np.testing.assert_allclose(forms[1], exact, rtol=1e-5)
@@ -587,7 +587,7 @@ def test_roundings_inside_the_loss_are_in_the_reported_error(dtype):
         plain = fs.Objective(net, data, criterion=F.cross_entropy)
         rounding = fs.Objective(net, data, criterion=lambda outputs, targets: F.cross_entropy(outputs.float(), targets))
         directions = fs.Directions(plain, 8)
-        found, exact = fs.quadratic_forms(rounding, directions, path="forwards"), dense_forms(plain, directions)
+        found, exact = fs.quadratic_forms(rounding, directions, method="forwards"), dense_forms(plain, directions)
         within, count = within + int((np.abs(found.curvature - exact) <= found.error).sum()), count + 8
         assert math.sqrt(np.mean((found.curvature - exact) ** 2)) <= 0.02 * math.sqrt(np.mean(exact**2))
     assert within >= 0.9 * count

@@ -220,8 +220,8 @@ def test_forms_in_blocks_are_forms_at_once(small):
     np.testing.assert_allclose(cut.curvature, whole.curvature, rtol=1e-5)
     assert seen == [(i, 7) for i in range(1, 8)]
     assert whole.path.name == "graph"
-    assert fs.quadratic_forms(objective, directions, path="dispatch").path.name == "dispatch"
-    np.testing.assert_allclose(fs.quadratic_forms(objective, directions, path="dispatch").curvature, whole.curvature, rtol=1e-5)
+    assert fs.quadratic_forms(objective, directions, method="dispatch").path.name == "dispatch"
+    np.testing.assert_allclose(fs.quadratic_forms(objective, directions, method="dispatch").curvature, whole.curvature, rtol=1e-5)
 
 
 def test_at_a_kink_the_branch_at_w_is_taken():
@@ -258,7 +258,10 @@ def test_bad_arguments_are_named(small):
     objective, _, _ = small
     directions = fs.Directions(objective, 6)
     for work, message in (
-        (lambda: fs.quadratic_forms(objective, directions, path="loop"), "path must be 'graph', 'dispatch' or None .*got 'loop'"),
+        (
+            lambda: fs.quadratic_forms(objective, directions, method="loop"),
+            "method must be 'graph', 'dispatch' or None .*got 'loop'",
+        ),
         (lambda: fs.quadratic_forms(objective, directions, memory=0), "memory must be a positive number of bytes, got 0"),
         (lambda: fs.quadratic_forms(objective, directions, lanes=torch.int64), "lanes must be .*got torch.int64"),
         (lambda: fs.quadratic_forms(objective, directions, lanes=torch.bfloat16), "lanes must be .*got torch.bfloat16"),

@@ -52,7 +52,7 @@ def grid(first=5, second=7, reach=1.5):
 def both(objective, points, family=None, **options):
     found = []
     for path in ("loop", "lines"):
-        with Surface(objective, family or plane(objective), path=path, keep_samples=True, **options) as surface:
+        with Surface(objective, family or plane(objective), method=path, keep_samples=True, **options) as surface:
             found.append(surface.at(points))
     return found
 
@@ -105,7 +105,7 @@ def test_lines_have_less_rounding_than_the_loop(digits):
     """Means over samples are taken in float64, and the base of a row is not rounded for each point."""
     objective, points = objective_of(NETS["two hidden layers"], digits), grid(9, 9)
     first, second = both(objective, points)
-    with Surface(objective, plane(objective), path="loop", dtype=torch.float64) as surface:
+    with Surface(objective, plane(objective), method="loop", dtype=torch.float64) as surface:
         exact = surface.at(points).losses
     errors = [np.sqrt(np.mean((found.losses / exact - 1) ** 2)) for found in (first, second)]
     assert errors[1] <= errors[0]
@@ -146,9 +146,9 @@ def test_lines_go_along_the_longer_side():
 def test_small_blocks_change_nothing(digits, monkeypatch):
     for name in ("two hidden layers", "gelu behind"):
         objective = objective_of(NETS[name], digits)
-        with Surface(objective, plane(objective), path="lines") as surface:
+        with Surface(objective, plane(objective), method="lines") as surface:
             whole = surface.at(grid())
-        with monkeypatch.context() as patch, Surface(objective, plane(objective), path="lines") as surface:
+        with monkeypatch.context() as patch, Surface(objective, plane(objective), method="lines") as surface:
             patch.setattr(lines, "_BLOCK_BYTES", 4000)
             cut = surface.at(grid())
         np.testing.assert_allclose(cut.losses, whole.losses, rtol=1e-6)
@@ -186,7 +186,10 @@ def _shared():
 )
 def test_other_models_are_left_to_other_paths(net, digits):
     objective = objective_of(net(), digits)
-    with Surface(objective, plane(objective), path="lines") as surface, pytest.raises(ValueError, match="path must be one that"):
+    with (
+        Surface(objective, plane(objective), method="lines") as surface,
+        pytest.raises(ValueError, match="method must be one that"),
+    ):
         surface.at(grid())
 
 
@@ -211,7 +214,7 @@ def test_the_path_is_not_taken_where_samples_are_not_known_or_memory_is_short(di
 
 def test_evaluations_are_counted_and_nothing_is_left_behind(digits, untouched):
     objective = objective_of(NETS["batch norm behind"], digits)
-    with untouched(objective.model), Surface(objective, plane(objective), path="lines") as surface:
+    with untouched(objective.model), Surface(objective, plane(objective), method="lines") as surface:
         before = surface.evaluations
         surface.at(grid())
         assert surface.evaluations - before >= 35

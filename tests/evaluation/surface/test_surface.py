@@ -41,7 +41,7 @@ def ragged(tanh_net, digits):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_origin_is_the_objectives_loss_to_the_bit(ragged, path, dtype):
     objective = fs.Objective(ragged.model, ragged.batches, criterion=F.cross_entropy, dtype=dtype)
-    with Surface(objective, affine(objective), path=path) as surface:
+    with Surface(objective, affine(objective), method=path) as surface:
         found = surface.at(np.concatenate([grid(), [[0.0, 0.0]]]))
     assert found.losses[12] == found.losses[-1] == objective.loss()
     assert found.accuracy[12] == objective.accuracy()
@@ -65,9 +65,9 @@ def test_a_plane_is_the_loss_at_the_sum_of_weights_and_axes(ragged):
 
 def test_vmap_and_loop_find_the_same(ragged):
     points = grid(3)
-    with Surface(ragged, affine(ragged), path="loop", keep_samples=True) as loop:
+    with Surface(ragged, affine(ragged), method="loop", keep_samples=True) as loop:
         first = loop.at(points)
-    with Surface(ragged, affine(ragged), path="vmap", keep_samples=True) as batched:
+    with Surface(ragged, affine(ragged), method="vmap", keep_samples=True) as batched:
         second = batched.at(points)
     np.testing.assert_allclose(second.losses, first.losses, rtol=1e-6)
     np.testing.assert_allclose(second.samples, first.samples, rtol=1e-4, atol=1e-6)
@@ -79,7 +79,7 @@ def test_points_do_not_depend_on_the_ones_before(ragged):
     """No zig-zag and no steps in place: any order, and any company, gives the same bits."""
     points = np.concatenate([grid(5), 1e3 * grid(3)])
     order = np.random.default_rng(0).permutation(len(points))
-    with Surface(ragged, affine(ragged), path="loop") as surface:
+    with Surface(ragged, affine(ragged), method="loop") as surface:
         losses = surface.at(points).losses
         np.testing.assert_array_equal(surface.at(points[order]).losses, losses[order])
         np.testing.assert_array_equal(surface.at(points[7:8]).losses, losses[7:8])
@@ -100,7 +100,7 @@ def test_weights_are_rounded_at_most_once_per_axis(ragged, dtype, ulps):
 
 
 def test_losses_that_are_not_finite_are_results(ragged):
-    with Surface(ragged, affine(ragged), path="loop") as surface:
+    with Surface(ragged, affine(ragged), method="loop") as surface:
         found = surface.at([[0.0, 0.0], [3e38, 3e38]])
     assert math.isfinite(found.losses[0])
     assert not math.isfinite(found.losses[1])
@@ -111,14 +111,14 @@ def test_a_turned_surface_evaluates_the_other_axis_on_the_same_path(ragged):
     family = affine(ragged, count=2)
     lines = [Affine(family.base, [axis]) for axis in family.axes]
     points = grid(17, dims=1)
-    with Surface(ragged, lines[0], path="vmap") as surface:
+    with Surface(ragged, lines[0], method="vmap") as surface:
         surface.at(points)
         surface.turn(lines[1])
         found = surface.at(points).losses
         assert surface.choice.name == "vmap"
         with pytest.raises(ValueError, match="1 dimensions"):
             surface.turn(family)
-    with Surface(ragged, lines[1], path="vmap") as fresh:
+    with Surface(ragged, lines[1], method="vmap") as fresh:
         np.testing.assert_array_equal(fresh.at(points).losses, found)
 
 
@@ -148,7 +148,7 @@ def test_a_path_that_gives_other_losses_is_not_taken(ragged, monkeypatch):
     with Surface(ragged, affine(ragged)) as surface:
         surface.at(grid(5))
         assert surface.choice.name != "wrong"
-    with Surface(ragged, affine(ragged), path="wrong") as surface, pytest.raises(ValueError, match="other losses"):
+    with Surface(ragged, affine(ragged), method="wrong") as surface, pytest.raises(ValueError, match="other losses"):
         surface.at(grid(5))
 
 
@@ -156,7 +156,7 @@ def test_a_path_that_gives_other_losses_is_not_taken(ragged, monkeypatch):
 
 
 def test_errors_are_those_of_a_mean_over_samples(ragged):
-    with Surface(ragged, affine(ragged), path="loop", keep_samples=True) as surface:
+    with Surface(ragged, affine(ragged), method="loop", keep_samples=True) as surface:
         found = surface.at([[0.0, 0.0]])
     inputs, targets = torch.cat([x for x, _ in ragged.batches]), torch.cat([y for _, y in ragged.batches])
     with torch.no_grad():
@@ -302,7 +302,7 @@ def test_evaluations_are_counted(digits):
     objective = fs.Objective(Counting(), digits, criterion=F.cross_entropy)
     assert objective.remarks == ()  # after a first evaluation, which is no probe's
     Counting.calls = 0
-    with Surface(objective, affine(objective), path="loop") as surface:
+    with Surface(objective, affine(objective), method="loop") as surface:
         surface.at(grid(3))
         assert surface.evaluations == Counting.calls == 5 + 9
         assert surface.noise > 0
@@ -354,12 +354,12 @@ def test_bad_points_are_refused(ragged, points, message):
 
 def test_bad_settings_are_refused(ragged):
     family = affine(ragged)
-    with pytest.raises(ValueError, match="path must be one of loop, vmap"):
-        Surface(ragged, family, path="graph")
+    with pytest.raises(ValueError, match="method must be one of loop, vmap"):
+        Surface(ragged, family, method="graph")
     with pytest.raises(ValueError, match="memory must be a positive"):
         Surface(ragged, family, memory=-1)
-    with pytest.raises(ValueError, match="path must be 'loop'"):
-        Surface(ragged, family, path="vmap", prepare=lambda replica, coordinates: None)
+    with pytest.raises(ValueError, match="method must be 'loop'"):
+        Surface(ragged, family, method="vmap", prepare=lambda replica, coordinates: None)
     with pytest.raises(ValueError, match="axes must hold at least one"):
         Affine(family.base, [])
     with pytest.raises(ValueError, match=r"axes\[1\] must have the shapes of base"):
@@ -383,7 +383,7 @@ def test_a_loss_that_is_not_a_function_is_refused(digits):
 
 @pytest.mark.parametrize("path", ["loop", "vmap"])
 def test_a_surface_leaves_no_trace(bn_objective, untouched, path):
-    with untouched(bn_objective.model), Surface(bn_objective, affine(bn_objective), path=path) as surface:
+    with untouched(bn_objective.model), Surface(bn_objective, affine(bn_objective), method=path) as surface:
         surface.at(grid(5))
         assert surface.noise > 0
     with (

@@ -253,8 +253,8 @@ def test_a_budget_that_holds_nothing_gives_an_empty_table(small):
 
 @pytest.mark.parametrize(("at", "rounds"), [("preparing quadratic form: exact", 0), ("round 2 of 3: gradient", 1)])
 def test_an_interrupted_run_keeps_what_was_timed(small, untouched, at, rounds):
-    def stop(words, _share):
-        if words == at:
+    def stop(state):
+        if state.stage == at:
             raise KeyboardInterrupt
 
     with untouched(small.model):

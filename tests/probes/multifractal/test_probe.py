@@ -67,10 +67,10 @@ def test_a_direction_dependent_power_is_multiscale():
 
 def test_banks_have_their_seeds_and_are_pooled(tanh_objective):
     probe = fs.ProbeSettings(radii=RADII, count=6, banks=3, seed=4, stride=1000)
-    result = fs.multifractal(tanh_objective, probe, QUICK, path="loop")
+    result = fs.multifractal(tanh_objective, probe, QUICK, method="loop")
     for bank in range(3):
         directions = fs.Directions(tanh_objective, 6, seed=4 + 1000 * (bank + 1))
-        alone = fs.responses(tanh_objective, directions, RADII, path="loop")
+        alone = fs.responses(tanh_objective, directions, RADII, method="loop")
         np.testing.assert_array_equal(result.measured.even[bank], alone.even)
         np.testing.assert_array_equal(result.measured.odd[bank], alone.odd)
     assert result.directions == 18
@@ -83,20 +83,20 @@ def test_rotated_banks_see_one_batch_each_and_are_not_pooled(tanh_net, digits):
     batches = [(x[:100], y[:100]), (x[100:], y[100:])]
     objective = fs.Objective(tanh_net, batches, criterion=F.cross_entropy)
     probe = fs.ProbeSettings(radii=RADII, count=4, banks=3, bank_batches="rotate")
-    result = fs.multifractal(objective, probe, QUICK, path="loop")
+    result = fs.multifractal(objective, probe, QUICK, method="loop")
     assert result.measured.batches.tolist() == [0, 1, 0]
     assert len(result.analysis.pooled) == 2
     for bank in range(3):
         single = objective.on(bank % 2)
-        alone = fs.responses(single, fs.Directions(single, 4, seed=probe.bank_seed(bank)), RADII, path="loop")
+        alone = fs.responses(single, fs.Directions(single, 4, seed=probe.bank_seed(bank)), RADII, method="loop")
         np.testing.assert_array_equal(result.measured.even[bank], alone.even)
         assert result.measured.base[bank] == alone.base
 
 
 def test_extension_equals_one_run(tanh_objective):
-    short = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=RADII, count=5), QUICK, path="loop")
+    short = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=RADII, count=5), QUICK, method="loop")
     extended = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=RADII, count=12), QUICK, extend=short)
-    whole = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=RADII, count=12), QUICK, path="loop")
+    whole = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=RADII, count=12), QUICK, method="loop")
     np.testing.assert_array_equal(extended.measured.even, whole.measured.even)
     assert extended.analysis.estimates == whole.analysis.estimates
 
@@ -176,13 +176,13 @@ def test_ctrl_c_returns_the_partial_result(digits, untouched):
     model = Fragile(KeyboardInterrupt, 150)
     objective = fs.Objective(model, digits, criterion=F.cross_entropy)
     with untouched(model):
-        result = fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, path="loop")
+        result = fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, method="loop")
     assert result.meta["stop_reason"] == "interrupted"
     assert 0 < result.directions < 64
     assert "partial result: interrupted" in result.flags
     assert result.analysis.valid
     calm = fs.Objective(_calm(model), digits, criterion=F.cross_entropy)
-    whole = fs.multifractal(calm, fs.ProbeSettings(radii=RADII), QUICK, path="loop")
+    whole = fs.multifractal(calm, fs.ProbeSettings(radii=RADII), QUICK, method="loop")
     for bank, count in enumerate(result.measured.counts):
         np.testing.assert_array_equal(result.measured.even[bank, :, :count], whole.measured.even[bank, :, :count])
 
@@ -203,7 +203,7 @@ def test_a_second_ctrl_c_leaves_out_the_analysis_and_keeps_the_evaluations(digit
 
     monkeypatch.setattr(Measured, "analyse", stop)
     with untouched(model):
-        result = fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, path="loop")
+        result = fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, method="loop")
     monkeypatch.setattr(Measured, "analyse", analyse)
     assert result.meta["stop_reason"] == "interrupted"
     assert result.directions > 0
@@ -227,7 +227,7 @@ def test_ctrl_c_during_the_analysis_makes_it_quicker_and_a_second_one_leaves_it_
     slow = fs.AnalysisSettings(bootstrap=2000, permutations=99)
     for stops, tried in ((1, [2000, 100]), (2, [2000, 100])):
         calls.clear()
-        result = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=RADII, count=3), slow, path="loop")
+        result = fs.multifractal(tanh_objective, fs.ProbeSettings(radii=RADII, count=3), slow, method="loop")
         assert calls == tried
         assert result.directions == 12
         assert result.meta["stop_reason"] == "interrupted"
@@ -245,7 +245,7 @@ def test_a_model_that_raises_midway_leaves_the_partial_result_on_the_error(digit
     model = Fragile(RuntimeError, 200)
     objective = fs.Objective(model, digits, criterion=F.cross_entropy)
     with untouched(model), pytest.raises(fs.ProbeError, match="RuntimeError: at that point") as caught:
-        fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, path="loop", name="mine")
+        fs.multifractal(objective, fs.ProbeSettings(radii=RADII), QUICK, method="loop", name="mine")
     partial = caught.value.partial.points[0]
     assert partial.directions > 0
     assert partial.name == "mine"
@@ -363,7 +363,7 @@ def cnn_objective(digits):
 def test_a_trajectory_is_the_probe_of_every_checkpoint_along_the_same_directions(run, cnn_objective, untouched):
     probe = fs.ProbeSettings(radii=RADII, count=4, banks=2)
     with untouched(cnn_objective.model):
-        result = fs.trajectory(cnn_objective, run, probe, QUICK, path="loop")
+        result = fs.trajectory(cnn_objective, run, probe, QUICK, method="loop")
     assert [point.name for point in result.points] == ["step0", "step1", "step4", "step20"]
     assert result.steps.tolist() == [0, 1, 4, 20]
     for point, file in zip(result.points, run, strict=True):
@@ -372,7 +372,7 @@ def test_a_trajectory_is_the_probe_of_every_checkpoint_along_the_same_directions
 
         model.load_state_dict(load_file(file))
         objective = fs.Objective(model, cnn_objective.batches, criterion=F.cross_entropy)
-        alone = fs.multifractal(objective, probe, QUICK, path="loop")
+        alone = fs.multifractal(objective, probe, QUICK, method="loop")
         np.testing.assert_array_equal(point.measured.even, alone.measured.even)
         assert point.loss == alone.loss == objective.loss()
         assert point.accuracy == objective.accuracy()
@@ -386,9 +386,9 @@ def test_a_trajectory_is_the_probe_of_every_checkpoint_along_the_same_directions
 
 
 def test_a_trajectory_extends(run, cnn_objective):
-    short = fs.trajectory(cnn_objective, run[:2], fs.ProbeSettings(radii=RADII, count=2), QUICK, path="loop")
+    short = fs.trajectory(cnn_objective, run[:2], fs.ProbeSettings(radii=RADII, count=2), QUICK, method="loop")
     extended = fs.trajectory(cnn_objective, run[:2], fs.ProbeSettings(radii=RADII, count=5), QUICK, extend=short)
-    whole = fs.trajectory(cnn_objective, run[:2], fs.ProbeSettings(radii=RADII, count=5), QUICK, path="loop")
+    whole = fs.trajectory(cnn_objective, run[:2], fs.ProbeSettings(radii=RADII, count=5), QUICK, method="loop")
     for a, b in zip(extended.points, whole.points, strict=True):
         np.testing.assert_array_equal(a.measured.even, b.measured.even)
     with pytest.raises(ValueError, match="extend must hold one result per checkpoint, got 2 for 3"):
@@ -450,7 +450,7 @@ def test_evaluations_count_forwards(digits):
     objective = fs.Objective(Counted(), digits, criterion=F.cross_entropy)
     assert objective.remarks == ()  # after a first evaluation, which is no probe's
     Counted.calls = 0
-    found = fs.responses(objective, fs.Directions(objective, 4), [0.1, 0.2], path="loop")
+    found = fs.responses(objective, fs.Directions(objective, 4), [0.1, 0.2], method="loop")
     assert found.evaluations == pytest.approx(Counted.calls, abs=1)  # the rounding model looks at one forward
 
 

@@ -158,7 +158,7 @@ def test_ctrl_c_at_any_forward_gives_a_partial_signature_and_leaves_no_trace(tan
     def objective():  # a new one, whose first evaluation is among those counted
         return fs.Objective(tanh_net, [(digits[0][0][:32], digits[0][1][:32])], loss=loss)
 
-    settings = {"what": ("spectrum", "slice", "sharpness"), "options": {**QUICK, "spectrum": {"nodes": 12, "path": "rev-rev"}}}
+    settings = {"what": ("spectrum", "slice", "sharpness"), "options": {**QUICK, "spectrum": {"nodes": 12, "method": "rev-rev"}}}
     whole = fs.signature(objective(), **settings)
     assert whole.meta["stop_reason"] == "complete"
     last[0], calls[0] = int(share * calls[0]), 0

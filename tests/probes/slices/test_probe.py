@@ -107,7 +107,7 @@ def test_alpha_is_the_relative_change_of_the_weights(tanh_objective):
 
 
 def test_the_first_directions_do_not_depend_on_how_many_there_are(tanh_objective):
-    few, many = (fs.slice1d(tanh_objective, count=count, points=3, path="loop") for count in (2, 4))
+    few, many = (fs.slice1d(tanh_objective, count=count, points=3, method="loop") for count in (2, 4))
     np.testing.assert_array_equal(many.losses[:2], few.losses)
 
 
@@ -311,18 +311,18 @@ def interrupted(digits):
 
 
 def test_ctrl_c_leaves_the_directions_before_it(interrupted):
-    found = fs.slice1d(interrupted(5 + 5 + 5 + 2, KeyboardInterrupt), count=4, points=5, path="loop")
+    found = fs.slice1d(interrupted(5 + 5 + 5 + 2, KeyboardInterrupt), count=4, points=5, method="loop")
     assert found.meta["stop_reason"] == "interrupted"
     assert found.losses.shape == (2, 5)
     assert any("2 of 4 directions were evaluated (interrupted)" in flag for flag in found.flags)
     with pytest.raises(KeyboardInterrupt):
-        fs.slice1d(interrupted(5 + 2, KeyboardInterrupt), count=4, points=5, path="loop")
+        fs.slice1d(interrupted(5 + 2, KeyboardInterrupt), count=4, points=5, method="loop")
 
 
 def test_ctrl_c_leaves_the_rows_before_it(interrupted, untouched):
     objective = interrupted(5 + 3 * 5 + 2, KeyboardInterrupt)
     with untouched(objective.model):
-        found = fs.slice2d(objective, points=5, path="loop", radius=0.5)
+        found = fs.slice2d(objective, points=5, method="loop", radius=0.5)
     assert found.meta["stop_reason"] == "interrupted"
     assert found.evaluated.tolist() == [True, False, True, False, True]
     assert np.isnan(found.losses[~found.evaluated]).all()
@@ -332,10 +332,10 @@ def test_ctrl_c_leaves_the_rows_before_it(interrupted, untouched):
 
 def test_an_error_of_the_model_keeps_what_was_evaluated(interrupted):
     with pytest.raises(fs.SliceError, match="failed after 2 directions: RuntimeError") as caught:
-        fs.slice1d(interrupted(5 + 5 + 5 + 2, RuntimeError), count=4, points=5, path="loop")
+        fs.slice1d(interrupted(5 + 5 + 5 + 2, RuntimeError), count=4, points=5, method="loop")
     assert caught.value.partial.losses.shape == (2, 5)
     with pytest.raises(RuntimeError):
-        fs.slice1d(interrupted(5 + 2, RuntimeError), count=4, points=5, path="loop")
+        fs.slice1d(interrupted(5 + 2, RuntimeError), count=4, points=5, method="loop")
 
 
 class Clock:

@@ -453,7 +453,7 @@ def test_warm_start_takes_fewer_products():
 def test_memory_cap_restarts_and_stays_right():
     spectrum = np.sort(np.random.default_rng(0).standard_normal(400) ** 3)
     objective = quadratic(planted(spectrum))
-    found = fs.spectrum(objective, k=3, nodes=30, memory=24 * 400 * 8, path="graph", targets={"trace": None})
+    found = fs.spectrum(objective, k=3, nodes=30, memory=24 * 400 * 8, method="graph", targets={"trace": None})
     assert found.meta["restarts"] > 0
     np.testing.assert_allclose(found.eigenvalues, spectrum[::-1][:3], rtol=1e-4)
     diagonal = np.diag(planted(spectrum).numpy())
@@ -556,7 +556,7 @@ def test_product_limit_ends_a_run_that_cannot_converge(bulky):
         ({"seed": -1}, ValueError, "seed"),
         ({"memory": 0}, ValueError, "memory"),
         ({"budget": "soon"}, ValueError, "budget must be a positive time"),
-        ({"path": "fast"}, ValueError, "path must be one of"),
+        ({"method": "fast"}, ValueError, "method must be one of"),
         ({"warm": 3}, TypeError, "warm must be an earlier result"),
         ({"operator": "ggn"}, ValueError, "objective must have criterion="),
     ],

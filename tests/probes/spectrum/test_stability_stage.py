@@ -68,7 +68,7 @@ def timed(seconds, kind="Adam", batches=1, k=4, tolerance=1e-3):
 
     class Slow:
         def __init__(self, of):
-            self.real = hessian(of, path="graph")
+            self.real = hessian(of, method="graph")
 
         def __getattr__(self, name):
             return getattr(self.real, name)
@@ -222,10 +222,10 @@ def test_all_products_are_counted_once(monkeypatch):
 
     monkeypatch.setattr(CurvatureOperator, "matmat", matmat)
     objective = quadratic()
-    result = fs.spectrum(objective, k=2, nodes=20, path="graph", optimizer=optimizer(objective))
+    result = fs.spectrum(objective, k=2, nodes=20, method="graph", optimizer=optimizer(objective))
     assert result.products == sum(made)
     assert 0 < result.meta["stability_products"] < result.products
-    plain = fs.spectrum(objective, k=2, nodes=20, path="graph")
+    plain = fs.spectrum(objective, k=2, nodes=20, method="graph")
     assert result.meta["trial_products"] == plain.meta["trial_products"]
 
 
@@ -243,14 +243,14 @@ def test_both_bases_fit_in_the_memory(monkeypatch):
     least = 2 * 2 + 3 * 4 + 1 + 3 * 4  # of k = 2 at both ends, and of one eigenvalue, in blocks of 4
     with pytest.raises(ValueError, match=f"memory must be at least {least * row} bytes for a basis of {least} vectors"):
         fs.spectrum(objective, k=2, memory=least * row - 1, optimizer=adam)
-    fs.spectrum(objective, k=2, nodes=10, path="graph", memory=60 * row, targets={"trace": None}, optimizer=adam)
+    fs.spectrum(objective, k=2, nodes=10, method="graph", memory=60 * row, targets={"trace": None}, optimizer=adam)
     assert rows == [13]
 
 
 def test_memory_of_the_edge_alone_bounds_its_basis():
     objective = quadratic()
     with pytest.raises(ValueError, match="memory must be at least .* bytes for a basis of 4 vectors"):
-        fs.edge_of_stability(objective, optimizer(objective), memory=3 * 8 * len(SPECTRUM), path="graph")
+        fs.edge_of_stability(objective, optimizer(objective), memory=3 * 8 * len(SPECTRUM), method="graph")
 
 
 def test_the_stability_of_a_network_in_a_run_is_that_alone():

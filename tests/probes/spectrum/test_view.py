@@ -214,7 +214,7 @@ def test_tables_fit_narrow_terminals(states, trajectory, width):
 def test_columns_that_no_checkpoint_has_are_left_out():
     bare = spectra.trajectory_of((0.5, 1.0), stable=False, accuracy=None, steps=0)
     names = spectrum_tables.series_rows(bare.points)[0].keys()
-    assert not {"stability", "eta lambda", "accuracy", "negative"} & names
+    assert not {"stability", "eta lambda", "accuracy", "negative % [95 %]"} & names
     assert {"lambda_max", "trace [95 %]", "eff. rank [95 %]"} <= names
 
 
@@ -366,3 +366,45 @@ def test_repr_is_one_line(states, trajectory):
         assert len(text) < 400
     assert repr(states[0]).startswith("<SpectrumResult 'step100': Hessian of 120 parameters, lambda_max = 9, ")
     assert repr(trajectory) == "<SpectrumTrajectory 'step0' .. 'step200': 5 checkpoints, 1200 products>"
+
+
+def test_ends_that_have_not_converged_are_marked_wherever_they_stand(result):
+    open_ = dataclasses.replace(result, converged=np.zeros(5, bool), smallest_converged=np.zeros(5, bool))
+    done = dataclasses.replace(result, converged=np.ones(5, bool), smallest_converged=np.ones(5, bool))
+    top, bottom = numbers.number(result.lambda_max, 4), numbers.number(result.lambda_min, 4)
+    for point, mark in ((open_, "~"), (done, "")):
+        assert f"lambda_max = {mark}{top}, lambda_min = {mark}{bottom}" in spectrum_tables.brief(point)
+        norm = next(row for row in spectrum_tables.eigenvalue_rows(point) if row[0] == "spectral norm")
+        assert norm[1].startswith("~") is bool(mark)
+        row = spectrum_tables.series_rows([point])[0]
+        assert (row["lambda_max"], row["lambda_min"]) == (f"{mark}{top}", f"{mark}{bottom}")
+    later = dataclasses.replace(done, name="later", eigenvalues=3 * done.eigenvalues)
+    assert f"lambda_max goes ~{top} -> " in fs.SpectrumTrajectory((open_, later), {}).verdict()
+    assert f"lambda_max goes {top} -> " in fs.SpectrumTrajectory((done, later), {}).verdict()
+
+
+def test_the_share_below_zero_has_its_interval_or_says_that_there_is_none(result):
+    mass = result.density.negative_mass
+    shown = spectrum_tables.series_rows([result])[0]["negative % [95 %]"]
+    value, low, high = (float(number) for number in re.findall(r"[\d.]+", shown))
+    assert (value, low, high) == pytest.approx(tuple(100 * number for number in (mass.value, *mass.interval)), abs=0.51)
+    unknown = dataclasses.replace(mass, withheld="too few probes")
+    withheld = dataclasses.replace(result, density=dataclasses.replace(result.density, negative_mass=unknown))
+    assert spectrum_tables.series_rows([withheld])[0]["negative % [95 %]"].endswith("[n/a]")
+
+
+def test_one_checkpoint_is_shown_with_its_residuals_and_nothing_is_along_training(result):
+    alone = fs.SpectrumTrajectory((result,), {"settings": {"checkpoints": ["step3"]}})
+    assert alone.section().title == result.section().title
+    assert alone.section().quantities == result.section().quantities
+    assert alone.verdict() == result.verdict()
+    assert "along training" not in alone.summary()
+
+
+def test_checkpoints_that_were_not_reached_are_counted(result):
+    names = [f"step{step}" for step in range(8)]
+    meta = {"settings": {"checkpoints": names}, "stop_reason": "interrupted"}
+    one, two = (fs.SpectrumTrajectory((result,) * count, meta) for count in (1, 2))
+    assert one.verdict().startswith("1 of 8 checkpoints have a spectrum (interrupted before the others)")
+    assert two.verdict().startswith("2 of 8 checkpoints have a spectrum (interrupted before the others)")
+    assert fs.SpectrumTrajectory((result, result), {}).verdict().startswith("2 of 2 checkpoints have a spectrum: ")

@@ -132,8 +132,8 @@ def training(sums, steps=80, rate=0.05, seed=0):
 def test_warm_starts_need_half_the_products_at_equal_residual():
     _, (warm, cold) = training(
         [
-            lambda objective: fs.Difficulty(objective, every=8, path="graph"),
-            lambda objective: fs.Difficulty(objective, every=8, path="graph", warm=False),
+            lambda objective: fs.Difficulty(objective, every=8, method="graph"),
+            lambda objective: fs.Difficulty(objective, every=8, method="graph", warm=False),
         ]
     )
     assert np.all(warm.residuals <= 0.01 * warm.sharpness)
