@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 import fastscape as fs
+from fastscape._checks import first_line
 
 CRITERIA = {
     "cross_entropy": "cross_entropy",
@@ -18,6 +19,7 @@ CRITERIA = {
 }  # in torch.nn.functional
 BATCH_NORM = ("recalibrate", "running", "batch")  # of paths between weights
 PRECISIONS = ("float64", "float32")
+_MOST_RADII = 10_000
 
 
 def checkpoint_option(words: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -83,6 +85,8 @@ def radii(text: str) -> tuple[float, ...]:
             low, high, count = text.split(":")
             if not (float(low) > 0 and float(high) > 0):
                 raise click.BadParameter(f"radii must be positive, got {text!r}")
+            if not 0 < int(count) <= _MOST_RADII:
+                raise click.BadParameter(f"COUNT of radii must be 1 to {_MOST_RADII}, got {text!r}")
             import numpy as np
 
             return tuple(np.geomspace(float(low), float(high), int(count)).tolist())
@@ -97,7 +101,7 @@ def gib(text: str) -> int:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not (math.isfinite(number) and number > 0):
+    if not 0 < number < 2**30:
         raise click.BadParameter(f"memory must be a positive number of GiB, got {text!r}")
     return int(number * 2**30)
 
@@ -162,7 +166,7 @@ def build_objective(model: str, options: dict[str, Any]) -> fs.Objective:
     )
     data = specs.build(options["data"], "--data", specs.DATA)
     try:
-        return fs.Objective(
+        objective = fs.Objective(
             built,
             data,
             params=options["params"] or None,
@@ -172,6 +176,25 @@ def build_objective(model: str, options: dict[str, Any]) -> fs.Objective:
         )
     except TypeError as error:  # a wrong kind of --data or --criterion is bad input
         raise ValueError(str(error)) from error
+    _check_together(objective, arguments, options["data"])
+    return objective
+
+
+def _check_together(objective: fs.Objective, arguments: Mapping[str, Any], data: str) -> None:
+    """Evaluate the first batch once: model, loss and data that do not fit each other are bad input, whatever they raise.
+
+    Raises:
+        ValueError: what was raised, and what went in.
+    """
+    try:
+        objective.on(0).loss()
+    except Exception as error:
+        if type(error).__module__.startswith("fastscape"):  # of the model alone, and told in its own words
+            return
+        given = next(f"--{name}" for name in arguments)
+        words = "; ".join((first_line(error), *getattr(error, "__notes__", ())))
+        found = f"{type(error).__name__} on --data {data}: {words}"
+        raise ValueError(f"MODEL, {given} and --data must fit each other, got {found}") from error
 
 
 def _criterion(name: str) -> Callable[..., Any]:

@@ -6,7 +6,9 @@ import ast
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +47,27 @@ def build(spec: str, kind: str, zoo: dict[str, Callable[..., Any]], *, seed: int
     target, _, query = spec.partition("?")
     arguments = _arguments(spec, query, kind)
     factory = find(target, kind, zoo)
+    with preserved_rng(), _told(f"{kind} {spec!r}"):
+        torch.manual_seed(seed)
+        return factory(**arguments)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """A block of the user's code; what it raises, leaving the process included, becomes a ValueError that names it.
+
+    Raises:
+        ValueError: what was raised, with the file and line.
+    """
     try:
-        with preserved_rng():
-            torch.manual_seed(seed)
-            return factory(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{kind} {spec!r}: {error}") from error
+        yield
+    except (Exception, SystemExit) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f" ({Path(place.filename).name}, line {place.lineno})" if not isinstance(error, SyntaxError) else ""
+        words = str(error) or "no message"
+        raise ValueError(
+            f"{what} must run, got {type(error).__name__}: {words}{where}; call it in Python by itself to see why"
+        ) from error
 
 
 def find(target: str, kind: str, zoo: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -100,11 +117,15 @@ def _module(source: str, kind: str) -> Any:
         assert specification.loader is not None
         module = importlib.util.module_from_spec(specification)
         sys.modules.setdefault(path.stem, module)
-        specification.loader.exec_module(module)
+        with _told(f"{kind} {source!r}"):
+            specification.loader.exec_module(module)
         return module
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        return importlib.import_module(source)
-    except ImportError as error:
-        raise ValueError(f"{kind} must name an importable module, got {source!r} ({error})") from error
+        with _told(f"{kind} {source!r}"):
+            return importlib.import_module(source)
+    except ValueError as error:
+        if isinstance(error.__cause__, ImportError):
+            raise ValueError(f"{kind} must name an importable module, got {source!r} ({error.__cause__})") from error.__cause__
+        raise

@@ -129,8 +129,9 @@ def test_models_that_cannot_be_probed_are_exit_code_4(tmp_path):
     assert noisy.exit_code == 4
     assert "the forward draws random numbers" in noisy.stderr
     narrow = fastscape("multifractal", f"{tmp_path}/odd.py:narrow", *DIGITS)
-    assert narrow.exit_code == 4
-    assert "the model cannot be probed: RuntimeError" in narrow.stderr
+    assert narrow.exit_code == 2
+    assert "MODEL, --criterion and --data must fit each other, got RuntimeError on --data zoo:digits" in narrow.stderr
+    assert "the model was given inputs" in narrow.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -272,14 +273,20 @@ def test_progress_is_drawn_on_a_terminal_only():
 
 
 @pytest.mark.parametrize("error", ["IndexError", "AssertionError", "KeyError", "ValueError", "AttributeError"])
-def test_whatever_a_model_raises_is_exit_code_4(tmp_path, error):
+def test_whatever_a_model_raises_is_named_with_its_data_or_is_exit_code_4(tmp_path, error):
     (tmp_path / "bad.py").write_text(
         "import torch\n\nclass Bad(torch.nn.Linear):\n    def forward(self, x):\n"
-        f"        raise {error}('inside')\n\ndef make():\n    return Bad(64, 10)\n"
+        f"        Bad.calls += 1\n        if Bad.calls > Bad.good:\n            raise {error}('inside')\n"
+        "        return super().forward(x.flatten(1))\n\n"
+        "def first():\n    Bad.calls, Bad.good = 0, 0\n    return Bad(64, 10)\n\n"
+        "def later():\n    Bad.calls, Bad.good = 0, 2\n    return Bad(64, 10)\n"
     )
-    done = fastscape("multifractal", f"{tmp_path}/bad.py:make", *DIGITS)
-    assert done.exit_code == 4
-    assert f"the model cannot be probed: {error}" in done.stderr
+    first = fastscape("multifractal", f"{tmp_path}/bad.py:first", *DIGITS)
+    assert first.exit_code == 2
+    assert f"MODEL, --criterion and --data must fit each other, got {error} on --data zoo:digits" in first.stderr
+    later = fastscape("multifractal", f"{tmp_path}/bad.py:later", *DIGITS)
+    assert later.exit_code == 4
+    assert f"the model cannot be probed: {error}" in later.stderr
 
 
 @pytest.mark.parametrize("arguments", [("--memory", "inf"), ("--memory", "-1"), ("--device", "nowhere")])

@@ -141,7 +141,7 @@ def test_specifications_name_zoo_torchvision_modules_and_files(tmp_path, monkeyp
     [
         ("resnet18", "MODEL must look like zoo:NAME, package.module:factory or file.py:factory, got 'resnet18'"),
         ("zoo:vgg", "MODEL must be one of zoo:mlp, zoo:cnn, .*got 'zoo:vgg'"),
-        ("zoo:mlp?depth=3", "MODEL 'zoo:mlp.depth=3': .*unexpected keyword argument 'depth'"),
+        ("zoo:mlp?depth=3", "MODEL 'zoo:mlp.depth=3' must run, got TypeError: .*unexpected keyword argument 'depth'"),
         ("zoo:mlp?depth", "arguments must look like name=value, got 'depth'"),
         ("nowhere.py:make", "MODEL must name an existing file, got 'nowhere.py'"),
         ("no.such.module:make", "MODEL must name an importable module, got 'no.such.module'"),
