@@ -150,7 +150,7 @@ def quotient(numerator: Estimate, denominator: Estimate) -> tuple[float, float]:
               u = \frac{ab + \sqrt{(ab)^2 - cd}}{d}, \quad c = u_a (2a - u_a),\; d = l_b (2b - l_b)
 
     for a in :math:`[l_a, u_a]` and b in :math:`[l_b, u_b]`. The arms of either may differ, which a delta method does not know;
-    where the denominator's interval reaches zero the upper end is infinite.
+    where the denominator's interval reaches zero the upper end is infinite, and where it lies below zero there is no interval.
 
     Source: Donner & Zou, "Closed-form confidence intervals for functions of the normal mean and standard deviation" (2012).
     """
@@ -159,7 +159,7 @@ def quotient(numerator: Estimate, denominator: Estimate) -> tuple[float, float]:
     if not all(map(math.isfinite, (a, b, a_low, a_high, b_low, b_high))):
         return UNKNOWN
     if b_high <= 0:
-        return math.inf, math.inf
+        return UNKNOWN
     if a == 0:
         return 0.0, 0.0
     if a_low == a_high and b_low == b_high:  # both are known exactly: the formula's rounding is not theirs

@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 NAMESPACE = "fastscape"
+REMEDIES = {
+    "C++": "FASTSCAPE_NATIVE=0 takes PyTorch's reference",
+    "Triton": "where triton is not installed, PyTorch's reference answers",
+    "CUDA C": "where cuda-bindings is not installed, PyTorch's reference answers",
+}
 _LIBRARY: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
+
+
+class KernelError(RuntimeError):
+    """A kernel failed on arguments that it takes: its compiler or device is at fault, and nothing answers for it unseen."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ def define(
     _LIBRARY.impl(name, _refuse_derivatives(name), "Autograd", with_keyset=True)
     for device, kernel in (kernels or {}).items():
         if kernel.function is not None:
-            _LIBRARY.impl(name, _checked(check, kernel.function), device)
+            _LIBRARY.impl(name, _checked(check, _named(name, kernel.language, kernel.function)), device)
     operator = Operator(name, schema, summary, reference, dict(kernels or {}))
     OPERATORS[name] = operator
     return operator
@@ -111,6 +120,21 @@ def _checked(check: Callable[..., None], function: Callable[..., Any]) -> Callab
     def call(*arguments: Any) -> Any:
         check(*arguments)
         return function(*arguments)
+
+    return call
+
+
+def _named(name: str, language: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, whose failures other than of memory name it and what takes its place."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            failure = f"the {language} kernel of {NAMESPACE}::{name} failed with {type(error).__name__}: {error}"
+            raise KernelError(f"{failure}; {REMEDIES[language]}") from error
 
     return call
 

@@ -43,7 +43,7 @@ def interval(estimate: Estimate | None, digits: int | None = None, unit: str = "
         return f">= {number(low)}{unit}"
     if estimate.method == BY_MODEL:
         return f">= {number(low)} (<= {number(high)} in the quadratic model)"
-    if math.isinf(low):
+    if math.isinf(low) and low < high:
         return f"<= {number(high)}{unit}"
     tail = f"{unit}: not distinguishable from 0" if low == 0 < value else unit
     if digits is not None:

@@ -20,6 +20,9 @@ from fastscape import zoo
 from fastscape.differences import evaluator as evaluator_module
 from fastscape.differences import lanes as lanes_module
 from fastscape.differences.evaluator import DifferenceEvaluator
+from fastscape.differences.tracing_errors import UntraceableError
+from fastscape.ops import _native
+from fastscape.ops._registry import KernelError
 
 SMALL_TO_LARGE = (1e-10, 1e-7, 1e-5, 1e-3, 1e-2, 1e-1, 0.5)
 
@@ -467,3 +470,32 @@ def test_nothing_is_left_behind_whenever_the_model_raises(untouched, name, error
                 raised.append(caught)
     assert len(raised) >= (1 if name == "operators" else 4)
     assert all("midway" in str(caught) for caught in raised)
+
+
+@pytest.mark.skipif(not _native.library.available, reason="no C++ library")
+@pytest.mark.parametrize("path", ["graph", "dispatch"])
+def test_a_kernel_that_fails_is_named_and_no_other_evaluation_stands_in(monkeypatch, tanh_objective, path):
+    """As a chip without room for its tiles does; memory that is full stays that error."""
+    directions, called = fs.Directions(tanh_objective, count=2), type(_native.library).call
+    expected = fs.responses(tanh_objective, directions, [1e-2], precision="difference", path=path)
+
+    def failing(error):
+        def call(self, name, task):
+            if name == "pointwise":
+                raise error
+            return called(self, name, task)
+
+        monkeypatch.setattr(type(_native.library), "call", call)
+
+    failing(RuntimeError("out of resource: shared memory"))
+    with pytest.raises(
+        (KernelError, UntraceableError), match=r"C\+\+ kernel of fastscape::pointwise_difference failed with .*shared"
+    ):
+        fs.responses(tanh_objective, directions, [1e-2], precision="difference", path=path)
+    other = fs.responses(tanh_objective, directions, [1e-2])
+    assert other.precision != "difference"
+    assert "fastscape::pointwise_difference" in other.reason
+    np.testing.assert_allclose(other.even, expected.even, rtol=1e-6)
+    failing(torch.OutOfMemoryError("full"))
+    with pytest.raises((torch.OutOfMemoryError, UntraceableError), match="full"):
+        fs.responses(tanh_objective, directions, [1e-2], precision="difference", path=path)

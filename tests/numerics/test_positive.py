@@ -150,6 +150,7 @@ def test_a_denominator_that_may_be_zero_leaves_a_lower_end():
     low, high = quotient(Estimate(2.0, 0.4, (1.5, 2.5), 9), Estimate(0.5, 0.4, (-0.3, 1.3), 9))
     assert 1.5 / 1.3 < low < 2.0 / 0.5
     assert high == math.inf
+    assert all(map(math.isnan, quotient(Estimate(2.0, 0.4, (1.5, 2.5), 9), Estimate(-0.5, 0.1, (-0.7, -0.3), 9))))
     assert quotient(Estimate(0.0, 0.0, (0.0, 0.0), 9), Estimate(0.5, 0.1, (0.3, 0.7), 9)) == (0.0, 0.0)
     assert all(map(math.isnan, quotient(Estimate(1.0, 0.0, (math.nan, math.nan), 3), Estimate(0.5, 0.1, (0.3, 0.7), 9))))
 

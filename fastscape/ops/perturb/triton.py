@@ -209,7 +209,7 @@ def perturb(
         strides = np.array([tensor.shape[2] * dtype.itemsize for tensor in out], dtype=np.int64)
         outputs = starts + np.arange(len(radii))[:, None] * strides
         steps = torch.tensor(list(radii), dtype=torch.float64).to(ids.device, non_blocking=True)
-        coefficients = (steps[:, None] * scales[:, None, :]).to(arithmetic(dtype))
+        coefficients = (steps[:, None] * scales[:, None, :]).to(arithmetic(dtype)).contiguous()
         launches = Launches(flat, outputs, groups, dtype, distribution)
         launches.run(seed, ids.contiguous(), _triton.on_device(indices, ids.device), coefficients)
     return out

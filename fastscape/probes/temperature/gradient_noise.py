@@ -26,6 +26,7 @@ from fastscape.numerics.student import around, quantile
 
 _ROUNDING = 4.0  # units of rounding in a sum of squares of gradients
 _QUOTIENT = "quotient of the intervals of trace and squared gradient"
+_BALANCED = "||g||^2 is below zero, as of samples more balanced than independent draws; draw other samples"
 _FIELLER = "Fieller's, of a quotient of independent estimates"
 
 
@@ -88,15 +89,19 @@ def noise_scale(units: Units) -> Estimate:
     r"""Gradient noise scale :math:`B_{simple} = \mathrm{tr}\Sigma_1 / \|g\|^2`: the batch at which noise and gradient are equal.
 
     The interval is that of a quotient of both intervals (:func:`quotient`). Where that of :math:`\|g\|^2` reaches zero there is a
-    lower end only, the upper one is infinite, and so is a value whose denominator is not positive.
+    lower end only, the upper one is infinite, and so is a value whose denominator is not positive; where that of :math:`\|g\|^2`
+    lies below zero, which no independent draws explain, there is no interval.
     """
     square, squares = _mean_square(units)
     numerator = noise_trace(units.spread, units.unsampled)
     numerator = widened(numerator, units.rounding(numerator.value))
-    interval = quotient(numerator, widened(jackknifed(square, squares, units.unsampled), _square_rounding(units)))
+    denominator = widened(jackknifed(square, squares, units.unsampled), _square_rounding(units))
     with np.errstate(invalid="ignore", divide="ignore"):
         stderr = _spread(_without_each_trace(units.spread) / squares, units.unsampled) if square > 0 else math.nan
-    return Estimate(numerator.value * _inverse(square), stderr, interval, len(squares), _QUOTIENT)
+    withheld = _BALANCED if denominator.interval[1] <= 0 else ""
+    return Estimate(
+        numerator.value * _inverse(square), stderr, quotient(numerator, denominator), len(squares), _QUOTIENT, withheld
+    )
 
 
 def batch_factor(batch_size: int, population: float = math.inf) -> float:

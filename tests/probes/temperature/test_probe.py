@@ -314,6 +314,11 @@ def test_samples_more_balanced_than_independent_draws_are_flagged():
     result = fs.temperature(objective, batch_size=4, learning_rate=0.1, products=0)
     assert result.gradient_norm_squared.value < 0
     assert any("more balanced than independent draws" in flag for flag in result.flags)
+    assert result.noise_scale.value == math.inf
+    assert all(map(math.isnan, result.noise_scale.interval))
+    shown = {quantity.label: quantity.value for quantity in result.section().quantities}["noise scale"]
+    assert shown == f"{math.inf}, interval n/a ({result.noise_scale.withheld})"
+    assert "||g||^2 is below zero" in shown
 
 
 def test_the_user_sees_no_trace(untouched, bn_net, bn_objective):
