@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastscape._warnings import filtered_warnings
 from fastscape.curvature.flat import Layout
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.objective.batches import Batch
@@ -164,11 +163,10 @@ def _halves(batch: Batch) -> list[Batch]:
     return [map_tensors(batch, lambda tensor: tensor[:middle]), map_tensors(batch, lambda tensor: tensor[middle:])]
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> filtered_warnings:
     """No warnings of torch about slow batching rules (the choice of path measures them) or its own deprecations."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated")  # in torch.func.jvp itself
-        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")  # in torch.func.linearize
-        yield
+    return filtered_warnings(
+        "There is a performance drop",
+        ".torch.jit.script. is deprecated",  # in torch.func.jvp itself
+        "Attempted to insert a get_attr Node",  # in torch.func.linearize
+    )

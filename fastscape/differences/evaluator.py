@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastscape._checks import check_memory
 from fastscape._clock import now
-from fastscape._state import exact_arithmetic
+from fastscape._state import entered, exact_arithmetic
 from fastscape.differences.checks import CrossCheck
 from fastscape.differences.following import Follower
 from fastscape.differences.following import FrontEnd as FrontEnd
@@ -122,7 +122,7 @@ class DifferenceEvaluator:
 
     def __enter__(self) -> DifferenceEvaluator:
         with ExitStack() as stack:
-            stack.enter_context(exact_arithmetic(BASE))
+            entered(stack, exact_arithmetic(BASE))
             self.replica = self.objective.replica(BASE)
             if self.gate:
                 start = now()

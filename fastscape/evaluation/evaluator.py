@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastscape._checks import check_memory as check_memory
 from fastscape._clock import now
-from fastscape._state import exact_arithmetic
+from fastscape._state import entered, exact_arithmetic
 from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.paths import LoopPath, Path, VmapPath
@@ -74,7 +74,7 @@ class Evaluator:
 
     def __enter__(self) -> Evaluator:
         with ExitStack() as stack:
-            stack.enter_context(exact_arithmetic(self.dtype))
+            entered(stack, exact_arithmetic(self.dtype))
             self.replica = self.objective.replica(self.dtype)
             if self.gate:
                 start = now()

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from fastscape._clock import now
-from fastscape._state import exact_arithmetic, torch_generators
+from fastscape._state import entered, exact_arithmetic, torch_generators
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.branches import Branches
@@ -98,7 +98,7 @@ class _Line(AbstractContextManager["_Line"]):
 
     def __enter__(self) -> _Line:
         with ExitStack() as stack:
-            stack.enter_context(exact_arithmetic(self.dtype))
+            entered(stack, exact_arithmetic(self.dtype))
             self._replica = self.objective.replica(self.dtype)
             self._displacement = Displacement(self._replica.base, self._replica.scratch)
             self._replica.reset()

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from fastscape._checks import check_memory
 from fastscape._clock import now
-from fastscape._state import exact_arithmetic
+from fastscape._state import entered, exact_arithmetic
 from fastscape.evaluation.batch_statistics import kept, recalibrate
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.points import Array
@@ -100,7 +100,7 @@ class Surface:
 
     def __enter__(self) -> Surface:
         with ExitStack() as stack:
-            stack.enter_context(exact_arithmetic(self.dtype))
+            entered(stack, exact_arithmetic(self.dtype))
             self.replica = self.objective.replica(self.dtype)
             start = now()
             unperturbed_loss(self.replica)  # evaluates twice, and counts

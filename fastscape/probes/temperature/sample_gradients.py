@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fastscape._state import exact_arithmetic
+from fastscape._state import entered, exact_arithmetic
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.samples import groups_of, samples_of
@@ -115,7 +115,7 @@ class SampleGradients:
 
     def __enter__(self) -> SampleGradients:
         with ExitStack() as stack:
-            stack.enter_context(exact_arithmetic(self.dtype))
+            entered(stack, exact_arithmetic(self.dtype))
             self.replica = self.objective.replica(self.dtype)
             self.loss = unperturbed_loss(self.replica)
             if self.method == "per-sample":
