@@ -29,6 +29,15 @@ def check_memory(memory: object) -> None:
         raise ValueError(f"memory must be a positive number of bytes, got {memory!r}; 2**30 is a gibibyte, None the default")
 
 
+def check_progress(progress: object) -> None:
+    """Raise a TypeError unless ``progress`` is ``None`` or can be called."""
+    if progress is not None and not callable(progress):
+        raise TypeError(
+            f"progress must be a function that is called as the work goes on, got {type(progress).__name__} {progress!r:.60}; "
+            "pass None for none"
+        )
+
+
 def checked_settings(name: str, value: object, kind: type[Settings]) -> Settings:
     """``value``, the defaults for ``None``, or a TypeError that says what to write."""
     if value is None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from fastscape._interrupts import held_signals
 
@@ -104,6 +104,9 @@ def _number(value: Any, dtype: torch.dtype) -> Any:
 _lock, _threads = threading.RLock(), 0  # threads that have another dtype than the process
 
 
+_stack: Any = _get_current_function_mode_stack
+
+
 def create_in(dtype: torch.dtype | None) -> torch.dtype | None:
     """Create tensors in ``dtype`` from now on in this thread, and return what was before; call it while signals are held."""
     before, _here.dtype = _here.dtype, dtype
@@ -114,7 +117,8 @@ def create_in(dtype: torch.dtype | None) -> torch.dtype | None:
         _tell(1)
     elif not needed and _here.mode is not None:
         mode, _here.mode = _here.mode, None
-        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if any(each is mode for each in _stack()):  # else Ctrl-C in torch has taken it off
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         _tell(-1)
     return before
 

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 EXIT_INTERRUPTED = 130
@@ -106,8 +106,12 @@ class Restoring:
             self._end()
             raise
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(
+        self, _kind: type[BaseException] | None = None, _error: BaseException | None = None, trace: TracebackType | None = None
+    ) -> None:
         try:
+            with held_signals:
+                close_suspended(trace)
             self._end()
         except BaseException:
             self._end()
@@ -127,6 +131,37 @@ class Restoring:
     def _end(self) -> None:
         with held_signals:
             undo(self._steps or [])
+
+
+class left_on_failure:  # noqa: N801 - a block, as contextlib's
+    """Enter another block, and leave it only where what is inside fails: for a class that is a block around its own."""
+
+    def __init__(self, block: Restoring) -> None:
+        self._block = block
+
+    def __enter__(self) -> None:
+        self._block.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self._block.__exit__(kind, error, trace)
+
+
+def close_suspended(trace: TracebackType | None) -> None:
+    """End the blocks of ``contextlib`` that Ctrl-C cut off in their entry or exit, the innermost first.
+
+    Those of torch (of function modes, of ``torch.func``) would end only as the traceback is destroyed, after the blocks around
+    them.
+    """
+    frames = []
+    while trace is not None:
+        frames.append(trace.tb_frame)
+        trace = trace.tb_next
+    for frame in reversed(frames):
+        if frame.f_code.co_filename == contextlib.__file__:
+            generator: Any = getattr(frame.f_locals.get("self"), "gen", None)
+            if getattr(generator, "gi_suspended", False):
+                generator.close()
 
 
 def undo(steps: list[Callable[[], object]]) -> None:

@@ -91,10 +91,10 @@ class _Settings:
         with self.changed:
             if not self._alone():
                 return False
-            outer, self._rounding = self._rounding, threading.get_ident()
+            outer, self._rounding, inside = self._rounding, threading.get_ident(), bool(self._plain)
             later(lambda: self._stop_rounding(outer))
             for leaf in _ROUNDED:
-                later(lambda leaf=leaf, value=leaf.fp32_precision: setattr(leaf, "fp32_precision", value))  # type: ignore[misc]
+                later(lambda leaf=leaf, value=leaf.fp32_precision: self._unrounded(leaf, value, inside))  # type: ignore[misc]
                 leaf.fp32_precision = "bf16"
             return True
 
@@ -108,6 +108,10 @@ class _Settings:
     def _alone(self) -> bool:
         me = threading.get_ident()
         return self._rounding in (None, me) and not any(thread != me for thread in self._plain)
+
+    def _unrounded(self, leaf: Any, value: str, inside: bool) -> None:
+        if bool(self._plain) == inside:  # else the block around has ended before, and switched back
+            leaf.fp32_precision = value
 
     def _stop_rounding(self, outer: int | None) -> None:
         with self.changed:

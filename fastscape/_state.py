@@ -14,6 +14,7 @@ from fastscape._generators import kept_generators as kept_generators
 from fastscape._generators import preserved_rng as preserved_rng
 from fastscape._generators import private_draws as private_draws
 from fastscape._interrupts import Restoring, held_signals
+from fastscape._interrupts import left_on_failure as left_on_failure
 from fastscape._settings import PRECISION_LEAVES, SETTINGS, Later, RoundedProducts, legacy
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "entered",
     "exact_arithmetic",
     "kept_generators",
+    "left_on_failure",
     "legacy",
     "plain_arithmetic",
     "preserved_rng",

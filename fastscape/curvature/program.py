@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules._functions import BackwardHookFunction
 
 from fastscape._warnings import filtered_warnings
 from fastscape.curvature.flat import Layout
@@ -95,10 +96,14 @@ class Program:
         return close or (math.isnan(named) and math.isnan(written))
 
     def differentiates_by_hand(self, batch: int) -> bool:
-        """Whether the loss goes through a custom ``autograd.Function``, whose backward may not be differentiable."""
+        """Whether the loss goes through a custom ``autograd.Function``, whose backward may not be differentiable.
+
+        Those by which torch calls full backward hooks hand gradients on as they are.
+        """
         with torch.enable_grad():
             nodes = backward_nodes(self.loss(batch))
-        return any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in nodes)
+        custom = [node for node in nodes if isinstance(node, torch.autograd.function.BackwardCFunction)]
+        return any(getattr(node, "_forward_cls", None) is not BackwardHookFunction for node in custom)
 
     def _total(self) -> float:
         self.replica.forget()

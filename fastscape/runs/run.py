@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, get_args, get_type_hints
 
-from fastscape._checks import checked_settings
+from fastscape._checks import check_progress, checked_settings
 from fastscape.runs.budget import Budget
 
 
@@ -107,7 +107,8 @@ def settled(door: Callable[..., object], keywords: Mapping[str, object], **defau
         defaults: where they are not those of most probes.
 
     Raises:
-        TypeError: a keyword that there is not, with the nearest that there is; a ``run`` that is none.
+        TypeError: a keyword that there is not, with the nearest that there is; a ``run`` that is none; a ``progress`` that
+            cannot be called.
         ValueError: a keyword with another value in ``run``, or one in ``run`` that the function does not take.
     """
     shared = shared_keywords(door)
@@ -127,7 +128,9 @@ def settled(door: Callable[..., object], keywords: Mapping[str, object], **defau
         if name in keywords and not _same(value, keywords[name]):
             raise ValueError(f"{name} must be given once, got {keywords[name]!r} beside run.{name} = {value!r}; leave one out")
     given = {name: keywords[name] for name in taken if name in keywords}
-    return Run(**{**{name: _DEFAULTS.get(name) for name in taken}, **defaults, **run.said, **given})
+    settled = Run(**{**{name: _DEFAULTS.get(name) for name in taken}, **defaults, **run.said, **given})
+    check_progress(settled.said.get("progress"))
+    return settled
 
 
 def _same(first: object, second: object) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastscape._checks import first_line
+from fastscape._checks import check_progress, first_line
 from fastscape._clock import now
 from fastscape.curvature.forms.forwards import by_forwards
 from fastscape.differences.evaluator import DifferenceEvaluator, FrontEnd, Handling
@@ -108,6 +108,7 @@ def quadratic_forms(
         >>> fs.quadratic_forms(objective, fs.Directions(objective, count=8)).curvature.shape
         (8,)
     """
+    check_progress(progress)
     checked_directions(directions)
     if path == "forwards":
         return _two_forwards(objective, directions, "", progress)
