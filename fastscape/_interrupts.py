@@ -148,20 +148,21 @@ class left_on_failure:  # noqa: N801 - a block, as contextlib's
 
 
 def close_suspended(trace: TracebackType | None) -> None:
-    """End the blocks of ``contextlib`` that Ctrl-C cut off in their entry or exit, the innermost first.
+    """End the blocks that Ctrl-C cut off in their entry or exit below a frame, the innermost first.
 
-    Those of torch (of function modes, of ``torch.func``) would end only as the traceback is destroyed, after the blocks around
-    them.
+    Those of torch by ``contextlib`` (of function modes, of ``torch.func``), and our own, would end only as the traceback is
+    destroyed, after the blocks around them.
     """
     frames = []
-    while trace is not None:
-        frames.append(trace.tb_frame)
+    while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
+        frames.append(trace.tb_frame)
     for frame in reversed(frames):
-        if frame.f_code.co_filename == contextlib.__file__:
-            generator: Any = getattr(frame.f_locals.get("self"), "gen", None)
-            if getattr(generator, "gi_suspended", False):
-                generator.close()
+        block: Any = frame.f_locals.get("self")
+        if isinstance(block, Restoring):
+            block._end()
+        elif frame.f_code.co_filename == contextlib.__file__ and getattr(getattr(block, "gen", None), "gi_suspended", False):
+            block.gen.close()
 
 
 def undo(steps: list[Callable[[], object]]) -> None:
