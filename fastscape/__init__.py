@@ -6,6 +6,7 @@ imported where it is first used: importing the package loads neither torch nor n
 
 import importlib.util
 import random
+import sys
 import threading
 from types import ModuleType
 
@@ -87,13 +88,17 @@ def __getattr__(name: str) -> object:
 
 
 def _imported(module: str) -> ModuleType:
-    """A module; the global random numbers of Python, of which rich draws some as it is imported, stay the user's."""
+    """A module; the global random numbers of Python, of which rich draws some as it is imported, stay the user's.
+
+    Beside other threads, which may draw too, they are left where they are, not to be drawn twice.
+    """
     with _importing:  # torch imported by two threads at once ends the process
-        drawn = random.getstate()
+        drawn, alone = random.getstate(), len(sys._current_frames()) == 1
         try:
             return importlib.import_module(module)
         finally:
-            random.setstate(drawn)
+            if alone and len(sys._current_frames()) == 1:
+                random.setstate(drawn)
 
 
 def __dir__() -> list[str]:

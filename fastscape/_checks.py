@@ -128,6 +128,15 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
 
 
+def check_progress(progress: object) -> None:
+    """Raise a TypeError unless ``progress`` is ``None`` or can be called."""
+    if progress is not None and not callable(progress):
+        raise TypeError(
+            f"progress must be a function that is called as the work goes on, got {type(progress).__name__} {progress!r:.60}; "
+            "pass None for none"
+        )
+
+
 def checked_settings(name: str, value: object, kind: type[Settings]) -> Settings:
     """``value``, the defaults for ``None``, or a TypeError that says what to write."""
     if value is None:

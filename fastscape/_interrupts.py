@@ -1,6 +1,6 @@
-"""Ctrl-C on the command line: quiet while torch loads; then it ends a run with what is known, and a second one at once.
+"""Ctrl-C: it leaves nothing switched that a block switches, and ends a run on the command line with what is known.
 
-Importing this module is the first thing the package does, and arms the quiet part where the process is the command.
+Importing this module is the first thing the package does; where the process is the command, Ctrl-C is quiet while torch loads.
 """
 
 from __future__ import annotations
@@ -10,12 +10,168 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
 EXIT_INTERRUPTED = 130
 _FINISHING = b"\nfinishing: analysing and saving what is known; Ctrl-C again stops at once\n"
+_RAISING = ("SIGALRM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGTERM", "SIGINT")  # handlers of which raise exceptions; Ctrl-C last
+_WAITING = tuple(getattr(signal, name) for name in _RAISING if hasattr(signal, name))
+
+
+class _HeldSignals:
+    """Signals that arrive in the main thread inside the block are delivered at its end, those of inner blocks at the outermost.
+
+    Handlers run in the main thread alone: in another one the block does nothing. What is inside must be short.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._handlers: dict[int, Any] = {}
+        self._came: list[int] = []
+
+    def __enter__(self) -> None:
+        if threading.get_ident() == threading.main_thread().ident:
+            if not self._depth:
+                self._hold()
+            self._depth += 1
+
+    def __exit__(self, *_error: object) -> None:
+        if threading.get_ident() == threading.main_thread().ident:
+            self._depth -= 1
+            if not self._depth:
+                self._release()
+
+    def _hold(self) -> None:
+        handlers = {number: handler for number in _WAITING if callable(handler := signal.getsignal(number))}
+        try:
+            for number in reversed(handlers):
+                signal.signal(number, self._receive)
+        except BaseException:  # of a signal that arrives in between
+            self._give_back(handlers)
+            raise
+        self._handlers = handlers
+
+    def _release(self) -> None:
+        handlers, self._handlers = self._handlers, {}
+        try:
+            self._give_back(handlers)
+        finally:
+            self._deliver()
+
+    def _give_back(self, handlers: dict[int, Any]) -> None:
+        try:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        except BaseException:  # of a signal whose handler is back
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            raise
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        self._came.append(number)
+
+    def _deliver(self) -> None:
+        if self._came:
+            try:
+                signal.raise_signal(self._came.pop(0))
+            finally:
+                self._deliver()
+
+
+held_signals = _HeldSignals()
+
+
+class Restoring:
+    """A block that switches something outside of itself, and back whatever interrupts its beginning, inside or end.
+
+    Signals wait while it switches. One that comes between the two is an exception of the block; one in the instant before
+    ``__exit__`` begins is beyond the reach of Python, and switched back as the block is destroyed.
+    """
+
+    _steps: list[Callable[[], object]] | None = None
+
+    def __enter__(self) -> None:
+        self._steps = []
+        try:
+            begun = False
+            while not begun:
+                self._wait()
+                with held_signals:
+                    begun = self._begin(self._steps.append)
+        except BaseException:
+            self._end()
+            raise
+
+    def __exit__(
+        self, _kind: type[BaseException] | None = None, _error: BaseException | None = None, trace: TracebackType | None = None
+    ) -> None:
+        try:
+            with held_signals:
+                close_suspended(trace)
+            self._end()
+        except BaseException:
+            self._end()
+            raise
+
+    def __del__(self) -> None:
+        if self._steps:
+            self._end()
+
+    def _wait(self) -> None:
+        """Wait for what :meth:`_begin` needs, while signals are delivered."""
+
+    def _begin(self, later: Callable[[Callable[[], object]], None]) -> bool:
+        """Switch, and hand each step that switches back to ``later`` before; ``False`` to be asked again after a wait."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        with held_signals:
+            undo(self._steps or [])
+
+
+class left_on_failure:  # noqa: N801 - a block, as contextlib's
+    """Enter another block, and leave it only where what is inside fails: for a class that is a block around its own."""
+
+    def __init__(self, block: Restoring) -> None:
+        self._block = block
+
+    def __enter__(self) -> None:
+        self._block.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self._block.__exit__(kind, error, trace)
+
+
+def close_suspended(trace: TracebackType | None) -> None:
+    """End the blocks that Ctrl-C cut off in their entry or exit below a frame, the innermost first.
+
+    Those of torch by ``contextlib`` (of function modes, of ``torch.func``), and our own, would end only as the traceback is
+    destroyed, after the blocks around them.
+    """
+    frames = []
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+        frames.append(trace.tb_frame)
+    for frame in reversed(frames):
+        block: Any = frame.f_locals.get("self")
+        if isinstance(block, Restoring):
+            block._end()
+        elif frame.f_code.co_filename == contextlib.__file__ and getattr(getattr(block, "gen", None), "gi_suspended", False):
+            block.gen.close()
+
+
+def undo(steps: list[Callable[[], object]]) -> None:
+    """Take steps off a list and run them, the last one first, each also where another raises."""
+    while steps:
+        try:
+            steps.pop()()
+        finally:
+            undo(steps)
 
 
 class Interrupts:
@@ -30,7 +186,13 @@ class Interrupts:
         self._count, self._raising = 0, 1.0  # signals so far, and the number of the first that raises
 
     def __enter__(self) -> Interrupts:
-        self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for number in self._previous:
+                signal.signal(number, self._receive)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_error: object) -> None:

@@ -2,60 +2,38 @@
 
 from __future__ import annotations
 
-import random
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import parametrize
 
-# The leaves of torch's precision tree. CUDA kernels check that the legacy switches (set_float32_matmul_precision,
-# cudnn.allow_tf32) agree with the leaves, so both are written, and the leaves restored last: they return every legacy
-# getter to its old value. A user who set only the leaves gets errors from the legacy getters; theirs are left alone.
-_backends: Any = torch.backends  # its leaves are not typed
-_PRECISION_LEAVES = (
-    _backends.cuda.matmul,
-    _backends.cudnn.conv,
-    _backends.cudnn.rnn,
-    _backends.mkldnn.matmul,
-    _backends.mkldnn.conv,
-    _backends.mkldnn.rnn,
-)
+from fastscape._creation import create_in
+from fastscape._generators import exposed_draws, torch_generators
+from fastscape._generators import kept_generators as kept_generators
+from fastscape._generators import preserved_rng as preserved_rng
+from fastscape._generators import private_draws as private_draws
+from fastscape._interrupts import Restoring, held_signals
+from fastscape._interrupts import left_on_failure as left_on_failure
+from fastscape._settings import PRECISION_LEAVES, SETTINGS, Later, RoundedProducts, legacy
+
+__all__ = [
+    "PRECISION_LEAVES",
+    "RoundedProducts",
+    "autocast_here",
+    "autocast_outside",
+    "entered",
+    "exact_arithmetic",
+    "kept_generators",
+    "left_on_failure",
+    "legacy",
+    "plain_arithmetic",
+    "preserved_rng",
+    "private_draws",
+    "torch_generators",
+]
 _AUTOCAST = ("cpu", "cuda")  # kinds of devices whose autocast evaluations take off
-
-
-@contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Restore torch's (CPU and every CUDA device), NumPy's and Python's global generators on exit."""
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    legacy, python = np.random.get_state(), random.getstate()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        np.random.set_state(legacy)
-        random.setstate(python)
-
-
-def torch_generators() -> tuple[bytes, ...]:
-    """States of torch's global generators, of the CPU and every CUDA device in use."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    return tuple(state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda))
-
-
-def _legacy(getter: Callable[[], Any]) -> Any:
-    """Value of a legacy precision switch; None where torch refuses to tell because only the new ones were set."""
-    try:
-        return getter()
-    except RuntimeError:
-        return None
+T = TypeVar("T")
 
 
 class _Outside(threading.local):
@@ -77,81 +55,64 @@ def autocast_outside() -> dict[str, torch.dtype]:
     return autocast_here() if _outside.dtypes is None else _outside.dtypes
 
 
-def _enter_outside() -> dict[str, torch.dtype] | None:
-    before = _outside.dtypes
-    _outside.dtypes = autocast_outside()
-    return before
+def entered(stack: ExitStack, block: AbstractContextManager[T]) -> T:
+    """Enter a block whose end is that of a stack, with no instant between the two that Ctrl-C could fall into."""
+    with held_signals:
+        return stack.enter_context(block)
 
 
-def _leave_outside(before: dict[str, torch.dtype] | None) -> None:
-    _outside.dtypes = before
-
-
-@contextmanager
-def _uncached_parametrizations() -> Iterator[None]:
-    """Inside a caller's ``parametrize.cached()``, weights are made at every use: they move from one evaluation to the next."""
-    module: Any = parametrize
-    cached = module._cache_enabled
-    module._cache_enabled = 0
-    try:
-        yield
-    finally:
-        module._cache_enabled = cached
-
-
-@contextmanager
-def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
-    """Evaluate in plain IEEE ``dtype``, and restore every flag and the random generators afterwards; see below."""
-    with preserved_rng(), plain_arithmetic(dtype):
-        yield
-
-
-@contextmanager
-def plain_arithmetic(dtype: torch.dtype) -> Iterator[None]:
+class plain_arithmetic(Restoring):  # noqa: N801 - a block, as contextlib's
     """Evaluate in plain IEEE ``dtype`` and restore every flag afterwards; for code that draws no random numbers.
 
     No gradients, no autocast around the model, no TF32 or reduced-precision accumulation, no cuDNN benchmarking, the
     MATH attention back end and no fused transformer fast path, so that L(w), L(w + e d) and L(w - e d) go through
-    one and the same arithmetic. The default dtype is ``dtype``, for models that create tensors in their forward.
+    one and the same arithmetic. Tensors that the model creates in its forward are of ``dtype``.
+
+    Gradients, autocast and the dtype are of this thread. The rest is of the process: the first block of any thread switches it,
+    and the last one out switches it back (:mod:`fastscape._settings`).
 
     An autocast that the model or the loss enters itself is theirs and stays, without torch's cache of cast weights,
     which outlives an evaluation wherever another autocast is around it; so does ``parametrize.cached``.
     """
-    cuda, cudnn = _backends.cuda.matmul, _backends.cudnn
-    precision = [leaf.fp32_precision for leaf in _PRECISION_LEAVES]
-    matmul, convolution = _legacy(torch.get_float32_matmul_precision), _legacy(lambda: cudnn.allow_tf32)
-    reduced = (cuda.allow_fp16_reduced_precision_reduction, cuda.allow_bf16_reduced_precision_reduction)
-    benchmark, fastpath, default = cudnn.benchmark, torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_uncached_parametrizations())
-        stack.callback(_leave_outside, _enter_outside())
-        stack.enter_context(torch.autocast("cpu", enabled=False, cache_enabled=False))
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def _wait(self) -> None:
+        with SETTINGS.changed:
+            SETTINGS.changed.wait_for(SETTINGS.plain_is_free)
+
+    def _begin(self, later: Later) -> bool:
+        with SETTINGS.changed:
+            if not SETTINGS.plain_is_free():
+                return False
+            SETTINGS.enter_plain()
+            later(SETTINGS.leave_plain)
+        outside = _outside.dtypes
+        later(lambda: setattr(_outside, "dtypes", outside))
+        _outside.dtypes = autocast_outside()
+        for block in self._blocks():
+            block.__enter__()
+            later(lambda block=block: block.__exit__(None, None, None))  # type: ignore[misc]
+        gradients = torch.is_grad_enabled()
+        later(lambda: torch.set_grad_enabled(gradients))
+        torch.set_grad_enabled(False)
+        before = create_in(self._dtype)
+        later(lambda: create_in(before))
+        return True
+
+    def _blocks(self) -> list[Any]:
+        plain: list[Any] = [torch.inference_mode(False), torch.autocast("cpu", enabled=False, cache_enabled=False)]
         if torch.cuda.is_available():
-            stack.enter_context(torch.autocast("cuda", enabled=False, cache_enabled=False))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        try:
-            if matmul is not None:
-                torch.set_float32_matmul_precision("highest")
-            if convolution is not None:
-                cudnn.allow_tf32 = False
-            for leaf in _PRECISION_LEAVES:
-                leaf.fp32_precision = "ieee"
-            cuda.allow_fp16_reduced_precision_reduction = False
-            cuda.allow_bf16_reduced_precision_reduction = False
-            cudnn.benchmark = False
-            torch.backends.mha.set_fastpath_enabled(False)
-            torch.set_default_dtype(dtype)
-            yield
-        finally:
-            torch.set_default_dtype(default)
-            torch.backends.mha.set_fastpath_enabled(fastpath)
-            cudnn.benchmark = benchmark
-            cuda.allow_fp16_reduced_precision_reduction, cuda.allow_bf16_reduced_precision_reduction = reduced
-            if matmul is not None:
-                torch.set_float32_matmul_precision(matmul)
-            if convolution is not None:
-                cudnn.allow_tf32 = convolution
-            for leaf, value in zip(_PRECISION_LEAVES, precision, strict=True):
-                leaf.fp32_precision = value
+            plain.append(torch.autocast("cuda", enabled=False, cache_enabled=False))
+        return plain
+
+
+class exact_arithmetic(plain_arithmetic):  # noqa: N801
+    """Evaluate in plain IEEE ``dtype``, and restore every flag and the random generators afterwards."""
+
+    def _begin(self, later: Later) -> bool:
+        if not super()._begin(later):
+            return False
+        exposed_draws(later)
+        return True

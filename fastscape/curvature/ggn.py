@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, linearize, vjp, vmap
 from torch.nn import functional as F
 
+from fastscape.curvature.flat import norm
 from fastscape.curvature.forward import ForwardPath
+from fastscape.curvature.gradient_difference import LARGEST_ERROR, InaccurateDifferenceError
 from fastscape.curvature.paths import Product
 from fastscape.curvature.point import UnsoundProductError
 from fastscape.curvature.program import Parts, Program, quiet
@@ -104,6 +106,49 @@ class GaussNewtonReplay(GaussNewtonForward):
             return pushed
 
         return push
+
+
+class GaussNewtonDifference:
+    """Products with J v from outputs at displaced weights, for a custom backward whose derivative is to be judged.
+
+    Attributes:
+        error: relative difference between J v by a step and by four times that.
+    """
+
+    name = "output difference"
+    batched = False
+    held = False
+    exact = False
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self.error: float | None = None
+
+    def build(self, batch: int) -> Product:
+        """The outputs with their graph."""
+        leaves = self._program.leaves
+        with torch.enable_grad():
+            outputs = self._program.outputs(batch)
+        curve = loss_hessian(self._program, batch, outputs.detach())
+
+        def product(block: Parts) -> Parts:
+            vector = [part[0] for part in block]
+            step = torch.finfo(leaves[0].dtype).eps ** (1 / 3) * (1 + norm(leaves)) / norm(vector)
+            fine, coarse = (self._pushed(batch, vector, factor * step) for factor in (1, 4))
+            self.error = float((fine - coarse).norm() / fine.norm()) if bool(fine.any()) else 0.0
+            if not self.error <= LARGEST_ERROR:
+                raise InaccurateDifferenceError(f"differences of outputs are off by {self.error:.1g}, above {LARGEST_ERROR:g}")
+            return derivative([outputs], leaves, [curve(fine[None])], batched=False)
+
+        return product
+
+    def _pushed(self, batch: int, vector: Parts, step: float) -> Tensor:
+        with torch.no_grad():
+            ends = [
+                self._program.outputs(batch, [w + sign * step * v for w, v in zip(self._program.leaves, vector, strict=True)])
+                for sign in (1, -1)
+            ]
+        return (ends[0] - ends[1]) / (2 * step)
 
 
 def loss_hessian(program: Program, batch: int, outputs: Tensor) -> _Curve:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules._functions import BackwardHookFunction
 
+from fastscape._warnings import filtered_warnings
 from fastscape.curvature.flat import Layout
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.objective.batches import Batch
@@ -96,10 +96,14 @@ class Program:
         return close or (math.isnan(named) and math.isnan(written))
 
     def differentiates_by_hand(self, batch: int) -> bool:
-        """Whether the loss goes through a custom ``autograd.Function``, whose backward may not be differentiable."""
+        """Whether the loss goes through a custom ``autograd.Function``, whose backward may not be differentiable.
+
+        Those by which torch calls full backward hooks hand gradients on as they are.
+        """
         with torch.enable_grad():
             nodes = backward_nodes(self.loss(batch))
-        return any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in nodes)
+        custom = [node for node in nodes if isinstance(node, torch.autograd.function.BackwardCFunction)]
+        return any(getattr(node, "_forward_cls", None) is not BackwardHookFunction for node in custom)
 
     def _total(self) -> float:
         self.replica.forget()
@@ -164,11 +168,10 @@ def _halves(batch: Batch) -> list[Batch]:
     return [map_tensors(batch, lambda tensor: tensor[:middle]), map_tensors(batch, lambda tensor: tensor[middle:])]
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> filtered_warnings:
     """No warnings of torch about slow batching rules (the choice of path measures them) or its own deprecations."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated")  # in torch.func.jvp itself
-        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")  # in torch.func.linearize
-        yield
+    return filtered_warnings(
+        "There is a performance drop",
+        ".torch.jit.script. is deprecated",  # in torch.func.jvp itself
+        "Attempted to insert a get_attr Node",  # in torch.func.linearize
+    )

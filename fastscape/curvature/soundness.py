@@ -8,6 +8,7 @@ from itertools import combinations
 import torch
 
 from fastscape.curvature.flat import norm
+from fastscape.curvature.ggn import GaussNewtonDifference
 from fastscape.curvature.gradient_difference import DifferencePath, InaccurateDifferenceError
 from fastscape.curvature.paths import Product, ProductPath
 from fastscape.curvature.peak import MemoryCapError, peak_bytes
@@ -163,19 +164,21 @@ class Soundness:
         return "" if narrow is None else f"; or the rounding to {str(narrow[0])[6:]} inside the model ({narrow[1]})"
 
     def _compare_with_differences(self, first: Sketch) -> None:
-        """Compare a product through a custom backward with a difference of gradients, which only needs those.
+        """Compare a product through a custom backward with a difference of gradients, or of outputs for G, which needs no more.
 
         Raises:
             AsymmetricProductError: they differ.
         """
-        path = DifferencePath(self._program)
+        hessian = self._borne_out is not None
+        path = DifferencePath(self._program) if hessian else GaussNewtonDifference(self._program)
         try:
             distance = self._products.measured(path.build(self._batch), (0,), self._limit)[0][0].distance(first)
         except (InaccurateDifferenceError, MemoryCapError):
             return
         if distance > max(_WRONG, 10 * (path.error or 0.0)):
             raise AsymmetricProductError(
-                f"products through a custom backward must be those of the Hessian, got one that differs by {distance:.1g} from a "
-                "difference of gradients: the backward keeps a part of its input as a constant; "
-                "torch.autograd.gradgradcheck shows where"
+                f"products through a custom backward must be those of the {'Hessian' if hessian else 'Gauss-Newton matrix'}, got "
+                f"one that differs by {distance:.1g} from a difference of {'gradients' if hessian else 'outputs'}: the backward "
+                f"{'keeps a part of its input as a constant' if hessian else 'is not that of the forward, or not linear'}; "
+                f"torch.autograd.{'gradgradcheck' if hessian else 'gradcheck'} shows where"
             )

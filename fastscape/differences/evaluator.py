@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, get_args
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from fastscape._checks import check_memory, one_of, shown
 from fastscape._clock import now
-from fastscape._state import exact_arithmetic
+from fastscape._state import exact_arithmetic, left_on_failure
 from fastscape.differences.checks import CrossCheck
 from fastscape.differences.following import Follower
 from fastscape.differences.following import FrontEnd as FrontEnd
@@ -86,7 +85,7 @@ class DifferenceEvaluator:
         self._shared: tuple[float, ...] = ()
         self._base = math.nan
         self.forward_seconds = 0.0
-        self._stack = ExitStack()
+        self._arithmetic = exact_arithmetic(BASE)
 
     @property
     def program(self) -> Program | None:
@@ -120,19 +119,17 @@ class DifferenceEvaluator:
         return self.replica.evaluations + 2 * self._responses
 
     def __enter__(self) -> DifferenceEvaluator:
-        with ExitStack() as stack:
-            stack.enter_context(exact_arithmetic(BASE))
+        with left_on_failure(self._arithmetic):
             self.replica = self.objective.replica(BASE)
             if self.gate:
                 start = now()
                 unperturbed_loss(self.replica)
                 self.forward_seconds = (now() - start) / self.replica.gate
-            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lanes.propagations = []
-        self._stack.close()
+        self._arithmetic.__exit__(kind, error, trace)
 
     # ------------------------------------------------------------------ responses
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastscape._state import RoundedProducts
 from fastscape.differences.propagation import Propagation
 from fastscape.differences.subclass import Dispatched
 from fastscape.differences.triple import Frame, Products
@@ -105,19 +106,6 @@ def input_name(name: str) -> str:
     return f"parameter:model.{name}"
 
 
-@contextmanager
-def rounded_products(products: Products) -> Iterator[None]:
+def rounded_products(products: Products) -> AbstractContextManager[None]:
     """Matrix products of float32 operands in bfloat16 with float32 sums, where the device has them, inside the block."""
-    if products == "float32":
-        yield
-        return
-    backends: Any = torch.backends
-    leaves = (backends.mkldnn.matmul, backends.mkldnn.conv)
-    before = [leaf.fp32_precision for leaf in leaves]
-    try:
-        for leaf in leaves:
-            leaf.fp32_precision = "bf16"
-        yield
-    finally:
-        for leaf, value in zip(leaves, before, strict=True):
-            leaf.fp32_precision = value
+    return nullcontext() if products == "float32" else RoundedProducts()

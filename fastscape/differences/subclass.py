@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -159,7 +158,7 @@ def lanes_by_dispatch(
         name: Carrier(Triple(tensor, seeded(directions[name]), straight=True), frame) if name in directions else tensor
         for name, tensor in inputs.items()
     }
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad():
         loss = call(values)
     return loss.value.lanes if isinstance(loss, Carrier) and isinstance(loss.value, Triple) else None
 

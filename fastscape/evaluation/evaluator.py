@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Literal, get_args
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from fastscape._checks import check_memory as check_memory
 from fastscape._checks import one_of
 from fastscape._clock import now
-from fastscape._state import exact_arithmetic
+from fastscape._state import exact_arithmetic, left_on_failure
 from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.paths import LoopPath, Path, VmapPath
@@ -64,7 +63,7 @@ class Evaluator:
         self.choice: PathChoice | None = method if isinstance(method, PathChoice) else None
         self._wanted: PathName | None = None if isinstance(method, PathChoice) else method
         self._memory, self._trial = memory, trial
-        self._stack = ExitStack()
+        self._block = exact_arithmetic(self.dtype)
         self._path: Path | None = None
         self.forward_seconds = 0.0
 
@@ -74,19 +73,17 @@ class Evaluator:
         return self.replica.evaluations
 
     def __enter__(self) -> Evaluator:
-        with ExitStack() as stack:
-            stack.enter_context(exact_arithmetic(self.dtype))
+        with left_on_failure(self._block):
             self.replica = self.objective.replica(self.dtype)
             if self.gate:
                 start = now()
                 unperturbed_loss(self.replica)
                 self.forward_seconds = (now() - start) / self.replica.gate
-            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._path = None
-        self._stack.close()
+        self._block.__exit__(kind, error, trace)
 
     def prepare(self, directions: Directions, radii: Sequence[float]) -> PathChoice:
         """Choose the path for rows of ``radii``, once; later calls return the same choice."""

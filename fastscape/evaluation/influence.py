@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import counted
+from fastscape._warnings import filtered_warnings
 from fastscape.objective.replica import Replica
 
 _STEP = 1e-2  # of the size of a tensor's numbers, or of 1 where all are zero
@@ -52,8 +52,7 @@ def influence(replica: Replica) -> Influence:
     """
     names = replica.objective.names
     replica.reset()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a forward that takes values out of torch: only a backward pass is new to it
+    with filtered_warnings():  # of a forward that takes values out of torch: only a backward pass is new to it
         still = [part == 0 for part in replica.gradient()]
     flat = all(bool(mask.all()) for mask in still)
     whole = [mask if bool(mask.all()) else torch.zeros_like(mask) for mask in still]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Protocol, cast
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from fastscape._warnings import filtered_warnings
 from fastscape.directions import Directions
 from fastscape.evaluation.displacement import Displacement
 from fastscape.objective.replica import Replica
@@ -89,8 +89,7 @@ class VmapPath:
         for start in range(0, len(indices), self.chunk):
             wanted = list(indices[start : start + self.chunk])
             points = self._points(directions, wanted + wanted[:1] * (self.chunk - len(wanted)), radii)
-            with warnings.catch_warnings():  # operations without a batching rule are slow: the choice of path measures it
-                warnings.filterwarnings("ignore", message="There is a performance drop")
+            with filtered_warnings("There is a performance drop"):  # no batching rule: the choice of path measures it
                 rows.append(self._losses(points).reshape(self.chunk, -1)[: len(wanted)].cpu())
         return torch.cat(rows)
 

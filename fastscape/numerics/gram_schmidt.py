@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,9 @@ class NonFiniteRowsError(FloatingPointError):
     def __init__(self, count: int) -> None:
         super().__init__(f"rows must be finite, got {count} with NaN or inf")
         self.count = count
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.count,), self.__dict__
 
 
 def combine(rows: Tensor, coefficients: Array) -> tuple[Tensor, Array]:

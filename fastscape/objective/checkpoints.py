@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
+
+from fastscape._warnings import filtered_warnings
 
 _MESSAGE = (
     "model must be differentiable by torch.autograd.grad, got torch.utils.checkpoint with use_reentrant=True, through which "
@@ -24,8 +25,7 @@ def refused_checkpoints() -> Iterator[None]:
         ValueError: with the remedy.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=_SILENT)
+        with filtered_warnings(_SILENT, action="error"):
             yield
     except UserWarning as error:
         if _SILENT not in str(error):

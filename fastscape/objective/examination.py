@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastscape._state import exact_arithmetic
+from fastscape._warnings import filtered_warnings
 from fastscape.objective.batches import Batch, cast, placed
 from fastscape.objective.criteria import is_known_mean
 from fastscape.objective.definition import Definition
@@ -60,8 +60,7 @@ def examine(objective: Definition) -> Findings:
         ValueError: the loss of a batch is a sum over its samples.
     """
     narrow = torch.finfo(objective.dtype).bits < 32
-    with warnings.catch_warnings():  # the evaluations that give numbers repeat the model's warnings
-        warnings.simplefilter("ignore")
+    with filtered_warnings():  # the evaluations that give numbers repeat the model's warnings
         with exact_arithmetic(objective.dtype):
             try:
                 return _seen(objective, objective.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
+from fastscape._state import private_draws
 from fastscape.objective.batches import Batch, cast, placed
 from fastscape.objective.checkpoints import check_checkpoints, refused_checkpoints
 from fastscape.objective.criteria import Criterion, correct, described, remedy_of
@@ -38,10 +39,15 @@ class _LossModule(nn.Module):
         self._pair = placed_criterion(objective.criterion, objective.device, dtype)
         self._loss = objective.user_loss
         self._traits = objective.traits
+        self._known, self._statistics = objective.known, objective.batch_norm
         self._rewritten, self._shielded = rewritten, False
         self.plain_embeddings = has_altered_gradient(model)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        with private_draws(self._known, self._statistics):
+            return self._evaluated_once(batch)
+
+    def _evaluated_once(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         if torch.is_grad_enabled() or not self._traits.differentiates:
             return self._shielded_from_writes(batch)
         with torch.enable_grad():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch.nn.modules.batchnorm import _NormBase
 
 from fastscape._checks import first_line
-from fastscape._state import exact_arithmetic, preserved_rng
+from fastscape._state import exact_arithmetic, kept_generators
 from fastscape.objective.definition import Definition
 from fastscape.objective.examination import replica_of
 from fastscape.objective.norms import of_torch, tracking
@@ -44,7 +44,7 @@ def compared(objective: Definition) -> Statistics:
     """L(w) by both kinds of statistics; what a forward raises is kept in words. Cost: two forwards per batch."""
     losses, failure = {"running": math.nan, "batch": math.nan}, ""
     own = all(of_torch(module) for module in tracking(objective.model).values())
-    with preserved_rng():
+    with kept_generators():
         for mode in ("running", "batch"):
             try:
                 switched = objective.switched(mode)

@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import pkgutil
-import tempfile
 import types
 import typing
 import zipfile
@@ -100,26 +99,20 @@ def save(path: str | Path, result: Any, kind: str) -> Path:
     arrays: Arrays = {}
     tree = pack(result, arrays, "result")
     document = json.dumps({"format": FORMAT, "kind": kind, "result": tree})
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}.tmp")
+    try:  # with the permissions of any new file: asking for the umask would change it for all threads
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:
         error.filename = str(target)  # not the temporary file beside it
         raise
     try:
         with os.fdopen(handle, "wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, document=np.array(document), **arrays)
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(target)
+        temporary.replace(target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return target
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def load(path: str | Path) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastscape._checks import check_progress
 from fastscape._clock import now
 from fastscape._renamed import METHOD, renamed
 from fastscape.differences.evaluator import DifferenceEvaluator
@@ -159,6 +160,7 @@ def responses(
     Source: the even response is the quantity that Török & Bartha's multifractal probe analyses. Divided differences of programs:
     Reps & Rall, "Computational divided differencing and divided-difference arithmetics" (2003).
     """
+    check_progress(progress)
     steps = checked_radii(radii)
     start = now()
     chosen = _chosen(objective, checked_directions(directions), steps, checked_precision(precision), method, memory)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, get_args, get_type_hints
 
-from fastscape._checks import check_memory, checked_settings, integer, shown
+from fastscape._checks import check_memory, check_progress, checked_settings, integer, shown
 from fastscape._renamed import METHOD, renamed, under_new_names
 from fastscape.runs.budget import Budget
 
@@ -111,7 +111,8 @@ def settled(door: Callable[..., object], keywords: Mapping[str, object], **defau
         defaults: where they are not those of most probes.
 
     Raises:
-        TypeError: a keyword that there is not, with the nearest that there is; a ``run`` that is none.
+        TypeError: a keyword that there is not, with the nearest that there is; a ``run`` that is none; a ``progress`` that
+            cannot be called.
         ValueError: a keyword with another value in ``run``, or one in ``run`` that the function does not take.
 
     Warns:
@@ -150,6 +151,8 @@ def check_shared(values: Mapping[str, Any]) -> None:
             integer(name, value, -(2**63) if name == "step" else 0)
         elif name == "memory":
             check_memory(value)
+        elif name == "progress":
+            check_progress(value)
         elif name == "budget" and not isinstance(value, Budget):
             Budget(value)
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastscape._checks import check_progress
 from fastscape._state import preserved_rng
 from fastscape.runs.checkpoints import OPTIMIZER
 from fastscape.runs.optimizers import OptimizerState
@@ -56,6 +57,7 @@ def train(
     Returns:
         The checkpoint files in order.
     """
+    check_progress(progress)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     inputs, targets = (torch.cat([batch[part] for batch in data]) for part in (0, 1))

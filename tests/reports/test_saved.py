@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -163,3 +164,18 @@ def test_a_users_subclass_of_a_result_is_shown_as_it():
         [sys.executable, "-c", program, str(SAVED / "spectrum.npz")], capture_output=True, text=True, check=False
     )
     assert run.stdout == "<Mine \n", run.stderr
+
+
+def test_a_file_gets_the_permissions_of_any_other_without_asking_for_the_umask(tmp_path, monkeypatch):
+    """Asking sets it: another thread's files would be writable by everybody meanwhile."""
+    result, before = fs.load(FILES[0]), os.umask(0o027)
+    monkeypatch.setattr(os, "umask", None)
+    try:
+        path = result.save(tmp_path / "result.npz")
+        assert path.stat().st_mode & 0o777 == 0o640
+        result.save(path)
+        assert path.stat().st_mode & 0o777 == 0o640
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert [file.name for file in tmp_path.iterdir()] == ["result.npz"]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import stats
 
 from fastscape._clock import now
-from fastscape._state import exact_arithmetic, torch_generators
+from fastscape._state import exact_arithmetic, left_on_failure, torch_generators
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.branches import Branches
@@ -94,11 +95,10 @@ class _Line(AbstractContextManager["_Line"]):
         self._unit, self._tiny = torch.finfo(self.dtype).eps, _TINY
         self._selected: int | None = None
         self._known: dict[tuple[int, float], tuple[float, float]] = {}
-        self._stack = ExitStack()
+        self._block = exact_arithmetic(self.dtype)
 
     def __enter__(self) -> _Line:
-        with ExitStack() as stack:
-            stack.enter_context(exact_arithmetic(self.dtype))
+        with left_on_failure(self._block):
             self._replica = self.objective.replica(self.dtype)
             self._displacement = Displacement(self._replica.base, self._replica.scratch)
             self._replica.reset()
@@ -112,11 +112,10 @@ class _Line(AbstractContextManager["_Line"]):
             drawn = before != torch_generators()  # which may have no effect at w alone
             if drawn or (recorded != self.base and not math.isnan(self.base)):
                 unperturbed_loss(self._replica)  # refuses and says why, unless held pieces round otherwise: hardswish does
-            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *details: object) -> None:
-        self._stack.close()
+    def __exit__(self, *details: Any) -> None:
+        self._block.__exit__(*details)
 
     def _widened_losses(self) -> tuple[float, float]:
         """L(w) as its pieces are recorded and on them, with a criterion in float64 unless that holds tensors of one dtype."""

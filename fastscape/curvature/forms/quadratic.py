@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastscape._checks import first_line
+from fastscape._checks import check_progress, first_line
 from fastscape._clock import now
 from fastscape._renamed import METHOD, renamed
 from fastscape.curvature.forms.forwards import by_forwards
@@ -110,6 +110,7 @@ def quadratic_forms(
         >>> fs.quadratic_forms(objective, fs.Directions(objective, count=8)).curvature.shape
         (8,)
     """
+    check_progress(progress)
     checked_directions(directions)
     if isinstance(method, str) and method == "forwards":
         return _two_forwards(objective, directions, "", progress)

@@ -7,13 +7,13 @@ operations that are several in one; they are replaced by extrapolated difference
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fastscape._warnings import filtered_warnings
 from fastscape.differences.algebra import joined, total
 from fastscape.differences.rules.table import moves
 from fastscape.differences.triple import Decision, Frame, Triple
@@ -224,8 +224,7 @@ class _Local:
         primals = tuple(still[place] for place in places)
         parts = [self._parts(self.leaves[place], k, s) for place in places]
         a, b = (tuple(part[i] for part in parts) for i in (0, 1))
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch scripts its own forward derivatives at the first use
+        with torch.enable_grad(), filtered_warnings(category=FutureWarning):  # torch scripts forward derivatives at first use
             first, second = torch.func.jvp(lambda *z: torch.func.jvp(function, z, a)[1], primals, a)  # type: ignore[misc]
             drift = torch.func.jvp(function, primals, b)[1]
         return [(one, two + three) for one, two, three in zip(first, second, drift, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from fastscape._warnings import filtered_warnings
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.surface.families import Affine
 from fastscape.evaluation.surface.paths import Raw
@@ -73,8 +73,7 @@ class LinePath:
         batches = np.empty((len(points), len(self._replica.batches)))
         samples = [np.empty((len(points), inputs.shape[1])) for inputs in self._inputs]
         correct = np.zeros(len(points), np.int64)
-        with warnings.catch_warnings():  # operations without a batching rule are slow: the choice of path measures it
-            warnings.filterwarnings("ignore", message="There is a performance drop")
+        with filtered_warnings("There is a performance drop"):  # no batching rule: the choice of path measures it
             places_of_lines = list(_lines(points, axis))
             for index in range(len(samples)):
                 for places in places_of_lines:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from fastscape._warnings import filtered_warnings
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.surface.families import Affine, Family
 from fastscape.evaluation.surface.sample_losses import SampleLosses
@@ -152,8 +152,7 @@ class PointVmap:
         self._replica.evaluations += len(points)
         losses, samples, correct = [], [], []
         for index in range(len(self._replica.batches)):
-            with warnings.catch_warnings():  # operations without a batching rule are slow: the choice of path measures it
-                warnings.filterwarnings("ignore", message="There is a performance drop")
+            with filtered_warnings("There is a performance drop"):  # no batching rule: the choice of path measures it
                 loss, *rest = self._batched(weights, index)
             losses.append(loss[:used].cpu().numpy())
             if self._terms.unit == "samples":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Literal, get_args
 
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from fastscape._checks import check_memory, one_of
 from fastscape._clock import now
-from fastscape._state import exact_arithmetic
+from fastscape._state import exact_arithmetic, left_on_failure
 from fastscape.evaluation.batch_statistics import kept, recalibrate
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.points import Array
@@ -95,23 +94,21 @@ class Surface:
         self.seconds = 0.0
         self._asked = 0  # points before a path is chosen
         self._beside = 0  # evaluations of the float64 copy
-        self._stack = ExitStack()
+        self._block = exact_arithmetic(self.dtype)
 
     def __enter__(self) -> Surface:
-        with ExitStack() as stack:
-            stack.enter_context(exact_arithmetic(self.dtype))
+        with left_on_failure(self._block):
             self.replica = self.objective.replica(self.dtype)
             start = now()
             unperturbed_loss(self.replica)  # evaluates twice, and counts
             self.seconds = (now() - start) / self.replica.gate
             self.terms = SampleLosses(self.replica, accuracy=self._accuracy)
             self._loop = PointLoop(self.replica, self.family, self.terms, self._prepare)
-            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._path = None
-        self._stack.close()
+        self._block.__exit__(kind, error, trace)
 
     @property
     def evaluations(self) -> int:

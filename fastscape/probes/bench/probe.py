@@ -15,7 +15,7 @@ import torch
 
 from fastscape._checks import check_memory, counted, counted_up, first_line, integer
 from fastscape._clock import now
-from fastscape._state import preserved_rng
+from fastscape._state import entered, kept_generators
 from fastscape.curvature.peak import peak_bytes
 from fastscape.curvature.sketch import synchronise
 from fastscape.numerics.arrays import Array
@@ -101,7 +101,7 @@ def bench(
     began = now()
     loss, budget = math.nan, run.work.budget
     with ExitStack() as stack:
-        stack.enter_context(preserved_rng())
+        entered(stack, kept_generators())
         with run.work.ends(lambda: run.rows):
             setting = Setting(objective, count, work.memory, work.seed, stack)
             loss = setting.loss

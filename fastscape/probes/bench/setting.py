@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastscape._clock import now
-from fastscape._state import exact_arithmetic, plain_arithmetic
+from fastscape._state import entered, exact_arithmetic, plain_arithmetic
 from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.rounding import rounding_model
@@ -97,7 +97,7 @@ class Setting:
     def __init__(self, objective: Objective, count: int, memory: int | None, seed: int, stack: ExitStack) -> None:
         self.objective, self.count, self.memory, self.stack = objective, count, memory, stack
         self.dtype = objective.dtype
-        stack.enter_context(exact_arithmetic(self.dtype))
+        entered(stack, exact_arithmetic(self.dtype))
         self.replica = objective.replica(self.dtype)
         start = now()
         self.loss = unperturbed_loss(self.replica)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fastscape._checks import first_line
-from fastscape._state import _PRECISION_LEAVES, _legacy
+from fastscape._state import PRECISION_LEAVES, legacy
 from fastscape.ops import status
 from fastscape.probes.doctor.result import Finding
 
@@ -135,14 +135,12 @@ def _arithmetic() -> Finding:
     """TF32 and its like are switched off in probes; flushed denormals cannot be seen by them, and are not."""
     backends: Any = torch.backends
     leaves = [
-        (name, leaf)
-        for name, leaf in zip(_NAMES, _PRECISION_LEAVES, strict=True)
-        if torch.cuda.is_available() or "cu" not in name
+        (name, leaf) for name, leaf in zip(_NAMES, PRECISION_LEAVES, strict=True) if torch.cuda.is_available() or "cu" not in name
     ]
     reduced = [f"{leaf.fp32_precision} in {name}" for name, leaf in leaves if leaf.fp32_precision not in ("none", "ieee")]
-    if _legacy(torch.get_float32_matmul_precision) not in (None, "highest"):
+    if legacy(torch.get_float32_matmul_precision) not in (None, "highest"):
         reduced.append(f"float32 matmul precision {torch.get_float32_matmul_precision()!r}")
-    if _legacy(lambda: backends.cudnn.allow_tf32) and torch.cuda.is_available():
+    if legacy(lambda: backends.cudnn.allow_tf32) and torch.cuda.is_available():
         reduced.append("TF32 in cuDNN")
     reduced += [f"autocast on {device}" for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
     if backends.cudnn.benchmark:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fastscape._clock import now
-from fastscape._state import preserved_rng
+from fastscape._state import kept_generators
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.doctor.machine import machine_findings
 from fastscape.probes.doctor.model import ModelCheckup
@@ -43,7 +43,7 @@ def doctor(objective: Objective | None = None, *, name: str | None = None, step:
     """
     start = now()
     check_shared({"name": name, "step": step})
-    with preserved_rng():
+    with kept_generators():
         machine = tuple(machine_findings())
         found: tuple[Any, ...] = ()
         meta = provenance()

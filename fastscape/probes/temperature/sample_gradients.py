@@ -3,7 +3,6 @@ r"""Gradients of single samples, or of groups of them, one block at a time: devi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
@@ -15,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fastscape._checks import one_of
-from fastscape._state import exact_arithmetic
+from fastscape._state import exact_arithmetic, left_on_failure
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.samples import groups_of, samples_of
@@ -90,7 +89,7 @@ class SampleGradients:
         self.objective = objective
         half = objective.dtype in (torch.float16, torch.bfloat16)
         self.dtype = torch.float32 if half else objective.dtype
-        self._memory, self._split, self._stack = memory, split, ExitStack()
+        self._memory, self._split, self._block = memory, split, exact_arithmetic(self.dtype)
         self.coupled = coupled = _coupled(objective)
         self._most = group
         if coupled and method == "per-sample":
@@ -114,8 +113,7 @@ class SampleGradients:
         return 2 + self._gradients + (0 if self._samples is None else self._samples.evaluations)
 
     def __enter__(self) -> SampleGradients:
-        with ExitStack() as stack:
-            stack.enter_context(exact_arithmetic(self.dtype))
+        with left_on_failure(self._block):
             self.replica = self.objective.replica(self.dtype)
             self.loss = unperturbed_loss(self.replica)
             if self.method == "per-sample":
@@ -123,11 +121,10 @@ class SampleGradients:
                 self._use_samples()
             else:
                 self._use_groups()
-            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stack.close()
+        self._block.__exit__(kind, error, trace)
 
     # ------------------------------------------------------------------ units
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from fastscape._checks import counted
+from fastscape._warnings import filtered_warnings
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.samples import part, rows_of, split_rows
 from fastscape.evaluation.trial import Refusal, Trial, activation_bytes, memory_for, timed, told
@@ -163,8 +163,7 @@ class SampleRows:
             value: Tensor = functional_call(replica.module, dict(zip(names, parameters, strict=True)), (sample,))[0]
             return value
 
-        with warnings.catch_warnings():  # operations without a batching rule are slow: the choice of path measures it
-            warnings.filterwarnings("ignore", message="There is a performance drop")
+        with filtered_warnings("There is a performance drop"):  # no batching rule: the choice of path measures it
             batched = vmap(grad(loss), in_dims=(None, *[0 if rows else None for rows in own]), randomness="error")
             replica.reset()
             found = batched([tensor.detach() for tensor in replica.scratch], *tensors)  # base is the user's own memory
