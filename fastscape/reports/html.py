@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastscape._files import write_text
 from fastscape.reports.document import Document, check_companion
 from fastscape.reports.sections import Figure, Section
 from fastscape.reports.svg import svg, svgs
@@ -58,7 +59,7 @@ def write_html(result: Document, path: str | Path, *, spectrum: Document | None 
     with mpl.rc_context({"svg.hashsalt": "fastscape", "font.size": 9, "svg.fonttype": "none"}):
         content = _page(result, spectrum)
     target = Path(path)
-    target.write_text(environment.get_template("document.html.j2").render(content), encoding="utf-8")
+    write_text(target, environment.get_template("document.html.j2").render(content))
     return target
 
 

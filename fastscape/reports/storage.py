@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
-import os
 import pkgutil
-import tempfile
 import types
 import typing
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastscape._checks import first_line
+from fastscape._files import replaced
 from fastscape.numerics.estimate import Estimate
+from fastscape.reports.archive import Arrays, named_array, read_archive, write_archive
 from fastscape.reports.numbers import interval
+from fastscape.reports.shapes import check_array, check_shapes
 
 FORMAT = 1  # of the files that are written; larger ones are a newer version's
-Arrays = dict[str, NDArray[Any]]
 KINDS: dict[str, type] = {}  # classes of results by the kind of their files
 _HOMES = ("fastscape.probes", "fastscape.study")  # packages whose views know all kinds
 _KIND = "$kind"  # of a result inside another, whose field may hold any
@@ -68,9 +68,12 @@ def _views() -> Iterator[str]:
 
 def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     """Rebuild a value of type ``kind`` from what :func:`pack` made of it."""
+    name = named_array(data)
+    if name is not None:
+        return check_array(kind, arrays[name], name)
     origin, parameters = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(data, dict) and set(data) == {"array"} and isinstance(data["array"], str):
-        return arrays[data["array"]]
+    if origin is np.ndarray:
+        raise TypeError(f"a number array is expected where it has {str(data)[:40]!r}")
     if isinstance(data, dict) and _KIND in data:
         kind, data = _class_of(data[_KIND]), {name: item for name, item in data.items() if name != _KIND}
         origin, parameters = None, ()
@@ -78,10 +81,14 @@ def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
         options = [option for option in parameters if option is not type(None)]
         return None if data is None else unpack(options[0], data, arrays)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(data, dict):
+            raise TypeError(f"a {kind.__name__} is expected where it has {str(data)[:40]!r}")
         hints = typing.get_type_hints(kind)
         known = {name: item for name, item in data.items() if name in hints}  # an earlier version may have had more
         return kind(**{name: unpack(hints[name], item, arrays) for name, item in known.items()})
     if origin is tuple:
+        if not isinstance(data, list):
+            raise TypeError(f"a list is expected where it has {str(data)[:40]!r}")
         items = [parameters[0]] * len(data) if parameters[-1] is Ellipsis else list(parameters)
         return tuple(unpack(item, part, arrays) for item, part in zip(items, data, strict=True))
     if origin is dict:
@@ -99,27 +106,9 @@ def save(path: str | Path, result: Any, kind: str) -> Path:
         raise FileNotFoundError(f"path must be in an existing directory, got {str(target)!r}")
     arrays: Arrays = {}
     tree = pack(result, arrays, "result")
-    document = json.dumps({"format": FORMAT, "kind": kind, "result": tree})
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    except OSError as error:
-        error.filename = str(target)  # not the temporary file beside it
-        raise
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, document=np.array(document), **arrays)
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replaced(target) as stream:
+        write_archive(stream, {"format": FORMAT, "kind": kind, "result": tree}, arrays)
     return target
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def load(path: str | Path) -> Any:
@@ -134,18 +123,19 @@ def load(path: str | Path) -> Any:
     if Path(path).is_file() and not zipfile.is_zipfile(path):
         raise ValueError(f"path must be a result file written by fastscape (npz), got {str(path)!r}, which is not or is damaged")
     try:
-        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            document = json.loads(str(archive["document"]))
-            arrays = {name: archive[name] for name in archive.files if name != "document"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a damaged header
+            document, arrays = read_archive(Path(path))
         _check_format(document["format"], path)
-        kind = _class_of(document["kind"])
-        return unpack(kind, document["result"], arrays)
+        result = unpack(_class_of(document["kind"]), document["result"], arrays)
+        check_shapes(result)
     except (FileNotFoundError, NewerFileError):
         raise
     except Exception as error:  # a damaged archive fails in zipfile, zlib, NumPy or json, in a dozen ways
         raise ValueError(
             f"path must be a result file written by fastscape, got {str(path)!r} ({type(error).__name__}: {first_line(error)})"
         ) from error
+    return result
 
 
 def _check_format(found: object, path: str | Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from fastscape._checks import integer, one_line
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.numerics.estimate import Estimate, Estimates
 from fastscape.probes.multifractal import exponents as ex
 from fastscape.probes.multifractal.scalars import AUTHORS_Q
@@ -87,6 +87,7 @@ class WindowAnalysis:
             share of negative responses over the window, and ``sign_mixing`` = largest share of the rarer sign.
     """
 
+    shapes: ClassVar[Shapes] = {"zeta": "Q", "alpha_ratio": "Q", "f_ratio": "Q"}
     window: Window
     spectrum: ex.Exponents
     zeta: Array
@@ -109,6 +110,17 @@ class ScaleProfile:
         h_local: median over directions of the local slopes of ln r ``[K - 1]``.
     """
 
+    shapes: ClassVar[Shapes] = {
+        "log_z": "K Q",
+        "n_eff": "K Q",
+        "hill": "K Q",
+        "tau_local": "K-1 Q",
+        "C1": "K",
+        "C2": "K",
+        "participation": "K",
+        "neg_frac": "K",
+        "h_local": "K-1",
+    }
     log_z: Array
     n_eff: Array
     hill: Array
@@ -131,6 +143,7 @@ class Curve:
         withheld: why there is no band at some orders; empty where there is one at all of them.
     """
 
+    shapes: ClassVar[Shapes] = {"value": "Q", "lower": "Q", "upper": "Q"}
     value: Array
     lower: Array
     upper: Array

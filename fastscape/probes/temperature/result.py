@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.numerics.estimate import Estimate
 from fastscape.reports.document import Document
 from fastscape.reports.numbers import interval, number
@@ -47,6 +47,7 @@ class TemperatureResult(Document):
 
     kind: ClassVar[str] = "temperature"
 
+    shapes: ClassVar[Shapes] = {"rates": "*", "norms": "*"}
     name: str
     step: int | None
     trace: Estimate
