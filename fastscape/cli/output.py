@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -71,6 +72,9 @@ class Outcome:
 
 def run(work: Callable[[Interrupts], Outcome], out: Path | None, *, as_json: bool) -> None:
     """Do the work of a command, write and print what it leaves, and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what their encoding does not
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     start_up()  # before signals raise: KeyboardInterrupt could become the ImportError of a half-loaded library
     with Interrupts() as interrupts:
         with exit_codes():

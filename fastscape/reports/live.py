@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fastscape._checks import counted
 from fastscape.numerics.estimate import Estimate
-from fastscape.reports.numbers import interval
+from fastscape.reports.numbers import interval, readable
 
 
 class LiveProgress:
@@ -24,7 +24,7 @@ class LiveProgress:
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         terminal = console or Console(stderr=True)
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:3.0f} %"),
             TimeElapsedColumn(),
@@ -50,4 +50,4 @@ class LiveProgress:
     def draw(self, description: str, fraction: float, remaining: float) -> None:
         """Draw what is being done, the share done, and the seconds that are left (inf: unknown)."""
         left = "" if math.isinf(remaining) else f"about {max(0.0, remaining):.0f} s left"
-        self._bar.update(self._task, completed=fraction, description=description, left=left)
+        self._bar.update(self._task, completed=fraction, description=readable(description), left=left)
