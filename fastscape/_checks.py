@@ -23,6 +23,17 @@ def integer(name: str, value: object, low: int, high: int | None = None) -> int:
     return number
 
 
+MOST = 2**20
+
+
+def amount(name: str, value: object, low: int, most: int = MOST) -> int:
+    """``value`` as an int from ``low`` up to ``most``, of replicates, points, starts: memory grows with their number."""
+    number = integer(name, value, low)
+    if number > most:
+        raise ValueError(f"{name} must be at most {most}, got {value!r}: the memory that it takes grows with it")
+    return number
+
+
 def check_memory(memory: object) -> None:
     """Raise a ValueError unless ``memory`` is ``None`` or a positive number of bytes."""
     if memory is not None and not (isinstance(memory, (int, float)) and not isinstance(memory, bool) and memory > 0):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from fastscape._checks import integer, one_line
+from fastscape._checks import amount, integer, one_line
 from fastscape.numerics.arrays import Array, Shapes
 from fastscape.numerics.estimate import Estimate, Estimates
 from fastscape.probes.multifractal import exponents as ex
@@ -17,6 +17,7 @@ from fastscape.probes.multifractal.trust import Trust, Window
 
 DEFAULT_Q = tuple(sorted([*AUTHORS_Q.tolist(), 0.0]))
 CORE_Q = tuple(order for order in DEFAULT_Q if -1 <= order <= 2)
+MOST_ORDERS = 1000  # the memory of an analysis grows with their number
 OUTDATED = "analysed by version 0.1, whose intervals of M_tau and alpha cover too seldom: .reanalyse() makes them anew"
 Variant = Literal["even", "odd"]
 
@@ -55,6 +56,8 @@ class AnalysisSettings:
                 raise ValueError(f"q must be 'core' or orders, got {self.q!r}")
             object.__setattr__(self, "q", CORE_Q)
         orders = sorted({float(order) for order in self.q} | {0.0, 1.0})
+        if len(orders) > MOST_ORDERS:
+            raise ValueError(f"q must hold at most {MOST_ORDERS} orders, got {len(orders)}")
         if not all(map(math.isfinite, orders)) or len([order for order in orders if order]) < 3:
             raise ValueError(f"q must hold at least three finite orders besides 0, got {self.q!r}")
         object.__setattr__(self, "q", tuple(orders))
@@ -68,8 +71,9 @@ class AnalysisSettings:
             raise ValueError(f"gamma must be positive and finite, got {self.gamma!r}")
         if self.measure_floor is not None and not 0 < self.measure_floor < 1:
             raise ValueError(f"measure_floor must be in (0, 1), got {self.measure_floor!r}")
-        for name, least in (("bootstrap", 2), ("permutations", 1), ("seed", 0)):
-            object.__setattr__(self, name, integer(name, getattr(self, name), least))
+        for name, least in (("bootstrap", 2), ("permutations", 1)):
+            object.__setattr__(self, name, amount(name, getattr(self, name), least))
+        object.__setattr__(self, "seed", integer("seed", self.seed, 0))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from fastscape._checks import counted, integer
+from fastscape._checks import amount, counted
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
 
@@ -121,7 +121,7 @@ def association(
         (1.0, 0.016667)
     """
     x, y, labels = _checked(early, outcome, groups)
-    integer("replicates", replicates, 100)
+    amount("replicates", replicates, 100)
     known = ~(np.isnan(x) | np.isnan(y))
     members = _groups(labels, known)
     used = np.concatenate(members) if members else np.empty(0, dtype=np.int64)

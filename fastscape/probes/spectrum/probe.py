@@ -10,7 +10,7 @@ from typing import Any, Literal, Unpack, cast
 import torch
 from torch import Tensor
 
-from fastscape._checks import check_memory, first_line, integer
+from fastscape._checks import amount, check_memory, first_line, integer
 from fastscape.curvature.operator import ggn, hessian
 from fastscape.curvature.paths import PathName
 from fastscape.curvature.soundness import AsymmetricProductError
@@ -111,7 +111,7 @@ def spectrum(
     work = settled(spectrum, keywords)
     checked_objective(objective)
     goals, memory = checked_goals(objective, k, operator, work.targets, nodes), work.memory
-    block = BLOCK if block is None else integer("block", block, 2)
+    block = BLOCK if block is None else amount("block", block, 2)
     integer("seed", work.seed, 0, 2**64)
     check_memory(memory)
     start = _warm_vectors(objective, warm)
@@ -196,7 +196,7 @@ def checked_goals(objective: Objective, k: int, operator: str, targets: Mapping[
         none = value is None and key == "trace"
         if not none and not (isinstance(value, (int, float)) and math.isfinite(value) and 0 < value < 1):
             raise ValueError(f"targets[{key!r}] must lie in (0, 1), got {value!r}")
-    nodes = integer("nodes", nodes, 1)
+    nodes = amount("nodes", nodes, 1)
     assert wanted["eigenvalues"] is not None
     return Goals(wanted["eigenvalues"], wanted["trace"], nodes, max(_PRODUCTS * nodes, 400))
 

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 import torch
 
-from fastscape._checks import counted, first_line, integer
+from fastscape._checks import amount, counted, first_line, integer
 from fastscape._clock import now
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.tracking.allowance import Allowance
@@ -111,7 +111,7 @@ class Tracker:
         if difficulty is not None and not isinstance(difficulty, Difficulty):
             raise TypeError(f"difficulty must be a fastscape.Difficulty, got {type(difficulty).__name__}")
         self.difficulty, self.name = difficulty, work.name
-        self._most = integer("pending", pending, 1)
+        self._most = amount("pending", pending, 1)
         settings = {"what": list(self.measures), "k": self.k, "seed": self.seed, "when": self.schedule.words()}
         self._meta = objective_meta(self.objective) | settings
         if self.objective.tracking:
