@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+KIND = "$kind"  # of a result inside another, whose field may hold any
 _KINDS = {"f": "floating-point numbers", "b": "booleans", "i": "integers", "u": "integers"}
 
 
@@ -30,6 +32,36 @@ def check_array(kind: Any, array: NDArray[Any], name: str) -> NDArray[Any]:
     if array.dtype.kind != np.dtype(wanted).kind:
         raise TypeError(f"the array {name!r} must hold {_KINDS[np.dtype(wanted).kind]}, got {array.dtype}")
     return array
+
+
+def check_value(kind: Any, data: Any) -> Any:
+    """``data``, which must be what the type ``kind`` of its field says, as far as that is a number, text, list or mapping.
+
+    Raises:
+        TypeError: it is not.
+    """
+    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    if not any(_holds(option, data) for option in options):
+        words = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+        raise TypeError(f"{words} is expected where it has {str(data)[:40]!r}")
+    return data
+
+
+def _holds(kind: Any, data: Any) -> bool:
+    origin = typing.get_origin(kind)
+    if kind in (int, float):
+        return isinstance(data, (int, float)) and (isinstance(data, float) or abs(data) <= sys.float_info.max)
+    if origin is typing.Literal:
+        return any(data == allowed and type(data) is type(allowed) for allowed in typing.get_args(kind))
+    if origin is np.ndarray:
+        return False  # of a document
+    if origin is tuple:
+        return isinstance(data, list)
+    if origin is dict or dataclasses.is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, dict)):
+        return isinstance(data, dict)
+    if kind in (str, bool, type(None)):
+        return isinstance(data, kind)
+    return kind is Any or not isinstance(kind, type) or (isinstance(data, dict) and KIND in data)  # any, or a result
 
 
 def check_shapes(result: Any, place: str = "result", shared: dict[str, int] | None = None) -> None:

@@ -21,12 +21,11 @@ from fastscape._files import replaced
 from fastscape.numerics.estimate import Estimate
 from fastscape.reports.archive import Arrays, named_array, read_archive, write_archive
 from fastscape.reports.numbers import interval
-from fastscape.reports.shapes import check_array, check_shapes
+from fastscape.reports.shapes import KIND, check_array, check_shapes, check_value
 
 FORMAT = 1  # of the files that are written; larger ones are a newer version's
 KINDS: dict[str, type] = {}  # classes of results by the kind of their files
 _HOMES = ("fastscape.probes", "fastscape.study")  # packages whose views know all kinds
-_KIND = "$kind"  # of a result inside another, whose field may hold any
 
 
 class NewerFileError(ValueError):
@@ -41,7 +40,7 @@ def pack(value: Any, arrays: Arrays, prefix: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: pack(getattr(value, f.name), arrays, f"{prefix}.{f.name}") for f in dataclasses.fields(value)}
         kind = _kind(type(value))
-        return fields if kind is None else fields | {_KIND: kind}
+        return fields if kind is None else fields | {KIND: kind}
     if isinstance(value, Mapping):
         return {key: pack(item, arrays, f"{prefix}.{key}") for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -71,24 +70,19 @@ def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     name = named_array(data)
     if name is not None:
         return check_array(kind, arrays[name], name)
+    check_value(kind, data)
     origin, parameters = typing.get_origin(kind), typing.get_args(kind)
-    if origin is np.ndarray:
-        raise TypeError(f"a number array is expected where it has {str(data)[:40]!r}")
-    if isinstance(data, dict) and _KIND in data:
-        kind, data = _class_of(data[_KIND]), {name: item for name, item in data.items() if name != _KIND}
+    if isinstance(data, dict) and KIND in data:
+        kind, data = _checked_class(kind, _class_of(data[KIND])), {name: item for name, item in data.items() if name != KIND}
         origin, parameters = None, ()
     if origin in (typing.Union, types.UnionType):
         options = [option for option in parameters if option is not type(None)]
         return None if data is None else unpack(options[0], data, arrays)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(data, dict):
-            raise TypeError(f"a {kind.__name__} is expected where it has {str(data)[:40]!r}")
         hints = typing.get_type_hints(kind)
         known = {name: item for name, item in data.items() if name in hints}  # an earlier version may have had more
         return kind(**{name: unpack(hints[name], item, arrays) for name, item in known.items()})
     if origin is tuple:
-        if not isinstance(data, list):
-            raise TypeError(f"a list is expected where it has {str(data)[:40]!r}")
         items = [parameters[0]] * len(data) if parameters[-1] is Ellipsis else list(parameters)
         return tuple(unpack(item, part, arrays) for item, part in zip(items, data, strict=True))
     if origin is dict:
@@ -96,6 +90,13 @@ def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     if isinstance(kind, type) and issubclass(kind, dict):  # a mapping with a class of its own
         return kind(unpack(dict[str, Any], data, arrays))
     return data
+
+
+def _checked_class(expected: Any, found: type) -> type:
+    options = typing.get_args(expected) or (expected,)
+    if not any(issubclass(found, option) for option in options if isinstance(option, type)) and Any not in options:
+        raise TypeError(f"a {found.__name__} stands where {expected} is expected")
+    return found
 
 
 def save(path: str | Path, result: Any, kind: str) -> Path:
