@@ -9,7 +9,7 @@ NATIVE := $(VENV)/.native
 
 demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints and their spectra, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
-	OMP_NUM_THREADS=1 $(BIN)/fastscape multifractal zoo:cnn --data 'zoo:digits?samples=128' --checkpoint demo/checkpoints --batch-norm batch --budget 60s --spectrum --out demo
+	OMP_NUM_THREADS=1 $(BIN)/fastscape multifractal zoo:cnn --data 'zoo:digits?samples=128' --checkpoint demo/checkpoints --batch-norm batch --budget 60s --spectrum --out demo --force
 
 test: $(NATIVE) ## the default test suite, on two cores; worksteal keeps neighbours, which share compilations, in one process
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -108,5 +108,5 @@ $(NATIVE): $(STAMP) $(wildcard csrc/*.h csrc/cpu/*) # after a change in csrc; wi
 	touch $(NATIVE)
 
 clean:
-	rm -rf $(VENV) build dist demo study fastscape/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist demo study fastscape/*.so fastscape/*.so.json *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,8 @@ No compiler, or a failed compilation, still installs: the pure-PyTorch reference
 ``FASTSCAPE_NATIVE=require`` makes a failed build an error (CI), ``FASTSCAPE_NATIVE=0`` skips it.
 """
 
+import hashlib
+import json
 import os
 import platform
 import sys
@@ -31,6 +33,20 @@ COMPILED_AT_RUN_TIME = ["csrc/philox.h", *sorted(str(path) for path in Path("csr
 MODE = os.environ.get("FASTSCAPE_NATIVE", "")
 
 
+def describe(library):
+    """Write size and SHA-256 beside a library: it is compared with them before it is loaded."""
+    content = library.read_bytes()
+    description = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    target = described(library)
+    target.write_text(json.dumps(description) + "\n")
+    return target
+
+
+def described(library):
+    """The file that :func:`describe` writes."""
+    return library.with_name(library.name + ".json")
+
+
 class NativeLibrary(build_ext):
     """Compile each source with the flags of its instruction set and link one library without a Python suffix."""
 
@@ -47,6 +63,7 @@ class NativeLibrary(build_ext):
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # an instruction set takes a minute of a slow processor
             objects = [path for paths in pool.map(compiled, SOURCES) for path in paths]
         self.compiler.link_shared_object(objects, str(target), target_lang="c++")
+        describe(target)
 
     def run(self):
         if MODE == "0":
@@ -63,9 +80,11 @@ class NativeLibrary(build_ext):
         """Editable installs: copy what was built, which may be nothing."""
         if all(Path(path).exists() for path in super().get_outputs()):
             super().copy_extensions_to_source()
+            describe(Path("fastscape", "_native.so"))
 
     def get_outputs(self):
-        return [path for path in super().get_outputs() if Path(path).exists()]
+        libraries = [Path(path) for path in super().get_outputs()]
+        return [str(path) for library in libraries for path in (library, described(library)) if path.exists()]
 
 
 class WithSources(build_py):

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any, TypeGuard, TypeVar
 
 Settings = TypeVar("Settings")
-_MANY = 2**24  # more directions, steps or samples than a run can have
 _FEW = 3  # names that a message quotes one by one
 _LONG = 80  # characters of an argument in a message
 
@@ -30,11 +29,14 @@ def integer(name: str, value: object, low: int, high: int | None = None) -> int:
     return number
 
 
-def counted_up(name: str, value: object, least: int) -> int:
-    """``value`` as a number of directions, steps or samples, or a ValueError."""
-    number = integer(name, value, least)
-    if number > _MANY:
-        raise ValueError(f"{name} must be at most {_MANY}, got {value!r}")
+MOST = 2**20
+
+
+def amount(name: str, value: object, low: int, most: int = MOST) -> int:
+    """``value`` as an int from ``low`` up to ``most``, of replicates, points, starts: memory grows with their number."""
+    number = integer(name, value, low)
+    if number > most:
+        raise ValueError(f"{name} must be at most {most}, got {value!r}: the memory that it takes grows with it")
     return number
 
 

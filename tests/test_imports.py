@@ -27,7 +27,10 @@ LAYERS = (
     "cli",
 )
 BESIDE = {("curvature", "response"), ("reports", "runs")}  # neighbours in the list of which the later one needs no earlier one
-FOUNDATION = {"_checks", "_clock", "_creation", "_generators", "_interrupts", "_settings", "_state", "_version", "_warnings"}
+FOUNDATION = {
+    *("_checks", "_clock", "_creation", "_files", "_generators", "_interrupts", "_lock", "_renamed", "_settings", "_state"),
+    *("_version", "_warnings"),
+}
 COMPOSITE = {"signature", "tracking"}  # questions that are made of others
 SHARED = {"spectrum": {"slices", "temperature"}}  # whose eigenvectors and eigenvalues others show
 

@@ -71,6 +71,7 @@ def test_with_a_compiler_one_wheel_carries_the_library(tmp_path):
     assert "-py3-none-linux_" in wheel.name
     package = tmp_path / "installed" / "fastscape"
     assert (package / "_native.so").exists()
+    assert "sha256" in (package / "_native.so.json").read_text()
     printed = answer(tmp_path, FASTSCAPE_NATIVE="require")
     assert "torch.Size([2, 2])" in printed
     assert str(package / "csrc" / "cuda" / "perturb.cu") in printed

@@ -11,8 +11,9 @@ import click
 import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
+from fastscape.cli.folder import check_out, force_option
 from fastscape.cli.inputs import BATCH_NORM, PRECISIONS, build_objective, checkpoint_files, objective_options
-from fastscape.cli.output import Outcome, check_out, live_progress, run
+from fastscape.cli.output import Outcome, live_progress, run
 
 if TYPE_CHECKING:
     from fastscape.cli.live import LiveProgress
@@ -47,6 +48,7 @@ _OF_CURVE = ("steps", "learning_rate")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for barrier.html, barrier.npz and barrier.json."
 )
+@force_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def barrier_command(model: str, checkpoints: Sequence[Path], **options: Any) -> None:
@@ -70,7 +72,7 @@ def _barrier(model: str, given: Sequence[Path], options: dict[str, Any], interru
         if options[name] is not None and not options["curve"]:
             raise ValueError(f"--{name.replace('_', '-')} requires --curve")
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=1)
-    check_out(options["out"])
+    check_out(options["out"], ["barrier"], force=options["force"])
     objective = build_objective(model, options)
     with live_progress(quiet=options["quiet"]) as live:
         result = _measured(objective, files, model, budget, options, live)

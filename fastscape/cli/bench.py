@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 import fastscape as fs
+from fastscape._files import write_text
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
+from fastscape.cli.folder import check_out, check_writable, force_option
 from fastscape.cli.inputs import build_objective, gib, objective_options
-from fastscape.cli.output import Outcome, check_out, check_writable, live_progress, run
+from fastscape.cli.output import Outcome, live_progress, run
 
 
 @click.command("bench")
@@ -31,6 +33,7 @@ from fastscape.cli.output import Outcome, check_out, check_writable, live_progre
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also write the timings in the format of pytest-benchmark, for its compare command.",
 )
+@force_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def bench_command(model: str, **options: Any) -> None:
@@ -45,7 +48,7 @@ def bench_command(model: str, **options: Any) -> None:
 
 def _bench(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=0)
-    check_out(options["out"])
+    check_out(options["out"], ["bench"], force=options["force"])
     file = options["benchmark_json"]
     if file is not None:
         check_writable(file.parent)
@@ -62,5 +65,5 @@ def _bench(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outco
         interrupts.hold()
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(result.pytest_benchmark(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(result.pytest_benchmark(), indent=1, allow_nan=False) + "\n")
     return Outcome({"bench": result})

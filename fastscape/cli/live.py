@@ -10,7 +10,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from fastscape._checks import counted
-from fastscape.reports.numbers import interval, number
+from fastscape.reports.numbers import interval, number, readable
 from fastscape.runs.progress import Progress
 
 
@@ -25,7 +25,7 @@ class LiveProgress:
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         terminal = console or Console(stderr=True)
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:3.0f} %"),
             TimeElapsedColumn(),
@@ -46,7 +46,7 @@ class LiveProgress:
     def show(self, state: Progress) -> None:
         """Draw the state of any probe."""
         left = f"about {max(0.0, state.remaining):.0f} s left" if math.isfinite(state.remaining) else ""
-        self._bar.update(self._task, completed=state.fraction, description=described(state), left=left)
+        self._bar.update(self._task, completed=state.fraction, description=readable(described(state)), left=left)
 
 
 def described(state: Progress) -> str:

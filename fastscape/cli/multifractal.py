@@ -11,6 +11,7 @@ import click
 import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
+from fastscape.cli.folder import check_out, force_option
 from fastscape.cli.inputs import (
     analysis_options,
     build_objective,
@@ -22,7 +23,7 @@ from fastscape.cli.inputs import (
     objective_options,
     radii,
 )
-from fastscape.cli.output import Outcome, check_out, live_progress, rescue, run
+from fastscape.cli.output import Outcome, live_progress, rescue, run
 from fastscape.cli.spectrum import OPTIMIZER, measure, optimizer_options
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory for report.html, result.npz and result.json (and spectrum.npz, spectrum.json).",
 )
+@force_option
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @analysis_options
 def multifractal_command(model: str, **options: Any) -> None:
@@ -107,7 +109,8 @@ def _outcome(model: str, options: dict[str, Any], interrupts: Interrupts) -> Out
         raise ValueError("--optimizer, --learning-rate, --momentum and --nesterov require --spectrum")
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(files), spectrum=with_spectrum)
     probe_settings, analysis = _settings(options)
-    check_out(options["out"])
+    out, stems = options["out"], ["result", *(["spectrum"] if with_spectrum else [])]
+    check_out(out, stems, force=options["force"], continues=lambda: _same_file(out / "result.npz", options["extend"]))
     objective = build_objective(model, options)
     earlier = fs.load(options["extend"]) if options["extend"] is not None else None
     results: dict[str, Document] = {}
@@ -167,6 +170,10 @@ def _multifractal(
     if earlier is not None and not isinstance(earlier, fs.MultifractalResult):
         raise ValueError("--extend must be the result of a single model without --checkpoint, got another kind")
     return fs.multifractal(objective, *settings, extend=earlier, name=model, **common)
+
+
+def _same_file(older: Path, other: Path | None) -> bool:
+    return other is not None and other.is_file() and older.is_file() and older.samefile(other)
 
 
 def unmet(result: Document | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import io
 import json
 import os
 import sys
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 import click
 
 import fastscape as fs
+from fastscape._files import staged, write_text
 from fastscape._interrupts import EXIT_INTERRUPTED, Interrupts
 from fastscape.cli.budgets import start_up
+from fastscape.cli.folder import page_of
 
 if TYPE_CHECKING:
     from fastscape.cli.live import LiveProgress
@@ -64,13 +66,15 @@ class Outcome:
 
     @property
     def page(self) -> str:
-        """Name of the page: a spectrum alone leaves that of a multifractal probe in its place."""
-        stem = next(iter(self.results))
-        return "report.html" if stem == "result" else f"{stem}.html"
+        """Name of the page, which is that of the first result."""
+        return page_of(next(iter(self.results)))
 
 
 def run(work: Callable[[Interrupts], Outcome], out: Path | None, *, as_json: bool) -> None:
     """Do the work of a command, write and print what it leaves, and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what their encoding does not
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     start_up()  # before signals raise: KeyboardInterrupt could become the ImportError of a half-loaded library
     with Interrupts() as interrupts:
         with exit_codes():
@@ -120,14 +124,18 @@ def show(result: Document, spectrum: Document | None = None, *, as_json: bool) -
 
 
 def _write(outcome: Outcome, out: Path) -> int:
-    """Write the data; they go to the temporary directory where the disk refuses them. Returns the exit code."""
+    """Write the data of all results, or of none, and return the exit code.
+
+    The older page goes with the older data; where the disk refuses the new ones, these go to the temporary directory.
+    """
     files = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for stem, result in outcome.results.items():
-            result.save(out / f"{stem}.npz")
-            (out / f"{stem}.json").write_text(result.to_json() + "\n", encoding="utf-8")
-            files += [f"{out / stem}.npz", f"{out / stem}.json"]
+        with staged(out, outdated=[outcome.page]) as staging:
+            for stem, result in outcome.results.items():
+                result.save(staging / f"{stem}.npz")
+                write_text(staging / f"{stem}.json", result.to_json() + "\n")
+                files += [f"{out / stem}.npz", f"{out / stem}.json"]
     except OSError as error:
         click.echo(f"cannot write to {out}: {error.strerror or error}", err=True)
         rescue(*outcome.results.values())
@@ -169,16 +177,6 @@ def write_page(page: Path, result: Document, spectrum: Document | None = None) -
     write_html(result, page, spectrum=spectrum)
 
 
-def check_out(out: Path | None) -> None:
-    """Find out before the work whether files and page can be written."""
-    if out is None:
-        return
-    check_writable(out)
-    for extra in ("matplotlib", "jinja2"):
-        if importlib.util.find_spec(extra) is None:
-            raise ValueError(f"--out needs {extra} for the page: pip install 'fastscape-probes[report]'")
-
-
 def rescue(*results: Document) -> None:
     """Save results that have no place of their own."""
     for result in results:
@@ -193,20 +191,6 @@ def rescue(*results: Document) -> None:
         else:
             click.echo("the result could not be saved anywhere; it follows as JSON", err=True)
             click.echo(result.to_json())
-
-
-def check_writable(folder: Path) -> None:
-    """Find out before the work whether ``folder`` can be made and written to; leave nothing behind."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"--out must be a writable directory, got {str(folder)!r} (in {existing}: {error.strerror or error})"
-        ) from error
 
 
 @contextmanager

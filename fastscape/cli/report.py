@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import fastscape as fs
+from fastscape.cli.folder import check_writable
 from fastscape.cli.inputs import analysis_options
-from fastscape.cli.output import check_writable, exit_codes, show, write_page
+from fastscape.cli.output import exit_codes, show, write_page
 
 if TYPE_CHECKING:
     from fastscape.reports.document import Document

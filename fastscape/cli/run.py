@@ -11,9 +11,10 @@ import click
 import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
+from fastscape.cli.folder import check_out, force_option
 from fastscape.cli.inputs import build_objective, centre, checkpoint_files, objective_options
 from fastscape.cli.multifractal import unmet as unmet_multifractal
-from fastscape.cli.output import Outcome, check_out, live_progress, run
+from fastscape.cli.output import Outcome, live_progress, run
 from fastscape.cli.spectrum import optimizer, optimizer_options, targets
 from fastscape.cli.spectrum import unmet as unmet_spectrum
 
@@ -51,6 +52,7 @@ _TELLING = ("spectrum", "slice", "barrier", "multifractal")  # probes that repor
 @click.option("--batch-size", type=int, help="Batch size of the training, for the temperature.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random numbers.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for run.html, run.npz and run.json.")
+@force_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def run_command(model: str, **options: Any) -> None:
@@ -68,7 +70,7 @@ def run_command(model: str, **options: Any) -> None:
 def _run(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
     files = [] if options["checkpoint"] is None else checkpoint_files([options["checkpoint"]])[-1:]
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(options["what"] or PROBES))
-    check_out(options["out"])
+    check_out(options["out"], ["run"], force=options["force"])
     objective, name, step = centre(build_objective(model, options), model, files)
     training = {"batch_size": options["batch_size"], "optimizer": _optimizer(objective, files, options)}
     what = _what(options, training)

@@ -11,6 +11,7 @@ import click
 import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
+from fastscape.cli.folder import check_out, force_option
 from fastscape.cli.inputs import (
     BATCH_NORM,
     PRECISIONS,
@@ -21,7 +22,7 @@ from fastscape.cli.inputs import (
     gib,
     objective_options,
 )
-from fastscape.cli.output import Outcome, check_out, live_progress, run
+from fastscape.cli.output import Outcome, live_progress, run
 
 if TYPE_CHECKING:
     from fastscape.cli.live import LiveProgress
@@ -73,6 +74,7 @@ _SHARE = 0.3  # of the budget, for the eigenvectors
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for slice.html, slice.npz and slice.json."
 )
+@force_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def slice_command(model: str, **options: Any) -> None:
@@ -88,7 +90,7 @@ def slice_command(model: str, **options: Any) -> None:
 def _slice(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
     files = checkpoint_files(options["checkpoints"])
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=1)
-    check_out(options["out"])
+    check_out(options["out"], ["slice"], force=options["force"])
     objective, name, step = centre(build_objective(model, options), model, files)
     with live_progress(quiet=options["quiet"]) as live:
         result = _measured(objective, files, budget, options, live, {"name": name, "step": step})

@@ -13,6 +13,7 @@ import fastscape as fs
 from fastscape._checks import counted
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
+from fastscape.cli.folder import check_out, force_option
 from fastscape.cli.inputs import (
     build_objective,
     checkpoint_files,
@@ -22,7 +23,7 @@ from fastscape.cli.inputs import (
     method_option,
     objective_options,
 )
-from fastscape.cli.output import Outcome, check_out, live_progress, run
+from fastscape.cli.output import Outcome, live_progress, run
 
 if TYPE_CHECKING:
     from fastscape.cli.live import LiveProgress
@@ -80,6 +81,7 @@ def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory for spectrum.html, spectrum.npz and spectrum.json.",
 )
+@force_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def spectrum_command(model: str, **options: Any) -> None:
@@ -97,7 +99,7 @@ def spectrum_command(model: str, **options: Any) -> None:
 def _spectrum(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
     files = checkpoint_files(options["checkpoints"])
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(files))
-    check_out(options["out"])
+    check_out(options["out"], ["spectrum"], force=options["force"])
     objective = build_objective(model, options)
     with live_progress(quiet=options["quiet"]) as live:
         result = measure(objective, files, model, budget, options, live)

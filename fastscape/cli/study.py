@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastscape._interrupts import Interrupts
-from fastscape.cli.output import Outcome, check_out, live_progress, run
+from fastscape.cli.folder import check_out, force_option
+from fastscape.cli.output import Outcome, live_progress, run
+
+if TYPE_CHECKING:
+    from fastscape.study.plan import Plan
 
 ARCHITECTURES = ["mlp", "resnet-18", "tiny-transformer"]  # of fastscape.study.plan
 
@@ -30,6 +34,7 @@ ARCHITECTURES = ["mlp", "resnet-18", "tiny-transformer"]  # of fastscape.study.p
     show_default=True,
     help="Directory for study.html, study.npz, study.json and the runs.",
 )
+@force_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of the tables.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def study_command(
@@ -38,6 +43,7 @@ def study_command(
     architectures: tuple[str, ...],
     seconds: float | None,
     out: Path,
+    force: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -45,32 +51,32 @@ def study_command(
 
     Early signatures, slices, spectra, normalised sharpness, barriers between seeds, temperature, optimisation difficulty and
     warnings, each with its interval; which claims of the paper were reproduced; and whether early signals predict outcomes.
-    Runs that are complete in --out are not repeated: re-running the command resumes.
+    Runs that are complete in --out are not repeated: re-running the command resumes. Those of another study are not replaced
+    without --force.
 
     Exit codes: 0 done, 2 bad input, 130 interrupted (what was done is saved).
     """
-    run(lambda interrupts: _study(is_quick, seeds, architectures, seconds, out, interrupts, quiet), out, as_json=as_json)
+
+    def work(interrupts: Interrupts) -> Outcome:
+        return _study(_plan(is_quick, seeds, architectures, seconds), out, interrupts, force=force, quiet=quiet)
+
+    run(work, out, as_json=as_json)
 
 
-def _study(
-    is_quick: bool,
-    seeds: int | None,
-    architectures: tuple[str, ...],
-    seconds: float | None,
-    out: Path,
-    interrupts: Interrupts,
-    quiet: bool,
-) -> Outcome:
+def _plan(is_quick: bool, seeds: int | None, architectures: tuple[str, ...], seconds: float | None) -> Plan:
     from fastscape.study import plan as plans
-    from fastscape.study.study import study
 
-    check_out(out)
     make: Any = plans.quick if is_quick else plans.full
-    plan = make() if seeds is None else make(seeds)
+    plan: Plan = make() if seeds is None else make(seeds)
     if architectures:
         plan = plan.only(architectures)
-    if seconds is not None:
-        plan = dataclasses.replace(plan, seconds=seconds)
+    return plan if seconds is None else dataclasses.replace(plan, seconds=seconds)
+
+
+def _study(plan: Plan, out: Path, interrupts: Interrupts, *, force: bool, quiet: bool) -> Outcome:
+    from fastscape.study.study import is_of, study
+
+    check_out(out, ["study"], force=force, continues=lambda: is_of(out / "study.npz", plan))
     with live_progress(quiet=quiet) as live:
         result = study(plan, out, progress=live.show)
         interrupts.hold()

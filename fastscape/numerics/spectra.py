@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fastscape._checks import one_line
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.numerics.estimate import Estimate
 
 
@@ -32,6 +33,14 @@ class Density:
     Source: Ghorbani, Krishnan & Xiao, "An investigation into neural net optimization via Hessian eigenvalue density" (2019).
     """
 
+    shapes: ClassVar[Shapes] = {
+        "nodes": "probes nodes",
+        "weights": "probes nodes",
+        "grid": "grid",
+        "values": "grid",
+        "low": "grid",
+        "high": "grid",
+    }
     nodes: Array
     weights: Array
     grid: Array

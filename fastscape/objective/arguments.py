@@ -134,6 +134,13 @@ def check_pairs(batches: list[Batch], criterion: Criterion) -> None:
         check_targets(criterion, batch[1], index)
 
 
+def _holds_weights(given: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether weights of a floating or complex dtype are given as such: others, and floats of a byte, are codes of weights."""
+    if given == wanted or not (wanted.is_floating_point or wanted.is_complex):
+        return True
+    return given.is_complex == wanted.is_complex and given.is_floating_point == wanted.is_floating_point and given.itemsize > 1
+
+
 def matched_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return ``state`` completed by the aliases of tied tensors, or raise a ValueError that lists what does not fit."""
     if not isinstance(state, Mapping):
@@ -155,9 +162,16 @@ def matched_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
         for name, tensor in expected.items()
         if name in complete and complete[name].shape != tensor.shape
     ]
+    problems += [
+        f"{name} holds {complete[name].dtype}, the model {tensor.dtype}"
+        for name, tensor in expected.items()
+        if name in complete and not _holds_weights(complete[name].dtype, tensor.dtype)
+    ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         inner = next((key for key, value in state.items() if isinstance(value, Mapping) and set(expected) & set(value)), None)
         remedy = f"; pass its entry {inner!r}" if inner is not None else ""
+        if any(" holds torch." in problem for problem in problems):
+            remedy += "; pass weights of the model's dtype, those of a quantised checkpoint after they were dequantised"
         raise ValueError(f"state must match {type(model).__name__}, got: {'; '.join(problems[:5])}{more}{remedy}")
     return complete

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastscape.ops._library_file import damage_of
 from fastscape.ops._registry import Kernel
 from fastscape.ops._tasks import DISTRIBUTIONS, TYPES, Layout, Noise, PerturbTask, address
 
@@ -103,6 +104,9 @@ def load(path: Path = _PATH, mode: str | None = None, isa: str | None = None) ->
     if not path.exists():
         why = f"{path.name} was not built: install g++ 12 or newer, then fastscape again"
         return _without(why, path, mode, quiet=True)
+    damage = damage_of(path)
+    if damage:
+        return _without(f"{path} {damage}: install fastscape again", path, mode)
     try:
         found = ctypes.CDLL(str(path))
         abi = int(found.fastscape_abi())

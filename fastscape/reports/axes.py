@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastscape.numerics.arrays import Array
+from fastscape.reports.numbers import readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,17 @@ def grid(rows: int, columns: int, size: tuple[float, float]) -> list[Axes]:
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'fastscape-probes[plot]'") from error
     return list(plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)[1].flat)
+
+
+def literal(name: str, most: int = 60) -> str:
+    """A name as a figure shows it: its dollars begin no formula, and what no font or file holds is a replacement character.
+
+    Of one longer than ``most`` characters, the middle is left out.
+    """
+    if len(name) > most:
+        name = f"{name[: most // 2]}…{name[-(most // 2) + 1 :]}"
+    shown = readable(name).replace("\n", " ").replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown  # legends leave out what begins with an underscore
 
 
 def titled(ax: Axes, title: str, xlabel: str | None = None, ylabel: str | None = None) -> Axes:

@@ -7,7 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastscape._checks import first_line
+from fastscape._files import write_text
 from fastscape.reports.document import Document, check_companion
+from fastscape.reports.numbers import readable
 from fastscape.reports.sections import Figure, Section
 from fastscape.reports.svg import svg, svgs
 
@@ -58,7 +61,7 @@ def write_html(result: Document, path: str | Path, *, spectrum: Document | None 
     with mpl.rc_context({"svg.hashsalt": "fastscape", "font.size": 9, "svg.fonttype": "none"}):
         content = _page(result, spectrum)
     target = Path(path)
-    target.write_text(environment.get_template("document.html.j2").render(content), encoding="utf-8")
+    write_text(target, readable(environment.get_template("document.html.j2").render(content)))
     return target
 
 
@@ -92,13 +95,22 @@ def _section(section: Section, anchor: str, **other: Any) -> dict[str, Any]:
         "title": title,
         "verdict": section.verdict,
         "quantities": [(quantity.label, quantity.value, quantity.meaning) for quantity in section.quantities],
-        "figures": [panel for figure in section.figures for panel in _drawn(figure)],
+        "figures": [panel for figure in section.figures for panel in _shown(figure)],
         "grids": section.grids or ([section.leads] if section.leads else []),
         "flags": section.flags,
         "settings": section.settings,
         "open": not section.folded,
         "children": [_section(child, f"{anchor}-{index}") for index, child in enumerate(children)],
     }
+
+
+def _shown(figure: Figure) -> list[dict[str, Any]]:
+    """The panels of a figure; one that cannot be drawn is named in its place, and the rest of the page stays."""
+    try:
+        return _drawn(figure)
+    except Exception as error:
+        words = f"{figure.title} could not be drawn ({type(error).__name__}: {first_line(error)})"
+        return [{"failed": words, "definition": figure.definition}]
 
 
 def _drawn(figure: Figure) -> list[dict[str, Any]]:

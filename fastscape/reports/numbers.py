@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from fastscape.numerics.estimate import Estimate
 from fastscape.numerics.positive import BY_MODEL
+
+_UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 SIGNIFICANT = 0.05
 
@@ -100,3 +103,8 @@ def spanned(values: Sequence[int]) -> str:
 def wall_time(seconds: float | None, budget: float | None) -> str:
     """Seconds that a run took, and its budget."""
     return "n/a" if seconds is None else f"{seconds:.1f} s" + (f" of a budget of {budget:g} s" if budget else "")
+
+
+def readable(text: str) -> str:
+    """Text that every file and terminal holds: lone surrogates and control characters become replacement characters."""
+    return _UNREADABLE.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -10,9 +10,8 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from fastscape.reports.tables import RowsByWidth
+from fastscape.reports.tables import RowsByWidth, literally
 
 
 @dataclass(frozen=True)
@@ -121,27 +120,27 @@ def section_of(result: Any, **beside: Any) -> Section:
 
 def led(lead: str, table: RenderableType) -> RenderableType:
     """A table with what must be read before it."""
-    return Group(Text(f"! {lead}", style="bold yellow"), table) if lead else table
+    return Group(literally(f"! {lead}", style="bold yellow"), table) if lead else table
 
 
 def section_table(section: Section) -> RenderableType:
     """A section on a terminal: tables, then verdict and flags; children follow, but for those that a page folds away."""
     parts: list[RenderableType] = []
     if section.quantities:
-        table = Table(title=section.title, title_justify="left", title_style="bold")
+        table = Table(title=literally(section.title), title_justify="left", title_style="bold")
         for column in ("quantity", "value [95 %]", "meaning"):
             table.add_column(column)
         for quantity in section.quantities:
-            cells = map(Text, (quantity.label, quantity.value, quantity.meaning))
+            cells = map(literally, (quantity.label, quantity.value, quantity.meaning))
             table.add_row(*cells, end_section=quantity.last)
         parts.append(table)
     parts += [
         RowsByWidth(grid.caption, [dict(row) for row in grid.rows], grid.first_to_go) for grid in section.grids if grid.rows
     ]
-    parts.append(Text(section.verdict, style="bold"))
-    parts += [Text(f"! {flag}", style="yellow") for flag in section.flags]
+    parts.append(literally(section.verdict, style="bold"))
+    parts += [literally(f"! {flag}", style="yellow") for flag in section.flags]
     for child in section.children:
         if child.folded:
             continue
-        parts += [Text(""), section_table(child)]
+        parts += [literally(""), section_table(child)]
     return Group(*parts)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
-import os
 import pkgutil
 import types
 import typing
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastscape._checks import first_line
+from fastscape._files import replaced
 from fastscape.numerics.estimate import Estimate
+from fastscape.reports.archive import Arrays, named_array, read_archive, write_archive
 from fastscape.reports.numbers import interval
+from fastscape.reports.shapes import KIND, check_array, check_shapes, check_value
 
 FORMAT = 1  # of the files that are written; larger ones are a newer version's
-Arrays = dict[str, NDArray[Any]]
 KINDS: dict[str, type] = {}  # classes of results by the kind of their files
 _HOMES = ("fastscape.probes", "fastscape.study")  # packages whose views know all kinds
-_KIND = "$kind"  # of a result inside another, whose field may hold any
 
 
 class NewerFileError(ValueError):
@@ -40,7 +40,7 @@ def pack(value: Any, arrays: Arrays, prefix: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: pack(getattr(value, f.name), arrays, f"{prefix}.{f.name}") for f in dataclasses.fields(value)}
         kind = _kind(type(value))
-        return fields if kind is None else fields | {_KIND: kind}
+        return fields if kind is None else fields | {KIND: kind}
     if isinstance(value, Mapping):
         return {key: pack(item, arrays, f"{prefix}.{key}") for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -67,11 +67,13 @@ def _views() -> Iterator[str]:
 
 def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     """Rebuild a value of type ``kind`` from what :func:`pack` made of it."""
+    name = named_array(data)
+    if name is not None:
+        return check_array(kind, arrays[name], name)
+    check_value(kind, data)
     origin, parameters = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(data, dict) and set(data) == {"array"} and isinstance(data["array"], str):
-        return arrays[data["array"]]
-    if isinstance(data, dict) and _KIND in data:
-        kind, data = _class_of(data[_KIND]), {name: item for name, item in data.items() if name != _KIND}
+    if isinstance(data, dict) and KIND in data:
+        kind, data = _checked_class(kind, _class_of(data[KIND])), {name: item for name, item in data.items() if name != KIND}
         origin, parameters = None, ()
     if origin in (typing.Union, types.UnionType):
         options = [option for option in parameters if option is not type(None)]
@@ -90,6 +92,13 @@ def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     return data
 
 
+def _checked_class(expected: Any, found: type) -> type:
+    options = typing.get_args(expected) or (expected,)
+    if not any(issubclass(found, option) for option in options if isinstance(option, type)) and Any not in options:
+        raise TypeError(f"a {found.__name__} stands where {expected} is expected")
+    return found
+
+
 def save(path: str | Path, result: Any, kind: str) -> Path:
     """Write ``result`` to ``path`` (``.npz`` is added where missing), atomically: a failure leaves an older file whole."""
     target = Path(path)
@@ -98,20 +107,8 @@ def save(path: str | Path, result: Any, kind: str) -> Path:
         raise FileNotFoundError(f"path must be in an existing directory, got {str(target)!r}")
     arrays: Arrays = {}
     tree = pack(result, arrays, "result")
-    document = json.dumps({"format": FORMAT, "kind": kind, "result": tree})
-    temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}.tmp")
-    try:  # with the permissions of any new file: asking for the umask would change it for all threads
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    except OSError as error:
-        error.filename = str(target)  # not the temporary file beside it
-        raise
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, document=np.array(document), **arrays)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replaced(target) as stream:
+        write_archive(stream, {"format": FORMAT, "kind": kind, "result": tree}, arrays)
     return target
 
 
@@ -127,18 +124,19 @@ def load(path: str | Path) -> Any:
     if Path(path).is_file() and not zipfile.is_zipfile(path):
         raise ValueError(f"path must be a result file written by fastscape (npz), got {str(path)!r}, which is not or is damaged")
     try:
-        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            document = json.loads(str(archive["document"]))
-            arrays = {name: archive[name] for name in archive.files if name != "document"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a damaged header
+            document, arrays = read_archive(Path(path))
         _check_format(document["format"], path)
-        kind = _class_of(document["kind"])
-        return unpack(kind, document["result"], arrays)
+        result = unpack(_class_of(document["kind"]), document["result"], arrays)
+        check_shapes(result)
     except (FileNotFoundError, NewerFileError):
         raise
     except Exception as error:  # a damaged archive fails in zipfile, zlib, NumPy or json, in a dozen ways
         raise ValueError(
             f"path must be a result file written by fastscape, got {str(path)!r} ({type(error).__name__}: {first_line(error)})"
         ) from error
+    return result
 
 
 def _check_format(found: object, path: str | Path) -> None:

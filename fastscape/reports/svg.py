@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +66,9 @@ def svgs(count: int, draw: Callable[[list[Any]], object], *, width: float = 4.3,
 def _text(figure: Any) -> str:
     """Without a size of its own: it fills its place on the page."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # the browser has others: text stays text
+        figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
     return re.sub(
         r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg [^>]*?)height="[^"]*" ([^>]*?)width="[^"]*"',

@@ -11,6 +11,8 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from fastscape.reports.numbers import readable
+
 _FULL_WIDTH = 120  # columns from which a trajectory's table is whole, its cells wrapped if need be
 _PROSE = 40  # characters of a cell that is no number
 _VALUE = r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?"
@@ -78,6 +80,11 @@ def _owners(names: Sequence[str], total: int) -> str:
     return ", ".join(names) if len(names) <= _NAMED else f"in {len(names)} of {total} checkpoints"
 
 
+def literally(text: str, style: str = "") -> Text:
+    """Text that a terminal shows as it is: brackets are no markup, ``[n/a]`` is one, and control characters do nothing."""
+    return Text(readable(text), style)
+
+
 class RowsByWidth:
     """Rows of named cells; on less than 120 columns those of ``first_to_go`` that do not fit are left out, and named."""
 
@@ -94,16 +101,18 @@ class RowsByWidth:
                 out.append(self.first_to_go[len(out)])
         yield self._table(out)
         if out:
-            yield Text(f"left out below {_FULL_WIDTH} columns: {', '.join(name for name in self.rows[0] if name in out)}", "dim")
+            yield literally(
+                f"left out below {_FULL_WIDTH} columns: {', '.join(name for name in self.rows[0] if name in out)}", "dim"
+            )
 
     def _table(self, left_out: Sequence[str]) -> Table:
-        table = Table(title=self.title, title_justify="left", title_style="bold")
+        table = Table(title=literally(self.title), title_justify="left", title_style="bold")
         names = [name for name in self.rows[0] if name not in left_out]
         for index, name in enumerate(names):
             prose = any(len(row[name]) > _PROSE for row in self.rows)
-            table.add_column(name, justify="right" if index and not prose else "left", no_wrap=not index)
+            table.add_column(literally(name), justify="right" if index and not prose else "left", no_wrap=not index)
         for row in self.rows:
-            table.add_row(*(Text(row[name]) for name in names))  # no markup: [n/a] is one
+            table.add_row(*(literally(row[name]) for name in names))
         return table
 
 

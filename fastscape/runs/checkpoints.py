@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastscape._checks import first_line
+from fastscape._files import check_expansion
 from fastscape.objective.objective import Objective
 from fastscape.runs.optimizers import WRAPPERS, OptimizerState
 
@@ -62,7 +66,7 @@ class Checkpoint:
             return None
         content = _content(self.path)
         held = isinstance(content, Mapping) and any(isinstance(content.get(key), (Mapping, list)) for key in WRAPPERS)
-        return OptimizerState.of(content) if held else None
+        return _state_of(content, self.path) if held else None
 
 
 def without_prefix(state: dict[str, Tensor], objective: Objective) -> dict[str, Tensor]:
@@ -91,9 +95,13 @@ def read_optimizer(path: Path) -> OptimizerState:
     content = _content(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"optimizer {path} must hold a state dict, got {type(content).__name__}; save optimizer.state_dict()")
+    return _state_of(content, path)
+
+
+def _state_of(content: Mapping[str, Any], path: Path) -> OptimizerState:
     try:
         return OptimizerState.of(content)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -142,11 +150,25 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return unwrapped(_content(path), f"checkpoint {path}")
 
 
+class _Bounded(io.BufferedReader):
+    """A file of which no more is asked for than there is: a damaged length would reserve gigabytes."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See :class:`io.BufferedReader`."""
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def _content(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                check_expansion(archive, archive.infolist())
+            return torch.load(path, map_location="cpu", weights_only=True)
+        with _Bounded(io.FileIO(path)) as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"checkpoint {path} must hold tensors only, got a pickle that could run code or is damaged; save "
@@ -163,12 +185,13 @@ def unwrapped(content: Any, origin: str) -> dict[str, Tensor]:
         ValueError: none there; ``origin`` begins the message.
     """
     if isinstance(content, Mapping):
+        content = {key: value for key, value in content.items() if isinstance(key, str)}
         if content and all(isinstance(value, Tensor) for value in content.values()):
             return dict(content)
         for key in _WRAPPERS:
             inner = content.get(key)
             if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-                return {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+                return {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)}
         tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
         if tensors:  # a state dict with an epoch or a learning rate beside it
             return tensors

@@ -192,9 +192,11 @@ def _of_mapping(content: Mapping[str, Any]) -> OptimizerState:
             f"optimizer must be a state dict with param_groups and state, got keys {', '.join(map(str, list(content)[:5]))}; "
             "save optimizer.state_dict()"
         )
-    groups = tuple(inner["param_groups"])
+    groups = _checked_groups(inner)
     name = content.get("optimizer_class") or _inferred(groups)
     names = content.get("names")
+    if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names)):
+        raise ValueError(f"optimizer must name its parameters by strings, got names {str(names)[:40]!r}")
     remark = _perturbed(str(name), groups)
     moved = any(_MOVES & set(values) for values in inner["state"].values() if isinstance(values, Mapping))
     reason = "the state is SAM's own; pass that of its base_optimizer for the base optimizer's edge" if remark and moved else ""
@@ -206,6 +208,26 @@ def _of_mapping(content: Mapping[str, Any]) -> OptimizerState:
         (remark,) if remark else (),
         reason,
     )
+
+
+def _checked_groups(inner: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The parameter groups of a state dict, once it is seen to be one whose averages are floating-point numbers."""
+    groups, state = inner["param_groups"], inner["state"]
+    if not (
+        isinstance(groups, (list, tuple))
+        and all(isinstance(group, Mapping) and isinstance(group.get("params"), (list, tuple)) for group in groups)
+        and isinstance(state, Mapping)
+        and all(isinstance(values, Mapping) for values in state.values())
+    ):
+        raise ValueError("optimizer must hold param_groups with params and a state for each of them; save optimizer.state_dict()")
+    for number, values in state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and not (value.is_floating_point() and value.itemsize > 1):
+                raise ValueError(
+                    f"optimizer must hold floating-point averages, got {key} of parameter {number} of {value.dtype}: that of an "
+                    "optimizer in 8 bits cannot be read; pass optimizer=None, or train with one in full precision"
+                )
+    return tuple(groups)
 
 
 def _names_in(groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastscape.numerics.arrays import Array
-from fastscape.reports.axes import BLUE, GREY, ORANGE, RED
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, literal
 from fastscape.study.seeds import geometric
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def compared(result: StudyResult, axes: Sequence[Axes]) -> None:
         if positive and known.max() > 10 * known.min():
             ax.set_yscale("log")
             ax.set_ylim(known.min() / 10, known.max() * 10)  # two seeds may leave an interval of many decades
-        ax.set_xticks(range(len(rows)), [name.replace(" ", "\n") for name in rows])
+        ax.set_xticks(range(len(rows)), [literal(name).replace(" ", "\n") for name in rows])
         ax.set_xlim(-0.5, len(rows) - 0.5)
         ax.set_title(label, fontsize=10)
 
@@ -56,7 +56,7 @@ def losses(result: StudyResult, ax: Axes) -> None:
     """Moving averages of the minibatch losses along training, a line for each seed."""
     for name in result.architectures:
         for index, run in enumerate(result.of(name)):
-            label = name if index == 0 else None
+            label = literal(name) if index == 0 else None
             ax.plot(np.linspace(0, 1, len(run.losses)), _smoothed(run.losses), color=colour(result, name), lw=1, label=label)
     ax.set(xlabel="share of training", ylabel="minibatch loss", yscale="log")
     ax.set_title("Training", fontsize=10)
@@ -76,7 +76,7 @@ def predictions(result: StudyResult, axes: Sequence[Axes]) -> None:
     for ax, (quantity, label) in zip(axes, words.items(), strict=True):
         for index, (name, row) in enumerate(result.values(quantity).items()):
             outcome = [run.outcome.test_loss for run in result.of(name)]
-            ax.plot(row, outcome, _MARKS[index % len(_MARKS)], color=colour(result, name), ms=6, alpha=0.8, label=name)
+            ax.plot(row, outcome, _MARKS[index % len(_MARKS)], color=colour(result, name), ms=6, alpha=0.8, label=literal(name))
         ax.set(xlabel=label, ylabel="final test loss", yscale="log")
         known = np.concatenate([row[np.isfinite(row)] for row in result.values(quantity).values()])
         if len(known) and (known > 0).all():

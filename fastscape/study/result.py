@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.numerics.estimate import Estimate
 from fastscape.probes.barriers.result import BarrierMatrix
 from fastscape.probes.signature.association import Association, association
@@ -46,6 +46,7 @@ class RunResult(Document):
 
     kind: ClassVar[str] = "study-run"
 
+    shapes: ClassVar[Shapes] = {"losses": "*"}
     name: str
     step: int | None
     architecture: str

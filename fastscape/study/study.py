@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
 import fastscape.study.view  # noqa: F401 - registers what is shown of the results
 from fastscape._checks import counted, first_line
 from fastscape._clock import now
+from fastscape._files import replaced
 from fastscape.curvature.operator import hessian
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
@@ -190,8 +191,18 @@ def _with_barrier(result: RunResult, matrix: BarrierMatrix | None) -> RunResult:
 
 def _leave(folder: Path, result: RunResult, final: Mapping[str, Tensor]) -> None:
     """Keep a run: the final weights first, so that a result is never without them."""
-    save_file({name: tensor.contiguous() for name, tensor in final.items()}, folder / _FINAL)
+    with replaced(folder / _FINAL) as stream:
+        stream.write(save({name: tensor.contiguous() for name, tensor in final.items()}))
     result.save(folder / _RESULT)
+
+
+def is_of(file: Path, plan: Plan) -> bool:
+    """Whether a file is the result of a study of this plan."""
+    try:
+        found = load(file)
+    except (ValueError, OSError):
+        return False
+    return isinstance(found, StudyResult) and bool(found.plan == plan.words())
 
 
 def _kept(folder: Path, plan: Plan) -> RunResult | None:

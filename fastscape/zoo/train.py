@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastscape._checks import check_progress
+from fastscape._files import replaced
 from fastscape._state import preserved_rng
 from fastscape.runs.checkpoints import OPTIMIZER
 from fastscape.runs.optimizers import OptimizerState
@@ -91,6 +92,8 @@ def _step(model: nn.Module, optimiser: torch.optim.Optimizer, inputs: Tensor, ta
 
 def _saved(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path, step: int) -> Path:
     path = folder / f"step{step}.safetensors"
-    save_file({name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}, path)
-    torch.save(OptimizerState.of(optimiser, model).to_dict(), folder / f"step{step}{OPTIMIZER}")
+    with replaced(path) as stream:
+        stream.write(save({name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}))
+    with replaced(folder / f"step{step}{OPTIMIZER}") as stream:
+        torch.save(OptimizerState.of(optimiser, model).to_dict(), stream)
     return path

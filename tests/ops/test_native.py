@@ -1,5 +1,7 @@
 """The C++ library: what happens where it is missing, broken or of another version, and that switching it off changes no bit."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +17,7 @@ from ops.samples import BITWISE, SAMPLES
 
 from fastscape import ops
 from fastscape.ops import _native, _tasks
+from fastscape.ops._library_file import damage_of
 from fastscape.ops._registry import OPERATORS
 from fastscape.ops.direction.reference import draw
 from fastscape.ops.perturb.reference import displaced
@@ -267,3 +270,108 @@ def test_the_probe_has_the_same_bits_with_every_instruction_set_and_without():
         assert run.returncode == 0, run.stderr
         digests[name] = run.stdout.strip()
     assert len(set(digests.values())) == 1, digests
+
+
+# ---------------------------------------------------------------------------------------- the file of the library
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the library with the description that a build leaves beside it."""
+    path = tmp_path / "_native.so"
+    shutil.copy(_native.library.path, path)
+    content = path.read_bytes()
+    description = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    path.with_name("_native.so.json").write_text(json.dumps(description))
+    return path
+
+
+def refused(path, words):
+    """The library is refused by a warning, or by an ImportError, before the system loads it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_native.ctypes, "CDLL", lambda name: pytest.fail(f"{name} was loaded"))
+        with pytest.warns(RuntimeWarning, match=words) as caught:
+            found = _native.load(path, mode="")
+        with pytest.raises(ImportError, match=f"FASTSCAPE_NATIVE=require, but .*{words}"):
+            _native.load(path, mode="require")
+    assert len(caught) == 1
+    for part in (str(path), "install fastscape again", "the PyTorch references run instead"):
+        assert part in str(caught[0].message)
+    assert not found.available
+
+
+@needs_library
+@pytest.mark.parametrize("share", [0.0, 1e-5, 0.1, 0.5, 0.9, 1 - 1e-6])
+@pytest.mark.parametrize("described", [True, False])
+def test_a_truncated_library_is_refused_before_it_is_loaded(copied, share, described):
+    if not described:
+        copied.with_name("_native.so.json").unlink()
+    size = copied.stat().st_size
+    os.truncate(copied, int(share * size))
+    if not described and share * size < 64:  # no header: the system's loader says so
+        with pytest.warns(RuntimeWarning, match="cannot be used"):
+            assert not _native.load(copied, mode="").available
+        return
+    refused(copied, "were built" if described else "its headers say")
+
+
+@needs_library
+def test_a_changed_bit_is_found_and_every_byte_is_read_once(copied, monkeypatch):
+    content = bytearray(copied.read_bytes())
+    content[len(content) // 3] ^= 16
+    copied.write_bytes(content)
+    refused(copied, "has the SHA-256")
+    copied.write_bytes(content + b"x")
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("the size alone tells"))
+    refused(copied, "bytes, .* were built")
+
+
+@needs_library
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"size": 3}', '"text"'])
+def test_a_damaged_description_is_named(copied, text):
+    copied.with_name("_native.so.json").write_text(text)
+    if text == '{"size": 3}':
+        refused(copied, "3 were built")
+    else:
+        refused(copied, "cannot be compared with what was built")
+
+
+@needs_library
+def test_a_whole_library_is_loaded_with_and_without_a_description(copied):
+    assert _native.load(copied, mode="require").available
+    copied.with_name("_native.so.json").unlink()
+    assert _native.load(copied, mode="require").available
+
+
+@needs_library
+@pytest.mark.parametrize("mode", ["", "require"])
+def test_a_package_with_a_truncated_library_answers_by_the_references(tmp_path, mode):
+    """In a process of its own, which SIGBUS would end."""
+    package = tmp_path / "fastscape"
+    shutil.copytree(ROOT / "fastscape", package, ignore=shutil.ignore_patterns("__pycache__"))
+    os.truncate(package / "_native.so", (package / "_native.so").stat().st_size // 2)
+    program = "import fastscape as fs, torch; print(fs.status().native or 'none', torch.__name__)"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "FASTSCAPE_NATIVE": mode}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    if mode:
+        assert run.returncode == 1
+        assert "ImportError: FASTSCAPE_NATIVE=require, but" in run.stderr
+    else:
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith("none")
+        assert run.stderr.count("RuntimeWarning") == 1
+
+
+def test_a_build_writes_the_description_that_the_library_is_compared_with(tmp_path, monkeypatch):
+    source = (ROOT / "setup.py").read_text().split("class NativeLibrary")[0]
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(compile(source, "setup.py", "exec"), names)
+    library = tmp_path / "_native.so"
+    library.write_bytes(b"content")
+    assert names["describe"](library) == tmp_path / "_native.so.json"
+    assert damage_of(library) == ""
+    library.write_bytes(b"contenu")
+    assert "has the SHA-256" in damage_of(library)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from fastscape._checks import integer
+from fastscape._checks import amount
 from fastscape.curvature.forms.quadratic import group_means
 from fastscape.directions import Directions
 from fastscape.numerics.estimate import Estimate, widened
@@ -48,7 +48,7 @@ def mean_quadratic_form(
 
     Source: Dangel et al., "Collapsing Taylor mode automatic differentiation" (2025).
     """
-    groups = integer("groups", groups, 2)  # one has no standard error
+    groups = amount("groups", groups, 2)  # one has no standard error
     means = group_means(objective, directions, groups, lanes=lanes, memory=memory)
     value, stderr = float(means.mean()), float(means.std(ddof=1)) / math.sqrt(groups)
     found = replace(around(value, stderr, groups), n=len(directions))

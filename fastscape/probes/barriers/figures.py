@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastscape.numerics.arrays import Array
-from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single, titled
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, literal, nothing, single, titled
 from fastscape.reports.numbers import number
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _line(result: BarrierResult, ax: Axes, colour: str, label: str | None = None
 def loss_line(result: BarrierResult, ax: Axes | None = None) -> Axes:
     """Loss along the path with its band, the chord of the ends, and the barrier as an arrow."""
     ax = single(ax)
-    title = f"Loss from {result.a} to {result.b}"
+    title = f"Loss from {literal(result.a)} to {literal(result.b)}"
     if not np.isfinite(result.losses).any():
         return nothing(ax, title, "no finite loss along the path")
     _line(result, ax, BLUE)
@@ -67,7 +67,7 @@ def loss_line(result: BarrierResult, ax: Axes | None = None) -> Axes:
 def accuracy_line(result: BarrierResult, ax: Axes | None = None) -> Axes:
     """Accuracy along the path with the chord of the ends."""
     ax = single(ax)
-    title = f"Accuracy from {result.a} to {result.b}"
+    title = f"Accuracy from {literal(result.a)} to {literal(result.b)}"
     if result.accuracy is None:
         return nothing(ax, title, "the task is not classification")
     ax.plot(result.alphas, result.accuracy, "o-", color=BLUE, ms=3, lw=1.4)
@@ -85,7 +85,7 @@ def heat_map(result: BarrierMatrix, values: Array, label: str, ax: Axes | None =
     image = ax.imshow(shown, cmap="YlOrBr", vmin=0.0, vmax=top if top > 0 else 1.0)
     count = len(result.labels)
     places = np.arange(count) if count <= 2 * _NUMBERED else np.arange(0, count, math.ceil(count / _NUMBERED))
-    names = [result.labels[place] for place in places]
+    names = [literal(result.labels[place], 24) for place in places]
     long = max(map(len, names)) > 4
     ax.set_xticks(places, names, fontsize=7, rotation=45 if long else 0, ha="right" if long else "center")
     ax.set_yticks(places, names, fontsize=7)
@@ -127,7 +127,7 @@ def all_lines(result: BarrierMatrix, ax: Axes | None = None) -> Axes:
 def both_lines(result: CurveResult, ax: Axes | None = None) -> Axes:
     """Loss along the curve and along the straight line."""
     ax = single(ax)
-    title = f"Loss from {result.line.a} to {result.line.b}"
+    title = f"Loss from {literal(result.line.a)} to {literal(result.line.b)}"
     if not (np.isfinite(result.line.losses).any() and np.isfinite(result.curve.losses).any()):
         return nothing(ax, title, "no finite loss along the path")
     _line(result.line, ax, ORANGE, "straight line")

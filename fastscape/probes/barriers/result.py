@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fastscape._checks import counted
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.numerics.estimate import Estimate
 from fastscape.reports.document import Document
 from fastscape.reports.numbers import number
@@ -43,6 +43,7 @@ class BarrierResult(Document):
 
     kind: ClassVar[str] = "barrier"
 
+    shapes: ClassVar[Shapes] = {"alphas": "points", "losses": "points", "stderr": "points", "accuracy": "points"}
     name: str
     step: int | None
     a: str
@@ -92,6 +93,19 @@ class BarrierMatrix(Document):
 
     kind: ClassVar[str] = "barriers"
 
+    shapes: ClassVar[Shapes] = {
+        "labels": "k",
+        "losses": "k",
+        "accuracy": "k",
+        "linear": "k k",
+        "low": "k k",
+        "high": "k k",
+        "end": "k k",
+        "max": "k k",
+        "argmax": "k k",
+        "accuracy_barrier": "k k",
+        "distance": "k k",
+    }
     name: str
     step: int | None
     labels: tuple[str, ...]
@@ -130,6 +144,7 @@ class CurveResult(Document):
 
     kind: ClassVar[str] = "curve"
 
+    shapes: ClassVar[Shapes] = {"training": "*"}
     name: str
     step: int | None
     line: BarrierResult

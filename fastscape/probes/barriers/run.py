@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._checks import flag, integer
+from fastscape._checks import amount, flag, integer
 from fastscape._clock import now
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.batch_statistics import BatchNorm, checked_mode, recalibrate
@@ -66,7 +66,7 @@ def checked_goals(
         TypeError, ValueError: naming the argument, its value and what is allowed.
     """
     checked_objective(objective)
-    if integer("start", start, 3) > integer("points", points, 3):
+    if integer("start", start, 3) > amount("points", points, 3):
         raise ValueError(f"points must be at least start = {start}, got {points}; start is the first, even grid of a path")
     if not (isinstance(tolerance, (int, float)) and math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance must be finite and not negative, got {tolerance!r}; 0 refines until points are used up")

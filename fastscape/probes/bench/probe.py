@@ -13,7 +13,7 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from fastscape._checks import check_memory, counted, counted_up, first_line, integer
+from fastscape._checks import amount, check_memory, counted, first_line, integer
 from fastscape._clock import now
 from fastscape._state import entered, kept_generators
 from fastscape.curvature.peak import peak_bytes
@@ -93,11 +93,11 @@ def bench(
     check_memory(work.memory)
     run = _Run(
         Anytime(work.clock()),
-        counted_up("repeats", repeats, 1),
+        amount("repeats", repeats, 1),
         work.name,
         reporter(work.progress, ("words", "share")),
     )
-    counted_up("count", count, 1), integer("seed", work.seed, 0, 2**63)
+    amount("count", count, 1), integer("seed", work.seed, 0, 2**63)
     began = now()
     loss, budget = math.nan, run.work.budget
     with ExitStack() as stack:

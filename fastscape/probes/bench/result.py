@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastscape._checks import counted
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.reports.document import Document
 from fastscape.runs.provenance import Provenance
 
@@ -37,6 +37,7 @@ class BenchUnit:
         reason: why there are no timings; empty otherwise.
     """
 
+    shapes: ClassVar[Shapes] = {"seconds": "*"}
     name: str
     meaning: str
     seconds: Array
@@ -65,7 +66,7 @@ class BenchUnit:
     @property
     def bandwidth(self) -> float:
         """Bytes per second; NaN where the unit does more than move weights."""
-        return self.moved / self.median if self.moved else math.nan
+        return self.moved / self.median if self.moved and self.median else math.nan
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fastscape.probes.doctor.result import SEVERITIES, Diagnosis, Finding, counts
-from fastscape.reports.axes import BLUE, ORANGE, RED, nothing, single
+from fastscape.reports.axes import BLUE, ORANGE, RED, literal, nothing, single
 from fastscape.reports.sections import Figure, Grid, Section, section_of
 from fastscape.runs.provenance import remarks_and_notes
 
@@ -46,7 +46,7 @@ def severities(result: Diagnosis, ax: Axes | None = None) -> Axes:
     for place, severity in enumerate(reversed(SEVERITIES)):
         ax.barh(place, len(result.of(severity)), color=_COLOURS[severity])
     ax.set_yticks(range(len(SEVERITIES)), list(reversed(SEVERITIES)))
-    ax.set(xlabel="findings", title=f"Doctor: {result.name}")
+    ax.set(xlabel="findings", title=f"Doctor: {literal(result.name)}")
     return ax
 
 

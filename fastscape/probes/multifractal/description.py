@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
-from fastscape._checks import flag, integer, one_line, one_of, positive, real, reals
-from fastscape.numerics.arrays import Array
+from fastscape._checks import amount, flag, integer, one_line, one_of, positive, real, reals
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.numerics.estimate import Estimate, Estimates
 from fastscape.probes.multifractal import exponents as ex
 from fastscape.probes.multifractal.scalars import AUTHORS_Q
@@ -17,6 +17,7 @@ from fastscape.probes.multifractal.trust import Trust, Window
 
 DEFAULT_Q = tuple(sorted([*AUTHORS_Q.tolist(), 0.0]))
 CORE_Q = tuple(order for order in DEFAULT_Q if -1 <= order <= 2)
+MOST_ORDERS = 1000  # the memory of an analysis grows with their number
 OUTDATED = "analysed by version 0.1, whose intervals of M_tau and alpha cover too seldom: .reanalyse() makes them anew"
 Variant = Literal["even", "odd"]
 
@@ -55,6 +56,8 @@ class AnalysisSettings:
                 raise ValueError(f"q must be 'core' or orders, got {self.q!r}")
             object.__setattr__(self, "q", CORE_Q)
         orders = sorted({*reals("q", self.q), 0.0, 1.0})
+        if len(orders) > MOST_ORDERS:
+            raise ValueError(f"q must hold at most {MOST_ORDERS} orders, got {len(orders)}")
         if not all(map(math.isfinite, orders)) or len([order for order in orders if order]) < 3:
             raise ValueError(f"q must hold at least three finite orders besides 0, got {self.q!r}")
         object.__setattr__(self, "q", tuple(orders))
@@ -67,8 +70,9 @@ class AnalysisSettings:
         flag("authors_trust", self.authors_trust)
         if self.measure_floor is not None and not (real(self.measure_floor) and 0 < self.measure_floor < 1):
             raise ValueError(f"measure_floor must be in (0, 1), got {self.measure_floor!r}")
-        for name, least in (("bootstrap", 2), ("permutations", 1), ("seed", 0)):
-            object.__setattr__(self, name, integer(name, getattr(self, name), least))
+        for name, least in (("bootstrap", 2), ("permutations", 1)):
+            object.__setattr__(self, name, amount(name, getattr(self, name), least))
+        object.__setattr__(self, "seed", integer("seed", self.seed, 0))
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class WindowAnalysis:
             share of negative responses over the window, and ``sign_mixing`` = largest share of the rarer sign.
     """
 
+    shapes: ClassVar[Shapes] = {"zeta": "Q", "alpha_ratio": "Q", "f_ratio": "Q"}
     window: Window
     spectrum: ex.Exponents
     zeta: Array
@@ -108,6 +113,17 @@ class ScaleProfile:
         h_local: median over directions of the local slopes of ln r ``[K - 1]``.
     """
 
+    shapes: ClassVar[Shapes] = {
+        "log_z": "K Q",
+        "n_eff": "K Q",
+        "hill": "K Q",
+        "tau_local": "K-1 Q",
+        "C1": "K",
+        "C2": "K",
+        "participation": "K",
+        "neg_frac": "K",
+        "h_local": "K-1",
+    }
     log_z: Array
     n_eff: Array
     hill: Array
@@ -130,6 +146,7 @@ class Curve:
         withheld: why there is no band at some orders; empty where there is one at all of them.
     """
 
+    shapes: ClassVar[Shapes] = {"value": "Q", "lower": "Q", "upper": "Q"}
     value: Array
     lower: Array
     upper: Array

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.probes.multifractal.lines import fit_line, slope
 from fastscape.probes.multifractal.moments import Moments, log_measure, log_sum, moments
 
@@ -33,6 +34,17 @@ class Exponents:
         n_eff: smallest effective number of directions over the scales.
     """
 
+    shapes: ClassVar[Shapes] = {
+        "q": "Q",
+        "tau": "Q",
+        "tau_stderr": "Q",
+        "tau_r2": "Q",
+        "tau_intercept": "Q",
+        "alpha": "Q",
+        "f": "Q",
+        "dimension": "Q",
+        "n_eff": "Q",
+    }
     q: Array
     tau: Array
     tau_stderr: Array
@@ -94,6 +106,7 @@ class HolderExponents:
         mean, std, median, iqr, span: over directions with a finite h (std with 1/N).
     """
 
+    shapes: ClassVar[Shapes] = {"h": "directions", "stderr": "directions", "r2": "directions"}
     h: Array
     stderr: Array
     r2: Array
@@ -139,6 +152,7 @@ class Cumulants:
     concave), c2 > 0 that it grows toward large ones (tau convex). Zeros are left out of C1 and C2.
     """
 
+    shapes: ClassVar[Shapes] = {"C1": "scales", "C2": "scales"}
     C1: Array
     C2: Array
     c1: float

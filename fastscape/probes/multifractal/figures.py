@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastscape.numerics.arrays import Array
-from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, grid, nothing, single, step_axis, titled
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, grid, literal, nothing, single, step_axis, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -345,7 +345,7 @@ def trajectory_panels(result: TrajectoryResult, axes: Sequence[Axes] | None = No
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, max(1, len(result.points))))
     for colour, point in zip(colours, result.points, strict=True):
         if point.analysis.tau is not None:
-            axes[5].plot(point.analysis.settings.q, point.analysis.tau.value, color=colour, lw=1.3, label=point.name)
+            axes[5].plot(point.analysis.settings.q, point.analysis.tau.value, color=colour, lw=1.3, label=literal(point.name))
     axes[5].axhline(0, color=GREY, lw=0.6)
     axes[5].set(xlabel="order q", ylabel=r"$\tau(q)$")
     axes[5].set_title(r"$\tau(q)$, first to last checkpoint", fontsize=10)

@@ -75,7 +75,7 @@ def multifractal(
         ValueError: bad settings, or a budget that cannot fit one unit (names one that is enough).
         TypeError: a model in place of an objective, or settings that are none.
         NondeterministicLossError: two evaluations at w differ.
-        ProbeError: the model raised midway; its ``partial`` holds the results so far.
+        ProbeError: the model raised midway, or the analysis at the end; its ``partial`` holds the results so far.
 
     Cost: (2 K + 1) forwards per direction over the data, K radii; one copy of the probed parameters.
 
@@ -117,7 +117,7 @@ def trajectory(
     Raises:
         ValueError: missing, damaged or pickled files, keys or shapes that do not fit (the first few are listed), bad
             settings, or a budget that cannot fit one unit per checkpoint.
-        ProbeError: the model raised midway; its ``partial`` holds the results so far.
+        ProbeError: the model raised midway, or the analysis at the end; its ``partial`` holds the results so far.
     """
     work = settled(trajectory, keywords, seed=None)
     checked_objective(objective)

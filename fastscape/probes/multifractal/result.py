@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastscape._checks import one_line
 from fastscape.evaluation.noise import passes_gate
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.probes.multifractal.analyse import analyse
 from fastscape.probes.multifractal.description import Analysis, AnalysisSettings
 from fastscape.probes.multifractal.flags import analysis_flags
@@ -44,6 +44,18 @@ class Measured:
             the responses themselves are compared with the noise.
     """
 
+    shapes: ClassVar[Shapes] = {
+        "even": "BANKS K N",
+        "odd": "BANKS K N",
+        "counts": "BANKS",
+        "batches": "BANKS",
+        "base": "BANKS",
+        "radii": "K",
+        "eps_abs": "K",
+        "eps_rel": "K",
+        "noise": "K",
+        "calibrated": "2 K",
+    }
     even: Array
     odd: Array
     counts: Ints

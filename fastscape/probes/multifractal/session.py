@@ -26,7 +26,7 @@ _SHARE = 0.05  # of the budget, for each of the analyses on the way
 
 
 class ProbeError(PartialResultError):
-    """The model raised midway. ``partial`` is the :class:`TrajectoryResult` of what had been evaluated."""
+    """The model or the analysis raised. ``partial`` is the :class:`TrajectoryResult` of what had been evaluated."""
 
     partial: TrajectoryResult
 
@@ -151,6 +151,11 @@ class Session:
                 return self._result(reason, settings)
             except KeyboardInterrupt:  # the evaluations are kept
                 reason = "interrupted"
+            except Exception as error:
+                if self.work.error is None:
+                    self.work.error, self._where = error, "the analysis, which partial.reanalyse() makes of its evaluations"
+                reason = f"failed: {type(error).__name__}"
+                break
         return self._result(reason, self.analysis, analysed=False)
 
     def _result(self, reason: str, settings: AnalysisSettings, *, analysed: bool = True) -> TrajectoryResult:

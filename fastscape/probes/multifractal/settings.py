@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fastscape._checks import integer, one_of
+from fastscape._checks import amount, integer, one_of
 from fastscape.directions.directions import Scale
 from fastscape.directions.normalise import RULES, OneD, Rule, ZeroNorm
 from fastscape.evaluation.losses import checked_radii
@@ -19,6 +19,7 @@ from fastscape.probes.multifractal.trust import MIN_SCALES
 from fastscape.response.precision import Precision, checked_precision
 
 BankBatches = Literal["all", "rotate"]
+MOST_SCALES = 10_000
 DEFAULT_RELATIVE = (1e-5, 1e-1, 12)
 
 
@@ -56,11 +57,13 @@ class ProbeSettings:
     def __post_init__(self) -> None:
         if self.radii is not None:
             checked = checked_radii(self.radii, minimum=MIN_SCALES)
+            amount("len(radii)", len(checked), MIN_SCALES, MOST_SCALES)
             object.__setattr__(self, "radii", tuple(checked.tolist()))
         if self.count is not None:
-            object.__setattr__(self, "count", integer("count", self.count, 2))
+            object.__setattr__(self, "count", amount("count", self.count, 2, 2**32))
         least_stride = 1 if integer("banks", self.banks, 1) > 1 else 0  # banks of one seed would be the same directions
-        for name, least in (("banks", 1), ("seed", 0), ("stride", least_stride)):
+        object.__setattr__(self, "banks", amount("banks", self.banks, 1))
+        for name, least in (("seed", 0), ("stride", least_stride)):
             object.__setattr__(self, name, integer(name, getattr(self, name), least, 2**63))
         for name, value, allowed in (
             ("distribution", self.distribution, get_args(Distribution)),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastscape._checks import counted, integer
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 
 MIN_SCALES = 4
 MIN_DECADES = 1.0
@@ -28,6 +29,7 @@ class Trust:
         positive: at least 99 % of the responses are non-zero.
     """
 
+    shapes: ClassVar[Shapes] = {"finite": "K", "above_noise": "K", "positive": "K"}
     finite: NDArray[np.bool_]
     above_noise: NDArray[np.bool_]
     positive: NDArray[np.bool_]

@@ -7,7 +7,7 @@ from typing import Unpack
 
 import torch
 
-from fastscape._checks import counted_up, integer
+from fastscape._checks import amount, integer
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.samples import samples_of
 from fastscape.objective.objective import Objective, checked_objective
@@ -109,16 +109,16 @@ def sharpness(
     total = samples_of(objective)
     if m is not None and integer("m", m, 1) > total:
         raise ValueError(f"m must be at most the number of samples, {total}, got {m}; m=None takes all of them as one group")
-    if 0 < counted_up("products", products, 0) < 6:
+    if 0 < amount("products", products, 0) < 6:
         raise ValueError(f"products must be 0 or at least 6, got {products}; the eigenvalue and two ascents share them")
-    if counted_up("samples", samples, 4) % 2:
+    if amount("samples", samples, 4) % 2:
         raise ValueError(f"samples must be even, for pairs u and -u, got {samples}")
     goals = Goals(
         epsilon=float(epsilon),
         variant=variant,
         m=m,
-        restarts=counted_up("restarts", restarts, 1),
-        steps=counted_up("steps", steps, 1),
+        restarts=amount("restarts", restarts, 1),
+        steps=amount("steps", steps, 1),
         samples=samples,
         products=products,
         eta=float(eta),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.numerics.estimate import Estimate
 from fastscape.reports.document import Document
 from fastscape.reports.numbers import number
@@ -41,6 +41,7 @@ class SharpnessResult(Document):
 
     kind: ClassVar[str] = "sharpness"
 
+    shapes: ClassVar[Shapes] = {"restarts": "r", "starts": "r", "curves": "r *", "random_rises": "*", "group_worst": "*"}
     name: str
     step: int | None
     variant: str

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from fastscape._checks import counted, counted_up, integer, listed, shown
+from fastscape._checks import amount, counted, integer, listed, shown
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.estimate import Estimate
 
@@ -121,7 +121,7 @@ def association(
         (1.0, 0.016667)
     """
     x, y, labels = _checked(early, outcome, None if groups is None else listed("groups", groups, "labels"))
-    counted_up("replicates", replicates, 100)
+    amount("replicates", replicates, 100)
     integer("seed", seed, 0, 2**64)
     names = listed("names", names, "two names")
     if len(names) != 2 or not all(isinstance(each, str) for each in names):

@@ -13,7 +13,7 @@ from fastscape.probes.signature.comparison import Comparison
 from fastscape.probes.signature.quantities import QUANTITIES, shown
 from fastscape.probes.signature.rules import Verdict
 from fastscape.probes.signature.view import RULE_COLUMNS, row_of
-from fastscape.reports.axes import BLUE, GREY, grid, nothing
+from fastscape.reports.axes import BLUE, GREY, grid, literal, nothing
 from fastscape.reports.numbers import number
 from fastscape.reports.sections import Figure, Grid, Quantity, Section, section_of
 
@@ -125,6 +125,6 @@ def _dot_panel(ax: Axes, key: str, comparison: Comparison) -> None:
     if min(values) <= 0:
         ax.axvline(0, color=GREY, lw=0.8, zorder=0)
     ax.set(ylim=(len(found) - 0.5, -0.5))
-    ax.set_yticks(range(len(found)), comparison.labels, fontsize=7)
+    ax.set_yticks(range(len(found)), [literal(label, 24) for label in comparison.labels], fontsize=7)
     ax.tick_params(axis="x", labelsize=7)
     ax.set_title(title, fontsize=9)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastscape._checks import flag, shown
+from fastscape._checks import amount, flag, shown
 from fastscape.directions import Directions
 from fastscape.directions.axes import Axes
 from fastscape.directions.directions import Scale
@@ -174,5 +174,5 @@ def grid(radius: float, points: int, argument: str = "") -> Array:
         )
     if isinstance(points, bool) or not isinstance(points, (int, np.integer)) or points < 3 or points % 2 == 0:
         raise ValueError(f"points{argument} must be odd and at least 3, so that alpha = 0 is one of them, got {points!r}")
-    half = int(points) // 2
+    half = amount(f"points{argument}", points, 3) // 2
     return np.arange(-half, half + 1) / half * float(radius)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastscape.numerics.arrays import Array
-from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, literal, nothing, single
 from fastscape.reports.numbers import number
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def lines(result: SliceResult, ax: Axes | None = None) -> Axes:
         colour = f"C{index % 10}" if several else BLUE
         if np.isfinite(half).any():
             ax.fill_between(result.alphas, shown - half, shown + half, color=colour, alpha=0.15, lw=0)
-        label = result.labels[index] if len(result.losses) <= _FEW else None
+        label = literal(result.labels[index]) if len(result.losses) <= _FEW else None
         ax.plot(result.alphas, shown, color=colour, lw=1.0 if several else 1.4, label=label)
     with np.errstate(invalid="ignore"):
         mean = np.mean(np.where(np.isfinite(result.losses), result.losses, np.nan), axis=0)
@@ -68,7 +68,8 @@ def contour(result: PlaneResult, ax: Axes | None = None) -> Axes:
         ax.plot(result.trajectory[:, 0], result.trajectory[:, 1], ".-", color=ORANGE, lw=1.2, ms=5, label="checkpoints")
         ax.legend(fontsize=7, loc="upper right")
     names = [_unit(name, result.eps_relative[index : index + 1]) for index, name in enumerate((r"$\alpha_1$", r"$\alpha_2$"))]
-    ax.set(xlabel=f"{names[0]}: {result.labels[0]}", ylabel=f"{names[1]}: {result.labels[1]}")
+    first, second = map(literal, result.labels)
+    ax.set(xlabel=f"{names[0]}: {first}", ylabel=f"{names[1]}: {second}")
     ax.set_title(_TITLES[1], fontsize=10)
     return ax
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
-from fastscape._checks import counted_up, first_line, flag, integer
+from fastscape._checks import amount, first_line, flag, integer
 from fastscape.directions.axes import Axes
 from fastscape.directions.directions import Scale
 from fastscape.evaluation.arithmetic import measured_in
@@ -59,6 +59,7 @@ class SliceKeywords(Work, total=False):
 
 _TRIAL = 0.05  # of the budget, for trying batched evaluation
 _DEPTH = 4.0  # times the rounding of one loss: two losses differ by less in 99.5 % of cases
+_MOST_POINTS = 2**24  # of a plane
 _TRIED = 4  # checkpoints of a trajectory at which running statistics are compared: the farthest from w
 _MARGIN = 1.2  # on the trajectory's reach, so that no checkpoint lies on the border
 
@@ -135,7 +136,7 @@ def slice1d(
     alphas = grid(radius, points)
     random = directions is None or (isinstance(directions, str) and directions == "random")
     number = LINES if random else COMPONENTS
-    count, seed = number if count is None else counted_up("count", count, 1), integer("seed", work.seed, 0, 2**64)
+    count, seed = number if count is None else amount("count", count, 1), integer("seed", work.seed, 0, 2**64)
     dtype = None if work.precision is None else checked_dtype(work.precision)
     clock = work.clock()
     norms = Norms(objective, bn)
@@ -218,6 +219,7 @@ def slice2d(
         raise ValueError(f"radius must be a number or a pair, got {radius!r}")
     for size, reach in zip(sizes, reaches, strict=True):
         grid(1.0 if reach is None else reach, size)
+    amount("points[0] * points[1]", math.prod(map(int, sizes)), 9, _MOST_POINTS)
     norms = Norms(objective, bn)
     states, names = (None, []) if trajectory is None else states_of(objective, trajectory)
     given = axes_of(objective, directions, count=2, normalize=normalize, scale=scale, seed=seed, trajectory=states)

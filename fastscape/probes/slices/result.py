@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.numerics.estimate import Estimate
 from fastscape.probes.slices.roughness import RESOLVED
 from fastscape.reports.document import Document
@@ -41,6 +41,14 @@ class SliceResult(Document):
     """
 
     kind: ClassVar[str] = "slice"
+    shapes: ClassVar[Shapes] = {
+        "alphas": "points",
+        "losses": "lines points",
+        "stderr": "lines points",
+        "accuracy": "lines points",
+        "labels": "lines",
+        "eps_relative": "lines",
+    }
     name: str
     step: int | None
     loss: float
@@ -90,6 +98,18 @@ class PlaneResult(Document):
     """
 
     kind: ClassVar[str] = "plane"
+    shapes: ClassVar[Shapes] = {
+        "alpha_1": "rows",
+        "alpha_2": "columns",
+        "losses": "rows columns",
+        "stderr": "rows columns",
+        "evaluated": "rows",
+        "labels": "2",
+        "eps_relative": "2",
+        "explained": "2",
+        "trajectory": "checkpoints 2",
+        "residual": "checkpoints",
+    }
     name: str
     step: int | None
     loss: float

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.positive import shown_ends
 from fastscape.probes.spectrum.words import layer_order
-from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, grid, nothing, single, step_axis, titled
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, grid, literal, nothing, single, step_axis, titled
 from fastscape.reports.numbers import number
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def layer_traces(result: SpectrumResult, ax: Axes | None = None) -> Axes:
     rest = [trace.value for _, trace in ordered[_LAYERS:]]
     if rest:
         bars.append((f"{len(rest)} more", float(sum(rest)), (math.nan, math.nan)))
-    names = [name for name, _, _ in bars]
+    names = [literal(name) for name, _, _ in bars]
     values = np.array([value for _, value, _ in bars])
     bounds = np.array([interval for _, _, interval in bars])
     y = np.arange(len(bars))

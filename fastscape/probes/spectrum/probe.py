@@ -10,7 +10,7 @@ from typing import Any, Literal, Unpack, cast
 import torch
 from torch import Tensor
 
-from fastscape._checks import check_memory, first_line, integer, one_of
+from fastscape._checks import amount, check_memory, first_line, integer, one_of
 from fastscape.curvature.operator import ggn, hessian
 from fastscape.curvature.paths import PathName
 from fastscape.curvature.soundness import AsymmetricProductError
@@ -183,7 +183,7 @@ def checked_goals(objective: Objective, k: int, operator: str, nodes: int, block
     integer("seed", work.seed, 0, 2**64)
     check_memory(work.memory)
     if block is not None:
-        integer("block", block, 2)
+        amount("block", block, 2)
     size, targets = objective.size, work.targets
     if integer("k", k, 1) > size:
         raise ValueError(f"k must be at most D = {size}, got {k}; a matrix has no more eigenvalues than rows")
@@ -199,7 +199,7 @@ def checked_goals(objective: Objective, k: int, operator: str, nodes: int, block
         none = value is None and key == "trace"
         if not none and not (isinstance(value, (int, float)) and math.isfinite(value) and 0 < value < 1):
             raise ValueError(f"targets[{key!r}] must lie in (0, 1), got {value!r}")
-    nodes = integer("nodes", nodes, 1)
+    nodes = amount("nodes", nodes, 1)
     assert wanted["eigenvalues"] is not None
     return Goals(wanted["eigenvalues"], wanted["trace"], nodes, max(_PRODUCTS * nodes, 400))
 

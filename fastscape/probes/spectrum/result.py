@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.numerics.estimate import Estimate
 from fastscape.numerics.positive import shown_ends
 from fastscape.numerics.spectra import Density, Gap, Stability
@@ -56,6 +56,14 @@ class SpectrumResult(Document):
 
     kind: ClassVar[str] = "spectrum"
 
+    shapes: ClassVar[Shapes] = {
+        "eigenvalues": "k",
+        "residuals": "k",
+        "converged": "k",
+        "smallest": "s",
+        "smallest_residuals": "s",
+        "smallest_converged": "s",
+    }
     name: str
     step: int | None
     loss: float

@@ -9,7 +9,7 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from fastscape._checks import check_memory, counted_up, integer
+from fastscape._checks import amount, check_memory, integer
 from fastscape._clock import now
 from fastscape.curvature.slopes import departing
 from fastscape.evaluation.arithmetic import measured_in
@@ -125,7 +125,7 @@ def temperature(
     if population is not None and integer("population", population, 1) < max(size, total):
         what = f"batch_size {size}" if size > total else f"the {total} samples of the data"
         raise ValueError(f"population must be at least {what}, got {population}; None is for independent draws")
-    if 0 < counted_up("products", products, 0) < 3:
+    if 0 < amount("products", products, 0) < 3:
         raise ValueError(f"products must be 0 or at least 3, got {products}; an interval needs a spread")
     integer("seed", work.seed, 0, 2**63)
     check_memory(work.memory)

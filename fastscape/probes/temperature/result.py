@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.numerics.estimate import Estimate
 from fastscape.reports.document import Document
 from fastscape.reports.numbers import interval, number
@@ -44,6 +44,7 @@ class TemperatureResult(Document):
 
     kind: ClassVar[str] = "temperature"
 
+    shapes: ClassVar[Shapes] = {"rates": "*", "norms": "*"}
     name: str
     step: int | None
     trace: Estimate

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastscape.reports import axes as shared
-from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, nothing, single, step_axis
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, literal, nothing, single, step_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def single_series(result: TrackResult, ax: Axes | None, name: str | None = None)
     if name is None:
         return nothing(ax, "along training", "nothing was measured")
     series = result.series(name)
-    label = name.replace("_", " ")
+    label = literal(name.replace("_", " "))
     finite = np.isfinite(series.values)
     if not finite.any():
         return nothing(ax, label, "no finite value")

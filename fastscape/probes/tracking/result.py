@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastscape.numerics.arrays import Array
+from fastscape.numerics.arrays import Array, Shapes
 from fastscape.numerics.estimate import Estimate
 from fastscape.probes.tracking.difficulty_sum import over_seeds
 from fastscape.reports import batch_norm
@@ -159,6 +159,16 @@ class DifficultyResult(Document):
     """
 
     kind: ClassVar[str] = "difficulty"
+    shapes: ClassVar[Shapes] = {
+        "steps": "t",
+        "learning_rates": "t",
+        "gradient_squares": "t",
+        "nodes": "n",
+        "sharpness": "n",
+        "residuals": "n",
+        "products": "n",
+        "losses": "n",
+    }
     name: str
     step: int | None
     value: float

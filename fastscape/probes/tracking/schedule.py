@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastscape._checks import integer, listed, reals
+from fastscape._checks import amount, integer, listed, reals
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def log_spaced(total_steps: int, count: int) -> Schedule:
     Raises:
         ValueError: no step, or fewer than two points.
     """
-    total, points = integer("total_steps", total_steps, 1), integer("count", count, 2)
+    total, points = integer("total_steps", total_steps, 1), amount("count", count, 2)
     spaced = np.unique(np.rint(np.geomspace(1, total, points - 1)).astype(int)) if points > 2 else np.array([total])
     return Schedule((0, *spaced.tolist()), total=total)
 

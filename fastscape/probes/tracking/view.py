@@ -72,7 +72,7 @@ def difficulty_section(result: DifficultyResult) -> Section:
             "sum of eta^2 ||g||^2 ||H||_2 / 2 over L_0 - L_T: what curvature takes from the descent, per descent",
         ),
         Quantity("descent", f"{result.first_loss:.4g} → {result.last_loss:.4g}", "L_0 and L_T on the data of the objective"),
-        Quantity("products", f"{int(result.products.sum())}", f"Hessian-vector products for {len(result.nodes)} spectral norms"),
+        Quantity("products", f"{result.products.sum():.0f}", f"Hessian-vector products for {len(result.nodes)} spectral norms"),
     )
     words = (
         f"Spectral norm every {result.meta.get('every')} steps (warm-started), squared norm of the {result.gradient} gradient, "

@@ -1,0 +1,85 @@
+"""Damaged and hostile files of every kind give an error with their name, or a result that can be shown, in bounded memory."""
+
+import tracemalloc
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+from hostile import SAVED, files, model
+from torch.nn import functional as F
+
+import fastscape as fs
+from fastscape import zoo
+from fastscape.runs.checkpoints import checkpoints, read_optimizer
+from fastscape.runs.record import read_record
+
+ROOM = 8 << 20  # bytes of objects that any small file may take: its text, parsed, and the modules of its classes
+
+
+def read(path, objective):
+    """What a file's kind is read by, and what a user then does with it."""
+    if path.suffix == ".npz":
+        found = fs.load(path)
+        found.summary()
+        found.to_json()
+    elif path.name.endswith(".optimizer.pt"):
+        read_optimizer(path)
+    elif path.suffix in (".jsonl", ".crc"):
+        read_record(path, "test", checksums=path.suffix == ".crc")
+    else:
+        (file,) = checkpoints([path])
+        file.at(objective).state.items()
+        file.optimizer()
+
+
+def tried(count, seed, folder):
+    """Read ``count`` files; gives how many were refused and how many read, by what was done to them."""
+    objective = fs.Objective(model(), zoo.digits(samples=8), criterion=F.cross_entropy)
+    (folder / "whole").mkdir()
+    found = Counter()
+    for index, file in enumerate(files(count, seed, folder / "whole")):
+        path = folder / f"{index}-{file.name}"
+        path.write_bytes(file.content)
+        where = f"{path.name}, {file.damage}"
+        tracemalloc.start()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy, about the numbers that were put there
+                read(path, objective)
+            found[file.damage, "read"] += 1
+        except (ValueError, OSError) as error:
+            if path.name not in str(error):
+                raise AssertionError(f"{where}: the error does not name the file: {error!r}") from error
+            found[file.damage, "refused"] += 1
+        except Exception as error:
+            raise AssertionError(f"{where}: {type(error).__name__}: {error}") from error
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            path.unlink()
+        assert peak < 2 * file.declared + ROOM, f"{where}: {peak} bytes for a file that declares {file.declared}"
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _loaded():
+    """Classes of results and what torch loads once are not the memory of a file."""
+    fs.load(SAVED / "study.npz").summary()
+    torch.ones(1).sum()
+
+
+def test_damaged_files_of_every_kind_are_refused_by_name(tmp_path):
+    found = tried(150, 0, tmp_path)
+    assert found.total() == 150
+    assert sum(number for (_, outcome), number in found.items() if outcome == "refused") > 75
+
+
+@pytest.mark.hostile
+def test_two_thousand_damaged_files_are_refused_by_name(tmp_path):
+    found = tried(2000, 1, tmp_path)
+    for key, number in sorted(found.items()):
+        print(*key, number)  # noqa: T201
+    assert found.total() == 2000
+    assert {outcome for (damage, outcome) in found if damage == "named_bomb"} <= {"refused"}
+    assert {outcome for (damage, outcome) in found if damage == "document_bomb"} <= {"refused"}
