@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fastscape._checks import counted
+from fastscape._lock import Lock
 from fastscape.probes.tracking.allowance import Allowance
-from fastscape.probes.tracking.journal import Record
 from fastscape.probes.tracking.result import SkippedPoint, TrackPoint
 from fastscape.probes.tracking.warnings_once import WarningsOnce
+from fastscape.runs.record import Record
 
-_FORMAT = 1
+_KIND = "track"  # of the first line
 
 
 class TrackRecord:
@@ -29,27 +30,30 @@ class TrackRecord:
         resumed: whether there was one.
 
     Raises:
-        ValueError: a path in no directory, or a record of another run (names what differs).
+        ValueError: a path in no directory, a file that is no record, or that of another run (names what differs).
+        InUseError: another tracker, of this process or another, writes the file.
     """
 
     def __init__(self, path: str | Path | None, settings: Mapping[str, Any]) -> None:
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"path must be in an existing directory, got {str(path)!r}")
-        self._file = Record(path)
+        self._lock = None
+        if path is not None and (Path(path).is_file() or not Path(path).exists()):  # a device has no lock beside it
+            self._lock = Lock(f"{path}.lock", f"path {str(path)!r}", "finish() the other tracker, or choose another path")
         self.points: list[TrackPoint] = []
         self.skipped: dict[int, SkippedPoint] = {}
         self.training = self.spent = 0.0
-        self.resumed = bool(self._file.lines)
-        if self.resumed:
+        try:
+            self._file = Record(path, _KIND, settings)
             self._read(settings)
-        else:
-            self._file.append({"track": {"format": _FORMAT, **settings}})
+        except BaseException:
+            self._unlock()
+            raise
+        self.resumed = self._file.continued
+        self._file.write()
 
     def _read(self, settings: Mapping[str, Any]) -> None:
-        head = self._file.lines[0].get("track")
-        if not isinstance(head, dict):
-            raise ValueError(f"path must be the record of a tracker, got {str(self._file.path)!r}; choose another file")
-        earlier = {"batch_norm": "running"} | head  # before records said it
+        earlier = {"batch_norm": "running"} | self._file.head  # before records said it
         different = [name for name, value in settings.items() if earlier.get(name) != value]
         if different:
             raise ValueError(
@@ -57,7 +61,7 @@ class TrackRecord:
                 "another file, or the same settings"
             )
         try:
-            for line in self._file.lines[1:]:
+            for line in self._file.lines:
                 self._take(line)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
@@ -85,13 +89,18 @@ class TrackRecord:
         self._file.append({"point": dataclasses.asdict(point), "account": _account(account)})
 
     def skip(self, point: SkippedPoint) -> None:
-        """Write that a step was not measured, with the next point: a synchronised line takes as long as many training steps."""
+        """Write that a step was not measured, synchronised with the next point: that takes as long as many training steps."""
         self.skipped[point.step] = point
-        self._file.append({"skipped": dataclasses.asdict(point)}, flush=False)
+        self._file.append({"skipped": dataclasses.asdict(point)}, sync=False)
 
     def end(self, step: int, account: Allowance) -> None:
-        """Write that the run has ended."""
+        """Write that the run has ended, and let others have the file."""
         self._file.append({"end": {"step": step}, "account": _account(account)})
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def warn(self, warned: WarningsOnce) -> None:
         """Tell why the last line could not be written, where it could not."""

@@ -50,7 +50,8 @@ class Tracker:
         when: :func:`fastscape.log_spaced`, :func:`fastscape.fractions`, or ascending steps.
         every: in its place, a number of steps.
         share: of the training time.
-        path: file of JSON lines, appended to and synchronised at every point; an existing one of the same run is continued.
+        path: file of JSON lines, appended to and synchronised at every point; an existing one of the same run is continued. Until
+            the end it is this tracker's alone, by a file ``<path>.lock`` beside it.
         what: names of ``"loss"``, ``"gradient"``, ``"spectrum"``, ``"slice"``, ``"multifractal"``, and functions
             ``f(objective, step) -> {name: number or Estimate}``, in the order of measuring; the weights are those of
             ``objective.base``, while ``objective.model`` has moved on where a point has waited.
@@ -65,7 +66,8 @@ class Tracker:
         run: seed, name, or one of them, in a :class:`fastscape.Run`.
 
     Raises:
-        TypeError, ValueError: bad arguments, a path in no directory, or a record of another run (names what differs).
+        TypeError, ValueError: bad arguments, a path in no directory, or a file that is no record of this run (says why).
+        OSError: another tracker, of this process or another, writes the file.
 
     Cost: ``share`` of the training time, with an error of one measurement; a microsecond or two at other steps.
 

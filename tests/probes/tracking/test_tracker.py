@@ -19,9 +19,9 @@ from torch.nn import functional as F
 import fastscape as fs
 from fastscape import zoo
 from fastscape.objective.replica import Replica
-from fastscape.probes.tracking.journal import read_record
 from fastscape.probes.tracking.pending import Pending
 from fastscape.runs.optimizers import OptimizerState
+from fastscape.runs.record import read_record
 
 mpl.use("agg")
 ROOT = Path(__file__).parents[3]
@@ -35,6 +35,10 @@ class Clock:
 
     def __call__(self):
         return self.now
+
+
+def lines_of(path):
+    return read_record(path, "track").lines
 
 
 def small(seed=0):
@@ -243,7 +247,7 @@ def test_a_measure_that_raises_is_warned_of_once_recorded_and_given_up(tmp_path)
     assert len(found.points) == 7
     assert "CUDA out of memory" in found.points[0].left_out["broken"]
     assert "given up" in found.points[-1].left_out["broken"]
-    assert read_record(tmp_path / "a.jsonl")[1]["point"]["left_out"]["broken"].startswith("RuntimeError")
+    assert lines_of(tmp_path / "a.jsonl")[0]["point"]["left_out"]["broken"].startswith("RuntimeError")
 
 
 def test_a_loss_that_is_no_function_is_a_warning_and_training_goes_on():
@@ -273,7 +277,7 @@ def test_a_logger_that_raises_is_shown_once_and_the_record_is_kept(tmp_path):
     assert len(caught) == 1
     assert [step for step, _ in seen] == [0, 2, 4, 6]
     assert seen[0][1]["loss"] == tracker.result.points[0].values["loss"]
-    assert sum("point" in line for line in read_record(tmp_path / "a.jsonl")) == 4
+    assert sum("point" in line for line in lines_of(tmp_path / "a.jsonl")) == 4
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
@@ -304,7 +308,7 @@ def test_ctrl_c_passes_through_and_what_was_measured_is_kept(tmp_path):
     found = tracker.result
     assert [point.step for point in found.points] == [0, 2, 4]
     assert found.points[-1].left_out == {"interrupted": "the run ended"}
-    assert "end" in read_record(tmp_path / "a.jsonl")[-1]
+    assert "end" in lines_of(tmp_path / "a.jsonl")[-1]
 
 
 def test_ctrl_c_inside_a_probe_is_passed_on():
@@ -370,7 +374,7 @@ def test_after_kill_9_the_record_is_whole_and_the_next_run_goes_on_without_repea
     first.communicate()
     with path.open("ab") as stream:
         stream.write(b'{"point": {"step": 22, "va')  # as torn by a crash of the machine
-    kept = [line["point"]["step"] for line in read_record(path) if "point" in line]
+    kept = [line["point"]["step"] for line in lines_of(path) if "point" in line]
     assert kept == list(range(0, kept[-1] + 1, 2))
     assert kept[-1] >= 20
 
@@ -381,7 +385,7 @@ def test_after_kill_9_the_record_is_whole_and_the_next_run_goes_on_without_repea
     for step in range(kept[-1] - 3, kept[-1] + 20):
         tracker.step(step)
     found = tracker.finish()
-    lines = read_record(path)
+    lines = lines_of(path)
     steps = [line["point"]["step"] for line in lines if "point" in line]
     assert steps == list(range(0, kept[-1] + 19, 2)) == [point.step for point in found.points]
     accounts = [line["account"]["training"] for line in lines if "account" in line]
@@ -394,6 +398,7 @@ def test_a_run_that_goes_on_says_what_it_missed(tmp_path):
     first = fs.Tracker(objective, **settings)
     first.step(0)
     first.step(1)
+    del first  # as a process that ended
     later = fs.Tracker(objective, **settings)
     later.step(7)
     later.step(8)
@@ -409,8 +414,52 @@ def test_a_record_of_another_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="other seed"):
         fs.Tracker(objective, every=2, path=path, seed=3)
     path.write_text(json.dumps({"other": 1}) + "\n")
-    with pytest.raises(ValueError, match="record of a tracker"):
+    with pytest.raises(ValueError, match="must be a record of fastscape"):
         fs.Tracker(objective, every=2, path=path)
+
+
+@pytest.mark.parametrize("content", ["notes without an end", '{"my": "data"}', "a line\nand another\n", "step,loss\n0,1.5\n"])
+def test_a_foreign_file_is_refused_and_never_written_to(tmp_path, content):
+    _, objective, _ = small()
+    path = tmp_path / "notes.txt"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"path must be a record .*notes\.txt"):
+        fs.Tracker(objective, every=2, path=path)
+    assert path.read_text() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_record_of_a_version_without_locks_goes_on(tmp_path):
+    _, objective, _ = small()
+    path = tmp_path / "a.jsonl"
+    with fs.Tracker(objective, every=1, what=("loss",), share=1e9, path=path) as tracker:
+        tracker.step(0)
+    first, *others = path.read_text().splitlines()
+    assert json.loads(first)["track"]["format"] == 1  # the head of version 0.1
+    head = json.loads(first)
+    del head["track"]["batch_norm"]
+    path.write_text("\n".join([json.dumps(head), *others]))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ValueError, match="other"):
+        fs.Tracker(fs.Objective(model, zoo.digits(samples=64), criterion=F.cross_entropy), every=1, path=path)
+    assert len(lines_of(path)) == len(others)
+
+
+def test_a_second_tracker_on_a_record_is_refused_until_the_first_has_finished(tmp_path):
+    _, objective, _ = small()
+    path = tmp_path / "a.jsonl"
+    first = fs.Tracker(objective, every=1, what=("loss",), share=1e9, path=path)
+    first.step(0)
+    for _attempt in range(2):
+        with pytest.raises(OSError, match=r"a\.jsonl.* is in use by this process .*finish\(\)"):
+            fs.Tracker(objective, every=1, what=("loss",), share=1e9, path=path)
+    first.step(1)
+    first.finish()
+    later = fs.Tracker(objective, every=1, what=("loss",), share=1e9, path=path)
+    later.step(2)
+    assert [point.step for point in later.finish().points] == [0, 1, 2]
+    assert [line["point"]["step"] for line in lines_of(path) if "point" in line] == [0, 1, 2]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # ---------------------------------------------------------------------------------------- results and arguments
@@ -447,7 +496,7 @@ def test_nan_losses_are_recorded_as_they_are(tmp_path):
         tracker.step(0)
         found = tracker.finish()
     assert math.isnan(found.points[0].values["loss"])
-    assert math.isnan(read_record(tmp_path / "a.jsonl")[1]["point"]["values"]["loss"])
+    assert math.isnan(lines_of(tmp_path / "a.jsonl")[0]["point"]["values"]["loss"])
     assert found.plot() is not None
 
 
@@ -654,7 +703,7 @@ def test_steps_that_cannot_be_afforded_cost_neither_a_synchronised_line_nor_a_co
     assert costs["synchronised"] < 60
     assert costs["copied"] < 60
     assert found.tracker_seconds <= 1.1 * 0.05 * found.training_seconds + 4.0  # of the first four copies
-    assert len(read_record(path)) == 1 + len(found.points) + len(found.skipped) + 1
+    assert len(lines_of(path)) == len(found.points) + len(found.skipped) + 1
 
 
 # ---------------------------------------------------------------------------------------- warm-up
