@@ -100,6 +100,20 @@ def _uncached_parametrizations() -> Iterator[None]:
 
 
 @contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """So many threads for an operation of torch inside the block; ``None`` for as many as there are."""
+    before = torch.get_num_threads()
+    if count in (None, before):
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
     """Evaluate in plain IEEE ``dtype``, and restore every flag and the random generators afterwards; see below."""
     with preserved_rng(), plain_arithmetic(dtype):

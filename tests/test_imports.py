@@ -15,18 +15,18 @@ LAYERS = (
     "objective",
     "directions",
     "numerics",
+    "runs",
     "evaluation",
     "differences",
     "response",
     "curvature",
-    "runs",
     "reports",
     "probes",
     "study",
     "integrations",
     "cli",
 )
-BESIDE = {("curvature", "response"), ("reports", "runs")}  # neighbours in the list of which the later one needs no earlier one
+BESIDE = {("curvature", "response"), ("reports", "runs")}  # of which the later one needs no earlier one
 FOUNDATION = {"_checks", "_clock", "_interrupts", "_lock", "_state", "_version"}
 COMPOSITE = {"signature", "tracking"}  # questions that are made of others
 SHARED = {"spectrum": {"slices", "temperature"}}  # whose eigenvectors and eigenvalues others show

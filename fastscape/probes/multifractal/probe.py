@@ -13,9 +13,10 @@ from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
 from fastscape.probes.multifractal.session import ProbeError, Progress, Session
 from fastscape.probes.multifractal.settings import ProbeSettings
-from fastscape.probes.multifractal.visits import Point
+from fastscape.probes.multifractal.units import Point
 from fastscape.response.precision import AnyPath
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+from fastscape.runs.plan import Plan
 from fastscape.runs.run import Run, Timed, Work, settled
 
 ProgressCallback = Callable[[Progress], None]
@@ -27,6 +28,7 @@ class TrajectoryKeywords(Timed, total=False):
     path: AnyPath | None
     memory: int | None
     progress: ProgressCallback | None
+    plan: Plan | MultifractalResult | TrajectoryResult | Sequence[Plan] | None
 
 
 class MultifractalKeywords(TrajectoryKeywords, Work, total=False):
@@ -63,6 +65,8 @@ def multifractal(
         path: as for :func:`fastscape.responses`.
         memory: bytes that batched evaluation may take.
         extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.
+        plan: a result of the same weights, data and settings, or its :class:`fastscape.Plan`: what was chosen there by timing and
+            by free memory is not chosen again, and the numbers are the same, bit for bit.
         name, step: of the checkpoint, for tables.
         progress: called after every block with a :class:`fastscape.probes.multifractal.session.Progress`.
         seed: of ``probe``, which may be left out then.
@@ -86,7 +90,7 @@ def multifractal(
     checked_objective(objective)
     session = _session(probe, analysis, target, work)
     point = Point(work.name, work.step, lambda: objective)
-    return session.run([point], [extend] if extend is not None else None).points[0]
+    return session.run([point], None if extend is None else [extend], _plans(keywords.get("plan"), 1)).points[0]
 
 
 def trajectory(
@@ -111,6 +115,7 @@ def trajectory(
             dicts, alone or under a usual key such as ``state_dict``.
         probe, analysis, budget, target, path, memory, extend, progress, seed, run: as for :func:`multifractal`, the target being
             reached when every checkpoint has.
+        plan: an earlier trajectory, or one :class:`fastscape.Plan` per checkpoint, as for :func:`multifractal`.
 
     Returns:
         A :class:`TrajectoryResult`, partial after Ctrl-C.
@@ -129,7 +134,17 @@ def trajectory(
     points = [Point(file.name, file.step, partial(file.at, objective)) for file in files]
     if extend is not None and not isinstance(extend, TrajectoryResult):
         raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")
-    return session.run(points, None if extend is None else extend.points)
+    return session.run(points, None if extend is None else extend.points, _plans(keywords.get("plan"), len(points)))
+
+
+def _plans(given: object, count: int) -> list[Plan] | None:
+    """One plan per checkpoint."""
+    if given is None:
+        return None
+    each = given.points if isinstance(given, TrajectoryResult) else given if isinstance(given, (list, tuple)) else [given]
+    if len(each) != count:
+        raise ValueError(f"plan must hold one plan per checkpoint, got {len(each)} for {count}")
+    return [Plan.of(one) for one in each]
 
 
 def _session(probe: ProbeSettings | None, analysis: AnalysisSettings | None, target: float | None, work: Run) -> Session:
