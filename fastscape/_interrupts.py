@@ -61,6 +61,22 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def termination() -> Iterator[None]:
+    """A block in which SIGTERM is Ctrl-C, as launchers of many processes end them, where nobody else has a use for it."""
+    try:
+        taken = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if taken:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread
+        taken = False
+    try:
+        yield
+    finally:
+        if taken:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _leave(_number: int, _frame: FrameType | None) -> None:
     os._exit(EXIT_INTERRUPTED)  # an exception would show a traceback, or become the ImportError of a half-loaded library
 

@@ -1,0 +1,296 @@
+"""The processes that make one call together, and what they tell each other through a store of torch.distributed.
+
+There is no collective in it: nothing waits for all, a store that outlives a restart of its processes does no harm, and it is the
+same for every backend.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fastscape._clock import now, pause
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup, Store
+
+Distributed: TypeAlias = "bool | ProcessGroup | None"
+
+PATIENCE = 60.0  # seconds without a word from a process that is expected to answer
+_SHORTEST, _LONGEST = 1e-3, 2e-2  # seconds between two looks into the store
+_ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_TRAINING = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
+
+
+class Waiting:
+    """Looks into a store, more and more seldom while there is nothing."""
+
+    def __init__(self) -> None:
+        self._seconds, self._since = _SHORTEST, now()
+
+    def pause(self) -> None:
+        """Wait a little."""
+        pause(self._seconds)
+        self._seconds = min(1.5 * self._seconds, _LONGEST)
+
+    def heard(self) -> None:
+        """Something came: the next may be near."""
+        self._seconds, self._since = _SHORTEST, now()
+
+    @property
+    def seconds(self) -> float:
+        """Since something came."""
+        return now() - self._since
+
+
+class Ranks:
+    """This process among those that make a call together; :func:`meet` makes it.
+
+    Args:
+        rank: of this process; 0 decides, the others serve.
+        size: number of processes.
+        store: that nobody else uses.
+        engine: what the store belongs to, for ``meta``.
+    """
+
+    def __init__(self, rank: int, size: int, store: Store, engine: str) -> None:
+        self.rank, self.size, self.engine, self._store = rank, size, engine, store
+        self._keys: set[str] = set()  # that this process has set
+        self._said, self._read, self._heard = 0, dict.fromkeys(self.others, 0), 0  # words: own, read of each rank, of all
+
+    @property
+    def others(self) -> range:
+        """Ranks beside 0."""
+        return range(1, self.size)
+
+    def tell(self, key: str, value: object) -> None:
+        """Set a key to any value that pickles."""
+        self._keys.add(key)
+        self._store.set(key, pickle.dumps(value))
+
+    def told(self, key: str) -> bool:
+        """Whether a key is set."""
+        return bool(self._store.check([key]))
+
+    def hear(self, *keys: str) -> tuple[str, Any]:
+        """The first of the keys that is set, awaited, and its value."""
+        waiting = Waiting()
+        while True:
+            for key in keys:
+                if self.told(key):
+                    return key, pickle.loads(self._store.get(key))
+            waiting.pause()
+
+    def count(self, key: str, by: int = 1) -> int:
+        """Add to a counter, which begins at 0, and return it; no two processes get the same."""
+        self._keys.add(key)
+        return int(self._store.add(key, by))
+
+    def drop(self, *keys: str) -> None:
+        """Forget keys, where the store can."""
+        self._keys.difference_update(keys)
+        with suppress(RuntimeError):
+            for key in keys:
+                self._store.delete_key(key)
+
+    def say(self, word: object) -> None:
+        """Tell rank 0 one more thing."""
+        self.tell(f"word/{self.rank}/{self._said}", word)
+        self._said += 1
+        self.count("words")
+
+    def said(self) -> list[tuple[int, Any]]:
+        """What the others have said since the last look, with their ranks."""
+        heard = self.count("words", 0)
+        if heard == self._heard:
+            return []
+        found = []
+        for rank in self.others:
+            while self.told(key := f"word/{rank}/{self._read[rank]}"):
+                found.append((rank, self.hear(key)[1]))
+                self._read[rank] += 1
+                self.drop(key)
+        self._heard = heard
+        return found
+
+    def end(self) -> None:
+        """Forget all keys of the call, on rank 0 once nobody has a use for them."""
+        self.said()
+        self.drop(*self._keys)
+
+    def share(self, key: str, own: Callable[[], object], settle: Callable[[list[Any]], object]) -> Any:
+        """What rank 0 makes of every rank's ``own``, in the order of ranks, on all of them; any exception is raised on all."""
+        try:
+            value = own()
+        except BaseException as error:
+            error.add_note(f"on rank {self.rank}")
+            value = sealed(error)
+        if self.rank:
+            self.tell(f"{key}/{self.rank}", value)
+            return opened(self.hear(key)[1])
+        try:
+            values = [value, *(self.hear(f"{key}/{rank}")[1] for rank in self.others)]
+            self.drop(*(f"{key}/{rank}" for rank in self.others))
+            found = settle([opened(value) for value in values])
+        except BaseException as error:
+            self.tell(key, sealed(error))
+            raise
+        self.tell(key, found)
+        return found
+
+
+class _Sealed:
+    """An exception on its way to other processes."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def sealed(error: BaseException) -> object:
+    """An exception as a value that pickles; one that does not becomes a RuntimeError that names it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__} on rank 0: {error}")
+    return _Sealed(error)
+
+
+def opened(value: object) -> Any:
+    """A value that came, or its exception raised."""
+    if isinstance(value, _Sealed):
+        raise value.error
+    return value
+
+
+def meet(rank: int, size: int, store: Store, engine: str) -> Ranks:
+    """The processes of a group, once all of them have come to this call.
+
+    Every process draws a name. Rank 0 answers with the names that it has seen and a place of their own in the store, and each
+    waits for an answer with its own name: what an earlier call or a process that has died left in the store is no answer.
+    """
+    waiting = Waiting()
+    if rank:
+        name = uuid.uuid4().hex
+        store.set(f"here/{rank}", name)
+        while True:
+            place, names = pickle.loads(store.get("roster")) if store.check(["roster"]) else ("", {})
+            if names.get(rank) == name:
+                store.add(f"{place}/met", 1)
+                return Ranks(rank, size, dist.PrefixStore(place, store), engine)
+            waiting.pause()
+    place, told = uuid.uuid4().hex, {}
+    while store.add(f"{place}/met", 0) < size - 1:
+        seen = {other: store.get(f"here/{other}").decode() for other in range(1, size) if store.check([f"here/{other}"])}
+        if len(seen) == size - 1 and seen != told:
+            store.set("roster", pickle.dumps((place, seen)))
+            told = seen
+        waiting.pause()
+    with suppress(RuntimeError):
+        store.delete_key(f"{place}/met")
+    return Ranks(rank, size, dist.PrefixStore(place, store), engine)
+
+
+@contextmanager
+def ranks_of(distributed: Distributed) -> Iterator[Ranks | None]:
+    """The processes that share the work of a call; ``None`` where this process does it alone.
+
+    Args:
+        distributed: as for :func:`fastscape.multifractal`.
+
+    Raises:
+        TypeError: no such value.
+        ValueError: ``True`` where neither a group nor the environment of torchrun is, or a group without this process.
+    """
+    checked_distributed(distributed)
+    if distributed is False or (distributed is None and not _together()):
+        yield None
+        return
+    if isinstance(distributed, bool) or distributed is None:
+        group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+    else:
+        group = distributed
+    if group is None:
+        yield _from_environment()
+        return
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    if rank < 0:
+        raise ValueError("distributed must be a group that this process is in, got one without it; call on its ranks only")
+    if size == 1:
+        yield None
+        return
+    members = "-".join(map(str, dist.get_process_group_ranks(group)))
+    store = dist.PrefixStore(f"fastscape/{members}", dist.distributed_c10d._get_default_store())
+    yield meet(rank, size, store, f"torch {dist.get_backend(group)}")
+
+
+def checked_distributed(distributed: object) -> None:
+    """Raise a TypeError unless ``distributed`` is a bool, ``None`` or a process group."""
+    if distributed is None or isinstance(distributed, bool):
+        return
+    if not dist.is_available() or not isinstance(distributed, dist.ProcessGroup):
+        raise TypeError(
+            f"distributed must be None, True, False or a torch.distributed.ProcessGroup, got {type(distributed).__name__}; True "
+            "shares the work among all processes that torchrun started"
+        )
+
+
+def _together() -> bool:
+    """Whether all processes of an initialised group are expected to make the call, where nothing is said."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and dist.is_torchelastic_launched()):
+        return False
+    found = _training()
+    if found:
+        warnings.warn(
+            f"this process trains with {found}, so it makes this call alone; pass distributed=True where all ranks make it, or "
+            "False to say that they do not",
+            stacklevel=5,
+        )
+    return not found
+
+
+def _training() -> str:
+    """Name of a class that trains in this process together with others; empty where there is none."""
+    import gc
+
+    kinds = {type(value) for value in gc.get_objects() if issubclass(type(value), nn.Module) or "Engine" in type(value).__name__}
+    return next((base.__name__ for kind in kinds for base in kind.__mro__ if base.__name__ in _TRAINING), "")
+
+
+def _from_environment() -> Ranks | None:
+    """The processes that torchrun, or another launcher, told each other about."""
+    missing = [name for name in _ENVIRONMENT if not os.environ.get(name)]
+    if missing or not dist.is_available():
+        why = f"{', '.join(missing)} of the environment" if missing else "torch.distributed, which this torch is built without"
+        raise ValueError(
+            f"distributed=True must find the processes to share the work with, got none: {why} missing; start with "
+            "torchrun --nproc-per-node N, or call torch.distributed.init_process_group before"
+        )
+    rank, size, host, port = (os.environ[name] for name in _ENVIRONMENT)
+    if int(size) == 1:
+        return None
+    store = dist.PrefixStore("fastscape/environment", _store(int(rank), int(size), host, int(port)))
+    return meet(int(rank), int(size), store, "torch")
+
+
+@cache
+def _store(rank: int, size: int, host: str, port: int) -> Store:
+    """The store of the launcher, kept as long as the process: a server that went with a call would take others along."""
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    return dist.TCPStore(host, port, size, serves, wait_for_workers=False, multi_tenant=True)
+
+
+def machine(device: torch.device) -> Mapping[str, str]:
+    """Host of this process, and the processor or device that it evaluates on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"host": platform.node(), "device": name, "instructions": str(torch.backends.cpu.get_cpu_capability())}
