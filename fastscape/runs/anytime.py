@@ -19,6 +19,9 @@ class PartialResultError(RuntimeError):
         super().__init__(message)
         self.partial = partial
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.partial), {"__notes__": getattr(self, "__notes__", [])}
+
 
 class Deadline(Exception):  # noqa: N818 - a signal, not an error
     """The next unit of work does not fit in the budget."""

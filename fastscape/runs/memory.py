@@ -16,5 +16,5 @@ def out_of_memory(error: BaseException) -> bool:
 
 def free_caches() -> None:
     """Give back what torch keeps of a device's memory for later."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()

@@ -6,24 +6,24 @@ same for every backend.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
-import platform
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 import torch.distributed as dist
-from torch import nn
 
 from fastscape._clock import now, pause
+from fastscape._interrupts import termination
+from fastscape.objective.objective import Objective
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup, Store
+if TYPE_CHECKING or dist.is_available():
+    from torch.distributed import PrefixStore, ProcessGroup, Store, TCPStore  # type: ignore[attr-defined]
 
 Distributed: TypeAlias = "bool | ProcessGroup | None"
 
@@ -77,7 +77,7 @@ class Ranks:
     def tell(self, key: str, value: object) -> None:
         """Set a key to any value that pickles."""
         self._keys.add(key)
-        self._store.set(key, pickle.dumps(value))
+        self._store.set(key, pickle.dumps(value))  # type: ignore[arg-type]
 
     def told(self, key: str) -> bool:
         """Whether a key is set."""
@@ -187,51 +187,57 @@ def meet(rank: int, size: int, store: Store, engine: str) -> Ranks:
             place, names = pickle.loads(store.get("roster")) if store.check(["roster"]) else ("", {})
             if names.get(rank) == name:
                 store.add(f"{place}/met", 1)
-                return Ranks(rank, size, dist.PrefixStore(place, store), engine)
+                return Ranks(rank, size, PrefixStore(place, store), engine)
             waiting.pause()
-    place, told = uuid.uuid4().hex, {}
+    place, told = uuid.uuid4().hex, dict[int, str]()
     while store.add(f"{place}/met", 0) < size - 1:
         seen = {other: store.get(f"here/{other}").decode() for other in range(1, size) if store.check([f"here/{other}"])}
         if len(seen) == size - 1 and seen != told:
-            store.set("roster", pickle.dumps((place, seen)))
+            store.set("roster", pickle.dumps((place, seen)))  # type: ignore[arg-type]
             told = seen
         waiting.pause()
     with suppress(RuntimeError):
         store.delete_key(f"{place}/met")
-    return Ranks(rank, size, dist.PrefixStore(place, store), engine)
+    return Ranks(rank, size, PrefixStore(place, store), engine)
 
 
 @contextmanager
-def ranks_of(distributed: Distributed) -> Iterator[Ranks | None]:
+def ranks_of(distributed: Distributed, objective: Objective) -> Iterator[Ranks | None]:
     """The processes that share the work of a call; ``None`` where this process does it alone.
 
     Args:
         distributed: as for :func:`fastscape.multifractal`.
+        objective: of the call, whose model may be in training.
 
     Raises:
         TypeError: no such value.
         ValueError: ``True`` where neither a group nor the environment of torchrun is, or a group without this process.
     """
     checked_distributed(distributed)
-    if distributed is False or (distributed is None and not _together()):
+    if distributed is False or (distributed is None and not _together(objective)):
         yield None
         return
     if isinstance(distributed, bool) or distributed is None:
         group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
     else:
         group = distributed
-    if group is None:
-        yield _from_environment()
-        return
+    ranks = _from_environment() if group is None else _of_group(group)
+    if ranks is None:
+        yield None
+    else:
+        with termination():
+            yield ranks
+
+
+def _of_group(group: ProcessGroup) -> Ranks | None:
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
         raise ValueError("distributed must be a group that this process is in, got one without it; call on its ranks only")
     if size == 1:
-        yield None
-        return
+        return None
     members = "-".join(map(str, dist.get_process_group_ranks(group)))
-    store = dist.PrefixStore(f"fastscape/{members}", dist.distributed_c10d._get_default_store())
-    yield meet(rank, size, store, f"torch {dist.get_backend(group)}")
+    store = PrefixStore(f"fastscape/{members}", dist.distributed_c10d._get_default_store())
+    return meet(rank, size, store, f"torch {dist.get_backend(group)}")
 
 
 def checked_distributed(distributed: object) -> None:
@@ -245,26 +251,27 @@ def checked_distributed(distributed: object) -> None:
         )
 
 
-def _together() -> bool:
-    """Whether all processes of an initialised group are expected to make the call, where nothing is said."""
+def _together(objective: Objective) -> bool:
+    """Whether all processes of an initialised group are expected to make the call, where nothing is said.
+
+    Those that train a model together are not: there people call a probe on one of them, where waiting for the others has no end.
+    """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and dist.is_torchelastic_launched()):
         return False
-    found = _training()
-    if found:
+    trains = any(tensor.grad is not None for tensor in objective.model.parameters()) or _wrapped()
+    if trains:
         warnings.warn(
-            f"this process trains with {found}, so it makes this call alone; pass distributed=True where all ranks make it, or "
-            "False to say that they do not",
+            "this process trains a model together with others, so it makes this call alone; pass distributed=True where all "
+            "ranks make it, or False to say that they do not",
             stacklevel=5,
         )
-    return not found
+    return not trains
 
 
-def _training() -> str:
-    """Name of a class that trains in this process together with others; empty where there is none."""
-    import gc
-
-    kinds = {type(value) for value in gc.get_objects() if issubclass(type(value), nn.Module) or "Engine" in type(value).__name__}
-    return next((base.__name__ for kind in kinds for base in kind.__mro__ if base.__name__ in _TRAINING), "")
+def _wrapped() -> bool:
+    """Whether there is a module in this process that exchanges gradients with others."""
+    kinds = {type(value) for value in gc.get_objects()}
+    return any(base.__name__ in _TRAINING for kind in kinds for base in kind.__mro__)
 
 
 def _from_environment() -> Ranks | None:
@@ -279,7 +286,7 @@ def _from_environment() -> Ranks | None:
     rank, size, host, port = (os.environ[name] for name in _ENVIRONMENT)
     if int(size) == 1:
         return None
-    store = dist.PrefixStore("fastscape/environment", _store(int(rank), int(size), host, int(port)))
+    store = PrefixStore("fastscape/environment", _store(int(rank), int(size), host, int(port)))
     return meet(int(rank), int(size), store, "torch")
 
 
@@ -287,10 +294,5 @@ def _from_environment() -> Ranks | None:
 def _store(rank: int, size: int, host: str, port: int) -> Store:
     """The store of the launcher, kept as long as the process: a server that went with a call would take others along."""
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    return dist.TCPStore(host, port, size, serves, wait_for_workers=False, multi_tenant=True)
-
-
-def machine(device: torch.device) -> Mapping[str, str]:
-    """Host of this process, and the processor or device that it evaluates on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"host": platform.node(), "device": name, "instructions": str(torch.backends.cpu.get_cpu_capability())}
+    store: Store = TCPStore(host, port, size, serves, wait_for_workers=False, multi_tenant=True)
+    return store

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastscape._clock import now
 from fastscape.runs.memory import out_of_memory
@@ -27,7 +27,8 @@ class RankError(RuntimeError):
     """Work failed on another process; the message names its rank, its machine and the unit."""
 
 
-class _Word(NamedTuple):
+@dataclass(frozen=True)
+class _Word:
     """What a rank tells rank 0.
 
     Attributes:
@@ -242,7 +243,7 @@ class TorchWorkers:
 
     def _words(self) -> list[tuple[int, _Word]]:
         """What the ranks have said since the last look."""
-        found = [(rank, _Word(*word)) for rank, word in self._ranks.said()]
+        found: list[tuple[int, _Word]] = self._ranks.said()
         for rank, word in found:
             self._note(rank, word)
         return found
@@ -309,8 +310,7 @@ class _Server:
             self._say("value", index, data, now() - start)
 
     def _say(self, kind: str, index: int = -1, content: object = None, seconds: float = 0.0) -> None:
-        word = _Word(kind, self._number, index, content, seconds, self._lanes(), platform.node())
-        self._ranks.say(tuple(word))
+        self._ranks.say(_Word(kind, self._number, index, content, seconds, self._lanes(), platform.node()))
 
 
 def serve(

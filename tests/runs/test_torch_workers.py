@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from itertools import chain
 
 import pytest
 import torch
@@ -296,8 +297,7 @@ def test_an_interrupt_on_another_rank_ends_the_run_and_all_get_what_is_known():
 
     def work(workers):
         with pytest.raises(KeyboardInterrupt):
-            for _ in range(len(UNITS)):
-                list(workers.map(UNITS))
+            list(chain.from_iterable(workers.map(UNITS) for _ in UNITS))
         return "partial"
 
     assert together(2, work, evaluate) == ["partial"] * 2

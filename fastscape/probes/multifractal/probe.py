@@ -13,10 +13,12 @@ from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
 from fastscape.probes.multifractal.session import ProbeError, Progress, Session
 from fastscape.probes.multifractal.settings import ProbeSettings
+from fastscape.probes.multifractal.shared import shared
 from fastscape.probes.multifractal.units import Point
 from fastscape.response.precision import AnyPath
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
 from fastscape.runs.plan import Plan
+from fastscape.runs.ranks import Distributed
 from fastscape.runs.run import Run, Timed, Work, settled
 
 ProgressCallback = Callable[[Progress], None]
@@ -28,6 +30,7 @@ class TrajectoryKeywords(Timed, total=False):
     path: AnyPath | None
     memory: int | None
     progress: ProgressCallback | None
+    distributed: Distributed
     plan: Plan | MultifractalResult | TrajectoryResult | Sequence[Plan] | None
 
 
@@ -67,10 +70,15 @@ def multifractal(
         extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.
         plan: a result of the same weights, data and settings, or its :class:`fastscape.Plan`: what was chosen there by timing and
             by free memory is not chosen again, and the numbers are the same, bit for bit.
+        distributed: ``True`` shares the directions among all processes that ``torchrun`` started, which make the same call and
+            get the same result; a ``ProcessGroup`` among those of it. The numbers do not depend on how many there are, and
+            ``meta["workers"]`` says who did what. ``None``: those of an initialised process group under torchrun, but this
+            process alone where a model is being trained, of which probes are often called on one rank. ``False``: alone.
         name, step: of the checkpoint, for tables.
-        progress: called after every block with a :class:`fastscape.probes.multifractal.session.Progress`.
+        progress: called after every block with a :class:`fastscape.probes.multifractal.session.Progress`; of several processes,
+            on rank 0.
         seed: of ``probe``, which may be left out then.
-        run: budget, path, memory, name, step, progress, seed, or some of them, in a :class:`fastscape.Run`.
+        run: budget, path, memory, name, step, progress, seed, distributed, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`MultifractalResult`. NaN or inf losses give a result with flags. Ctrl-C gives the partial result, with
@@ -90,7 +98,8 @@ def multifractal(
     checked_objective(objective)
     session = _session(probe, analysis, target, work)
     point = Point(work.name, work.step, lambda: objective)
-    return session.run([point], None if extend is None else [extend], _plans(keywords.get("plan"), 1)).points[0]
+    earlier, plans = None if extend is None else [extend], _plans(keywords.get("plan"), 1)
+    return shared(work.distributed, objective, session, [point], earlier, plans).points[0]
 
 
 def trajectory(
@@ -113,8 +122,8 @@ def trajectory(
         objective: model architecture, loss and data; its weights are not used.
         checkpoints: ``.safetensors`` files, or torch files of tensors (read with ``weights_only=True``), in order; state
             dicts, alone or under a usual key such as ``state_dict``.
-        probe, analysis, budget, target, path, memory, extend, progress, seed, run: as for :func:`multifractal`, the target being
-            reached when every checkpoint has.
+        probe, analysis, budget, target, path, memory, extend, progress, seed, run, distributed: as for :func:`multifractal`, the
+            target being reached when every checkpoint has.
         plan: an earlier trajectory, or one :class:`fastscape.Plan` per checkpoint, as for :func:`multifractal`.
 
     Returns:
@@ -134,7 +143,8 @@ def trajectory(
     points = [Point(file.name, file.step, partial(file.at, objective)) for file in files]
     if extend is not None and not isinstance(extend, TrajectoryResult):
         raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")
-    return session.run(points, None if extend is None else extend.points, _plans(keywords.get("plan"), len(points)))
+    earlier, plans = None if extend is None else extend.points, _plans(keywords.get("plan"), len(points))
+    return shared(work.distributed, objective, session, points, earlier, plans)
 
 
 def _plans(given: object, count: int) -> list[Plan] | None:

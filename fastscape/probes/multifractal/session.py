@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastscape._checks import checked_settings
 from fastscape.evaluation.trial import PathChoice
@@ -21,6 +22,7 @@ from fastscape.runs.anytime import Anytime, Deadline, PartialResultError
 from fastscape.runs.budget import Budget
 from fastscape.runs.plan import Plan
 from fastscape.runs.provenance import provenance
+from fastscape.runs.units import Workers
 
 DEFAULT_COUNT = 64
 FIRST_ROUND = 2
@@ -80,6 +82,8 @@ class Session:
         self.limit = self.probe.count or (None if self.budget.limited else DEFAULT_COUNT)
         self.estimate: Estimate | None = None
         self._where = "the start"
+        self.workers: Callable[[Visits], Workers] | None = None
+        self.bitwise = True  # whether all processes compute the same bits
 
     def run(
         self,
@@ -94,7 +98,7 @@ class Session:
             raise ValueError(f"extend must hold one result per checkpoint, got {len(extend)} for {len(points)}")
         if extend is not None and plans is not None:
             raise ValueError("plan must be left out with extend=, whose result has its own")
-        self.visits = Visits(points, self.probe, self.work, self.path, self.memory, self._report, self.limit)
+        self.visits = Visits(points, self.probe, self.work, self.path, self.memory, self._report, self.limit, self.workers)
         if extend is not None:
             self.visits.restore(extend)
         if plans is not None:
@@ -198,9 +202,17 @@ class Session:
             "run_seconds": self.budget.elapsed,
             "budget": self.budget.seconds if self.budget.limited else None,
             "target": self.target,
+            **self._by(),
         }
         planned = [{} if track.plan is None else {"threads": track.plan.threads} for track in self.visits.tracks]
         finished = tuple(
             dataclasses.replace(point, meta=point.meta | run | threads) for point, threads in zip(points, planned, strict=True)
         )
         return TrajectoryResult(finished, run)
+
+    def _by(self) -> dict[str, Any]:
+        """Entries of ``meta`` on who evaluated, and whether every bit is as the plan says."""
+        found = dict(self.visits.workers.meta)
+        lanes = self.visits.evaluate.lanes
+        short = {} if lanes is None else {"lanes": lanes}
+        return found | short | ({"bitwise": False} if short or not self.bitwise or found.get("workers", {}).get("oom") else {})

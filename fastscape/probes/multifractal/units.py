@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from fastscape._state import torch_threads
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.directions import Directions
 from fastscape.evaluation.evaluator import Evaluator
+from fastscape.evaluation.points import blocks
 from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.response.precision import planned, responder
+from fastscape.runs.memory import free_caches, out_of_memory
 from fastscape.runs.plan import Plan, plain_data
 from fastscape.runs.units import Unit, encode
 
@@ -78,12 +82,16 @@ class UnitEvaluator:
         probe: settings.
         plans: of each checkpoint, by its index; they may be added while the run goes on.
         memory: bytes for values at w.
+
+    Attributes:
+        lanes: directions evaluated at a time since memory ran out; ``None`` where it never did.
     """
 
     def __init__(
         self, points: Sequence[Point], probe: ProbeSettings, plans: Mapping[int, Plan], memory: int | None = None
     ) -> None:
         self.points, self.probe, self.plans, self.memory = points, probe, plans, memory
+        self.lanes: int | None = None
         self._stack = ExitStack()
         self._held: _Held | None = None
 
@@ -95,13 +103,29 @@ class UnitEvaluator:
         self._stack.close()
 
     def __call__(self, unit: Unit) -> bytes:
-        """Evaluate a unit, at first making what its checkpoint and group need."""
+        """Evaluate a unit, at first making what its checkpoint and group need; where memory runs out, by halves."""
+        held = self.prepared(unit)
+        directions = held.directions.with_seed(self.probe.bank_seed(unit.bank))
+        radii, indices = held.radii.tolist(), unit.indices(held.size)
+        size = held.size if self.lanes is None else min(self.lanes, held.size)
+        while True:
+            try:
+                slices = (indices[block[0] : block[-1] + 1] for block in blocks(held.size, size))
+                parts = [held.evaluator.responses(directions, part, radii) for part in slices]
+                even, odd = (np.concatenate([part[index] for part in parts], axis=1) for index in (0, 1))
+                return encode(even, odd, parts[0][2][0])
+            except Exception as error:
+                if size == 1 or not out_of_memory(error):
+                    raise
+            self.lanes = size = size // 2
+            free_caches()  # after the exception, whose frames hold what did not fit
+
+    def prepared(self, unit: Unit) -> _Held:
+        """The evaluator for a unit, made where another was held before."""
         if self._held is None or self._held.place != (unit.point, unit.group):
             self._open(unit.point, unit.group)
         assert self._held is not None
-        directions = self._held.directions.with_seed(self.probe.bank_seed(unit.bank))
-        even, odd, base = self._held.evaluator.responses(directions, unit.indices(self._held.size), self._held.radii.tolist())
-        return encode(even, odd, base[0])
+        return self._held
 
     @contextmanager
     def holding(

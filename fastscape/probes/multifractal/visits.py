@@ -93,6 +93,7 @@ class Visits:
         path, memory: of the evaluation.
         after: called with the checkpoint's name after every block.
         limit: directions per bank that a result has at most.
+        workers: who evaluates the units, made for these visits; by default this process.
 
     Attributes:
         tracks: what is known of each checkpoint.
@@ -109,12 +110,13 @@ class Visits:
         memory: int | None,
         after: Callable[[str], None],
         limit: int | None,
+        workers: Callable[[Visits], Workers] | None = None,
     ) -> None:
         self.points, self.probe, self.work, self.memory, self._after = points, probe, work, memory, after
         self.path: AnyPath | PathChoice | None = path
         self.tracks = [Track(point.name, point.step, probe, limit) for point in points]
         self.evaluate = UnitEvaluator(points, probe, {}, memory)
-        self.workers: Workers = Here(self.evaluate)
+        self.workers: Workers = Here(self.evaluate) if workers is None else workers(self)
         self.cost = AnalysisCost()
         self.evaluating, self.fresh = 0.0, 0
         self._opening = 0.0  # seconds of the slowest first visit so far
