@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import platform
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -62,10 +63,11 @@ class Ranks:
         size: number of processes.
         store: that nobody else uses.
         engine: what the store belongs to, for ``meta``.
+        hosts: names of the machines, by rank.
     """
 
-    def __init__(self, rank: int, size: int, store: Store, engine: str) -> None:
-        self.rank, self.size, self.engine, self._store = rank, size, engine, store
+    def __init__(self, rank: int, size: int, store: Store, engine: str, hosts: Sequence[str]) -> None:
+        self.rank, self.size, self.engine, self.hosts, self._store = rank, size, engine, tuple(hosts), store
         self._keys: set[str] = set()  # that this process has set
         self._said, self._read, self._heard = 0, dict.fromkeys(self.others, 0), 0  # words: own, read of each rank, of all
 
@@ -169,36 +171,52 @@ def sealed(error: BaseException) -> object:
 def opened(value: object) -> Any:
     """A value that came, or its exception raised."""
     if isinstance(value, _Sealed):
+        value.error.__dict__["elsewhere"] = True
         raise value.error
     return value
 
 
-def meet(rank: int, size: int, store: Store, engine: str) -> Ranks:
+def elsewhere(error: BaseException) -> bool:
+    """Whether an exception came from another process, which has it too."""
+    return bool(error.__dict__.get("elsewhere"))
+
+
+class LeftError(RuntimeError):
+    """Rank 0 is at something else than this process."""
+
+
+def meet(rank: int, size: int, store: Store, engine: str, purpose: str = "a call") -> Ranks:
     """The processes of a group, once all of them have come to this call.
 
     Every process draws a name. Rank 0 answers with the names that it has seen and a place of their own in the store, and each
     waits for an answer with its own name: what an earlier call or a process that has died left in the store is no answer.
+
+    Raises:
+        LeftError: rank 0 came for another purpose.
     """
     waiting = Waiting()
     if rank:
-        name = uuid.uuid4().hex
+        name = f"{uuid.uuid4().hex} {platform.node()}"
         store.set(f"here/{rank}", name)
         while True:
-            place, names = pickle.loads(store.get("roster")) if store.check(["roster"]) else ("", {})
-            if names.get(rank) == name:
+            place, met, names = pickle.loads(store.get("roster")) if store.check(["roster"]) else ("", "", [""] * size)
+            if names[rank] == name:
+                if met != purpose:
+                    raise LeftError(f"all ranks must come to {purpose} together, got rank 0 at {met}")
                 store.add(f"{place}/met", 1)
-                return Ranks(rank, size, PrefixStore(place, store), engine)
+                return Ranks(rank, size, PrefixStore(place, store), engine, [name.partition(" ")[2] for name in names])
             waiting.pause()
-    place, told = uuid.uuid4().hex, dict[int, str]()
+    place, told = uuid.uuid4().hex, list[str]()
     while store.add(f"{place}/met", 0) < size - 1:
-        seen = {other: store.get(f"here/{other}").decode() for other in range(1, size) if store.check([f"here/{other}"])}
+        seen = [store.get(f"here/{other}").decode() for other in range(1, size) if store.check([f"here/{other}"])]
         if len(seen) == size - 1 and seen != told:
-            store.set("roster", pickle.dumps((place, seen)))  # type: ignore[arg-type]
+            store.set("roster", pickle.dumps((place, purpose, ["", *seen])))  # type: ignore[arg-type]
             told = seen
         waiting.pause()
     with suppress(RuntimeError):
         store.delete_key(f"{place}/met")
-    return Ranks(rank, size, PrefixStore(place, store), engine)
+    hosts = [platform.node(), *(name.partition(" ")[2] for name in told)]
+    return Ranks(rank, size, PrefixStore(place, store), engine, hosts)
 
 
 @contextmanager
@@ -274,7 +292,23 @@ def _wrapped() -> bool:
     return any(base.__name__ in _TRAINING for kind in kinds for base in kind.__mro__)
 
 
-def _from_environment() -> Ranks | None:
+def launched() -> int | None:
+    """Rank of this process among several that torchrun, or another launcher, started; ``None`` where it is alone."""
+    if any(not os.environ.get(name) for name in _ENVIRONMENT) or not dist.is_available():
+        return None
+    return None if int(os.environ["WORLD_SIZE"]) == 1 else int(os.environ["RANK"])
+
+
+def common_exit(code: int) -> int:
+    """The exit code of rank 0, once all processes of a launcher have come to their end."""
+    ranks = _from_environment("the end")
+    if ranks is None:
+        return code
+    found: int = ranks.share("exit", lambda: code, lambda codes: codes[0])
+    return found
+
+
+def _from_environment(purpose: str = "a call") -> Ranks | None:
     """The processes that torchrun, or another launcher, told each other about."""
     missing = [name for name in _ENVIRONMENT if not os.environ.get(name)]
     if missing or not dist.is_available():
@@ -287,7 +321,7 @@ def _from_environment() -> Ranks | None:
     if int(size) == 1:
         return None
     store = PrefixStore("fastscape/environment", _store(int(rank), int(size), host, int(port)))
-    return meet(int(rank), int(size), store, "torch")
+    return meet(int(rank), int(size), store, "torch", purpose)
 
 
 @cache

@@ -7,7 +7,6 @@ depend on its unit alone.
 from __future__ import annotations
 
 import math
-import platform
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -38,7 +37,6 @@ class _Word:
         content: bytes of a value, words for what went wrong.
         seconds: that a value took.
         lanes: directions that it was evaluated by, where memory was short.
-        host: name of the machine.
     """
 
     kind: str
@@ -47,14 +45,12 @@ class _Word:
     content: Any = None
     seconds: float = 0.0
     lanes: int | None = None
-    host: str = ""
 
 
 @dataclass
 class _Share:
     """What one rank did of the work."""
 
-    host: str = ""
     units: int = 0
     busy: float = 0.0
     lanes: int | None = None
@@ -111,7 +107,6 @@ class TorchWorkers:
         self._rounds: dict[int, _Round] = {}  # that some rank is in
         self._number = 0
         self._shares = [_Share() for _ in range(ranks.size)]
-        self._shares[0].host = platform.node()
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -122,7 +117,7 @@ class TorchWorkers:
             "size": self._ranks.size,
             "units": [share.units for share in shares],
             "busy": [share.busy for share in shares],
-            "machines": [share.host for share in shares],
+            "machines": list(self._ranks.hosts),
             "oom": {str(rank): share.lanes for rank, share in enumerate(shares) if share.lanes is not None},
         }
         return {"workers": found}
@@ -228,7 +223,7 @@ class TorchWorkers:
                 continue
             if word.kind == "failed":
                 unit = f"unit {current.units[word.index].key}" if word.index >= 0 else "a round"
-                wrong = wrong or RankError(f"{unit} on rank {rank} ({word.host}): {word.content}")
+                wrong = wrong or RankError(f"{unit} on rank {rank} ({self._ranks.hosts[rank]}): {word.content}")
             else:
                 current.answered.add(word.index)
                 if word.kind == "value":
@@ -250,7 +245,6 @@ class TorchWorkers:
 
     def _note(self, rank: int, word: _Word) -> None:
         share = self._shares[rank]
-        share.host = word.host
         if word.kind == "value":
             share.did(word.seconds, word.lanes)
             self._slowest = max(self._slowest, word.seconds)
@@ -310,7 +304,7 @@ class _Server:
             self._say("value", index, data, now() - start)
 
     def _say(self, kind: str, index: int = -1, content: object = None, seconds: float = 0.0) -> None:
-        self._ranks.say(_Word(kind, self._number, index, content, seconds, self._lanes(), platform.node()))
+        self._ranks.say(_Word(kind, self._number, index, content, seconds, self._lanes()))
 
 
 def serve(
