@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,21 @@ PRECISIONS = ("float64", "float32")
 def checkpoint_option(words: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The option for weights in files or directories, and what a command does with them."""
     return click.option("--checkpoint", "checkpoints", multiple=True, type=click.Path(path_type=Path), help=words)
+
+
+def distributed_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option for the processes that a launcher started."""
+    words = "auto: processes that torchrun started share the work, and rank 0 prints; never: each of them works alone."
+    return click.option("--distributed", type=click.Choice(["auto", "never"]), default="auto", help=words)(command)
+
+
+def rank_of(distributed: str) -> int | None:
+    """Rank of this process among those that share the work; ``None`` where it is alone."""
+    if distributed == "never" or not os.environ.get("WORLD_SIZE"):
+        return None  # without loading torch
+    from fastscape.runs.ranks import launched
+
+    return launched()
 
 
 def objective_options(command: Callable[..., Any]) -> Callable[..., Any]:

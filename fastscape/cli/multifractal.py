@@ -16,9 +16,11 @@ from fastscape.cli.inputs import (
     build_objective,
     checkpoint_files,
     checkpoint_option,
+    distributed_option,
     gib,
     objective_options,
     radii,
+    rank_of,
 )
 from fastscape.cli.output import Outcome, check_out, live_progress, rescue, run
 from fastscape.cli.spectrum import OPTIMIZER, measure, optimizer_options
@@ -59,6 +61,7 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 )
 @optimizer_options
 @click.option("--extend", type=click.Path(path_type=Path), help="An earlier result.npz of the same run to continue.")
+@distributed_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -76,8 +79,12 @@ def multifractal_command(model: str, **options: Any) -> None:
     interrupted (the partial result is saved).
 
     Ctrl-C ends the run with what is known; a second one skips the analysis and the page if they are not finished.
+
+    torchrun --nproc-per-node 8 -m fastscape multifractal MODEL ... shares the directions among 8 processes, of which the first
+    prints and writes; the numbers are the same.
     """
-    run(lambda interrupts: _outcome(model, options, interrupts), options["out"], as_json=options["as_json"])
+    options["rank"] = rank = rank_of(options.pop("distributed"))
+    run(lambda interrupts: _outcome(model, options, interrupts), options["out"], as_json=options["as_json"], rank=rank)
 
 
 class _FormerName(click.Command):
@@ -103,14 +110,16 @@ def _outcome(model: str, options: dict[str, Any], interrupts: Interrupts) -> Out
     with_spectrum = options["with_spectrum"]
     if not with_spectrum and any(options[name] for name in ("optimizer_file", "learning_rate", "momentum", "nesterov")):
         raise ValueError("--optimizer, --learning-rate, --momentum and --nesterov require --spectrum")
-    budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(files), spectrum=with_spectrum)
+    first = not options["rank"]  # of several processes, which decides, prints and writes
+    text, page = (options["budget"], options["out"] is not None) if first else (None, False)
+    budget = run_budget(text, page=page, checkpoints=len(files), spectrum=with_spectrum)
     probe_settings, analysis = _settings(options)
-    check_out(options["out"])
+    check_out(options["out"] if first else None)
     objective = build_objective(model, options)
-    earlier = fs.load(options["extend"]) if options["extend"] is not None else None
+    earlier = fs.load(options["extend"]) if first and options["extend"] is not None else None
     results: dict[str, Document] = {}
-    with live_progress(quiet=options["quiet"]) as live:
-        if with_spectrum:
+    with live_progress(quiet=options["quiet"] or not first) as live:
+        if with_spectrum and first:
             found = _spectrum(objective, files, model, budget, options, live)
             if found is not None:
                 results["spectrum"] = found
@@ -156,7 +165,8 @@ def _multifractal(
     def show(state: fs.Progress) -> None:
         live.show(state.checkpoint, state.directions, state.fraction, state.remaining, state.m_tau)
 
-    common: dict[str, Any] = {"budget": budget, "progress": show} | {key: options[key] for key in ("target", "path", "memory")}
+    common: dict[str, Any] = {"budget": budget, "progress": show, "distributed": options["rank"] is not None}
+    common |= {key: options[key] for key in ("target", "path", "memory")}
     if files:
         if earlier is not None and not isinstance(earlier, fs.TrajectoryResult):
             raise ValueError("--extend must be a trajectory result for --checkpoint, got one of a single model")
