@@ -67,6 +67,7 @@ _NAMES = {
     "fastscape.probes.tracking.result": "DifficultyResult TrackResult",
     "fastscape.probes.tracking.schedule": "fractions log_spaced Schedule",
     "fastscape.probes.multifractal.settings": "preset ProbeSettings",
+    "fastscape.runs.plan": "Plan",
     "fastscape.runs.progress": "Progress",
     "fastscape.runs.run": "Run",
 }  # by the module that holds them; __init__.pyi tells the same to type checkers

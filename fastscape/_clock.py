@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 read: Callable[[], float] = time.perf_counter  # replaced in tests
 processor: Callable[[], float] = time.process_time
+sleep: Callable[[float], None] = time.sleep
 
 
 def now() -> float:
@@ -17,3 +18,8 @@ def now() -> float:
 def processor_seconds() -> float:
     """Seconds that this process has computed."""
     return processor()
+
+
+def pause(seconds: float) -> None:
+    """Do nothing for so long, until what another process does can be seen."""
+    sleep(seconds)

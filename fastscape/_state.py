@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ __all__ = [
     "preserved_rng",
     "private_draws",
     "torch_generators",
+    "torch_threads",
 ]
 _AUTOCAST = ("cpu", "cuda")  # kinds of devices whose autocast evaluations take off
 T = TypeVar("T")
@@ -59,6 +61,20 @@ def entered(stack: ExitStack, block: AbstractContextManager[T]) -> T:
     """Enter a block whose end is that of a stack, with no instant between the two that Ctrl-C could fall into."""
     with held_signals:
         return stack.enter_context(block)
+
+
+class torch_threads(Restoring):  # noqa: N801 - a block, as contextlib's
+    """So many threads for an operation of torch inside the block; ``None`` for as many as there are."""
+
+    def __init__(self, count: int | None) -> None:
+        self._count = count
+
+    def _begin(self, later: Callable[[Callable[[], object]], None]) -> bool:
+        before = torch.get_num_threads()
+        if self._count not in (None, before):
+            later(lambda: torch.set_num_threads(before))
+            torch.set_num_threads(self._count)
+        return True
 
 
 class plain_arithmetic(Restoring):  # noqa: N801 - a block, as contextlib's

@@ -15,18 +15,18 @@ LAYERS = (
     "objective",
     "directions",
     "numerics",
+    "runs",
     "evaluation",
     "differences",
     "response",
     "curvature",
-    "runs",
     "reports",
     "probes",
     "study",
     "integrations",
     "cli",
 )
-BESIDE = {("curvature", "response"), ("reports", "runs")}  # neighbours in the list of which the later one needs no earlier one
+BESIDE = {("curvature", "response"), ("reports", "runs")}  # of which the later one needs no earlier one
 FOUNDATION = {
     *("_checks", "_clock", "_creation", "_files", "_generators", "_interrupts", "_lock", "_renamed", "_settings", "_state"),
     *("_version", "_warnings"),

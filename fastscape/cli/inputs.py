@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,21 @@ def method_of(options: Mapping[str, Any]) -> str | None:
     if method is not None and former is not None:
         raise ValueError(f"--method {method} and --path {former} are both given; --path is its former name")
     return former if method is None else method
+
+
+def distributed_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option for the processes that a launcher started."""
+    words = "auto: processes that torchrun started share the work, and rank 0 prints; never: each of them works alone."
+    return click.option("--distributed", type=click.Choice(["auto", "never"]), default="auto", help=words)(command)
+
+
+def rank_of(distributed: str) -> int | None:
+    """Rank of this process among those that share the work; ``None`` where it is alone."""
+    if distributed == "never" or not os.environ.get("WORLD_SIZE"):
+        return None  # without loading torch
+    from fastscape.runs.ranks import launched
+
+    return launched()
 
 
 def objective_options(command: Callable[..., Any]) -> Callable[..., Any]:

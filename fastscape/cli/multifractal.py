@@ -17,11 +17,13 @@ from fastscape.cli.inputs import (
     build_objective,
     checkpoint_files,
     checkpoint_option,
+    distributed_option,
     gib,
     method_of,
     method_option,
     objective_options,
     radii,
+    rank_of,
 )
 from fastscape.cli.output import Outcome, live_progress, rescue, run
 from fastscape.cli.spectrum import OPTIMIZER, measure, optimizer_options
@@ -62,6 +64,7 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 )
 @optimizer_options
 @click.option("--extend", type=click.Path(path_type=Path), help="An earlier result.npz of the same run to continue.")
+@distributed_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -80,8 +83,12 @@ def multifractal_command(model: str, **options: Any) -> None:
     interrupted (the partial result is saved).
 
     Ctrl-C ends the run with what is known; a second one skips the analysis and the page if they are not finished.
+
+    torchrun --nproc-per-node 8 -m fastscape multifractal MODEL ... shares the directions among 8 processes, of which the first
+    prints and writes; the numbers are the same.
     """
-    run(lambda interrupts: _outcome(model, options, interrupts), options["out"], as_json=options["as_json"])
+    options["rank"] = rank = rank_of(options.pop("distributed"))
+    run(lambda interrupts: _outcome(model, options, interrupts), options["out"], as_json=options["as_json"], rank=rank)
 
 
 class _FormerName(click.Command):
@@ -107,15 +114,18 @@ def _outcome(model: str, options: dict[str, Any], interrupts: Interrupts) -> Out
     with_spectrum = options["with_spectrum"]
     if not with_spectrum and any(options[name] for name in ("optimizer_file", "learning_rate", "momentum", "nesterov")):
         raise ValueError("--optimizer, --learning-rate, --momentum and --nesterov require --spectrum")
-    budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(files), spectrum=with_spectrum)
+    first = not options["rank"]  # of several processes, which decides, prints and writes
+    text, page = (options["budget"], options["out"] is not None) if first else (None, False)
+    budget = run_budget(text, page=page, checkpoints=len(files), spectrum=with_spectrum)
     probe_settings, analysis = _settings(options)
     out, stems = options["out"], ["result", *(["spectrum"] if with_spectrum else [])]
-    check_out(out, stems, force=options["force"], continues=lambda: _same_file(out / "result.npz", options["extend"]))
+    if first:
+        check_out(out, stems, force=options["force"], continues=lambda: _same_file(out / "result.npz", options["extend"]))
     objective = build_objective(model, options)
-    earlier = fs.load(options["extend"]) if options["extend"] is not None else None
+    earlier = fs.load(options["extend"]) if first and options["extend"] is not None else None
     results: dict[str, Document] = {}
-    with live_progress(quiet=options["quiet"]) as live:
-        if with_spectrum:
+    with live_progress(quiet=options["quiet"] or not first) as live:
+        if with_spectrum and first:
             found = _spectrum(objective, files, model, budget, options, live)
             if found is not None:
                 results["spectrum"] = found
@@ -162,7 +172,7 @@ def _multifractal(
     live: LiveProgress,
 ) -> fs.MultifractalResult | fs.TrajectoryResult:
     common: dict[str, Any] = {"budget": budget, "progress": live.show, "method": method_of(options)}
-    common |= {key: options[key] for key in ("target", "memory")}
+    common |= {key: options[key] for key in ("target", "memory")} | {"distributed": options["rank"] is not None}
     if files:
         if earlier is not None and not isinstance(earlier, fs.TrajectoryResult):
             raise ValueError("--extend must be a trajectory result for --checkpoint, got one of a single model")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -70,17 +70,63 @@ class Outcome:
         return page_of(next(iter(self.results)))
 
 
-def run(work: Callable[[Interrupts], Outcome], out: Path | None, *, as_json: bool) -> None:
-    """Do the work of a command, write and print what it leaves, and leave with its exit code."""
+def run(work: Callable[[Interrupts], Outcome], out: Path | None, *, as_json: bool, rank: int | None = None) -> None:
+    """Do the work of a command, write and print what it leaves, and leave with its exit code.
+
+    ``rank``: of this process, where several processes do it together: the others than 0 say nothing and leave as that one does.
+    """
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what their encoding does not
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     start_up()  # before signals raise: KeyboardInterrupt could become the ImportError of a half-loaded library
-    with Interrupts() as interrupts:
+    if rank:
+        _follow(work)
+    with _common_exit(alone=rank is None), Interrupts() as interrupts:
         with exit_codes():
             outcome = work(interrupts)
         with exit_codes():
             finish(outcome, out, interrupts, as_json=as_json)
+
+
+def _follow(work: Callable[[Interrupts], Outcome]) -> NoReturn:
+    """Do the work for rank 0, which prints and writes, and leave with its exit code; an error of this process alone is told."""
+    from fastscape.runs.ranks import LeftError, common_exit, elsewhere
+
+    with Interrupts(quiet=True) as interrupts:
+        with exit_codes(quiet=True):
+            try:
+                work(interrupts)
+            except LeftError:
+                pass
+            except BaseException as error:
+                if not elsewhere(error):
+                    raise
+        interrupts.hold()
+        sys.exit(common_exit(0))
+
+
+@contextmanager
+def _common_exit(*, alone: bool) -> Iterator[None]:
+    """Tell the other processes the exit code of a block."""
+    if alone:
+        yield
+        return
+    from fastscape.runs.ranks import common_exit
+
+    code = 0
+    try:
+        yield
+    except click.ClickException as error:
+        code = error.exit_code
+        raise
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1
+        raise
+    except BaseException:
+        code = 1
+        raise
+    finally:
+        common_exit(code)
 
 
 def live_progress(*, quiet: bool) -> LiveProgress:
@@ -194,10 +240,10 @@ def rescue(*results: Document) -> None:
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn warnings into messages, and exceptions into messages with exit codes."""
+def exit_codes(*, quiet: bool = False) -> Iterator[None]:
+    """Turn warnings into messages, unless quiet, and exceptions into messages with exit codes."""
     try:
-        with _readable_warnings():
+        with _readable_warnings(quiet=quiet):
             yield
     except (click.ClickException, BrokenPipeError):  # which click knows
         raise
@@ -229,9 +275,9 @@ def _failure(error: Exception) -> click.ClickException:
 
 
 @contextmanager
-def _readable_warnings() -> Iterator[None]:
+def _readable_warnings(*, quiet: bool) -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", fs.PrecisionWarning)
         yield
-    for warning in caught:
+    for warning in () if quiet else caught:
         click.echo(f"Warning: {warning.message}", err=True)

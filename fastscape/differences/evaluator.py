@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -48,7 +48,8 @@ class DifferenceEvaluator:
         products: what the operands of the lanes' matrix products are rounded to.
         memory: bytes that lanes, directions and values at w may take; default half of what is available.
         gate: evaluate the loss twice and refuse one that differs; compare one response with float64 subtraction.
-        front_end: ``"graph"``, ``"dispatch"`` or ``None`` for the first that follows the model.
+        front_end: ``"graph"``, ``"dispatch"``, ``None`` for the first that follows the model, or an earlier :class:`PathChoice`,
+            whose directions and radii at a time and shared radii are taken as they are.
 
     Raises:
         ValueError: other dtypes of lanes, front ends or sizes of memory.
@@ -64,10 +65,12 @@ class DifferenceEvaluator:
         products: Products = "float32",
         memory: int | None = None,
         gate: bool = True,
-        front_end: FrontEnd | None = None,
+        front_end: FrontEnd | PathChoice | None = None,
     ) -> None:
+        obeyed = front_end if isinstance(front_end, PathChoice) else None
+        wanted = front_end.name if isinstance(front_end, PathChoice) else front_end
         checked_objective(objective)
-        one_of("method", front_end, (*get_args(FrontEnd), None), "with precision='difference'")
+        one_of("method", wanted, (*get_args(FrontEnd), None), "with precision='difference'")
         if not isinstance(lanes, torch.dtype) or lanes not in (torch.float32, torch.float64):
             raise ValueError(f"lanes must be torch.float32 or torch.float64, got {shown(lanes)}")
         if products == "bfloat16" and not _multiplies_bfloat16(objective.device):
@@ -80,7 +83,8 @@ class DifferenceEvaluator:
         self._lanes = Lanes(objective, lanes, products)
         self.choice: PathChoice | None = None
         self.rounding = ""
-        self._front_end = front_end
+        self._front_end = cast("FrontEnd | None", wanted)
+        self._obeyed = obeyed
         self._responses = 0
         self._shared: tuple[float, ...] = ()
         self._base = math.nan
@@ -139,14 +143,18 @@ class DifferenceEvaluator:
             directions.check(self.objective)
             start = now()
             size = self._follow(directions, radii)
+            if self._obeyed is not None:
+                size, self._lanes.parts = self._obeyed.chunk, self._obeyed.parts or self._lanes.parts
             reason = f"{size} directions of {len(radii)} radii at a time"
-            if self.program is not None and self.program.smooth and min(radii) > 0:
+            if self._obeyed is not None and self._obeyed.shared is not None:
+                self._shared = self._obeyed.shared
+            elif self.program is not None and self.program.smooth and min(radii) > 0:
                 reason += self._share(directions, np.asarray(radii), size)
             if self.products == "bfloat16":
                 self.rounding = self._products_made(directions, max(radii))
                 reason += f"; {self.rounding}"
             name = "dispatch" if self.program is None else "graph"
-            self.choice = PathChoice(name, size, {"check": now() - start}, reason)
+            self.choice = PathChoice(name, size, {"check": now() - start}, reason, self._lanes.parts, self._shared)
         return self.choice
 
     def _follow(self, directions: Directions, radii: Radii) -> int:

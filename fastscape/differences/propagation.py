@@ -22,6 +22,7 @@ from fastscape.differences.steps import Program, Step
 from fastscape.differences.triple import Base, Decision, Frame, Triple
 from fastscape.objective.structures import tensors_in
 from fastscape.ops._registry import KernelError
+from fastscape.runs.memory import out_of_memory
 
 HALVES = {torch.float16, torch.bfloat16}
 COMPLEX = STRUCTURE | {aten.abs.default}  # rules that take complex numbers
@@ -157,9 +158,11 @@ def _ruled(frame: Frame, rule: Rule, target: Any, y: Any, arguments: Any, keywor
         if frame.collapsed and target not in COLLAPSED and target not in STRUCTURE:
             return collapsed.apply(partial(rule, frame, y), arguments, keywords)
         return rule(frame, y, *arguments, **keywords)
-    except (MemoryError, torch.OutOfMemoryError, KernelError):
+    except KernelError:
         raise
-    except Exception:  # arguments of an operation that its rule did not foresee
+    except Exception as error:  # arguments of an operation that its rule did not foresee
+        if out_of_memory(error):
+            raise
         return NotImplemented
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from fastscape._checks import integer, one_of
 from fastscape.directions.normalise import Normaliser, OneD, Rule, ZeroNorm
 from fastscape.objective.arguments import matched_state
+from fastscape.objective.batches import fingerprint
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.ops import Distribution, Norms, direction, tensor_ids
 
@@ -152,6 +153,13 @@ class Directions:
                 f"directions must be made for this objective, got ones that move {', '.join(self.names[:3])} ... "
                 f"({len(self.names)} tensors); make fs.Directions(objective, ...)"
             )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that they depend on beside the weights, as plain JSON data; given ones by a fingerprint."""
+        given = None if self._given is None else fingerprint((str(index), row) for index, row in enumerate(self._given))
+        names = ("seed", "count", "distribution", "normalize", "scale")
+        return {name: getattr(self, name) for name in names} | self.normaliser.settings | {"given": given}
 
     @property
     def skipped_fraction(self) -> float:

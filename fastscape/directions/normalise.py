@@ -146,6 +146,11 @@ class Normaliser:
         """Sums over the pieces that move, by group."""
         return np.bincount(self._piece_group, np.where(self._piece_moves, piece_squares, 0.0)).astype(np.float64)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything beside the weights, as plain JSON data."""
+        return {"normalize": self.rule, "one_d": self.one_d, "filter_dims": self._dims}
+
     def squares(self, tensors: list[Tensor]) -> NDArray[np.float64]:
         """Sums of squares of every piece of tensors shaped or flat, float64 ``[sum(pieces)]``."""
         parts = [

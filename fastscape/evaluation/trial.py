@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -31,12 +31,22 @@ class PathChoice:
         chunk: directions per batched call (1 for the loop).
         seconds: measured seconds per loss evaluation, by path.
         reason: in words.
+        parts: radii at a time, where differences are propagated; ``None`` for as many as fit in memory.
+        shared: radii whose differences follow from two of them; ``None`` where that is to be found out.
     """
 
     name: str
     chunk: int
     seconds: dict[str, float]
     reason: str
+    parts: int | None = None
+    shared: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> PathChoice:
+        """From its fields, as a file has them."""
+        shared = data.get("shared")
+        return cls(**{**data, "shared": None if shared is None else tuple(shared)})
 
 
 class Refusal(Exception):  # noqa: N818 (no error: it never leaves a trial)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from fastscape.evaluation.points import Array
 from fastscape.evaluation.trial import PathChoice, Refusal, Trial, activation_bytes, timed, told
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective
+from fastscape.runs.plan import Way
 
 Precision = Literal["float64", "float32", "difference", "difference-bf16"]
 AnyPath = PathName | FrontEnd
@@ -62,6 +64,25 @@ class Noise:
     evaluations: int
     how: str = ""
     influence: Influence | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data, for a plan."""
+        verdicts = None if self.calibrated is None else self.calibrated.tolist()
+        found = None if self.influence is None else vars(self.influence) | {"names": list(self.influence.names)}
+        return {"sigma": self.sigma.tolist(), "calibrated": verdicts, "narrow": self.narrow, "how": self.how, "influence": found}
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Noise:
+        """From :meth:`to_dict`; nothing was evaluated for it."""
+        verdicts, found = data["calibrated"], data["influence"]
+        return cls(
+            np.array(data["sigma"], dtype=np.float64),
+            None if verdicts is None else np.array(verdicts, dtype=np.bool_),
+            data["narrow"],
+            0,
+            data["how"],
+            None if found is None else Influence(found["share"], tuple(found["names"]), found["flat"]),
+        )
 
     def trusted(self, even: Array, odd: Array) -> NDArray[np.bool_]:
         """The gate's verdict per scale: from the calibration, or else from the even responses ``[K, N]`` themselves."""
@@ -114,9 +135,23 @@ def responder(
     """The evaluator of a precision."""
     if precision in DTYPES:
         return Evaluator(objective, DTYPES[precision], method=method, memory=memory, gate=gate, trial=trial)  # type: ignore[arg-type]
-    front_end = method.name if isinstance(method, PathChoice) else method
     products: Literal["float32", "bfloat16"] = "bfloat16" if precision == "difference-bf16" else "float32"
-    return DifferenceEvaluator(objective, products=products, memory=memory, gate=gate, front_end=front_end)  # type: ignore[arg-type]
+    return DifferenceEvaluator(objective, products=products, memory=memory, gate=gate, front_end=method)  # type: ignore[arg-type]
+
+
+def planned(way: Way) -> PathChoice:
+    """The path of a plan, to be obeyed."""
+    return PathChoice(way.path, way.unit, {}, "of the plan", way.parts, way.shared)
+
+
+def chosen_by(way: Way) -> PrecisionChoice:
+    """The arithmetic of a plan, with its path."""
+    return PrecisionChoice(way.precision, way.reason, path=planned(way))  # type: ignore[arg-type]
+
+
+def way_of(group: int, chosen: PrecisionChoice, path: PathChoice, noise: Noise) -> Way:
+    """How a group of batches is evaluated, for a plan."""
+    return Way(group, chosen.name, path.name, path.chunk, path.parts, path.shared, chosen.reason, noise.to_dict())
 
 
 def refused_precision(precision: str, error: UntraceableError | MissingRuleError) -> ValueError:
@@ -131,7 +166,6 @@ def measure_noise(
     radii: Array,
     *,
     zeros: bool = False,
-    even: Array | None = None,
 ) -> Noise:
     """Noise of an evaluator at each radius.
 
@@ -142,16 +176,11 @@ def measure_noise(
     ends and the middle of the radii, doubled, and applied to the responses of these directions. Casts to a narrower dtype round
     the values at w, not the differences: a few of its units are stated then.
 
-    ``zeros``: find out which parameters move the loss as well, so that zero responses can be judged. ``even``: responses of all
-    directions ``[K, N]``, where they are known: one far larger than those of the two directions, as beside a pole, is held
-    against float64 itself.
+    ``zeros``: find out which parameters move the loss as well, so that zero responses can be judged.
     """
     found = _influence(evaluator) if zeros else None
     if isinstance(evaluator, DifferenceEvaluator):
-        noise = _noise_of_differences(evaluator, directions, radii)
-        if even is not None:
-            noise = replace(noise, sigma=np.maximum(noise.sigma, _noise_of_largest(evaluator, directions, radii, even)))
-        return replace(noise, influence=found)
+        return replace(_noise_of_differences(evaluator, directions, radii), influence=found)
     indices = range(min(CALIBRATION, len(directions)))
     if evaluator.dtype == torch.float64:
         sigma, narrow = noise_float64(evaluator, directions, indices, radii)
@@ -180,6 +209,15 @@ def measure_noise(
     flat = found is not None and found.flat
     verdicts = np.stack([known_from_zero(reference[part], reference[1 - part], errors[part], flat=flat) for part in (0, 1)])
     return Noise(errors[0], verdicts, operation, evaluations, influence=found)
+
+
+def with_largest(
+    noise: Noise, evaluator: Evaluator | DifferenceEvaluator, directions: Directions, radii: Array, even: Array
+) -> Noise:
+    """The noise of all responses ``[K, N]``: one far larger than those it was measured on is held against float64 itself."""
+    if not isinstance(evaluator, DifferenceEvaluator):
+        return noise
+    return replace(noise, sigma=np.maximum(noise.sigma, _noise_of_largest(evaluator, directions, radii, even)))
 
 
 def _influence(evaluator: Evaluator | DifferenceEvaluator) -> Influence | None:

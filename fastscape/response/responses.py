@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastscape._checks import check_progress
 from fastscape._clock import now
 from fastscape._renamed import METHOD, renamed
+from fastscape._state import torch_threads
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.differences.propagation import MissingRuleError
 from fastscape.differences.tracing_errors import UntraceableError
@@ -24,14 +25,19 @@ from fastscape.evaluation.trial import PathChoice
 from fastscape.objective.objective import Objective
 from fastscape.response.precision import (
     AnyPath,
+    Noise,
     Precision,
     PrecisionChoice,
     checked_precision,
     choose_precision,
+    chosen_by,
     measure_noise,
     refused_precision,
     responder,
+    way_of,
+    with_largest,
 )
+from fastscape.runs.plan import Plan, same_as_planned
 
 
 class PrecisionWarning(UserWarning):
@@ -64,6 +70,7 @@ class Responses:
         seconds: wall time.
         arithmetic: what was measured, in one sentence, such as ``"float64, without your autocast to bfloat16"``.
         notes: what to beware of, in words.
+        plan: what was chosen by timing and by free memory, to repeat it.
     """
 
     even: NDArray[np.float64]
@@ -85,6 +92,7 @@ class Responses:
     seconds: float
     arithmetic: str = ""
     notes: tuple[str, ...] = ()
+    plan: Plan | None = None
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -115,6 +123,7 @@ def responses(
     method: AnyPath | None = None,
     memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    plan: Plan | Responses | None = None,
 ) -> Responses:
     r"""Even and odd responses of the loss along every direction at every radius.
 
@@ -142,6 +151,8 @@ def responses(
             what measures faster on this model.
         memory: bytes that batched evaluation may take.
         progress: called with (directions done, N).
+        plan: an earlier result along the same directions, or its :class:`fastscape.Plan`: what was chosen there is not tried
+            again, and the numbers are the same, bit for bit.
 
     Returns:
         A :class:`Responses`; NaN and inf are kept.
@@ -163,19 +174,28 @@ def responses(
     check_progress(progress)
     steps = checked_radii(radii)
     start = now()
-    chosen = _chosen(objective, checked_directions(directions), steps, checked_precision(precision), method, memory)
+    settings = checked_directions(directions).settings | {"radii": steps.tolist()}
+    obeyed = None if plan is None else _obeyed(Plan.of(plan), objective, settings, checked_precision(precision), method)
+    way = None if obeyed is None else obeyed.ways[0]
+    chosen = (
+        _chosen(objective, directions, steps, checked_precision(precision), method, memory) if way is None else chosen_by(way)
+    )
     columns: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
-    with responder(objective, chosen.name, chosen.path or method, memory) as evaluator:
+    threads = torch_threads(None if obeyed is None else obeyed.threads)
+    with threads, responder(objective, chosen.name, chosen.path or method, memory) as evaluator:
         try:
             choice = evaluator.choose(directions, steps.tolist())
         except (UntraceableError, MissingRuleError) as error:
             raise refused_precision(chosen.name, error) from error
         for indices in blocks(len(directions), choice.chunk):
             columns.append(evaluator.responses(directions, indices, steps.tolist()))
+            if obeyed is not None and len(columns) == 1:
+                obeyed.check_loss(float(columns[0][2][0]))
             if progress is not None:
                 progress(indices[-1] + 1, len(directions))
         even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
-        noise = measure_noise(evaluator, directions, steps, zeros=True, even=even)
+        measured = measure_noise(evaluator, directions, steps, zeros=True) if way is None else Noise.of(way.noise)
+        noise = with_largest(measured, evaluator, directions, steps, even)
         evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
         handled = evaluator.handling if isinstance(evaluator, DifferenceEvaluator) else None
@@ -204,7 +224,20 @@ def responses(
         seconds=now() - start,
         arithmetic=arithmetic.meta["arithmetic"],
         notes=(*arithmetic.notes, *noise.notes),
+        plan=obeyed or Plan.made(objective, settings, steps, float(columns[0][2][0])).having(way_of(0, chosen, choice, measured)),
     )
+
+
+def _obeyed(
+    plan: Plan, objective: Objective, settings: dict[str, Any], precision: Precision | None, path: AnyPath | None
+) -> Plan:
+    """A plan that fits what it is to be used for."""
+    plan.check(objective, settings)
+    if not plan.ways:
+        raise ValueError(f"plan must say how to evaluate, got {plan!r}; leave it out")
+    same_as_planned("precision", precision, plan.ways[0].precision)
+    same_as_planned("path", path, plan.ways[0].path)
+    return plan
 
 
 def _chosen(

@@ -140,7 +140,7 @@ def read_record(path: str | Path, kind: str, *, checksums: bool = False) -> Line
         return Lines({}, [], torn, ended)
     head = _checked_head(path, kind, _object(raw[0]))
     found = [_object(line, checksum=checksums) for line in raw[1:]]
-    lines = [_decoded(line) for line in found if line is not None]
+    lines = [decoded(line) for line in found if line is not None]
     return Lines(head, lines, torn + len(found) - len(lines), ended)
 
 
@@ -157,12 +157,12 @@ def _checked_head(path: str | Path, kind: str, first: dict[str, Any] | None) -> 
             f"path {str(path)!r} was written by a newer fastscape: its format is {number}, this version reads up to {FORMAT}; "
             "upgrade with pip install --upgrade fastscape-probes, or choose another path"
         )
-    decoded: dict[str, Any] = _decoded(head)
-    return decoded
+    content: dict[str, Any] = decoded(head)
+    return content
 
 
 def _line(value: Mapping[str, Any], *, checksum: bool = False) -> bytes:
-    content = json.dumps(_encoded(value), allow_nan=False).encode()
+    content = json.dumps(encoded(value), allow_nan=False).encode()
     return (b"%08x " % zlib.crc32(content) if checksum else b"") + content + b"\n"
 
 
@@ -179,19 +179,21 @@ def _object(line: bytes, *, checksum: bool = False) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _encoded(value: Any) -> Any:
+def encoded(value: Any) -> Any:
+    """JSON data with NaN and inf as strings."""
     if isinstance(value, Mapping):
-        return {str(key): _encoded(item) for key, item in value.items()}
+        return {str(key): encoded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_encoded(item) for item in value]
+        return [encoded(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
+    """What :func:`encoded` was given."""
     if isinstance(value, dict):
-        return {key: _decoded(item) for key, item in value.items()}
+        return {key: decoded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_decoded(item) for item in value]
+        return [decoded(item) for item in value]
     return _NUMBERS.get(value, value) if isinstance(value, str) else value

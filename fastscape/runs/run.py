@@ -14,6 +14,7 @@ from typing import Any, TypedDict, get_args, get_type_hints
 from fastscape._checks import check_memory, check_progress, checked_settings, integer, shown
 from fastscape._renamed import METHOD, renamed, under_new_names
 from fastscape.runs.budget import Budget
+from fastscape.runs.ranks import Distributed
 
 
 class _Unsaid(enum.Enum):
@@ -41,6 +42,7 @@ class Run:
         precision: ``"float32"`` or ``"float64"``.
         targets: what ends the work before the budget does, by name.
         name, step: of the checkpoint.
+        distributed: whether the processes that torchrun started share the work, as for :func:`fastscape.multifractal`.
 
     Example:
         >>> import fastscape as fs
@@ -60,6 +62,7 @@ class Run:
     targets: Mapping[str, float | None] | None = _UNSAID
     name: str = _UNSAID
     step: int | None = _UNSAID
+    distributed: Distributed = _UNSAID
 
     @property
     def said(self) -> dict[str, Any]:

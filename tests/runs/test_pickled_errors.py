@@ -71,9 +71,9 @@ def failing(work):
     "work",
     [
         lambda objective: fs.slice1d(objective, count=40, points=21),
-        lambda objective: fs.slice2d(objective, points=7, path="loop"),
+        lambda objective: fs.slice2d(objective, points=7, method="loop"),
         lambda objective: fs.multifractal(
-            objective, fs.ProbeSettings(count=8, banks=2), fs.AnalysisSettings(bootstrap=20, permutations=19), path="loop"
+            objective, fs.ProbeSettings(count=8, banks=2), fs.AnalysisSettings(bootstrap=20, permutations=19), method="loop"
         ),
     ],
     ids=["slice1d", "slice2d", "multifractal"],

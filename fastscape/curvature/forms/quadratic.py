@@ -24,6 +24,7 @@ from fastscape.evaluation.determinism import NarrowLossError
 from fastscape.evaluation.points import Array, blocks
 from fastscape.evaluation.trial import PathChoice
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.runs.memory import out_of_memory
 
 FormsPath = FrontEnd | Literal["forwards"]
 
@@ -121,7 +122,7 @@ def quadratic_forms(
             raise
         why = f"the exact path cannot follow the model ({first_line(error)[:160]}): "
     except (MemoryError, RuntimeError) as error:
-        if method is not None or not _out_of_memory(error):
+        if method is not None or not out_of_memory(error):
             raise
         why = "the exact path does not fit in memory: "
     return _two_forwards(objective, directions, why, progress)
@@ -142,10 +143,6 @@ def _two_forwards(
         seconds=now() - start,
         error=found.error,
     )
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error)
 
 
 def _exact(

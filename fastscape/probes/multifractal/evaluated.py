@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,19 +17,23 @@ from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
+from fastscape.probes.multifractal.columns import Columns
 from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import STOPPED, Measured, MultifractalResult
 from fastscape.probes.multifractal.settings import ProbeSettings
-from fastscape.response.precision import Noise, PrecisionChoice
+from fastscape.probes.multifractal.units import settings_of
+from fastscape.response.precision import Noise, PrecisionChoice, way_of
 from fastscape.response.responses import relative, warn_if_noise
+from fastscape.runs.plan import Plan, differences, identity, other_loss, plain_data, versions
 from fastscape.runs.provenance import Provenance, statistics_meta
 
 
 class Track:
     """Responses, noise and provenance of one checkpoint, growing block by block."""
 
-    def __init__(self, name: str, step: int | None, probe: ProbeSettings) -> None:
-        self.name, self.step, self.probe = name, step, probe
+    def __init__(self, name: str, step: int | None, probe: ProbeSettings, limit: int | None) -> None:
+        self.name, self.step, self.probe, self.limit = name, step, probe, limit
+        self.plan: Plan | None = None
         self.chosen: PrecisionChoice | None = None
         self.opened: set[int] = set()
         self.evaluations, self.seconds = 0, 0.0
@@ -43,8 +46,7 @@ class Track:
         self.calibrated: np.ndarray[Any, np.dtype[np.bool_]] | None = None
         self.meta: dict[str, Any] = {}
         self.notes: list[str] = []
-        self._columns: list[list[tuple[Array, Array]]] = [[] for _ in range(probe.banks)]
-        self._base = np.full(probe.banks, np.nan)
+        self.columns = [Columns(len(self.radii)) for _ in range(probe.banks)]
         self._batches = 1
         self._why_still = "does loss= use the model it is given?"
 
@@ -55,8 +57,14 @@ class Track:
 
     @property
     def counts(self) -> list[int]:
-        """Directions per bank."""
-        return [sum(even.shape[1] for even, _ in columns) for columns in self._columns]
+        """Directions per bank in the result: of a whole last block, those that were asked for."""
+        limits = (math.inf if self.limit is None else max(self.limit, bank.kept) for bank in self.columns)
+        return [int(min(bank.count, limit)) for bank, limit in zip(self.columns, limits, strict=True)]
+
+    @property
+    def least(self) -> int:
+        """Directions that every bank has, beyond what was asked for too."""
+        return min(bank.count for bank in self.columns)
 
     @property
     def directions(self) -> int:
@@ -81,10 +89,26 @@ class Track:
         if noise.calibrated is not None:
             warn_if_noise(str(self.precision), radii, noise.calibrated[0])
             self.calibrated = noise.calibrated if self.calibrated is None else self.calibrated & noise.calibrated
-        if self.meta:
-            return
+        if not self.meta:
+            self._first(objective, directions, radii, noise, path)
+        self._keep(batch, objective, noise, path)
+
+    def _keep(self, batch: int, objective: Objective, noise: Noise, path: PathChoice) -> None:
+        """Add what was chosen to the plan, unless the plan has chosen it."""
+        assert self.chosen is not None
+        if self.plan is None:
+            self.plan = Plan.made(objective, settings_of(self.probe), self.radii, self.loss)
+        if self.plan.way(batch) is None:
+            self.plan = self.plan.having(way_of(batch, self.chosen, path, noise))
+        elif self.plan.versions != versions():
+            then = ", ".join(f"{name} {value}" for name, value in self.plan.versions.items())
+            self._note(f"the plan was made with {then}: the last bits may be others here")
+        self.meta["plan"] = self.plan.to_dict()
+
+    def _first(self, objective: Objective, directions: Directions, radii: Array, noise: Noise, path: PathChoice) -> None:
+        """Record what is the same for all batches."""
         self.describe(objective)
-        self.meta |= {"path": dataclasses.asdict(path), "skipped_fraction": directions.skipped_fraction}
+        self.meta |= {"path": plain_data(path), "skipped_fraction": directions.skipped_fraction}
         self.meta["precision_reason"] = self.chosen.reason if self.chosen is not None else ""
         self.radii, self.weight_norm = radii, directions.weight_norm
         self.eps_abs = radii * (1.0 if directions.scale == "unit" else directions.weight_norm)
@@ -104,7 +128,8 @@ class Track:
     def describe(self, objective: Objective) -> None:
         """Record the provenance of a checkpoint, evaluated or not."""
         self.weight_norm = objective.norm
-        self.meta = _identity(objective, self.precision) | {
+        self.meta = identity(objective) | {
+            "precision": self.precision,
             **statistics_meta(objective),
             "model": type(objective.model).__name__,
             "parameters": objective.size,
@@ -127,27 +152,19 @@ class Track:
         if words not in self.notes:
             self.notes.append(words)
 
-    def add(self, bank: int, even: Array, odd: Array, base: Array) -> None:
-        """Append the responses ``[K, n]`` of a block of directions."""
-        self._columns[bank].append((even, odd))
-        if math.isnan(self._base[bank]):
-            self._base[bank] = base[0]
-
     def measured(self) -> Measured:
         """The arrays of a result; banks of different length are padded with NaN."""
         counts = self.counts
         shape = (self.probe.banks, len(self.radii), max(1, *counts))
         even, odd = np.full(shape, np.nan), np.full(shape, np.nan)
-        for bank, columns in enumerate(self._columns):
-            if columns:
-                even[bank, :, : counts[bank]] = np.concatenate([column[0] for column in columns], axis=1)
-                odd[bank, :, : counts[bank]] = np.concatenate([column[1] for column in columns], axis=1)
+        for bank, (columns, count) in enumerate(zip(self.columns, counts, strict=True)):
+            even[bank, :, :count], odd[bank, :, :count] = (part[:, :count] for part in columns.arrays())
         return Measured(
             even=even,
             odd=odd,
             counts=np.array(counts, dtype=np.int64),
             batches=np.arange(self.probe.banks, dtype=np.int64) % self._batches,
-            base=self._base.copy(),
+            base=np.array([columns.base for columns in self.columns]),
             radii=self.radii,
             eps_abs=self.eps_abs,
             eps_rel=relative(self.eps_abs, self.weight_norm),
@@ -185,21 +202,21 @@ class Track:
         Raises:
             ValueError: naming what differs.
         """
-        now = _identity(objective, self.precision) | {"settings": _comparable(self.probe)}
-        then = earlier.meta | {"settings": _comparable(earlier.probe)}
-        different = [name for name, value in now.items() if then.get(name) != value]
-        if not different and not math.isclose(objective.loss(), earlier.loss, rel_tol=1e-5) and not math.isnan(earlier.loss):
+        found = identity(objective) | {"precision": self.precision, "settings": settings_of(self.probe)}
+        then = earlier.meta | {"settings": settings_of(earlier.probe)}
+        different = differences(then, found)
+        if not different and other_loss(earlier.loss, objective.loss()):
             different = ["loss function"]
         if different:
             raise ValueError(
-                f"extend must be a result of the same run of {self.name}, got other "
-                f"{', '.join(_WORDS.get(name, name) for name in different)}; start a new result"
+                f"extend must be a result of the same run of {self.name}, got other {', '.join(different)}; start a new result"
             )
         measured = earlier.measured
         for bank, count in enumerate(measured.counts):
             if count:
-                self._columns[bank].append((measured.even[bank, :, :count], measured.odd[bank, :, :count]))
-        self._base = measured.base.copy()
+                even, odd = (part[bank, :, :count] for part in (measured.even, measured.odd))
+                self.columns[bank].keep(even, odd, float(measured.base[bank]))
+        self.plan = Plan.of(earlier.meta["plan"]) if earlier.meta.get("plan") else None
         self._batches = int(measured.batches.max()) + 1
         self.opened = set(measured.batches[measured.counts > 0].tolist())
         self.radii, self.eps_abs, self.weight_norm = measured.radii, measured.eps_abs, measured.weight_norm
@@ -215,36 +232,8 @@ _LEFT_OUT = (
 )
 
 
-def _comparable(probe: ProbeSettings) -> ProbeSettings:
-    """Settings that two runs must share; of the precision, the one that was used is compared."""
-    return dataclasses.replace(probe, count=None, precision=None)
-
-
 def _weight_notes(objective: Objective) -> list[str]:
     broken = [name for name, tensor in objective.base.items() if not bool(torch.isfinite(tensor).all())]
     if not broken:
         return []
     return [f"weights hold NaN or inf in {', '.join(broken[:3])}{' and more' if len(broken) > 3 else ''}"]
-
-
-_WORDS = {
-    "weight_fingerprint": "weights",
-    "data_fingerprint": "data",
-    "names": "parameters",
-    "batch_weights": "batch weights",
-    "batch_norm": "batch_norm",
-    "dtype": "dtype",
-}
-
-
-def _identity(objective: Objective, precision: str | None) -> dict[str, Any]:
-    """Identity of a measurement: everything that ``extend`` compares."""
-    return {
-        "weight_fingerprint": objective.weight_fingerprint(),
-        "data_fingerprint": objective.data_fingerprint(),
-        "names": list(objective.names),
-        "batch_weights": list(objective.batch_weights),
-        "batch_norm": objective.batch_norm,
-        "dtype": str(objective.dtype),
-        "precision": precision,
-    }

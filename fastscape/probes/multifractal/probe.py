@@ -13,10 +13,13 @@ from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
 from fastscape.probes.multifractal.session import ProbeError, Session
 from fastscape.probes.multifractal.settings import ProbeSettings
-from fastscape.probes.multifractal.visits import Point
+from fastscape.probes.multifractal.shared import shared
+from fastscape.probes.multifractal.units import Point
 from fastscape.response.precision import AnyPath
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+from fastscape.runs.plan import Plan
 from fastscape.runs.progress import Progress, reporter
+from fastscape.runs.ranks import Distributed
 from fastscape.runs.run import Run, Timed, Work, settled
 
 
@@ -26,6 +29,8 @@ class TrajectoryKeywords(Timed, total=False):
     method: AnyPath | None
     memory: int | None
     progress: Callable[[Progress], None] | None
+    distributed: Distributed
+    plan: Plan | MultifractalResult | TrajectoryResult | Sequence[Plan] | None
 
 
 class MultifractalKeywords(TrajectoryKeywords, Work, total=False):
@@ -62,10 +67,16 @@ def multifractal(
         method: as for :func:`fastscape.responses`.
         memory: bytes that batched evaluation may take.
         extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.
+        plan: a result of the same weights, data and settings, or its :class:`fastscape.Plan`: what was chosen there by timing and
+            by free memory is not chosen again, and the numbers are the same, bit for bit.
+        distributed: ``True`` shares the directions among all processes that ``torchrun`` started, which make the same call and
+            get the same result; a ``ProcessGroup`` among those of it. The numbers do not depend on how many there are, and
+            ``meta["workers"]`` says who did what. ``None``: those of an initialised process group under torchrun, but this
+            process alone where a model is being trained, of which probes are often called on one rank. ``False``: alone.
         name, step: of the checkpoint, for tables.
-        progress: called after every block with a :class:`fastscape.Progress`.
+        progress: called after every block with a :class:`fastscape.Progress`; of several processes, on rank 0.
         seed: of ``probe``, which may be left out then.
-        run: budget, method, memory, name, step, progress, seed, or some of them, in a :class:`fastscape.Run`.
+        run: budget, method, memory, name, step, progress, seed, distributed, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`MultifractalResult`. NaN or inf losses give a result with flags. Ctrl-C gives the partial result, with
@@ -85,7 +96,8 @@ def multifractal(
     checked_objective(objective)
     session = _session(probe, analysis, target, work)
     point = Point(work.name, work.step, lambda: objective)
-    return session.run([point], [extend] if extend is not None else None).points[0]
+    earlier, plans = None if extend is None else [extend], _plans(keywords.get("plan"), 1)
+    return shared(work.distributed, objective, session, [point], earlier, plans).points[0]
 
 
 def trajectory(
@@ -108,8 +120,9 @@ def trajectory(
         objective: model architecture, loss and data; its weights are not used.
         checkpoints: ``.safetensors`` files, or torch files of tensors (read with ``weights_only=True``), in order; state
             dicts, alone or under a usual key such as ``state_dict``.
-        probe, analysis, budget, target, method, memory, extend, progress, seed, run: as for :func:`multifractal`, the target
-            being reached when every checkpoint has.
+        probe, analysis, budget, target, method, memory, extend, progress, seed, run, distributed: as for :func:`multifractal`;
+            the target is reached when every checkpoint has.
+        plan: an earlier trajectory, or one :class:`fastscape.Plan` per checkpoint, as for :func:`multifractal`.
 
     Returns:
         A :class:`TrajectoryResult`, partial after Ctrl-C.
@@ -128,7 +141,18 @@ def trajectory(
     for file in files:
         file.at(objective)  # every file is read and matched before any work
     points = [Point(file.name, file.step, partial(file.at, objective)) for file in files]
-    return session.run(points, None if extend is None else extend.points)
+    earlier, plans = None if extend is None else extend.points, _plans(keywords.get("plan"), len(points))
+    return shared(work.distributed, objective, session, points, earlier, plans)
+
+
+def _plans(given: object, count: int) -> list[Plan] | None:
+    """One plan per checkpoint."""
+    if given is None:
+        return None
+    each = given.points if isinstance(given, TrajectoryResult) else given if isinstance(given, (list, tuple)) else [given]
+    if len(each) != count:
+        raise ValueError(f"plan must hold one plan per checkpoint, got {len(each)} for {count}")
+    return [Plan.of(one) for one in each]
 
 
 def _session(probe: ProbeSettings | None, analysis: AnalysisSettings | None, target: float | None, work: Run) -> Session:

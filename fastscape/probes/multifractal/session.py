@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fastscape._checks import check_memory, checked_settings, positive
 from fastscape.evaluation.trial import PathChoice
@@ -13,12 +14,15 @@ from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.trust import checked_windows
-from fastscape.probes.multifractal.visits import Point, Visits
+from fastscape.probes.multifractal.units import Point
+from fastscape.probes.multifractal.visits import Visits
 from fastscape.response.precision import AnyPath
 from fastscape.runs.anytime import Anytime, Deadline, PartialResultError
 from fastscape.runs.budget import Budget
+from fastscape.runs.plan import Plan
 from fastscape.runs.progress import Progress
 from fastscape.runs.provenance import provenance
+from fastscape.runs.units import Workers
 
 DEFAULT_COUNT = 64
 FIRST_ROUND = 2
@@ -57,16 +61,27 @@ class Session:
         self.limit = self.probe.count or (None if self.budget.limited else DEFAULT_COUNT)
         self.estimate: Estimate | None = None
         self._where = "the start"
+        self.workers: Callable[[Visits], Workers] | None = None
+        self.bitwise = True  # whether all processes compute the same bits
 
-    def run(self, points: Sequence[Point], extend: Sequence[MultifractalResult] | None = None) -> TrajectoryResult:
+    def run(
+        self,
+        points: Sequence[Point],
+        extend: Sequence[MultifractalResult] | None = None,
+        plans: Sequence[Plan] | None = None,
+    ) -> TrajectoryResult:
         """Probe the points; see :func:`fastscape.multifractal` for what can be raised."""
         if extend is not None and not all(isinstance(earlier, MultifractalResult) for earlier in extend):
             raise TypeError(f"extend must be an earlier result (fs.load reads one from a file), got {type(extend[0]).__name__}")
         if extend is not None and len(extend) != len(points):
             raise ValueError(f"extend must hold one result per checkpoint, got {len(extend)} for {len(points)}")
-        self.visits = Visits(points, self.probe, self.work, self.path, self.memory, self._report)
+        if extend is not None and plans is not None:
+            raise ValueError("plan must be left out with extend=, whose result has its own")
+        self.visits = Visits(points, self.probe, self.work, self.path, self.memory, self._report, self.limit, self.workers)
         if extend is not None:
             self.visits.restore(extend)
+        if plans is not None:
+            self.visits.obey(plans)
         with self.work.ends(self._known, errors=self._known):
             self.work.reason = self._rounds()
         found = self._finished(self.work.reason)
@@ -83,10 +98,11 @@ class Session:
     def _rounds(self) -> str:
         if self.budget.limited:  # one direction at every checkpoint first
             self._round([1] + [0] * (self.probe.banks - 1))
-        goal = max(FIRST_ROUND, min(min(track.counts) for track in self.visits.tracks))
+        goal = max(FIRST_ROUND, self.visits.least)
         while True:
             goal = goal if self.limit is None else min(goal, self.limit)
             self._round([goal] * self.probe.banks)
+            goal = max(goal, self.visits.least)  # the last blocks are whole
             if self.limit is not None and goal >= self.limit:
                 return "all directions done"
             if self._satisfied():
@@ -95,9 +111,9 @@ class Session:
 
     def _round(self, goals: Sequence[int]) -> None:
         """Evaluate what every checkpoint lacks up to ``goals[bank]`` directions."""
-        for point, track in zip(self.visits.points, self.visits.tracks, strict=True):
+        for place, point in enumerate(self.visits.points):
             self._where = point.name
-            self.visits.advance(point, track, goals)
+            self.visits.advance(place, goals)
 
     def _next_goal(self, goal: int) -> int:
         """Twice as many directions, or as many as every bank of every checkpoint can have before the deadline."""
@@ -168,6 +184,17 @@ class Session:
             "run_seconds": self.budget.elapsed,
             "budget": self.budget.seconds if self.budget.limited else None,
             "target": self.target,
+            **self._by(),
         }
-        finished = tuple(dataclasses.replace(point, meta=point.meta | run) for point in points)
+        planned = [{} if track.plan is None else {"threads": track.plan.threads} for track in self.visits.tracks]
+        finished = tuple(
+            dataclasses.replace(point, meta=point.meta | run | threads) for point, threads in zip(points, planned, strict=True)
+        )
         return TrajectoryResult(finished, run)
+
+    def _by(self) -> dict[str, Any]:
+        """Entries of ``meta`` on who evaluated, and whether every bit is as the plan says."""
+        found = dict(self.visits.workers.meta)
+        lanes = self.visits.evaluate.lanes
+        short = {} if lanes is None else {"lanes": lanes}
+        return found | short | ({"bitwise": False} if short or not self.bitwise or found.get("workers", {}).get("oom") else {})

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fastscape._checks import first_line
+from fastscape._state import torch_threads
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.differences.propagation import MissingRuleError
 from fastscape.differences.tracing_errors import UntraceableError
 from fastscape.directions import Directions
 from fastscape.evaluation.evaluator import Evaluator
-from fastscape.evaluation.points import blocks
 from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
 from fastscape.probes.multifractal.evaluated import Track
 from fastscape.probes.multifractal.result import MultifractalResult
 from fastscape.probes.multifractal.settings import ProbeSettings
-from fastscape.response.precision import AnyPath, PrecisionChoice, choose_precision, measure_noise, refused_precision, responder
-from fastscape.runs.anytime import Anytime
+from fastscape.probes.multifractal.units import Point, UnitEvaluator, directions_of, groups_of, in_units, settings_of
+from fastscape.response.precision import (
+    AnyPath,
+    Noise,
+    PrecisionChoice,
+    choose_precision,
+    chosen_by,
+    measure_noise,
+    planned,
+    refused_precision,
+    responder,
+)
+from fastscape.runs.anytime import Anytime, Deadline
 from fastscape.runs.budget import BudgetError, time_text
+from fastscape.runs.plan import Plan, same_as_planned
+from fastscape.runs.units import Here, Unit, Workers, decode
 
 _ANALYSIS, _ANALYSIS_RATE = 0.1, 3e-4  # seconds to analyse a checkpoint with few directions, and per direction
 USEFUL = 100  # directions that a run should have
@@ -30,15 +44,6 @@ _RESERVE = 1.5  # how much longer than foreseen an analysis may take
 TRIAL = 0.05  # of the budget, for a trial of paths
 _CHOICE = 0.2  # of the budget, for trying arithmetics
 _OPENING = 40  # evaluations on a first visit: gate, trial of the path, noise, steps, influence, loss and accuracy
-
-
-@dataclass(frozen=True)
-class Point:
-    """A checkpoint to probe: its name, training step, and how to get its objective."""
-
-    name: str
-    step: int | None
-    objective: Callable[[], Objective]
 
 
 class AnalysisCost:
@@ -65,6 +70,19 @@ class AnalysisCost:
         return _RESERVE * self.rate
 
 
+@dataclass(frozen=True)
+class Visit:
+    """One group of batches of a checkpoint, and how many directions its banks are to have."""
+
+    place: int
+    batch: int
+    whole: Objective
+    objective: Objective
+    directions: Directions
+    radii: Array
+    goals: Mapping[int, int]
+
+
 class Visits:
     """Evaluate directions at checkpoints, in one arithmetic for all of them, while they fit.
 
@@ -74,6 +92,8 @@ class Visits:
         work: the time; a unit is the slowest block of directions so far.
         path, memory: of the evaluation.
         after: called with the checkpoint's name after every block.
+        limit: directions per bank that a result has at most.
+        workers: who evaluates the units, made for these visits; by default this process.
 
     Attributes:
         tracks: what is known of each checkpoint.
@@ -89,10 +109,14 @@ class Visits:
         path: AnyPath | None,
         memory: int | None,
         after: Callable[[str], None],
+        limit: int | None,
+        workers: Callable[[Visits], Workers] | None = None,
     ) -> None:
         self.points, self.probe, self.work, self.memory, self._after = points, probe, work, memory, after
         self.path: AnyPath | PathChoice | None = path
-        self.tracks = [Track(point.name, point.step, probe) for point in points]
+        self.tracks = [Track(point.name, point.step, probe, limit) for point in points]
+        self.evaluate = UnitEvaluator(points, probe, {}, memory)
+        self.workers: Workers = Here(self.evaluate) if workers is None else workers(self)
         self.cost = AnalysisCost()
         self.evaluating, self.fresh = 0.0, 0
         self._opening = 0.0  # seconds of the slowest first visit so far
@@ -104,6 +128,11 @@ class Visits:
     def directions(self) -> int:
         """Evaluated so far, over all checkpoints and banks."""
         return sum(track.directions for track in self.tracks)
+
+    @property
+    def least(self) -> int:
+        """Directions that every bank of every checkpoint has, beyond what was asked for too."""
+        return min(track.least for track in self.tracks)
 
     def reserve(self) -> float:
         """Seconds that the final analysis will take."""
@@ -119,17 +148,35 @@ class Visits:
                 elif self.probe.precision is None and before.name != self._chosen.name:
                     track.chosen = before  # a checkpoint that difference propagation refused
                 track.restore(result, point.objective())
-                if track.chosen is self._chosen:
-                    self.path = self.path or PathChoice(**result.meta["path"])
+                if track.chosen is self._chosen and not isinstance(self.path, PathChoice):
+                    self.path = self.path or PathChoice.of(result.meta["path"])
 
-    def advance(self, point: Point, track: Track, goals: Sequence[int]) -> None:
-        """Evaluate the directions that a point lacks up to ``goals[bank]``."""
-        lacking = [bank for bank, count in enumerate(track.counts) if count < goals[bank]]
+    def obey(self, plans: Sequence[Plan]) -> None:
+        """Repeat what was chosen for earlier runs, one plan per checkpoint.
+
+        Raises:
+            ValueError: a plan of something else.
+        """
+        for point, track, plan in zip(self.points, self.tracks, plans, strict=True):
+            objective = point.objective()
+            plan.check(objective, settings_of(self.probe))
+            plan.check_loss(objective.loss())
+            for way in plan.ways[:1]:
+                same_as_planned("precision", self.probe.precision, way.precision)
+                same_as_planned("path", self.path, way.path)
+                track.chosen = chosen_by(way)
+                self._chosen = self._chosen or track.chosen
+            track.plan = plan
+
+    def advance(self, place: int, goals: Sequence[int]) -> None:
+        """Evaluate the directions that a checkpoint lacks up to ``goals[bank]``."""
+        point, track = self.points[place], self.tracks[place]
+        lacking = [bank for bank, columns in enumerate(track.columns) if columns.count < goals[bank]]
         if not lacking:
             return
         whole = point.objective()
-        directions = Directions(whole, count=2**32, seed=self.probe.bank_seed(0), **_direction_arguments(self.probe))
-        objectives = [whole] if self.probe.bank_batches == "all" else [whole.on(b) for b in range(len(whole.batches))]
+        directions = directions_of(self.probe, whole)
+        objectives = groups_of(self.probe, whole)
         radii = self.probe.grid(directions.weight_norm)
         for batch, objective in enumerate(objectives):
             banks = [bank for bank in lacking if bank % len(objectives) == batch]
@@ -139,34 +186,27 @@ class Visits:
                 self.work.need(self.work.unit + (0.0 if batch in track.opened else self._opening), self.reserve())
             if self._chosen is None:
                 self._choose(track, objective, directions, radii)
-            visit_banks = {bank: goals[bank] for bank in banks}
+            visit = Visit(place, batch, whole, objective, directions, radii, {bank: goals[bank] for bank in banks})
             try:
-                self._visit(track, whole, objective, directions, radii, batch, visit_banks)
+                self._visit(track, visit)
             except (MissingRuleError, UntraceableError) as error:
                 if self.probe.precision is not None or track.directions:
                     raise refused_precision(track.chosen.name if track.chosen else "difference", error) from error
                 words = f"difference propagation refused this checkpoint: {first_line(error)[:300]}"
                 track.chosen = PrecisionChoice("float64", words)
-                self._visit(track, whole, objective, directions, radii, batch, visit_banks)
+                self._visit(track, visit)
 
-    def _visit(
-        self,
-        track: Track,
-        whole: Objective,
-        objective: Objective,
-        directions: Directions,
-        radii: Array,
-        batch: int,
-        goals: Mapping[int, int],
-    ) -> None:
+    def _visit(self, track: Track, visit: Visit) -> None:
         """Evaluate what some banks of one batch of a checkpoint lack."""
-        _ = objective.findings  # of the first evaluation, which no later one repeats
+        _ = visit.objective.findings  # of the first evaluation, which no later one repeats
         start = self.work.budget.elapsed
-        with self._evaluator(track, objective, gate=batch not in track.opened) as evaluator, track.timed():
+        threads = torch_threads(None if track.plan is None else track.plan.threads)
+        with threads, self._evaluator(track, visit) as evaluator, track.timed():
             try:
-                self._open(track, whole, evaluator, directions, radii, batch, start)
-                for bank, goal in goals.items():
-                    self._bank(track, evaluator, directions.with_seed(self.probe.bank_seed(bank)), bank, goal)
+                self._open(track, visit, evaluator, start)
+                here = self.evaluate.holding(visit.place, visit.batch, evaluator, visit.directions, visit.radii)
+                with here:
+                    self._units(track, visit)
             finally:
                 track.evaluations += evaluator.evaluations
                 if isinstance(evaluator, DifferenceEvaluator):
@@ -188,33 +228,34 @@ class Visits:
         for track in self.tracks:
             track.chosen = chosen
 
-    def _open(
-        self,
-        track: Track,
-        whole: Objective,
-        evaluator: Evaluator | DifferenceEvaluator,
-        directions: Directions,
-        radii: Array,
-        batch: int,
-        start: float,
-    ) -> None:
+    def _open(self, track: Track, visit: Visit, evaluator: Evaluator | DifferenceEvaluator, start: float) -> None:
         """On the first visit: check the budget, choose the path, measure the noise."""
         if not self.directions:
             self._check_budget((self.work.budget.elapsed - start) / evaluator.replica.gate)
-        choice = evaluator.choose(directions, radii.tolist())
+        way = None if track.plan is None else track.plan.way(visit.batch)
+        choice = evaluator.choose(visit.directions, visit.radii.tolist())
+        evaluator.choice = choice = choice if way is not None else in_units(choice)
         if track.chosen is self._chosen:
-            self.path = choice
-        if batch not in track.opened:
-            noise = measure_noise(evaluator, directions, radii, zeros=True)
+            self.path = dataclasses.replace(choice, shared=None)  # which other weights have otherwise
+        for bank in visit.goals:
+            track.columns[bank].unit = choice.chunk
+        if visit.batch not in track.opened:
+            if way is not None:
+                noise = Noise.of(way.noise)
+            else:
+                noise = measure_noise(evaluator, visit.directions, visit.radii, zeros=True)
             track.evaluations += noise.evaluations
-            track.open(batch, whole, directions, radii, noise, choice)
+            track.open(visit.batch, visit.whole, visit.directions, visit.radii, noise, choice)
             self._opening = max(self._opening, self.work.budget.elapsed - start)
 
-    def _evaluator(self, track: Track, objective: Objective, *, gate: bool) -> Evaluator | DifferenceEvaluator:
+    def _evaluator(self, track: Track, visit: Visit) -> Evaluator | DifferenceEvaluator:
         assert track.chosen is not None
         trial = TRIAL * self.work.budget.seconds
+        way = None if track.plan is None else track.plan.way(visit.batch)
         path = self.path if track.chosen is self._chosen else None  # measured for the arithmetic of the run
-        return responder(objective, track.chosen.name, path, self.memory, gate=gate, trial=trial)
+        path = path if way is None else planned(way)
+        gate = visit.batch not in track.opened
+        return responder(visit.objective, track.chosen.name, path, self.memory, gate=gate, trial=trial)
 
     def _check_budget(self, forward: float) -> None:
         """Refuse a budget that cannot hold one direction at every checkpoint, given the seconds of one evaluation."""
@@ -234,23 +275,25 @@ class Visits:
                 enough,
             )
 
-    def _bank(
-        self, track: Track, evaluator: Evaluator | DifferenceEvaluator, directions: Directions, bank: int, goal: int
-    ) -> None:
-        assert evaluator.choice is not None
-        radii = track.radii.tolist()
-        first = track.counts[bank]
-        for block in blocks(goal - first, evaluator.choice.chunk):
-            indices = range(first + block[0], first + block[-1] + 1)
-            if self.directions:
-                self.work.need(reserve=self.reserve())
-            start = self.work.budget.elapsed
-            track.add(bank, *evaluator.responses(directions, indices, radii))
+    def _units(self, track: Track, visit: Visit) -> None:
+        """Evaluate the blocks that the banks of a visit lack."""
+        lacking = {
+            Unit(visit.place, visit.batch, bank, block)
+            for bank, goal in visit.goals.items()
+            for block in track.columns[bank].lacking(goal)
+        }
+        seconds = self.work.budget.remaining - self.reserve() if self.directions else math.inf
+        start = self.work.budget.elapsed
+        for unit, data in self.workers.map(sorted(lacking), seconds):
+            value = decode(data)
+            track.columns[unit.bank].add(unit.block, value)
             seconds = self.work.budget.elapsed - start
             self.work.unit = max(self.work.unit, seconds)
-            self.evaluating, self.fresh = self.evaluating + seconds, self.fresh + len(indices)
+            self.evaluating, self.fresh = self.evaluating + seconds, self.fresh + value.even.shape[1]
             self._after(track.name)
-
-
-def _direction_arguments(probe: ProbeSettings) -> dict[str, Any]:
-    return {name: getattr(probe, name) for name in ("distribution", "normalize", "scale", "one_d", "zero_norm")}
+            lacking.remove(unit)
+            if lacking:
+                self.work.need(reserve=self.reserve())
+            start = self.work.budget.elapsed
+        if lacking:
+            raise Deadline

@@ -1,0 +1,158 @@
+"""Units of the multifractal probe: which directions they hold, and an evaluation of any of them by plans alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from fastscape._state import torch_threads
+from fastscape.differences.evaluator import DifferenceEvaluator
+from fastscape.directions import Directions
+from fastscape.evaluation.evaluator import Evaluator
+from fastscape.evaluation.points import blocks
+from fastscape.evaluation.trial import PathChoice
+from fastscape.numerics.arrays import Array
+from fastscape.objective.objective import Objective
+from fastscape.probes.multifractal.settings import ProbeSettings
+from fastscape.response.precision import planned, responder
+from fastscape.runs.memory import free_caches, out_of_memory
+from fastscape.runs.plan import Plan, plain_data
+from fastscape.runs.units import Unit, encode
+
+_LARGEST = 4  # directions of a block of differences: rounds begin with few, and the last block of a bank is evaluated whole
+
+
+@dataclass(frozen=True)
+class Point:
+    """A checkpoint to probe: its name, training step, and how to get its objective."""
+
+    name: str
+    step: int | None
+    objective: Callable[[], Objective]
+
+
+def in_units(choice: PathChoice) -> PathChoice:
+    """A path with as many directions at a time as a unit has: a power of two, which only a shortage of memory changes."""
+    if choice.name in ("loop", "vmap"):
+        return choice
+    return PathChoice.of(vars(choice) | {"chunk": 1 << (min(choice.chunk, _LARGEST).bit_length() - 1)})
+
+
+def directions_of(probe: ProbeSettings, objective: Objective) -> Directions:
+    """Directions of the first bank at a checkpoint, without end; the others have other seeds."""
+    names = ("distribution", "normalize", "scale", "one_d", "zero_norm")
+    arguments: dict[str, Any] = {name: getattr(probe, name) for name in names}
+    return Directions(objective, count=2**32, seed=probe.bank_seed(0), **arguments)
+
+
+def groups_of(probe: ProbeSettings, objective: Objective) -> list[Objective]:
+    """The objective on the batches of every group of banks."""
+    return [objective] if probe.bank_batches == "all" else [objective.on(batch) for batch in range(len(objective.batches))]
+
+
+def settings_of(probe: ProbeSettings) -> dict[str, Any]:
+    """Settings that two runs of one plan share, as plain data; of the precision, the one that was used is compared."""
+    return {name: value for name, value in plain_data(probe).items() if name not in ("count", "precision")}
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The evaluator of one checkpoint and group, ready for its units."""
+
+    place: tuple[int, int]
+    evaluator: Evaluator | DifferenceEvaluator
+    directions: Directions
+    radii: Array
+    size: int
+
+
+class UnitEvaluator:
+    """The bytes of any unit of a run; holds the evaluator of one checkpoint and group of batches at a time.
+
+    It measures nothing: with equal plans it gives equal bytes in any process. A context manager, which puts every global setting
+    back on exit.
+
+    Args:
+        points: the checkpoints.
+        probe: settings.
+        plans: of each checkpoint, by its index; they may be added while the run goes on.
+        memory: bytes for values at w.
+
+    Attributes:
+        lanes: directions evaluated at a time since memory ran out; ``None`` where it never did.
+    """
+
+    def __init__(
+        self, points: Sequence[Point], probe: ProbeSettings, plans: Mapping[int, Plan], memory: int | None = None
+    ) -> None:
+        self.points, self.probe, self.plans, self.memory = points, probe, plans, memory
+        self.lanes: int | None = None
+        self._stack = ExitStack()
+        self._held: _Held | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._held = None
+        self._stack.close()
+
+    def __call__(self, unit: Unit) -> bytes:
+        """Evaluate a unit, at first making what its checkpoint and group need; where memory runs out, by halves."""
+        held = self.prepared(unit)
+        directions = held.directions.with_seed(self.probe.bank_seed(unit.bank))
+        radii, indices = held.radii.tolist(), unit.indices(held.size)
+        size = held.size if self.lanes is None else min(self.lanes, held.size)
+        while True:
+            try:
+                slices = (indices[block[0] : block[-1] + 1] for block in blocks(held.size, size))
+                parts = [held.evaluator.responses(directions, part, radii) for part in slices]
+                even, odd = (np.concatenate([part[index] for part in parts], axis=1) for index in (0, 1))
+                return encode(even, odd, parts[0][2][0])
+            except Exception as error:
+                if size == 1 or not out_of_memory(error):
+                    raise
+            self.lanes = size = size // 2
+            free_caches()  # after the exception, whose frames hold what did not fit
+
+    def prepared(self, unit: Unit) -> _Held:
+        """The evaluator for a unit, made where another was held before."""
+        if self._held is None or self._held.place != (unit.point, unit.group):
+            self._open(unit.point, unit.group)
+        assert self._held is not None
+        return self._held
+
+    @contextmanager
+    def holding(
+        self, point: int, group: int, evaluator: Evaluator | DifferenceEvaluator, directions: Directions, radii: Array
+    ) -> Iterator[None]:
+        """Use an evaluator that has chosen for the units of its checkpoint and group inside the block."""
+        assert evaluator.choice is not None
+        self._held = _Held((point, group), evaluator, directions, radii, evaluator.choice.chunk)
+        try:
+            yield
+        finally:
+            self._held = None
+
+    def _open(self, point: int, group: int) -> None:
+        self._held = None
+        self._stack.close()
+        plan = self.plans[point]
+        way = plan.way(group)
+        if way is None:
+            raise ValueError(f"plan must say how group {group} of {self.points[point].name} is evaluated, got {plan!r}")
+        whole = self.points[point].objective()
+        directions, objective = directions_of(self.probe, whole), groups_of(self.probe, whole)[group]
+        radii = self.probe.grid(directions.weight_norm)
+        with ExitStack() as stack:
+            stack.enter_context(torch_threads(plan.threads))
+            evaluator = responder(objective, way.precision, planned(way), self.memory, gate=False)  # type: ignore[arg-type]
+            stack.enter_context(evaluator)
+            evaluator.choose(directions, radii.tolist())
+            self._held = _Held((point, group), evaluator, directions, radii, way.unit)
+            self._stack = stack.pop_all()

@@ -1,0 +1,218 @@
+"""Journal of a long run: a folder with a manifest and every unit that is done, which outlives whatever ends the processes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastscape._clock import now
+from fastscape.runs.plan import WORDS
+from fastscape.runs.record import Record, decoded, encoded, read_record
+from fastscape.runs.units import Evaluate, Unit
+
+FORMAT = 1  # of the manifests that are written; larger ones are a newer version's
+KIND = "fastscape units"
+MANIFEST = "manifest.json"
+_SYNC = 1.0  # seconds between two synchronisations to disk where units take less than _LONG: it takes 4 to 12 ms
+_LONG = 0.5
+
+
+class Journal:
+    """A folder that a run writes and a later one goes on from.
+
+    ``manifest.json`` says what is measured; each process writes the units that it evaluates to a file of its own, one
+    checksummed line each, before anybody hears of them. What is torn or changed is left out and evaluated again. A process that
+    is killed loses the unit that it was at; a machine that fails, at most those of the last second too.
+
+    Args:
+        folder: made where it is missing.
+
+    Attributes:
+        manifest: as it was found; empty in a new folder.
+        done: bytes of the units that were found.
+        torn: lines that were left out.
+
+    Raises:
+        TypeError: a folder that is no path.
+        ValueError: a folder of something else, of a newer version, or with two results of one unit.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        if not isinstance(folder, (str, Path)):
+            raise TypeError(f"resume must be the path of a folder, got {type(folder).__name__}")
+        self.folder = Path(folder)
+        self.manifest: dict[str, Any] = {}
+        self.done: dict[Unit, bytes] = {}
+        self.torn = 0
+        self._record: Record | None = None
+        self._synced, self._waiting = now(), False
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"resume must be a folder, got the file {str(folder)!r}")
+        if (self.folder / MANIFEST).exists():
+            self._read()
+        elif self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+            raise ValueError(f"resume must be a new folder or the journal of a run, got {str(folder)!r}, which holds other files")
+
+    def begin(self, manifest: Mapping[str, Any], compared: Sequence[str]) -> None:
+        """Write the manifest of a new run, or refuse to go on with that of another.
+
+        Args:
+            manifest: of this run, as JSON data.
+            compared: entries that must be those of the manifest that was found.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        fresh = encoded({"format": FORMAT, **manifest})
+        if self.manifest:
+            then, found = encoded(self.manifest), json.loads(json.dumps(fresh))
+            different = _different({name: then.get(name) for name in compared}, {name: found[name] for name in compared})
+            if different:
+                words = ", ".join(dict.fromkeys(WORDS.get(name, name) for name in different))
+                raise ValueError(f"resume: the journal in {str(self.folder)!r} is of other {words}; use another folder")
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / MANIFEST, json.dumps(fresh, indent=1, allow_nan=False).encode())
+        self.manifest = decoded(json.loads(json.dumps(fresh)))
+
+    def recording(self, evaluate: Evaluate) -> Evaluate:
+        """The same evaluation, which writes a unit before it gives its bytes and takes what is done from the journal."""
+
+        def recorded(unit: Unit) -> bytes:
+            if unit in self.done:
+                return self.done[unit]
+            start = now()
+            data = evaluate(unit)
+            self.append(unit, data, now() - start)
+            return data
+
+        return recorded
+
+    def append(self, unit: Unit, data: bytes, seconds: float, lanes: int | None = None) -> None:
+        """Write a unit; what the disk refuses is tried again with the next, and :attr:`note` says so.
+
+        Args:
+            unit, data: with its bytes.
+            seconds: that it took.
+            lanes: directions that were evaluated at a time, where fewer fitted than the plan says.
+        """
+        if self._record is None:
+            name = f"units.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}.jsonl"
+            head = {"host": socket.gethostname(), "process": os.getpid()}
+            self._record = Record(self.folder / name, KIND, head, checksums=True)
+        self.done[unit] = data
+        sync = seconds >= _LONG or now() - self._synced >= _SYNC
+        line = {"key": list(unit.key), "data": base64.b64encode(data).decode(), "seconds": seconds, "lanes": lanes}
+        self._record.append(line, sync=sync)
+        self._waiting = not sync
+        if sync:
+            self._synced = now()
+
+    def close(self) -> None:
+        """Take everything to disk."""
+        if self._record is None or self._record.path is None:
+            return
+        self._record.write()
+        if self._waiting and self._record.path.exists():
+            _synchronise(self._record.path)
+        self._waiting = False
+
+    @property
+    def note(self) -> str:
+        """What could not be written, in words; empty where all was."""
+        lost = 0 if self._record is None else self._record.unwritten
+        if not lost:
+            return ""
+        assert self._record is not None
+        return f"the journal lacks what the disk refused: {lost} lines ({self._record.error})"
+
+    # ------------------------------------------------------------------ reading
+
+    def _read(self) -> None:
+        path = self.folder / MANIFEST
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"resume: {str(path)!r} is damaged ({error}); use another folder") from error
+        number = found.get("format") if isinstance(found, dict) else None
+        if type(number) is not int or number < 1:
+            raise ValueError(
+                f"resume must be the journal of a run, got {str(self.folder)!r}, whose {MANIFEST} is of something else"
+            )
+        if number > FORMAT:
+            raise ValueError(
+                f"resume: the journal in {str(self.folder)!r} was written by a newer fastscape: its format is {number}, this "
+                f"version reads up to {FORMAT}; upgrade with pip install --upgrade fastscape-probes"
+            )
+        self.manifest = decoded(found)
+        lanes: dict[Unit, int | None] = {}
+        for file in sorted(self.folder.glob("units.*.jsonl")):
+            lines = read_record(file, KIND, checksums=True)
+            self.torn += lines.torn
+            for line in lines.lines:
+                self._take(line, lanes)
+
+    def _take(self, line: Mapping[str, Any], lanes: dict[Unit, int | None]) -> None:
+        """Add the unit of a line; of two, the one that was evaluated more at a time."""
+        try:
+            unit, data, width = Unit(*line["key"]), base64.b64decode(line["data"], validate=True), line["lanes"]
+        except (KeyError, TypeError, ValueError, binascii.Error):
+            self.torn += 1
+            return
+        if unit in self.done and width == lanes[unit] and data != self.done[unit]:
+            raise ValueError(
+                f"resume: the journal in {str(self.folder)!r} has two results of unit {unit.key}, of two runs; remove one of them"
+            )
+        if unit not in self.done or _wider(width, lanes[unit]):
+            self.done[unit], lanes[unit] = data, width
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that whatever happens it is there whole, or as it was before."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _synchronise(path.parent)
+
+
+def _synchronise(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder, where those cannot be opened
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # what the disk refuses stays in the cache
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _wider(width: int | None, than: int | None) -> bool:
+    return than is not None and (width is None or width > than)
+
+
+def _different(then: Any, found: Any, name: str = "") -> list[str]:
+    """Names of the innermost entries that differ."""
+    if isinstance(then, dict) and isinstance(found, dict):
+        names = dict.fromkeys((*found, *then))
+        return [word for key in names for word in _different(then.get(key), found.get(key), key)]
+    if isinstance(then, list) and isinstance(found, list) and len(then) == len(found) and any(isinstance(x, dict) for x in then):
+        return [word for a, b in zip(then, found, strict=True) for word in _different(a, b, name)]
+    return [] if then == found else [name]
