@@ -39,7 +39,7 @@ def test_an_exception_goes_through_pickle_with_all_it_has(kind):
 
 
 class Failing(nn.Module):
-    """Raises at the given forward."""
+    """Raises once, at the given forward."""
 
     def __init__(self, at):
         super().__init__()
@@ -47,7 +47,7 @@ class Failing(nn.Module):
 
     def forward(self, x):
         self.left[0] -= 1
-        if self.left[0] < 0:
+        if self.left[0] == -1:
             raise RuntimeError("midway")
         return self.linear(x)
 
@@ -56,7 +56,7 @@ def failing(work):
     """The error of a call whose model raises late."""
     torch.manual_seed(0)
     data = [(torch.randn(8, 4), torch.randint(0, 3, (8,)))]
-    for at in (30, *range(12, 100, 4)):
+    for at in (30, 40, 120, 20, 60):
         objective = fs.Objective(Failing(at), data, criterion=F.cross_entropy)
         try:
             work(objective)
