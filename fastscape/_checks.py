@@ -130,13 +130,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
 
 
-def check_progress(progress: object) -> None:
-    """Raise a TypeError unless ``progress`` is ``None`` or can be called."""
+def check_progress(progress: object, of: str = "one fastscape.Progress") -> None:
+    """Raise a TypeError unless ``progress`` is ``None`` or can be called; ``of`` what, for the message."""
     if progress is not None and not callable(progress):
-        raise TypeError(
-            f"progress must be a function that is called as the work goes on, got {type(progress).__name__} {progress!r:.60}; "
-            "pass None for none"
-        )
+        found = f"{type(progress).__name__} {shown(progress)}"
+        raise TypeError(f"progress must be a function of {of}, got {found}; pass None for none")
 
 
 def checked_settings(name: str, value: object, kind: type[Settings]) -> Settings:

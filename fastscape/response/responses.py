@@ -171,7 +171,7 @@ def responses(
     Source: the even response is the quantity that Török & Bartha's multifractal probe analyses. Divided differences of programs:
     Reps & Rall, "Computational divided differencing and divided-difference arithmetics" (2003).
     """
-    check_progress(progress)
+    check_progress(progress, "(done, total)")
     steps = checked_radii(radii)
     start = now()
     settings = checked_directions(directions).settings | {"radii": steps.tolist()}

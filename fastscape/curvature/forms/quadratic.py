@@ -111,7 +111,7 @@ def quadratic_forms(
         >>> fs.quadratic_forms(objective, fs.Directions(objective, count=8)).curvature.shape
         (8,)
     """
-    check_progress(progress)
+    check_progress(progress, "(done, total)")
     checked_directions(directions)
     if isinstance(method, str) and method == "forwards":
         return _two_forwards(objective, directions, "", progress)
