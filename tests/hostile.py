@@ -200,7 +200,7 @@ def changed_document(members, chance):
         if not deeper:
             break
         at = at[chance.choice(deeper)]
-    keys = list(at) if isinstance(at, dict) else range(len(at))
+    keys = [key for key in at if key != "meta"] if isinstance(at, dict) else range(len(at))
     if keys:
         at[chance.choice(list(keys))] = chance.choice(
             (None, "text", -1, 10**400, [], {}, [[[]]], {"array": "gone"}, {"array": 3}, {"$kind": "gone"}, True, float("nan"))

@@ -66,7 +66,9 @@ def _views() -> Iterator[str]:
 
 
 def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
-    """Rebuild a value of type ``kind`` from what :func:`pack` made of it."""
+    """Rebuild a value of type ``kind`` from what :func:`pack` made of it; of ``Annotated[Any, kind]`` too."""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[1]
     name = named_array(data)
     if name is not None:
         return check_array(kind, arrays[name], name)
@@ -79,7 +81,7 @@ def unpack(kind: Any, data: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
         options = [option for option in parameters if option is not type(None)]
         return None if data is None else unpack(options[0], data, arrays)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
         known = {name: item for name, item in data.items() if name in hints}  # an earlier version may have had more
         return kind(**{name: unpack(hints[name], item, arrays) for name, item in known.items()})
     if origin is tuple:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class RunResult(Document):
     losses: Array
     early: Signature
     final: Signature
-    parts: dict[str, Any]
+    parts: dict[str, Annotated[Any, Document]]
     meta: Provenance
     notes: tuple[str, ...] = ()
     running: dict[str, Signature] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import matplotlib as mpl
@@ -179,3 +180,75 @@ def test_a_file_gets_the_permissions_of_any_other_without_asking_for_the_umask(t
         monkeypatch.undo()
         os.umask(before)
     assert [file.name for file in tmp_path.iterdir()] == ["result.npz"]
+
+
+# ---------------------------------------------------------------------------------------- arrays that are not those of the file
+
+
+OTHERS = {
+    "shorter": lambda array: array[..., :-1],
+    "longer": lambda array: np.concatenate([array, array], axis=-1),
+    "of one more dimension": lambda array: array[None],
+    "a number": lambda array: np.array(array.ravel()[0]),
+    "text": lambda array: array.astype(str),
+    "complex": lambda array: array.astype(complex),
+    "objects": lambda array: array.astype(object),
+    "of another kind": lambda array: array.astype(bool if array.dtype.kind == "f" else float),
+}
+FREE = ("seconds", "training", "random_rises", "group_worst", "rates", "norms", "curves")  # whose length stands alone
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_an_array_of_another_shape_or_dtype_is_named(change, tmp_path):
+    refused = 0
+    for path in FILES:
+        document, arrays = content(path)
+        names = list(arrays) if path.stem in ("multifractal", "slice", "plane", "spectrum", "barriers") else list(arrays)[:3]
+        for name in names:
+            field = name.rpartition(".")[2]
+            alone = field in FREE or (field == "losses" and path.stem.startswith("study"))
+            if change in ("shorter", "longer") and alone:
+                continue
+            other = OTHERS[change](arrays[name])
+            np.savez(
+                tmp_path / "other.npz", allow_pickle=True, document=np.array(json.dumps(document)), **(arrays | {name: other})
+            )
+            with pytest.raises(ValueError, match=r"path must be a result file .*other\.npz") as raised:
+                fs.load(tmp_path / "other.npz")
+            assert field in str(raised.value) or "must be of shape" in str(raised.value), str(raised.value)
+            refused += 1
+    assert refused > 80
+
+
+def test_only_arrays_that_the_document_names_are_read(tmp_path, monkeypatch):
+    document, arrays = content(SAVED / "slice.npz")
+    read = []
+    real = storage.read_archive.__globals__["_array"]
+    monkeypatch.setitem(storage.read_archive.__globals__, "_array", lambda *given: read.append(given[2]) or real(*given))
+    target = tmp_path / "more.npz"
+    np.savez_compressed(target, document=np.array(json.dumps(document)), more=np.zeros(1 << 24), **arrays)  # 128 MiB in 128 KiB
+    assert same(fs.load(target), fs.load(SAVED / "slice.npz"))
+    assert sorted(set(read)) == sorted(arrays)
+
+
+@pytest.mark.parametrize("name", ["result.losses", "document"])
+def test_what_unpacks_to_more_than_an_archive_of_its_size_may_is_refused_before_it_is_read(name, tmp_path):
+    document, arrays = content(SAVED / "slice.npz")
+    members = {"document": np.array(json.dumps(document)), **arrays}
+    members[name] = np.zeros(1 << 24) if name != "document" else np.array(" " * (1 << 24) + json.dumps(document))
+    np.savez_compressed(tmp_path / "bomb.npz", **members)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"bomb\.npz.*would unpack to \d+, more than"):
+        fs.load(tmp_path / "bomb.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 22
+
+
+def test_arrays_stored_column_by_column_and_big_endian_are_the_same(tmp_path):
+    document, arrays = content(SAVED / "plane.npz")
+    changed = {name: np.asfortranarray(array).astype(array.dtype.newbyteorder(">")) for name, array in arrays.items()}
+    np.savez(tmp_path / "other.npz", document=np.array(json.dumps(document)), **changed)
+    found, expected = fs.load(tmp_path / "other.npz"), fs.load(SAVED / "plane.npz")
+    np.testing.assert_array_equal(found.losses, expected.losses)
+    assert found.to_json() == expected.to_json()

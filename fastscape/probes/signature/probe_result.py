@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from fastscape.probes.signature.quantities import PARTS
 from fastscape.probes.signature.result import Signature
@@ -29,7 +29,7 @@ class ProbeResult(Document):
 
     name: str
     step: int | None
-    results: dict[str, Any]
+    results: dict[str, Annotated[Any, Document]]
     missing: dict[str, str]
     meta: Provenance
     notes: tuple[str, ...] = ()
