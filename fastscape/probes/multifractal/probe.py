@@ -11,6 +11,7 @@ from fastscape._checks import checked_settings
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
+from fastscape.probes.multifractal.resumption import begun
 from fastscape.probes.multifractal.session import ProbeError, Progress, Session
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.units import Point
@@ -29,6 +30,7 @@ class TrajectoryKeywords(Timed, total=False):
     memory: int | None
     progress: ProgressCallback | None
     plan: Plan | MultifractalResult | TrajectoryResult | Sequence[Plan] | None
+    resume: str | Path | None
 
 
 class MultifractalKeywords(TrajectoryKeywords, Work, total=False):
@@ -67,6 +69,8 @@ def multifractal(
         extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.
         plan: a result of the same weights, data and settings, or its :class:`fastscape.Plan`: what was chosen there by timing and
             by free memory is not chosen again, and the numbers are the same, bit for bit.
+        resume: a folder for the journal of the run. Every block of directions is written there; the same call goes on with what
+            it holds, whatever ended the process, and gives the same numbers. :func:`fastscape.merge` reads it without the model.
         name, step: of the checkpoint, for tables.
         progress: called after every block with a :class:`fastscape.probes.multifractal.session.Progress`.
         seed: of ``probe``, which may be left out then.
@@ -90,7 +94,7 @@ def multifractal(
     checked_objective(objective)
     session = _session(probe, analysis, target, work)
     point = Point(work.name, work.step, lambda: objective)
-    return session.run([point], None if extend is None else [extend], _plans(keywords.get("plan"), 1)).points[0]
+    return _run(session, MultifractalResult.kind, [point], None if extend is None else [extend], keywords).points[0]
 
 
 def trajectory(
@@ -116,6 +120,7 @@ def trajectory(
         probe, analysis, budget, target, path, memory, extend, progress, seed, run: as for :func:`multifractal`, the target being
             reached when every checkpoint has.
         plan: an earlier trajectory, or one :class:`fastscape.Plan` per checkpoint, as for :func:`multifractal`.
+        resume: as for :func:`multifractal`.
 
     Returns:
         A :class:`TrajectoryResult`, partial after Ctrl-C.
@@ -134,7 +139,24 @@ def trajectory(
     points = [Point(file.name, file.step, partial(file.at, objective)) for file in files]
     if extend is not None and not isinstance(extend, TrajectoryResult):
         raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")
-    return session.run(points, None if extend is None else extend.points, _plans(keywords.get("plan"), len(points)))
+    return _run(session, TrajectoryResult.kind, points, None if extend is None else extend.points, keywords)
+
+
+def _run(
+    session: Session,
+    kind: str,
+    points: Sequence[Point],
+    extend: Sequence[MultifractalResult] | None,
+    keywords: TrajectoryKeywords,
+) -> TrajectoryResult:
+    """Run a session with the plans and the journal that were asked for."""
+    plans, folder = _plans(keywords.get("plan"), len(points)), keywords.get("resume")
+    if folder is None:
+        return session.run(points, extend, plans)
+    for name, given in (("extend", extend), ("plan", plans)):
+        if given is not None:
+            raise ValueError(f"{name} must be left out with resume=, whose folder has the run's own plan and directions")
+    return session.run(points, journal=begun(folder, kind, points, session.probe))
 
 
 def _plans(given: object, count: int) -> list[Plan] | None:
