@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +54,7 @@ class Journal:
         self.torn = 0
         self.seconds = 0.0
         self._record: Record | None = None
+        self._held: dict[int, list[tuple[Unit, bytes, float, int | None]]] = {}
         self._synced, self._waiting = now(), False
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"resume must be a folder, got the file {str(folder)!r}")
@@ -126,17 +126,29 @@ class Journal:
             seconds: that it took.
             lanes: directions that were evaluated at a time, where fewer fitted than the plan says.
         """
+        self.done[unit] = data
+        if unit.point in self._held:
+            self._held[unit.point].append((unit, data, seconds, lanes))
+            return
         if self._record is None:
-            name = f"units.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}.jsonl"
+            name = f"units.{socket.gethostname()}.{os.getpid()}.{os.urandom(6).hex()}.jsonl"
             head = {"host": socket.gethostname(), "process": os.getpid()}
             self._record = Record(self.folder / name, KIND, head, checksums=True)
-        self.done[unit] = data
         sync = seconds >= _LONG or now() - self._synced >= _SYNC
         line = {"key": list(unit.key), "data": base64.b64encode(data).decode(), "seconds": seconds, "lanes": lanes}
         self._record.append(line, sync=sync)
         self._waiting = not sync
         if sync:
             self._synced = now()
+
+    def hold(self, point: int) -> None:
+        """Keep the units of a checkpoint in memory: without the plan that they follow nobody could go on with them."""
+        self._held.setdefault(point, [])
+
+    def release(self, point: int) -> None:
+        """Write the units of a checkpoint after all, now that its plan is written."""
+        for line in self._held.pop(point, []):
+            self.append(*line)
 
     def close(self) -> None:
         """Take everything to disk."""

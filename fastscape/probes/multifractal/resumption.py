@@ -20,6 +20,7 @@ from fastscape.runs.provenance import provenance
 from fastscape.runs.units import Unit, Value
 
 UNFINISHED = "unfinished"
+LACKS = "the journal lacks"
 
 
 def begun(folder: str | Path, kind: str, points: Sequence[Point], probe: ProbeSettings) -> Journal:
@@ -49,11 +50,13 @@ def state_file(journal: Journal, place: int) -> Path:
 
 
 def save_state(journal: Journal, place: int, track: Track, settings: AnalysisSettings) -> str:
-    """Write it; why that failed, in words, or nothing."""
+    """Write it; where that fails the units wait for it, and the answer says so."""
     try:
         synchronise(track.bare(settings).save(state_file(journal, place)))
     except OSError as error:
-        return f"the journal lacks what was found out about {track.name}: {error}"
+        journal.hold(place)
+        return f"{LACKS} what was evaluated of {track.name}: {error}"
+    journal.release(place)
     return ""
 
 

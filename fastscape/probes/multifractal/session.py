@@ -12,7 +12,7 @@ from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.estimate import Estimate
 from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
-from fastscape.probes.multifractal.resumption import save_state
+from fastscape.probes.multifractal.resumption import LACKS, save_state
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.trust import checked_windows
 from fastscape.probes.multifractal.units import Point
@@ -119,6 +119,7 @@ class Session:
         """Write what was found out about a checkpoint to the journal."""
         if self.journal is not None:
             track = self.visits.tracks[place]
+            track.notes = [note for note in track.notes if not note.startswith(LACKS)]
             track.note(save_state(self.journal, place, track, self.analysis))
 
     def _keep_all(self) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from fastscape._checks import counted, first_line
 from fastscape._state import torch_threads
@@ -256,7 +256,7 @@ class Visits:
         choice = evaluator.choose(visit.directions, visit.radii.tolist())
         evaluator.choice = choice = choice if way is not None else in_units(choice)
         if track.chosen is self._chosen:
-            self.path = dataclasses.replace(choice, shared=None)  # which other weights have otherwise
+            self.path = choice
         for bank in visit.goals:
             track.columns[bank].unit = choice.chunk
         if visit.batch not in track.opened:
@@ -274,6 +274,8 @@ class Visits:
         trial = TRIAL * self.work.budget.seconds
         way = None if track.plan is None else track.plan.way(visit.batch)
         path = self.path if track.chosen is self._chosen else None  # measured for the arithmetic of the run
+        if isinstance(path, PathChoice) and path.name not in ("loop", "vmap"):
+            path = cast("AnyPath", path.name)  # other weights and batches have other shared radii and sizes
         path = path if way is None else planned(way)
         gate = visit.batch not in track.opened
         return responder(visit.objective, track.chosen.name, path, self.memory, gate=gate, trial=trial)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import fastscape as fs
 from fastscape import zoo
 from fastscape.probes.multifractal import visits
+from fastscape.reports import storage
 from fastscape.runs.journal import Journal
 from fastscape.runs.plan import Plan
 from fastscape.runs.units import Here
@@ -212,15 +213,26 @@ def test_folders_without_a_journal_have_no_result(objective, tmp_path, stopped):
         fs.merge(tmp_path / "empty")
 
 
-def test_a_refused_state_is_a_flag_and_no_loss(objective, tmp_path, monkeypatch):
-    def refused(*_arguments):
-        raise OSError(28, "No space left on device")
+def test_units_wait_for_the_plan_that_they_follow(objective, tmp_path, monkeypatch):
+    """A disk that is full when the plan is to be written, and for the whole run, or until its end."""
+    save, folder = storage.save, tmp_path / "run"
 
-    monkeypatch.setattr("fastscape.reports.storage.save", refused)
-    result = fs.multifractal(objective, settings(2), QUICK, resume=tmp_path / "run")
-    assert any("the journal lacks what was found out about model" in flag for flag in result.flags)
-    monkeypatch.undo()
-    same(fs.multifractal(objective, settings(2), QUICK, resume=tmp_path / "run"), result)
+    def refused(*arguments):
+        if len(Journal(folder).done) == 0 and left.pop():
+            raise OSError(28, "No space left on device")
+        return save(*arguments)
+
+    monkeypatch.setattr(storage, "save", refused)
+    left = [True, True]
+    result = fs.multifractal(objective, settings(), QUICK, resume=folder)
+    assert any("the journal lacks what was evaluated of model" in flag for flag in result.flags)
+    assert Journal(folder).done == {}, "nobody could go on with units of an unknown plan"
+    left = [False, True]
+    again = fs.multifractal(objective, settings(), QUICK, resume=folder)
+    same(again, result)
+    assert not any("the journal lacks" in flag for flag in again.flags)
+    assert len(Journal(folder).done) == 2 * 3
+    same(fs.merge(folder), result)
 
 
 def test_a_probe_with_a_journal_leaves_no_trace(bn_net, bn_objective, untouched, tmp_path):
