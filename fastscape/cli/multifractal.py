@@ -63,6 +63,11 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 @click.option("--extend", type=click.Path(path_type=Path), help="An earlier result.npz of the same run to continue.")
 @distributed_option
 @click.option(
+    "--resume",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for a journal of all evaluations; the same command goes on with what it holds, whatever ended it.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory for report.html, result.npz and result.json (and spectrum.npz, spectrum.json).",
@@ -110,12 +115,18 @@ def _outcome(model: str, options: dict[str, Any], interrupts: Interrupts) -> Out
     with_spectrum = options["with_spectrum"]
     if not with_spectrum and any(options[name] for name in ("optimizer_file", "learning_rate", "momentum", "nesterov")):
         raise ValueError("--optimizer, --learning-rate, --momentum and --nesterov require --spectrum")
+    if options["resume"] is not None and options["extend"] is not None:
+        raise ValueError("--extend must be left out with --resume, whose folder has the directions of the run")
     first = not options["rank"]  # of several processes, which decides, prints and writes
     text, page = (options["budget"], options["out"] is not None) if first else (None, False)
     budget = run_budget(text, page=page, checkpoints=len(files), spectrum=with_spectrum)
     probe_settings, analysis = _settings(options)
     check_out(options["out"] if first else None)
     objective = build_objective(model, options)
+    if first and options["resume"] is not None:
+        from fastscape.runs.journal import Journal
+
+        Journal(options["resume"])  # a folder of something else is refused before the spectrum is made
     earlier = fs.load(options["extend"]) if first and options["extend"] is not None else None
     results: dict[str, Document] = {}
     with live_progress(quiet=options["quiet"] or not first) as live:
@@ -166,7 +177,7 @@ def _multifractal(
         live.show(state.checkpoint, state.directions, state.fraction, state.remaining, state.m_tau)
 
     common: dict[str, Any] = {"budget": budget, "progress": show, "distributed": options["rank"] is not None}
-    common |= {key: options[key] for key in ("target", "path", "memory")}
+    common |= {key: options[key] for key in ("target", "path", "memory", "resume")}
     if files:
         if earlier is not None and not isinstance(earlier, fs.TrajectoryResult):
             raise ValueError("--extend must be a trajectory result for --checkpoint, got one of a single model")

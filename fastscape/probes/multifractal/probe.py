@@ -11,6 +11,7 @@ from fastscape._checks import checked_settings
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
+from fastscape.probes.multifractal.resumption import begun
 from fastscape.probes.multifractal.session import ProbeError, Progress, Session
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.shared import shared
@@ -32,6 +33,7 @@ class TrajectoryKeywords(Timed, total=False):
     progress: ProgressCallback | None
     distributed: Distributed
     plan: Plan | MultifractalResult | TrajectoryResult | Sequence[Plan] | None
+    resume: str | Path | None
 
 
 class MultifractalKeywords(TrajectoryKeywords, Work, total=False):
@@ -70,6 +72,8 @@ def multifractal(
         extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.
         plan: a result of the same weights, data and settings, or its :class:`fastscape.Plan`: what was chosen there by timing and
             by free memory is not chosen again, and the numbers are the same, bit for bit.
+        resume: a folder for the journal of the run. Every block of directions is written there; the same call goes on with what
+            it holds, whatever ended the process, and gives the same numbers. :func:`fastscape.merge` reads it without the model.
         distributed: ``True`` shares the directions among all processes that ``torchrun`` started, which make the same call and
             get the same result; a ``ProcessGroup`` among those of it. The numbers do not depend on how many there are, and
             ``meta["workers"]`` says who did what. ``None``: those of an initialised process group under torchrun, but this
@@ -98,8 +102,8 @@ def multifractal(
     checked_objective(objective)
     session = _session(probe, analysis, target, work)
     point = Point(work.name, work.step, lambda: objective)
-    earlier, plans = None if extend is None else [extend], _plans(keywords.get("plan"), 1)
-    return shared(work.distributed, objective, session, [point], earlier, plans).points[0]
+    earlier = None if extend is None else [extend]
+    return _run(objective, work.distributed, session, MultifractalResult.kind, [point], earlier, keywords).points[0]
 
 
 def trajectory(
@@ -125,6 +129,7 @@ def trajectory(
         probe, analysis, budget, target, path, memory, extend, progress, seed, run, distributed: as for :func:`multifractal`, the
             target being reached when every checkpoint has.
         plan: an earlier trajectory, or one :class:`fastscape.Plan` per checkpoint, as for :func:`multifractal`.
+        resume: as for :func:`multifractal`.
 
     Returns:
         A :class:`TrajectoryResult`, partial after Ctrl-C.
@@ -143,8 +148,30 @@ def trajectory(
     points = [Point(file.name, file.step, partial(file.at, objective)) for file in files]
     if extend is not None and not isinstance(extend, TrajectoryResult):
         raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")
-    earlier, plans = None if extend is None else extend.points, _plans(keywords.get("plan"), len(points))
-    return shared(work.distributed, objective, session, points, earlier, plans)
+    earlier = None if extend is None else extend.points
+    return _run(objective, work.distributed, session, TrajectoryResult.kind, points, earlier, keywords)
+
+
+def _run(
+    objective: Objective,
+    distributed: Distributed,
+    session: Session,
+    kind: str,
+    points: Sequence[Point],
+    extend: Sequence[MultifractalResult] | None,
+    keywords: TrajectoryKeywords,
+) -> TrajectoryResult:
+    """Run a session with the plans and the journal that were asked for."""
+    plans, folder = _plans(keywords.get("plan"), len(points)), keywords.get("resume")
+    for name, given in (("extend", extend), ("plan", plans)):
+        if folder is not None and given is not None:
+            raise ValueError(f"{name} must be left out with resume=, whose folder has the run's own plan and directions")
+
+    def work() -> TrajectoryResult:
+        journal = None if folder is None else begun(folder, kind, points, session.probe)
+        return session.run(points, extend, plans, journal)
+
+    return shared(distributed, objective, session, points, work, folder)
 
 
 def _plans(given: object, count: int) -> list[Plan] | None:

@@ -1,0 +1,38 @@
+"""``fastscape merge``: the result of a journal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import fastscape as fs
+from fastscape._interrupts import Interrupts
+from fastscape.cli.inputs import analysis_options
+from fastscape.cli.output import Outcome, check_out, run
+
+
+@click.command("merge")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory for report.html, result.npz and result.json.",
+)
+@analysis_options
+def merge_command(folder: Path, out: Path | None, **options: Any) -> None:
+    """Show what the journal in FOLDER holds (--resume), of an unfinished run too; the model is not needed.
+
+    Units of all processes that wrote to it are merged. Exit codes: 0 done, 2 bad input.
+    """
+
+    def work(interrupts: Interrupts) -> Outcome:
+        check_out(out)
+        changes = {name: options[name] for name in ("q", "windows", "variant") if options[name] is not None}
+        merged = fs.merge(folder)
+        result = merged.reanalyse(**changes) if changes else merged
+        interrupts.hold()
+        return Outcome({"result": result})
+
+    run(work, out, as_json=options["as_json"])
