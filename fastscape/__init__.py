@@ -42,6 +42,7 @@ _NAMES = {
     "fastscape.probes.doctor.probe": "doctor",
     "fastscape.probes.temperature.probe": "temperature",
     "fastscape.probes.multifractal.probe": "multifractal trajectory",
+    "fastscape.probes.multifractal.resumption": "merge",
     "fastscape.probes.multifractal.session": "ProbeError",
     "fastscape.probes.sharpness.probe": "sharpness",
     "fastscape.probes.signature.probe": "probe signature",

@@ -38,6 +38,7 @@ from fastscape.probes.tracking.difficulty import Difficulty as Difficulty
 from fastscape.probes.doctor.probe import doctor as doctor
 from fastscape.probes.temperature.probe import temperature as temperature
 from fastscape.probes.multifractal.probe import multifractal as multifractal, trajectory as trajectory
+from fastscape.probes.multifractal.resumption import merge as merge
 from fastscape.probes.multifractal.session import ProbeError as ProbeError
 from fastscape.probes.sharpness.probe import sharpness as sharpness
 from fastscape.probes.signature.probe import probe as probe, signature as signature

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from fastscape.cli import barrier, bench, doctor, multifractal, report, run, slice, spectrum, status, study
+from fastscape.cli import barrier, bench, doctor, merge, multifractal, report, run, slice, spectrum, status, study
 
 
 @click.group()
@@ -27,6 +27,7 @@ for command in (
     slice.slice_command,
     study.study_command,
     barrier.barrier_command,
+    merge.merge_command,
     report.report,
 ):
     main.add_command(command)

@@ -66,6 +66,11 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 @click.option("--extend", type=click.Path(path_type=Path), help="An earlier result.npz of the same run to continue.")
 @distributed_option
 @click.option(
+    "--resume",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for a journal of all evaluations; the same command goes on with what it holds, whatever ended it.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory for report.html, result.npz and result.json (and spectrum.npz, spectrum.json).",
@@ -114,14 +119,20 @@ def _outcome(model: str, options: dict[str, Any], interrupts: Interrupts) -> Out
     with_spectrum = options["with_spectrum"]
     if not with_spectrum and any(options[name] for name in ("optimizer_file", "learning_rate", "momentum", "nesterov")):
         raise ValueError("--optimizer, --learning-rate, --momentum and --nesterov require --spectrum")
+    if options["resume"] is not None and options["extend"] is not None:
+        raise ValueError("--extend must be left out with --resume, whose folder has the directions of the run")
     first = not options["rank"]  # of several processes, which decides, prints and writes
     text, page = (options["budget"], options["out"] is not None) if first else (None, False)
     budget = run_budget(text, page=page, checkpoints=len(files), spectrum=with_spectrum)
     probe_settings, analysis = _settings(options)
     out, stems = options["out"], ["result", *(["spectrum"] if with_spectrum else [])]
     if first:
-        check_out(out, stems, force=options["force"], continues=lambda: _same_file(out / "result.npz", options["extend"]))
+        check_out(out, stems, force=options["force"], continues=lambda: _goes_on(out, options))
     objective = build_objective(model, options)
+    if first and options["resume"] is not None:
+        from fastscape.runs.journal import Journal
+
+        Journal(options["resume"])  # a folder of something else is refused before the spectrum is made
     earlier = fs.load(options["extend"]) if first and options["extend"] is not None else None
     results: dict[str, Document] = {}
     with live_progress(quiet=options["quiet"] or not first) as live:
@@ -172,7 +183,7 @@ def _multifractal(
     live: LiveProgress,
 ) -> fs.MultifractalResult | fs.TrajectoryResult:
     common: dict[str, Any] = {"budget": budget, "progress": live.show, "method": method_of(options)}
-    common |= {key: options[key] for key in ("target", "memory")} | {"distributed": options["rank"] is not None}
+    common |= {key: options[key] for key in ("target", "memory", "resume")} | {"distributed": options["rank"] is not None}
     if files:
         if earlier is not None and not isinstance(earlier, fs.TrajectoryResult):
             raise ValueError("--extend must be a trajectory result for --checkpoint, got one of a single model")
@@ -182,7 +193,11 @@ def _multifractal(
     return fs.multifractal(objective, *settings, extend=earlier, name=model, **common)
 
 
-def _same_file(older: Path, other: Path | None) -> bool:
+def _goes_on(out: Path, options: dict[str, Any]) -> bool:
+    """Whether an older result in a directory is of the run that goes on: that of ``--extend``, or of a journal begun before."""
+    older, other, journal = out / "result.npz", options["extend"], options["resume"]
+    if journal is not None and (journal / "manifest.json").is_file():
+        return True
     return other is not None and other.is_file() and older.is_file() and older.samefile(other)
 
 

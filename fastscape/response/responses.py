@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,9 +23,9 @@ from fastscape.differences.tracing_errors import UntraceableError
 from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.losses import checked_radii
-from fastscape.evaluation.points import blocks
 from fastscape.evaluation.trial import PathChoice
-from fastscape.objective.objective import Objective
+from fastscape.objective.objective import Objective, checked_objective
+from fastscape.response.blocks import evaluated, journal_of, loss_at, planned_in
 from fastscape.response.precision import (
     AnyPath,
     Noise,
@@ -37,7 +40,15 @@ from fastscape.response.precision import (
     way_of,
     with_largest,
 )
+from fastscape.runs.journal import Journal
 from fastscape.runs.plan import Plan, same_as_planned
+
+
+class Repeated(TypedDict, total=False):
+    """Keywords that repeat a call, or go on with it."""
+
+    plan: Plan | Responses | None
+    resume: str | Path | None
 
 
 class PrecisionWarning(UserWarning):
@@ -123,7 +134,7 @@ def responses(
     method: AnyPath | None = None,
     memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    plan: Plan | Responses | None = None,
+    **repeated: Unpack[Repeated],
 ) -> Responses:
     r"""Even and odd responses of the loss along every direction at every radius.
 
@@ -153,6 +164,8 @@ def responses(
         progress: called with (directions done, N).
         plan: an earlier result along the same directions, or its :class:`fastscape.Plan`: what was chosen there is not tried
             again, and the numbers are the same, bit for bit.
+        resume: a folder for the journal of the call. Every block of directions is written there; the same call goes on with what
+            it holds, whatever ended the process, and gives the same numbers.
 
     Returns:
         A :class:`Responses`; NaN and inf are kept.
@@ -172,29 +185,28 @@ def responses(
     Reps & Rall, "Computational divided differencing and divided-difference arithmetics" (2003).
     """
     check_progress(progress, "(done, total)")
+    unknown = next((name for name in repeated if name not in Repeated.__annotations__), None)
+    if unknown is not None:
+        raise TypeError(f"responses() got an unexpected keyword argument {unknown!r}")
     steps = checked_radii(radii)
     start = now()
-    settings = checked_directions(directions).settings | {"radii": steps.tolist()}
-    obeyed = None if plan is None else _obeyed(Plan.of(plan), objective, settings, checked_precision(precision), method)
+    settings, asked = checked_directions(directions).settings | {"radii": steps.tolist()}, checked_precision(precision)
+    journal, given = _repeated(objective, settings, **repeated)
+    obeyed = None if given is None else _obeyed(given, objective, settings, asked, method)
     way = None if obeyed is None else obeyed.ways[0]
-    chosen = (
-        _chosen(objective, directions, steps, checked_precision(precision), method, memory) if way is None else chosen_by(way)
-    )
-    columns: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
+    chosen = _chosen(objective, directions, steps, asked, method, memory) if way is None else chosen_by(way)
     threads = torch_threads(None if obeyed is None else obeyed.threads)
     with threads, responder(objective, chosen.name, chosen.path or method, memory) as evaluator:
         try:
             choice = evaluator.choose(directions, steps.tolist())
         except (UntraceableError, MissingRuleError) as error:
             raise refused_precision(chosen.name, error) from error
-        for indices in blocks(len(directions), choice.chunk):
-            columns.append(evaluator.responses(directions, indices, steps.tolist()))
-            if obeyed is not None and len(columns) == 1:
-                obeyed.check_loss(float(columns[0][2][0]))
-            if progress is not None:
-                progress(indices[-1] + 1, len(directions))
-        even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
         measured = measure_noise(evaluator, directions, steps, zeros=True) if way is None else Noise.of(way.noise)
+        base = math.nan if journal is None and obeyed is None else loss_at(evaluator, directions)
+        if obeyed is not None:
+            obeyed.check_loss(base)
+        used = obeyed or Plan.made(objective, settings, steps, base).having(way_of(0, chosen, choice, measured))
+        even, odd, base = evaluated(evaluator, directions, steps, journal, used, progress)
         noise = with_largest(measured, evaluator, directions, steps, even)
         evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
@@ -207,7 +219,7 @@ def responses(
     return Responses(
         even=even,
         odd=odd,
-        base=float(columns[0][2][0]),
+        base=base,
         radii=steps,
         eps_abs=eps_abs,
         eps_rel=relative(eps_abs, weight_norm),
@@ -224,8 +236,23 @@ def responses(
         seconds=now() - start,
         arithmetic=arithmetic.meta["arithmetic"],
         notes=(*arithmetic.notes, *noise.notes),
-        plan=obeyed or Plan.made(objective, settings, steps, float(columns[0][2][0])).having(way_of(0, chosen, choice, measured)),
+        plan=obeyed or dataclasses.replace(used, loss=base),
     )
+
+
+def _repeated(
+    objective: Objective,
+    settings: dict[str, Any],
+    plan: Plan | Responses | None = None,
+    resume: str | Path | None = None,
+) -> tuple[Journal | None, Plan | None]:
+    """The journal and the plan that a call goes on with."""
+    if resume is None:
+        return None, None if plan is None else Plan.of(plan)
+    if plan is not None:
+        raise ValueError("plan must be left out with resume=, whose folder has the plan of the call")
+    journal = journal_of(resume, checked_objective(objective), settings)
+    return journal, planned_in(journal)
 
 
 def _obeyed(

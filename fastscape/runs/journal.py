@@ -8,15 +8,14 @@ import json
 import os
 import socket
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastscape._clock import now
 from fastscape.runs.plan import WORDS
 from fastscape.runs.record import Record, decoded, encoded, read_record
-from fastscape.runs.units import Evaluate, Unit
+from fastscape.runs.units import Evaluate, Unit, Value, decode
 
 FORMAT = 1  # of the manifests that are written; larger ones are a newer version's
 KIND = "fastscape units"
@@ -39,6 +38,7 @@ class Journal:
         manifest: as it was found; empty in a new folder.
         done: bytes of the units that were found.
         torn: lines that were left out.
+        seconds: that the units took which were found.
 
     Raises:
         TypeError: a folder that is no path.
@@ -52,7 +52,9 @@ class Journal:
         self.manifest: dict[str, Any] = {}
         self.done: dict[Unit, bytes] = {}
         self.torn = 0
+        self.seconds = 0.0
         self._record: Record | None = None
+        self._held: dict[int, list[tuple[Unit, bytes, float, int | None]]] = {}
         self._synced, self._waiting = now(), False
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"resume must be a folder, got the file {str(folder)!r}")
@@ -83,15 +85,38 @@ class Journal:
         write_whole(self.folder / MANIFEST, json.dumps(fresh, indent=1, allow_nan=False).encode())
         self.manifest = decoded(json.loads(json.dumps(fresh)))
 
-    def recording(self, evaluate: Evaluate) -> Evaluate:
-        """The same evaluation, which writes a unit before it gives its bytes and takes what is done from the journal."""
+    def write(self, name: str, data: Mapping[str, Any]) -> None:
+        """Write JSON data beside the manifest, unless it is there; :meth:`read` gives them back."""
+        if self.read(name) is None:
+            write_whole(self.folder / f"{name}.json", json.dumps(encoded(data), indent=1, allow_nan=False).encode())
+
+    def read(self, name: str) -> Any:
+        """What :meth:`write` wrote under a name; ``None`` without."""
+        path = self.folder / f"{name}.json"
+        return decoded(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def keep(self, fits: Callable[[Unit, Value], bool]) -> None:
+        """Leave the units that are no results, or do not fit, to be evaluated again."""
+        for unit, data in sorted(self.done.items()):
+            try:
+                kept = fits(unit, decode(data))
+            except ValueError:
+                kept = False
+            if not kept:
+                del self.done[unit]
+
+    def recording(self, evaluate: Evaluate, lanes: Callable[[], int | None] = lambda: None) -> Evaluate:
+        """The same evaluation, which writes a unit before it gives its bytes and takes what is done from the journal.
+
+        ``lanes``: directions that were evaluated at a time, where fewer fitted than the plan says.
+        """
 
         def recorded(unit: Unit) -> bytes:
             if unit in self.done:
                 return self.done[unit]
             start = now()
             data = evaluate(unit)
-            self.append(unit, data, now() - start)
+            self.append(unit, data, now() - start, lanes())
             return data
 
         return recorded
@@ -104,11 +129,14 @@ class Journal:
             seconds: that it took.
             lanes: directions that were evaluated at a time, where fewer fitted than the plan says.
         """
+        self.done[unit] = data
+        if unit.point in self._held:
+            self._held[unit.point].append((unit, data, seconds, lanes))
+            return
         if self._record is None:
-            name = f"units.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}.jsonl"
+            name = f"units.{socket.gethostname()}.{os.getpid()}.{os.urandom(6).hex()}.jsonl"
             head = {"host": socket.gethostname(), "process": os.getpid()}
             self._record = Record(self.folder / name, KIND, head, checksums=True)
-        self.done[unit] = data
         sync = seconds >= _LONG or now() - self._synced >= _SYNC
         line = {"key": list(unit.key), "data": base64.b64encode(data).decode(), "seconds": seconds, "lanes": lanes}
         self._record.append(line, sync=sync)
@@ -116,13 +144,22 @@ class Journal:
         if sync:
             self._synced = now()
 
+    def hold(self, point: int) -> None:
+        """Keep the units of a checkpoint in memory: without the plan that they follow nobody could go on with them."""
+        self._held.setdefault(point, [])
+
+    def release(self, point: int) -> None:
+        """Write the units of a checkpoint after all, now that its plan is written."""
+        for line in self._held.pop(point, []):
+            self.append(*line)
+
     def close(self) -> None:
         """Take everything to disk."""
         if self._record is None or self._record.path is None:
             return
         self._record.write()
         if self._waiting and self._record.path.exists():
-            _synchronise(self._record.path)
+            synchronise(self._record.path)
         self._waiting = False
 
     @property
@@ -173,6 +210,7 @@ class Journal:
             )
         if unit not in self.done or _wider(width, lanes[unit]):
             self.done[unit], lanes[unit] = data, width
+            self.seconds += line.get("seconds", 0.0)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -188,10 +226,11 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _synchronise(path.parent)
+    synchronise(path.parent)
 
 
-def _synchronise(path: Path) -> None:
+def synchronise(path: Path) -> None:
+    """Take a file or folder to disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:  # a folder, where those cannot be opened

@@ -37,6 +37,7 @@ class _Word:
         content: bytes of a value, words for what went wrong.
         seconds: that a value took.
         lanes: directions that it was evaluated by, where memory was short.
+        kept: whether a value is in the journal.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class _Word:
     content: Any = None
     seconds: float = 0.0
     lanes: int | None = None
+    kept: bool = True
 
 
 @dataclass
@@ -92,6 +94,7 @@ class TorchWorkers:
         evaluate: the bytes of a unit, in this process.
         about: what the others must know before they evaluate units, of the first of them; it must pickle.
         lanes: directions that this process evaluates at a time where its memory was short; ``None`` where it never was.
+        keep: takes the values that another rank could not write to the journal, with their seconds and lanes.
     """
 
     def __init__(
@@ -100,8 +103,9 @@ class TorchWorkers:
         evaluate: Evaluate,
         about: Callable[[Unit], object] = lambda _unit: None,
         lanes: Callable[[], int | None] = lambda: None,
+        keep: Callable[[Unit, bytes, float, int | None], object] = lambda *_: None,
     ) -> None:
-        self._ranks, self._evaluate, self._about, self._lanes = ranks, evaluate, about, lanes
+        self._ranks, self._evaluate, self._about, self._lanes, self._keep = ranks, evaluate, about, lanes, keep
         self.pace = Pace(_MARGIN)
         self._slowest = 0.0  # of all ranks
         self._rounds: dict[int, _Round] = {}  # that some rank is in
@@ -222,14 +226,17 @@ class TorchWorkers:
             if word.number != current.number or word.index in current.answered or word.kind == "left":
                 continue
             if word.kind == "failed":
-                unit = f"unit {current.units[word.index].key}" if word.index >= 0 else "a round"
-                wrong = wrong or RankError(f"{unit} on rank {rank} ({self._ranks.hosts[rank]}): {word.content}")
+                what = f"unit {current.units[word.index].key}" if word.index >= 0 else "a round"
+                wrong = wrong or RankError(f"{what} on rank {rank} ({self._ranks.hosts[rank]}): {word.content}")
             else:
                 current.answered.add(word.index)
-                if word.kind == "value":
-                    yield current.units[word.index], word.content
-                else:
-                    current.short.append(current.units[word.index])
+                unit = current.units[word.index]
+                if word.kind == "memory":
+                    current.short.append(unit)
+                    continue
+                if not word.kept:
+                    self._keep(unit, word.content, word.seconds, word.lanes)
+                yield unit, word.content
         if self._ranks.told("interrupted"):
             wrong = KeyboardInterrupt()
         if wrong is not None:
@@ -258,8 +265,15 @@ class TorchWorkers:
 class _Server:
     """The side of another rank: units of round after round, until rank 0 has an outcome."""
 
-    def __init__(self, ranks: Ranks, evaluate: Evaluate, learn: Callable[[Any], object], lanes: Callable[[], int | None]) -> None:
-        self._ranks, self._evaluate, self._learn, self._lanes = ranks, evaluate, learn, lanes
+    def __init__(
+        self,
+        ranks: Ranks,
+        evaluate: Evaluate,
+        learn: Callable[[Any], object],
+        lanes: Callable[[], int | None],
+        kept: Callable[[], bool],
+    ) -> None:
+        self._ranks, self._evaluate, self._learn, self._lanes, self._kept = ranks, evaluate, learn, lanes, kept
         self._pace = Pace(_MARGIN)
         self._number, self._exhausted = 0, False
 
@@ -304,7 +318,7 @@ class _Server:
             self._say("value", index, data, now() - start)
 
     def _say(self, kind: str, index: int = -1, content: object = None, seconds: float = 0.0) -> None:
-        self._ranks.say(_Word(kind, self._number, index, content, seconds, self._lanes()))
+        self._ranks.say(_Word(kind, self._number, index, content, seconds, self._lanes(), self._kept()))
 
 
 def serve(
@@ -312,6 +326,7 @@ def serve(
     evaluate: Evaluate,
     learn: Callable[[Any], object] = lambda _about: None,
     lanes: Callable[[], int | None] = lambda: None,
+    kept: Callable[[], bool] = lambda: True,
 ) -> Any:
     """Evaluate units for rank 0 until it has an outcome, and return that, or raise its exception.
 
@@ -322,8 +337,9 @@ def serve(
         evaluate: the bytes of a unit, in this process.
         learn: takes what ``about`` of :class:`TorchWorkers` gave.
         lanes: as there.
+        kept: whether a unit is in the journal once it is evaluated.
     """
-    server = _Server(ranks, evaluate, learn, lanes)
+    server = _Server(ranks, evaluate, learn, lanes, kept)
     try:
         found = server.outcome()
     except KeyboardInterrupt:

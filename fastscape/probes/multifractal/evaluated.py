@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,9 +101,8 @@ class Track:
             self.plan = Plan.made(objective, settings_of(self.probe), self.radii, self.loss)
         if self.plan.way(batch) is None:
             self.plan = self.plan.having(way_of(batch, self.chosen, path, noise))
-        elif self.plan.versions != versions():
-            then = ", ".join(f"{name} {value}" for name, value in self.plan.versions.items())
-            self._note(f"the plan was made with {then}: the last bits may be others here")
+        else:
+            self._note_versions()
         self.meta["plan"] = self.plan.to_dict()
 
     def _first(self, objective: Objective, directions: Directions, radii: Array, noise: Noise, path: PathChoice) -> None:
@@ -143,13 +143,14 @@ class Track:
     def handle(self, handling: Handling) -> None:
         """Note what difference propagation could not follow by its rules."""
         if handling.fallbacks:
-            self._note(f"operations without a difference rule were evaluated in float64: {', '.join(handling.fallbacks)}")
+            self.note(f"operations without a difference rule were evaluated in float64: {', '.join(handling.fallbacks)}")
         if handling.frozen:
-            self._note(f"the forward decides by values that depend on the weights; taken as at w: {', '.join(handling.frozen)}")
+            self.note(f"the forward decides by values that depend on the weights; taken as at w: {', '.join(handling.frozen)}")
             self.calibrated = np.zeros((2, len(self.radii)), dtype=np.bool_)  # nothing is trusted
 
-    def _note(self, words: str) -> None:
-        if words not in self.notes:
+    def note(self, words: str) -> None:
+        """Add a flag, once."""
+        if words and words not in self.notes:
             self.notes.append(words)
 
     def measured(self) -> Measured:
@@ -196,8 +197,16 @@ class Track:
             tuple(notes),
         )
 
-    def restore(self, earlier: MultifractalResult, objective: Objective) -> None:
-        """Continue an earlier result, after checking that it measured the same thing.
+    def bare(self, settings: AnalysisSettings) -> MultifractalResult:
+        """What was found out before any direction, as a result without one."""
+        found = self.result(settings, "deadline", analysed=False)
+        banks, empty = self.probe.banks, np.full((self.probe.banks, len(self.radii), 1), np.nan)
+        none, base = np.zeros(banks, dtype=np.int64), np.full(banks, np.nan)
+        measured = replace(found.measured, even=empty, odd=empty, counts=none, base=base)
+        return replace(found, measured=measured, notes=tuple(self.notes), meta=found.meta | {"limit": self.limit})
+
+    def check(self, earlier: MultifractalResult, objective: Objective, what: str) -> None:
+        """Refuse an earlier result, ``what`` in words, that measured something else.
 
         Raises:
             ValueError: naming what differs.
@@ -208,9 +217,10 @@ class Track:
         if not different and other_loss(earlier.loss, objective.loss()):
             different = ["loss function"]
         if different:
-            raise ValueError(
-                f"extend must be a result of the same run of {self.name}, got other {', '.join(different)}; start a new result"
-            )
+            raise ValueError(f"{what} of the same run of {self.name}, got other {', '.join(different)}; start a new result")
+
+    def adopt(self, earlier: MultifractalResult) -> None:
+        """Continue an earlier result."""
         measured = earlier.measured
         for bank, count in enumerate(measured.counts):
             if count:
@@ -219,11 +229,20 @@ class Track:
         self.plan = Plan.of(earlier.meta["plan"]) if earlier.meta.get("plan") else None
         self._batches = int(measured.batches.max()) + 1
         self.opened = set(measured.batches[measured.counts > 0].tolist())
+        if self.plan is not None:
+            self.opened |= {way.group for way in self.plan.ways}
         self.radii, self.eps_abs, self.weight_norm = measured.radii, measured.eps_abs, measured.weight_norm
         self.noise, self.calibrated = measured.noise, measured.calibrated
         self.loss, self.accuracy, self.meta = earlier.loss, earlier.accuracy, dict(earlier.meta)
+        self.meta.pop("limit", None)
         self.notes = [note for note in earlier.notes if not note.startswith("partial result")]
         self.evaluations, self.seconds = earlier.meta["evaluations"], earlier.meta["seconds"]
+        self._note_versions()
+
+    def _note_versions(self) -> None:
+        if self.plan is not None and self.plan.versions != versions():
+            then = ", ".join(f"{name} {value}" for name, value in self.plan.versions.items())
+            self.note(f"the plan was made with {then}: the last bits may be others here")
 
 
 _LEFT_OUT = (

@@ -11,6 +11,7 @@ from fastscape._checks import checked_settings, integer
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
+from fastscape.probes.multifractal.resumption import begun
 from fastscape.probes.multifractal.session import ProbeError, Session
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.shared import shared
@@ -31,6 +32,7 @@ class TrajectoryKeywords(Timed, total=False):
     progress: Callable[[Progress], None] | None
     distributed: Distributed
     plan: Plan | MultifractalResult | TrajectoryResult | Sequence[Plan] | None
+    resume: str | Path | None
 
 
 class MultifractalKeywords(TrajectoryKeywords, Work, total=False):
@@ -69,6 +71,8 @@ def multifractal(
         extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.
         plan: a result of the same weights, data and settings, or its :class:`fastscape.Plan`: what was chosen there by timing and
             by free memory is not chosen again, and the numbers are the same, bit for bit.
+        resume: a folder for the journal of the run. Every block of directions is written there; the same call goes on with what
+            it holds, whatever ended the process, and gives the same numbers. :func:`fastscape.merge` reads it without the model.
         distributed: ``True`` shares the directions among all processes that ``torchrun`` started, which make the same call and
             get the same result; a ``ProcessGroup`` among those of it. The numbers do not depend on how many there are, and
             ``meta["workers"]`` says who did what. ``None``: those of an initialised process group under torchrun, but this
@@ -96,8 +100,8 @@ def multifractal(
     checked_objective(objective)
     session = _session(probe, analysis, target, work)
     point = Point(work.name, work.step, lambda: objective)
-    earlier, plans = None if extend is None else [extend], _plans(keywords.get("plan"), 1)
-    return shared(work.distributed, objective, session, [point], earlier, plans).points[0]
+    earlier = None if extend is None else [extend]
+    return _run(objective, work.distributed, session, MultifractalResult.kind, [point], earlier, keywords).points[0]
 
 
 def trajectory(
@@ -123,6 +127,7 @@ def trajectory(
         probe, analysis, budget, target, method, memory, extend, progress, seed, run, distributed: as for :func:`multifractal`;
             the target is reached when every checkpoint has.
         plan: an earlier trajectory, or one :class:`fastscape.Plan` per checkpoint, as for :func:`multifractal`.
+        resume: as for :func:`multifractal`.
 
     Returns:
         A :class:`TrajectoryResult`, partial after Ctrl-C.
@@ -141,8 +146,30 @@ def trajectory(
     for file in files:
         file.at(objective)  # every file is read and matched before any work
     points = [Point(file.name, file.step, partial(file.at, objective)) for file in files]
-    earlier, plans = None if extend is None else extend.points, _plans(keywords.get("plan"), len(points))
-    return shared(work.distributed, objective, session, points, earlier, plans)
+    earlier = None if extend is None else extend.points
+    return _run(objective, work.distributed, session, TrajectoryResult.kind, points, earlier, keywords)
+
+
+def _run(
+    objective: Objective,
+    distributed: Distributed,
+    session: Session,
+    kind: str,
+    points: Sequence[Point],
+    extend: Sequence[MultifractalResult] | None,
+    keywords: TrajectoryKeywords,
+) -> TrajectoryResult:
+    """Run a session with the plans and the journal that were asked for."""
+    plans, folder = _plans(keywords.get("plan"), len(points)), keywords.get("resume")
+    for name, given in (("extend", extend), ("plan", plans)):
+        if folder is not None and given is not None:
+            raise ValueError(f"{name} must be left out with resume=, whose folder has the run's own plan and directions")
+
+    def work() -> TrajectoryResult:
+        journal = None if folder is None else begun(folder, kind, points, session.probe)
+        return session.run(points, extend, plans, journal)
+
+    return shared(distributed, objective, session, points, work, folder)
 
 
 def _plans(given: object, count: int) -> list[Plan] | None:

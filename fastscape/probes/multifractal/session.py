@@ -12,6 +12,7 @@ from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.estimate import Estimate
 from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
+from fastscape.probes.multifractal.resumption import LACKS, save_state
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.trust import checked_windows
 from fastscape.probes.multifractal.units import Point
@@ -19,10 +20,11 @@ from fastscape.probes.multifractal.visits import Visits
 from fastscape.response.precision import AnyPath
 from fastscape.runs.anytime import Anytime, Deadline, PartialResultError
 from fastscape.runs.budget import Budget
+from fastscape.runs.journal import Journal
 from fastscape.runs.plan import Plan
 from fastscape.runs.progress import Progress
 from fastscape.runs.provenance import provenance
-from fastscape.runs.units import Workers
+from fastscape.runs.units import Evaluate, Workers
 
 DEFAULT_COUNT = 64
 FIRST_ROUND = 2
@@ -61,7 +63,7 @@ class Session:
         self.limit = self.probe.count or (None if self.budget.limited else DEFAULT_COUNT)
         self.estimate: Estimate | None = None
         self._where = "the start"
-        self.workers: Callable[[Visits], Workers] | None = None
+        self.workers: Callable[[Visits, Evaluate], Workers] | None = None
         self.bitwise = True  # whether all processes compute the same bits
 
     def run(
@@ -69,6 +71,7 @@ class Session:
         points: Sequence[Point],
         extend: Sequence[MultifractalResult] | None = None,
         plans: Sequence[Plan] | None = None,
+        journal: Journal | None = None,
     ) -> TrajectoryResult:
         """Probe the points; see :func:`fastscape.multifractal` for what can be raised."""
         if extend is not None and not all(isinstance(earlier, MultifractalResult) for earlier in extend):
@@ -77,18 +80,45 @@ class Session:
             raise ValueError(f"extend must hold one result per checkpoint, got {len(extend)} for {len(points)}")
         if extend is not None and plans is not None:
             raise ValueError("plan must be left out with extend=, whose result has its own")
-        self.visits = Visits(points, self.probe, self.work, self.path, self.memory, self._report, self.limit, self.workers)
+        self.journal = journal
+        self.visits = Visits(
+            points, self.probe, self.work, self.path, self.memory, self._report, self.limit, self._keep, self.workers
+        )
         if extend is not None:
             self.visits.restore(extend)
         if plans is not None:
             self.visits.obey(plans)
+        if journal is not None:
+            self.visits.resume(journal)
+            self._keep_all()
         with self.work.ends(self._known, errors=self._known):
             self.work.reason = self._rounds()
+        self._close()
         found = self._finished(self.work.reason)
         error = self.work.error
         if error is not None:
             raise ProbeError(f"the probe failed at {self._where}: {type(error).__name__}: {error}", found) from error
         return found
+
+    def _keep(self, place: int) -> None:
+        """Write what was found out about a checkpoint to the journal."""
+        if self.journal is not None:
+            track = self.visits.tracks[place]
+            track.notes = [note for note in track.notes if not note.startswith(LACKS)]
+            track.note(save_state(self.journal, place, track, self.analysis))
+
+    def _keep_all(self) -> None:
+        """Write it of all that were visited, with what was noted since."""
+        for place, track in enumerate(self.visits.tracks):
+            if track.plan is not None:
+                self._keep(place)
+
+    def _close(self) -> None:
+        """Take the journal to disk."""
+        if self.journal is not None:
+            self._keep_all()
+            self.journal.close()
+            self.visits.tracks[0].note(self.journal.note)
 
     def _known(self, _error: Exception | None = None) -> bool:
         return self.visits.directions > 0

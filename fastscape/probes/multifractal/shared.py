@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastscape.objective.objective import Objective
-from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
+from fastscape.probes.multifractal.result import TrajectoryResult
 from fastscape.probes.multifractal.session import Session
 from fastscape.probes.multifractal.units import Point, UnitEvaluator
 from fastscape.probes.multifractal.visits import Visits
 from fastscape.runs.agreement import agree
+from fastscape.runs.journal import MANIFEST, Journal
 from fastscape.runs.plan import Plan, plain_data
 from fastscape.runs.ranks import Distributed, Ranks, ranks_of
 from fastscape.runs.torch_workers import TorchWorkers, lead, serve
-from fastscape.runs.units import Unit
+from fastscape.runs.units import Evaluate, Unit
 
 
 def shared(
@@ -22,23 +26,28 @@ def shared(
     objective: Objective,
     session: Session,
     points: Sequence[Point],
-    extend: Sequence[MultifractalResult] | None,
-    plans: Sequence[Plan] | None,
+    work: Callable[[], TrajectoryResult],
+    folder: str | Path | None,
 ) -> TrajectoryResult:
     """The run of a session: by this process, or by rank 0, for which the others evaluate; all of them get its result.
 
-    ``objective``: as the call was given it, perhaps in training.
+    Args:
+        distributed: which processes share the run.
+        objective: as the call was given it, perhaps in training.
+        session, points: of the run.
+        work: runs the session.
+        folder: of its journal.
     """
     with ranks_of(distributed, objective) as ranks:
         if ranks is None:
-            return session.run(points, extend, plans)
+            return work()
         agreed = agree(ranks, points[0].objective(), _compared(session, points))
         if ranks.rank:
-            return _served(ranks, session, points)
+            return _served(ranks, session, points, folder)
         session.memory = session.memory or agreed.memory
         session.bitwise = agreed.bitwise
-        session.workers = lambda visits: _workers(ranks, visits)
-        found: TrajectoryResult = lead(ranks, lambda: session.run(points, extend, plans))
+        session.workers = partial(_workers, ranks, session)
+        found: TrajectoryResult = lead(ranks, work)
         return found
 
 
@@ -48,24 +57,56 @@ def _compared(session: Session, points: Sequence[Point]) -> dict[str, Any]:
     return {"settings": plain_data(session.probe), "weights of checkpoints": weights}
 
 
-def _workers(ranks: Ranks, visits: Visits) -> TorchWorkers:
+def _workers(ranks: Ranks, session: Session, visits: Visits, evaluate: Evaluate) -> TorchWorkers:
     def about(unit: Unit) -> Any:
         plan = visits.tracks[unit.point].plan
         assert plan is not None
         return unit.key, plan
 
-    return TorchWorkers(ranks, visits.evaluate, about, lambda: visits.evaluate.lanes)
+    def keep(unit: Unit, data: bytes, seconds: float, lanes: int | None) -> None:
+        if session.journal is not None:
+            session.journal.append(unit, data, seconds, lanes)
+
+    return TorchWorkers(ranks, evaluate, about, lambda: visits.evaluate.lanes, keep)
 
 
-def _served(ranks: Ranks, session: Session, points: Sequence[Point]) -> TrajectoryResult:
+class _Helper:
+    """What another rank evaluates and writes for rank 0."""
+
+    def __init__(self, evaluate: UnitEvaluator, plans: dict[int, Plan], folder: str | Path | None) -> None:
+        self._evaluate, self._plans, self._folder = evaluate, plans, folder
+        self._journal: Journal | None = None
+
+    def learn(self, about: tuple[tuple[int, int, int, int], Plan]) -> None:
+        """Make what the units of a round need before their time is taken."""
+        key, plan = about
+        self._plans[key[0]] = plan
+        self._evaluate.prepared(Unit(*key))
+        if self._folder is not None and self._journal is None and (Path(self._folder) / MANIFEST).is_file():
+            self._journal = Journal(self._folder)
+            self._journal.done.clear()  # rank 0 has decided what is to be evaluated again
+
+    def lanes(self) -> int | None:
+        return self._evaluate.lanes
+
+    def kept(self) -> bool:
+        """Whether units are in the journal; else the folder is on another machine, where rank 0 writes them."""
+        return self._journal is not None
+
+    def __call__(self, unit: Unit) -> bytes:
+        evaluate = self._evaluate if self._journal is None else self._journal.recording(self._evaluate, self.lanes)
+        return evaluate(unit)
+
+    def close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+
+
+def _served(ranks: Ranks, session: Session, points: Sequence[Point], folder: str | Path | None) -> TrajectoryResult:
     """The result of rank 0, for which this process evaluates units meanwhile."""
     plans: dict[int, Plan] = {}
     with UnitEvaluator(points, session.probe, plans, session.memory) as evaluate:
-
-        def learn(about: tuple[tuple[int, int, int, int], Plan]) -> None:
-            key, plan = about
-            plans[key[0]] = plan
-            evaluate.prepared(Unit(*key))
-
-        found: TrajectoryResult = serve(ranks, evaluate, learn, lambda: evaluate.lanes)
-        return found
+        helper = _Helper(evaluate, plans, folder)
+        with closing(helper):
+            found: TrajectoryResult = serve(ranks, helper, helper.learn, helper.lanes, helper.kept)
+            return found

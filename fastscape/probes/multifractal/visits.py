@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
-from fastscape._checks import first_line
+from fastscape._checks import counted, first_line
 from fastscape._state import torch_threads
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.differences.propagation import MissingRuleError
@@ -19,6 +19,7 @@ from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
 from fastscape.probes.multifractal.evaluated import Track
 from fastscape.probes.multifractal.result import MultifractalResult
+from fastscape.probes.multifractal.resumption import fill, states
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.units import Point, UnitEvaluator, directions_of, groups_of, in_units, settings_of
 from fastscape.response.precision import (
@@ -34,8 +35,9 @@ from fastscape.response.precision import (
 )
 from fastscape.runs.anytime import Anytime, Deadline
 from fastscape.runs.budget import BudgetError, time_text
+from fastscape.runs.journal import Journal
 from fastscape.runs.plan import Plan, same_as_planned
-from fastscape.runs.units import Here, Unit, Workers, decode
+from fastscape.runs.units import Evaluate, Here, Unit, Workers, decode
 
 _ANALYSIS, _ANALYSIS_RATE = 0.1, 3e-4  # seconds to analyse a checkpoint with few directions, and per direction
 USEFUL = 100  # directions that a run should have
@@ -93,7 +95,8 @@ class Visits:
         path, memory: of the evaluation.
         after: called with the checkpoint's name after every block.
         limit: directions per bank that a result has at most.
-        workers: who evaluates the units, made for these visits; by default this process.
+        opened: called with the checkpoint's index after a first visit, before directions are evaluated.
+        workers: who evaluates the units, made of these visits and what evaluates a unit; by default this process.
 
     Attributes:
         tracks: what is known of each checkpoint.
@@ -110,13 +113,16 @@ class Visits:
         memory: int | None,
         after: Callable[[str], None],
         limit: int | None,
-        workers: Callable[[Visits], Workers] | None = None,
+        opened: Callable[[int], None],
+        workers: Callable[[Visits, Evaluate], Workers] | None = None,
     ) -> None:
         self.points, self.probe, self.work, self.memory, self._after = points, probe, work, memory, after
+        self._opened = opened
         self.path: AnyPath | PathChoice | None = path
         self.tracks = [Track(point.name, point.step, probe, limit) for point in points]
         self.evaluate = UnitEvaluator(points, probe, {}, memory)
-        self.workers: Workers = Here(self.evaluate) if workers is None else workers(self)
+        self._made = workers or (lambda _visits, evaluate: Here(evaluate))
+        self.workers = self._made(self, self.evaluate)
         self.cost = AnalysisCost()
         self.evaluating, self.fresh = 0.0, 0
         self._opening = 0.0  # seconds of the slowest first visit so far
@@ -143,13 +149,30 @@ class Visits:
         for point, track, result in zip(self.points, self.tracks, earlier, strict=True):
             if result.directions:
                 before = PrecisionChoice(result.meta["precision"], "that of the result to extend")
-                if self._chosen is None:
-                    self._settle(before)
-                elif self.probe.precision is None and before.name != self._chosen.name:
-                    track.chosen = before  # a checkpoint that difference propagation refused
-                track.restore(result, point.objective())
-                if track.chosen is self._chosen and not isinstance(self.path, PathChoice):
-                    self.path = self.path or PathChoice.of(result.meta["path"])
+                self._continue(point, track, result, before, "extend must be a result")
+
+    def _continue(self, point: Point, track: Track, result: MultifractalResult, before: PrecisionChoice, what: str) -> None:
+        if self._chosen is None:
+            self._settle(before)
+        elif self.probe.precision is None and before.name != self._chosen.name:
+            track.chosen = before  # a checkpoint that difference propagation refused
+        track.check(result, point.objective(), what)
+        track.adopt(result)
+        if track.chosen is self._chosen and not isinstance(self.path, PathChoice):
+            self.path = self.path or PathChoice.of(result.meta["path"])
+
+    def resume(self, journal: Journal) -> None:
+        """Go on with what a journal holds, and write what is evaluated to it."""
+        for place, state in states(journal).items():
+            if state.meta.get("plan"):
+                way = Plan.of(state).ways[0]
+                same_as_planned("path", self.path if isinstance(self.path, str) else None, way.path)
+                words = f"resume must be the journal {str(journal.folder)!r}"
+                self._continue(self.points[place], self.tracks[place], state, chosen_by(way), words)
+        fill(journal, dict(enumerate(self.tracks)))
+        if journal.torn:
+            self.tracks[0].note(f"{counted(journal.torn, 'line')} of the journal were torn or changed, and left out")
+        self.workers = self._made(self, journal.recording(self.evaluate, lambda: self.evaluate.lanes))
 
     def obey(self, plans: Sequence[Plan]) -> None:
         """Repeat what was chosen for earlier runs, one plan per checkpoint.
@@ -236,7 +259,7 @@ class Visits:
         choice = evaluator.choose(visit.directions, visit.radii.tolist())
         evaluator.choice = choice = choice if way is not None else in_units(choice)
         if track.chosen is self._chosen:
-            self.path = dataclasses.replace(choice, shared=None)  # which other weights have otherwise
+            self.path = choice
         for bank in visit.goals:
             track.columns[bank].unit = choice.chunk
         if visit.batch not in track.opened:
@@ -246,6 +269,7 @@ class Visits:
                 noise = measure_noise(evaluator, visit.directions, visit.radii, zeros=True)
             track.evaluations += noise.evaluations
             track.open(visit.batch, visit.whole, visit.directions, visit.radii, noise, choice)
+            self._opened(visit.place)
             self._opening = max(self._opening, self.work.budget.elapsed - start)
 
     def _evaluator(self, track: Track, visit: Visit) -> Evaluator | DifferenceEvaluator:
@@ -253,6 +277,8 @@ class Visits:
         trial = TRIAL * self.work.budget.seconds
         way = None if track.plan is None else track.plan.way(visit.batch)
         path = self.path if track.chosen is self._chosen else None  # measured for the arithmetic of the run
+        if isinstance(path, PathChoice) and path.name not in ("loop", "vmap"):
+            path = cast("AnyPath", path.name)  # other weights and batches have other shared radii and sizes
         path = path if way is None else planned(way)
         gate = visit.batch not in track.opened
         return responder(visit.objective, track.chosen.name, path, self.memory, gate=gate, trial=trial)
@@ -284,16 +310,20 @@ class Visits:
         }
         seconds = self.work.budget.remaining - self.reserve() if self.directions else math.inf
         start = self.work.budget.elapsed
-        for unit, data in self.workers.map(sorted(lacking), seconds):
-            value = decode(data)
-            track.columns[unit.bank].add(unit.block, value)
-            seconds = self.work.budget.elapsed - start
-            self.work.unit = max(self.work.unit, seconds)
-            self.evaluating, self.fresh = self.evaluating + seconds, self.fresh + value.even.shape[1]
-            self._after(track.name)
-            lacking.remove(unit)
-            if lacking:
-                self.work.need(reserve=self.reserve())
-            start = self.work.budget.elapsed
+        found = self.workers.map(sorted(lacking), seconds)
+        try:
+            for unit, data in found:
+                value = decode(data)
+                track.columns[unit.bank].add(unit.block, value)
+                seconds = self.work.budget.elapsed - start
+                self.work.unit = max(self.work.unit, seconds)
+                self.evaluating, self.fresh = self.evaluating + seconds, self.fresh + value.even.shape[1]
+                self._after(track.name)
+                lacking.remove(unit)
+                if lacking:
+                    self.work.need(reserve=self.reserve())
+                start = self.work.budget.elapsed
+        finally:
+            getattr(found, "close", bool)()  # what other processes have not begun is dropped
         if lacking:
             raise Deadline

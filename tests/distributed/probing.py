@@ -1,0 +1,270 @@
+"""Cases that every process of a launcher runs: ``probing.py CASE FOLDER``; each writes what it got to a file."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+import fastscape as fs
+from fastscape import _clock, zoo
+from fastscape.differences.evaluator import DifferenceEvaluator
+from fastscape.probes.multifractal.units import UnitEvaluator
+from fastscape.probes.multifractal.visits import Visits
+from fastscape.runs import agreement
+
+RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+PATHS = {"loop": "float64", "vmap": "float64", "graph": "difference"}
+PROBE = {"count": 6, "banks": 2, "radii": (1e-4, 1e-3, 1e-2, 1e-1)}
+evaluate = UnitEvaluator.__call__
+
+
+def objective(name="mlp", samples=48, batch=None, criterion=F.cross_entropy):
+    torch.manual_seed(0)
+    model = getattr(zoo, name)()
+    return fs.Objective(model, zoo.digits(samples=samples, batch_size=batch or samples), criterion=criterion)
+
+
+def digest(result):
+    """Of all responses; how the noise is measured depends on the time that a forward takes."""
+    points = getattr(result, "points", [result])
+    arrays = [array for point in points for array in (point.measured.even, point.measured.odd)]
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+def probed(path="graph", name="mlp", distributed=SIZE > 1, **options):
+    settings = fs.ProbeSettings(precision=PATHS[path], **(PROBE | options.pop("probe", {})))
+    return fs.multifractal(options.pop("of", None) or objective(name), settings, path=path, distributed=distributed, **options)
+
+
+def failed(work):
+    """Type and message of what ``work`` raises."""
+    try:
+        work()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
+
+
+class Store:
+    """A counter of all processes, for the order of what a case wants to see."""
+
+    def __init__(self, name):
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self._store = dist.PrefixStore(f"test/{name}", dist.TCPStore(host, port, is_master=False))
+
+    def add(self, key, by=1):
+        return self._store.add(key, by)
+
+    def until(self, key, count):
+        while self._store.add(key, 0) < count:
+            _clock.pause(0.005)
+
+
+def fairly(name):
+    """Make rank 0 wait with its first unit until another rank has done one."""
+    if SIZE == 1:
+        return
+    store = Store(name)
+
+    def fair(self, unit):
+        if RANK == 0:
+            store.until("others", 1)
+        data = evaluate(self, unit)
+        if RANK:
+            store.add("others")
+        return data
+
+    UnitEvaluator.__call__ = fair
+
+
+def shared_out(result):
+    """Whether others than rank 0 did something."""
+    workers = result.meta.get("workers")
+    return workers is not None and sum(workers["units"][1:]) > 0 and len(workers["units"]) == SIZE
+
+
+# ---------------------------------------------------------------------- cases
+
+
+def same():
+    """Numbers of every path and model, one call after another."""
+    found = {}
+    for name in ("mlp", "cnn"):
+        for path in PATHS:
+            fairly(f"{name} {path}")
+            result = probed(path, name)
+            found[f"{name} {path}"] = digest(result)
+            assert shared_out(result) or SIZE == 1
+    fairly("planned")
+    again = probed(plan=result)
+    found["planned"] = digest(again)
+    assert again.measured.noise.tobytes() == result.measured.noise.tobytes()
+    fairly("rotate")
+    found["rotate"] = digest(probed(of=objective(samples=24, batch=12), probe={"bank_batches": "rotate", "banks": 4}))
+    return found
+
+
+def along(folder):
+    """A trajectory."""
+    files = [Path(folder) / f"step{step}.pt" for step in (1, 2)]
+    fairly("along")
+    result = fs.trajectory(
+        objective(), files, fs.ProbeSettings(**PROBE, precision="difference"), path="graph", distributed=SIZE > 1
+    )
+    return {"digest": digest(result), "shared": shared_out(result)}
+
+
+def refused():
+    """What all ranks raise where rank 1 has something else."""
+    first = objective()
+    other = objective()
+    with torch.no_grad():
+        next(other.model.parameters())[0, 0] += 1e-7
+    smooth = objective(criterion=torch.nn.CrossEntropyLoss(label_smoothing=0.1))
+    found = {
+        "weights": failed(lambda: probed(of=(first, other)[RANK])),
+        "data": failed(lambda: probed(of=(first, objective(samples=47))[RANK])),
+        "loss": failed(lambda: probed(of=(first, smooth)[RANK])),
+        "settings": failed(lambda: probed(probe={"seed": RANK})),
+    }
+    versions = agreement.versions
+    agreement.versions = lambda: versions() | ({"torch": "1.0"} if RANK else {})
+    found["version"] = failed(probed)
+    agreement.versions = lambda: versions() | ({"instructions": "others"} if RANK else {})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found["instructions"] = probed().meta["bitwise"]
+    agreement.versions = versions
+    found["warned"] = [str(warning.message) for warning in caught]
+    found["after"] = digest(probed())
+    return found
+
+
+def failing():
+    """What all ranks raise where one fails."""
+    found, opened = {}, Visits._open
+
+    def planless(*arguments):
+        raise ArithmeticError("no plan")
+
+    if RANK == 0:
+        Visits._open = planless
+    found["planning"] = failed(probed)
+    Visits._open = opened
+    store = Store("failing")
+
+    def second(self, unit):
+        if RANK == 0:
+            store.until("others", 1)
+        elif store.add("others") > 1:
+            raise ArithmeticError("no loss")
+        return evaluate(self, unit)
+
+    UnitEvaluator.__call__ = second
+    try:
+        probed(probe={"count": 40})
+    except fs.ProbeError as error:
+        found["unit"] = str(error)
+        found["partial"] = digest(error.partial)
+        found["reason"] = error.partial.points[0].meta["stop_reason"]
+    UnitEvaluator.__call__ = evaluate
+    return found
+
+
+def narrow():
+    """Rank 1 has memory for one direction at a time, and later for none."""
+    responses = DifferenceEvaluator.responses
+    fairly("narrow")
+
+    def short(self, directions, indices, radii, **options):
+        if RANK == 1 and len(indices) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return responses(self, directions, indices, radii, **options)
+
+    DifferenceEvaluator.responses = short
+    halved = probed()
+
+    def none(self, directions, indices, radii, **options):
+        if RANK == 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return responses(self, directions, indices, radii, **options)
+
+    def waiting(self, unit):
+        store.add(str(RANK))
+        store.until("1", 1)
+        return evaluate(self, unit)
+
+    store = Store("none")
+    UnitEvaluator.__call__, DifferenceEvaluator.responses = waiting, none
+    left = probed()
+    return {
+        "oom": halved.meta["workers"]["oom"],
+        "bitwise": halved.meta.get("bitwise"),
+        "even": halved.measured.even.tolist(),
+        "left": digest(left),
+        "units": left.meta["workers"]["units"],
+    }
+
+
+def deadline():
+    """A budget on a clock that goes on with every look, and progress."""
+    seen = []
+
+    def read():
+        read.now += 0.01
+        return read.now
+
+    read.now = 0.0
+    _clock.read = read
+    result = probed(probe={"count": None}, budget=30, progress=seen.append)
+    return {"reason": result.meta["stop_reason"], "digest": digest(result), "progress": len(seen), "taken": read.now}
+
+
+def interrupted():
+    """The launcher is ended while units are evaluated."""
+    store = Store("interrupted")
+
+    def ending(self, unit):
+        if store.add("units") > 3 and RANK == 0:
+            os.kill(os.getppid(), signal.SIGTERM)
+            signal.pause()
+        return evaluate(self, unit)
+
+    UnitEvaluator.__call__ = ending
+    result = probed(probe={"count": 4000})
+    return {"reason": result.meta["stop_reason"], "digest": digest(result), "directions": result.directions}
+
+
+def groups():
+    """Process groups of the user, and a training in them."""
+    dist.init_process_group("gloo")
+    found = {"default": probed(distributed=None).meta["workers"]["engine"]}
+    found["world"] = probed(distributed=dist.group.WORLD).meta["workers"]["size"]
+    first = dist.new_group([0])
+    found["one"] = failed(lambda: probed(distributed=first))
+    model = torch.nn.parallel.DistributedDataParallel(objective().model)
+    trained = fs.Objective(model.module, zoo.digits(samples=48, batch_size=48), criterion=F.cross_entropy)
+    if RANK == 0:  # alone, as people do
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found["alone"] = digest(probed(of=trained, distributed=None))
+        found["warned"] = [str(warning.message) for warning in caught]
+        probed(of=trained, distributed=False)
+    found["asked for"] = probed(of=trained, distributed=True).meta["workers"]["size"]
+    del model
+    dist.barrier()
+    dist.destroy_process_group()
+    return found
+
+
+if __name__ == "__main__":
+    case, folder = sys.argv[1:]
+    content = globals()[case](*([folder] if case == "along" else []))
+    (Path(folder) / f"{case}.{RANK}.json").write_text(json.dumps(content))

@@ -1,0 +1,113 @@
+"""The multifractal probe on several processes: the bytes of one, whatever happens to them."""
+
+import numpy as np
+import probing
+import pytest
+import torch
+from launched import outcomes, torchrun
+
+from fastscape import zoo
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Digests of this process alone."""
+    return probing.same()
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_numbers_are_those_of_one_process_to_the_last_bit(processes, alone, tmp_path):
+    for found in outcomes(processes, "same", tmp_path):
+        assert found == alone
+
+
+def test_a_trajectory_is_that_of_one_process(tmp_path):
+    for step in (1, 2):
+        torch.manual_seed(step)
+        torch.save(zoo.mlp().state_dict(), tmp_path / f"step{step}.pt")
+    first, second = outcomes(2, "along", tmp_path)
+    assert first == second == {"digest": probing.along(tmp_path)["digest"], "shared": True}
+
+
+def test_ranks_of_other_models_data_or_versions_are_refused_on_all(tmp_path, alone):
+    first, second = outcomes(2, "refused", tmp_path)
+    start = "ValueError: ranks must hold the same model and data as rank 0, got other"
+    for name, words in {
+        "weights": "weights",
+        "data": "data, batch weights",
+        "loss": "loss function",
+        "settings": "settings",
+        "version": "version of torch",
+    }.items():
+        assert first[name] == second[name] == f"{start} {words} on rank 1"
+    assert first["instructions"] is second["instructions"] is False
+    assert any("other processors" in words for words in first["warned"])
+    assert not second["warned"]
+    assert first["after"] == second["after"] == alone["mlp graph"]
+
+
+def test_what_fails_on_one_rank_is_raised_on_all(tmp_path):
+    first, second = outcomes(2, "failing", tmp_path)
+    assert first == second
+    assert first["planning"] == "ArithmeticError: no plan"
+    assert "on rank 1 (" in first["unit"]
+    assert "ArithmeticError: no loss" in first["unit"]
+    assert first["reason"].startswith("failed: RankError")
+
+
+def test_a_rank_short_of_memory_halves_its_units_or_leaves_them(tmp_path, alone):
+    first, second = outcomes(2, "narrow", tmp_path)
+    assert first == second
+    assert first["oom"] == {"1": 1}
+    assert first["bitwise"] is False
+    whole = probing.probed(distributed=False).measured.even
+    np.testing.assert_allclose(np.array(first["even"]), whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max(axis=-1).min())
+    assert first["left"] == alone["mlp graph"]
+    assert first["units"][1] == 0
+
+
+def test_a_budget_ends_the_run_on_all_ranks_and_rank_0_alone_reports(tmp_path):
+    first, second = outcomes(2, "deadline", tmp_path)
+    assert first["reason"] == second["reason"] == "deadline"
+    assert first["digest"] == second["digest"]
+    assert first["progress"] > 0
+    assert second["progress"] == 0
+
+
+def test_the_end_of_the_launcher_leaves_the_partial_result_on_all_ranks(tmp_path):
+    first, second = outcomes(2, "interrupted", tmp_path, fails=True)
+    assert first == second
+    assert first["reason"] == "interrupted"
+    assert first["directions"] > 0
+
+
+def test_groups_of_the_user_serve_and_trainings_are_left_alone(tmp_path, alone):
+    first, second = outcomes(2, "groups", tmp_path)
+    assert first["default"] == second["default"] == "torch gloo"
+    assert first["world"] == second["world"] == first["asked for"] == second["asked for"] == 2
+    assert first["one"] == "nothing was raised"
+    assert "must be a group that this process is in" in second["one"]
+    assert first["alone"] == alone["mlp graph"]
+    assert [words for words in first["warned"] if "pass distributed=True" in words]
+
+
+COMMAND = ("zoo:mlp", "--data", "zoo:digits?samples=32", "--count", "4", "--banks", "2", "--radii", "1e-4:1e-1:4")
+
+
+def test_one_process_of_the_command_prints_and_writes_and_all_leave_alike(tmp_path):
+    arguments = (*COMMAND, "--precision", "difference", "--quiet", "--out", tmp_path / "out", "--target", "1e-9")
+    ended = torchrun(2, "-m", "fastscape", "multifractal", *arguments)
+    assert ended.returncode == 1  # of the launcher, where a process does not end with 0
+    assert ended.stdout.count("wall time") == 1
+    assert ended.stderr.count("the target 1e-09 was not reached") == 1
+    assert "exitcode  : 3" in ended.stderr
+    assert "exitcode  : 1" not in ended.stderr
+    assert (tmp_path / "out" / "result.npz").is_file()
+
+
+def test_processes_of_the_command_can_work_alone():
+    ended = torchrun(2, "-m", "fastscape", "multifractal", *COMMAND, "--precision", "float64", "--distributed", "never")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("wall time") == 2
