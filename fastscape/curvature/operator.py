@@ -17,7 +17,9 @@ from fastscape.curvature.choice import ProductChoice
 from fastscape.curvature.flat import Layout
 from fastscape.curvature.paths import Matrix, PathName, checked_path
 from fastscape.curvature.products import Products
+from fastscape.curvature.served import ServedProducts
 from fastscape.evaluation.points import Array
+from fastscape.evaluation.ranks import Distributed, Ranks, ranks_of
 from fastscape.objective.objective import Objective, checked_objective
 
 Vectors = TypeVar("Vectors", Tensor, list[Tensor], dict[str, Tensor])
@@ -176,14 +178,21 @@ class CurvatureOperator(SymmetricOperator):
         path: PathName | None = None,
         memory: int | None = None,
         compile: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
-        checked_objective(objective)
-        check_memory(memory)
         self.objective, self.matrix = objective, matrix
-        self._products = Products(objective, matrix, checked_path(path), memory, compile_=compile)
+        if ranks is None:
+            self._products = Products(objective, matrix, path, memory, compile_=compile)
+        else:
+            self._products = ranks.agreed(lambda: ServedProducts(objective, matrix, path, memory, ranks))
         self.layout = Layout(objective.names, [tensor.shape for tensor in objective.base.values()])
         self.dtype, self.device = self._products.space.dtype, objective.device
         self._last: ProductChoice | None = None
+
+    @property
+    def served(self) -> ServedProducts | None:
+        """The products, where several processes make them."""
+        return self._products if isinstance(self._products, ServedProducts) else None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -278,6 +287,7 @@ def hessian(
     path: PathName | None = None,
     memory: int | None = None,
     compile: bool = False,
+    distributed: Distributed = None,
 ) -> CurvatureOperator:
     r"""The Hessian of an objective at its present weights, as an operator.
 
@@ -303,6 +313,10 @@ def hessian(
             Blocks are cut to fit, and batches where the loss allows; paths that do not fit are refused.
         compile: also try the kept graph traced and compiled by inductor, which takes from half a minute to many, and repays it
             after tens of thousands of products of small networks; taken only where its products are those of the others.
+        distributed: whether the processes of torch.distributed share the batches: ``True``, a process group, ``False``, or
+            ``None`` for the default group under torchrun, outside training. Then all make the same calls of the operator, and
+            each gets rank 0's products: the same bits, for any number of processes, by ``"graph"`` unless ``path`` says another.
+            To work with it on rank 0 alone see :func:`serve`.
 
     Returns:
         A :class:`CurvatureOperator`: ``H @ v`` for ``[D]``, ``[D, K]``, lists and dicts of tensors, ``H.to_scipy()``.
@@ -311,6 +325,7 @@ def hessian(
     Raises:
         ValueError: bad arguments, or a path that cannot run the model (names the operation without a second derivative).
         NondeterministicLossError, AsymmetricProductError: on the first product, where two of the same differ, or u'Hv and v'Hu.
+        RankError: on all processes, where one has failed.
 
     Cost: on first use 10 to 30 gradients to choose; then 1 to 3 gradients a product. One copy of the parameters.
 
@@ -324,10 +339,12 @@ def hessian(
         >>> (H @ torch.ones(15, 2)).shape
         torch.Size([15, 2])
     """
-    return CurvatureOperator(objective, "hessian", path=path, memory=memory, compile=compile)
+    return _operator(objective, "hessian", path, memory, distributed, compile_=compile)
 
 
-def ggn(objective: Objective, *, path: PathName | None = None, memory: int | None = None) -> CurvatureOperator:
+def ggn(
+    objective: Objective, *, path: PathName | None = None, memory: int | None = None, distributed: Distributed = None
+) -> CurvatureOperator:
     r"""The generalised Gauss-Newton matrix of an objective at its present weights, as an operator.
 
     .. math:: G = \sum_b \frac{n_b}{\sum n_b}\, J_b^\top \nabla_z^2 \ell_b\, J_b
@@ -338,7 +355,7 @@ def ggn(objective: Objective, *, path: PathName | None = None, memory: int | Non
     Args:
         objective: a loss with ``criterion=``; a ``loss=`` cannot be split into outputs and loss.
         path: ``"graph"``, ``"graph, batched"``, ``"forward"``, ``"replay"``, or ``None`` to try them.
-        memory: as for :func:`hessian`.
+        memory, distributed: as for :func:`hessian`.
 
     Returns:
         A :class:`CurvatureOperator`.
@@ -350,7 +367,37 @@ def ggn(objective: Objective, *, path: PathName | None = None, memory: int | Non
 
     Source: Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent" (2002).
     """
-    checked_objective(objective)
+    return _operator(objective, "ggn", path, memory, distributed)
+
+
+def _operator(
+    objective: Objective,
+    matrix: Matrix,
+    path: PathName | None,
+    memory: int | None,
+    distributed: Distributed,
+    *,
+    compile_: bool = False,
+) -> CurvatureOperator:
+    ranks = ranks_of(distributed, checked_objective(objective))
+
+    def checked() -> None:
+        check_memory(memory)
+        checked_path(path)
+        if compile_ and ranks is not None:
+            raise ValueError("compile must be False on several processes, got True; pass distributed=False")
+        if matrix == "ggn":
+            _check_ggn(objective, path)
+
+    if ranks is None:
+        checked()
+    else:
+        ranks.agreed(checked)
+        ranks.check_same(objective)
+    return CurvatureOperator(objective, matrix, path=path, memory=memory, compile=compile_, ranks=ranks)
+
+
+def _check_ggn(objective: Objective, path: PathName | None) -> None:
     if objective.criterion is None:
         raise ValueError(
             "objective must have criterion= for the Gauss-Newton matrix, which splits the loss at the model's outputs; got "
@@ -360,4 +407,3 @@ def ggn(objective: Objective, *, path: PathName | None = None, memory: int | Non
         raise ValueError(
             f"path must be 'graph', 'graph, batched', 'forward', 'replay' or None for the Gauss-Newton matrix, got {path!r}"
         )
-    return CurvatureOperator(objective, "ggn", path=path, memory=memory)
