@@ -19,7 +19,7 @@ from fastscape.curvature.paths import Matrix, PathName, checked_path
 from fastscape.curvature.products import Products
 from fastscape.curvature.served import ServedProducts
 from fastscape.evaluation.points import Array
-from fastscape.evaluation.ranks import Distributed, Ranks, ranks_of
+from fastscape.evaluation.ranks import Distributed, Ranks, alone_in_training, ranks_of
 from fastscape.objective.objective import Objective, checked_objective
 
 Vectors = TypeVar("Vectors", Tensor, list[Tensor], dict[str, Tensor])
@@ -198,6 +198,10 @@ class CurvatureOperator(SymmetricOperator):
     def notes(self) -> tuple[str, ...]:
         """Remarks on the products: another arithmetic than the model's, a gradient that is not the loss's."""
         return self._products.space.notes
+
+    def note(self, words: str) -> None:
+        """Add a remark on the products."""
+        self._products.space.note(words)
 
     def __repr__(self) -> str:
         path = f", path {self.choice.name!r}" if self.choice else ""
@@ -394,7 +398,9 @@ def _operator(
     else:
         ranks.agreed(checked)
         ranks.check_same(objective)
-    return CurvatureOperator(objective, matrix, path=path, memory=memory, compile=compile_, ranks=ranks)
+    found = CurvatureOperator(objective, matrix, path=path, memory=memory, compile=compile_, ranks=ranks)
+    found.note(alone_in_training(distributed, objective))
+    return found
 
 
 def _check_ggn(objective: Objective, path: PathName | None) -> None:

@@ -114,19 +114,18 @@ class ServedProducts(Products):
     # ------------------------------------------------------------------ commands
 
     def _command(self, *words: int) -> None:
-        """Tell the others what comes next; one that was called for something else does it too, and raises."""
-        said = self.ranks.announce(*words)
-        if said != words:
-            self._follow(*said)
+        """Tell the others what comes next, where they were not called for something else."""
+        if self.ranks.common(words) is None:
             raise ValueError(
-                f"ranks must make the same calls of an operator, got {words} here and {said} on rank 0; see fs.serve"
+                "ranks must make the same calls of an operator, got another call or number of vectors on some; work with it on "
+                "rank 0 alone: with fs.serve(objective) as H"
             )
 
     def serve(self) -> None:
         """Do what rank 0 commands until it stops; what fails is raised there."""
         while True:
-            said = self.ranks.announce(0, 0, 0, 0)
-            if said[0] == _STOP:
+            said = self.ranks.common((None,) * 4)
+            if said is None or said[0] == _STOP:
                 return
             try:
                 self._follow(*said)
@@ -135,7 +134,7 @@ class ServedProducts(Products):
 
     def stop(self) -> None:
         """End what the others serve; called by rank 0 alone."""
-        self.ranks.announce(_STOP, 0, 0, 0)
+        self.ranks.common((_STOP, 0, 0, 0))
 
     def _follow(self, kind: int, count: int, first: int, second: int) -> None:
         if kind == _PREPARE:
@@ -229,7 +228,7 @@ class ServedProducts(Products):
         self.prepare(len(rows), rows)
         with uninterrupted():
             self._command(_MULTIPLY, len(rows), int(keep), int(with_forms))
-            own = rows.to(self.space.dtype, copy=self.ranks.rank > 0)  # which rank 0's overwrite
+            own = rows.to(self.space.dtype, copy=True, memory_format=torch.contiguous_format)  # which rank 0's overwrite
             return self._together(own, keep=keep, with_forms=with_forms)
 
     def _together(self, rows: Tensor, *, keep: bool, with_forms: bool) -> tuple[Tensor | None, Array | None]:

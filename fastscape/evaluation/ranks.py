@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from fastscape.objective.objective import Objective
 Found = TypeVar("Found")
 Distributed = bool | dist.ProcessGroup | None
 _SAME_LOSS = 1e-6  # relative: two processors round differently, another loss function differs by more
+_OPEN = -(2**62)  # below any word
 _calls = 0  # of groups that were made here, so that none finds the addresses of one before it in the store
 
 
@@ -70,6 +71,12 @@ class Ranks:
         return tensor.copy_(own) if own is not tensor else tensor
 
     # ------------------------------------------------------------------ numbers and objects
+
+    def common(self, words: Sequence[int | None]) -> tuple[int, ...] | None:
+        """Integers that all processes give, but for those that leave them open; ``None`` where they give different ones."""
+        low, high = ([_OPEN if word is None else sign * word for word in words] for sign in (-1, 1))
+        found = self.maximum(torch.tensor([low, high], dtype=torch.int64)).tolist()
+        return tuple(found[1]) if all(-a == b for a, b in zip(*found, strict=True)) else None
 
     def announce(self, *words: int) -> tuple[int, ...]:
         """Integers of rank 0; the others give as many."""
@@ -153,12 +160,18 @@ class Ranks:
         Raises:
             ValueError: on all processes, naming what differs and where.
         """
-        own = self.agreed(lambda: _identity(objective))
+        self._compare("model and data", self.agreed(lambda: _identity(objective)))
+
+    def check_equal(self, noun: str, value: object) -> None:
+        """Refuse, on all processes, ranks with another value than rank 0's."""
+        self._compare(noun, {noun: value})
+
+    def _compare(self, noun: str, own: dict[str, Any]) -> None:
         found = self.gather(own)
         apart = {rank: [key for key in own if not _alike(key, other[key], found[0][key])] for rank, other in enumerate(found)}
         words = [f"other {', '.join(keys)} on rank {rank}" for rank, keys in apart.items() if keys]
         if words:
-            raise ValueError(f"ranks must hold the same model and data as rank 0, got {'; '.join(words)}")
+            raise ValueError(f"ranks must hold the same {noun} as rank 0, got {'; '.join(words)}")
 
 
 def _identity(objective: Objective) -> dict[str, Any]:
@@ -213,8 +226,7 @@ def ranks_of(distributed: Distributed, objective: Objective) -> Ranks | None:
     if distributed is False:
         return None
     if distributed is None:
-        several = ready and "TORCHELASTIC_RUN_ID" in os.environ and dist.get_world_size() > 1
-        if not several or objective.in_training:
+        if not _several() or objective.in_training:
             return None
     elif not ready:
         raise ValueError(
@@ -224,6 +236,18 @@ def ranks_of(distributed: Distributed, objective: Objective) -> Ranks | None:
     group = distributed if isinstance(distributed, dist.ProcessGroup) else dist.group.WORLD
     assert group is not None
     return Ranks(group, objective.device)
+
+
+def alone_in_training(distributed: Distributed, objective: Objective) -> str:
+    """In words, that this process works alone by default beside others that train; empty where it does not."""
+    if distributed is not None or not _several() or not objective.in_training:
+        return ""
+    return "by this process alone, because the model is in training; pass distributed=True where all processes make the call"
+
+
+def _several() -> bool:
+    started = dist.is_available() and dist.is_initialized() and "TORCHELASTIC_RUN_ID" in os.environ
+    return started and dist.get_world_size() > 1
 
 
 @contextmanager
