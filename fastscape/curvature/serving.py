@@ -46,7 +46,8 @@ def led(matrix: CurvatureOperator, work: Callable[[], Found]) -> Found:
         try:
             return work()
         finally:
-            products.stop()
+            with uninterrupted():
+                products.stop()
 
     return products.ranks.led(ended)
 
@@ -114,7 +115,8 @@ def _first(matrix: CurvatureOperator) -> Iterator[CurvatureOperator]:
         yield matrix
     except BaseException as error:
         failure = error
-    products.stop()
+    with uninterrupted():
+        products.stop()
 
     def ended() -> None:
         if failure is not None:

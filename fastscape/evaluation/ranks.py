@@ -84,19 +84,21 @@ class Ranks:
 
     def _sent(self, content: bytes = b"") -> Any:
         """What rank 0 has packed; tensors in it are on this process's device."""
-        (size,) = self.announce(len(content))
-        buffer = _bytes(content) if self.rank == 0 else torch.empty(size, dtype=torch.uint8)
-        return _unpacked(self.broadcast(buffer), self.home)
+        with uninterrupted():
+            (size,) = self.announce(len(content))
+            buffer = _bytes(content) if self.rank == 0 else torch.empty(size, dtype=torch.uint8)
+            return _unpacked(self.broadcast(buffer), self.home)
 
     def gather(self, value: object) -> list[Any]:
         """The values of all processes, by rank."""
         own = _bytes(_packed(value))
         sizes = torch.zeros(self.size, dtype=torch.int64)
         sizes[self.rank] = len(own)
-        ends = [0, *torch.cumsum(self.add(sizes), 0).tolist()]
-        buffer = torch.zeros(ends[-1], dtype=torch.uint8)
-        buffer[ends[self.rank] : ends[self.rank + 1]] = own
-        self.add(buffer)
+        with uninterrupted():
+            ends = [0, *torch.cumsum(self.add(sizes), 0).tolist()]
+            buffer = torch.zeros(ends[-1], dtype=torch.uint8)
+            buffer[ends[self.rank] : ends[self.rank + 1]] = own
+            self.add(buffer)
         return [_unpacked(buffer[start:stop], self.home) for start, stop in itertools.pairwise(ends)]
 
     # ------------------------------------------------------------------ work whose failures all know of
