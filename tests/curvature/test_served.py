@@ -1,6 +1,7 @@
 """Products whose batches are dealt to processes, by a group of one; groups of several are in tests/distributed."""
 
 import ast
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +33,19 @@ def ragged():
     return fs.Objective(model, batches, criterion=F.cross_entropy)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_work_is_dealt_within_four_thirds_of_the_best(ranks):
     """Graham (1969): the longest first, each to the least loaded, takes at most 4/3 - 1/(3 W) of the optimum."""
-    for seed in range(20):
-        costs = np.random.default_rng(seed).integers(1, 100, 12).tolist()
+    for seed in range(5):
+        costs = np.random.default_rng(seed).integers(1, 100, 7).tolist()
+
+        def longest(owners, costs=costs):
+            return max(sum(cost for cost, owner in zip(costs, owners, strict=True) if owner == rank) for rank in range(ranks))
+
         owners = dealt(costs, ranks)
-        loads = [sum(cost for cost, owner in zip(costs, owners, strict=True) if owner == rank) for rank in range(ranks)]
-        least = max(max(costs), sum(costs) / ranks, sum(sorted(costs)[-ranks - 1 :][:2]) if len(costs) > ranks else 0)
-        assert max(loads) <= (4 / 3 - 1 / (3 * ranks)) * max(least, min(max(loads), least * 1.5))
-        assert owners[int(np.argmax(costs))] == 0
-        assert owners == dealt(costs, ranks)
+        best = min(map(longest, itertools.product(range(ranks), repeat=len(costs))))
+        assert longest(owners) <= (4 / 3 - 1 / (3 * ranks)) * best
+        assert owners[int(np.argmax(costs))] == 0  # where the path is chosen
 
 
 def test_dealing_gives_each_piece_to_one_and_some_to_none():
