@@ -10,6 +10,7 @@ import pytest
 from processes import limited
 
 HERE = Path(__file__).parent
+collect_ignore_glob = ["cases_*.py", "worker.py"]  # which run under torchrun
 
 
 @pytest.fixture(scope="session")
