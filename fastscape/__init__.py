@@ -26,6 +26,8 @@ _NAMES = {
     "fastscape.curvature.choice": "NoPathError ProductChoice",
     "fastscape.curvature.soundness": "AsymmetricProductError",
     "fastscape.curvature.operator": "CurvatureOperator ggn hessian",
+    "fastscape.curvature.serving": "serve",
+    "fastscape.evaluation.ranks": "RankError",
     "fastscape.evaluation.determinism": "NarrowLossError NondeterministicLossError",
     "fastscape.differences.propagation": "MissingRuleError",
     "fastscape.differences.tracing_errors": "UntraceableError",

@@ -18,7 +18,9 @@ from fastscape.curvature.choice import ProductChoice
 from fastscape.curvature.flat import Layout
 from fastscape.curvature.paths import Matrix, PathName, checked_path
 from fastscape.curvature.products import Products
+from fastscape.curvature.served import ServedProducts
 from fastscape.evaluation.points import Array
+from fastscape.evaluation.ranks import Distributed, Ranks, alone_in_training, ranks_of
 from fastscape.objective.objective import Objective, checked_objective
 
 Vectors = TypeVar("Vectors", Tensor, list[Tensor], dict[str, Tensor])
@@ -178,19 +180,31 @@ class CurvatureOperator(SymmetricOperator):
         method: PathName | None = None,
         memory: int | None = None,
         compile: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
-        checked_objective(objective)
-        check_memory(memory)
         self.objective, self.matrix = objective, matrix
-        self._products = Products(objective, matrix, checked_path(method), memory, compile_=flag("compile", compile))
+        chosen, compiled = checked_path(method), flag("compile", compile)
+        if ranks is None:
+            self._products = Products(objective, matrix, chosen, memory, compile_=compiled)
+        else:
+            self._products = ranks.agreed(lambda: ServedProducts(objective, matrix, chosen, memory, ranks))
         self.layout = Layout(objective.names, [tensor.shape for tensor in objective.base.values()])
         self.dtype, self.device = self._products.space.dtype, objective.device
         self._last: ProductChoice | None = None
 
     @property
+    def served(self) -> ServedProducts | None:
+        """The products, where several processes make them."""
+        return self._products if isinstance(self._products, ServedProducts) else None
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Remarks on the products: another arithmetic than the model's, a gradient that is not the loss's."""
         return self._products.space.notes
+
+    def note(self, words: str) -> None:
+        """Add a remark on the products."""
+        self._products.space.note(words)
 
     def __repr__(self) -> str:
         method = f", method {self.choice.name!r}" if self.choice else ""
@@ -281,6 +295,7 @@ def hessian(
     method: PathName | None = None,
     memory: int | None = None,
     compile: bool = False,
+    distributed: Distributed = None,
 ) -> CurvatureOperator:
     r"""The Hessian of an objective at its present weights, as an operator.
 
@@ -306,6 +321,10 @@ def hessian(
             Blocks are cut to fit, and batches where the loss allows; paths that do not fit are refused.
         compile: also try the kept graph traced and compiled by inductor, which takes from half a minute to many, and repays it
             after tens of thousands of products of small networks; taken only where its products are those of the others.
+        distributed: whether the processes of torch.distributed share the batches: ``True``, a process group, ``False``, or
+            ``None`` for the default group under torchrun, outside training. Then all make the same calls of the operator, and
+            each gets rank 0's products: the same bits, for any number of processes, by ``"graph"`` unless ``method`` says another.
+            To work with it on rank 0 alone see :func:`serve`.
 
     Returns:
         A :class:`CurvatureOperator`: ``H @ v`` for ``[D]``, ``[D, K]``, lists and dicts of tensors, ``H.to_scipy()``.
@@ -314,6 +333,7 @@ def hessian(
     Raises:
         ValueError: bad arguments, or a path that cannot run the model (names the operation without a second derivative).
         NondeterministicLossError, AsymmetricProductError: on the first product, where two of the same differ, or u'Hv and v'Hu.
+        RankError: on all processes, where one has failed.
 
     Cost: on first use 10 to 30 gradients to choose; then 1 to 3 gradients a product. One copy of the parameters.
 
@@ -327,11 +347,13 @@ def hessian(
         >>> (H @ torch.ones(15, 2)).shape
         torch.Size([15, 2])
     """
-    return CurvatureOperator(objective, "hessian", method=method, memory=memory, compile=compile)
+    return _operator(objective, "hessian", method, memory, distributed, compile_=compile)
 
 
 @renamed(METHOD)
-def ggn(objective: Objective, *, method: PathName | None = None, memory: int | None = None) -> CurvatureOperator:
+def ggn(
+    objective: Objective, *, method: PathName | None = None, memory: int | None = None, distributed: Distributed = None
+) -> CurvatureOperator:
     r"""The generalised Gauss-Newton matrix of an objective at its present weights, as an operator.
 
     .. math:: G = \sum_b \frac{n_b}{\sum n_b}\, J_b^\top \nabla_z^2 \ell_b\, J_b
@@ -342,7 +364,7 @@ def ggn(objective: Objective, *, method: PathName | None = None, memory: int | N
     Args:
         objective: a loss with ``criterion=``; a ``loss=`` cannot be split into outputs and loss.
         method: ``"graph"``, ``"graph, batched"``, ``"forward"``, ``"replay"``, or ``None`` to try them.
-        memory: as for :func:`hessian`.
+        memory, distributed: as for :func:`hessian`.
 
     Returns:
         A :class:`CurvatureOperator`.
@@ -354,7 +376,39 @@ def ggn(objective: Objective, *, method: PathName | None = None, memory: int | N
 
     Source: Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent" (2002).
     """
-    checked_objective(objective)
+    return _operator(objective, "ggn", method, memory, distributed)
+
+
+def _operator(
+    objective: Objective,
+    matrix: Matrix,
+    method: PathName | None,
+    memory: int | None,
+    distributed: Distributed,
+    *,
+    compile_: bool = False,
+) -> CurvatureOperator:
+    ranks = ranks_of(distributed, checked_objective(objective))
+
+    def checked() -> None:
+        check_memory(memory)
+        checked_path(method)
+        if compile_ and ranks is not None:
+            raise ValueError("compile must be False on several processes, got True; pass distributed=False")
+        if matrix == "ggn":
+            _check_ggn(objective, method)
+
+    if ranks is None:
+        checked()
+    else:
+        ranks.agreed(checked)
+        ranks.check_same(objective)
+    found = CurvatureOperator(objective, matrix, method=method, memory=memory, compile=compile_, ranks=ranks)
+    found.note(alone_in_training(distributed, objective))
+    return found
+
+
+def _check_ggn(objective: Objective, method: PathName | None) -> None:
     if objective.criterion is None:
         raise ValueError(
             "objective must have criterion= for the Gauss-Newton matrix, which splits the loss at the model's outputs; got "
@@ -364,4 +418,3 @@ def ggn(objective: Objective, *, method: PathName | None = None, memory: int | N
         raise ValueError(
             f"method must be 'graph', 'graph, batched', 'forward', 'replay' or None for the Gauss-Newton matrix, got {method!r}"
         )
-    return CurvatureOperator(objective, "ggn", method=method, memory=memory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,12 +12,14 @@ from torch import Tensor
 from fastscape._clock import now
 from fastscape.curvature.choice import Candidate, ProductChoice
 from fastscape.curvature.paths import Matrix, PathName
+from fastscape.curvature.program import Parts
 from fastscape.curvature.selection import Selection, block_key
 from fastscape.curvature.sketch import synchronise
 from fastscape.curvature.workspace import SLOW, Workspace
 from fastscape.evaluation.points import Array
 from fastscape.objective.objective import Objective
 
+Take = Callable[[int, int, Parts, Parts], None]  # batch, first vector of the block, vectors, their products
 _REPLAY_AFTER = 500.0  # gradients' worth of products after which linearising, of 20 to 500, may pay
 
 
@@ -80,35 +82,46 @@ class Products:
         candidate = self.selection.chosen[block_key(len(rows))]
         with self.space.arithmetic(draws=len(candidate.built) < len(self.space.program.weights)):
             start = now()
-            self._over_batches(candidate, choice.chunk, rows, out, forms)
+            self._over_batches(candidate, choice.chunk, rows, self._sums(out, forms))
             synchronise(rows)
             seconds = now() - start
         self._spend(len(rows), seconds)
-        self._multiplied += len(rows)
+        self._count(len(rows), out, forms)
+
+    def _count(self, vectors: int, out: Tensor | None, forms: Array | None) -> None:
+        self._multiplied += vectors
         if out is not None and not math.isfinite(float(out.sum())):
             self.nan_products += int((~out.sum(1).isfinite()).sum())
         elif forms is not None:
             self.nan_products += int((~np.isfinite(forms).all(0)).sum())
 
-    def _over_batches(self, candidate: Candidate, chunk: int, rows: Tensor, out: Tensor | None, forms: Array | None) -> None:
+    def _sums(self, out: Tensor | None, forms: Array | None) -> Take:
+        """Add weighted products to ``out``, and forms to those of their batch, where they are wanted."""
         program = self.space.opened()
         shares = self.objective.samples / np.array(self.objective.batch_weights)
-        for batch, weight in enumerate(program.weights):
+
+        def take(batch: int, start: int, vectors: Parts, found: Parts) -> None:
+            stop, weight = start + len(vectors[0]), program.weights[batch]
+            if out is not None:
+                program.layout.gather(out[start:stop], found, weight, first=batch == 0)
+            if forms is not None:
+                whole = program.whole[batch]
+                forms[whole, start:stop] += weight * shares[whole] * forms_of(vectors, found)
+
+        return take
+
+    def _over_batches(self, candidate: Candidate, chunk: int, rows: Tensor, take: Take) -> None:
+        """Multiply with every batch, ``chunk`` vectors at a time; ``take(batch, first vector, vectors, products)``."""
+        program = self.space.opened()
+        for batch in range(len(program.weights)):
             product = candidate.built.get(batch)
             if product is None:
                 product = candidate.path.build(batch)
                 if candidate.path.held and self._fits(candidate, len(candidate.built) + 1):
                     candidate.built[batch] = product
             for start in range(0, len(rows), chunk):
-                part = rows[start : start + chunk]
-                vectors = program.layout.views(part)
-                found = product(vectors)
-                if out is not None:
-                    program.layout.gather(out[start : start + chunk], found, weight, first=batch == 0)
-                if forms is not None:
-                    whole = program.whole[batch]
-                    forms[whole, start : start + chunk] += weight * shares[whole] * _forms(vectors, found)
-                del found
+                vectors = program.layout.views(rows[start : start + chunk])
+                take(batch, start, vectors, product(vectors))
             del product
 
     def _fits(self, candidate: Candidate, batches: int) -> bool:
@@ -123,7 +136,7 @@ class Products:
             self.prepare(key, thorough=True)
 
 
-def _forms(vectors: Sequence[Tensor], products: Sequence[Tensor]) -> Array:
+def forms_of(vectors: Sequence[Tensor], products: Sequence[Tensor]) -> Array:
     """V'Hv of a block ``[K]``, in float64."""
     total = sum((v * p).reshape(len(v), -1).sum(1, dtype=torch.float64) for v, p in zip(vectors, products, strict=True))
     found: Array = total.cpu().numpy()  # type: ignore[union-attr]

@@ -33,6 +33,8 @@ class Program:
         layout: of flat vectors over them.
         weights: share of each batch in the loss, n_b / N.
         whole: the objective's batch that each batch is a part of; see :meth:`halve`.
+        shares: share of each batch in that one: 1 where it was not cut.
+        cuts: how often batches were cut in two.
         narrow: dtype and name of an operation inside the model that rounds to less than float32; ``None`` if none does.
     """
 
@@ -48,6 +50,8 @@ class Program:
         self.layout = Layout(objective.names, [leaf.shape for leaf in self.leaves])
         self.weights = tuple(weight / objective.samples for weight in objective.batch_weights)
         self.whole = tuple(range(len(self.weights)))
+        self.shares = (1.0,) * len(self.weights)
+        self.cuts = 0
         self._names = [f"model.{name}" for name in objective.names]
         self.narrow = _narrow(self.replica)
 
@@ -58,25 +62,28 @@ class Program:
         L(w) tells. Returns whether anything was cut.
         """
         objective = self.replica.objective
-        before = self.replica.batches, self.weights, self.whole
+        before = self.replica.batches, self.weights, self.whole, self.shares
         expected = self._total()
         batches: list[Batch] = []
         weights: list[float] = []
         whole: list[int] = []
-        for batch, weight, origin in zip(*before, strict=True):
+        shares: list[float] = []
+        for batch, weight, origin, share in zip(*before, strict=True):
             parts = _halves(batch) if objective.criterion is not None else [batch]
             counts = [objective.terms(part) for part in parts] if len(parts) > 1 else [1.0]
             kept = [(part, count) for part, count in zip(parts, counts, strict=True) if count]
             batches += [part for part, _ in kept]
             weights += [weight * count / sum(counts) for _, count in kept]
             whole += [origin] * len(kept)
+            shares += [share * count / sum(counts) for _, count in kept]
         if len(batches) == len(before[0]):
             return False
-        self.replica.batches, self.weights, self.whole = batches, tuple(weights), tuple(whole)
+        self.replica.batches, self.weights, self.whole, self.shares = batches, tuple(weights), tuple(whole), tuple(shares)
         found = self._total()
         if not math.isclose(found, expected, rel_tol=1e3 * torch.finfo(self.leaves[0].dtype).eps):
-            self.replica.batches, self.weights, self.whole = before
+            self.replica.batches, self.weights, self.whole, self.shares = before
             return False
+        self.cuts += 1
         return True
 
     def is_functional(self, batch: int) -> bool:

@@ -68,6 +68,11 @@ class Selection:
         for candidate in self.chosen.values():
             candidate.built.clear()
 
+    def obey(self, key: int, choice: ProductChoice, *, held: int, peak: int) -> None:
+        """Multiply blocks as was chosen elsewhere, on another batch of the same function, without trying anything."""
+        self.chosen[key] = Candidate(self._named(self._space.program)[choice.name](), held=held, peak=peak)
+        self.choices[key], self.spent[key] = choice, 0.0
+
     def _choose(self, key: int, rows: Tensor | None, *, thorough: bool) -> None:
         space, program = self._space, self._space.opened()
         self.release()

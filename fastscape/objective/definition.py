@@ -83,7 +83,7 @@ class Definition:
                 f"objective takes all but model and data by name, got {unnamed[0]!r} in third place; write criterion= for a "
                 "function of (outputs, targets), loss= for one of (model, batch)"
             )
-        self.model = checked_model(model)
+        self.model, self._wrapped = checked_model(model), isinstance(model, nn.parallel.DistributedDataParallel)
         if (criterion is None) == (loss is None):
             got = "neither" if loss is None else "both"
             raise ValueError(f"pass either criterion= for (inputs, targets) batches or loss= for any other, got {got}")
@@ -134,6 +134,12 @@ class Definition:
         return math.fsum(self.batch_weights)
 
     @property
+    def in_training(self) -> bool:
+        """Whether the model came in ``DistributedDataParallel``, or a probed parameter has a gradient."""
+        held = dict(self.model.named_parameters())
+        return self._wrapped or any(held[name].grad is not None for name in self.names)
+
+    @property
     def state(self) -> Mapping[str, Tensor] | None:
         """The state dict set by :meth:`at`, or ``None`` while the model's own weights are used."""
         return self._state
@@ -150,13 +156,14 @@ class Definition:
         other._state = matched_state(self.model, state)
         return other
 
-    def on(self, batch: int) -> Self:
-        """The same function on batch number ``batch`` alone."""
-        batch = integer("batch", batch, 0)
-        if batch >= len(self.batches):
-            raise ValueError(f"batch must be below the number of batches, {len(self.batches)}, got {batch}")
+    def on(self, *batches: int) -> Self:
+        """The same function on these batches alone, by number."""
+        numbers = [integer("batch", batch, 0) for batch in batches]
+        for batch in numbers:
+            if batch >= len(self.batches):
+                raise ValueError(f"batch must be below the number of batches, {len(self.batches)}, got {batch}")
         other = self._copy()
-        other.batches, other.batch_weights = [self.batches[batch]], (self.batch_weights[batch],)
+        other.batches, other.batch_weights = [self.batches[n] for n in numbers], tuple(self.batch_weights[n] for n in numbers)
         return other
 
     def of(self, batches: Sequence[Batch]) -> Self:

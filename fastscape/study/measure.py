@@ -80,7 +80,7 @@ class Measurement:
         budget = {part: share * plan.seconds for part, share in _SHARES.items()}
         parts: dict[str, Callable[[], Any]] = {
             "spectrum": lambda: spectrum(
-                objective, plan.k, budget=budget["spectrum"], optimizer=moves, method=self._path, **shared
+                objective, plan.k, budget=budget["spectrum"], optimizer=moves, method=self._path, distributed=False, **shared
             ),
             "slice": lambda: slice1d(
                 objective,

@@ -115,7 +115,7 @@ def run(plan: Plan, architecture: Architecture, seed: int, out: Path, report: Ca
         seed=seed,
     )
     report(f"{name}: which path of curvature products is fastest")
-    path = hessian(objective.trained()).prepare(BLOCK).name
+    path = hessian(objective.trained(), distributed=False).prepare(BLOCK).name
     difficulty = Difficulty(objective, every=max(1, architecture.steps // plan.norms), method=path, name=name, seed=seed)
 
     def each(step: int, optimizer: torch.optim.Optimizer) -> None:

@@ -40,7 +40,7 @@ def digest(result):
 
 def probed(path="graph", name="mlp", distributed=SIZE > 1, **options):
     settings = fs.ProbeSettings(precision=PATHS[path], **(PROBE | options.pop("probe", {})))
-    return fs.multifractal(options.pop("of", None) or objective(name), settings, path=path, distributed=distributed, **options)
+    return fs.multifractal(options.pop("of", None) or objective(name), settings, method=path, distributed=distributed, **options)
 
 
 def failed(work):

@@ -10,6 +10,7 @@ import torch
 from fastscape._checks import amount
 from fastscape.curvature.forms.quadratic import group_means
 from fastscape.directions import Directions
+from fastscape.evaluation.ranks import Distributed
 from fastscape.numerics.estimate import Estimate, widened
 from fastscape.numerics.student import around
 from fastscape.objective.objective import Objective
@@ -24,6 +25,7 @@ def mean_quadratic_form(
     groups: int = 8,
     lanes: torch.dtype = torch.float32,
     memory: int | None = None,
+    distributed: Distributed = None,
 ) -> Estimate:
     r"""Mean of :math:`d^T H d` over directions: the trace of H over D for ``normalize="none", scale="unit"``.
 
@@ -37,6 +39,8 @@ def mean_quadratic_form(
         groups: at least 2, and a divisor of N; 8 or more for an interval worth having.
         lanes: dtype of the derivatives.
         memory: bytes that lanes, directions and values at w may take.
+        distributed: whether the processes of torch.distributed share the groups, as for :func:`fastscape.hessian`; each gets all
+            of them, with the bits that one process gives.
 
     Returns:
         An :class:`Estimate` with ``n`` the number of directions.
@@ -49,7 +53,7 @@ def mean_quadratic_form(
     Source: Dangel et al., "Collapsing Taylor mode automatic differentiation" (2025).
     """
     groups = amount("groups", groups, 2)  # one has no standard error
-    means = group_means(objective, directions, groups, lanes=lanes, memory=memory)
+    means = group_means(objective, directions, groups, lanes=lanes, memory=memory, distributed=distributed)
     value, stderr = float(means.mean()), float(means.std(ddof=1)) / math.sqrt(groups)
     found = replace(around(value, stderr, groups), n=len(directions))
     return widened(found, _ROUNDING * torch.finfo(lanes).eps * math.hypot(value, stderr * math.sqrt(groups)))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fastscape._checks import check_progress, first_line
 from fastscape._clock import now
 from fastscape._renamed import METHOD, renamed
+from fastscape.curvature.exact_sum import disjoint
 from fastscape.curvature.forms.forwards import by_forwards
 from fastscape.differences.evaluator import DifferenceEvaluator, FrontEnd, Handling
 from fastscape.differences.propagation import MissingRuleError
@@ -22,6 +23,7 @@ from fastscape.evaluation.agreement import DtypeDependentLossError
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import NarrowLossError
 from fastscape.evaluation.points import Array, blocks
+from fastscape.evaluation.ranks import Distributed, ranks_of
 from fastscape.evaluation.trial import PathChoice
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.runs.memory import out_of_memory
@@ -178,11 +180,19 @@ def _exact(
 
 
 def group_means(
-    objective: Objective, directions: Directions, groups: int, *, lanes: torch.dtype = torch.float32, memory: int | None = None
+    objective: Objective,
+    directions: Directions,
+    groups: int,
+    *,
+    lanes: torch.dtype = torch.float32,
+    memory: int | None = None,
+    distributed: Distributed = None,
 ) -> Array:
     r"""Means of :math:`d^T H d` over consecutive groups of the directions, ``[groups]``, each carried as one second derivative.
 
     Cost: (3 K + 2) / (4 K + 1) of the operations of the forms one by one, for groups of K.
+
+    ``distributed``: whether processes share the groups.
 
     Raises:
         ValueError: fewer directions than groups, or a number of directions that is no multiple of the groups'.
@@ -192,10 +202,21 @@ def group_means(
     if groups < 1 or rest or not size:
         fitting = max(g for g in range(1, min(8, len(directions)) + 1) if len(directions) % g == 0)
         raise ValueError(f"groups must divide the number of directions {len(directions)}, got {groups}; pass groups={fitting}")
-    with DifferenceEvaluator(objective, lanes=lanes, memory=memory) as evaluator:
-        means = [evaluator.mean_curvature(directions, range(g * size, (g + 1) * size)) for g in range(groups)]
-        _refuse_frozen(evaluator.handling)
-    return np.array(means)
+
+    def means(of: range) -> list[float]:
+        with DifferenceEvaluator(objective, lanes=lanes, memory=memory) as evaluator:
+            found = [evaluator.mean_curvature(directions, range(g * size, (g + 1) * size)) for g in of]
+            _refuse_frozen(evaluator.handling)
+        return found
+
+    ranks = ranks_of(distributed, objective)
+    if ranks is None:
+        return np.array(means(range(groups)))
+    ranks.check_same(objective)
+    ranks.check_equal("directions", (directions.seed, len(directions), directions.distribution, directions.normalize))
+    mine, found = range(ranks.rank, groups, ranks.size), np.zeros(groups)
+    found[mine] = ranks.agreed(lambda: means(mine) if mine else [])
+    return disjoint(found, ranks, ranks.device)
 
 
 def _refuse_frozen(handling: Handling) -> None:

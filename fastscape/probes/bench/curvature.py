@@ -104,7 +104,7 @@ def _double_backward(setting: Setting) -> Ready:
 
 
 def _operator(setting: Setting, make: Callable[..., CurvatureOperator]) -> CurvatureOperator:
-    operator = make(setting.objective, memory=setting.memory)
+    operator = make(setting.objective, memory=setting.memory, distributed=False)
     setting.stack.callback(operator.release)
     return operator
 

@@ -150,7 +150,7 @@ def _double_backward(objective: Objective) -> Finding:
             words = f"torch.autograd fails: {type(error).__name__}: {first_line(error)[:160]}"
             return Finding(name, "warning", words, remedy)
     try:
-        expected = hessian(first) @ vector
+        expected = hessian(first, distributed=False) @ vector
     except (AsymmetricProductError, NoPathError, ValueError) as error:
         words = f"torch.autograd gives products, but they could not be verified: {first_line(error)[:160]}"
         return Finding(name, "warning", words, remedy)
@@ -164,7 +164,7 @@ def _double_backward(objective: Objective) -> Finding:
 
 def _products(objective: Objective) -> Finding:
     name = "Hessian products"
-    operator = hessian(objective)
+    operator = hessian(objective, distributed=False)
     try:
         choice = operator.prepare(1)
     except (AsymmetricProductError, NoPathError) as error:

@@ -234,7 +234,7 @@ class SharpnessRun:
                 self.notes.append(words)
             return None
         try:
-            operator = hessian(objective.cast(gradient.dtype), method=self.path)  # type: ignore[arg-type]
+            operator = hessian(objective.cast(gradient.dtype), method=self.path, distributed=False)  # type: ignore[arg-type]
             found = maximise_model(operator, gradient, balls, goals.epsilon, goals.products, goals.seed)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             words = f"no quadratic model: {type(error).__name__}: {first_line(error)[:120]}"

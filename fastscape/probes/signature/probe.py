@@ -308,7 +308,7 @@ def _keywords(objective: Objective, given: Mapping[str, Any], other: Any, work: 
     placed = {"seed": work.seed, "name": work.name, "step": work.step}
     noise = {key: value for key, value in given.items() if key != "momentum" or given["optimizer"] is None}
     return {
-        "spectrum": {**placed, "optimizer": moves},
+        "spectrum": {**placed, "optimizer": moves, "distributed": False},
         "slice": placed,
         "sharpness": placed,
         "temperature": {**placed, **noise},

@@ -186,6 +186,7 @@ def _meta(run: SpectralRun, reason: str) -> dict[str, Any]:
     of, budget = run.known, run.work.budget
     basis, choice, objective = of.basis, of.operator.choice, of.objective
     krylov = None if basis is None or not basis.dimension else basis.krylov
+    served = getattr(of.operator, "served", None)  # of several processes
     trials = max(0, of.operator.products - of.count - of.beside)
     return {
         "seed": of.seed,
@@ -212,6 +213,7 @@ def _meta(run: SpectralRun, reason: str) -> dict[str, Any]:
         **measured_in(objective, of.operator.dtype).meta,
         "device": str(of.operator.device),
         "product_dtype": str(of.operator.dtype),
+        **({} if served is None else {"workers": served.workers}),
     }
 
 

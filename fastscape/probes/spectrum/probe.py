@@ -13,7 +13,9 @@ from torch import Tensor
 from fastscape._checks import amount, check_memory, first_line, integer, one_of
 from fastscape.curvature.operator import ggn, hessian
 from fastscape.curvature.paths import PathName
+from fastscape.curvature.serving import led
 from fastscape.curvature.soundness import AsymmetricProductError
+from fastscape.evaluation.ranks import Distributed, joined
 from fastscape.numerics.krylov import least_capacity
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective, checked_objective
@@ -61,6 +63,7 @@ def spectrum(
     nodes: int = 80,
     warm: SpectrumResult | None = None,
     optimizer: Optimizer | str | Path | None = None,
+    distributed: Distributed = None,
     **keywords: Unpack[SpectrumKeywords],
 ) -> SpectrumResult:
     r"""Spectrum of the Hessian (or Gauss-Newton matrix) H of the loss: extreme eigenvalues, trace, effective rank, density.
@@ -90,6 +93,10 @@ def spectrum(
             (see :func:`fastscape.edge_of_stability`). With it the whole spectrum is that of the function which was trained
             (:meth:`fastscape.Objective.trained`): batch norm takes the statistics of each batch unless others were asked for.
         method: of the products, see :func:`fastscape.hessian`; ``None`` to try them.
+        distributed: whether the processes of torch.distributed share the products' batches: ``True``, a process group,
+            ``False``, or ``None`` for the default group under torchrun, outside training. ``True`` makes it where there is none.
+            All make the same call, rank 0 decides (its budget, progress, Ctrl-C), and all get its result: the same bits for any
+            number of processes, unless a budget ends it. ``meta["workers"]`` says who multiplied.
         name, step: of the checkpoint.
         progress: called after every block with a :class:`fastscape.Progress`.
         run: budget, memory, targets, seed, method, name, step, progress, or some of them, in a :class:`fastscape.Run`.
@@ -104,6 +111,7 @@ def spectrum(
         ValueError: bad settings, a memory or budget too small (names what is enough), a path that cannot run.
         NondeterministicLossError, AsymmetricProductError: products that are not those of one symmetric matrix.
         SpectrumError: the model raised midway; its ``partial`` holds what is known.
+        RankError: a process failed before the first products.
 
     Cost: ``nodes`` products and two blocks for the trace where five eigenvalues converge in as many, of 1 to 3 gradients each;
     memory of the basis, (nodes + 2 block) D numbers.
@@ -117,34 +125,43 @@ def spectrum(
     start = _warm_vectors(objective, warm)
     clock = work.clock()
     moves = None if optimizer is None else recursion(objective, read_state(objective, optimizer))
-    objective = objective if moves is None else objective.trained()
+    function = objective if moves is None else objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
-    chosen_path = cast("PathName | None", work.method)
-    matrix = make(objective, memory=memory, method=chosen_path)
     width = block + (0 if start is None else start.shape[1])
     beside = 0 if moves is None else least_rows(objective.size, moves, block)
-    run = SpectralRun(
-        objective,
-        matrix,
-        k=k,
-        goals=goals,
-        block=block,
-        seed=work.seed,
-        budget=clock,
-        capacity=_capacity(matrix, k, width, goals, memory, beside),
-        warm=start,
-        name=work.name,
-        progress=reporter(work.progress),
-    )
-    if moves is None:
-        return measured(run, operator, work.step)
+    report = reporter(work.progress)
 
-    def products(of: Objective, path: str | None) -> Curvature:
-        return make(of, memory=memory, method=cast("PathName | None", path))
+    def alone(of: Objective, path: str | None) -> Curvature:
+        return make(of, memory=memory, method=cast("PathName | None", path), distributed=False)
 
-    stage = StabilityStage(run, moves, products, memory=memory)
+    def found(matrix: Curvature) -> SpectrumResult:
+        run = SpectralRun(
+            function,
+            matrix,
+            k=k,
+            goals=goals,
+            block=block,
+            seed=work.seed,
+            budget=clock,
+            capacity=_capacity(matrix, k, width, goals, memory, beside),
+            warm=start,
+            name=work.name,
+            progress=report,
+        )
+        stage = None if moves is None else StabilityStage(run, moves, alone, memory=memory)
+        return _with_stability(run, operator, work.step, stage)
+
+    with joined(distributed, objective) as ranks:
+        together = distributed if ranks is None else ranks.group
+        matrix = make(function, memory=memory, method=cast("PathName | None", work.method), distributed=together)
+        return found(matrix) if ranks is None else led(matrix, lambda: found(matrix))
+
+
+def _with_stability(run: SpectralRun, operator: str, step: int | None, stage: StabilityStage | None) -> SpectrumResult:
+    if stage is None:
+        return measured(run, operator, step)
     try:
-        return stage.added(measured(run, operator, work.step, between=stage.measure))
+        return stage.added(measured(run, operator, step, between=stage.measure))
     except SpectrumError as error:
         error.partial = stage.added(cast("SpectrumResult", error.partial))
         raise

@@ -156,12 +156,12 @@ def edge_of_stability(
     moves, objective = recursion(objective, state), objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
 
-    whole = make(objective, memory=memory, method=method)
+    whole = make(objective, memory=memory, method=method, distributed=False)
 
     def products(of: Objective) -> Products:
         """Of one batch, by the path that was chosen on all: another choice for each would cost more than the products."""
         chosen = whole.choice.name if isinstance(whole, CurvatureOperator) and whole.choice is not None else method
-        return make(of, memory=memory, method=cast(PathName | None, chosen))
+        return make(of, memory=memory, method=cast(PathName | None, chosen), distributed=False)
 
     def top(matrix: Products) -> Top:
         return largest(matrix, tolerance=tolerance, max_products=max_products, seed=work.seed, memory=memory)

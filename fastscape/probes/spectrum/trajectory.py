@@ -11,6 +11,7 @@ from typing import Literal, Unpack, cast
 
 from fastscape._checks import counted
 from fastscape.curvature.operator import ggn, hessian
+from fastscape.evaluation.ranks import Distributed, joined, ranks_of
 from fastscape.numerics.spectra import Stability
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.spectrum.assembly import with_note
@@ -23,7 +24,7 @@ from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
 from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import Provenance
-from fastscape.runs.run import Timed, settled
+from fastscape.runs.run import Run, Timed, settled
 
 _RISEN = 0.99  # of the highest rate
 
@@ -46,6 +47,7 @@ def spectra(
     block: int | None = None,
     nodes: int = 80,
     optimizer: Optimizer | None = None,
+    distributed: Distributed = None,
     **keywords: Unpack[SpectraKeywords],
 ) -> SpectrumTrajectory:
     """Spectra of several checkpoints of one model, with the same probes, each started from the Ritz vectors of the one before.
@@ -60,6 +62,7 @@ def spectra(
         budget: of all checkpoints; each has an equal share of what is left, and leaves what its targets spare to the next.
         optimizer: the same for all checkpoints; ``None`` for the state that lies beside each (``step10.optimizer.pt`` beside
             ``step10.safetensors``), where there is one.
+        distributed: as for :func:`fastscape.spectrum`.
         progress: as there, with the fraction and the seconds of all checkpoints.
 
     Returns:
@@ -70,8 +73,24 @@ def spectra(
         SpectrumError: the model raised midway; its ``partial`` holds the results so far.
     """
     work = settled(spectra, keywords)
-    progress = reporter(work.progress, ("checkpoint", "share", "state"))
     checked_objective(objective)
+    with joined(distributed, objective) as ranks:
+        together = distributed if ranks is None else ranks.group
+        return _spectra(objective, checkpoints, k, operator, block, nodes, optimizer, together, work)
+
+
+def _spectra(
+    objective: Objective,
+    checkpoints: Sequence[str | Path],
+    k: int,
+    operator: Literal["hessian", "ggn"],
+    block: int | None,
+    nodes: int,
+    optimizer: Optimizer | None,
+    distributed: Distributed,
+    work: Run,
+) -> SpectrumTrajectory:
+    progress = reporter(work.progress, ("checkpoint", "share", "state"))
     checked_goals(objective, k, operator, nodes, block, work)
     if optimizer is not None:
         read_state(objective, optimizer)
@@ -86,9 +105,9 @@ def spectra(
         return file.at(objective).trained() if of_training else file.at(objective)
 
     tried = None
-    if work.method is None:  # once for all checkpoints: a trial takes as long as tens of products
+    if work.method is None and ranks_of(distributed, objective) is None:  # once: a trial takes as long as tens of products
         make = {"hessian": hessian, "ggn": ggn}[operator]
-        tried = make(function(files[0]), memory=work.memory).prepare(block or BLOCK)
+        tried = make(function(files[0]), memory=work.memory, distributed=False).prepare(block or BLOCK)
     points: list[SpectrumResult] = []
     prepared = whole.elapsed
 
@@ -115,6 +134,7 @@ def spectra(
             method=work.method if tried is None else tried.name,
             name=file.name,
             step=file.step,
+            distributed=distributed,
             progress=None if progress is None else lambda state: progress(of_all(state, done), file.name, done, state),
         )
         if tried is None:

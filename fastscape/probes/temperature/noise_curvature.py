@@ -105,7 +105,7 @@ def curvature_of_noise(
     different, places = np.unique(chosen, return_inverse=True)
     forms, slopes = [], []
     try:
-        operator = hessian(source.objective)
+        operator = hessian(source.objective, distributed=False)
         operator.prepare(1)  # which tells the dtype
         mean = torch.cat([tensor.reshape(-1) for tensor in source.mean]).to(operator.dtype)
         curved = operator.matvec(mean)

@@ -272,7 +272,7 @@ class Difficulty:
     def _measure(self, step: int) -> None:
         make = {"hessian": hessian, "ggn": ggn}[self.operator]
         with torch.inference_mode(False):
-            matrix = make(self.objective, method=cast("PathName | None", self._path), memory=self._memory)
+            matrix = make(self.objective, method=cast("PathName | None", self._path), memory=self._memory, distributed=False)
             if self._path is None:
                 self._path = matrix.prepare(1).name
             began = now()

@@ -122,6 +122,7 @@ def eigenvalues(visit: Visit, carried: Carried) -> Numbers:
         optimizer=optimizer,
         method=carried.path,
         step=visit.step,
+        distributed=False,
     )
     _pass_interrupt(found.meta)
     carried.spectrum, carried.path = found, found.meta.get("path", carried.path)

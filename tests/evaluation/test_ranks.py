@@ -1,0 +1,140 @@
+"""The processes of a call: which, what they exchange, and what one of them raises."""
+
+import os
+import signal
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+import fastscape as fs
+from fastscape.evaluation.ranks import RankError, Ranks, _remade, _told, joined, ranks_of, uninterrupted
+from fastscape.runs.anytime import PartialResultError
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE")
+
+
+@pytest.fixture
+def single(monkeypatch):
+    """A default process group of this process alone, as torchrun would give."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Ranks(dist.group.WORLD, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def nobody(monkeypatch):
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_one_process_is_distributed_only_where_it_is_asked_for(single, tanh_objective):
+    assert ranks_of(None, tanh_objective) is None
+    assert ranks_of(False, tanh_objective) is None
+    assert ranks_of(True, tanh_objective).size == 1
+    assert ranks_of(dist.group.WORLD, tanh_objective).engine == "torch gloo"
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "words"),
+    [
+        ("gloo", TypeError, "distributed must be None, True, False or a torch.distributed.ProcessGroup, got str"),
+        (2, TypeError, "distributed must be .*, got int"),
+        (dist.GroupMember.NON_GROUP_MEMBER, ValueError, "distributed must be a group that this process is in"),
+    ],
+)
+def test_what_is_no_group_is_refused(nobody, tanh_objective, value, kind, words):
+    for call in (fs.hessian, fs.ggn, fs.spectrum):
+        with pytest.raises(kind, match=words):
+            call(tanh_objective, distributed=value)
+    with pytest.raises(kind, match=words), fs.serve(tanh_objective, distributed=value):
+        pass
+
+
+def test_without_a_group_or_torchrun_the_remedy_is_told(nobody, tanh_objective):
+    with pytest.raises(ValueError, match=r"distributed must be False without a process group; call .*init_process_group\(\)"):
+        fs.hessian(tanh_objective, distributed=True)
+    with pytest.raises(ValueError, match="needs the environment of torchrun, of which RANK, .* are not set; start with torchrun"):
+        fs.spectrum(tanh_objective, distributed=True)
+    assert not dist.is_initialized()
+
+
+def test_a_group_that_a_call_makes_ends_with_it(monkeypatch, nobody, tanh_objective):
+    """With torchrun's store, which keeps the addresses of the groups before: each has a part of its own."""
+    store = dist.TCPStore("localhost", 0, is_master=True)
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    for _ in range(2):
+        with joined(True, tanh_objective) as ranks:
+            assert (ranks.size, dist.get_world_size()) == (1, 1)
+        assert not dist.is_initialized()
+    with pytest.raises(ZeroDivisionError), joined(True, tanh_objective):
+        raise ZeroDivisionError
+    assert not dist.is_initialized()
+
+
+def test_objects_and_numbers_go_round(single):
+    value = {"a": torch.arange(3), "b": (1, "x", float("inf"))}
+    assert torch.equal(single.gather(value)[0]["a"], value["a"])
+    assert single.led(lambda: 7) == 7
+    assert single.announce(3, -4) == (3, -4)
+    assert single.common((3, 2**61, -5)) == (3, 2**61, -5)
+    with pytest.raises(KeyError, match="here"):
+        single.led(lambda: {}["here"])
+    with pytest.raises(ZeroDivisionError):
+        single.agreed(lambda: 1 / 0)
+
+
+def test_an_exception_keeps_its_class_and_what_it_holds():
+    made = PartialResultError("it failed", {"known": 3})
+    made.add_note("a note")
+    found = _remade(_told(made))
+    assert (type(found), str(found), found.partial, found.__notes__) == (
+        PartialResultError,
+        "it failed",
+        {"known": 3},
+        ["a note"],
+    )
+    unknown = ValueError(lambda: 0)  # does not travel
+    found = _remade(_told(unknown))
+    assert type(found) is RankError
+    assert "ValueError" in str(found)
+
+
+def test_training_is_told_by_a_wrapper_or_a_gradient(single, tanh_net, digits):
+    assert not fs.Objective(tanh_net, digits, criterion=F.cross_entropy).in_training
+    wrapped = torch.nn.parallel.DistributedDataParallel(tanh_net)
+    assert fs.Objective(wrapped, digits, criterion=F.cross_entropy).in_training
+    objective = fs.Objective(tanh_net, digits, criterion=F.cross_entropy)
+    tanh_net(digits[0][0]).sum().backward()
+    assert objective.in_training
+    tanh_net.zero_grad(set_to_none=True)
+    assert not objective.in_training
+
+
+def strike():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_waits_for_the_end_of_an_exchange():
+    done = []
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def exchange(strikes):
+        with uninterrupted():
+            for _ in range(strikes):
+                strike()
+                done.append("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        exchange(1)
+    assert done == ["went on"]
+    with pytest.raises(KeyboardInterrupt):
+        exchange(2)
+    assert done == ["went on"] * 2  # the second stops at once
+    with uninterrupted(drop=True):
+        strike()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
