@@ -63,7 +63,7 @@ def simulated(monkeypatch):
         def start(instance, blocks, arguments, device):
             table, weights, outputs, ids, indices, scales, radii, *numbers = arguments
             options = dict(option.split("=") for option in instance)
-            counts = dict(table.reshape(-1, 6)[:, [cuda.SLOT, 2]].tolist())
+            counts = dict(table.reshape(-1, 7)[:, [cuda.SLOT, 2]].tolist())
             rows = len(indices) * len(radii)
             lists = [
                 [
@@ -199,7 +199,7 @@ def test_a_removed_check_is_caught(simulated, mutate, error):
     [
         ("return add(mul(c, z), w);", "return c * z + w;"),  # NVRTC fuses it
         ("(Compute)__dmul_rn(radii[r], s[i])", "(Compute)radii[r] * (Compute)s[i]"),  # rounded twice
-        ("(uint32_t)(element / 4)", "(uint32_t)(offset / 4)"),
+        ("(uint32_t)((first + element) / 4)", "(uint32_t)(offset / 4)"),
         ("if (offset + i == next)", "if (false)"),
     ],
     ids=["fused", "coefficient", "counter", "pieces"],
