@@ -144,9 +144,7 @@ def layout(
     return Layout(settled(on_device(np.stack(rows), device)), int(blocks.sum()), len(elements))
 
 
-def noise_layout(
-    slots: tuple[int, ...], sizes: Sequence[int], firsts: Sequence[int], block: int, device: torch.device
-) -> Layout:
+def noise_layout(slots: tuple[int, ...], sizes: Sequence[int], firsts: Sequence[int], block: int, device: torch.device) -> Layout:
     """The layout of undivided tensors, with blocks that begin where the generator's counters do."""
     counts, begins = (tuple(numbers[t] for t in slots) for numbers in (sizes, firsts))
     return layout(slots, counts, (1,) * len(slots), block, device, begins, UNIT)

@@ -161,10 +161,7 @@ def direction_kernel(
         begin, start = slice_of(table, pieces, t, start, ALIGNED)
     noise = noise_block(start, id, tl.load(indices + k), k0, k1, BLOCK, RADEMACHER)
     element = start + tl.arange(0, BLOCK)
-    if SHARDS:
-        inside = (element >= begin) & (element < begin + count)
-    else:
-        inside = element < count
+    inside = (element >= begin) & (element < begin + count) if SHARDS else element < count
     tl.store(target + element, noise, mask=inside)
 
 

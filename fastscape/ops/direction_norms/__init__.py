@@ -62,17 +62,26 @@ class Norms:
     """Sums of squares of direction (seed, index), with the bits of :func:`direction_norms`, prepared for many calls.
 
     Args:
-        ids, sizes, groups, distribution: see :func:`direction_norms`.
+        ids, sizes, groups, distribution, firsts: see :func:`direction_norms`.
     """
 
-    def __init__(self, ids: Tensor, sizes: Sequence[int], groups: Sequence[int], distribution: Distribution) -> None:
+    def __init__(
+        self,
+        ids: Tensor,
+        sizes: Sequence[int],
+        groups: Sequence[int],
+        distribution: Distribution,
+        firsts: Sequence[int] | None = None,
+    ) -> None:
         _checks.noise(ids, 0, [], distribution)
         _checks.sizes(ids, sizes)
         _checks.groups(sizes, groups)
-        self._arguments = (ids, list(sizes), list(groups), distribution)
+        _checks.firsts(sizes, begins := list(firsts or ()))
+        self._arguments = (ids, list(sizes), list(groups), distribution, begins)
         self._native: NativeDots | None = None
         if _native.library.available and ids.device.type == "cpu":
-            self._native = NativeDots(_tasks.Layout(ids.tolist(), sizes, groups, _tasks.SUM_BLOCK), 1, distribution)
+            layout = _tasks.Layout(ids.tolist(), sizes, groups, _tasks.SUM_BLOCK, begins)
+            self._native = NativeDots(layout, 1, distribution)
 
     def __getstate__(self) -> Any:
         """Copies and pickles prepare their own call: addresses do not travel."""
@@ -88,8 +97,8 @@ class Norms:
         if self._native is not None:
             found = self._native(seed, (index,))[0]
             return found
-        ids, sizes, groups, distribution = self._arguments
-        found = direction_norms(ids, seed, [index], sizes, groups, distribution)[0].cpu().numpy()
+        ids, sizes, groups, distribution, firsts = self._arguments
+        found = direction_norms(ids, seed, [index], sizes, groups, distribution, firsts)[0].cpu().numpy()
         return found
 
 

@@ -28,9 +28,7 @@ def available() -> str:
     return _cuda.reason(SOURCE)
 
 
-def options(
-    weight: torch.dtype, out: torch.dtype, distribution: str, *, grouped: bool, shards: bool = False
-) -> tuple[str, ...]:
+def options(weight: torch.dtype, out: torch.dtype, distribution: str, *, grouped: bool, shards: bool = False) -> tuple[str, ...]:
     """The macros of one instantiation."""
     return (
         f"-DFS_WEIGHT={TYPES[weight]}",
@@ -43,9 +41,7 @@ def options(
     )
 
 
-def segments(
-    sizes: Sequence[int], groups: Sequence[int], slots: Sequence[int], firsts: Sequence[int] = ()
-) -> NDArray[np.int64]:
+def segments(sizes: Sequence[int], groups: Sequence[int], slots: Sequence[int], firsts: Sequence[int] = ()) -> NDArray[np.int64]:
     """The rows ``Segment`` of the tensors at ``slots``, none of them empty, int64 ``[len(slots), 7]``."""
     chosen = np.array(slots, dtype=np.int64)
     counts, pieces = np.array(sizes, dtype=np.int64), np.array(groups, dtype=np.int64)

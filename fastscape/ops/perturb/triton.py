@@ -83,10 +83,7 @@ def perturb_kernel(
         begin, start = slice_of(table, pieces, t, start, ALIGNED)
         place = start - begin
     element = start + tl.arange(0, BLOCK)
-    if SHARDS:
-        inside = (element >= begin) & (element < begin + count)
-    else:
-        inside = element < count
+    inside = (element >= begin) & (element < begin + count) if SHARDS else element < count
     w = tl.load(weight + element, mask=inside, other=0.0).to(COMPUTE)
     z = noise_block(start, tl.load(ids + slot), tl.load(indices + k), k0, k1, BLOCK, RADEMACHER).to(COMPUTE)
     column = tl.load(columns + slot)
