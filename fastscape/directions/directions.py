@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastscape._checks import integer
+from fastscape.directions.dealt_norms import DealtNorms
 from fastscape.directions.normalise import Normaliser, OneD, Rule, ZeroNorm
 from fastscape.objective.arguments import matched_state
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.objective.sharding import needs_whole
 from fastscape.ops import Distribution, Norms, direction, tensor_ids
 
 Scale = Literal["unit", "relative", "none"]
@@ -86,7 +88,12 @@ class Directions:
             Normaliser(objective.base, normalize, one_d=one_d, zero_norm=zero_norm, filter_dim=filter_dim),
             scale,
         )
-        self._norms = Norms(self._id_tensor, self._sizes, self.normaliser.pieces, distribution)
+        if objective.sharding is None:
+            self._norms: Norms | DealtNorms = Norms(self._id_tensor, self._sizes, self.normaliser.pieces, distribution)
+            return
+        if not self.normaliser.separable:
+            raise needs_whole("normalize='element' and filters along other dimensions than 0")
+        self._norms = DealtNorms(self._id_tensor, self._sizes, self.normaliser.pieces, distribution, objective.sharding)
 
     def _finish(self, objective: Objective, count: int, normaliser: Normaliser, scale: Scale) -> None:
         if scale not in get_args(Scale):
@@ -125,6 +132,8 @@ class Directions:
         Raises:
             ValueError: unknown names, wrong shapes, or a direction that is zero or not finite.
         """
+        if checked_objective(objective).sharding is not None:
+            raise needs_whole("given directions")
         stored = _stored(objective, tensors)
         self = object.__new__(cls)
         self._given, self.ids = stored, []

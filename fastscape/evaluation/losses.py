@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastscape.directions import Directions, checked_directions
-from fastscape.evaluation.evaluator import Evaluator, PathName
+from fastscape.evaluation.evaluator import PathName
+from fastscape.evaluation.sharded import evaluator_of
 from fastscape.objective.objective import Objective, checked_objective
 
 Subtracted = Literal["float64", "float32"]
@@ -69,7 +70,7 @@ def losses(
         objective: the loss.
         directions: n directions.
         radii: R signed radii in units of ``||d||``; 0 gives L(w).
-        precision: arithmetic of the forward passes, ``"float64"`` (default) or ``"float32"``.
+        precision: arithmetic of the forward passes, ``"float64"`` (default) or ``"float32"``; that of a sharded model is its own.
         path: ``"loop"``, ``"vmap"``, or ``None`` for the one that measures faster on this model.
         memory: bytes that batched evaluation may take.
 
@@ -95,6 +96,6 @@ def losses(
     if not np.isfinite(values).all():
         raise ValueError(f"radii must be finite, got {values[~np.isfinite(values)][0]!s}")
     checked_directions(directions)
-    dtype = checked_dtype(precision or "float64")
-    with Evaluator(objective, dtype, path=path, memory=memory) as evaluator:
+    dtype = objective.dtype if precision is None and objective.sharding is not None else checked_dtype(precision or "float64")
+    with evaluator_of(objective, dtype, path=path, memory=memory) as evaluator:
         return evaluator.losses(directions, range(len(directions)), values.tolist())

@@ -33,6 +33,7 @@ from fastscape.objective.criteria import (
     weight_of,
 )
 from fastscape.objective.norms import BatchNormMode, frozen, tracking
+from fastscape.objective.sharding import ShardedModelError, needs_whole, sharding_of, whole
 from fastscape.objective.structures import map_tensors, tensors_of
 from fastscape.objective.terms import Rule, Weighting, sample_guess, weighting
 
@@ -79,6 +80,7 @@ class Definition:
         memory: int | None = None,
     ) -> None:
         self.model = checked_model(model)
+        self.sharding = sharding_of(self.model)
         if (criterion is None) == (loss is None):
             got = "neither" if loss is None else "both"
             raise ValueError(f"pass either criterion= for (inputs, targets) batches or loss= for any other, got {got}")
@@ -100,12 +102,17 @@ class Definition:
         self._state: Mapping[str, Tensor] | None = None
         self.dtype = dtype or reduce(torch.promote_types, (tensor.dtype for tensor in self._source))
         self.device = checked_device(self.model, device)
+        if self.sharding is not None:
+            self._check_sharded()
         batches = materialise(data, memory)
         self.traits = Traits(leaves=tuple(tensor.requires_grad for tensor in tensors_of(batches[0])))
         self.batches = self._checked_batches(batches, move=device is not None)
         self._user_weight, self._user_samples = weight, samples
         self.weighting = self._weighting()
         self.batch_weights = tuple(self._weight(index) for index in range(len(self.batches)))
+        if self.sharding is not None:
+            identity = {"names": repr(self.names), "data": self.data_fingerprint(), "batch weights": repr(self.batch_weights)}
+            self.sharding.check_equal(identity)
 
     @property
     def base(self) -> dict[str, Tensor]:
@@ -121,7 +128,7 @@ class Definition:
     def norm(self) -> float:
         """||w||, the Euclidean norm of the probed parameters, accumulated in float64."""
         with torch.no_grad():
-            return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in self.base.values()))
+            return math.sqrt(math.fsum(float(whole(tensor).double().square().sum()) for tensor in self.base.values()))
 
     @property
     def samples(self) -> float:
@@ -141,6 +148,8 @@ class Definition:
         Raises:
             ValueError: missing or extra keys or wrong shapes; the first few are listed.
         """
+        if self.sharding is not None:
+            raise needs_whole("other weights than its own (.at, trajectories)")
         other = self._copy()
         other._state = matched_state(self.model, state)
         return other
@@ -178,6 +187,8 @@ class Definition:
 
     def cast(self, dtype: torch.dtype) -> Self:
         """The same function in the arithmetic of another floating dtype, at the weights as ``dtype`` holds them."""
+        if self.sharding is not None and dtype != self.dtype:
+            raise needs_whole(f"another dtype than its own {self.dtype}")
         other = self._copy()
         other.dtype = dtype
         return other
@@ -191,6 +202,8 @@ class Definition:
 
     def switched(self, batch_norm: BatchNormMode) -> Self:
         """The same function by other statistics, where what was asked for stays what it is."""
+        if self.sharding is not None and batch_norm == "batch":
+            raise needs_whole("batch_norm='batch'")
         other = self._copy()
         other.batch_norm = batch_norm
         return other
@@ -199,7 +212,9 @@ class Definition:
 
     @property
     def by_batch(self) -> tuple[str, ...]:
-        """Layers that ``"batch"`` statistics concern, by name."""
+        """Layers that ``"batch"`` statistics concern, by name; none of a sharded model, which is evaluated as it is."""
+        if self.sharding is not None:
+            return ()
         return tuple(name for name in self.tracking if self.batch_norm_asked is not None or name not in self._frozen)
 
     def terms(self, batch: Batch, index: int = 0) -> float:
@@ -231,12 +246,30 @@ class Definition:
 
     def weight_fingerprint(self) -> str:
         """SHA-256 of all parameters and buffers: names, dtypes, shapes and bytes."""
-        return fingerprint(sorted(matched_state(self.model, self._state or self.model.state_dict()).items()))
+        if self.sharding is not None:
+            self.sharding.reshard()
+        state = sorted(matched_state(self.model, self._state or self.model.state_dict()).items())
+        return fingerprint((name, whole(tensor)) for name, tensor in state)
 
     # ------------------------------------------------------------------ private
 
+    def _check_sharded(self) -> None:
+        """Refuse what a model that is evaluated in place cannot have."""
+        dtypes = {tensor.dtype for tensor in self._source}
+        if dtypes != {self.dtype}:
+            raise ShardedModelError(
+                f"dtype must be the one dtype of the sharded model's parameters, or None, got {self.dtype} for "
+                f"{', '.join(sorted(map(str, dtypes)))}; call model.double() or .float() before its first forward"
+            )
+        if self.device != checked_device(self.model, None):
+            raise ShardedModelError(f"device must be that of the sharded model, or None, got {self.device}; move the model")
+        if self.batch_norm == "batch":
+            raise needs_whole("batch_norm='batch'")
+
     @property
     def _source(self) -> list[Tensor]:
+        if self.sharding is not None:
+            self.sharding.reshard()  # after a forward, the root's parameters are the gathered ones
         tensors = self._state if self._state is not None else dict(self.model.named_parameters())
         return [tensors[name] for name in self.names]
 

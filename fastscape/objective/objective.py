@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Self
 
 import torch
@@ -90,17 +91,19 @@ class Objective(Definition):
 
     def evaluate_once(self) -> tuple[float, float | None]:
         """L(w) and the accuracy from one forward per batch."""
-        with exact_arithmetic(self.dtype):
-            replica = self.replica(self.dtype)
-            replica.reset()
+        with self._evaluated() as replica:
             return replica.loss_and_accuracy()
 
     def gradient(self) -> dict[str, Tensor]:
-        """Gradient of L with respect to the probed parameters, by name. Cost: one forward and backward per batch."""
-        with exact_arithmetic(self.dtype):
-            replica = self.replica(self.dtype)
-            replica.reset()
-            return dict(zip(self.names, replica.gradient(), strict=True))
+        """Gradient of L with respect to the probed parameters, by name. Cost: one forward and backward per batch.
+
+        Of a sharded model, tensors that are sharded as the parameters are.
+        """
+        with self._evaluated() as replica:
+            parts = dict(zip(self.names, replica.gradient(), strict=True))
+        if self.sharding is None:
+            return parts
+        return {name: self.sharding.like(name, part) for name, part in parts.items()}
 
     def replica(self, dtype: torch.dtype) -> Replica:
         """A private copy of the model and data in ``dtype``, whose parameters are scratch space."""
@@ -148,6 +151,18 @@ class Objective(Definition):
         """
         guess = (self.weighting.remark,) if self.weighting.remark else ()
         return (*guess, *self.findings.remarks)
+
+    @contextmanager
+    def _evaluated(self) -> Iterator[Replica]:
+        """A replica at w, for as long as it is used."""
+        with exact_arithmetic(self.dtype), self.held():
+            replica = self.replica(self.dtype)
+            replica.reset()
+            yield replica
+
+    def held(self) -> AbstractContextManager[None]:
+        """For as long as replicas of a sharded model, which is evaluated in place, displace its weights; nothing for others."""
+        return nullcontext() if self.sharding is None else self.sharding.held(self.names)
 
     def _copy(self) -> Self:
         other = super()._copy()

@@ -24,9 +24,11 @@ from fastscape.evaluation.influence import Influence, influence
 from fastscape.evaluation.losses import DTYPES
 from fastscape.evaluation.noise import known_from_zero, narrow_noise, neighbouring_noise, noise_float64, passes_gate
 from fastscape.evaluation.points import Array
+from fastscape.evaluation.sharded import evaluator_of
 from fastscape.evaluation.trial import PathChoice, Refusal, Trial, activation_bytes, timed, told
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective
+from fastscape.objective.sharding import ShardedModelError
 
 Precision = Literal["float64", "float32", "difference", "difference-bf16"]
 AnyPath = PathName | FrontEnd
@@ -114,10 +116,30 @@ def responder(
 ) -> Evaluator | DifferenceEvaluator:
     """The evaluator of a precision."""
     if precision in DTYPES:
-        return Evaluator(objective, DTYPES[precision], path=path, memory=memory, gate=gate, trial=trial)  # type: ignore[arg-type]
+        return evaluator_of(objective, DTYPES[precision], path=path, memory=memory, gate=gate, trial=trial)  # type: ignore[arg-type]
+    if objective.sharding is not None:
+        raise ShardedModelError(
+            f"precision must be {own_precision(objective)!r} or None for a sharded model, got {precision!r}: its forward "
+            "cannot be followed"
+        )
     front_end = path.name if isinstance(path, PathChoice) else path
     products: Literal["float32", "bfloat16"] = "bfloat16" if precision == "difference-bf16" else "float32"
     return DifferenceEvaluator(objective, products=products, memory=memory, gate=gate, front_end=front_end)  # type: ignore[arg-type]
+
+
+def own_precision(objective: Objective) -> Precision:
+    """The arithmetic of a sharded model, which is evaluated as it is.
+
+    Raises:
+        ShardedModelError: it is narrower than float32.
+    """
+    names: dict[torch.dtype, Precision] = {torch.float64: "float64", torch.float32: "float32"}
+    if objective.dtype not in names:
+        raise ShardedModelError(
+            f"a sharded model must be in float32 or float64, got {objective.dtype}: its rounding is larger than the responses; "
+            "call model.float() before its first forward"
+        )
+    return names[objective.dtype]
 
 
 def refused_precision(precision: str, error: UntraceableError | MissingRuleError) -> ValueError:
@@ -147,7 +169,8 @@ def measure_noise(
     directions ``[K, N]``, where they are known: one far larger than those of the two directions, as beside a pole, is held
     against float64 itself.
     """
-    found = _influence(evaluator) if zeros else None
+    sharded = evaluator.objective.sharding is not None
+    found = _influence(evaluator) if zeros and not sharded else None
     if isinstance(evaluator, DifferenceEvaluator):
         noise = _noise_of_differences(evaluator, directions, radii)
         if even is not None:
@@ -157,6 +180,9 @@ def measure_noise(
     if evaluator.dtype == torch.float64:
         sigma, narrow = noise_float64(evaluator, directions, indices, radii)
         return Noise(sigma, None, narrow, 0, influence=found)
+    if sharded:
+        scatter, narrow = neighbouring_noise(evaluator, directions, indices, radii)
+        return Noise(scatter, None, narrow, 0, f"{_NEIGHBOURS}, because a sharded model runs in its own dtype alone")
     try:
         with Evaluator(evaluator.objective, torch.float64, path="loop", gate=False) as exact:
             check_same_function(exact.replica)
@@ -264,6 +290,8 @@ def choose_precision(
     """
     if path not in (None, *get_args(PathName), *get_args(FrontEnd)):
         raise ValueError(f"path must be 'loop', 'vmap', 'graph', 'dispatch' or None to measure, got {path!r}")
+    if objective.sharding is not None and path in (None, "loop"):
+        return PrecisionChoice(own_precision(objective), "a sharded model is evaluated in its own dtype")
     if path in get_args(FrontEnd):
         return PrecisionChoice("difference", f"path={path!r} was asked for")
     if path is not None:
