@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,10 +14,12 @@ from torch import Tensor
 from fastscape._checks import check_memory, first_line, integer
 from fastscape.curvature.operator import ggn, hessian
 from fastscape.curvature.paths import PathName
+from fastscape.curvature.sharded import ShardedHessian
 from fastscape.curvature.soundness import AsymmetricProductError
 from fastscape.numerics.krylov import least_capacity
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.objective.sharding import ShardedModelError, Sharding, needs_whole
 from fastscape.probes.spectrum.assembly import spectrum_result
 from fastscape.probes.spectrum.recursions import recursion
 from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
@@ -26,7 +29,7 @@ from fastscape.probes.spectrum.stability_stage import StabilityStage, least_rows
 from fastscape.probes.spectrum.state import Curvature, Goals, SpectrumProgress
 from fastscape.runs.anytime import PartialResultError
 from fastscape.runs.checkpoints import read_optimizer
-from fastscape.runs.run import Work, settled
+from fastscape.runs.run import Run, Work, settled
 
 __all__ = ["SpectrumError", "SpectrumProgress", "spectrum"]
 
@@ -110,6 +113,8 @@ def spectrum(
     """
     work = settled(spectrum, keywords)
     checked_objective(objective)
+    if objective.sharding is not None:
+        work = _sharded(objective, objective.sharding, operator, optimizer, work)
     goals, memory = checked_goals(objective, k, operator, work.targets, nodes), work.memory
     block = BLOCK if block is None else integer("block", block, 2)
     integer("seed", work.seed, 0, 2**64)
@@ -120,7 +125,11 @@ def spectrum(
     objective = objective if moves is None else objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
     chosen_path = cast("PathName | None", work.path)
-    matrix = make(objective, memory=memory, path=chosen_path)
+    matrix: Curvature
+    if objective.sharding is None:
+        matrix = make(objective, memory=memory, path=chosen_path)
+    else:
+        matrix = ShardedHessian(objective, chosen_path)
     width = block + (0 if start is None else start.shape[1])
     beside = 0 if moves is None else least_rows(objective.size, moves, block)
     run = SpectralRun(
@@ -148,6 +157,21 @@ def spectrum(
     except SpectrumError as error:
         error.partial = stage.added(cast("SpectrumResult", error.partial))
         raise
+
+
+def _sharded(objective: Objective, sharding: Sharding, operator: str, optimizer: Optimizer | str | Path | None, work: Run) -> Run:
+    """Refuse what a sharded model does not allow; the memory is the least that a process has, so that all choose alike."""
+    if optimizer is not None or operator == "ggn":
+        raise needs_whole("optimizer=" if operator != "ggn" else "operator='ggn'")
+    if work.budget is not None:
+        raise ShardedModelError(
+            f"budget must be None for a sharded model, whose processes would stop at different products, got {work.budget!r}; "
+            "pass nodes= and targets="
+        )
+    if work.memory is not None:
+        return work
+    room = available_memory(objective.device) // 4
+    return dataclasses.replace(work, memory=int(-sharding.largest(-float(room))))
 
 
 def measured(
