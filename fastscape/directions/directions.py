@@ -72,7 +72,7 @@ class Directions:
         zero_norm: ZeroNorm = "skip",
         filter_dim: Mapping[str, int] | None = None,
     ) -> None:
-        checked_objective(objective)
+        checked_objective(objective, sharded=True)
         if distribution not in get_args(Distribution):
             raise ValueError(f"distribution must be 'gaussian' or 'rademacher', got {distribution!r}")
         count, seed = integer("count", count, 1, 2**32 + 1), integer("seed", seed, 0, 2**64)
@@ -132,7 +132,7 @@ class Directions:
         Raises:
             ValueError: unknown names, wrong shapes, or a direction that is zero or not finite.
         """
-        if checked_objective(objective).sharding is not None:
+        if checked_objective(objective, sharded=True).sharding is not None:
             raise needs_whole("given directions")
         stored = _stored(objective, tensors)
         self = object.__new__(cls)

@@ -91,7 +91,7 @@ def losses(
         >>> fs.losses(objective, fs.Directions(objective, count=8), [-0.1, 0.0, 0.1]).shape
         torch.Size([8, 3])
     """
-    checked_objective(objective)
+    checked_objective(objective, sharded=True)
     values = _vector(radii)
     if not np.isfinite(values).all():
         raise ValueError(f"radii must be finite, got {values[~np.isfinite(values)][0]!s}")

@@ -36,6 +36,8 @@ class ShardedEvaluator(Evaluator):
     Memory: a copy of the local shards, and what the forward gathers.
     """
 
+    in_place = True
+
     def __enter__(self) -> ShardedEvaluator:
         with ExitStack() as stack:
             stack.enter_context(exact_arithmetic(self.dtype))

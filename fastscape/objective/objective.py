@@ -19,6 +19,7 @@ from fastscape.objective.definition import Loss as Loss
 from fastscape.objective.examination import Findings, confirmed, findings, replica_of
 from fastscape.objective.norms import BatchNormMode
 from fastscape.objective.replica import Replica
+from fastscape.objective.sharding import needs_whole
 from fastscape.objective.statistics import Statistics, compared, unmoved
 
 
@@ -173,13 +174,15 @@ class Objective(Definition):
         return confirmed(self, index, counts)
 
 
-def checked_objective(value: object) -> Objective:
-    """``value`` as an objective, or a TypeError that says how to make one."""
+def checked_objective(value: object, *, sharded: bool = False) -> Objective:
+    """``value`` as an objective, or a TypeError that says how to make one; one of a sharded model only where that is allowed."""
     if not isinstance(value, Objective):
         raise TypeError(
             f"objective must be a fastscape.Objective, got {type(value).__name__}; make one of model, data and loss: "
             "fs.Objective(model, data, criterion=torch.nn.functional.cross_entropy)"
         )
+    if value.sharding is not None and not sharded:
+        raise needs_whole()
     return value
 
 

@@ -14,6 +14,24 @@ from fastscape.objective.replica import Replica, _LossModule, _returns_fresh_ten
 from fastscape.objective.sharding import ShardedModelError, Sharding, gradient_policy, whole
 
 
+class _EvaluatedInPlace(_LossModule):
+    """The loss of a sharded model, which lets go of gathered weights after every forward: the shards may move before the next."""
+
+    def __init__(self, objective: Definition, dtype: torch.dtype, sharding: Sharding) -> None:
+        super().__init__(objective.model, objective, dtype, frozenset())
+        self._sharding = sharding
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        try:
+            return super().forward(batch)
+        except BaseException:
+            self._sharding.recover()
+            raise
+        finally:
+            if not torch.is_grad_enabled():  # a backward pass takes the gathered weights
+                self._sharding.reshard()
+
+
 class ShardedReplica(Replica):
     """The objective's own model, whose local shards are scratch space inside ``sharding.held``.
 
@@ -32,7 +50,7 @@ class ShardedReplica(Replica):
                 f"precision must be {own!r}, the dtype of the sharded model, or None, got {wanted!r}; "
                 f"call model.{'double' if dtype == torch.float64 else 'float'}() before its first forward"
             )
-        self.module = _LossModule(objective.model, objective, dtype, frozenset())
+        self.module = _EvaluatedInPlace(objective, dtype, self.sharding)
         self.batches = [placed(batch, objective.device, dtype) for batch in objective.batches]
         self.parts = self.sharding.parts(objective.names)
         self.scratch = [part.local for part in self.parts]
@@ -41,14 +59,6 @@ class ShardedReplica(Replica):
         self._fresh = _returns_fresh_tensors(objective.criterion)
         self._overwritten: dict[int, bool] = {}
         self._differentiated: set[int] = set()
-
-    def batch_loss(self, index: int) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`Replica.batch_loss`; every process evaluates this batch, or another one."""
-        try:
-            return super().batch_loss(index)
-        finally:
-            if not torch.is_grad_enabled():  # a backward pass takes the gathered weights
-                self.sharding.reshard()
 
     def reset(self) -> None:
         """Write the unperturbed weights into the shards."""

@@ -123,6 +123,12 @@ class Sharding:
         for module in self._modules:
             module.reshard()
 
+    def recover(self) -> None:
+        """After an exception inside a forward or a backward: FSDP2 would keep the gathered weights, displaced as they are."""
+        for module in self._modules:
+            if module._get_fsdp_state()._is_root:
+                module.reset_iter_state()
+
     def parts(self, names: Sequence[str]) -> list[Part]:
         """What this process holds of some parameters, all of one dtype."""
         self.reshard()
@@ -142,11 +148,14 @@ class Sharding:
         try:
             self.model.eval()
             yield
+        except BaseException:
+            self.recover()
+            raise
         finally:
             kept, self._kept = self._kept, None
             with torch.no_grad():
                 self.reshard()
-                for part in self.parts(names):
+                for part in parts:
                     part.local.copy_(kept[part.name])
                 for buffer, before in buffers:
                     buffer.copy_(before)
@@ -192,11 +201,8 @@ class Sharding:
     def check_equal(self, texts: Mapping[str, str]) -> None:
         """Raise on every process unless all hold the same texts."""
         words = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little") for text in texts.values()]
-        other = [
-            name for name, word in zip(texts, words, strict=True) if self.largest(word) != word or -self.largest(-word) != word
-        ]
-        flags = torch.tensor([float(name in other) for name in texts], dtype=torch.float64, device=self._mesh.device_type)
-        different = [name for name, flag in zip(texts, self.sum(flags).tolist(), strict=True) if flag]
+        ends = [(self.largest(word), -self.largest(-word)) for word in words]  # the same in all processes, so all raise
+        different = [name for name, (high, low) in zip(texts, ends, strict=True) if high != low]
         if different:
             raise ShardedModelError(
                 f"every process must hold the same {', '.join(different)} for a sharded model, got others on some; pass all "

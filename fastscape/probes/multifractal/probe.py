@@ -84,7 +84,7 @@ def multifractal(
     Source: Török & Bartha, "Multifractal structure of neural network loss landscapes".
     """
     work = settled(multifractal, keywords, seed=None)
-    if checked_objective(objective).sharding is not None and work.budget is not None:
+    if checked_objective(objective, sharded=True).sharding is not None and work.budget is not None:
         raise ShardedModelError(
             f"budget must be None for a sharded model, whose processes would stop at different directions, got {work.budget!r}; "
             "pass probe=fs.ProbeSettings(count=...), and target="

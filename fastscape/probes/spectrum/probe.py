@@ -112,7 +112,7 @@ def spectrum(
     Source: Golub & Underwood (1977); Ghorbani, Krishnan & Xiao (2019); Meyer et al., "Hutch++" (2021).
     """
     work = settled(spectrum, keywords)
-    checked_objective(objective)
+    checked_objective(objective, sharded=True)
     if objective.sharding is not None:
         work = _sharded(objective, objective.sharding, operator, optimizer, work)
     goals, memory = checked_goals(objective, k, operator, work.targets, nodes), work.memory
