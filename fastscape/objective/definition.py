@@ -122,6 +122,8 @@ class Definition:
     @property
     def size(self) -> int:
         """D, the number of probed parameters."""
+        if self._state is None and self.sharding is not None:
+            return sum(self.model.get_parameter(name).shape.numel() for name in self.names)
         return sum(tensor.numel() for tensor in self._source)
 
     @property
@@ -247,7 +249,7 @@ class Definition:
     def weight_fingerprint(self) -> str:
         """SHA-256 of all parameters and buffers: names, dtypes, shapes and bytes."""
         if self.sharding is not None:
-            self.sharding.reshard()
+            self.sharding.settle()
         state = sorted(matched_state(self.model, self._state or self.model.state_dict()).items())
         return fingerprint((name, whole(tensor)) for name, tensor in state)
 
@@ -268,8 +270,8 @@ class Definition:
 
     @property
     def _source(self) -> list[Tensor]:
-        if self.sharding is not None:
-            self.sharding.reshard()  # after a forward, the root's parameters are the gathered ones
+        if self.sharding is not None:  # after a forward, the root's parameters are the gathered ones, and may be displaced
+            self.sharding.settle()
         tensors = self._state if self._state is not None else dict(self.model.named_parameters())
         return [tensors[name] for name in self.names]
 

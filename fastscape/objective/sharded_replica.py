@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -135,7 +136,7 @@ class ShardedReplica(Replica):
             with torch.enable_grad():
                 losses = self._dealt(take, 1)[:, 0].tolist()
             self.sharding.reshard()
-            parts = [self._gradient(held[name].grad, slot) for name, slot in zip(self.objective.names, self.scratch, strict=True)]
+            parts = [self._gradient(held[name], slot) for name, slot in zip(self.objective.names, self.scratch, strict=True)]
         finally:
             self.sharding.reshard()
             for name, parameter in held.items():
@@ -146,12 +147,13 @@ class ShardedReplica(Replica):
             value += weight * loss
         return value / samples, parts
 
-    def _gradient(self, gradient: Tensor | None, slot: Tensor) -> Tensor:
+    def _gradient(self, parameter: Tensor, slot: Tensor) -> Tensor:
         """The local part of a parameter's gradient; that of a plain parameter beside FSDP2's is summed here."""
+        gradient = parameter.grad
         if gradient is None:
             return torch.zeros_like(slot)
-        if hasattr(gradient, "to_local"):
-            local: Tensor = gradient.to_local()
+        if hasattr(gradient, "redistribute"):  # of plain DTensors it may be cut another way than the parameter
+            local: Tensor = gradient.redistribute(placements=cast(Any, parameter).placements).to_local()
             return local.detach().clone()
         if self.sharding.dealt:
             return self.sharding.sum(gradient.detach() / self.sharding.count)

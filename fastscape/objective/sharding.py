@@ -115,6 +115,7 @@ class Sharding:
         self.index = int(np.ravel_multi_index(self._mesh.get_coordinate(), shape))
         self.count = int(np.prod(shape))
         self._kept: dict[str, Tensor] | None = None
+        self._displaced: list[Part] = []
 
     # ------------------------------------------------------------------ the weights
 
@@ -122,6 +123,12 @@ class Sharding:
         """Let go of gathered weights: FSDP2 keeps those of its root, and the next forward would take them for the shards'."""
         for module in self._modules:
             module.reshard()
+
+    def settle(self) -> None:
+        """Have the user's weights in place to be read, also inside :meth:`held`, where others may be."""
+        self.reshard()
+        for part in self._displaced if self._kept is not None else ():
+            part.local.copy_(self._kept[part.name])  # type: ignore[index]
 
     def recover(self) -> None:
         """After an exception inside a forward or a backward: FSDP2 would keep the gathered weights, displaced as they are."""
@@ -141,10 +148,10 @@ class Sharding:
         if self._kept is not None:
             yield
             return
-        parts = self.parts(names)
+        self._displaced = self.parts(names)
         buffers = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
         modes = [(module, module.training) for module in self.model.modules()]
-        self._kept = {part.name: part.local.clone() for part in parts}
+        self._kept = {part.name: part.local.clone() for part in self._displaced}
         try:
             self.model.eval()
             yield
@@ -152,11 +159,9 @@ class Sharding:
             self.recover()
             raise
         finally:
-            kept, self._kept = self._kept, None
             with torch.no_grad():
-                self.reshard()
-                for part in parts:
-                    part.local.copy_(kept[part.name])
+                self.settle()
+                self._kept = None
                 for buffer, before in buffers:
                     buffer.copy_(before)
             for module, mode in modes:
