@@ -64,6 +64,12 @@ def sharding_of(model: nn.Module) -> Sharding | None:
     return Sharding(model, modules) if modules or held else None
 
 
+def settle(sharding: Sharding | None) -> None:
+    """See :meth:`Sharding.settle`; nothing for a model whose parameters are plain tensors."""
+    if sharding is not None:
+        sharding.settle()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor with all its elements; one of DTensor is gathered from all processes, which must call this together."""
     full: Tensor = tensor.full_tensor() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
