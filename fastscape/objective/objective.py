@@ -39,7 +39,9 @@ class Objective(Definition):
 
     Args:
         model: any ``nn.Module`` in eager mode. ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``
-            wrappers are taken off.
+            wrappers are taken off. One that FSDP2 (``fully_shard``) or DTensor shards is evaluated in place and restored bit for
+            bit; all processes make the same calls and hold all batches, which are dealt to them. :func:`fastscape.losses`,
+            ``responses``, ``multifractal`` and ``spectrum`` take it.
         data: iterable of batches, read once and kept (see ``memory``).
         criterion: ``criterion(model(inputs), targets) -> scalar``, a mean over the batch, for batches
             ``(inputs, targets)``; a tuple of inputs is passed as ``model(*inputs)``, a mapping as ``model(**inputs)``.

@@ -283,6 +283,19 @@ def beside():
     return found
 
 
+def hybrid():
+    """Shards that several groups of processes hold alike."""
+    over = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("replicate", "shard"))
+    model = network()
+    fully_shard(model[2], mesh=over)
+    plain, cut = objective(network()), objective(fully_shard(model, mesh=over))
+    radii = [0.0, 0.1, -0.01]
+    losses = [fs.losses(each, fs.Directions(each, 2), radii, precision="float32", path="loop").numpy() for each in (plain, cut)]
+    expected, found = plain.gradient(), cut.gradient()
+    off = max(float((found[name].full_tensor() - part).abs().max() / part.abs().max()) for name, part in expected.items())
+    return [digest(each) for each in losses], off
+
+
 def distributed(model, over, placements):
     """A model of DTensors whose forward takes and gives plain tensors."""
 
@@ -338,6 +351,7 @@ CASES = {
     "refused": refused,
     "nondeterministic": nondeterministic,
     "beside": beside,
+    "hybrid": hybrid,
     "products, float32": lambda: products(torch.float32),
     "products, float64": lambda: products(torch.float64),
 }

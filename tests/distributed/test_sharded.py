@@ -14,6 +14,7 @@ HEAVY = ("products", "multifractal", "refused", "beside", "same function, float6
 def found(request, tmp_path_factory):
     """The size of a group, and what its processes found, by case."""
     cases = [name for name in CASES if request.param == 2 or not name.startswith(HEAVY)]
+    cases = [name for name in cases if request.param == 4 or name != "hybrid"]
     ranks = launched("sharded_worker", request.param, cases, tmp_path_factory.mktemp("group"))
     return request.param, ranks
 
@@ -126,6 +127,12 @@ def test_other_ways_to_hold_parameters(found, name):
     assert equal or name == "cut"  # where products of matrices are cut, their sums are in another order
     assert all(close)
     assert off <= 1e-6
+
+
+def test_groups_that_hold_the_same_shards(found):
+    (plain, cut), off = of(found, "hybrid")
+    assert plain == cut
+    assert off <= 64 * np.finfo(np.float32).eps
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
