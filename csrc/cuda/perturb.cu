@@ -3,6 +3,7 @@
 //   FS_WEIGHT, FS_OUT  float, double, BFloat16 or Half
 //   FS_RADEMACHER      signs instead of normals
 //   FS_GROUPED         tensors have several pieces with a scale each
+//   FS_SHARDS          tensors are slices of whole parameters, which may begin inside a counter
 //   FS_THREADS         threads of a block
 //   FS_BLOCK           elements of a block: a multiple of 128, so that no counter serves two blocks
 #include "../philox.h"
@@ -44,21 +45,21 @@ template <class V> struct alignas(sizeof(V) < 4 ? 8 : 16) Four { V at[4]; };
 
 template <class V> FS_DEVICE bool aligned(const V *place) { return (uint64_t)place % alignof(Four<V>) == 0; }
 
-template <class V> FS_DEVICE void load(const V *from, int present, Compute (&w)[4]) {
-  if (present == 4 && aligned(from)) {
+template <class V> FS_DEVICE void load(const V *from, int absent, int present, Compute (&w)[4]) {
+  if (absent == 0 && present == 4 && aligned(from)) {
     const Four<V> four = *(const Four<V> *)from;
     for (int i = 0; i < 4; ++i) w[i] = (Compute)widen(four.at[i]);
   } else {
-    for (int i = 0; i < 4; ++i) w[i] = i < present ? (Compute)widen(from[i]) : (Compute)0;
+    for (int i = 0; i < 4; ++i) w[i] = i >= absent && i < present ? (Compute)widen(from[i]) : (Compute)0;
   }
 }
 
-template <class V> FS_DEVICE void store(V *to, int present, const Four<V> &four) {
-  if (present == 4 && aligned(to)) {
+template <class V> FS_DEVICE void store(V *to, int absent, int present, const Four<V> &four) {
+  if (absent == 0 && present == 4 && aligned(to)) {
     *(Four<V> *)to = four;
   } else {
     for (int i = 0; i < 4; ++i)
-      if (i < present) to[i] = four.at[i];
+      if (i >= absent && i < present) to[i] = four.at[i];
   }
 }
 
@@ -69,6 +70,7 @@ struct Segment {
   int64_t length;      // of a piece
   int64_t column;      // of the scales: its first piece
   int64_t slot;        // in the lists of addresses and ids
+  int64_t first;       // its first element in the whole parameter
 };
 
 FS_DEVICE Segment owner(const Segment *segments, int size, int64_t block) {
@@ -98,7 +100,9 @@ extern "C" __global__ void __launch_bounds__(FS_THREADS, 8) perturb(
   const uint32_t k = blockIdx.x % directions;
   const int64_t block = blockIdx.x / directions;
   const Segment segment = owner(segments, size, block);
-  const int64_t start = (block - segment.start) * FS_BLOCK;
+  const int64_t first = FS_SHARDS ? segment.first : 0;
+  // of a slice, blocks begin at multiples of 128 in the whole parameter: the first one up to 127 elements before it
+  const int64_t start = (block - segment.start) * FS_BLOCK - first % 128;
   const FS_WEIGHT *weight = (const FS_WEIGHT *)weights[segment.slot];
   FS_OUT *rows = (FS_OUT *)outputs[segment.slot] + (int64_t)k * radii_count * segment.count;
   __builtin_assume(__isGlobal(weight));  // an address out of a table may lead anywhere, and a generic access finds out each time
@@ -108,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(FS_THREADS, 8) perturb(
 
   int left = FS_BLOCK, width = FS_BLOCK;  // elements of the block's first piece in it, and of those after it
   if constexpr (FS_GROUPED) {
-    const int64_t before = start / segment.length;
+    const int64_t before = (FS_SHARDS ? max(start, (int64_t)0) : start) / segment.length;
     scale += before;
     left = (int)min((before + 1) * segment.length - start, (int64_t)FS_BLOCK);
     width = (int)min(segment.length, (int64_t)FS_BLOCK);
@@ -117,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(FS_THREADS, 8) perturb(
   __shared__ uint32_t signs[FS_RADEMACHER ? FS_BLOCK / 32 : 1];
   if constexpr (FS_RADEMACHER) {
     for (int i = threadIdx.x; i < FS_BLOCK / 128; i += FS_THREADS) {
-      const Words r = philox((uint32_t)(start / 128) + i, direction, id, 0, k0, k1);
+      const Words r = philox((uint32_t)((first + start) / 128) + i, direction, id, 0, k0, k1);
       signs[4 * i] = r.x;
       signs[4 * i + 1] = r.y;
       signs[4 * i + 2] = r.z;
@@ -130,14 +134,16 @@ extern "C" __global__ void __launch_bounds__(FS_THREADS, 8) perturb(
   for (int offset = 4 * threadIdx.x; offset < FS_BLOCK; offset += 4 * FS_THREADS) {
     const int64_t element = start + offset;
     if (element >= segment.count) break;
+    if (FS_SHARDS && element <= -4) continue;
+    const int absent = FS_SHARDS ? (int)max(-element, (int64_t)0) : 0;  // elements before the slice
     const int present = (int)min(segment.count - element, (int64_t)4);
     Compute w[4], z[4];
-    load(weight + element, present, w);
+    load(weight + element, absent, present, w);
     if constexpr (FS_RADEMACHER) {
       const uint32_t word = signs[offset / 32];
       for (int i = 0; i < 4; ++i) z[i] = (Compute)sign_of({word, word, word, word}, offset + i);
     } else {
-      const Normals n = normals((uint32_t)(element / 4), direction, id, 0, k0, k1);
+      const Normals n = normals((uint32_t)((first + element) / 4), direction, id, 0, k0, k1);
       z[0] = (Compute)n.x;
       z[1] = (Compute)n.y;
       z[2] = (Compute)n.z;
@@ -163,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(FS_THREADS, 8) perturb(
     for (int r = 0; r < radii_count; ++r) {
       Four<FS_OUT> moved;
       for (int i = 0; i < 4; ++i) narrow(displaced(w[i], (Compute)__dmul_rn(radii[r], s[i]), z[i]), moved.at[i]);
-      store(out, present, moved);
+      store(out, absent, present, moved);
       out += segment.count;
     }
   }

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from fastscape.curvature.flat import norm
 from fastscape.curvature.paths import Product
-from fastscape.curvature.program import Parts, Program
+from fastscape.curvature.program import Parts
 
 LARGEST_ERROR = 1e-2  # relative error of products above which they are refused
 _LARGEST, _RATIO, _LEVELS = 16.0, 4.0, 12  # steps that are tried, relative to u^(1/3): kinks want far smaller ones
 _ENOUGH = 3.0  # times the root of the rounding unit: an error that is small enough, 1e-3 in float32 and 5e-8 in float64
 _COARSE = 3.0  # units of the narrowest dtype inside: a smaller step leaves weights that are rounded to it where they are
 _GOOD = 1e-3  # error at which the search stops once steps get worse
+
+
+class Differentiated(Protocol):
+    """What is asked of a loss.
+
+    Attributes:
+        leaves: the weights, which are written over.
+        narrow: a dtype inside that is narrower than theirs, and its operation.
+    """
+
+    @property
+    def leaves(self) -> Sequence[Tensor]:
+        """See above."""
+        ...
+
+    @property
+    def narrow(self) -> tuple[torch.dtype, str] | None:
+        """See above."""
+        ...
+
+    def gradient(self, batch: int) -> Parts:
+        """The gradient of a batch at the weights as they are."""
+        ...
 
 
 class InaccurateDifferenceError(ValueError):
@@ -46,20 +72,20 @@ class DifferencePath:
     held = False
     exact = False
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
+    def __init__(self, program: Differentiated, length: Callable[[Parts], float] = norm) -> None:
+        self._program, self._norm = program, length
         self.error: float | None = None
         self.step: float | None = None
         self._weights = [leaf.data for leaf in program.leaves]
         self._origin = [weight.clone() for weight in self._weights]
-        self._scale = 1.0 + norm(self._weights)
+        self._scale = 1.0 + self._norm(self._weights)
 
     def build(self, batch: int) -> Product:
         """Find the step on the first vector of the first batch; nothing is kept for a batch."""
 
         def product(block: Parts) -> Parts:
             vector = [part[0] for part in block]
-            length = norm(vector)
+            length = self._norm(vector)
             if length == 0 or not math.isfinite(length):
                 return [part * torch.nan if length else torch.zeros_like(part) for part in block]
             if self.step is None:
@@ -91,12 +117,12 @@ class DifferencePath:
         if narrow is not None:
             steps = [step for step in steps if step >= _COARSE * torch.finfo(narrow[0]).eps] or steps[:1]
         coarse = self._difference(batch, vector, steps[0] * self._scale / length)
-        moved = norm(coarse) > 0
+        moved = self._norm(coarse) > 0
         errors: list[float] = []
         enough = _ENOUGH * math.sqrt(eps)
         for step in steps[1:]:
             fine = self._difference(batch, vector, step * self._scale / length)
-            size, change = norm(fine), norm([c - f for c, f in zip(coarse, fine, strict=True)])
+            size, change = self._norm(fine), self._norm([c - f for c, f in zip(coarse, fine, strict=True)])
             moved = moved or size > 0
             errors.append(change / size if size and math.isfinite(change) else math.inf)
             coarse = fine

@@ -323,7 +323,8 @@ def hessian(
             after tens of thousands of products of small networks; taken only where its products are those of the others.
         distributed: whether the processes of torch.distributed share the batches: ``True``, a process group, ``False``, or
             ``None`` for the default group under torchrun, outside training. Then all make the same calls of the operator, and
-            each gets rank 0's products: the same bits, for any number of processes, by ``"graph"`` unless ``method`` says another.
+            each gets rank 0's products: the same bits, for any number of processes, by ``"graph"`` unless ``method`` says
+            another.
             To work with it on rank 0 alone see :func:`serve`.
 
     Returns:

@@ -68,8 +68,8 @@ def serve(
     is a plain block.
 
     Args:
-        objective, method, memory, distributed: as for :func:`hessian`; ``distributed=True`` makes the process group from torchrun's
-            environment where there is none, and ends it.
+        objective, method, memory, distributed: as for :func:`hessian`; ``distributed=True`` makes the process group from
+            torchrun's environment where there is none, and ends it.
         operator: ``"hessian"`` or ``"ggn"``.
 
     Raises:

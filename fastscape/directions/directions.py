@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastscape._checks import integer, one_of
+from fastscape.directions.dealt_norms import DealtNorms
 from fastscape.directions.normalise import Normaliser, OneD, Rule, ZeroNorm
 from fastscape.objective.arguments import matched_state
 from fastscape.objective.batches import fingerprint
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.objective.sharding import needs_whole
 from fastscape.ops import Distribution, Norms, direction, tensor_ids
 
 Scale = Literal["unit", "relative", "none"]
@@ -71,7 +73,7 @@ class Directions:
         zero_norm: ZeroNorm = "skip",
         filter_dim: Mapping[str, int] | None = None,
     ) -> None:
-        checked_objective(objective)
+        checked_objective(objective, sharded=True)
         one_of("distribution", distribution, get_args(Distribution))
         count, seed = integer("count", count, 1, 2**32 + 1), integer("seed", seed, 0, 2**64)
         known = tensor_ids(name for name, _ in objective.model.named_parameters())
@@ -86,7 +88,12 @@ class Directions:
             Normaliser(objective.base, normalize, one_d=one_d, zero_norm=zero_norm, filter_dim=filter_dim),
             scale,
         )
-        self._norms = Norms(self._id_tensor, self._sizes, self.normaliser.pieces, distribution)
+        if objective.sharding is None:
+            self._norms: Norms | DealtNorms = Norms(self._id_tensor, self._sizes, self.normaliser.pieces, distribution)
+            return
+        if not self.normaliser.separable:
+            raise needs_whole("normalize='element' and filters along other dimensions than 0")
+        self._norms = DealtNorms(self._id_tensor, self._sizes, self.normaliser.pieces, distribution, objective.sharding)
 
     def _finish(self, objective: Objective, count: int, normaliser: Normaliser, scale: Scale) -> None:
         one_of("scale", scale, get_args(Scale))
@@ -124,6 +131,8 @@ class Directions:
         Raises:
             ValueError: unknown names, wrong shapes, or a direction that is zero or not finite.
         """
+        if checked_objective(objective, sharded=True).sharding is not None:
+            raise needs_whole("given directions")
         stored = _stored(objective, tensors)
         self = object.__new__(cls)
         self._given, self.ids = stored, []

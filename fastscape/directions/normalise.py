@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastscape._checks import one_of, shown
+from fastscape.objective.sharding import whole
 from fastscape.ops.direction_dot.reference import squares
 
 Rule = Literal["tensor", "filter", "module", "global", "element", "none"]
@@ -154,8 +155,10 @@ class Normaliser:
     def squares(self, tensors: list[Tensor]) -> NDArray[np.float64]:
         """Sums of squares of every piece of tensors shaped or flat, float64 ``[sum(pieces)]``."""
         parts = [
-            squares(tensor.detach().reshape(shape).movedim(dim, 0) if count > 1 else tensor.detach(), count)
-            for tensor, shape, dim, count in zip(tensors, self.shapes, self._dims, self.pieces, strict=True)
+            squares(tensor.reshape(shape).movedim(dim, 0) if count > 1 else tensor, count)
+            for tensor, shape, dim, count in zip(
+                (whole(tensor.detach()) for tensor in tensors), self.shapes, self._dims, self.pieces, strict=True
+            )
         ]
         found: NDArray[np.float64] = torch.cat(parts).cpu().numpy()
         return found

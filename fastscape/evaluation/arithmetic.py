@@ -136,6 +136,11 @@ def arithmetic(objective: Definition, dtype: torch.dtype) -> Arithmetic:
     return _known(objective, dtype)
 
 
+def assumed(objective: Definition, dtype: torch.dtype) -> None:
+    """Take the arithmetic of a sharded model to be that of its dtype: what gathers its weights is not followed."""
+    objective.known.setdefault(_key(dtype), Arithmetic(dtype))
+
+
 def replica_arithmetic(replica: Replica) -> Arithmetic:
     """:func:`arithmetic` of a replica, inside of its evaluation; writes the objective's weights where they are evaluated."""
     if _key(replica.dtype) not in replica.objective.known:

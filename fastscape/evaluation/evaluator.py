@@ -45,6 +45,8 @@ class Evaluator:
         NondeterministicLossError: on entry, if gated.
     """
 
+    in_place = False  # whether a sharded model is evaluated, as it is
+
     def __init__(
         self,
         objective: Objective,
@@ -55,7 +57,7 @@ class Evaluator:
         gate: bool = True,
         trial: float = math.inf,
     ) -> None:
-        checked_objective(objective)
+        checked_objective(objective, sharded=self.in_place)
         if not isinstance(method, PathChoice):
             one_of("method", method, (*get_args(PathName), None), "to measure both")
         check_memory(memory)

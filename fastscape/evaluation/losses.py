@@ -13,7 +13,8 @@ from torch import Tensor
 from fastscape._checks import one_of
 from fastscape._renamed import METHOD, renamed
 from fastscape.directions import Directions, checked_directions
-from fastscape.evaluation.evaluator import Evaluator, PathName
+from fastscape.evaluation.evaluator import PathName
+from fastscape.evaluation.sharded import evaluator_of
 from fastscape.objective.objective import Objective, checked_objective
 
 Subtracted = Literal["float64", "float32"]
@@ -71,7 +72,7 @@ def losses(
         objective: the loss.
         directions: n directions.
         radii: R signed radii in units of ``||d||``; 0 gives L(w).
-        precision: arithmetic of the forward passes, ``"float64"`` (default) or ``"float32"``.
+        precision: arithmetic of the forward passes, ``"float64"`` (default) or ``"float32"``; that of a sharded model is its own.
         method: ``"loop"``, ``"vmap"``, or ``None`` for the one that measures faster on this model.
         memory: bytes that batched evaluation may take.
 
@@ -92,11 +93,12 @@ def losses(
         >>> fs.losses(objective, fs.Directions(objective, count=8), [-0.1, 0.0, 0.1]).shape
         torch.Size([8, 3])
     """
-    checked_objective(objective)
+    checked_objective(objective, sharded=True)
     values = _vector(radii)
     if not np.isfinite(values).all():
         raise ValueError(f"radii must be finite, got {values[~np.isfinite(values)][0]!s}")
     checked_directions(directions)
-    dtype = checked_dtype("float64" if precision is None else precision)
-    with Evaluator(objective, dtype, method=method, memory=memory) as evaluator:
+    own = precision is None and objective.sharding is not None
+    dtype = objective.dtype if own else checked_dtype("float64" if precision is None else precision)
+    with evaluator_of(objective, dtype, method=method, memory=memory) as evaluator:
         return evaluator.losses(directions, range(len(directions)), values.tolist())

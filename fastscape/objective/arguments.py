@@ -35,6 +35,11 @@ def checked_model(model: nn.Module) -> nn.Module:
             break
         model = inner
     for name, module in model.named_modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise TypeError(
+                f"model must be sharded by FSDP2, got FullyShardedDataParallel in {name or 'the root'}; "
+                "use torch.distributed.fsdp.fully_shard"
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(
                 f"model must be an eager module, got TorchScript in {name or 'the root'}: its parameters cannot be "

@@ -33,6 +33,7 @@ from fastscape.objective.criteria import (
     weight_of,
 )
 from fastscape.objective.norms import BatchNormMode, frozen, tracking
+from fastscape.objective.sharding import ShardedModelError, Sharding, needs_whole, settle, sharding_of, whole
 from fastscape.objective.structures import map_tensors, tensors_of
 from fastscape.objective.terms import Rule, Weighting, sample_guess, weighting
 
@@ -84,6 +85,7 @@ class Definition:
                 "function of (outputs, targets), loss= for one of (model, batch)"
             )
         self.model, self._wrapped = checked_model(model), isinstance(model, nn.parallel.DistributedDataParallel)
+        self.sharding = sharding_of(self.model)
         if (criterion is None) == (loss is None):
             got = "neither" if loss is None else "both"
             raise ValueError(f"pass either criterion= for (inputs, targets) batches or loss= for any other, got {got}")
@@ -105,12 +107,14 @@ class Definition:
         self._state: Mapping[str, Tensor] | None = None
         self.dtype = dtype or reduce(torch.promote_types, (tensor.dtype for tensor in self._source))
         self.device = checked_device(self.model, device)
+        _check_sharded(self, self.sharding)
         batches = materialise(data, memory)
         self.traits = Traits(leaves=tuple(tensor.requires_grad for tensor in tensors_of(batches[0])))
         self.batches = self._checked_batches(batches, move=device is not None)
         self._user_weight, self._user_samples = weight, samples
         self.weighting = self._weighting()
         self.batch_weights = tuple(self._weight(index) for index in range(len(self.batches)))
+        _check_equal(self, self.sharding)
 
     @property
     def base(self) -> dict[str, Tensor]:
@@ -120,13 +124,13 @@ class Definition:
     @property
     def size(self) -> int:
         """D, the number of probed parameters."""
-        return sum(tensor.numel() for tensor in self._source)
+        return sum(self.model.get_parameter(name).numel() for name in self.names)
 
     @property
     def norm(self) -> float:
         """||w||, the Euclidean norm of the probed parameters, accumulated in float64."""
         with torch.no_grad():
-            return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in self.base.values()))
+            return math.sqrt(math.fsum(float(whole(tensor).double().square().sum()) for tensor in self.base.values()))
 
     @property
     def samples(self) -> float:
@@ -152,6 +156,7 @@ class Definition:
         Raises:
             ValueError: missing or extra keys or wrong shapes; the first few are listed.
         """
+        _refuse_sharded(self, "other weights than its own (.at, trajectories)")
         other = self._copy()
         other._state = matched_state(self.model, state)
         return other
@@ -190,6 +195,8 @@ class Definition:
 
     def cast(self, dtype: torch.dtype) -> Self:
         """The same function in the arithmetic of another floating dtype, at the weights as ``dtype`` holds them."""
+        if dtype != self.dtype:
+            _refuse_sharded(self, f"another dtype than its own {self.dtype}")
         other = self._copy()
         other.dtype = dtype
         return other
@@ -203,6 +210,8 @@ class Definition:
 
     def switched(self, batch_norm: BatchNormMode) -> Self:
         """The same function by other statistics, where what was asked for stays what it is."""
+        if batch_norm == "batch":
+            _refuse_sharded(self, "batch_norm='batch'")
         other = self._copy()
         other.batch_norm = batch_norm
         return other
@@ -211,8 +220,9 @@ class Definition:
 
     @property
     def by_batch(self) -> tuple[str, ...]:
-        """Layers that ``"batch"`` statistics concern, by name."""
-        return tuple(name for name in self.tracking if self.batch_norm_asked is not None or name not in self._frozen)
+        """Layers that ``"batch"`` statistics concern, by name; none of a sharded model, which is evaluated as it is."""
+        kept = self.tracking if self.sharding is None else ()
+        return tuple(name for name in kept if self.batch_norm_asked is not None or name not in self._frozen)
 
     def terms(self, batch: Batch, index: int = 0) -> float:
         """Number of terms in the mean of a batch (see ``weight``); ``index`` is for messages."""
@@ -244,12 +254,15 @@ class Definition:
 
     def weight_fingerprint(self) -> str:
         """SHA-256 of all parameters and buffers: names, dtypes, shapes and bytes."""
-        return fingerprint(sorted(matched_state(self.model, self._state or self.model.state_dict()).items()))
+        settle(self.sharding)
+        state = sorted(matched_state(self.model, self._state or self.model.state_dict()).items())
+        return fingerprint((name, whole(tensor)) for name, tensor in state)
 
     # ------------------------------------------------------------------ private
 
     @property
     def _source(self) -> list[Tensor]:
+        settle(self.sharding)  # after a forward, the root's parameters are the gathered ones, and may be displaced
         tensors = self._state if self._state is not None else dict(self.model.named_parameters())
         return [tensors[name] for name in self.names]
 
@@ -304,3 +317,32 @@ class Definition:
             )
             raise ValueError(f"weight of a batch must be positive and finite, got {value} for data[{index}]; {why} Leave it out")
         return value
+
+
+def _refuse_sharded(objective: Definition, what: str) -> None:
+    """Refuse what a model that is evaluated in place cannot have."""
+    if objective.sharding is not None:
+        raise needs_whole(what)
+
+
+def _check_sharded(objective: Definition, sharding: Sharding | None) -> None:
+    """Refuse another dtype, device or batch norm than a sharded model has."""
+    if sharding is None:
+        return
+    dtypes = {tensor.dtype for tensor in objective._source}
+    if dtypes != {objective.dtype}:
+        raise ShardedModelError(
+            f"dtype must be the one dtype of the sharded model's parameters, or None, got {objective.dtype} for "
+            f"{', '.join(sorted(map(str, dtypes)))}; call model.double() or .float() before its first forward"
+        )
+    if objective.device != checked_device(objective.model, None):
+        raise ShardedModelError(f"device must be that of the sharded model, or None, got {objective.device}; move the model")
+    if objective.batch_norm == "batch":
+        raise needs_whole("batch_norm='batch'")
+
+
+def _check_equal(objective: Definition, sharding: Sharding | None) -> None:
+    """Refuse processes that hold other parameters, data or weights of batches than the others."""
+    if sharding is not None:
+        identity = {"names": repr(objective.names), "batch weights": repr(objective.batch_weights)}
+        sharding.check_equal({"data": objective.data_fingerprint(), **identity})

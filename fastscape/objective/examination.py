@@ -16,6 +16,8 @@ from fastscape.objective.batches import Batch, cast, placed
 from fastscape.objective.criteria import is_known_mean
 from fastscape.objective.definition import Definition
 from fastscape.objective.replica import Replica, same_bits
+from fastscape.objective.sharded_replica import ShardedReplica
+from fastscape.objective.sharding import Sharding
 from fastscape.objective.structures import arrays_of, leaves, map_tensors, tensors_of
 
 _SAME = 1e-3  # relative difference between losses that are one up to rounding, in float32 and wider
@@ -35,7 +37,12 @@ class Findings:
 
 
 def replica_of(objective: Definition, dtype: torch.dtype) -> Replica:
-    """A private copy of an objective's model and data in ``dtype``, which writes into nothing of the user's."""
+    """A private copy of an objective's model and data in ``dtype``, which writes into nothing of the user's.
+
+    A sharded model is evaluated in place, between :meth:`fastscape.objective.sharding.Sharding.held` and its end.
+    """
+    if objective.sharding is not None:
+        return ShardedReplica(objective, dtype)
     return Replica(objective, dtype, findings(objective).rewritten)
 
 
@@ -59,6 +66,8 @@ def examine(objective: Definition) -> Findings:
     Raises:
         ValueError: the loss of a batch is a sum over its samples.
     """
+    if objective.sharding is not None:
+        return _sharded(objective, objective.sharding)
     narrow = torch.finfo(objective.dtype).bits < 32
     with filtered_warnings():  # the evaluations that give numbers repeat the model's warnings
         with exact_arithmetic(objective.dtype):
@@ -86,6 +95,16 @@ def _seen(objective: Definition, dtype: torch.dtype) -> Findings:
     remarks = [_rewriting(name, name in objective.names) for name in written]
     remarks += _growth(objective, replica, outputs)
     return Findings(frozenset(written), tuple(remarks))
+
+
+def _sharded(objective: Definition, sharding: Sharding) -> Findings:
+    """Findings of a sharded model, whose forward gets gathered copies of its weights."""
+    with exact_arithmetic(objective.dtype), sharding.held(objective.names):
+        replica = ShardedReplica(objective, objective.dtype)
+        remarks = _growth(objective, replica, replica.batch_loss(0)[1])
+    if objective.tracking:
+        remarks.append(f"a sharded model is evaluated by running statistics ({', '.join(objective.tracking[:3])})")
+    return Findings(frozenset(), tuple(remarks))
 
 
 def _before(objective: Definition, name: str, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Self
 
 import torch
@@ -18,6 +19,7 @@ from fastscape.objective.definition import Loss as Loss
 from fastscape.objective.examination import Findings, confirmed, findings, replica_of
 from fastscape.objective.norms import BatchNormMode
 from fastscape.objective.replica import Replica
+from fastscape.objective.sharding import needs_whole
 from fastscape.objective.statistics import Statistics, compared, unmoved
 
 
@@ -37,7 +39,9 @@ class Objective(Definition):
 
     Args:
         model: any ``nn.Module`` in eager mode. ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``
-            wrappers are taken off.
+            wrappers are taken off. One that FSDP2 (``fully_shard``) or DTensor shards is evaluated in place and restored bit for
+            bit; all processes make the same calls and hold all batches, which are dealt to them. :func:`fastscape.losses`,
+            ``responses``, ``multifractal`` and ``spectrum`` take it.
         data: iterable of batches, read once and kept (see ``memory``).
         criterion: ``criterion(model(inputs), targets) -> scalar``, a mean over the batch, for batches
             ``(inputs, targets)``; a tuple of inputs is passed as ``model(*inputs)``, a mapping as ``model(**inputs)``.
@@ -90,17 +94,19 @@ class Objective(Definition):
 
     def evaluate_once(self) -> tuple[float, float | None]:
         """L(w) and the accuracy from one forward per batch."""
-        with exact_arithmetic(self.dtype):
-            replica = self.replica(self.dtype)
-            replica.reset()
+        with self._evaluated() as replica:
             return replica.loss_and_accuracy()
 
     def gradient(self) -> dict[str, Tensor]:
-        """Gradient of L with respect to the probed parameters, by name. Cost: one forward and backward per batch."""
-        with exact_arithmetic(self.dtype):
-            replica = self.replica(self.dtype)
-            replica.reset()
-            return dict(zip(self.names, replica.gradient(), strict=True))
+        """Gradient of L with respect to the probed parameters, by name. Cost: one forward and backward per batch.
+
+        Of a sharded model, tensors that are sharded as the parameters are.
+        """
+        with self._evaluated() as replica:
+            parts = dict(zip(self.names, replica.gradient(), strict=True))
+        if self.sharding is None:
+            return parts
+        return {name: self.sharding.like(name, part) for name, part in parts.items()}
 
     def replica(self, dtype: torch.dtype) -> Replica:
         """A private copy of the model and data in ``dtype``, whose parameters are scratch space."""
@@ -149,6 +155,18 @@ class Objective(Definition):
         guess = (self.weighting.remark,) if self.weighting.remark else ()
         return (*guess, *self.findings.remarks)
 
+    @contextmanager
+    def _evaluated(self) -> Iterator[Replica]:
+        """A replica at w, for as long as it is used."""
+        with exact_arithmetic(self.dtype), self.held():
+            replica = self.replica(self.dtype)
+            replica.reset()
+            yield replica
+
+    def held(self) -> AbstractContextManager[None]:
+        """For as long as replicas of a sharded model, which is evaluated in place, displace its weights; nothing for others."""
+        return nullcontext() if self.sharding is None else self.sharding.held(self.names)
+
     def _copy(self) -> Self:
         other = super()._copy()
         other._statistics = None  # of other data, or in another arithmetic
@@ -158,13 +176,15 @@ class Objective(Definition):
         return confirmed(self, index, counts)
 
 
-def checked_objective(value: object) -> Objective:
-    """``value`` as an objective, or a TypeError that says how to make one."""
+def checked_objective(value: object, *, sharded: bool = False) -> Objective:
+    """``value`` as an objective, or a TypeError that says how to make one; one of a sharded model only where that is allowed."""
     if not isinstance(value, Objective):
         raise TypeError(
             f"objective must be a fastscape.Objective, got {type(value).__name__}; make one of model, data and loss: "
             "fs.Objective(model, data, criterion=torch.nn.functional.cross_entropy)"
         )
+    if value.sharding is not None and not sharded:
+        raise needs_whole()
     return value
 
 

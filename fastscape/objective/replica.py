@@ -21,6 +21,7 @@ from fastscape.objective.definition import Definition
 from fastscape.objective.embedding import PlainEmbeddings, has_altered_gradient, went_through_altered_gradient
 from fastscape.objective.norms import use_batch
 from fastscape.objective.private import held_tensors, moved
+from fastscape.objective.sharding import needs_whole
 from fastscape.objective.structures import map_tensors, strided, tensors_of
 
 MODEL_NOTE = "raised by the model or the loss on batch"
@@ -151,6 +152,8 @@ class Replica:
     """
 
     def __init__(self, objective: Definition, dtype: torch.dtype, rewritten: frozenset[str] | None) -> None:
+        if objective.sharding is not None:
+            raise needs_whole()
         self.objective, self.dtype = objective, dtype
         own = frozenset(name for name, _ in objective.model.named_parameters()) if rewritten is None else rewritten
         self.module = _LossModule(_private_copy(objective, dtype, own), objective, dtype, rewritten or frozenset())

@@ -76,6 +76,14 @@ def sizes(ids: Tensor, counts: Sequence[int], name: str = "sizes") -> None:
         integer(f"{name}[{position}]", count, 0, MOST_ELEMENTS + 1)
 
 
+def firsts(counts: Sequence[int], begins: Sequence[int]) -> None:
+    """Check where each tensor begins in the whole parameter; none given means at 0."""
+    if begins and len(begins) != len(counts):
+        raise ValueError(f"firsts must have one entry per tensor, got {len(begins)} for {len(counts)} tensors")
+    for position, (count, first) in enumerate(zip(counts, begins, strict=False)):
+        integer(f"firsts[{position}]", first, 0, MOST_ELEMENTS + 1 - count)
+
+
 def groups(counts: Sequence[int], pieces: Sequence[int]) -> None:
     """Check that each tensor splits into its number of equal pieces."""
     if len(pieces) != len(counts):

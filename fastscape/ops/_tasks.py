@@ -153,16 +153,21 @@ def address(array: NDArray[np.generic]) -> int:
 class Layout:
     """Arrays that describe a list of tensors to the kernels, cut in ``groups`` of equal, contiguous pieces each.
 
+    A tensor may be a slice of a whole parameter: ``firsts`` are the elements of the whole that the tensors begin with, default 0.
     ``segments`` points into arrays that this object keeps alive; the tensors must outlive it too.
     """
 
-    def __init__(self, ids: Sequence[int], sizes: Sequence[int], groups: Sequence[int], block: int) -> None:
+    def __init__(
+        self, ids: Sequence[int], sizes: Sequence[int], groups: Sequence[int], block: int, firsts: Sequence[int] = ()
+    ) -> None:
         lengths = np.array([size // max(group, 1) for size, group in zip(sizes, groups, strict=True)], dtype=np.int64)
         self._groups = np.array(groups, dtype=np.int64)
         within = np.arange(self._groups.sum()) - np.repeat(self._groups.cumsum() - self._groups, self._groups)
         counts = np.repeat(lengths, self._groups)
         self.counts = np.ascontiguousarray(counts)
-        self.firsts = np.ascontiguousarray(within * counts)
+        self._offsets = within * counts  # of the pieces in their tensors
+        begins = np.array(list(firsts) or [0] * len(self._groups), dtype=np.int64)
+        self.firsts = np.ascontiguousarray(self._offsets + np.repeat(begins, self._groups))
         self.ids = np.repeat(np.array([word & 0xFFFFFFFF for word in ids], dtype=np.uint32), self._groups)
         self.block_ends = np.cumsum(-(-self.counts // block), dtype=np.int64)
         self.types = np.zeros(len(self.counts), dtype=np.int8)
@@ -189,7 +194,7 @@ class Layout:
         """Addresses of the pieces of contiguous tensors."""
         starts = np.repeat(np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64), self._groups)
         widths = np.repeat(np.array([tensor.element_size() for tensor in tensors], dtype=np.int64), self._groups)
-        return starts + self.firsts * widths
+        return starts + self._offsets * widths
 
     def use_weights(self, tensors: Sequence[Tensor]) -> None:
         """Point the segments at these tensors, of any types among :data:`TYPES`."""

@@ -22,6 +22,7 @@ from fastscape.ops._registry import Kernel, imported_later
 AVAILABLE = importlib.util.find_spec("triton") is not None
 VECTOR_BYTES = 16  # of the widest memory instruction: both addresses and rows must be multiples for it
 Key = TypeVar("Key", bound=Hashable)
+UNIT = 128  # elements of the counter of most: blocks of noise begin at multiples of it
 LAYOUTS = 64  # kept: one per set of parameters, normalisation and block size in use
 
 
@@ -100,8 +101,8 @@ class Layout:
     """Blocks of elements of several pieces, for a one-dimensional grid.
 
     Attributes:
-        table: int64 ``[5, T]`` on the device; rows: end of each piece's blocks, their start, elements, first element in its
-            tensor, slot of the tensor.
+        table: int64 ``[5, T]`` on the device; rows: end of each piece's blocks, their start, elements, first element in the whole
+            parameter, slot of the tensor.
         blocks: number of blocks in all.
         pieces: T.
     """
@@ -112,7 +113,15 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=LAYOUTS)
-def layout(slots: tuple[int, ...], counts: tuple[int, ...], groups: tuple[int, ...], block: int, device: torch.device) -> Layout:
+def layout(
+    slots: tuple[int, ...],
+    counts: tuple[int, ...],
+    groups: tuple[int, ...],
+    block: int,
+    device: torch.device,
+    firsts: tuple[int, ...] = (),
+    unit: int = 1,
+) -> Layout:
     """Cut tensors in ``groups`` equal pieces each and those in blocks.
 
     Args:
@@ -121,20 +130,37 @@ def layout(slots: tuple[int, ...], counts: tuple[int, ...], groups: tuple[int, .
         groups: pieces of each tensor.
         block: elements of a block.
         device: where the kernel runs.
+        firsts: element of the whole parameter that each tensor begins with; default 0.
+        unit: blocks begin at multiples of it in the whole parameter.
     """
     many = np.array(groups, dtype=np.int64)
     lengths = np.array([count // group for count, group in zip(counts, groups, strict=True)], dtype=np.int64)
     elements = np.repeat(lengths, many)
     within = np.arange(many.sum()) - np.repeat(many.cumsum() - many, many)
-    blocks = -(-elements // block)
+    begins = within * elements + np.repeat(np.array(firsts or (0,) * len(counts), dtype=np.int64), many)
+    blocks = -(-(elements + begins % unit) // block)
     ends = blocks.cumsum()
-    rows = (ends, ends - blocks, elements, within * elements, np.repeat(np.array(slots, dtype=np.int64), many))
+    rows = (ends, ends - blocks, elements, begins, np.repeat(np.array(slots, dtype=np.int64), many))
     return Layout(settled(on_device(np.stack(rows), device)), int(blocks.sum()), len(elements))
 
 
-def aligned(addresses: Sequence[int], row_bytes: Sequence[int], length: int) -> bool:
-    """Whether every row of a tensor begins at a multiple of 16 bytes and its pieces' lengths are multiples of 4 elements."""
-    return length % 4 == 0 and not any(number % VECTOR_BYTES for number in (*addresses, *row_bytes))
+def noise_layout(slots: tuple[int, ...], sizes: Sequence[int], firsts: Sequence[int], block: int, device: torch.device) -> Layout:
+    """The layout of undivided tensors, with blocks that begin where the generator's counters do."""
+    counts, begins = (tuple(numbers[t] for t in slots) for numbers in (sizes, firsts))
+    return layout(slots, counts, (1,) * len(slots), block, device, begins, UNIT)
+
+
+def begin_of_whole(tensor: Tensor, first: int) -> int:
+    """Address that the whole parameter would begin at, of which a tensor holds the elements from ``first`` on.
+
+    Kernels count elements in the whole parameter, as the generator does.
+    """
+    return tensor.data_ptr() - first * tensor.element_size()
+
+
+def aligned(addresses: Sequence[int], row_bytes: Sequence[int], length: int, first: int = 0) -> bool:
+    """Whether every row of a tensor begins at a multiple of 16 bytes, and its pieces at multiples of 4 elements."""
+    return length % 4 == 0 and first % 4 == 0 and not any(number % VECTOR_BYTES for number in (*addresses, *row_bytes))
 
 
 def slots_by(keys: Sequence[Key], sizes: Sequence[int]) -> dict[Key, tuple[int, ...]]:

@@ -25,9 +25,11 @@ from fastscape.evaluation.influence import Influence, influence
 from fastscape.evaluation.losses import DTYPES
 from fastscape.evaluation.noise import known_from_zero, narrow_noise, neighbouring_noise, noise_float64, passes_gate
 from fastscape.evaluation.points import Array
+from fastscape.evaluation.sharded import evaluator_of
 from fastscape.evaluation.trial import PathChoice, Refusal, Trial, activation_bytes, timed, told
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective
+from fastscape.objective.sharding import ShardedModelError
 from fastscape.runs.plan import Way
 
 Precision = Literal["float64", "float32", "difference", "difference-bf16"]
@@ -134,7 +136,12 @@ def responder(
 ) -> Evaluator | DifferenceEvaluator:
     """The evaluator of a precision."""
     if precision in DTYPES:
-        return Evaluator(objective, DTYPES[precision], method=method, memory=memory, gate=gate, trial=trial)  # type: ignore[arg-type]
+        return evaluator_of(objective, DTYPES[precision], method=method, memory=memory, gate=gate, trial=trial)  # type: ignore[arg-type]
+    if objective.sharding is not None:
+        raise ShardedModelError(
+            f"precision must be {own_precision(objective)!r} or None for a sharded model, got {precision!r}: its forward "
+            "cannot be followed"
+        )
     products: Literal["float32", "bfloat16"] = "bfloat16" if precision == "difference-bf16" else "float32"
     return DifferenceEvaluator(objective, products=products, memory=memory, gate=gate, front_end=method)  # type: ignore[arg-type]
 
@@ -152,6 +159,21 @@ def chosen_by(way: Way) -> PrecisionChoice:
 def way_of(group: int, chosen: PrecisionChoice, path: PathChoice, noise: Noise) -> Way:
     """How a group of batches is evaluated, for a plan."""
     return Way(group, chosen.name, path.name, path.chunk, path.parts, path.shared, chosen.reason, noise.to_dict())
+
+
+def own_precision(objective: Objective) -> Precision:
+    """The arithmetic of a sharded model, which is evaluated as it is.
+
+    Raises:
+        ShardedModelError: it is narrower than float32.
+    """
+    names: dict[torch.dtype, Precision] = {torch.float64: "float64", torch.float32: "float32"}
+    if objective.dtype not in names:
+        raise ShardedModelError(
+            f"a sharded model must be in float32 or float64, got {objective.dtype}: its rounding is larger than the responses; "
+            "call model.float() before its first forward"
+        )
+    return names[objective.dtype]
 
 
 def refused_precision(precision: str, error: UntraceableError | MissingRuleError) -> ValueError:
@@ -178,13 +200,17 @@ def measure_noise(
 
     ``zeros``: find out which parameters move the loss as well, so that zero responses can be judged.
     """
-    found = _influence(evaluator) if zeros else None
+    sharded = evaluator.objective.sharding is not None
+    found = _influence(evaluator) if zeros and not sharded else None
     if isinstance(evaluator, DifferenceEvaluator):
         return replace(_noise_of_differences(evaluator, directions, radii), influence=found)
     indices = range(min(CALIBRATION, len(directions)))
     if evaluator.dtype == torch.float64:
         sigma, narrow = noise_float64(evaluator, directions, indices, radii)
         return Noise(sigma, None, narrow, 0, influence=found)
+    if sharded:
+        scatter, narrow = neighbouring_noise(evaluator, directions, indices, radii)
+        return Noise(scatter, None, narrow, 0, f"{_NEIGHBOURS}, because a sharded model runs in its own dtype alone")
     try:
         with Evaluator(evaluator.objective, torch.float64, method="loop", gate=False) as exact:
             check_same_function(exact.replica)
@@ -300,6 +326,8 @@ def choose_precision(
         trial: seconds that trying may take.
     """
     one_of("method", method, (*get_args(PathName), *get_args(FrontEnd), None), "to measure")
+    if objective.sharding is not None and method in (None, "loop"):
+        return PrecisionChoice(own_precision(objective), "a sharded model is evaluated in its own dtype")
     if method in get_args(FrontEnd):
         return PrecisionChoice("difference", f"method={method!r} was asked for")
     if method is not None:

@@ -55,7 +55,7 @@ def test_dealing_gives_each_piece_to_one_and_some_to_none():
 
 def test_a_group_of_one_gives_the_products_of_one_process(single, ragged, untouched):
     vectors = torch.randn(ragged.size, 3, dtype=torch.float64)
-    alone = fs.hessian(ragged, path="graph", distributed=False)
+    alone = fs.hessian(ragged, method="graph", distributed=False)
     with untouched(ragged.model):
         served = fs.hessian(ragged, distributed=True)
         image, forms = served.forms(vectors)
@@ -79,9 +79,9 @@ def test_few_vectors_at_a_time_give_the_same_bits(single, ragged, monkeypatch):
     """Where the products of all batches do not fit, they are summed for a few vectors at a time."""
     vectors = torch.randn(ragged.size, 7, dtype=torch.float64)
     for path in ("graph", "graph, batched"):
-        whole, _ = fs.hessian(ragged, path=path, distributed=True).forms(vectors)
+        whole, _ = fs.hessian(ragged, method=path, distributed=True).forms(vectors)
         monkeypatch.setattr("fastscape.curvature.served._STORED", 1)
-        parts, _ = fs.hessian(ragged, path=path, distributed=True).forms(vectors)
+        parts, _ = fs.hessian(ragged, method=path, distributed=True).forms(vectors)
         monkeypatch.undo()
         assert torch.equal(whole, parts)
 
@@ -130,7 +130,7 @@ def test_memory_that_is_short_once_costs_time_and_no_accuracy(single, ragged, mo
 
 
 def test_a_spectrum_says_who_multiplied(single, ragged):
-    plain = fs.spectrum(ragged, 2, nodes=10, path="graph", distributed=False)
+    plain = fs.spectrum(ragged, 2, nodes=10, method="graph", distributed=False)
     found = fs.spectrum(ragged, 2, nodes=10, distributed=True)
     np.testing.assert_allclose(found.eigenvalues, plain.eigenvalues, rtol=1e-10)
     assert found.trace.value == pytest.approx(plain.trace.value, rel=1e-10)
@@ -145,7 +145,7 @@ def test_spectra_of_checkpoints_are_shared(single, ragged, tmp_path):
         torch.save({name: step * tensor for name, tensor in ragged.model.state_dict().items()}, tmp_path / f"step{step}.pt")
         files.append(tmp_path / f"step{step}.pt")
     found = fs.spectra(ragged, files, 2, nodes=8, distributed=True)
-    plain = fs.spectra(ragged, files, 2, nodes=8, path="graph", distributed=False)
+    plain = fs.spectra(ragged, files, 2, nodes=8, method="graph", distributed=False)
     assert [point.meta["workers"]["size"] for point in found.points] == [1, 1]
     np.testing.assert_allclose(found.series("lambda_max")[0], plain.series("lambda_max")[0], rtol=1e-9)
 

@@ -5,6 +5,7 @@ import torch
 # ops whose every implementation gives the same bits; the others agree to rounding
 BITWISE = {"direction", "direction_dot", "direction_norms", "perturb"}
 PRODUCTS = {"linear_difference", "perturbed_linear"}  # matrix products of torch, whose sums may depend on the threads
+FIRSTS = [2049, 16385, 3, 2**34 - 45]  # of slices of the whole parameters
 DIRECTIONS = [0, 7, 2**32 - 1]
 
 
@@ -26,6 +27,8 @@ def direction():
     sizes = [4323, 5, 0, 45]
     yield from ((_ids(), 2**62, indices, sizes, kind) for indices in (DIRECTIONS, [3]) for kind in ("gaussian", "rademacher"))
     yield _ids(), -1, [], sizes, "gaussian"
+    for kind in ("gaussian", "rademacher"):
+        yield _ids(), 5, [3, 2**32 - 1], sizes, kind, FIRSTS
 
 
 def direction_norms():
@@ -34,6 +37,7 @@ def direction_norms():
     yield _ids(), 5, DIRECTIONS, sizes, [33, 1, 1, 3], "gaussian"
     yield _ids(1), 5, [0], [40_001], [1], "gaussian"
     yield _ids(), 5, [0], sizes, [1, 1, 1, 1], "rademacher"
+    yield _ids(), 5, [0], sizes, [33, 1, 1, 3], "gaussian", FIRSTS
 
 
 def direction_dot():
@@ -41,6 +45,8 @@ def direction_dot():
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         yield _weights(dtype), _ids(), 5, DIRECTIONS, [33, 1, 1, 3], "gaussian"
     yield _weights(), _ids(), 5, [1], [1, 5, 1, 1], "rademacher"
+    yield _weights(), _ids(), 5, [1], [1, 5, 1, 1], "rademacher", FIRSTS
+    yield _weights(), _ids(), 5, [1], [33, 5, 1, 1], "gaussian", FIRSTS
 
 
 def perturb():
@@ -50,6 +56,8 @@ def perturb():
     yield _weights(torch.float64), _ids(), 5, [1], _scales(1, 4), [1, 1, 1, 1], [0.5], torch.float64, "rademacher"
     yield _weights(torch.bfloat16), _ids(), 5, [1], _scales(1, 4), [1, 1, 1, 1], [0.5], torch.bfloat16, "gaussian"
     yield _weights(torch.float16), _ids(), 5, [1], _scales(1, 4), [1, 1, 1, 1], [0.5], torch.float32, "gaussian"
+    for kind in ("gaussian", "rademacher"):
+        yield _weights(), _ids(), 5, [1], _scales(1, 38), [33, 1, 1, 3], [0.5, -0.5], torch.float32, kind, FIRSTS
     for dtype in (torch.float32, torch.bfloat16):
         odd = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 3e38, 1e-45])
         yield [odd], _ids(1), 5, [1], _scales(1, 1), [1], [0.0, 0.5], dtype, "gaussian"

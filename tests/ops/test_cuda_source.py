@@ -63,7 +63,7 @@ def simulated(monkeypatch):
         def start(instance, blocks, arguments, device):
             table, weights, outputs, ids, indices, scales, radii, *numbers = arguments
             options = dict(option.split("=") for option in instance)
-            counts = dict(table.reshape(-1, 6)[:, [cuda.SLOT, 2]].tolist())
+            counts = dict(table.reshape(-1, 7)[:, [cuda.SLOT, 2]].tolist())
             rows = len(indices) * len(radii)
             lists = [
                 [
@@ -95,10 +95,11 @@ def arguments(weight, out, distribution, groups, shapes=SHAPES, device="cpu"):
     return weights, ids, SEED, list(INDICES), scales, list(groups), list(RADII), out, distribution
 
 
-def on_cpu(weights, ids, seed, indices, scales, groups, radii, dtype, distribution):
+def on_cpu(weights, ids, seed, indices, scales, groups, radii, dtype, distribution, firsts=None):
     """What the package answers on the CPU."""
     weights, ids, scales = [weight.cpu() for weight in weights], ids.cpu(), scales.cpu()
-    return perturb(weights, ids, seed % 2**64, indices, scales, radii, groups=groups, dtype=dtype, distribution=distribution)
+    options = {"groups": groups, "dtype": dtype, "distribution": distribution, "firsts": firsts}
+    return perturb(weights, ids, seed % 2**64, indices, scales, radii, **options)
 
 
 def same_bits(found, expected):
@@ -150,6 +151,26 @@ def test_the_ptx_of_later_chips_gives_them_too(simulated, arch):
         assert same_bits(cuda.perturb(*given), on_cpu(*given))
 
 
+@pytest.mark.parametrize("distribution", [GAUSSIAN, RADEMACHER])
+@pytest.mark.parametrize("first", [0, 1, 3, 4, 127, 128, 2049, 16385])
+def test_slices_of_whole_parameters(simulated, first, distribution):
+    simulated()
+    given = arguments(FLOAT32, FLOAT32, distribution, (3, 5), ((3, 701), (5,)))
+    assert same_bits(cuda.perturb(*given, [first, first + 2]), on_cpu(*given, [first, first + 2]))
+    whole = arguments(BFLOAT16, FLOAT32, distribution, (1,), ((701,),))
+    assert same_bits(cuda.perturb(*whole, [first]), on_cpu(*whole, [first]))
+
+
+@pytest.mark.parametrize(
+    "mutate", [("(int)max(-element, (int64_t)0)", "0"), ("absent == 0 && present == 4 && aligned(to)", "present == 4")]
+)
+def test_elements_before_a_slice_are_not_written(simulated, mutate):
+    simulated(mutate=mutate)
+    given = arguments(FLOAT32, FLOAT32, GAUSSIAN, (1,), ((131,),))
+    with pytest.raises((OutOfBoundsError, MisalignedError)):
+        cuda.perturb(*given, [127])
+
+
 def test_weights_that_begin_anywhere(simulated):
     begin = "(const FS_WEIGHT *)weights[segment.slot]"
     simulated(unaligned=1, mutate=(begin, f"{begin} + 1"))  # arrays of the simulator are aligned: start at their second element
@@ -199,7 +220,7 @@ def test_a_removed_check_is_caught(simulated, mutate, error):
     [
         ("return add(mul(c, z), w);", "return c * z + w;"),  # NVRTC fuses it
         ("(Compute)__dmul_rn(radii[r], s[i])", "(Compute)radii[r] * (Compute)s[i]"),  # rounded twice
-        ("(uint32_t)(element / 4)", "(uint32_t)(offset / 4)"),
+        ("(uint32_t)((first + element) / 4)", "(uint32_t)(offset / 4)"),
         ("if (offset + i == next)", "if (false)"),
     ],
     ids=["fused", "coefficient", "counter", "pieces"],

@@ -54,7 +54,7 @@ def test_samples_of_direction(index):
     check("direction", *list(SAMPLES["direction"]())[index])
 
 
-@pytest.mark.parametrize("index", [0, -1])  # every dtype: below, with fewer rows
+@pytest.mark.parametrize("index", [0, -3, -2, -1])  # every dtype: below, with fewer rows
 def test_samples_of_inner_products(index):
     vectors, ids, seed, directions, *rest = list(SAMPLES["direction_dot"]())[index]
     check("direction_dot", vectors, ids, seed, directions[-1:], *rest)

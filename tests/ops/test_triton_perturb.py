@@ -29,11 +29,11 @@ def scales(directions, pieces):
     return torch.rand(directions, pieces, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) + 0.1
 
 
-def check(tensors, ids, seed, indices, factors, groups, radii, dtype, kind):
+def check(tensors, ids, seed, indices, factors, groups, radii, dtype, kind, *firsts):
     """The kernel's results are the reference's, bit by bit, and NaN where it has NaN."""
-    expected = reference.perturb(tensors, ids, seed, indices, factors, groups, radii, dtype, kind)
+    expected = reference.perturb(tensors, ids, seed, indices, factors, groups, radii, dtype, kind, *firsts)
     there = [tensor.to(DEVICE) for tensor in tensors]
-    found = triton.perturb(there, ids.to(DEVICE), seed, indices, factors.to(DEVICE), groups, radii, dtype, kind)
+    found = triton.perturb(there, ids.to(DEVICE), seed, indices, factors.to(DEVICE), groups, radii, dtype, kind, *firsts)
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype
         torch.testing.assert_close(a.cpu(), b, rtol=0.0, atol=0.0, equal_nan=True)

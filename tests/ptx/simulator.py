@@ -45,9 +45,13 @@ class Executable(Protocol):
 
 @dataclass(frozen=True)
 class Pointers:
-    """A device array of int64 addresses, one for each array; None is the null pointer."""
+    """A device array of int64 addresses, one for each array; None is the null pointer.
+
+    ``offsets``: bytes to add to the addresses, as of slices that are addressed as if the whole were there.
+    """
 
     arrays: Sequence[np.ndarray | None]
+    offsets: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def launch(
     for arg in args:
         if isinstance(arg, Pointers):
             addresses = [0 if array is None else memory.address(array) for array in arg.arrays]
-            memory.write(tables[id(arg)], np.array(addresses, np.int64))
+            shifts = np.array(arg.offsets or [0] * len(addresses), np.int64)
+            memory.write(tables[id(arg)], np.array(addresses, np.int64) + shifts)
     values = [_value(arg, memory, tables) for arg in args] + [0] * compiled.hidden
     if len(values) != len(program.parameters):
         raise ValueError(f"args must be {len(program.parameters) - compiled.hidden} for {program.name}, got {len(args)}")

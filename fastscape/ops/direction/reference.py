@@ -119,6 +119,7 @@ def draw(
     *,
     stream: int = 0,
     device: torch.device | str = "cpu",
+    firsts: Sequence[int] = (),
 ) -> list[Tensor]:
     """Draw one raw direction: a flat float32 tensor per parameter.
 
@@ -133,30 +134,39 @@ def draw(
         distribution: ``"gaussian"`` or ``"rademacher"``.
         stream: 32-bit word that separates independent uses of one seed.
         device: where to generate.
+        firsts: element of the whole tensor that each begins with; default 0.
     """
     per = ELEMENTS_PER_COUNTER[distribution]
-    counters = [-(-size // per) for size in sizes]
+    begins = list(firsts) or [0] * len(sizes)
+    before = [first % per for first in begins]  # elements of the first counter that belong to another slice
+    counters = [-(-(skipped + size) // per) for skipped, size in zip(before, sizes, strict=True)]
     ends = torch.tensor(counters, device=device).cumsum(0)
     starts = ends - torch.tensor(counters, device=device)
     words = torch.tensor(list(ids), dtype=torch.int64, device=device)
+    lowest = torch.tensor([first // per for first in begins], dtype=torch.int64, device=device)
     total = sum(counters)
     raw = torch.empty(total, per, dtype=torch.float32, device=device)
     block = max(1, BLOCK * 4 // per)
     for begin in range(0, total, block):
         position = torch.arange(begin, min(begin + block, total), device=device)
         owner = torch.bucketize(position, ends, right=True)
-        counter = (position - starts[owner], direction, words[owner], stream)
+        counter = (lowest[owner] + position - starts[owner], direction, words[owner], stream)
         raw[begin : begin + block] = _elements(philox(counter, seed), distribution)
     pieces = torch.split(raw.reshape(-1), [count * per for count in counters]) if counters else ()
-    return [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
+    return [piece[skipped : skipped + size] for piece, skipped, size in zip(pieces, before, sizes, strict=True)]
 
 
 def directions(
-    ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int], distribution: Distribution
+    ids: Tensor,
+    seed: int,
+    directions: Sequence[int],
+    sizes: Sequence[int],
+    distribution: Distribution,
+    firsts: Sequence[int] = (),
 ) -> list[Tensor]:
     """Draw K raw directions: float32 ``[K, n_t]`` per tensor, on the device of ``ids``."""
     words = [word & _M32 for word in ids.tolist()]
-    rows = [draw(seed, index, words, sizes, distribution, device=ids.device) for index in directions]
+    rows = [draw(seed, index, words, sizes, distribution, device=ids.device, firsts=firsts) for index in directions]
     if not rows:
         return [torch.empty(0, size, device=ids.device) for size in sizes]
     return [torch.stack(column) for column in zip(*rows, strict=True)]

@@ -119,6 +119,16 @@ def locate(table, pieces, block):
     return low
 
 
+@triton.jit
+def slice_of(table, pieces, t, start, ALIGNED: tl.constexpr):
+    """First element of a slice in the whole parameter, and that of a block at a multiple of 128 there (_triton.UNIT)."""
+    begin = tl.load(table + 3 * pieces + t)
+    start = tl.multiple_of(start + (begin & -128), 128)
+    if ALIGNED:
+        begin = tl.multiple_of(begin, 4)
+    return begin, start
+
+
 @triton.jit(
     do_not_specialize=["pieces", "directions", "k0", "k1"],
     do_not_specialize_on_alignment=["table", "ids", "indices", "outputs"],
@@ -135,8 +145,9 @@ def direction_kernel(
     BLOCK: tl.constexpr,
     RADEMACHER: tl.constexpr,
     ALIGNED: tl.constexpr,
+    SHARDS: tl.constexpr,
 ):
-    """A block of one direction; program = block * K + direction."""
+    """A block of one direction; program = block * K + direction. SHARDS: outputs are slices, addressed as if whole."""
     block, k = tl.program_id(0) // directions, tl.program_id(0) % directions
     t = locate(table, pieces, block)
     start = (block - tl.load(table + pieces + t)) * BLOCK
@@ -146,12 +157,22 @@ def direction_kernel(
     target = address.to(tl.pointer_type(tl.float32))
     if ALIGNED:
         count, target = tl.multiple_of(count, 4), tl.multiple_of(target, 16)
+    if SHARDS:
+        begin, start = slice_of(table, pieces, t, start, ALIGNED)
     noise = noise_block(start, id, tl.load(indices + k), k0, k1, BLOCK, RADEMACHER)
     element = start + tl.arange(0, BLOCK)
-    tl.store(target + element, noise, mask=element < count)
+    inside = (element >= begin) & (element < begin + count) if SHARDS else element < count
+    tl.store(target + element, noise, mask=inside)
 
 
-def directions(ids: Tensor, seed: int, indices: Sequence[int], sizes: Sequence[int], distribution: str) -> list[Tensor]:
+def directions(
+    ids: Tensor,
+    seed: int,
+    indices: Sequence[int],
+    sizes: Sequence[int],
+    distribution: str,
+    firsts: Sequence[int] = (),
+) -> list[Tensor]:
     """See :func:`fastscape.ops.direction.direction`: one launch for the tensors whose rows are aligned, one for the others."""
     device, count = ids.device, len(indices)
     out = [torch.empty(count, size, dtype=torch.float32, device=device) for size in sizes]
@@ -159,11 +180,15 @@ def directions(ids: Tensor, seed: int, indices: Sequence[int], sizes: Sequence[i
         return out
     config, (k0, k1) = _triton.noise_config(distribution), _triton.key(seed)
     chosen, words = _triton.on_device(indices, device), ids.contiguous()
-    aligned = [_triton.aligned([tensor.data_ptr()], [4 * size], size) for tensor, size in zip(out, sizes, strict=True)]
+    begins = list(firsts) or [0] * len(sizes)
+    places = [_triton.begin_of_whole(tensor, first) for tensor, first in zip(out, begins, strict=True)]
+    aligned = [
+        _triton.aligned([place], [4 * size], size, first) for place, size, first in zip(places, sizes, begins, strict=True)
+    ]
     with torch.cuda.device_of(ids):
         for quick, slots in _triton.slots_by(aligned, sizes).items():
-            layout = _triton.layout(slots, tuple(sizes[t] for t in slots), (1,) * len(slots), config.block, device)
-            outputs = _triton.on_device([out[t].data_ptr() for t in slots], device)
+            layout = _triton.noise_layout(slots, sizes, begins, config.block, device)
+            outputs = _triton.on_device([places[t] for t in slots], device)
             direction_kernel[(layout.blocks * count,)](
                 layout.table,
                 words,
@@ -176,6 +201,7 @@ def directions(ids: Tensor, seed: int, indices: Sequence[int], sizes: Sequence[i
                 BLOCK=config.block,
                 RADEMACHER=distribution == "rademacher",
                 ALIGNED=quick,
+                SHARDS=any(begins),
                 num_warps=config.warps,
                 enable_fp_fusion=False,
             )

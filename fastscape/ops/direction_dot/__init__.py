@@ -17,24 +17,44 @@ from fastscape.ops.direction_dot.reference import direction_dot as _reference
 
 
 def _check(
-    vectors: Sequence[Tensor], ids: Tensor, seed: int, directions: Sequence[int], groups: Sequence[int], distribution: str
+    vectors: Sequence[Tensor],
+    ids: Tensor,
+    seed: int,
+    directions: Sequence[int],
+    groups: Sequence[int],
+    distribution: str,
+    firsts: Sequence[int] = (),
 ) -> None:
     _checks.noise(ids, seed, directions, distribution)
     _checks.tensors("vectors", vectors, ids)
-    _checks.groups([vector.numel() for vector in vectors], groups)
+    sizes = [vector.numel() for vector in vectors]
+    _checks.groups(sizes, groups)
+    _checks.firsts(sizes, firsts)
 
 
 def _fake(
-    vectors: Sequence[Tensor], ids: Tensor, seed: int, directions: Sequence[int], groups: Sequence[int], distribution: str
+    vectors: Sequence[Tensor],
+    ids: Tensor,
+    seed: int,
+    directions: Sequence[int],
+    groups: Sequence[int],
+    distribution: str,
+    firsts: Sequence[int] = (),
 ) -> Tensor:
     return ids.new_empty((len(directions), sum(groups)), dtype=torch.float64)
 
 
 def _native_kernel(
-    vectors: Sequence[Tensor], ids: Tensor, seed: int, directions: Sequence[int], groups: Sequence[int], distribution: str
+    vectors: Sequence[Tensor],
+    ids: Tensor,
+    seed: int,
+    directions: Sequence[int],
+    groups: Sequence[int],
+    distribution: str,
+    firsts: Sequence[int] = (),
 ) -> Tensor:
     flat = [vector.contiguous() for vector in vectors]
-    layout = _tasks.Layout(ids.tolist(), [vector.numel() for vector in flat], groups, _tasks.SUM_BLOCK)
+    layout = _tasks.Layout(ids.tolist(), [vector.numel() for vector in flat], groups, _tasks.SUM_BLOCK, firsts)
     layout.use_weights(flat)
     return torch.from_numpy(NativeDots(layout, len(directions), distribution)(seed, directions))
 
@@ -72,7 +92,8 @@ class NativeDots:
 
 
 _OPERATOR = define(
-    "direction_dot(Tensor[] vectors, Tensor ids, int seed, int[] directions, int[] groups, str distribution) -> Tensor",
+    "direction_dot(Tensor[] vectors, Tensor ids, int seed, int[] directions, int[] groups, str distribution, "
+    "int[] firsts=[]) -> Tensor",
     summary="inner products with random directions",
     reference=_reference,
     fake=_fake,
@@ -91,12 +112,13 @@ def direction_dot(
     directions: Sequence[int],
     groups: Sequence[int] | None = None,
     distribution: Distribution = "gaussian",
+    firsts: Sequence[int] | None = None,
 ) -> Tensor:
     r"""Inner products of vectors with raw random directions, tensor by tensor: :math:`\sum_e v_t[e]\, z_{k,t}[e]`.
 
     Args:
         vectors: one tensor per parameter, float32, float64, bfloat16 or float16, of any shape.
-        ids, seed, directions, distribution: see :func:`fastscape.ops.direction`.
+        ids, seed, directions, distribution, firsts: see :func:`fastscape.ops.direction`.
         groups: number of equal pieces of each tensor that get a sum of their own (rows of dim 0); default 1 each.
 
     Returns:
@@ -110,5 +132,5 @@ def direction_dot(
     """
     pieces = [1] * len(vectors) if groups is None else list(groups)
     number, indices = _checks.key(ids, seed, directions)
-    result: Tensor = _OPERATOR(list(vectors), ids, number, indices, pieces, distribution)
+    result: Tensor = _OPERATOR(list(vectors), ids, number, indices, pieces, distribution, list(firsts or ()))
     return result

@@ -77,12 +77,13 @@ def direction_dot(
     indices: Sequence[int],
     groups: Sequence[int],
     distribution: Distribution,
+    firsts: Sequence[int] = (),
 ) -> Tensor:
     """See :func:`fastscape.ops.direction_dot.direction_dot`; one direction is materialised at a time."""
     if not indices or not vectors:
         return ids.new_zeros((len(indices), sum(groups)), dtype=torch.float64)
     rows = []
     for index in indices:
-        noise = directions(ids, seed, [index], [vector.numel() for vector in vectors], distribution)
+        noise = directions(ids, seed, [index], [vector.numel() for vector in vectors], distribution, firsts)
         rows.append(torch.cat([dots(v.reshape(1, -1), z, n)[0] for v, z, n in zip(vectors, noise, groups, strict=True)]))
     return torch.stack(rows)

@@ -143,14 +143,20 @@ def direction_dot(
     indices: Sequence[int],
     groups: Sequence[int],
     distribution: str,
+    firsts: Sequence[int] = (),
 ) -> Tensor:
     """See :func:`fastscape.ops.direction_dot.direction_dot`: one launch for each dtype and alignment of the vectors."""
     flat = [vector.contiguous() for vector in vectors]
     sizes = [vector.numel() for vector in flat]
     lengths = [size // group for size, group in zip(sizes, groups, strict=True)]
-    keys = [(v.dtype, _triton.aligned([v.data_ptr()], [], length)) for v, length in zip(flat, lengths, strict=True)]
-    addresses = _triton.on_device([vector.data_ptr() for vector in flat], ids.device)
-    return launch(keys, addresses, ids, seed, indices, sizes, groups, distribution)
+    begins = list(firsts) or [0] * len(flat)
+    places = [_triton.begin_of_whole(vector, first) for vector, first in zip(flat, begins, strict=True)]
+    keys = [
+        (vector.dtype, _triton.aligned([place], [], length, first))
+        for vector, place, length, first in zip(flat, places, lengths, begins, strict=True)
+    ]
+    addresses = _triton.on_device(places, ids.device)
+    return launch(keys, addresses, ids, seed, indices, sizes, groups, distribution, begins)
 
 
 def launch(
@@ -162,6 +168,7 @@ def launch(
     sizes: Sequence[int],
     groups: Sequence[int],
     distribution: str,
+    firsts: Sequence[int] = (),
 ) -> Tensor:
     """Inner products, or sums of squares where a key has no dtype: float64 ``[K, sum(groups)]``."""
     device, (k0, k1) = ids.device, _triton.key(seed)
@@ -172,7 +179,8 @@ def launch(
     with torch.cuda.device_of(ids):
         for (dtype, quick), slots in _triton.slots_by(keys, sizes).items():
             few = tuple(groups[t] for t in slots)
-            layout = _triton.layout(slots, tuple(sizes[t] for t in slots), few, SUM_BLOCK, device)
+            counts, begins = (tuple(many[t] for t in slots) for many in (sizes, firsts or [0] * len(sizes)))
+            layout = _triton.layout(slots, counts, few, SUM_BLOCK, device, begins)
             partial = torch.zeros(len(indices), layout.blocks + 1, dtype=torch.float64, device=device)
             dot_kernel[(layout.blocks * len(indices),)](
                 layout.table,

@@ -19,23 +19,42 @@ from fastscape.ops.direction_norms.reference import direction_norms as _referenc
 
 
 def _check(
-    ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int], groups: Sequence[int], distribution: str
+    ids: Tensor,
+    seed: int,
+    directions: Sequence[int],
+    sizes: Sequence[int],
+    groups: Sequence[int],
+    distribution: str,
+    firsts: Sequence[int] = (),
 ) -> None:
     _checks.noise(ids, seed, directions, distribution)
     _checks.sizes(ids, sizes)
     _checks.groups(sizes, groups)
+    _checks.firsts(sizes, firsts)
 
 
 def _fake(
-    ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int], groups: Sequence[int], distribution: str
+    ids: Tensor,
+    seed: int,
+    directions: Sequence[int],
+    sizes: Sequence[int],
+    groups: Sequence[int],
+    distribution: str,
+    firsts: Sequence[int] = (),
 ) -> Tensor:
     return ids.new_empty((len(directions), sum(groups)), dtype=torch.float64)
 
 
 def _native_kernel(
-    ids: Tensor, seed: int, directions: Sequence[int], sizes: Sequence[int], groups: Sequence[int], distribution: str
+    ids: Tensor,
+    seed: int,
+    directions: Sequence[int],
+    sizes: Sequence[int],
+    groups: Sequence[int],
+    distribution: str,
+    firsts: Sequence[int] = (),
 ) -> Tensor:
-    layout = _tasks.Layout(ids.tolist(), sizes, groups, _tasks.SUM_BLOCK)
+    layout = _tasks.Layout(ids.tolist(), sizes, groups, _tasks.SUM_BLOCK, firsts)
     return torch.from_numpy(NativeDots(layout, len(directions), distribution)(seed, directions))
 
 
@@ -43,17 +62,26 @@ class Norms:
     """Sums of squares of direction (seed, index), with the bits of :func:`direction_norms`, prepared for many calls.
 
     Args:
-        ids, sizes, groups, distribution: see :func:`direction_norms`.
+        ids, sizes, groups, distribution, firsts: see :func:`direction_norms`.
     """
 
-    def __init__(self, ids: Tensor, sizes: Sequence[int], groups: Sequence[int], distribution: Distribution) -> None:
+    def __init__(
+        self,
+        ids: Tensor,
+        sizes: Sequence[int],
+        groups: Sequence[int],
+        distribution: Distribution,
+        firsts: Sequence[int] | None = None,
+    ) -> None:
         _checks.noise(ids, 0, [], distribution)
         _checks.sizes(ids, sizes)
         _checks.groups(sizes, groups)
-        self._arguments = (ids, list(sizes), list(groups), distribution)
+        _checks.firsts(sizes, begins := list(firsts or ()))
+        self._arguments = (ids, list(sizes), list(groups), distribution, begins)
         self._native: NativeDots | None = None
         if _native.library.available and ids.device.type == "cpu":
-            self._native = NativeDots(_tasks.Layout(ids.tolist(), sizes, groups, _tasks.SUM_BLOCK), 1, distribution)
+            layout = _tasks.Layout(ids.tolist(), sizes, groups, _tasks.SUM_BLOCK, begins)
+            self._native = NativeDots(layout, 1, distribution)
 
     def __getstate__(self) -> Any:
         """Copies and pickles prepare their own call: addresses do not travel."""
@@ -69,8 +97,8 @@ class Norms:
         if self._native is not None:
             found = self._native(seed, (index,))[0]
             return found
-        ids, sizes, groups, distribution = self._arguments
-        found = direction_norms(ids, seed, [index], sizes, groups, distribution)[0].cpu().numpy()
+        ids, sizes, groups, distribution, firsts = self._arguments
+        found = direction_norms(ids, seed, [index], sizes, groups, distribution, firsts)[0].cpu().numpy()
         return found
 
 
@@ -106,7 +134,8 @@ class StoredNorms:
 
 
 _OPERATOR = define(
-    "direction_norms(Tensor ids, int seed, int[] directions, int[] sizes, int[] groups, str distribution) -> Tensor",
+    "direction_norms(Tensor ids, int seed, int[] directions, int[] sizes, int[] groups, str distribution, "
+    "int[] firsts=[]) -> Tensor",
     summary="sums of squares of random directions",
     reference=_reference,
     fake=_fake,
@@ -125,11 +154,12 @@ def direction_norms(
     sizes: Sequence[int],
     groups: Sequence[int] | None = None,
     distribution: Distribution = "gaussian",
+    firsts: Sequence[int] | None = None,
 ) -> Tensor:
     r"""Sums of squares of raw random directions, :math:`\sum_e z_{k,t}[e]^2`, tensor by tensor.
 
     Args:
-        ids, seed, directions, sizes, distribution: see :func:`fastscape.ops.direction`.
+        ids, seed, directions, sizes, distribution, firsts: see :func:`fastscape.ops.direction`.
         groups: number of equal pieces of each tensor that get a sum of their own (rows of dim 0); default 1 each.
 
     Returns:
@@ -143,5 +173,5 @@ def direction_norms(
     """
     pieces = [1] * len(sizes) if groups is None else list(groups)
     number, indices = _checks.key(ids, seed, directions)
-    result: Tensor = _OPERATOR(ids, number, indices, list(sizes), pieces, distribution)
+    result: Tensor = _OPERATOR(ids, number, indices, list(sizes), pieces, distribution, list(firsts or ()))
     return result

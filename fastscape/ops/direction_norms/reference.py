@@ -12,13 +12,19 @@ from fastscape.ops.direction_dot.reference import squares
 
 
 def direction_norms(
-    ids: Tensor, seed: int, indices: Sequence[int], sizes: Sequence[int], groups: Sequence[int], distribution: Distribution
+    ids: Tensor,
+    seed: int,
+    indices: Sequence[int],
+    sizes: Sequence[int],
+    groups: Sequence[int],
+    distribution: Distribution,
+    firsts: Sequence[int] = (),
 ) -> Tensor:
     """See :func:`fastscape.ops.direction_norms.direction_norms`; one direction is materialised at a time."""
     if not indices or not sizes:
         return ids.new_zeros((len(indices), sum(groups)), dtype=torch.float64)
     rows = []
     for index in indices:
-        noise = directions(ids, seed, [index], sizes, distribution)
+        noise = directions(ids, seed, [index], sizes, distribution, firsts)
         rows.append(torch.cat([squares(z, count) for z, count in zip(noise, groups, strict=True)]))
     return torch.stack(rows)

@@ -11,8 +11,14 @@ from fastscape.ops.direction_dot.triton import launch
 
 
 def direction_norms(
-    ids: Tensor, seed: int, indices: Sequence[int], sizes: Sequence[int], groups: Sequence[int], distribution: str
+    ids: Tensor,
+    seed: int,
+    indices: Sequence[int],
+    sizes: Sequence[int],
+    groups: Sequence[int],
+    distribution: str,
+    firsts: Sequence[int] = (),
 ) -> Tensor:
     """See :func:`fastscape.ops.direction_norms.direction_norms`: one launch for all tensors and directions."""
     nowhere = torch.zeros(len(sizes), dtype=torch.int64, device=ids.device)
-    return launch([(None, False)] * len(sizes), nowhere, ids, seed, indices, sizes, groups, distribution)
+    return launch([(None, False)] * len(sizes), nowhere, ids, seed, indices, sizes, groups, distribution, firsts)

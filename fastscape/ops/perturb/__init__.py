@@ -27,10 +27,13 @@ def _check(
     radii: Sequence[float],
     dtype: torch.dtype,
     distribution: str,
+    firsts: Sequence[int] = (),
 ) -> None:
     _checks.noise(ids, seed, directions, distribution)
     _checks.tensors("weights", weights, ids)
-    _checks.groups([weight.numel() for weight in weights], groups)
+    sizes = [weight.numel() for weight in weights]
+    _checks.groups(sizes, groups)
+    _checks.firsts(sizes, firsts)
     _checks.factors("scales", scales, (len(directions), sum(groups)), ids.device)
     if dtype not in _tasks.TYPES:
         raise ValueError(f"dtype must be {_checks.SUPPORTED}, got {dtype}")
@@ -46,6 +49,7 @@ def _fake(
     radii: Sequence[float],
     dtype: torch.dtype,
     distribution: str,
+    firsts: Sequence[int] = (),
 ) -> list[Tensor]:
     return [weight.new_empty((len(directions), len(radii), weight.numel()), dtype=dtype) for weight in weights]
 
@@ -60,10 +64,11 @@ def _native_kernel(
     radii: Sequence[float],
     dtype: torch.dtype,
     distribution: str,
+    firsts: Sequence[int] = (),
 ) -> list[Tensor]:
     flat = [weight.contiguous() for weight in weights]
     out = _fake(flat, ids, seed, directions, scales, groups, radii, dtype, distribution)
-    layout = _tasks.Layout(ids.tolist(), [weight.numel() for weight in flat], groups, _tasks.BLOCK)
+    layout = _tasks.Layout(ids.tolist(), [weight.numel() for weight in flat], groups, _tasks.BLOCK, firsts)
     layout.use_weights(flat)
     starts = layout.pieces(out)
     strides = np.repeat([w.numel() * out_.element_size() for w, out_ in zip(flat, out, strict=True)], groups)
@@ -76,7 +81,7 @@ def _native_kernel(
 
 _OPERATOR = define(
     "perturb(Tensor[] weights, Tensor ids, int seed, int[] directions, Tensor scales, int[] groups, float[] radii, "
-    "ScalarType dtype, str distribution) -> Tensor[]",
+    "ScalarType dtype, str distribution, int[] firsts=[]) -> Tensor[]",
     summary="weights plus scaled random directions",
     reference=_reference,
     fake=_fake,
@@ -101,6 +106,7 @@ def perturb(
     groups: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
     distribution: Distribution = "gaussian",
+    firsts: Sequence[int] | None = None,
 ) -> list[Tensor]:
     r"""Weights displaced along K random directions by R radii each: :math:`w_t + (r\, s_{k,t})\, z_{k,t}`.
 
@@ -109,7 +115,7 @@ def perturb(
 
     Args:
         weights: T tensors of any shape, float32, float64, bfloat16 or float16.
-        ids, seed, directions, distribution: see :func:`fastscape.ops.direction`.
+        ids, seed, directions, distribution, firsts: see :func:`fastscape.ops.direction`.
         scales: float64 ``[K, sum(groups)]`` on the device of the weights.
         radii: R signed floats.
         groups: number of equal pieces of each tensor that have a scale of their own (rows of dim 0); default 1 each.
@@ -127,7 +133,8 @@ def perturb(
     pieces = [1] * len(weights) if groups is None else list(groups)
     wanted = dtype or (weights[0].dtype if weights else torch.float32)
     number, indices = _checks.key(ids, seed, directions)
+    steps = [float(r) for r in radii]
     result: list[Tensor] = _OPERATOR(
-        list(weights), ids, number, indices, scales, pieces, [float(r) for r in radii], wanted, distribution
+        list(weights), ids, number, indices, scales, pieces, steps, wanted, distribution, list(firsts or ())
     )
     return result

@@ -18,6 +18,7 @@ from fastscape.ops import _cuda
 
 SOURCE = "cuda/perturb.cu"
 THREADS, BLOCK = 128, 2048  # four normals at a time and thread, four times: enough to pay for finding the tensor
+UNIT = 128  # of blocks: they begin at multiples of it in the whole parameter
 END, SLOT = 0, 5  # columns of the segments
 TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "BFloat16", torch.float16: "Half"}
 
@@ -27,26 +28,28 @@ def available() -> str:
     return _cuda.reason(SOURCE)
 
 
-def options(weight: torch.dtype, out: torch.dtype, distribution: str, *, grouped: bool) -> tuple[str, ...]:
+def options(weight: torch.dtype, out: torch.dtype, distribution: str, *, grouped: bool, shards: bool = False) -> tuple[str, ...]:
     """The macros of one instantiation."""
     return (
         f"-DFS_WEIGHT={TYPES[weight]}",
         f"-DFS_OUT={TYPES[out]}",
         f"-DFS_RADEMACHER={int(distribution == 'rademacher')}",
         f"-DFS_GROUPED={int(grouped)}",
+        f"-DFS_SHARDS={int(shards)}",
         f"-DFS_THREADS={THREADS}",
         f"-DFS_BLOCK={BLOCK}",
     )
 
 
-def segments(sizes: Sequence[int], groups: Sequence[int], slots: Sequence[int]) -> NDArray[np.int64]:
-    """The rows ``Segment`` of the tensors at ``slots``, none of them empty, int64 ``[len(slots), 6]``."""
+def segments(sizes: Sequence[int], groups: Sequence[int], slots: Sequence[int], firsts: Sequence[int] = ()) -> NDArray[np.int64]:
+    """The rows ``Segment`` of the tensors at ``slots``, none of them empty, int64 ``[len(slots), 7]``."""
     chosen = np.array(slots, dtype=np.int64)
     counts, pieces = np.array(sizes, dtype=np.int64), np.array(groups, dtype=np.int64)
     columns = pieces.cumsum() - pieces
-    blocks = -(-counts[chosen] // BLOCK)
+    begins = np.array(list(firsts) or [0] * len(sizes), dtype=np.int64)[chosen]
+    blocks = -(-(counts[chosen] + begins % UNIT) // BLOCK)
     ends = blocks.cumsum()
-    rows = (ends, ends - blocks, counts[chosen], (counts // pieces)[chosen], columns[chosen], chosen)
+    rows = (ends, ends - blocks, counts[chosen], (counts // pieces)[chosen], columns[chosen], chosen, begins)
     return np.stack(rows, axis=1)
 
 
@@ -60,6 +63,7 @@ def perturb(
     radii: Sequence[float],
     dtype: torch.dtype,
     distribution: str,
+    firsts: Sequence[int] = (),
 ) -> list[Tensor]:
     """See :func:`fastscape.ops.perturb.perturb`.
 
@@ -75,7 +79,7 @@ def perturb(
     for slot, weight in enumerate(flat):
         if sizes[slot]:
             slots_by_dtype.setdefault(weight.dtype, []).append(slot)
-    tables = [segments(sizes, groups, slots) for slots in slots_by_dtype.values()]
+    tables = [segments(sizes, groups, slots, firsts) for slots in slots_by_dtype.values()]
     steps = np.array(radii, dtype=np.float64).view(np.int64)
     addresses = ([tensor.data_ptr() for tensor in tensors] for tensors in (flat, out))
     with torch.cuda.device_of(ids):  # type: ignore[no-untyped-call]
@@ -85,7 +89,7 @@ def perturb(
         for weight_dtype, table, row in zip(slots_by_dtype, tables, rows, strict=True):
             grouped = any(groups[slot] > 1 for slot in table[:, SLOT])
             numbers = _numbers(len(table), len(indices), len(radii), scales.shape[1], seed)
-            instance = options(weight_dtype, dtype, distribution, grouped=grouped)
+            instance = options(weight_dtype, dtype, distribution, grouped=grouped, shards=any(firsts))
             _start(instance, int(table[-1, END]) * len(indices), (row, *shared, *numbers), ids.device)
     return out
 

@@ -32,6 +32,7 @@ class Perturbation:
         ids: the parameters' 32-bit ids.
         groups: number of equal pieces of each tensor that have a scale of their own.
         distribution: ``"gaussian"`` or ``"rademacher"``.
+        firsts: elements of the whole parameters that the weights begin with, for shards; default 0 each.
         raw: stored directions to use instead of generating them: T contiguous tensors, float32, or the arithmetic of the outputs.
 
     Raises:
@@ -46,11 +47,12 @@ class Perturbation:
         *,
         groups: Sequence[int] | None = None,
         distribution: Distribution = "gaussian",
+        firsts: Sequence[int] | None = None,
         raw: Sequence[Tensor] | None = None,
     ) -> None:
         self.weights, self.outputs, self.raw = list(weights), [list(row) for row in outputs], raw
         self.ids, self.groups = list(ids), [1] * len(self.weights) if groups is None else list(groups)
-        self.distribution = distribution
+        self.distribution, self.firsts = distribution, list(firsts or ())
         self._check()
         self.dtype = self.outputs[0][0].dtype
         self._aim: tuple[int, int, NDArray[np.float64]] | None = None
@@ -61,7 +63,7 @@ class Perturbation:
             self._kernel = self._prepare()
         elif raw is None and all(t.dtype in _tasks.TYPES for t in tensors) and _triton.answers(tensors):
             kernels = import_module("fastscape.ops.perturb.triton")
-            self._kernel = kernels.Prepared(self.weights, self.outputs, self.ids, self.groups, distribution)
+            self._kernel = kernels.Prepared(self.weights, self.outputs, self.ids, self.groups, distribution, self.firsts)
 
     @property
     def fused(self) -> bool:
@@ -82,6 +84,7 @@ class Perturbation:
         for position, row in enumerate(self.outputs):
             _checks.same_sizes(f"outputs[{position}]", row, sizes)
         _checks.groups(sizes, self.groups)
+        _checks.firsts(sizes, self.firsts)
         _checks.kind(self.distribution)
         if self.raw is not None:
             _checks.one_type("raw", self.raw, (torch.float32, arithmetic(self.outputs[0][0].dtype)))
@@ -89,7 +92,8 @@ class Perturbation:
             _checks.contiguous("raw", self.raw)
 
     def _prepare(self) -> _native.NativeTask:
-        layout = _tasks.Layout(self.ids, [weight.numel() for weight in self.weights], self.groups, _tasks.BLOCK)
+        sizes = [weight.numel() for weight in self.weights]
+        layout = _tasks.Layout(self.ids, sizes, self.groups, _tasks.BLOCK, self.firsts)
         layout.use_weights(self.weights)
         if self.raw is not None:
             layout.use_raw(self.raw)
@@ -127,7 +131,8 @@ class Perturbation:
         noise = self.raw
         if noise is None:
             ids = torch.tensor(self.ids, device=self.weights[0].device)
-            noise = direction(ids, seed, [index], [weight.numel() for weight in self.weights], self.distribution)
+            sizes = [weight.numel() for weight in self.weights]
+            noise = direction(ids, seed, [index], sizes, self.distribution, self.firsts)
         parts = np.split(scales, np.cumsum(self.groups)[:-1])
         for slot, (weight, z, part) in enumerate(zip(self.weights, noise, parts, strict=True)):
             for row, radius in zip(self.outputs, radii, strict=True):

@@ -25,9 +25,10 @@ def perturb(
     radii: Sequence[float],
     dtype: torch.dtype,
     distribution: Distribution,
+    firsts: Sequence[int] = (),
 ) -> list[Tensor]:
     """See :func:`fastscape.ops.perturb.perturb`."""
-    noise = directions(ids, seed, indices, [weight.numel() for weight in weights], distribution)
+    noise = directions(ids, seed, indices, [weight.numel() for weight in weights], distribution, firsts)
     return [
         displaced(weight, z, scale, radii, dtype)
         for weight, z, scale in zip(weights, noise, torch.split(scales, list(groups), 1), strict=True)

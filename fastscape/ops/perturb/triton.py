@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastscape.ops import _triton
-from fastscape.ops.direction.triton import locate, noise_block
+from fastscape.ops.direction.triton import locate, noise_block, slice_of
 from fastscape.ops.perturb.reference import arithmetic
 
 
@@ -64,8 +64,12 @@ def perturb_kernel(
     RADEMACHER: tl.constexpr,
     GROUPED: tl.constexpr,
     ALIGNED: tl.constexpr,
+    SHARDS: tl.constexpr,
 ):
-    """A block of the weights along one direction, at all radii; program = block * K + direction."""
+    """A block of the weights along one direction, at all radii; program = block * K + direction.
+
+    SHARDS: weights and outputs are slices of whole parameters and addressed as if those were there.
+    """
     block, k = tl.program_id(0) // directions, tl.program_id(0) % directions
     t = locate(table, pieces, block)
     start = (block - tl.load(table + pieces + t)) * BLOCK
@@ -74,16 +78,20 @@ def perturb_kernel(
     weight = tl.load(weights + slot).to(tl.pointer_type(WEIGHT))
     if ALIGNED:
         count, weight = tl.multiple_of(count, 4), tl.multiple_of(weight, 16)
+    place = start  # in the tensor
+    if SHARDS:
+        begin, start = slice_of(table, pieces, t, start, ALIGNED)
+        place = start - begin
     element = start + tl.arange(0, BLOCK)
-    inside = element < count
+    inside = (element >= begin) & (element < begin + count) if SHARDS else element < count
     w = tl.load(weight + element, mask=inside, other=0.0).to(COMPUTE)
     z = noise_block(start, tl.load(ids + slot), tl.load(indices + k), k0, k1, BLOCK, RADEMACHER).to(COMPUTE)
     column = tl.load(columns + slot)
     if GROUPED:
         length = tl.load(columns + tensors + slot)
-        before = start // length
+        before = tl.maximum(place, 0) // length if SHARDS else place // length
         column += before
-        after = pieces_after(start, before, length, BLOCK)
+        after = pieces_after(place, before, length, BLOCK)
     row = k.to(tl.int64) * radii
     for r in range(radii):
         if GROUPED:
@@ -115,30 +123,40 @@ class Launches:
         groups: pieces of each tensor that have a coefficient of their own.
         dtype: of the results.
         distribution: ``"gaussian"`` or ``"rademacher"``.
+        firsts: element of the whole parameter that each weight begins with; default 0.
     """
 
     def __init__(
-        self, weights: Sequence[Tensor], outputs: NDArray[np.int64], groups: Sequence[int], dtype: torch.dtype, distribution: str
+        self,
+        weights: Sequence[Tensor],
+        outputs: NDArray[np.int64],
+        groups: Sequence[int],
+        dtype: torch.dtype,
+        distribution: str,
+        firsts: Sequence[int] = (),
     ) -> None:
         self._dtype, self._distribution = dtype, distribution
         self._device = weights[0].device
         self._config = _triton.perturb_config()
         sizes = [weight.numel() for weight in weights]
-        addresses = np.array([weight.data_ptr() for weight in weights], dtype=np.int64)
+        self._firsts = list(firsts) or [0] * len(sizes)
+        outputs = outputs - np.array(self._firsts, dtype=np.int64) * dtype.itemsize
+        begins = [_triton.begin_of_whole(weight, first) for weight, first in zip(weights, self._firsts, strict=True)]
+        addresses = np.array(begins, dtype=np.int64)
         self._grouped = any(count > 1 for count in groups)
         self._columns = _columns(tuple(sizes), tuple(groups), self._device)
         self._weights, self._outputs = _triton.on_device(addresses, self._device), _triton.on_device(outputs, self._device)
         rows = len(outputs) * dtype.itemsize
         keys = [
-            (weight.dtype, _triton.aligned([int(address), *map(int, column)], [rows * size], size))
-            for weight, size, address, column in zip(weights, sizes, addresses, outputs.T, strict=True)
+            (weight.dtype, _triton.aligned([int(address), *map(int, column)], [rows * size], size, first))
+            for weight, size, first, address, column in zip(weights, sizes, self._firsts, addresses, outputs.T, strict=True)
         ]
         self._launches = [
             _Launch(self._layout(slots, sizes), weight, quick) for (weight, quick), slots in _triton.slots_by(keys, sizes).items()
         ]
 
     def _layout(self, slots: tuple[int, ...], sizes: Sequence[int]) -> _triton.Layout:
-        return _triton.layout(slots, tuple(sizes[t] for t in slots), (1,) * len(slots), self._config.block, self._device)
+        return _triton.noise_layout(slots, sizes, self._firsts, self._config.block, self._device)
 
     def run(self, seed: int, ids: Tensor, indices: Tensor, coefficients: Tensor) -> None:
         """Write the results.
@@ -177,6 +195,7 @@ class Launches:
                     RADEMACHER=self._distribution == "rademacher",
                     GROUPED=self._grouped,
                     ALIGNED=launch.aligned,
+                    SHARDS=any(self._firsts),
                     num_warps=self._config.warps,
                     enable_fp_fusion=False,
                 )
@@ -200,6 +219,7 @@ def perturb(
     radii: Sequence[float],
     dtype: torch.dtype,
     distribution: str,
+    firsts: Sequence[int] = (),
 ) -> list[Tensor]:
     """See :func:`fastscape.ops.perturb.perturb`: one launch for each dtype and alignment of the weights."""
     flat = [weight.contiguous() for weight in weights]
@@ -210,7 +230,7 @@ def perturb(
         outputs = starts + np.arange(len(radii))[:, None] * strides
         steps = torch.tensor(list(radii), dtype=torch.float64).to(ids.device, non_blocking=True)
         coefficients = (steps[:, None] * scales[:, None, :]).to(arithmetic(dtype)).contiguous()
-        launches = Launches(flat, outputs, groups, dtype, distribution)
+        launches = Launches(flat, outputs, groups, dtype, distribution, firsts)
         launches.run(seed, ids.contiguous(), _triton.on_device(indices, ids.device), coefficients)
     return out
 
@@ -233,10 +253,11 @@ class Prepared:
         ids: Sequence[int],
         groups: Sequence[int],
         distribution: str,
+        firsts: Sequence[int] = (),
     ) -> None:
         addresses = np.array([[tensor.data_ptr() for tensor in row] for row in outputs], dtype=np.int64)
         self._dtype, self._device = outputs[0][0].dtype, weights[0].device
-        self._launches = Launches(weights, addresses, groups, self._dtype, distribution)
+        self._launches = Launches(weights, addresses, groups, self._dtype, distribution, firsts)
         self._ids = _triton.settled(_triton.on_device(ids, self._device))
 
     def aim(self, seed: int, indices: Sequence[int], scales: NDArray[np.float64]) -> None:

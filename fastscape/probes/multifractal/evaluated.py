@@ -18,6 +18,7 @@ from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
+from fastscape.objective.sharding import whole
 from fastscape.probes.multifractal.columns import Columns
 from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import STOPPED, Measured, MultifractalResult
@@ -252,7 +253,7 @@ _LEFT_OUT = (
 
 
 def _weight_notes(objective: Objective) -> list[str]:
-    broken = [name for name, tensor in objective.base.items() if not bool(torch.isfinite(tensor).all())]
+    broken = [name for name, tensor in objective.base.items() if not bool(torch.isfinite(whole(tensor)).all())]
     if not broken:
         return []
     return [f"weights hold NaN or inf in {', '.join(broken[:3])}{' and more' if len(broken) > 3 else ''}"]

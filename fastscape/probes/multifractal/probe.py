@@ -9,6 +9,7 @@ from typing import Unpack, cast
 
 from fastscape._checks import checked_settings, integer
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.objective.sharding import ShardedModelError
 from fastscape.probes.multifractal.description import AnalysisSettings
 from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryResult
 from fastscape.probes.multifractal.resumption import begun
@@ -97,7 +98,11 @@ def multifractal(
     Source: Török & Bartha, "Multifractal structure of neural network loss landscapes".
     """
     work = settled(multifractal, keywords, seed=None)
-    checked_objective(objective)
+    if checked_objective(objective, sharded=True).sharding is not None and work.budget is not None:
+        raise ShardedModelError(
+            f"budget must be None for a sharded model, whose processes would stop at different directions, got {work.budget!r}; "
+            "pass probe=fs.ProbeSettings(count=...), and target="
+        )
     session = _session(probe, analysis, target, work)
     point = Point(work.name, work.step, lambda: objective)
     earlier = None if extend is None else [extend]

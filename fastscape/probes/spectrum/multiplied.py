@@ -14,6 +14,7 @@ from fastscape.numerics.estimate import Estimate, widened
 from fastscape.numerics.krylov import BlockLanczos
 from fastscape.numerics.trace import hutchinson, layer_forms, layer_grams
 from fastscape.objective.objective import Objective
+from fastscape.objective.sharding import whole
 from fastscape.ops import direction, tensor_ids
 from fastscape.probes.spectrum.state import Curvature, Fresh, Started, Sums
 
@@ -94,7 +95,7 @@ class Multiplied:
         if prepare is not None:  # which tells the dtype
             prepare(self.probes + 1 + (0 if self.warm is None else self.warm.shape[1]))
         parts = self.objective.gradient().values()
-        gradient = torch.cat([part.flatten() for part in parts]).to(self.operator.device).double()
+        gradient = torch.cat([whole(part).flatten() for part in parts]).to(self.operator.device).double()
         self.gradient_norm = float(torch.linalg.vector_norm(gradient))
         self.has_gradient = math.isfinite(self.gradient_norm) and self.gradient_norm > 0
         if self.has_gradient:

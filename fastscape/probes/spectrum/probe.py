@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,11 +15,13 @@ from fastscape._checks import amount, check_memory, first_line, integer, one_of
 from fastscape.curvature.operator import ggn, hessian
 from fastscape.curvature.paths import PathName
 from fastscape.curvature.serving import led
+from fastscape.curvature.sharded import ShardedHessian
 from fastscape.curvature.soundness import AsymmetricProductError
 from fastscape.evaluation.ranks import Distributed, joined
 from fastscape.numerics.krylov import least_capacity
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.objective.sharding import ShardedModelError, Sharding, needs_whole
 from fastscape.probes.spectrum.assembly import spectrum_result
 from fastscape.probes.spectrum.recursions import recursion
 from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
@@ -119,7 +122,9 @@ def spectrum(
     Source: Golub & Underwood (1977); Ghorbani, Krishnan & Xiao (2019); Meyer et al., "Hutch++" (2021).
     """
     work = settled(spectrum, keywords)
-    checked_objective(objective)
+    checked_objective(objective, sharded=True)
+    if objective.sharding is not None:
+        work = _sharded(objective, objective.sharding, operator, optimizer, work)
     goals, memory = checked_goals(objective, k, operator, nodes, block, work), work.memory
     block = BLOCK if block is None else block
     start = _warm_vectors(objective, warm)
@@ -151,6 +156,8 @@ def spectrum(
         stage = None if moves is None else StabilityStage(run, moves, alone, memory=memory)
         return _with_stability(run, operator, work.step, stage)
 
+    if objective.sharding is not None:
+        return found(ShardedHessian(objective, cast("PathName | None", work.method)))
     with joined(distributed, objective) as ranks:
         together = distributed if ranks is None else ranks.group
         matrix = make(function, memory=memory, method=cast("PathName | None", work.method), distributed=together)
@@ -165,6 +172,21 @@ def _with_stability(run: SpectralRun, operator: str, step: int | None, stage: St
     except SpectrumError as error:
         error.partial = stage.added(cast("SpectrumResult", error.partial))
         raise
+
+
+def _sharded(objective: Objective, sharding: Sharding, operator: str, optimizer: Optimizer | str | Path | None, work: Run) -> Run:
+    """Refuse what a sharded model does not allow; the memory is the least that a process has, so that all choose alike."""
+    if optimizer is not None or operator == "ggn":
+        raise needs_whole("optimizer=" if operator != "ggn" else "operator='ggn'")
+    if work.budget is not None:
+        raise ShardedModelError(
+            f"budget must be None for a sharded model, whose processes would stop at different products, got {work.budget!r}; "
+            "pass nodes= and targets="
+        )
+    if work.memory is not None:
+        return work
+    room = available_memory(objective.device) // 4
+    return dataclasses.replace(work, memory=int(-sharding.largest(-float(room))))
 
 
 def measured(
