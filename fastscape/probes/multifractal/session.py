@@ -226,6 +226,7 @@ class Session:
             "run_seconds": self.budget.elapsed,
             "budget": self.budget.seconds if self.budget.limited else None,
             "target": self.target,
+            **self.visits.workers.meta,
         }
         planned = [{} if track.plan is None else {"threads": track.plan.threads} for track in self.visits.tracks]
         finished = tuple(
