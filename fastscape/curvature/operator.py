@@ -18,8 +18,8 @@ from fastscape.curvature.flat import Layout
 from fastscape.curvature.paths import Matrix, PathName, checked_path
 from fastscape.curvature.products import Products
 from fastscape.curvature.served import ServedProducts
+from fastscape.evaluation.group import Distributed, Group, alone_in_training, ranks_of
 from fastscape.evaluation.points import Array
-from fastscape.evaluation.ranks import Distributed, Ranks, alone_in_training, ranks_of
 from fastscape.objective.objective import Objective, checked_objective
 
 Vectors = TypeVar("Vectors", Tensor, list[Tensor], dict[str, Tensor])
@@ -178,7 +178,7 @@ class CurvatureOperator(SymmetricOperator):
         path: PathName | None = None,
         memory: int | None = None,
         compile: bool = False,
-        ranks: Ranks | None = None,
+        ranks: Group | None = None,
     ) -> None:
         self.objective, self.matrix = objective, matrix
         if ranks is None:
