@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import fastscape as fs
 from fastscape import zoo
 from fastscape.curvature.exact_sum import exact_sum
-from fastscape.evaluation.ranks import Ranks
+from fastscape.evaluation.group import Group
 
 RANKS = (1, 2)
 BLOCK, BATCHES, SAMPLES = 4, 8, 160
@@ -70,7 +70,7 @@ def products():
 
 def sums():
     """The sum over eight batches of one vector of 10 million numbers: exact, and by float64 whose bits depend on the order."""
-    ranks = Ranks(dist.group.WORLD, torch.device("cpu"))
+    ranks = Group(dist.group.WORLD, torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     terms = [torch.randn(1, LARGE, generator=draw) for _ in range(BATCHES)][ranks.rank :: ranks.size]
     weights, parts = [1 / BATCHES] * len(terms), [slice(0, LARGE)]

@@ -19,8 +19,8 @@ from fastscape.curvature.flat import Layout
 from fastscape.curvature.paths import Matrix, PathName, checked_path
 from fastscape.curvature.products import Products
 from fastscape.curvature.served import ServedProducts
+from fastscape.evaluation.group import Distributed, Group, alone_in_training, ranks_of
 from fastscape.evaluation.points import Array
-from fastscape.evaluation.ranks import Distributed, Ranks, alone_in_training, ranks_of
 from fastscape.objective.objective import Objective, checked_objective
 
 Vectors = TypeVar("Vectors", Tensor, list[Tensor], dict[str, Tensor])
@@ -180,7 +180,7 @@ class CurvatureOperator(SymmetricOperator):
         method: PathName | None = None,
         memory: int | None = None,
         compile: bool = False,
-        ranks: Ranks | None = None,
+        ranks: Group | None = None,
     ) -> None:
         self.objective, self.matrix = objective, matrix
         chosen, compiled = checked_path(method), flag("compile", compile)

@@ -23,8 +23,8 @@ from fastscape.curvature.peak import give_back
 from fastscape.curvature.products import Products, Take, forms_of
 from fastscape.curvature.program import Parts
 from fastscape.curvature.selection import Selection, block_key
+from fastscape.evaluation.group import Group, uninterrupted
 from fastscape.evaluation.points import Array
-from fastscape.evaluation.ranks import Ranks, uninterrupted
 from fastscape.objective.objective import Objective
 
 _STOP, _PREPARE, _MULTIPLY, _RELEASE = range(4)  # commands of rank 0
@@ -82,7 +82,7 @@ class ServedProducts(Products):
         machines: host and processor of every rank.
     """
 
-    def __init__(self, objective: Objective, matrix: Matrix, path: PathName | None, memory: int | None, ranks: Ranks) -> None:
+    def __init__(self, objective: Objective, matrix: Matrix, path: PathName | None, memory: int | None, ranks: Group) -> None:
         self.ranks, self.whole, self._settings = ranks, objective, (matrix, memory)
         self.owners = dealt([objective.count(batch) for batch in objective.batches], ranks.size)
         self.mine = [batch for batch, owner in enumerate(self.owners) if owner == ranks.rank]

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from fastscape.curvature.operator import CurvatureOperator, ggn, hessian
 from fastscape.curvature.paths import PathName
-from fastscape.evaluation.ranks import Distributed, joined, uninterrupted
+from fastscape.evaluation.group import Distributed, joined, uninterrupted
 from fastscape.objective.objective import Objective, checked_objective
 
 Found = TypeVar("Found")

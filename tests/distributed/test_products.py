@@ -93,6 +93,11 @@ def test_ctrl_c_ends_all_with_what_rank_0_knows(crew):
     assert second == ["interrupted", first[1], False, True]
 
 
+def test_a_rank_that_is_killed_leaves_nobody_waiting(crew):
+    """The connection is lost, and torchrun ends the others."""
+    assert crew("products:killed", 2, fails=True)[1] is None
+
+
 def test_which_processes_a_call_takes(crew):
     for rank, found in enumerate(crew("products:groups", 2)):
         assert found["before"] == [0, "ValueError"]

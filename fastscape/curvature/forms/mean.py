@@ -10,7 +10,7 @@ import torch
 from fastscape._checks import amount
 from fastscape.curvature.forms.quadratic import group_means
 from fastscape.directions import Directions
-from fastscape.evaluation.ranks import Distributed
+from fastscape.evaluation.group import Distributed
 from fastscape.numerics.estimate import Estimate, widened
 from fastscape.numerics.student import around
 from fastscape.objective.objective import Objective

@@ -22,8 +22,8 @@ from fastscape.directions import Directions, checked_directions
 from fastscape.evaluation.agreement import DtypeDependentLossError
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import NarrowLossError
+from fastscape.evaluation.group import Distributed, ranks_of
 from fastscape.evaluation.points import Array, blocks
-from fastscape.evaluation.ranks import Distributed, ranks_of
 from fastscape.evaluation.trial import PathChoice
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.runs.memory import out_of_memory

@@ -17,7 +17,7 @@ from fastscape.curvature.paths import PathName
 from fastscape.curvature.serving import led
 from fastscape.curvature.sharded import ShardedHessian
 from fastscape.curvature.soundness import AsymmetricProductError
-from fastscape.evaluation.ranks import Distributed, joined
+from fastscape.evaluation.group import Distributed, joined
 from fastscape.numerics.krylov import least_capacity
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective, checked_objective

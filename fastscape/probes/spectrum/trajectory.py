@@ -11,7 +11,7 @@ from typing import Literal, Unpack, cast
 
 from fastscape._checks import counted
 from fastscape.curvature.operator import ggn, hessian
-from fastscape.evaluation.ranks import Distributed, joined, ranks_of
+from fastscape.evaluation.group import Distributed, joined, ranks_of
 from fastscape.numerics.spectra import Stability
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.spectrum.assembly import with_note

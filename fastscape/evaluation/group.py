@@ -33,7 +33,7 @@ class RankError(RuntimeError):
     """A process of several failed; raised on all of them, with its rank, host and reason."""
 
 
-class Ranks:
+class Group:
     """A process group, in which every process makes the same calls in the same order.
 
     Attributes:
@@ -205,7 +205,7 @@ def _alike(key: str, own: Any, first: Any) -> bool:
 # ---------------------------------------------------------------------- which processes
 
 
-def ranks_of(distributed: Distributed, objective: Objective) -> Ranks | None:
+def ranks_of(distributed: Distributed, objective: Objective) -> Group | None:
     """The processes of a call; ``None`` where it is for this one alone.
 
     Args:
@@ -237,7 +237,7 @@ def ranks_of(distributed: Distributed, objective: Objective) -> Ranks | None:
         )
     group = distributed if isinstance(distributed, dist.ProcessGroup) else dist.group.WORLD
     assert group is not None
-    return Ranks(group, objective.device)
+    return Group(group, objective.device)
 
 
 def alone_in_training(distributed: Distributed, objective: Objective) -> str:
@@ -253,7 +253,7 @@ def _several() -> bool:
 
 
 @contextmanager
-def joined(distributed: Distributed, objective: Objective) -> Iterator[Ranks | None]:
+def joined(distributed: Distributed, objective: Objective) -> Iterator[Group | None]:
     """:func:`ranks_of` for a block; ``True`` makes the default group from torchrun's environment where there is none."""
     own = distributed is True and not (dist.is_available() and dist.is_initialized())
     if own:

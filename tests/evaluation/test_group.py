@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 import fastscape as fs
-from fastscape.evaluation.ranks import RankError, Ranks, _remade, _told, joined, ranks_of, uninterrupted
+from fastscape.evaluation.group import Group, RankError, _remade, _told, joined, ranks_of, uninterrupted
 from fastscape.runs.anytime import PartialResultError
+from fastscape.runs.budget import BudgetError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE")
 
@@ -20,7 +21,7 @@ def single(monkeypatch):
     """A default process group of this process alone, as torchrun would give."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Ranks(dist.group.WORLD, torch.device("cpu"))
+    yield Group(dist.group.WORLD, torch.device("cpu"))
     dist.destroy_process_group()
 
 
@@ -98,6 +99,8 @@ def test_an_exception_keeps_its_class_and_what_it_holds():
         {"known": 3},
         ["a note"],
     )
+    short = _remade(_told(BudgetError("budget must be longer", 3.0)))
+    assert (str(short), short.enough) == ("budget must be longer", 3.0)
     unknown = ValueError(lambda: 0)  # does not travel
     found = _remade(_told(unknown))
     assert type(found) is RankError
