@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(VENV)/.native
 
-.PHONY: demo test machines kernels gpu package native slow check bench noise accuracy modes eigenvalues slices tracker study coverage peers digest format clean
+.PHONY: demo test distributed hostile machines kernels gpu package native slow check bench noise accuracy modes eigenvalues slices tracker study coverage peers digest format clean
 
 demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints and their spectra, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
@@ -35,6 +35,12 @@ package: $(NATIVE) ## install beside the torch that is there, with a compiler an
 native: $(STAMP) ## rebuild the native library after a change in csrc; an error where it cannot be built
 	FASTSCAPE_NATIVE=require $(BIN)/python -W ignore setup.py --quiet build_ext --inplace
 	touch $(NATIVE)
+
+distributed: $(NATIVE) ## tests of several processes on this machine: two and four under torchrun, by gloo
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed
+
+hostile: $(NATIVE) ## two thousand damaged and hostile files: named errors in bounded memory; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hostile
 
 slow: $(NATIVE) ## tests that take minutes
 	$(BIN)/python -m pytest -m slow
