@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.directions import Directions
 from fastscape.evaluation.evaluator import Evaluator
+from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
+from fastscape.response.halving import Halving
 from fastscape.runs.journal import Journal
 from fastscape.runs.plan import Plan, identity, plain_data, versions
-from fastscape.runs.units import Evaluate, Here, Unit, Value, blocks_of, decode, encode
+from fastscape.runs.units import Evaluate, Here, Unit, Value, Workers, blocks_of, decode
 
 _PLAN = "plan"
+_LARGEST = 4  # directions of a block of differences: rounds begin with few, and the last block of a bank is evaluated whole
+Made = Callable[[Plan, Evaluate, Callable[[], int | None], Journal | None], Workers]
+
+
+class Evaluated(NamedTuple):
+    """Even and odd responses ``[K, N]``, L(w), directions at a time where memory ran out, and who evaluated."""
+
+    even: Array
+    odd: Array
+    base: float
+    lanes: int | None
+    meta: Mapping[str, Any]
+
+
+def in_units(choice: PathChoice) -> PathChoice:
+    """A path with as many directions at a time as a unit has: a power of two, which only a shortage of memory changes."""
+    if choice.name in ("loop", "vmap"):
+        return choice
+    return PathChoice.of(vars(choice) | {"chunk": 1 << (min(choice.chunk, _LARGEST).bit_length() - 1)})
+
+
+def here(_plan: Plan, evaluate: Evaluate, _lanes: object, _journal: object) -> Workers:
+    """This process evaluates all blocks."""
+    return Here(evaluate)
+
+
+def block_of(unit: Unit, plan: Plan, count: int) -> range:
+    """The directions of a block; the last may have fewer."""
+    size = plan.ways[0].unit
+    return range(unit.block * size, min((unit.block + 1) * size, count))
 
 
 def journal_of(folder: str | Path, objective: Objective, settings: dict[str, Any]) -> Journal:
@@ -53,31 +86,38 @@ def evaluated(
     journal: Journal | None,
     plan: Plan,
     progress: Callable[[int, int], None] | None,
-) -> tuple[Array, Array, float]:
-    """Even and odd responses ``[K, N]`` along all directions, in blocks as the evaluator has chosen, and L(w)."""
+    made: Made,
+) -> Evaluated:
+    """Responses along all directions, in blocks as the evaluator has chosen.
+
+    ``made``: of the plan, what evaluates a block, and the journal, those who evaluate them.
+    """
     assert evaluator.choice is not None
-    size, count = evaluator.choice.chunk, len(directions)
+    count, halving = len(directions), Halving()
 
     def of(unit: Unit) -> range:
-        return range(unit.block * size, min((unit.block + 1) * size, count))
+        return block_of(unit, plan, count)
 
     def evaluate(unit: Unit) -> bytes:
-        even, odd, base = evaluator.responses(directions, of(unit), radii.tolist())
-        return encode(even, odd, base[0])
+        return halving(evaluator, directions, of(unit), radii.tolist())
 
     work: Evaluate = evaluate
     if journal is not None:
         journal.keep(lambda unit, value: value.even.shape == (len(radii), len(of(unit))))
         journal.write(_PLAN, plan.to_dict())
-        work = journal.recording(evaluate)
-    columns: list[Value] = []
+        work = journal.recording(evaluate, lambda: halving.lanes)
+    workers = made(plan, work, lambda: halving.lanes, journal)
+    columns: dict[Unit, Value] = {}
+    done = 0
     try:
-        for unit, data in Here(work).map([Unit(0, 0, 0, block) for block in blocks_of(count, size)]):
-            columns.append(decode(data))
+        for unit, data in workers.map([Unit(0, 0, 0, block) for block in blocks_of(count, plan.ways[0].unit)], math.inf):
+            columns[unit] = decode(data)
+            done += len(of(unit))
             if progress is not None:
-                progress(of(unit).stop, count)
+                progress(done, count)
     finally:
         if journal is not None:
             journal.close()
-    even, odd = (np.concatenate([column[part] for column in columns], axis=1) for part in (0, 1))
-    return even, odd, columns[0].base
+    ordered = [columns[unit] for unit in sorted(columns)]
+    even, odd = (np.concatenate([column[part] for column in ordered], axis=1) for part in (0, 1))
+    return Evaluated(even, odd, ordered[0].base, halving.lanes, workers.meta)

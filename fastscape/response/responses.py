@@ -6,7 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -25,7 +25,7 @@ from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.losses import checked_radii
 from fastscape.evaluation.trial import PathChoice
 from fastscape.objective.objective import Objective, checked_objective
-from fastscape.response.blocks import evaluated, journal_of, loss_at, planned_in
+from fastscape.response.blocks import Made, evaluated, here, in_units, journal_of, loss_at, planned_in
 from fastscape.response.precision import (
     AnyPath,
     Noise,
@@ -40,8 +40,10 @@ from fastscape.response.precision import (
     way_of,
     with_largest,
 )
+from fastscape.response.shared import shared
 from fastscape.runs.journal import Journal
 from fastscape.runs.plan import Plan, same_as_planned
+from fastscape.runs.ranks import Distributed
 
 
 class Repeated(TypedDict, total=False):
@@ -49,6 +51,7 @@ class Repeated(TypedDict, total=False):
 
     plan: Plan | Responses | None
     resume: str | Path | None
+    distributed: Distributed
 
 
 class PrecisionWarning(UserWarning):
@@ -82,6 +85,8 @@ class Responses:
         arithmetic: what was measured, in one sentence, such as ``"float64, without your autocast to bfloat16"``.
         notes: what to beware of, in words.
         plan: what was chosen by timing and by free memory, to repeat it.
+        workers: ``"workers"``, who evaluated, where several processes did; ``"bitwise"``, false where the last bits may not be
+            those of the plan; ``"lanes"``, directions at a time since memory ran out.
     """
 
     even: NDArray[np.float64]
@@ -104,6 +109,7 @@ class Responses:
     arithmetic: str = ""
     notes: tuple[str, ...] = ()
     plan: Plan | None = None
+    workers: dict[str, Any] = field(default_factory=dict)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -164,6 +170,8 @@ def responses(
         progress: called with (directions done, N).
         plan: an earlier result along the same directions, or its :class:`fastscape.Plan`: what was chosen there is not tried
             again, and the numbers are the same, bit for bit.
+        distributed: whether the processes that torchrun started share the directions, as for :func:`fastscape.multifractal`;
+            ``progress`` is called on rank 0. Blocks are then small, and ``plan=`` of the result gives the same bits without them.
         resume: a folder for the journal of the call. Every block of directions is written there; the same call goes on with what
             it holds, whatever ended the process, and gives the same numbers.
 
@@ -188,25 +196,51 @@ def responses(
     unknown = next((name for name in repeated if name not in Repeated.__annotations__), None)
     if unknown is not None:
         raise TypeError(f"responses() got an unexpected keyword argument {unknown!r}")
-    steps = checked_radii(radii)
+    steps, given = checked_radii(radii), checked_precision(precision)
+    checked_directions(directions)
+    distributed, resume = repeated.get("distributed"), repeated.get("resume")
+    if resume is not None and repeated.get("plan") is not None:
+        raise ValueError("plan must be left out with resume=, whose folder has the plan of the call")
+
+    def work(made: Made, room: int | None, bitwise: bool) -> Responses:
+        found = _responses(objective, directions, steps, given, method, room, progress, repeated, made)
+        return found if bitwise else dataclasses.replace(found, workers={**found.workers, "bitwise": False})
+
+    return shared(distributed, directions, steps, objective, memory, resume, work)
+
+
+def _responses(
+    objective: Objective,
+    directions: Directions,
+    steps: NDArray[np.float64],
+    precision: Precision | None,
+    method: AnyPath | None,
+    memory: int | None,
+    progress: Callable[[int, int], None] | None,
+    repeated: Repeated,
+    made: Made,
+) -> Responses:
+    """The call of the process that decides."""
     start = now()
-    settings, asked = checked_directions(directions).settings | {"radii": steps.tolist()}, checked_precision(precision)
-    journal, given = _repeated(objective, settings, **repeated)
-    obeyed = None if given is None else _obeyed(given, objective, settings, asked, method)
+    settings = directions.settings | {"radii": steps.tolist()}
+    journal, given = _repeated(objective, settings, repeated.get("plan"), repeated.get("resume"))
+    obeyed = None if given is None else _obeyed(given, objective, settings, precision, method)
     way = None if obeyed is None else obeyed.ways[0]
-    chosen = _chosen(objective, directions, steps, asked, method, memory) if way is None else chosen_by(way)
+    chosen = _chosen(objective, directions, steps, precision, method, memory) if way is None else chosen_by(way)
     threads = torch_threads(None if obeyed is None else obeyed.threads)
     with threads, responder(objective, chosen.name, chosen.path or method, memory) as evaluator:
         try:
             choice = evaluator.choose(directions, steps.tolist())
         except (UntraceableError, MissingRuleError) as error:
             raise refused_precision(chosen.name, error) from error
+        if made is not here and way is None:  # all directions at once would be one process's
+            evaluator.choice = choice = in_units(choice)
         measured = measure_noise(evaluator, directions, steps, zeros=True) if way is None else Noise.of(way.noise)
         base = math.nan if journal is None and obeyed is None else loss_at(evaluator, directions)
         if obeyed is not None:
             obeyed.check_loss(base)
         used = obeyed or Plan.made(objective, settings, steps, base).having(way_of(0, chosen, choice, measured))
-        even, odd, base = evaluated(evaluator, directions, steps, journal, used, progress)
+        even, odd, base, lanes, workers = evaluated(evaluator, directions, steps, journal, used, progress, made)
         noise = with_largest(measured, evaluator, directions, steps, even)
         evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
@@ -216,6 +250,7 @@ def responses(
     arithmetic = measured_in(objective, chosen.name)
     length = float(np.mean(norms)) if norms else {"unit": 1.0, "relative": directions.weight_norm}[directions.scale]
     eps_abs, weight_norm = steps * length, objective.norm
+    short = {} if lanes is None and not workers.get("workers", {}).get("oom") else {"lanes": lanes, "bitwise": False}
     return Responses(
         even=even,
         odd=odd,
@@ -237,20 +272,19 @@ def responses(
         arithmetic=arithmetic.meta["arithmetic"],
         notes=(*arithmetic.notes, *noise.notes),
         plan=obeyed or dataclasses.replace(used, loss=base),
+        workers={**workers, **short},
     )
 
 
 def _repeated(
     objective: Objective,
     settings: dict[str, Any],
-    plan: Plan | Responses | None = None,
-    resume: str | Path | None = None,
+    plan: Plan | Responses | None,
+    resume: str | Path | None,
 ) -> tuple[Journal | None, Plan | None]:
     """The journal and the plan that a call goes on with."""
     if resume is None:
         return None, None if plan is None else Plan.of(plan)
-    if plan is not None:
-        raise ValueError("plan must be left out with resume=, whose folder has the plan of the call")
     journal = journal_of(resume, checked_objective(objective), settings)
     return journal, planned_in(journal)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fastscape._clock import now
+from fastscape.runs.journal import MANIFEST, Journal
 from fastscape.runs.memory import out_of_memory
 from fastscape.runs.ranks import PATIENCE, Ranks, Waiting, opened, sealed
 from fastscape.runs.units import Evaluate, Pace, Unit
@@ -265,15 +267,10 @@ class TorchWorkers:
 class _Server:
     """The side of another rank: units of round after round, until rank 0 has an outcome."""
 
-    def __init__(
-        self,
-        ranks: Ranks,
-        evaluate: Evaluate,
-        learn: Callable[[Any], object],
-        lanes: Callable[[], int | None],
-        kept: Callable[[], bool],
-    ) -> None:
-        self._ranks, self._evaluate, self._learn, self._lanes, self._kept = ranks, evaluate, learn, lanes, kept
+    def __init__(self, ranks: Ranks, evaluate: Evaluate, learn: Callable[[Any], object], folder: str | Path | None) -> None:
+        self._ranks, self._evaluate, self._learn, self._folder = ranks, evaluate, learn, folder
+        self._own = evaluate
+        self._journal: Journal | None = None
         self._pace = Pace(_MARGIN)
         self._number, self._exhausted = 0, False
 
@@ -295,6 +292,7 @@ class _Server:
         index = -1
         try:
             self._learn(about)
+            self._write()
             while self._pace.fits and not self._exhausted:
                 index = self._ranks.count(f"next/{self._number}") - 1
                 if index >= len(keys):
@@ -303,6 +301,22 @@ class _Server:
         except Exception as error:
             where = "".join(traceback.format_exception(error)[-3:]).strip()
             self._say("failed", index, f"{type(error).__name__}: {error}\n{where}")
+
+    def _write(self) -> None:
+        """Begin a file of this process in the journal of rank 0, where this machine has it."""
+        if self._folder is None or self._journal is not None or not (Path(self._folder) / MANIFEST).is_file():
+            return
+        self._journal = Journal(self._folder)
+        self._journal.done.clear()  # rank 0 has decided what is to be evaluated again
+        self._evaluate = self._journal.recording(self._own, self._lanes)
+
+    def close(self) -> None:
+        """Take the journal to disk."""
+        if self._journal is not None:
+            self._journal.close()
+
+    def _lanes(self) -> int | None:
+        return getattr(self._own, "lanes", None)
 
     def _unit(self, index: int, unit: Unit) -> None:
         start = now()
@@ -318,15 +332,14 @@ class _Server:
             self._say("value", index, data, now() - start)
 
     def _say(self, kind: str, index: int = -1, content: object = None, seconds: float = 0.0) -> None:
-        self._ranks.say(_Word(kind, self._number, index, content, seconds, self._lanes(), self._kept()))
+        self._ranks.say(_Word(kind, self._number, index, content, seconds, self._lanes(), self._journal is not None))
 
 
 def serve(
     ranks: Ranks,
     evaluate: Evaluate,
     learn: Callable[[Any], object] = lambda _about: None,
-    lanes: Callable[[], int | None] = lambda: None,
-    kept: Callable[[], bool] = lambda: True,
+    folder: str | Path | None = None,
 ) -> Any:
     """Evaluate units for rank 0 until it has an outcome, and return that, or raise its exception.
 
@@ -334,17 +347,16 @@ def serve(
 
     Args:
         ranks: the processes.
-        evaluate: the bytes of a unit, in this process.
+        evaluate: the bytes of a unit, in this process; an attribute ``lanes`` says what a lack of memory has halved.
         learn: takes what ``about`` of :class:`TorchWorkers` gave.
-        lanes: as there.
-        kept: whether a unit is in the journal once it is evaluated.
+        folder: of the journal; each process writes its own units.
     """
-    server = _Server(ranks, evaluate, learn, lanes, kept)
-    try:
-        found = server.outcome()
-    except KeyboardInterrupt:
-        server.interrupted()
-        found = ranks.hear("outcome")[1]
+    with closing(_Server(ranks, evaluate, learn, folder)) as server:
+        try:
+            found = server.outcome()
+        except KeyboardInterrupt:
+            server.interrupted()
+            found = ranks.hear("outcome")[1]
     ranks.count("gone")
     return opened(found)
 

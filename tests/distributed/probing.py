@@ -17,12 +17,13 @@ from fastscape import _clock, zoo
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.probes.multifractal.units import UnitEvaluator
 from fastscape.probes.multifractal.visits import Visits
-from fastscape.runs import agreement
+from fastscape.runs import agreement, torch_workers
+from fastscape.runs.torch_workers import TorchWorkers
 
 RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 PATHS = {"loop": "float64", "vmap": "float64", "graph": "difference"}
 PROBE = {"count": 6, "banks": 2, "radii": (1e-4, 1e-3, 1e-2, 1e-1)}
-evaluate = UnitEvaluator.__call__
+evaluate, drawn, evaluated = UnitEvaluator.__call__, TorchWorkers._draw, torch_workers._Server._unit
 
 
 def objective(name="mlp", samples=48, batch=None, criterion=F.cross_entropy):
@@ -68,20 +69,23 @@ class Store:
 
 
 def fairly(name):
-    """Make rank 0 wait with its first unit until another rank has done one."""
+    """Make rank 0 wait with its units until another rank has done one."""
     if SIZE == 1:
         return
     store = Store(name)
 
-    def fair(self, unit):
-        if RANK == 0:
-            store.until("others", 1)
-        data = evaluate(self, unit)
-        if RANK:
-            store.add("others")
-        return data
+    def draw(self, current):
+        store.until("others", 1)
+        return drawn(self, current)
 
-    UnitEvaluator.__call__ = fair
+    def unit(self, index, unit):
+        evaluated(self, index, unit)
+        store.add("others")
+
+    if RANK:
+        torch_workers._Server._unit = unit
+    else:
+        TorchWorkers._draw = draw
 
 
 def shared_out(result):
@@ -103,9 +107,16 @@ def same():
             found[f"{name} {path}"] = digest(result)
             assert shared_out(result) or SIZE == 1
     fairly("planned")
-    again = probed(plan=result)
+    again = probed(plan=result, name="cnn")
     found["planned"] = digest(again)
     assert again.measured.noise.tobytes() == result.measured.noise.tobytes()
+    fairly("responses")
+    first = fs.responses(
+        of := objective("cnn"), fs.Directions(of, count=10), [1e-3, 1e-2], precision="difference", distributed=SIZE > 1
+    )
+    alone = fs.responses(of, fs.Directions(of, count=10), [1e-3, 1e-2], plan=first.plan, distributed=False)
+    assert (first.even.tobytes(), first.odd.tobytes()) == (alone.even.tobytes(), alone.odd.tobytes())
+    assert SIZE == 1 or (first.plan.ways[0].unit == 4 and sum(first.workers["workers"]["units"][1:]) > 0)
     fairly("rotate")
     found["rotate"] = digest(probed(of=objective(samples=24, batch=12), probe={"bank_batches": "rotate", "banks": 4}))
     return found
@@ -242,6 +253,32 @@ def interrupted():
     return {"reason": result.meta["stop_reason"], "digest": digest(result), "directions": result.directions}
 
 
+def killed(folder):
+    """Rank 1 dies at its second unit, and torchrun starts all again; then the whole is repeated by what the journal holds."""
+    journal, attempt = Path(folder) / "journal", os.environ["TORCHELASTIC_RESTART_COUNT"]
+    fairly(f"killed {attempt}")
+    begun = []
+
+    def dying(self, unit):
+        if begun and RANK == 1 and attempt == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        begun.append(unit)
+        return evaluate(self, unit)
+
+    UnitEvaluator.__call__ = dying
+    result = probed(probe={"count": 40}, resume=journal)
+    UnitEvaluator.__call__ = evaluate
+    again = probed(probe={"count": 40}, resume=journal)
+    return {
+        "restarts": attempt,
+        "digest": digest(result),
+        "again": digest(again),
+        "evaluated": sum(result.meta["workers"]["units"]),
+        "evaluated again": sum(again.meta["workers"]["units"]),
+        "writers": len({path.name.split(".")[2] for path in journal.glob("units.*.jsonl")}),
+    }
+
+
 def groups():
     """Process groups of the user, and a training in them."""
     dist.init_process_group("gloo")
@@ -266,5 +303,5 @@ def groups():
 
 if __name__ == "__main__":
     case, folder = sys.argv[1:]
-    content = globals()[case](*([folder] if case == "along" else []))
+    content = globals()[case](*([folder] if case in ("along", "killed") else []))
     (Path(folder) / f"{case}.{RANK}.json").write_text(json.dumps(content))

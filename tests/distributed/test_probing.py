@@ -83,6 +83,16 @@ def test_the_end_of_the_launcher_leaves_the_partial_result_on_all_ranks(tmp_path
     assert first["directions"] > 0
 
 
+def test_a_rank_that_is_killed_is_started_again_and_goes_on_with_the_journal(tmp_path):
+    first, second = outcomes(2, "killed", tmp_path, options=("--max-restarts=1",))
+    assert first == second
+    assert first["restarts"] == "1"
+    assert first["digest"] == first["again"] == probing.digest(probing.probed(probe={"count": 40}))
+    assert 0 < first["evaluated"] < 20  # of 20 units, of which the first attempt did some
+    assert first["evaluated again"] == 0
+    assert first["writers"] >= 3
+
+
 def test_groups_of_the_user_serve_and_trainings_are_left_alone(tmp_path, alone):
     first, second = outcomes(2, "groups", tmp_path)
     assert first["default"] == second["default"] == "torch gloo"

@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from functools import partial
 from itertools import chain
 
 import pytest
@@ -32,7 +33,9 @@ def together(size, work, evaluate=lambda rank, unit: bytes_of(unit), store=None,
             own = {name: option(rank) for name, option in options.items()}
             if rank:
                 own.pop("about", None)
-                found[rank] = serve(ranks, lambda unit: evaluate(rank, unit), **own)
+                bound = partial(evaluate, rank)
+                bound.lanes = own.pop("lanes", lambda: None)()
+                found[rank] = serve(ranks, bound, **own)
             else:
                 own.pop("learn", None)
                 found[rank] = lead(ranks, lambda: work(TorchWorkers(ranks, lambda unit: evaluate(rank, unit), **own)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from fastscape.probes.multifractal.session import Session
 from fastscape.probes.multifractal.units import Point, UnitEvaluator
 from fastscape.probes.multifractal.visits import Visits
 from fastscape.runs.agreement import agree
-from fastscape.runs.journal import MANIFEST, Journal
 from fastscape.runs.plan import Plan, plain_data
 from fastscape.runs.ranks import Distributed, Ranks, ranks_of
 from fastscape.runs.torch_workers import TorchWorkers, lead, serve
@@ -70,43 +68,15 @@ def _workers(ranks: Ranks, session: Session, visits: Visits, evaluate: Evaluate)
     return TorchWorkers(ranks, evaluate, about, lambda: visits.evaluate.lanes, keep)
 
 
-class _Helper:
-    """What another rank evaluates and writes for rank 0."""
-
-    def __init__(self, evaluate: UnitEvaluator, plans: dict[int, Plan], folder: str | Path | None) -> None:
-        self._evaluate, self._plans, self._folder = evaluate, plans, folder
-        self._journal: Journal | None = None
-
-    def learn(self, about: tuple[tuple[int, int, int, int], Plan]) -> None:
-        """Make what the units of a round need before their time is taken."""
-        key, plan = about
-        self._plans[key[0]] = plan
-        self._evaluate.prepared(Unit(*key))
-        if self._folder is not None and self._journal is None and (Path(self._folder) / MANIFEST).is_file():
-            self._journal = Journal(self._folder)
-            self._journal.done.clear()  # rank 0 has decided what is to be evaluated again
-
-    def lanes(self) -> int | None:
-        return self._evaluate.lanes
-
-    def kept(self) -> bool:
-        """Whether units are in the journal; else the folder is on another machine, where rank 0 writes them."""
-        return self._journal is not None
-
-    def __call__(self, unit: Unit) -> bytes:
-        evaluate = self._evaluate if self._journal is None else self._journal.recording(self._evaluate, self.lanes)
-        return evaluate(unit)
-
-    def close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
-
-
 def _served(ranks: Ranks, session: Session, points: Sequence[Point], folder: str | Path | None) -> TrajectoryResult:
     """The result of rank 0, for which this process evaluates units meanwhile."""
     plans: dict[int, Plan] = {}
     with UnitEvaluator(points, session.probe, plans, session.memory) as evaluate:
-        helper = _Helper(evaluate, plans, folder)
-        with closing(helper):
-            found: TrajectoryResult = serve(ranks, helper, helper.learn, helper.lanes, helper.kept)
-            return found
+
+        def learn(about: tuple[tuple[int, int, int, int], Plan]) -> None:
+            key, plan = about
+            plans[key[0]] = plan
+            evaluate.prepared(Unit(*key))
+
+        found: TrajectoryResult = serve(ranks, evaluate, learn, folder)
+        return found

@@ -8,23 +8,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
 from fastscape._state import torch_threads
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.directions import Directions
 from fastscape.evaluation.evaluator import Evaluator
-from fastscape.evaluation.points import blocks
-from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
 from fastscape.probes.multifractal.settings import ProbeSettings
+from fastscape.response.halving import Halving
 from fastscape.response.precision import planned, responder
-from fastscape.runs.memory import free_caches, out_of_memory
 from fastscape.runs.plan import Plan, plain_data
-from fastscape.runs.units import Unit, encode
-
-_LARGEST = 4  # directions of a block of differences: rounds begin with few, and the last block of a bank is evaluated whole
+from fastscape.runs.units import Unit
 
 
 @dataclass(frozen=True)
@@ -34,13 +28,6 @@ class Point:
     name: str
     step: int | None
     objective: Callable[[], Objective]
-
-
-def in_units(choice: PathChoice) -> PathChoice:
-    """A path with as many directions at a time as a unit has: a power of two, which only a shortage of memory changes."""
-    if choice.name in ("loop", "vmap"):
-        return choice
-    return PathChoice.of(vars(choice) | {"chunk": 1 << (min(choice.chunk, _LARGEST).bit_length() - 1)})
 
 
 def directions_of(probe: ProbeSettings, objective: Objective) -> Directions:
@@ -82,16 +69,13 @@ class UnitEvaluator:
         probe: settings.
         plans: of each checkpoint, by its index; they may be added while the run goes on.
         memory: bytes for values at w.
-
-    Attributes:
-        lanes: directions evaluated at a time since memory ran out; ``None`` where it never did.
     """
 
     def __init__(
         self, points: Sequence[Point], probe: ProbeSettings, plans: Mapping[int, Plan], memory: int | None = None
     ) -> None:
         self.points, self.probe, self.plans, self.memory = points, probe, plans, memory
-        self.lanes: int | None = None
+        self._halving = Halving()
         self._stack = ExitStack()
         self._held: _Held | None = None
 
@@ -106,19 +90,12 @@ class UnitEvaluator:
         """Evaluate a unit, at first making what its checkpoint and group need; where memory runs out, by halves."""
         held = self.prepared(unit)
         directions = held.directions.with_seed(self.probe.bank_seed(unit.bank))
-        radii, indices = held.radii.tolist(), unit.indices(held.size)
-        size = held.size if self.lanes is None else min(self.lanes, held.size)
-        while True:
-            try:
-                slices = (indices[block[0] : block[-1] + 1] for block in blocks(held.size, size))
-                parts = [held.evaluator.responses(directions, part, radii) for part in slices]
-                even, odd = (np.concatenate([part[index] for part in parts], axis=1) for index in (0, 1))
-                return encode(even, odd, parts[0][2][0])
-            except Exception as error:
-                if size == 1 or not out_of_memory(error):
-                    raise
-            self.lanes = size = size // 2
-            free_caches()  # after the exception, whose frames hold what did not fit
+        return self._halving(held.evaluator, directions, unit.indices(held.size), held.radii.tolist())
+
+    @property
+    def lanes(self) -> int | None:
+        """Directions evaluated at a time since memory ran out; ``None`` where it never did."""
+        return self._halving.lanes
 
     def prepared(self, unit: Unit) -> _Held:
         """The evaluator for a unit, made where another was held before."""

@@ -21,7 +21,8 @@ from fastscape.probes.multifractal.evaluated import Track
 from fastscape.probes.multifractal.result import MultifractalResult
 from fastscape.probes.multifractal.resumption import fill, states
 from fastscape.probes.multifractal.settings import ProbeSettings
-from fastscape.probes.multifractal.units import Point, UnitEvaluator, directions_of, groups_of, in_units, settings_of
+from fastscape.probes.multifractal.units import Point, UnitEvaluator, directions_of, groups_of, settings_of
+from fastscape.response.blocks import in_units
 from fastscape.response.precision import (
     AnyPath,
     Noise,
