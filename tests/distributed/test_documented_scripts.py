@@ -1,4 +1,4 @@
-"""The script of docs/sharded.md runs as it is printed there."""
+"""The scripts of docs/distributed.md and docs/sharded.md run as they are printed there."""
 
 import os
 import re
@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.distributed
-def test_the_documented_script_gives_responses_m_tau_and_a_spectrum(tmp_path):
-    page = (ROOT / "docs" / "sharded.md").read_text()
-    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "sharded.py").write_text(script)
+@pytest.mark.parametrize(("page", "method"), [("distributed", "graph"), ("sharded", "gradient difference")])
+def test_the_documented_script_gives_responses_m_tau_and_a_spectrum(page, method, tmp_path):
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL)
+    (tmp_path / "script.py").write_text(script)
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "sharded.py"],
+        [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -34,4 +34,4 @@ def test_the_documented_script_gives_responses_m_tau_and_a_spectrum(tmp_path):
     result, spectrum = fs.load(tmp_path / "multifractal.npz"), fs.load(tmp_path / "spectrum.npz")
     assert result.measured.even.shape[2] == 4
     assert spectrum.converged.all()
-    assert spectrum.meta["path"] == "gradient difference"
+    assert spectrum.meta["path"] == method
