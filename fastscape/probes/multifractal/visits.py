@@ -290,7 +290,8 @@ class Visits:
         assert self._chosen is not None
         measured = self._chosen.seconds.get(self._chosen.name)
         unit = forward * (1 + 2 * scales) if measured is None else measured * scales
-        needed = points * (unit + _OPENING * forward)
+        together = 1 if self._chosen.path is None else in_units(self._chosen.path).chunk
+        needed = points * (unit * together + _OPENING * forward)
         useful = needed + points * USEFUL * (unit + self.cost.each)
         if not self.work.budget.admits(needed):
             each = f" for each of {points} checkpoints" if points > 1 else ""

@@ -122,6 +122,17 @@ def test_a_plan_repeats_a_run_without_trials(objective, precision, nothing_measu
         assert again.notes == first.notes
 
 
+def test_radii_that_a_smooth_network_shares_are_those_of_the_plan(tanh_objective, nothing_measured):
+    probe = dataclasses.replace(settings("difference", 3), radii=tuple(np.logspace(-6, -2, 6)))
+    first = fs.multifractal(tanh_objective, probe, QUICK)
+    assert len(Plan.of(first).ways[0].shared) >= 3
+    nothing_measured()
+    same(fs.multifractal(tanh_objective, probe, QUICK, plan=first), first)
+    with UnitEvaluator([Point("model", None, lambda: tanh_objective)], probe, {0: Plan.of(first)}) as evaluate:
+        value = decode(evaluate(Unit(0, 0, 0, 0)))
+    assert value.even[:, :3].tobytes() == first.measured.even[0].tobytes()
+
+
 def test_a_plan_of_rotated_banks_has_a_way_for_every_batch(objective, nothing_measured):
     x, y = objective.batches[0]
     rotated = fs.Objective(objective.model, [(x[:16], y[:16]), (x[16:], y[16:])], criterion=F.cross_entropy)
