@@ -253,11 +253,13 @@ def _module(arguments: list[str]) -> str:
     for argument in waiting:
         if argument.startswith("--"):
             continue
+        if not argument.startswith("-"):
+            return ""
         for place, letter in enumerate(argument[1:], start=1):
             if letter in "mcWX":  # which take what follows
                 value = argument[place + 1 :] or next(waiting, "")
-                if letter == "m":
-                    return value
+                if letter in "mc":
+                    return value if letter == "m" else ""
                 break
     return ""
 

@@ -138,6 +138,7 @@ class Measurement:
                 AnalysisSettings(permutations=199, bootstrap=400),
                 budget=self._plan.seconds,
                 name=f"{self._architecture.name}, {when}",
+                distributed=False,
             ),
         )
         return {} if reason else {f"{when}.multifractal": result}

@@ -174,7 +174,7 @@ def line(visit: Visit, _carried: Carried) -> Numbers:
 def exponents(visit: Visit, carried: Carried) -> Numbers:
     """The multifractal summary over 32 directions, the same at every step."""
     probe = ProbeSettings(count=16, banks=2, seed=visit.seed, precision=carried.precision)
-    found = multifractal(visit.objective, probe, budget=visit.seconds)
+    found = multifractal(visit.objective, probe, budget=visit.seconds, distributed=False)
     _pass_interrupt(found.meta)
     carried.precision = found.meta.get("precision", carried.precision)
     numbers = Numbers()

@@ -1,0 +1,111 @@
+"""Which processes share a call."""
+
+import os
+import pickle
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+import fastscape as fs
+from fastscape._interrupts import termination
+from fastscape.runs import ranks
+from fastscape.runs.ranks import LeftError, elsewhere, launched, meet, opened, ranks_of, sealed
+
+ALONE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in ALONE:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("distributed", [None, False])
+def test_a_process_alone_works_alone(distributed, tanh_objective):
+    with ranks_of(distributed, tanh_objective) as found:
+        assert found is None
+    assert launched() is None
+
+
+def test_a_launcher_of_one_process_changes_nothing(monkeypatch, tanh_objective):
+    for name, value in zip(ALONE, ("0", "1", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    with ranks_of(True, tanh_objective) as found:
+        assert found is None
+    assert launched() is None
+
+
+def test_processes_must_be_there_to_share(tanh_objective):
+    with pytest.raises(ValueError, match=r"distributed=True must find .* RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT .* torchrun"):
+        fs.multifractal(tanh_objective, distributed=True)
+    with pytest.raises(ValueError, match="torchrun"):
+        fs.responses(tanh_objective, fs.Directions(tanh_objective, count=2), [1e-3], distributed=True)
+
+
+@pytest.mark.parametrize("distributed", [1, "gloo", 2.0])
+def test_other_values_are_refused(distributed, tanh_objective):
+    with pytest.raises(TypeError, match=r"distributed must be None, True, False or a torch.distributed.ProcessGroup, got"):
+        fs.multifractal(tanh_objective, distributed=distributed)
+
+
+def test_a_training_with_others_is_seen(tanh_objective, monkeypatch):
+    monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(ranks.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(ranks.dist, "is_torchelastic_launched", lambda: True)
+    assert ranks._together(tanh_objective)
+
+    class DistributedDataParallel(nn.Module):
+        pass
+
+    wrapped = DistributedDataParallel()
+    with pytest.warns(UserWarning, match="pass distributed=True where all ranks make it"):
+        assert not ranks._together(tanh_objective)
+    del wrapped
+    assert ranks._together(tanh_objective)
+    next(tanh_objective.model.parameters()).grad = torch.zeros_like(next(tanh_objective.model.parameters()))
+    with pytest.warns(UserWarning, match="pass distributed=True"):
+        assert not ranks._together(tanh_objective)
+
+
+def test_an_exception_travels_with_what_it_holds():
+    error = fs.ProbeError("the probe failed", "what is known")
+    error.add_note("on rank 0")
+    with pytest.raises(fs.ProbeError, match="the probe failed") as caught:
+        opened(pickle.loads(pickle.dumps(sealed(error))))
+    assert caught.value.partial == "what is known"
+    assert caught.value.__notes__ == ["on rank 0"]
+    assert elsewhere(caught.value)
+    assert not elsewhere(error)
+
+
+def test_rank_0_at_its_end_is_told_from_one_that_calls():
+    from threading import Thread
+
+    store, told = torch.distributed.HashStore(), []
+
+    def first():
+        told.append(meet(0, 2, store, "", "the end").hosts)
+
+    thread = Thread(target=first)
+    thread.start()
+    with pytest.raises(LeftError, match="all ranks must come to a call together, got rank 0 at the end"):
+        meet(1, 2, store, "", "a call")
+    assert meet(1, 2, store, "", "the end").rank == 1
+    thread.join()
+    assert len(told[0]) == 2
+
+
+def test_the_end_of_a_launcher_is_an_interrupt_and_only_inside():
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt), termination():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with termination():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
