@@ -53,6 +53,7 @@ class Plan:
         work, dtype: of the computation, of its products.
         gradient_seconds: of rank 0's largest batch.
         threads: of torch.
+        thorough: whether what takes long to set up has been tried.
         notes: on the products.
     """
 
@@ -64,6 +65,7 @@ class Plan:
     dtype: torch.dtype
     gradient_seconds: float
     threads: int
+    thorough: bool
     notes: tuple[str, ...]
 
 
@@ -91,6 +93,7 @@ class ServedProducts(Products):
         self._weights = [objective.batch_weights[batch] / objective.samples for batch in self.mine]
         self._earlier = self.short = 0
         self._threads = torch.get_num_threads()
+        self._basis: tuple[torch.dtype, int] | None = None  # arithmetic and cuts of what was chosen so far
         self._shrunk = 1  # what vectors at a time are divided by
         self.machines: list[str] = []
 
@@ -159,8 +162,6 @@ class ServedProducts(Products):
     def _settle(self, count: int, rows: Tensor | None, *, thorough: bool) -> None:
         plan: Plan = self.ranks.led(lambda: self._plan(count, rows, thorough=thorough))
         self.ranks.agreed(lambda: self._obey(block_key(count), plan))
-        if thorough:
-            self.selection.thorough.add(block_key(count))
         self.machines = self.machines or self.ranks.machines()
 
     def _plan(self, count: int, rows: Tensor | None, *, thorough: bool) -> Plan:
@@ -185,6 +186,7 @@ class ServedProducts(Products):
             dtype=space.dtype,
             gradient_seconds=space.gradient_seconds,
             threads=torch.get_num_threads(),
+            thorough=block_key(count) in self.selection.thorough,
             notes=space.notes,
         )
 
@@ -193,14 +195,16 @@ class ServedProducts(Products):
         if self.ranks.rank == 0:
             return
         space, selection = self.space, self.selection
-        before = space.work, space.program.cuts
         if plan.work != space.work and not space.widened():
             raise ValueError(f"the model must run in {plan.work}, which rank 0 chose for products, got one that does not")
         while space.program.cuts < plan.cuts and space.halve():
             pass
-        if before != (space.work, space.program.cuts):  # as on rank 0, whose other choices are void
+        if self._basis != (plan.work, plan.cuts):  # rank 0's earlier choices are void
+            self._basis = plan.work, plan.cuts
             for kept in (selection.chosen, selection.choices, selection.thorough):
                 kept.clear()
+        if plan.thorough:
+            selection.thorough.add(key)
         space.dtype, space.notes, space.gradient_seconds = plan.dtype, plan.notes, plan.gradient_seconds
         selection.obey(key, plan.choice, held=plan.held, peak=plan.peak)
 

@@ -106,6 +106,15 @@ def products():
         assert sorted(itertools.chain(*result.meta["workers"]["batches"])) == list(range(len(SIZES)))
         assert "workers" not in plain.meta
         assert (process(), state(loss.model)) == before
+    one = fs.hessian(objective().on(2), distributed=True)  # the other ranks have none
+    assert one.prepare(2) is one.prepare(2, thorough=True)
+    found["one batch"] = digest(one @ torch.ones(one.shape[0], 2), one.forms(torch.ones(one.shape[0], 2))[1])
+    cut = fs.hessian(objective(), distributed=True)
+    cut @ torch.ones(cut.shape[0])
+    if dist.get_rank() == 0:
+        assert cut.served.space.halve()
+    cut @ torch.ones(cut.shape[0])  # what was chosen stands
+    found["cut"] = digest(cut @ torch.ones(cut.shape[0], 3), cut @ torch.ones(cut.shape[0], 2))
     batched = fs.hessian(objective(), distributed=True, method="graph, batched")
     found["batched"] = digest(batched @ torch.ones(batched.shape[0], 11))
     loss = objective()
