@@ -38,12 +38,18 @@ class Waiting:
     """Looks into a store, more and more seldom while there is nothing."""
 
     def __init__(self) -> None:
-        self._seconds, self._since = _SHORTEST, now()
+        self._seconds, self._since, self._warned = _SHORTEST, now(), False
 
     def pause(self) -> None:
         """Wait a little."""
         pause(self._seconds)
         self._seconds = min(1.5 * self._seconds, _LONGEST)
+
+    def say(self, whom: str) -> None:
+        """Warn, once, that it takes long until others make the call."""
+        if self.seconds > PATIENCE and not self._warned:
+            self._warned = True
+            warnings.warn(f"waiting for {whom} to make the same call; pass distributed=False where they do not", stacklevel=6)
 
     def heard(self) -> None:
         """Something came: the next may be near."""
@@ -200,6 +206,7 @@ def meet(rank: int, size: int, store: Store, engine: str, purpose: str = "a call
         store.set(f"here/{rank}", name)
         while True:
             place, met, names = pickle.loads(store.get("roster")) if store.check(["roster"]) else ("", "", [""] * size)
+            waiting.say("rank 0")
             if names[rank] == name:
                 if met != purpose:
                     raise LeftError(f"all ranks must come to {purpose} together, got rank 0 at {met}")
@@ -208,6 +215,7 @@ def meet(rank: int, size: int, store: Store, engine: str, purpose: str = "a call
             waiting.pause()
     place, told = uuid.uuid4().hex, list[str]()
     while store.add(f"{place}/met", 0) < size - 1:
+        waiting.say("the other ranks")
         seen = [store.get(f"here/{other}").decode() for other in range(1, size) if store.check([f"here/{other}"])]
         if len(seen) == size - 1 and seen != told:
             store.set("roster", pickle.dumps((place, purpose, ["", *seen])))  # type: ignore[arg-type]
