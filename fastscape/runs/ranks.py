@@ -31,6 +31,7 @@ Distributed: TypeAlias = "bool | ProcessGroup | None"
 PATIENCE = 60.0  # seconds without a word from a process that is expected to answer
 _SHORTEST, _LONGEST = 1e-3, 2e-2  # seconds between two looks into the store
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_STRANGER = "distributed must be a group that this process is in, got one without it; call on its ranks only"
 _TRAINING = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
 
 
@@ -258,7 +259,7 @@ def ranks_of(distributed: Distributed, objective: Objective) -> Iterator[Ranks |
 def _of_group(group: ProcessGroup) -> Ranks | None:
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
-        raise ValueError("distributed must be a group that this process is in, got one without it; call on its ranks only")
+        raise ValueError(_STRANGER)
     if size == 1:
         return None
     members = "-".join(map(str, dist.get_process_group_ranks(group)))
@@ -267,9 +268,11 @@ def _of_group(group: ProcessGroup) -> Ranks | None:
 
 
 def checked_distributed(distributed: object) -> None:
-    """Raise a TypeError unless ``distributed`` is a bool, ``None`` or a process group."""
+    """Raise unless ``distributed`` is a bool, ``None`` or a process group of this process."""
     if distributed is None or isinstance(distributed, bool):
         return
+    if dist.is_available() and distributed is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(_STRANGER)
     if not dist.is_available() or not isinstance(distributed, dist.ProcessGroup):
         raise TypeError(
             f"distributed must be None, True, False or a torch.distributed.ProcessGroup, got {type(distributed).__name__}; True "
