@@ -240,9 +240,9 @@ def _responses(
         if obeyed is not None:
             obeyed.check_loss(base)
         used = obeyed or Plan.made(objective, settings, steps, base).having(way_of(0, chosen, choice, measured))
-        even, odd, base, lanes, workers = evaluated(evaluator, directions, steps, journal, used, progress, made)
+        even, odd, base, lanes, workers, elsewhere = evaluated(evaluator, directions, steps, journal, used, progress, made)
         noise = with_largest(measured, evaluator, directions, steps, even)
-        evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations
+        evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations + elsewhere
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
         handled = evaluator.handling if isinstance(evaluator, DifferenceEvaluator) else None
     trusted = noise.trusted(even, odd)

@@ -106,6 +106,7 @@ def same():
             result = probed(path, name)
             found[f"{name} {path}"] = digest(result)
             assert shared_out(result) or SIZE == 1
+        assert result.meta["evaluations"] > 2 * 4 * 12 or path == "graph"
     fairly("planned")
     again = probed(plan=result, name="cnn")
     found["planned"] = digest(again)
