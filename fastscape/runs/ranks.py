@@ -26,7 +26,7 @@ from fastscape.objective.objective import Objective
 if TYPE_CHECKING or dist.is_available():
     from torch.distributed import PrefixStore, ProcessGroup, Store, TCPStore  # type: ignore[attr-defined]
 
-Distributed: TypeAlias = "bool | ProcessGroup | None"
+Distributed: TypeAlias = bool | dist.ProcessGroup | None
 
 PATIENCE = 60.0  # seconds without a word from a process that is expected to answer
 _SHORTEST, _LONGEST = 1e-3, 2e-2  # seconds between two looks into the store
