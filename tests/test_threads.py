@@ -414,10 +414,10 @@ def seeded_loss(model, batch):
 
 def test_a_loss_that_seeds_itself_is_that_of_serial_runs_and_seeds_nobody_beside(seeded):
     probed = objective(loss=seeded_loss)
-    alone = fs.losses(probed, fs.Directions(probed, count=2), [0.1], path="loop")
+    alone = fs.losses(probed, fs.Directions(probed, count=2), [0.1], method="loop")
     fresh, state = objective(loss=seeded_loss), torch.get_rng_state()
     with Beside():
-        beside = fs.losses(fresh, fs.Directions(fresh, count=2), [0.1], path="loop")
+        beside = fs.losses(fresh, fs.Directions(fresh, count=2), [0.1], method="loop")
         assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(beside, alone)
 

@@ -128,7 +128,7 @@ def along(folder):
     files = [Path(folder) / f"step{step}.pt" for step in (1, 2)]
     fairly("along")
     result = fs.trajectory(
-        objective(), files, fs.ProbeSettings(**PROBE, precision="difference"), path="graph", distributed=SIZE > 1
+        objective(), files, fs.ProbeSettings(**PROBE, precision="difference"), method="graph", distributed=SIZE > 1
     )
     return {"digest": digest(result), "shared": shared_out(result)}
 
