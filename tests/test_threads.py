@@ -104,7 +104,7 @@ def test_probes_in_threads_give_what_they_give_alone_and_leave_the_process_as_it
     objectives = [objective(1), objective(2)]
     directions = [fs.Directions(each, count=2) for each in objectives]
     jobs = [
-        partial(fs.responses, objectives[which], directions[which], [0.1, 0.3], precision=precision, path=path)
+        partial(fs.responses, objectives[which], directions[which], [0.1, 0.3], precision=precision, method=path)
         for which, precision, path in ways
     ]
     alone = [job().even for job in jobs]

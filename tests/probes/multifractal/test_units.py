@@ -74,9 +74,9 @@ def nothing_measured(monkeypatch):
 @pytest.mark.parametrize(("precision", "path"), PATHS)
 def test_an_extended_run_is_the_run_at_once(objective, precision, path):
     """By byte; with differences, five and then seven directions used to be other blocks than twelve."""
-    short = fs.multifractal(objective, settings(precision, 5), QUICK, path=path)
+    short = fs.multifractal(objective, settings(precision, 5), QUICK, method=path)
     longer = fs.multifractal(objective, settings(precision, 12), QUICK, extend=short)
-    same(longer, fs.multifractal(objective, settings(precision, 12), QUICK, path=path, plan=short))
+    same(longer, fs.multifractal(objective, settings(precision, 12), QUICK, method=path, plan=short))
     assert short.measured.even.tobytes() == longer.measured.even[:, :, :5].tobytes()
     assert short.measured.even.shape == (2, 5, 5)
 
@@ -93,7 +93,7 @@ def test_an_extension_with_all_memory_needs_no_plan_to_be_the_run_at_once(wide):
 def test_memory_moves_no_bit_under_a_plan(objective, wide, precision, path):
     """By differences it moved the even responses by 3e-6."""
     probed = wide if precision == "difference" else objective
-    whole = fs.multifractal(probed, settings(precision, 5), QUICK, path=path)
+    whole = fs.multifractal(probed, settings(precision, 5), QUICK, method=path)
     same(fs.multifractal(probed, settings(precision, 5), QUICK, plan=whole, memory=TIGHT), whole)
 
 
@@ -115,7 +115,7 @@ class Shuffled(Here):
 
 @pytest.mark.parametrize(("precision", "path"), PATHS)
 def test_the_order_of_units_moves_no_bit(objective, precision, path, monkeypatch):
-    ordered = fs.multifractal(objective, settings(precision, 9), QUICK, path=path)
+    ordered = fs.multifractal(objective, settings(precision, 9), QUICK, method=path)
     monkeypatch.setattr(visits, "Here", Shuffled)
     same(fs.multifractal(objective, settings(precision, 9), QUICK, plan=ordered), ordered)
 
@@ -167,7 +167,7 @@ def test_a_trajectory_has_a_plan_for_every_checkpoint(objective, nothing_measure
 
 @pytest.mark.parametrize(("precision", "path"), PATHS)
 def test_any_unit_has_the_same_bytes_in_another_process_with_the_plan(objective, precision, path):
-    result = fs.multifractal(objective, settings(precision, 7), QUICK, path=path)
+    result = fs.multifractal(objective, settings(precision, 7), QUICK, method=path)
     plan = Plan.of(result)
     size, threads = plan.ways[0].unit, torch.get_num_threads()
     with UnitEvaluator([Point("model", None, lambda: objective)], settings(), {0: plan}, TIGHT) as evaluate:
