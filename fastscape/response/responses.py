@@ -140,7 +140,7 @@ def responses(
     method: AnyPath | None = None,
     memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    **repeated: Unpack[Repeated],
+    **keywords: Unpack[Repeated],
 ) -> Responses:
     r"""Even and odd responses of the loss along every direction at every radius.
 
@@ -193,17 +193,18 @@ def responses(
     Reps & Rall, "Computational divided differencing and divided-difference arithmetics" (2003).
     """
     check_progress(progress, "(done, total)")
-    unknown = next((name for name in repeated if name not in Repeated.__annotations__), None)
+    checked_objective(objective, sharded=True)
+    unknown = next((name for name in keywords if name not in Repeated.__annotations__), None)
     if unknown is not None:
         raise TypeError(f"responses() got an unexpected keyword argument {unknown!r}")
     steps, given = checked_radii(radii), checked_precision(precision)
     checked_directions(directions)
-    distributed, resume = repeated.get("distributed"), repeated.get("resume")
-    if resume is not None and repeated.get("plan") is not None:
+    distributed, resume = keywords.get("distributed"), keywords.get("resume")
+    if resume is not None and keywords.get("plan") is not None:
         raise ValueError("plan must be left out with resume=, whose folder has the plan of the call")
 
     def work(made: Made, room: int | None, bitwise: bool) -> Responses:
-        found = _responses(objective, directions, steps, given, method, room, progress, repeated, made)
+        found = _responses(objective, directions, steps, given, method, room, progress, keywords, made)
         return found if bitwise else dataclasses.replace(found, workers={**found.workers, "bitwise": False})
 
     return shared(distributed, directions, steps, objective, memory, resume, work)
