@@ -148,7 +148,8 @@ def trajectory(
     session = _session(probe, analysis, target, work)
     if extend is not None and not isinstance(extend, TrajectoryResult):
         raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")
-    check_folder(keywords.get("resume")), _plans(keywords.get("plan"))
+    check_folder(keywords.get("resume"))
+    _plans(keywords.get("plan"))
     files = read_checkpoints(checkpoints)
     for file in files:
         file.at(objective)  # every file is read and matched before any work
