@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
+from fastscape._generators import alone
 from fastscape._interrupts import held_signals
 
 # Functions that make floating-point numbers of the default dtype whatever they are given, and those that do so for Python's;
@@ -29,13 +30,14 @@ _BY_VALUE = frozenset(getattr(torch, name) for name in _BY_VALUE_NAMES.split())
 _PROMOTING = frozenset(_PROMOTING_NAMES.split())
 _COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64, torch.float16: torch.complex32}
 _system_default = torch.get_default_dtype
+_stack: Any = _get_current_function_mode_stack
 
 
 class _Here(threading.local):
     """The dtype that a thread creates tensors in; ``None`` for the process's default."""
 
     dtype: torch.dtype | None = None
-    mode: TorchFunctionMode | None = None
+    mode: FunctionMode | None = None
 
 
 _here = _Here()
@@ -46,7 +48,15 @@ def default_dtype() -> torch.dtype:
     return _here.dtype or _system_default()
 
 
-class _Created(TorchFunctionMode):
+class FunctionMode(TorchFunctionMode):
+    """A mode of torch's functions that Ctrl-C may have taken off: torch does so for the time of each call, in Python."""
+
+    def __exit__(self, *error: object) -> None:
+        if any(each is self for each in _stack()):
+            super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+
+class _Created(FunctionMode):
     """Tensors of the thread's dtype where torch would take the process's default one."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
@@ -102,25 +112,45 @@ def _number(value: Any, dtype: torch.dtype) -> Any:
 
 
 _lock, _threads = threading.RLock(), 0  # threads that have another dtype than the process
-
-
-_stack: Any = _get_current_function_mode_stack
+_owner: int | None = None  # the thread that has set the process's default
+_users: torch.dtype | None = None  # the default before
 
 
 def create_in(dtype: torch.dtype | None) -> torch.dtype | None:
-    """Create tensors in ``dtype`` from now on in this thread, and return what was before; call it while signals are held."""
+    """Create tensors in ``dtype`` from now on in this thread, and return what was before; call it while signals are held.
+
+    In a process of one thread torch's default is set, which every way of creating tensors obeys. Beside other threads it stays
+    theirs, and a mode of this thread gives those that go through torch's functions.
+    """
     before, _here.dtype = _here.dtype, dtype
-    needed = dtype is not None and (_here.mode is not None or dtype != _system_default())
+    if _set_for_all(dtype):
+        return before
+    needed = dtype is not None and (_here.mode is not None or _owner is not None or dtype != _system_default())
     if needed and _here.mode is None:
         _here.mode = _Created()
         _here.mode.__enter__()  # type: ignore[no-untyped-call]
         _tell(1)
     elif not needed and _here.mode is not None:
         mode, _here.mode = _here.mode, None
-        if any(each is mode for each in _stack()):  # else Ctrl-C in torch has taken it off
-            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        mode.__exit__(None, None, None)
         _tell(-1)
     return before
+
+
+def _set_for_all(dtype: torch.dtype | None) -> bool:
+    """Set torch's default where this thread was alone when it began to evaluate; whether it was."""
+    global _owner, _users
+    me = threading.get_ident()
+    with held_signals, _lock:
+        if _owner is None and dtype not in (None, _system_default()) and not _threads and alone():
+            _owner, _users = me, _system_default()
+        if _owner != me:
+            return False
+        assert _users is not None
+        torch.set_default_dtype(_users if dtype is None else dtype)
+        if dtype is None:
+            _owner = None
+        return True
 
 
 def _tell(change: int) -> None:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastscape._interrupts import Restoring, held_signals, undo
 
 Later = Callable[[Callable[[], object]], None]
-_QUIET = ("rich.", "tqdm.")  # threads that draw progress bars, and no numbers
+_QUIET = ("rich.", "tqdm.", "ipykernel.", "IPython.", "zmq.", "debugpy.")  # threads of progress bars and notebooks: no numbers
 _numpy: Any = np.random.mtrand._rand
 _python: Any = random._inst
 _torch: Any = torch.random
@@ -29,7 +29,12 @@ _torch: Any = torch.random
 
 def alone() -> bool:
     """Whether no other thread of Python could draw random numbers."""
-    quiet = {thread.ident for thread in threading.enumerate() if type(thread).__module__.startswith(_QUIET)}
+    quiet = {
+        thread.ident
+        for thread in threading.enumerate()
+        if f"{type(thread).__module__}.".startswith(_QUIET)
+        or f"{getattr(getattr(thread, '_target', None), '__module__', '')}.".startswith(_QUIET)
+    }
     return not set(sys._current_frames()) - quiet - {threading.get_ident()}
 
 

@@ -19,9 +19,9 @@ from torch._decomp import core_aten_decompositions, decomposition_table
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
-from torch.overrides import TorchFunctionMode
 
 from fastscape._checks import first_line
+from fastscape._creation import FunctionMode
 from fastscape.differences.rules.table import RULES, aten
 from fastscape.differences.steps import Program, Step
 from fastscape.differences.tracing_errors import (
@@ -81,7 +81,7 @@ def trace(module: nn.Module, call: Callable[[Sequence[Tensor]], Any], tensors: M
     return program
 
 
-class _Handed(TorchFunctionMode):
+class _Handed(FunctionMode):
     """Puts a mark into the trace where values leave torch for NumPy or Python lists."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fastscape._creation import FunctionMode
 from fastscape._state import autocast_here, autocast_outside, exact_arithmetic
 from fastscape.objective.definition import Definition
 from fastscape.objective.examination import replica_of
@@ -185,7 +185,7 @@ def _known(objective: Definition, dtype: torch.dtype) -> Arithmetic:
     return replace(found, outside=outside, own=objective.dtype)
 
 
-class _Autocasts(TorchFunctionMode):
+class _Autocasts(FunctionMode):
     """Notes an autocast that is on where a function of torch is called: below, torch has it off again; and values that leave."""
 
     def __init__(self, device: str) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+from fastscape._creation import FunctionMode
 
 
 def backward_nodes(tensor: Tensor) -> Iterator[Any]:
@@ -45,7 +46,7 @@ def went_through_altered_gradient(loss: Tensor) -> bool:
     return False
 
 
-class PlainEmbeddings(TorchFunctionMode):
+class PlainEmbeddings(FunctionMode):
     """Embeddings as plain functions of their weights: values stay, and no row is left out of a gradient.
 
     The layers keep their ``padding_idx``, which models read to find padding. That of an embedding bag is part of its values (the
