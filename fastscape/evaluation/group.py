@@ -22,7 +22,7 @@ from fastscape._state import exact_arithmetic
 from fastscape._version import __version__
 from fastscape.objective.objective import Objective
 from fastscape.runs.ranks import Distributed as Distributed
-from fastscape.runs.ranks import checked_distributed
+from fastscape.runs.ranks import beside_others, checked_distributed, several
 
 Found = TypeVar("Found")
 _SAME_LOSS = 1e-6  # relative: two processors round differently, another loss function differs by more
@@ -224,7 +224,7 @@ def ranks_of(distributed: Distributed, objective: Objective) -> Group | None:
     if distributed is False:
         return None
     if distributed is None:
-        if not _several() or objective.in_training:
+        if not several() or beside_others(objective):
             return None
     elif not ready:
         raise ValueError(
@@ -238,14 +238,9 @@ def ranks_of(distributed: Distributed, objective: Objective) -> Group | None:
 
 def alone_in_training(distributed: Distributed, objective: Objective) -> str:
     """In words, that this process works alone by default beside others that train; empty where it does not."""
-    if distributed is not None or not _several() or not objective.in_training:
+    if distributed is not None or not beside_others(objective):
         return ""
     return "by this process alone, because the model is in training; pass distributed=True where all processes make the call"
-
-
-def _several() -> bool:
-    started = dist.is_available() and dist.is_initialized() and "TORCHELASTIC_RUN_ID" in os.environ
-    return started and dist.get_world_size() > 1
 
 
 @contextmanager

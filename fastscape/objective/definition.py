@@ -83,7 +83,7 @@ class Definition:
         memory: int | None = None,
     ) -> None:
         check_named(unnamed)
-        self.model, self._wrapped = checked_model(model), isinstance(model, nn.parallel.DistributedDataParallel)
+        self.model = checked_model(model)
         self.sharding = sharding_of(self.model)
         check_loss_and_weight(criterion, loss, weight)
         check_memory(memory)
@@ -130,12 +130,6 @@ class Definition:
     def samples(self) -> float:
         """Total weight of the data: samples, or terms of the mean (see ``weight``)."""
         return math.fsum(self.batch_weights)
-
-    @property
-    def in_training(self) -> bool:
-        """Whether the model came in ``DistributedDataParallel``, or a probed parameter has a gradient."""
-        held = dict(self.model.named_parameters())
-        return self._wrapped or any(held[name].grad is not None for name in self.names)
 
     @property
     def state(self) -> Mapping[str, Tensor] | None:

@@ -285,16 +285,25 @@ def _together(objective: Objective) -> bool:
 
     Those that train a model together are not: there people call a probe on one of them, where waiting for the others has no end.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and dist.is_torchelastic_launched()):
-        return False
-    trains = any(tensor.grad is not None for tensor in objective.model.parameters()) or _wrapped()
-    if trains:
+    if beside_others(objective):
         warnings.warn(
             "this process trains a model together with others, so it makes this call alone; pass distributed=True where all "
             "ranks make it, or False to say that they do not",
             stacklevel=5,
         )
-    return not trains
+        return False
+    return several()
+
+
+def several() -> bool:
+    """Whether this process is one of several in a group that was made under torchrun."""
+    ready = dist.is_available() and dist.is_initialized() and dist.is_torchelastic_launched()
+    return ready and dist.get_world_size() > 1
+
+
+def beside_others(objective: Objective) -> bool:
+    """Whether several processes seem to train together: a module here exchanges gradients, or the model has some."""
+    return several() and (any(tensor.grad is not None for tensor in objective.model.parameters()) or _wrapped())
 
 
 def _wrapped() -> bool:

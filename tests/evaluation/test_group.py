@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape.evaluation.group import Group, RankError, _remade, _told, joined, ranks_of, uninterrupted
+from fastscape.runs import ranks
 from fastscape.runs.anytime import PartialResultError
 from fastscape.runs.budget import BudgetError
+from fastscape.runs.ranks import beside_others
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE")
 
@@ -107,15 +109,20 @@ def test_an_exception_keeps_its_class_and_what_it_holds():
     assert "ValueError" in str(found)
 
 
-def test_training_is_told_by_a_wrapper_or_a_gradient(single, tanh_net, digits):
-    assert not fs.Objective(tanh_net, digits, criterion=F.cross_entropy).in_training
-    wrapped = torch.nn.parallel.DistributedDataParallel(tanh_net)
-    assert fs.Objective(wrapped, digits, criterion=F.cross_entropy).in_training
+def test_training_beside_others_is_told_by_a_wrapper_anywhere_or_a_gradient(single, tanh_net, digits, monkeypatch):
+    """Also where the probe gets the module inside the wrapper, after ``zero_grad()``: the most usual script."""
     objective = fs.Objective(tanh_net, digits, criterion=F.cross_entropy)
+    wrapped = torch.nn.parallel.DistributedDataParallel(tanh_net)
+    assert not beside_others(objective)  # one process
+    monkeypatch.setattr(ranks, "several", lambda: True)
+    assert wrapped.module is objective.model
+    assert beside_others(objective)
+    monkeypatch.setattr(ranks, "_wrapped", lambda: False)
+    assert not beside_others(objective)
     tanh_net(digits[0][0]).sum().backward()
-    assert objective.in_training
+    assert beside_others(objective)
     tanh_net.zero_grad(set_to_none=True)
-    assert not objective.in_training
+    assert not beside_others(objective)
 
 
 def strike():
