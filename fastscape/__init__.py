@@ -73,6 +73,7 @@ _NAMES = {
     "fastscape.runs.plan": "Plan",
     "fastscape.runs.progress": "Progress",
     "fastscape.runs.run": "Run",
+    "fastscape.zoo.source": "Source",
 }  # by the module that holds them; __init__.pyi tells the same to type checkers
 _importing = threading.RLock()
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

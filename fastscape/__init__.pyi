@@ -73,3 +73,4 @@ from fastscape.probes.multifractal.settings import preset as preset, ProbeSettin
 from fastscape.runs.plan import Plan as Plan
 from fastscape.runs.progress import Progress as Progress
 from fastscape.runs.run import Run as Run
+from fastscape.zoo.source import Source as Source
