@@ -123,7 +123,9 @@ def model_and_data():
 CALLS = {
     "loss": lambda objective: objective.loss(),
     "gradient": lambda objective: objective.gradient(),
-    "responses": lambda objective: fs.responses(objective, fs.Directions(objective, 2), [1e-2], precision="float64", path="loop"),
+    "responses": lambda objective: fs.responses(
+        objective, fs.Directions(objective, 2), [1e-2], precision="float64", method="loop"
+    ),
     "product": lambda objective: fs.ggn(objective) @ torch.ones(objective.size),
     "slice": lambda objective: fs.slice1d(objective, count=1, points=3),
     "doctor": lambda objective: fs.doctor(objective),

@@ -104,7 +104,7 @@ def test_probes_in_threads_give_what_they_give_alone_and_leave_the_process_as_it
     objectives = [objective(1), objective(2)]
     directions = [fs.Directions(each, count=2) for each in objectives]
     jobs = [
-        partial(fs.responses, objectives[which], directions[which], [0.1, 0.3], precision=precision, path=path)
+        partial(fs.responses, objectives[which], directions[which], [0.1, 0.3], precision=precision, method=path)
         for which, precision, path in ways
     ]
     alone = [job().even for job in jobs]
@@ -414,10 +414,10 @@ def seeded_loss(model, batch):
 
 def test_a_loss_that_seeds_itself_is_that_of_serial_runs_and_seeds_nobody_beside(seeded):
     probed = objective(loss=seeded_loss)
-    alone = fs.losses(probed, fs.Directions(probed, count=2), [0.1], path="loop")
+    alone = fs.losses(probed, fs.Directions(probed, count=2), [0.1], method="loop")
     fresh, state = objective(loss=seeded_loss), torch.get_rng_state()
     with Beside():
-        beside = fs.losses(fresh, fs.Directions(fresh, count=2), [0.1], path="loop")
+        beside = fs.losses(fresh, fs.Directions(fresh, count=2), [0.1], method="loop")
         assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(beside, alone)
 

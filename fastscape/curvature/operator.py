@@ -183,9 +183,9 @@ class CurvatureOperator(SymmetricOperator):
         ranks: Group | None = None,
     ) -> None:
         self.objective, self.matrix = objective, matrix
-        chosen, compiled = checked_path(method), flag("compile", compile)
+        chosen = checked_path(method)
         if ranks is None:
-            self._products = Products(objective, matrix, chosen, memory, compile_=compiled)
+            self._products = Products(objective, matrix, chosen, memory, compile_=compile)
         else:
             self._products = ranks.agreed(lambda: ServedProducts(objective, matrix, chosen, memory, ranks))
         self.layout = Layout(objective.names, [tensor.shape for tensor in objective.base.values()])
@@ -394,7 +394,7 @@ def _operator(
     def checked() -> None:
         check_memory(memory)
         checked_path(method)
-        if compile_ and ranks is not None:
+        if flag("compile", compile_) and ranks is not None:
             raise ValueError("compile must be False on several processes, got True; pass distributed=False")
         if matrix == "ggn":
             _check_ggn(objective, method)

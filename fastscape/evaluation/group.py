@@ -21,9 +21,10 @@ from fastscape._checks import first_line
 from fastscape._state import exact_arithmetic
 from fastscape._version import __version__
 from fastscape.objective.objective import Objective
+from fastscape.runs.ranks import Distributed as Distributed
+from fastscape.runs.ranks import checked_distributed
 
 Found = TypeVar("Found")
-Distributed = bool | dist.ProcessGroup | None
 _SAME_LOSS = 1e-6  # relative: two processors round differently, another loss function differs by more
 _OPEN = -(2**62)  # below any word
 _calls = 0  # of groups that were made here, so that none finds the addresses of one before it in the store
@@ -218,12 +219,7 @@ def ranks_of(distributed: Distributed, objective: Objective) -> Group | None:
     Raises:
         ValueError, TypeError: there is no group, or this process is not in it.
     """
-    if distributed is not None and not isinstance(distributed, (bool, dist.ProcessGroup)):
-        if distributed is dist.GroupMember.NON_GROUP_MEMBER:
-            raise ValueError("distributed must be a group that this process is in; call only where it is, or pass False")
-        raise TypeError(
-            f"distributed must be None, True, False or a torch.distributed.ProcessGroup, got {type(distributed).__name__}"
-        )
+    checked_distributed(distributed)
     ready = dist.is_available() and dist.is_initialized()
     if distributed is False:
         return None

@@ -95,6 +95,30 @@ def selected(model: nn.Module, params: Select) -> tuple[str, ...]:
     return tuple(name for name, _ in movable)
 
 
+def check_named(unnamed: Sequence[object]) -> None:
+    """Raise where more than model and data came by position."""
+    if unnamed:
+        raise TypeError(
+            f"objective takes all but model and data by name, got {unnamed[0]!r} in third place; write criterion= for a "
+            "function of (outputs, targets), loss= for one of (model, batch)"
+        )
+
+
+def check_loss_and_weight(criterion: object, loss: object, weight: object) -> None:
+    """Raise unless there is one loss, and a weight that can be called where there is one."""
+    if (criterion is None) == (loss is None):
+        got = "neither" if loss is None else "both"
+        raise ValueError(f"pass either criterion= for (inputs, targets) batches or loss= for any other, got {got}")
+    if weight is not None and not callable(weight):
+        raise TypeError(f"weight must be a function of a batch, got {weight!r}; use weight=lambda batch: n")
+
+
+def check_dtype(dtype: object) -> None:
+    """Raise unless ``dtype`` is ``None`` or one of floating-point numbers."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}; use such as torch.float64")
+
+
 def check_batch_norm(batch_norm: object) -> None:
     """Raise unless ``batch_norm`` is a mode."""
     one_of("batch_norm", batch_norm, ("running", "batch", None))

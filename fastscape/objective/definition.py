@@ -15,6 +15,9 @@ from fastscape._checks import check_memory, integer, noted
 from fastscape.objective.arguments import (
     Select,
     check_batch_norm,
+    check_dtype,
+    check_loss_and_weight,
+    check_named,
     check_pairs,
     checked_device,
     checked_model,
@@ -79,23 +82,14 @@ class Definition:
         device: torch.device | str | None = None,
         memory: int | None = None,
     ) -> None:
-        if unnamed:
-            raise TypeError(
-                f"objective takes all but model and data by name, got {unnamed[0]!r} in third place; write criterion= for a "
-                "function of (outputs, targets), loss= for one of (model, batch)"
-            )
+        check_named(unnamed)
         self.model, self._wrapped = checked_model(model), isinstance(model, nn.parallel.DistributedDataParallel)
         self.sharding = sharding_of(self.model)
-        if (criterion is None) == (loss is None):
-            got = "neither" if loss is None else "both"
-            raise ValueError(f"pass either criterion= for (inputs, targets) batches or loss= for any other, got {got}")
+        check_loss_and_weight(criterion, loss, weight)
         check_memory(memory)
         if batch_norm is not None:
             check_batch_norm(batch_norm)
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}; use such as torch.float64")
-        if weight is not None and not callable(weight):
-            raise TypeError(f"weight must be a function of a batch, got {weight!r}; use weight=lambda batch: n")
+        check_dtype(dtype)
         if samples is not None and not callable(samples):
             samples = integer("samples", samples, 1)
         self.criterion = None if criterion is None else checked_criterion(criterion)
@@ -187,10 +181,8 @@ class Definition:
 
     def whole(self) -> Self:
         """The same function of every floating-point parameter, also those that were frozen or not selected."""
-        other = self._copy()
-        other.names = tuple(
-            name for name, tensor in self.model.named_parameters() if tensor.is_floating_point() and tensor.numel()
-        )
+        other, parameters = self._copy(), self.model.named_parameters()
+        other.names = tuple(name for name, tensor in parameters if tensor.is_floating_point() and tensor.numel())
         return other
 
     def cast(self, dtype: torch.dtype) -> Self:

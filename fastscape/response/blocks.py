@@ -26,13 +26,14 @@ Made = Callable[[Plan, Evaluate, Callable[[], int | None], Journal | None], Work
 
 
 class Evaluated(NamedTuple):
-    """Even and odd responses ``[K, N]``, L(w), directions at a time where memory ran out, and who evaluated."""
+    """Even and odd responses ``[K, N]``, L(w), directions at a time where memory ran out, and who evaluated how often."""
 
     even: Array
     odd: Array
     base: float
     lanes: int | None
     meta: Mapping[str, Any]
+    elsewhere: int
 
 
 def in_units(choice: PathChoice) -> PathChoice:
@@ -120,4 +121,4 @@ def evaluated(
             journal.close()
     ordered = [columns[unit] for unit in sorted(columns)]
     even, odd = (np.concatenate([column[part] for column in ordered], axis=1) for part in (0, 1))
-    return Evaluated(even, odd, ordered[0].base, halving.lanes, workers.meta)
+    return Evaluated(even, odd, ordered[0].base, halving.lanes, workers.meta, getattr(workers, "evaluations", 0))

@@ -142,7 +142,7 @@ def responses(
     method: AnyPath | None = None,
     memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    **repeated: Unpack[Repeated],
+    **keywords: Unpack[Repeated],
 ) -> Responses:
     r"""Even and odd responses of the loss along every direction at every radius.
 
@@ -196,23 +196,24 @@ def responses(
     Reps & Rall, "Computational divided differencing and divided-difference arithmetics" (2003).
     """
     check_progress(progress, "(done, total)")
-    unknown = next((name for name in repeated if name not in Repeated.__annotations__), None)
+    checked_objective(objective, sharded=True)
+    unknown = next((name for name in keywords if name not in Repeated.__annotations__), None)
     if unknown is not None:
         raise TypeError(f"responses() got an unexpected keyword argument {unknown!r}")
     steps, given = checked_radii(radii), checked_precision(precision)
     checked_directions(directions)
-    distributed, resume = repeated.get("distributed"), repeated.get("resume")
-    if resume is not None and repeated.get("plan") is not None:
+    distributed, resume = keywords.get("distributed"), keywords.get("resume")
+    if resume is not None and keywords.get("plan") is not None:
         raise ValueError("plan must be left out with resume=, whose folder has the plan of the call")
 
     whole = made(objective)
 
     def work(workers: Made, room: int | None, bitwise: bool) -> Responses:
-        found = _responses(whole, directions, steps, given, method, room, progress, repeated, workers)
+        found = _responses(whole, directions, steps, given, method, room, progress, keywords, workers)
         return found if bitwise else dataclasses.replace(found, workers={**found.workers, "bitwise": False})
 
-    if repeated.get("executor") is not None:
-        return hired(repeated["executor"], distributed, directions, steps, making(objective), memory, work)
+    if keywords.get("executor") is not None:
+        return hired(keywords["executor"], distributed, directions, steps, making(objective), memory, work)
     return shared(distributed, directions, steps, whole, memory, resume, work)
 
 
@@ -247,9 +248,9 @@ def _responses(
         if obeyed is not None:
             obeyed.check_loss(base)
         used = obeyed or Plan.made(objective, settings, steps, base).having(way_of(0, chosen, choice, measured))
-        even, odd, base, lanes, workers = evaluated(evaluator, directions, steps, journal, used, progress, workers_of)
+        even, odd, base, lanes, workers, elsewhere = evaluated(evaluator, directions, steps, journal, used, progress, workers_of)
         noise = with_largest(measured, evaluator, directions, steps, even)
-        evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations
+        evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations + elsewhere
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
         handled = evaluator.handling if isinstance(evaluator, DifferenceEvaluator) else None
     trusted = noise.trusted(even, odd)

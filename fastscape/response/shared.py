@@ -48,6 +48,11 @@ class _Blocks:
         """Directions evaluated at a time since memory ran out; ``None`` where it never did."""
         return self._halving.lanes
 
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the loss."""
+        return 0 if self._plan is None else self._evaluator.evaluations
+
     def whole(self, _point: int) -> Objective:
         """The objective."""
         return self.objective

@@ -54,6 +54,11 @@ class Serving(Protocol):
         """Directions evaluated at a time since memory ran out; ``None`` where it never did."""
         ...
 
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the loss, inside of the block so far at least."""
+        ...
+
     def whole(self, point: int) -> Objective:
         """The objective of a checkpoint."""
         ...
@@ -107,6 +112,7 @@ class _Answer:
         values: of the units that it evaluated: key, bytes, seconds, and directions at a time where memory was short.
         refused: why its objective is not that of the plan; empty where it is.
         failed: what a unit raised; empty where none did.
+        evaluations: of the loss.
     """
 
     process: tuple[str, int]
@@ -114,6 +120,7 @@ class _Answer:
     values: tuple[tuple[_Key, bytes, float, int | None], ...] = ()
     refused: str = ""
     failed: str = ""
+    evaluations: int = 0
 
 
 @dataclass
@@ -153,10 +160,11 @@ def _worked(group: _Group) -> _Answer:
         serving = _serving(group, unit)
     except ValueError as error:
         return _Answer(here, _made(), refused=str(error))
-    pace = Pace(_MARGIN)
+    pace, evaluations = Pace(_MARGIN), 0
     pace.give(group.seconds)
     try:
         with serving:
+            before = serving.evaluations
             serving.learn(unit, group.plan)
             for key in group.keys:
                 if values and not pace.fits:
@@ -165,11 +173,12 @@ def _worked(group: _Group) -> _Answer:
                 with pace.unit():
                     data = serving(unit)
                 values.append((key, data, now() - start, serving.lanes))
+                evaluations = serving.evaluations - before
     except Exception as error:
         where = "".join(traceback.format_exception(error)[-3:]).strip()
         words = f"unit {unit.key} on {here[0]} (process {here[1]}): {type(error).__name__}: {error}\n{where}"
-        return _Answer(here, _made(), tuple(values), failed=words)
-    return _Answer(here, _made(), tuple(values))
+        return _Answer(here, _made(), tuple(values), failed=words, evaluations=evaluations)
+    return _Answer(here, _made(), tuple(values), evaluations=evaluations)
 
 
 def _serving(group: _Group, unit: Unit) -> Serving:
@@ -277,6 +286,9 @@ class _Share:
 class ExecutorWorkers:
     """The workers of an executor evaluate units.
 
+    Attributes:
+        evaluations: of the loss, by the workers.
+
     Args:
         hired: the executor.
         plan: of a unit's checkpoint.
@@ -294,6 +306,7 @@ class ExecutorWorkers:
         self._hired, self._plan, self._keep, self._known = hired, plan, keep, known or {}
         self._shares: dict[tuple[str, int], _Share] = {}
         self._slowest = 0.0
+        self.evaluations = 0
         self._end = math.inf
         self._same = True
 
@@ -387,6 +400,7 @@ class ExecutorWorkers:
 
     def _values(self, answer: _Answer, left: dict[_Key, Unit]) -> Iterator[tuple[Unit, bytes]]:
         """What an answer brings; those units are left no more."""
+        self.evaluations += answer.evaluations
         for key, data, seconds, lanes in answer.values:
             unit = left.pop(key)
             self._note(answer, seconds, lanes)

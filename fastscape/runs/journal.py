@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastscape._checks import shown
 from fastscape._clock import now
 from fastscape.runs.plan import WORDS
 from fastscape.runs.record import Record, decoded, encoded, read_record
@@ -22,6 +23,12 @@ KIND = "fastscape units"
 MANIFEST = "manifest.json"
 _SYNC = 1.0  # seconds between two synchronisations to disk where units take less than _LONG: it takes 4 to 12 ms
 _LONG = 0.5
+
+
+def check_folder(folder: object) -> None:
+    """Raise unless ``folder`` is a path, or ``None``; whether there is a journal is found out when it is opened."""
+    if folder is not None and not isinstance(folder, (str, Path)):
+        raise TypeError(f"resume must be the path of a folder, got {type(folder).__name__} {shown(folder)}")
 
 
 class Journal:
@@ -46,8 +53,7 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        if not isinstance(folder, (str, Path)):
-            raise TypeError(f"resume must be the path of a folder, got {type(folder).__name__}")
+        check_folder(folder)
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = {}
         self.done: dict[Unit, bytes] = {}

@@ -26,11 +26,12 @@ from fastscape.objective.objective import Objective
 if TYPE_CHECKING or dist.is_available():
     from torch.distributed import PrefixStore, ProcessGroup, Store, TCPStore  # type: ignore[attr-defined]
 
-Distributed: TypeAlias = "bool | ProcessGroup | None"
+Distributed: TypeAlias = bool | dist.ProcessGroup | None
 
 PATIENCE = 60.0  # seconds without a word from a process that is expected to answer
 _SHORTEST, _LONGEST = 1e-3, 2e-2  # seconds between two looks into the store
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_STRANGER = "distributed must be a group that this process is in, got one without it; call on its ranks only"
 _TRAINING = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
 
 
@@ -38,12 +39,18 @@ class Waiting:
     """Looks into a store, more and more seldom while there is nothing."""
 
     def __init__(self) -> None:
-        self._seconds, self._since = _SHORTEST, now()
+        self._seconds, self._since, self._warned = _SHORTEST, now(), False
 
     def pause(self) -> None:
         """Wait a little."""
         pause(self._seconds)
         self._seconds = min(1.5 * self._seconds, _LONGEST)
+
+    def say(self, whom: str) -> None:
+        """Warn, once, that it takes long until others make the call."""
+        if self.seconds > PATIENCE and not self._warned:
+            self._warned = True
+            warnings.warn(f"waiting for {whom} to make the same call; pass distributed=False where they do not", stacklevel=6)
 
     def heard(self) -> None:
         """Something came: the next may be near."""
@@ -200,6 +207,7 @@ def meet(rank: int, size: int, store: Store, engine: str, purpose: str = "a call
         store.set(f"here/{rank}", name)
         while True:
             place, met, names = pickle.loads(store.get("roster")) if store.check(["roster"]) else ("", "", [""] * size)
+            waiting.say("rank 0")
             if names[rank] == name:
                 if met != purpose:
                     raise LeftError(f"all ranks must come to {purpose} together, got rank 0 at {met}")
@@ -208,6 +216,7 @@ def meet(rank: int, size: int, store: Store, engine: str, purpose: str = "a call
             waiting.pause()
     place, told = uuid.uuid4().hex, list[str]()
     while store.add(f"{place}/met", 0) < size - 1:
+        waiting.say("the other ranks")
         seen = [store.get(f"here/{other}").decode() for other in range(1, size) if store.check([f"here/{other}"])]
         if len(seen) == size - 1 and seen != told:
             store.set("roster", pickle.dumps((place, purpose, ["", *seen])))  # type: ignore[arg-type]
@@ -250,7 +259,7 @@ def ranks_of(distributed: Distributed, objective: Objective) -> Iterator[Ranks |
 def _of_group(group: ProcessGroup) -> Ranks | None:
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
-        raise ValueError("distributed must be a group that this process is in, got one without it; call on its ranks only")
+        raise ValueError(_STRANGER)
     if size == 1:
         return None
     members = "-".join(map(str, dist.get_process_group_ranks(group)))
@@ -259,9 +268,11 @@ def _of_group(group: ProcessGroup) -> Ranks | None:
 
 
 def checked_distributed(distributed: object) -> None:
-    """Raise a TypeError unless ``distributed`` is a bool, ``None`` or a process group."""
+    """Raise unless ``distributed`` is a bool, ``None`` or a process group of this process."""
     if distributed is None or isinstance(distributed, bool):
         return
+    if dist.is_available() and distributed is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(_STRANGER)
     if not dist.is_available() or not isinstance(distributed, dist.ProcessGroup):
         raise TypeError(
             f"distributed must be None, True, False or a torch.distributed.ProcessGroup, got {type(distributed).__name__}; True "

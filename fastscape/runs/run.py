@@ -14,7 +14,7 @@ from typing import Any, TypedDict, get_args, get_type_hints
 from fastscape._checks import check_memory, check_progress, checked_settings, integer, shown
 from fastscape._renamed import METHOD, renamed, under_new_names
 from fastscape.runs.budget import Budget
-from fastscape.runs.ranks import Distributed
+from fastscape.runs.ranks import Distributed, checked_distributed
 
 
 class _Unsaid(enum.Enum):
@@ -152,6 +152,8 @@ def check_shared(values: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} must be text, got {shown(value)}")
         if name in ("step", "seed"):
             integer(name, value, -(2**63) if name == "step" else 0)
+        elif name == "distributed":
+            checked_distributed(value)
         elif name == "memory":
             check_memory(value)
         elif name == "progress":

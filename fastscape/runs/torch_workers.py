@@ -40,6 +40,7 @@ class _Word:
         seconds: that a value took.
         lanes: directions that it was evaluated by, where memory was short.
         kept: whether a value is in the journal.
+        evaluations: of the loss, in the rank so far.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class _Word:
     seconds: float = 0.0
     lanes: int | None = None
     kept: bool = True
+    evaluations: int = 0
 
 
 @dataclass
@@ -59,6 +61,7 @@ class _Share:
     busy: float = 0.0
     lanes: int | None = None
     exhausted: bool = False
+    evaluations: int = 0
 
     def did(self, seconds: float, lanes: int | None) -> None:
         self.units, self.busy = self.units + 1, self.busy + seconds
@@ -127,6 +130,11 @@ class TorchWorkers:
             "oom": {str(rank): share.lanes for rank, share in enumerate(shares) if share.lanes is not None},
         }
         return {"workers": found}
+
+    @property
+    def evaluations(self) -> int:
+        """Of the loss, by the other ranks."""
+        return sum(share.evaluations for share in self._shares)
 
     def map(self, units: Sequence[Unit], seconds: float = math.inf) -> Iterator[tuple[Unit, bytes]]:
         """See :class:`fastscape.runs.units.Workers`.
@@ -254,6 +262,7 @@ class TorchWorkers:
 
     def _note(self, rank: int, word: _Word) -> None:
         share = self._shares[rank]
+        share.evaluations = word.evaluations
         if word.kind == "value":
             share.did(word.seconds, word.lanes)
             self._slowest = max(self._slowest, word.seconds)
@@ -332,7 +341,9 @@ class _Server:
             self._say("value", index, data, now() - start)
 
     def _say(self, kind: str, index: int = -1, content: object = None, seconds: float = 0.0) -> None:
-        self._ranks.say(_Word(kind, self._number, index, content, seconds, self._lanes(), self._journal is not None))
+        evaluations = getattr(self._own, "evaluations", 0)
+        kept = self._journal is not None
+        self._ranks.say(_Word(kind, self._number, index, content, seconds, self._lanes(), kept, evaluations))
 
 
 def serve(
@@ -347,7 +358,8 @@ def serve(
 
     Args:
         ranks: the processes.
-        evaluate: the bytes of a unit, in this process; an attribute ``lanes`` says what a lack of memory has halved.
+        evaluate: the bytes of a unit, in this process; an attribute ``lanes`` says what a lack of memory has halved, and one
+            of the name ``evaluations`` how often the loss was evaluated.
         learn: takes what ``about`` of :class:`TorchWorkers` gave.
         folder: of the journal; each process writes its own units.
     """

@@ -141,7 +141,7 @@ def test_a_spectrum_says_who_multiplied(single, ragged):
 
 def test_the_stability_of_an_optimizer_is_that_of_one_process(single, ragged):
     moves = torch.optim.SGD(ragged.model.named_parameters(), lr=0.1, momentum=0.5)
-    plain = fs.spectrum(ragged, 2, nodes=10, path="graph", optimizer=moves, distributed=False)
+    plain = fs.spectrum(ragged, 2, nodes=10, method="graph", optimizer=moves, distributed=False)
     found = fs.spectrum(ragged, 2, nodes=10, optimizer=moves, distributed=True)
     assert found.stability.ratio == pytest.approx(plain.stability.ratio, rel=1e-9)
     assert found.stability.batch_sharpness.value == pytest.approx(plain.stability.batch_sharpness.value, rel=1e-9)

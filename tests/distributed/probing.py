@@ -106,6 +106,7 @@ def same():
             result = probed(path, name)
             found[f"{name} {path}"] = digest(result)
             assert shared_out(result) or SIZE == 1
+        assert result.meta["evaluations"] > 2 * 4 * 12 or path == "graph"
     fairly("planned")
     again = probed(plan=result, name="cnn")
     found["planned"] = digest(again)
@@ -127,7 +128,7 @@ def along(folder):
     files = [Path(folder) / f"step{step}.pt" for step in (1, 2)]
     fairly("along")
     result = fs.trajectory(
-        objective(), files, fs.ProbeSettings(**PROBE, precision="difference"), path="graph", distributed=SIZE > 1
+        objective(), files, fs.ProbeSettings(**PROBE, precision="difference"), method="graph", distributed=SIZE > 1
     )
     return {"digest": digest(result), "shared": shared_out(result)}
 

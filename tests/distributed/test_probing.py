@@ -6,6 +6,7 @@ import pytest
 import torch
 from launched import outcomes, torchrun
 
+import fastscape as fs
 from fastscape import zoo
 
 pytestmark = pytest.mark.distributed
@@ -107,14 +108,17 @@ COMMAND = ("zoo:mlp", "--data", "zoo:digits?samples=32", "--count", "4", "--bank
 
 
 def test_one_process_of_the_command_prints_and_writes_and_all_leave_alike(tmp_path):
-    arguments = (*COMMAND, "--precision", "difference", "--quiet", "--out", tmp_path / "out", "--target", "1e-9")
+    files = ("--out", tmp_path / "out", "--resume", tmp_path / "journal")
+    arguments = (*COMMAND, "--precision", "difference", "--quiet", *files, "--target", "1e-9")
     ended = torchrun(2, "-m", "fastscape", "multifractal", *arguments)
     assert ended.returncode == 1  # of the launcher, where a process does not end with 0
     assert ended.stdout.count("wall time") == 1
     assert ended.stderr.count("the target 1e-09 was not reached") == 1
     assert "exitcode  : 3" in ended.stderr
     assert "exitcode  : 1" not in ended.stderr
-    assert (tmp_path / "out" / "result.npz").is_file()
+    result = fs.load(tmp_path / "out" / "result.npz")
+    merged = fs.merge(tmp_path / "journal")
+    assert merged.measured.even.tobytes() == result.measured.even.tobytes()
 
 
 def test_processes_of_the_command_can_work_alone():

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from distributed.launch import launched
-from distributed.sharded_worker import CASES, RULES
+from distributed.cases_sharded import CASES, RULES
 
 pytestmark = pytest.mark.distributed
 SIZES = (1, 2, 4)  # of groups; with 4, one process holds nothing of the last layer
@@ -11,12 +10,11 @@ HEAVY = ("products", "multifractal", "refused", "beside", "same function, float6
 
 
 @pytest.fixture(scope="session", params=SIZES, ids="of{}".format)
-def found(request, tmp_path_factory):
+def found(request, crew):
     """The size of a group, and what its processes found, by case."""
     cases = [name for name in CASES if request.param == 2 or not name.startswith(HEAVY)]
     cases = [name for name in cases if request.param == 4 or name != "hybrid"]
-    ranks = launched("sharded_worker", request.param, cases, tmp_path_factory.mktemp("group"))
-    return request.param, ranks
+    return request.param, crew("sharded:everything", request.param, cases)
 
 
 def of(found, name):

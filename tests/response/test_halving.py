@@ -31,7 +31,7 @@ def short_of_memory(kind, most, monkeypatch, error):
 )
 def test_responses_are_those_of_whole_blocks(kind, precision, path, error, tanh_objective, monkeypatch, untouched):
     directions = fs.Directions(tanh_objective, count=8)
-    whole = fs.responses(tanh_objective, directions, RADII, precision=precision, path=path)
+    whole = fs.responses(tanh_objective, directions, RADII, precision=precision, method=path)
     assert whole.workers == {}
     with untouched(tanh_objective.model):
         tried = short_of_memory(kind, 2, monkeypatch, error)

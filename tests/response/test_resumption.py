@@ -55,7 +55,7 @@ def test_a_call_goes_on_where_it_ended(objective, tmp_path, precision, memory, k
 
 def test_a_complete_journal_needs_one_loss_alone(objective, tmp_path, monkeypatch):
     directions = fs.Directions(objective, 3)
-    first = fs.responses(objective, directions, RADII, path="loop", resume=tmp_path)
+    first = fs.responses(objective, directions, RADII, method="loop", resume=tmp_path)
 
     def never(*_arguments):
         raise AssertionError("all is there")
@@ -66,7 +66,7 @@ def test_a_complete_journal_needs_one_loss_alone(objective, tmp_path, monkeypatc
 
 def test_a_journal_of_another_call_is_refused(objective, tmp_path):
     directions = fs.Directions(objective, 3)
-    first = fs.responses(objective, directions, RADII, path="loop", resume=tmp_path)
+    first = fs.responses(objective, directions, RADII, method="loop", resume=tmp_path)
     x, y = objective.batches[0]
     twice = fs.Objective(objective.model, [(x, y)], criterion=lambda out, y: 2 * F.cross_entropy(out, y))
     other = fs.Objective(objective.model, [(x + 1, y)], criterion=F.cross_entropy)

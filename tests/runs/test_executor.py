@@ -85,6 +85,8 @@ def test_workers_give_the_numbers_of_this_process(path, threads, untouched):
     by_inline = probed(path, Source(source), executor=Inline())
     assert digest(by_threads) == digest(by_inline) == digest(alone)
     assert digest(probed(path, plan=by_threads)) == digest(alone)
+    spent = by_threads.meta["evaluations"], probed(path, plan=by_threads, executor=Inline()).meta["evaluations"]
+    assert min(spent) > 2 * 4 * by_threads.directions
     workers = by_threads.meta["workers"]
     assert (workers["engine"], workers["size"], workers["oom"]) == ("ThreadPoolExecutor", 1, {})
     assert workers["machines"] == [platform.node()]

@@ -3,12 +3,14 @@
 import os
 import pickle
 import signal
+from threading import Thread
 
 import pytest
 import torch
 from torch import nn
 
 import fastscape as fs
+from fastscape import _clock
 from fastscape._interrupts import termination
 from fastscape.runs import ranks
 from fastscape.runs.ranks import LeftError, elsewhere, launched, meet, opened, ranks_of, sealed
@@ -81,8 +83,6 @@ def test_an_exception_travels_with_what_it_holds():
 
 
 def test_rank_0_at_its_end_is_told_from_one_that_calls():
-    from threading import Thread
-
     store, told = torch.distributed.HashStore(), []
 
     def first():
@@ -95,6 +95,22 @@ def test_rank_0_at_its_end_is_told_from_one_that_calls():
     assert meet(1, 2, store, "", "the end").rank == 1
     thread.join()
     assert len(told[0]) == 2
+
+
+def test_a_long_wait_for_others_says_what_it_waits_for(clock, monkeypatch):
+    store, threads = torch.distributed.HashStore(), []
+
+    def sleep(_seconds):
+        if not threads:
+            clock.now += 100
+            threads.append(Thread(target=meet, args=(1, 2, store, "")))
+        elif threads[0].ident is None:
+            threads[0].start()
+
+    monkeypatch.setattr(_clock, "sleep", sleep)
+    with pytest.warns(UserWarning, match="waiting for the other ranks to make the same call; pass distributed=False"):
+        assert meet(0, 2, store, "").rank == 0
+    threads[0].join()
 
 
 def test_the_end_of_a_launcher_is_an_interrupt_and_only_inside():

@@ -5,14 +5,16 @@ from collections import Counter
 from functools import partial
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from fastscape import _clock
+from fastscape.runs.journal import Journal
 from fastscape.runs.ranks import Ranks, meet
 from fastscape.runs.torch_workers import RankError, TorchWorkers, lead, serve
-from fastscape.runs.units import Unit
+from fastscape.runs.units import Unit, decode, encode
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
 UNITS = [Unit(0, group, bank, block) for group in range(2) for bank in range(3) for block in range(4)]
@@ -32,12 +34,12 @@ def together(size, work, evaluate=lambda rank, unit: bytes_of(unit), store=None,
             ranks = meet(rank, size, store, "threads")
             own = {name: option(rank) for name, option in options.items()}
             if rank:
-                own.pop("about", None)
+                own.pop("about", None), own.pop("keep", None)
                 bound = partial(evaluate, rank)
                 bound.lanes = own.pop("lanes", lambda: None)()
                 found[rank] = serve(ranks, bound, **own)
             else:
-                own.pop("learn", None)
+                own.pop("learn", None), own.pop("folder", None)
                 found[rank] = lead(ranks, lambda: work(TorchWorkers(ranks, lambda unit: evaluate(rank, unit), **own)))
         except BaseException as error:
             found[rank] = error
@@ -233,6 +235,31 @@ def test_lanes_that_a_rank_had_to_halve_are_told():
         return list(workers.map(UNITS)) and workers.meta["workers"]["oom"]
 
     assert together(2, work, evaluate, lanes=lambda rank: lambda: 2 if rank else None) == [{"1": 2}] * 2
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_each_rank_writes_its_units_where_it_sees_the_journal_and_else_rank_0_does(seen, tmp_path):
+    first = Journal(tmp_path / "journal")
+    first.begin({}, ())
+    gate = Gate()
+
+    def evaluate(rank, unit):
+        gate.note(rank, unit)
+        gate.until(lambda by: {0, 1} <= {other for other, _ in by})
+        return encode(np.full((1, 1), unit.block), np.zeros((1, 1)), rank)
+
+    folder, asked = tmp_path / ("journal" if seen else "elsewhere"), []
+
+    def keep(unit, *line):
+        asked.append(unit)
+        first.append(unit, *line)
+
+    values, _ = together(2, lambda workers: dict(workers.map(UNITS)), evaluate, folder=lambda _: folder, keep=lambda _: keep)
+    first.close()
+    others = {unit for unit, data in values.items() if decode(data).base}
+    assert others
+    assert set(asked) == (set() if seen else others)
+    assert Journal(first.folder).done == {unit: values[unit] for unit in others}
 
 
 def test_closing_drops_what_has_not_begun():

@@ -21,6 +21,7 @@ from fastscape.probes.multifractal.units import Point
 from fastscape.response.precision import AnyPath
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+from fastscape.runs.journal import check_folder
 from fastscape.runs.making import Making, made, making
 from fastscape.runs.plan import Plan
 from fastscape.runs.progress import Progress, reporter
@@ -157,6 +158,8 @@ def trajectory(
     session = _session(probe, analysis, target, work)
     if extend is not None and not isinstance(extend, TrajectoryResult):
         raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")
+    check_folder(keywords.get("resume"))
+    _plans(keywords.get("plan"))
     files = read_checkpoints(checkpoints)
     for file in files:
         file.at(whole)  # every file is read and matched before any work
@@ -181,7 +184,9 @@ def _run(
 ) -> TrajectoryResult:
     """Run a session with the plans, the journal and the workers that were asked for."""
     keywords, executor = call.keywords, call.keywords.get("executor")
-    plans, folder = _plans(keywords.get("plan"), len(points)), keywords.get("resume")
+    plans, folder = _plans(keywords.get("plan")), keywords.get("resume")
+    if plans is not None and len(plans) != len(points):
+        raise ValueError(f"plan must hold one plan per checkpoint, got {len(plans)} for {len(points)}")
     for name, given in (("extend", extend), ("plan", plans)):
         if folder is not None and given is not None:
             raise ValueError(f"{name} must be left out with resume=, whose folder has the run's own plan and directions")
@@ -195,13 +200,11 @@ def _run(
     return shared(call.distributed, call.objective, session, points, work, folder)
 
 
-def _plans(given: object, count: int) -> list[Plan] | None:
-    """One plan per checkpoint."""
+def _plans(given: object) -> list[Plan] | None:
+    """Plans, one for each checkpoint."""
     if given is None:
         return None
     each = given.points if isinstance(given, TrajectoryResult) else given if isinstance(given, (list, tuple)) else [given]
-    if len(each) != count:
-        raise ValueError(f"plan must hold one plan per checkpoint, got {len(each)} for {count}")
     return [Plan.of(one) for one in each]
 
 

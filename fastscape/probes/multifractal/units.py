@@ -74,6 +74,7 @@ class UnitEvaluator:
     def __init__(self, points: Sequence[Point], probe: ProbeSettings, plans: dict[int, Plan], memory: int | None = None) -> None:
         self.points, self.probe, self.plans, self.memory = points, probe, plans, memory
         self._halving = Halving()
+        self._before = 0  # evaluations with those that are no longer held
         self._stack = ExitStack()
         self._held: _Held | None = None
 
@@ -104,6 +105,11 @@ class UnitEvaluator:
         self.plans[unit.point] = plan
         self.prepared(unit)
 
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the loss, by the evaluators that were made here."""
+        return self._before + (self._held.evaluator.evaluations if self._held is not None else 0)
+
     def prepared(self, unit: Unit) -> _Held:
         """The evaluator for a unit, made where another was held before."""
         if self._held is None or self._held.place != (unit.point, unit.group):
@@ -124,6 +130,7 @@ class UnitEvaluator:
             self._held = None
 
     def _open(self, point: int, group: int) -> None:
+        self._before = self.evaluations
         self._held = None
         self._stack.close()
         plan = self.plans[point]

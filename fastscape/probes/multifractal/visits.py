@@ -223,7 +223,7 @@ class Visits:
     def _visit(self, track: Track, visit: Visit) -> None:
         """Evaluate what some banks of one batch of a checkpoint lack."""
         _ = visit.objective.findings  # of the first evaluation, which no later one repeats
-        start = self.work.budget.elapsed
+        start, before = self.work.budget.elapsed, self._elsewhere
         threads = torch_threads(None if track.plan is None else track.plan.threads)
         with threads, self._evaluator(track, visit) as evaluator, track.timed():
             try:
@@ -232,9 +232,14 @@ class Visits:
                 with here:
                     self._units(track, visit)
             finally:
-                track.evaluations += evaluator.evaluations
+                track.evaluations += evaluator.evaluations + self._elsewhere - before
                 if isinstance(evaluator, DifferenceEvaluator):
                     track.handle(evaluator.handling)
+
+    @property
+    def _elsewhere(self) -> int:
+        """Evaluations of the loss by other processes."""
+        return getattr(self.workers, "evaluations", 0)
 
     def _choose(self, track: Track, objective: Objective, directions: Directions, radii: Array) -> None:
         """Try the arithmetics on the first objective of the run."""

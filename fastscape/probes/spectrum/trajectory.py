@@ -73,10 +73,11 @@ def spectra(
         SpectrumError: the model raised midway; its ``partial`` holds the results so far.
     """
     work = settled(spectra, keywords)
+    progress = reporter(work.progress, ("checkpoint", "share", "state"))
     checked_objective(objective)
     with joined(distributed, objective) as ranks:
         together = distributed if ranks is None else ranks.group
-        return _spectra(objective, checkpoints, k, operator, block, nodes, optimizer, together, work)
+        return _spectra(objective, checkpoints, k, operator, block, nodes, optimizer, together, work, progress)
 
 
 def _spectra(
@@ -89,8 +90,8 @@ def _spectra(
     optimizer: Optimizer | None,
     distributed: Distributed,
     work: Run,
+    progress: Callable[..., None] | None,
 ) -> SpectrumTrajectory:
-    progress = reporter(work.progress, ("checkpoint", "share", "state"))
     checked_goals(objective, k, operator, nodes, block, work)
     if optimizer is not None:
         read_state(objective, optimizer)

@@ -115,7 +115,7 @@ def test_a_folder_gives_the_result_without_the_model_also_of_an_unfinished_run(o
 
 def test_what_may_differ_goes_on_and_the_budget_is_one_of_it(objective, tmp_path):
     folder = tmp_path / "run"
-    fs.multifractal(objective, settings(5, precision=None), QUICK, path="graph", resume=folder)
+    fs.multifractal(objective, settings(5, precision=None), QUICK, method="graph", resume=folder)
     analysis = dataclasses.replace(QUICK, variant="odd")
     longer = fs.multifractal(objective, settings(12, precision=None), analysis, resume=folder, memory=2**28, target=1e-9)
     same(longer, fs.multifractal(objective, settings(12), analysis))
@@ -187,7 +187,7 @@ def test_a_journal_of_another_run_is_refused_before_any_work(objective, tmp_path
     with pytest.raises(ValueError, match="got other precision"):
         fs.multifractal(objective, settings(2, precision="float64"), QUICK, resume=folder)
     with pytest.raises(ValueError, match="path must be that of the plan, 'graph', got 'dispatch'"):
-        fs.multifractal(objective, settings(2), QUICK, resume=folder, path="dispatch")
+        fs.multifractal(objective, settings(2), QUICK, resume=folder, method="dispatch")
     earlier = fs.multifractal(objective, settings(2), QUICK)
     for given in ("extend", "plan"):
         with pytest.raises(ValueError, match=f"{given} must be left out with resume="):

@@ -74,9 +74,9 @@ def nothing_measured(monkeypatch):
 @pytest.mark.parametrize(("precision", "path"), PATHS)
 def test_an_extended_run_is_the_run_at_once(objective, precision, path):
     """By byte; with differences, five and then seven directions used to be other blocks than twelve."""
-    short = fs.multifractal(objective, settings(precision, 5), QUICK, path=path)
+    short = fs.multifractal(objective, settings(precision, 5), QUICK, method=path)
     longer = fs.multifractal(objective, settings(precision, 12), QUICK, extend=short)
-    same(longer, fs.multifractal(objective, settings(precision, 12), QUICK, path=path, plan=short))
+    same(longer, fs.multifractal(objective, settings(precision, 12), QUICK, method=path, plan=short))
     assert short.measured.even.tobytes() == longer.measured.even[:, :, :5].tobytes()
     assert short.measured.even.shape == (2, 5, 5)
 
@@ -93,7 +93,7 @@ def test_an_extension_with_all_memory_needs_no_plan_to_be_the_run_at_once(wide):
 def test_memory_moves_no_bit_under_a_plan(objective, wide, precision, path):
     """By differences it moved the even responses by 3e-6."""
     probed = wide if precision == "difference" else objective
-    whole = fs.multifractal(probed, settings(precision, 5), QUICK, path=path)
+    whole = fs.multifractal(probed, settings(precision, 5), QUICK, method=path)
     same(fs.multifractal(probed, settings(precision, 5), QUICK, plan=whole, memory=TIGHT), whole)
 
 
@@ -115,7 +115,7 @@ class Shuffled(Here):
 
 @pytest.mark.parametrize(("precision", "path"), PATHS)
 def test_the_order_of_units_moves_no_bit(objective, precision, path, monkeypatch):
-    ordered = fs.multifractal(objective, settings(precision, 9), QUICK, path=path)
+    ordered = fs.multifractal(objective, settings(precision, 9), QUICK, method=path)
     monkeypatch.setattr(visits, "Here", Shuffled)
     same(fs.multifractal(objective, settings(precision, 9), QUICK, plan=ordered), ordered)
 
@@ -167,7 +167,7 @@ def test_a_trajectory_has_a_plan_for_every_checkpoint(objective, nothing_measure
 
 @pytest.mark.parametrize(("precision", "path"), PATHS)
 def test_any_unit_has_the_same_bytes_in_another_process_with_the_plan(objective, precision, path):
-    result = fs.multifractal(objective, settings(precision, 7), QUICK, path=path)
+    result = fs.multifractal(objective, settings(precision, 7), QUICK, method=path)
     plan = Plan.of(result)
     size, threads = plan.ways[0].unit, torch.get_num_threads()
     with UnitEvaluator([Point("model", None, lambda: objective)], settings(), {0: plan}, TIGHT) as evaluate:
@@ -183,7 +183,7 @@ def test_any_unit_has_the_same_bytes_in_another_process_with_the_plan(objective,
 
 
 def test_threads_are_the_plans_and_are_put_back(objective, monkeypatch):
-    first = fs.multifractal(objective, settings("float64", 2), QUICK, path="loop")
+    first = fs.multifractal(objective, settings("float64", 2), QUICK, method="loop")
     other = torch.get_num_threads() + 1
     plan = dataclasses.replace(Plan.of(first), threads=other)
     seen, before = set(), torch.get_num_threads()
@@ -222,7 +222,7 @@ def test_a_plan_of_something_else_is_refused_by_name(objective, digits):
         with pytest.raises(ValueError, match=words):
             fs.multifractal(objective, dataclasses.replace(settings(), **changes), QUICK, plan=first)
     with pytest.raises(ValueError, match="path must be that of the plan, 'graph', got 'loop'"):
-        fs.multifractal(objective, settings(), QUICK, plan=first, path="loop")
+        fs.multifractal(objective, settings(), QUICK, plan=first, method="loop")
     with pytest.raises(ValueError, match="plan must be left out with extend="):
         fs.multifractal(objective, settings(), QUICK, plan=first, extend=first)
     with pytest.raises(TypeError, match="plan must be a fastscape.Plan or a result, got str"):
@@ -233,7 +233,7 @@ def test_a_plan_of_something_else_is_refused_by_name(objective, digits):
 
 
 def test_a_plan_of_other_versions_is_obeyed_and_said(objective):
-    first = fs.multifractal(objective, settings("float64", 2), QUICK, path="loop")
+    first = fs.multifractal(objective, settings("float64", 2), QUICK, method="loop")
     plan = Plan.of(first)
     plan = dataclasses.replace(plan, versions={**plan.versions, "torch": "1.0"})
     again = fs.multifractal(objective, settings("float64", 2), QUICK, plan=plan)
@@ -273,15 +273,15 @@ def test_a_plan_repeats_responses_without_trials(objective, precision, nothing_m
 
 
 def test_a_plan_of_other_directions_is_refused(objective):
-    first = fs.responses(objective, fs.Directions(objective, 4), RADII, precision="float64", path="loop")
+    first = fs.responses(objective, fs.Directions(objective, 4), RADII, precision="float64", method="loop")
     twice = fs.Objective(objective.model, objective.batches, criterion=lambda out, y: 2 * F.cross_entropy(out, y))
     given = [fs.Directions.given(objective, fs.Directions(objective, 2)[index]) for index in range(2)]
     for directions in (fs.Directions(objective, 5), fs.Directions(objective, 4, seed=1), given[0]):
         with pytest.raises(ValueError, match="got other settings"):
             fs.responses(objective, directions, RADII, plan=first)
     with pytest.raises(ValueError, match="got other settings"):
-        fs.responses(objective, given[1], RADII, plan=fs.responses(objective, given[0], RADII, path="loop"))
+        fs.responses(objective, given[1], RADII, plan=fs.responses(objective, given[0], RADII, method="loop"))
     with pytest.raises(ValueError, match="got other loss function"):
         fs.responses(twice, fs.Directions(twice, 4), RADII, plan=first)
     with pytest.raises(ValueError, match="path must be that of the plan, 'loop', got 'vmap'"):
-        fs.responses(objective, fs.Directions(objective, 4), RADII, plan=first, path="vmap")
+        fs.responses(objective, fs.Directions(objective, 4), RADII, plan=first, method="vmap")
