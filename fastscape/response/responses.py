@@ -42,7 +42,7 @@ from fastscape.response.precision import (
 )
 from fastscape.response.shared import hired, shared
 from fastscape.runs.journal import Journal
-from fastscape.runs.making import Making, made, making
+from fastscape.runs.making import Making, check_executor, made, making
 from fastscape.runs.plan import Plan, same_as_planned
 from fastscape.runs.ranks import Distributed
 
@@ -206,6 +206,7 @@ def responses(
     if resume is not None and keywords.get("plan") is not None:
         raise ValueError("plan must be left out with resume=, whose folder has the plan of the call")
 
+    check_executor(keywords.get("executor"), distributed)
     whole = made(objective)
 
     def work(workers: Made, room: int | None, bitwise: bool) -> Responses:
@@ -213,7 +214,7 @@ def responses(
         return found if bitwise else dataclasses.replace(found, workers={**found.workers, "bitwise": False})
 
     if keywords.get("executor") is not None:
-        return hired(keywords["executor"], distributed, directions, steps, making(objective), memory, work)
+        return hired(keywords["executor"], directions, steps, making(objective), memory, work)
     return shared(distributed, directions, steps, whole, memory, resume, work)
 
 

@@ -19,7 +19,7 @@ from fastscape.response.precision import planned, responder
 from fastscape.runs.agreement import agree
 from fastscape.runs.executor_workers import ExecutorWorkers, Hired
 from fastscape.runs.journal import Journal
-from fastscape.runs.making import Making, checked_executor
+from fastscape.runs.making import Making
 from fastscape.runs.plan import Plan
 from fastscape.runs.ranks import Distributed, Ranks, ranks_of
 from fastscape.runs.torch_workers import TorchWorkers, lead, serve
@@ -129,15 +129,13 @@ class _Recipe:
 
 def hired(
     executor: object,
-    distributed: Distributed,
     directions: Directions,
     radii: Array,
     making: Making,
     memory: int | None,
     work: Callable[[Made, int | None, bool], Found],
 ) -> Found:
-    """A call whose blocks the workers of an executor evaluate; arguments as for :func:`shared`."""
-    checked_executor(executor, distributed)
+    """A call whose blocks the workers of an executor evaluate; other arguments as for :func:`shared`."""
     with Hired(executor, _Recipe(making, directions, radii, memory)) as crew:
 
         def workers(plan: Plan, _evaluate: Evaluate, _lanes: object, journal: Journal | None) -> Workers:

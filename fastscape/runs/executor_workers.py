@@ -207,7 +207,7 @@ class Hired:
     """An executor for the time of a call: a context manager, after which no worker does anything for it.
 
     Args:
-        executor: see :func:`fastscape.runs.making.checked_executor`.
+        executor: see :func:`fastscape.runs.making.check_executor`.
         recipe: of what evaluates units, which pickles.
 
     Raises:

@@ -73,13 +73,15 @@ def pickled(name: str, value: object) -> bytes:
         ) from error
 
 
-def checked_executor(executor: object, distributed: Distributed) -> None:
-    """Refuse what cannot evaluate units.
+def check_executor(executor: object, distributed: Distributed) -> None:
+    """Refuse what cannot evaluate units; ``None`` is no executor.
 
     Raises:
         TypeError: an executor without ``submit``.
-        ValueError: processes of torchrun beside it, or a pool that forks a process in which CUDA has begun.
+        ValueError: processes of torchrun beside it.
     """
+    if executor is None:
+        return
     checked_distributed(distributed)
     if isinstance(executor, type) or not callable(getattr(executor, "submit", None)):
         raise TypeError(

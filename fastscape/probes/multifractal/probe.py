@@ -22,7 +22,7 @@ from fastscape.response.precision import AnyPath
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
 from fastscape.runs.journal import check_folder
-from fastscape.runs.making import Making, made, making
+from fastscape.runs.making import Making, check_executor, made, making
 from fastscape.runs.plan import Plan
 from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.ranks import Distributed
@@ -107,6 +107,7 @@ def multifractal(
     Source: Török & Bartha, "Multifractal structure of neural network loss landscapes".
     """
     work = settled(multifractal, keywords, seed=None)
+    check_executor(keywords.get("executor"), work.distributed)
     whole = made(objective)
     if checked_objective(whole, sharded=True).sharding is not None and work.budget is not None:
         raise ShardedModelError(
@@ -154,6 +155,7 @@ def trajectory(
         ProbeError: the model raised midway, or the analysis at the end; its ``partial`` holds the results so far.
     """
     work = settled(trajectory, keywords, seed=None)
+    check_executor(keywords.get("executor"), work.distributed)
     whole = checked_objective(made(objective))
     session = _session(probe, analysis, target, work)
     if extend is not None and not isinstance(extend, TrajectoryResult):
@@ -196,7 +198,7 @@ def _run(
         return session.run(points, extend, plans, journal)
 
     if executor is not None:
-        return hired(executor, call.distributed, making(call.given), call.files, session, work)
+        return hired(executor, making(call.given), call.files, session, work)
     return shared(call.distributed, call.objective, session, points, work, folder)
 
 

@@ -17,7 +17,7 @@ from fastscape.probes.multifractal.visits import Visits
 from fastscape.runs.agreement import agree
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.executor_workers import ExecutorWorkers, Hired
-from fastscape.runs.making import Making, checked_executor
+from fastscape.runs.making import Making
 from fastscape.runs.plan import Plan, plain_data
 from fastscape.runs.ranks import Distributed, Ranks, ranks_of
 from fastscape.runs.torch_workers import TorchWorkers, lead, serve
@@ -108,7 +108,6 @@ class _Recipe:
 
 def hired(
     executor: object,
-    distributed: Distributed,
     making: Making,
     files: Sequence[Checkpoint],
     session: Session,
@@ -117,13 +116,12 @@ def hired(
     """The run of a session, whose units the workers of an executor evaluate.
 
     Args:
-        executor, distributed: as the call was given them.
+        executor: as the call was given it.
         making: the objective, on a worker.
         files: the checkpoints; none where the objective has its own weights.
         session: of the run.
         work: runs the session.
     """
-    checked_executor(executor, distributed)
     with Hired(executor, _Recipe(making, tuple(files), session.probe, session.memory)) as crew:
 
         def workers(visits: Visits, _evaluate: Evaluate) -> ExecutorWorkers:
