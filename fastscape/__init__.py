@@ -70,6 +70,7 @@ _NAMES = {
     "fastscape.probes.tracking.result": "DifficultyResult TrackResult",
     "fastscape.probes.tracking.schedule": "fractions log_spaced Schedule",
     "fastscape.probes.multifractal.settings": "preset ProbeSettings",
+    "fastscape.runs.executor_workers": "WorkerError",
     "fastscape.runs.plan": "Plan",
     "fastscape.runs.progress": "Progress",
     "fastscape.runs.run": "Run",

@@ -235,10 +235,17 @@ class Hired:
                 _kept = None
 
     def submit(self, plan: Plan, units: Sequence[Unit], seconds: float) -> Any:
-        """A future of the answer to a group of units."""
+        """A future of the answer to a group of units.
+
+        Raises:
+            WorkerError: the executor takes no more.
+        """
         keys = tuple(unit.key for unit in units)
         group = _Group(self.call, _process(), self.recipe, plan, keys, seconds, _made())
-        return self.executor.submit(work, pickle.dumps(group))
+        try:
+            return self.executor.submit(work, pickle.dumps(group))
+        except Exception as error:
+            raise WorkerError(f"executor took no unit {keys[0]}: {type(error).__name__}: {error}") from error
 
 
 def _slots(executor: Any) -> int:

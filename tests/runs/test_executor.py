@@ -234,6 +234,24 @@ def test_a_failure_is_tried_again_once(untouched):
     assert 0 < partial_result.directions < whole.directions
 
 
+def test_an_executor_that_takes_no_more_leaves_what_there_is():
+    class Broken(Inline):
+        def submit(self, function, argument):
+            if self.sent == 5:
+                raise RuntimeError("the pool is shut down")
+            return super().submit(function, argument)
+
+    with pytest.raises(fs.ProbeError, match="executor took no unit .* the pool is shut down") as caught:
+        probed(executor=Broken())
+    assert caught.value.partial.points[0].directions >= 4
+
+
+def test_threads_of_the_caller_take_no_products_that_need_it_alone(threads):
+    settings = fs.ProbeSettings(precision="difference-bf16", **PROBE)
+    with pytest.raises(ValueError, match=r"executor must have processes of its own for precision='difference-bf16'"):
+        fs.multifractal(objective(), settings, method="graph", executor=threads)
+
+
 def test_an_error_in_a_unit_is_told_with_its_machine(monkeypatch):
     def failing(self, unit):
         if unit.bank == 1:
