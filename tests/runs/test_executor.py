@@ -351,9 +351,40 @@ def test_closing_drops_what_is_out(monkeypatch):
     monkeypatch.setattr(_clock, "sleep", pool.pause)
     with Hired(pool, objective) as hired:
         found = ExecutorWorkers(hired, lambda unit: unit.point).map([Unit(0, 0, 0, block) for block in range(40)])
-        next(found)
+        for _ in range(3):
+            next(found)
         found.close()
-    assert all(future.cancelled() or future.running() or future.done() for future in pool.futures)
+    assert any(future.cancelled() for future in pool.futures)
+    assert all(future.done() or future.running() for future in pool.futures)
+
+
+def test_what_is_ready_comes_before_an_error():
+    """One unit always fails; all answers are there at once."""
+
+    class Ready:
+        _max_workers, sent = 2, ()
+
+        def submit(self, function, argument):
+            group, future = pickle.loads(argument), Future()
+            ((*_, block),) = group.keys
+            self.sent = {*self.sent, block}
+            values = tuple((key, b"", 20.0, None) for key in group.keys)
+            wrong = {"failed": "no loss"} if block == 1 else {"values": values}
+            future.set_result(pickle.dumps(executor_workers._Answer(("there", 1), group.made, **wrong)))
+            return future
+
+    pool, found = Ready(), []
+
+    def collect(pairs):
+        for unit, _ in pairs:
+            found.append(unit.block)
+
+    with Hired(pool, objective) as hired:
+        pairs = ExecutorWorkers(hired, lambda unit: unit.point).map([Unit(0, 0, 0, block) for block in range(40)])
+        with pytest.raises(WorkerError, match="no loss"):
+            collect(pairs)
+    assert sorted([*found, 1]) == sorted(pool.sent) == list(range(len(pool.sent)))
+    assert len(pool.sent) < 40
 
 
 def test_a_thread_that_comes_after_its_call_does_nothing():
