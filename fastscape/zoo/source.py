@@ -36,7 +36,7 @@ class Source:
     Example:
         >>> import fastscape as fs
         >>> fs.Source("zoo:mlp", data="zoo:digits?samples=64").make().size
-        4810
+        17226
     """
 
     def __init__(

@@ -140,6 +140,28 @@ def test_processes_make_the_objective_of_a_source(tmp_path):
         assert "bitwise" not in result.meta
 
 
+def loss_of(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def scaled(outputs, targets):
+    return F.cross_entropy(2 * outputs, targets)
+
+
+@pytest.mark.parametrize(
+    "options", [{"loss": loss_of}, {"criterion": scaled}, {"criterion": F.cross_entropy}], ids=["loss", "criterion", "known"]
+)
+def test_an_objective_pickles_whatever_weights_its_batches(options):
+    """Batches of 30 and 18 samples, of the second of which some labels are ignored."""
+    torch.manual_seed(0)
+    data = list(zoo.digits(samples=48, batch_size=30))
+    data[1][1][:2] = -100 if "loss" in options else 1
+    of = fs.Objective(zoo.mlp(), data, **options)
+    again = pickle.loads(pickle.dumps(of))
+    assert (again.loss(), again.batch_weights, again.remarks) == (of.loss(), of.batch_weights, of.remarks)
+    assert [again.terms(batch) for batch in data] == [of.terms(batch) for batch in data] == list(of.batch_weights)
+
+
 # ---------------------------------------------------------------------- refusals
 
 
