@@ -70,9 +70,11 @@ _NAMES = {
     "fastscape.probes.tracking.result": "DifficultyResult TrackResult",
     "fastscape.probes.tracking.schedule": "fractions log_spaced Schedule",
     "fastscape.probes.multifractal.settings": "preset ProbeSettings",
+    "fastscape.runs.executor_workers": "WorkerError",
     "fastscape.runs.plan": "Plan",
     "fastscape.runs.progress": "Progress",
     "fastscape.runs.run": "Run",
+    "fastscape.zoo.source": "Source",
 }  # by the module that holds them; __init__.pyi tells the same to type checkers
 _importing = threading.RLock()
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

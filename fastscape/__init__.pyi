@@ -70,6 +70,8 @@ from fastscape.runs.anytime import PartialResultError as PartialResultError
 from fastscape.probes.tracking.result import DifficultyResult as DifficultyResult, TrackResult as TrackResult
 from fastscape.probes.tracking.schedule import fractions as fractions, log_spaced as log_spaced, Schedule as Schedule
 from fastscape.probes.multifractal.settings import preset as preset, ProbeSettings as ProbeSettings
+from fastscape.runs.executor_workers import WorkerError as WorkerError
 from fastscape.runs.plan import Plan as Plan
 from fastscape.runs.progress import Progress as Progress
 from fastscape.runs.run import Run as Run
+from fastscape.zoo.source import Source as Source

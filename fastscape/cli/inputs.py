@@ -13,11 +13,7 @@ import click
 import fastscape as fs
 from fastscape._checks import first_line
 
-CRITERIA = {
-    "cross_entropy": "cross_entropy",
-    "mse": "mse_loss",
-    "bce": "binary_cross_entropy_with_logits",
-}  # in torch.nn.functional
+CRITERIA = ("cross_entropy", "mse", "bce")  # of fastscape.zoo.specs, without loading torch
 BATCH_NORM = ("recalibrate", "running", "batch")  # of paths between weights
 PRECISIONS = ("float64", "float32")
 _MOST_RADII = 10_000
@@ -178,7 +174,7 @@ def build_objective(model: str, options: dict[str, Any]) -> fs.Objective:
     arguments: dict[str, Any] = (
         {"loss": specs.find(options["loss"], "--loss", {})}
         if options["loss"]
-        else {"criterion": _criterion(options["criterion"])}
+        else {"criterion": specs.criterion(options["criterion"], "--criterion")}
     )
     data = specs.build(options["data"], "--data", specs.DATA)
     try:
@@ -211,19 +207,6 @@ def _check_together(objective: fs.Objective, arguments: Mapping[str, Any], data:
         words = "; ".join((first_line(error), *getattr(error, "__notes__", ())))
         found = f"{type(error).__name__} on --data {data}: {words}"
         raise ValueError(f"MODEL, {given} and --data must fit each other, got {found}") from error
-
-
-def _criterion(name: str) -> Callable[..., Any]:
-    from torch.nn import functional
-
-    from fastscape.zoo import specs
-
-    if name in CRITERIA:
-        found: Callable[..., Any] = getattr(functional, CRITERIA[name])
-        return found
-    if ":" not in name:
-        raise ValueError(f"--criterion must be one of {', '.join(CRITERIA)} or module:function, got {name!r}")
-    return specs.find(name, "--criterion", {})
 
 
 def checkpoint_files(given: Sequence[Path]) -> list[Path]:

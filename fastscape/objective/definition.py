@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Never, Self
 
 import torch
@@ -277,7 +277,7 @@ class Definition:
         own: Rule | None = None
         if self.criterion is not None:
             criterion = self.criterion
-            own = Rule("terms of the criterion", lambda batch: terms(criterion, batch[1], self.count(batch)))
+            own = Rule("terms of the criterion", partial(_terms_of, criterion, self.count))
             if is_known_mean(criterion) or criterion_options(criterion)[0]:
                 return Weighting(own)
             for batch in self.batches:
@@ -303,6 +303,10 @@ class Definition:
             )
             raise ValueError(f"weight of a batch must be positive and finite, got {value} for data[{index}]; {why} Leave it out")
         return value
+
+
+def _terms_of(criterion: Criterion, count: Callable[[Batch], int], batch: Batch) -> float:
+    return terms(criterion, batch[1], count(batch))
 
 
 def _refuse_sharded(objective: Definition, what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,8 @@ def weighting(
         confirm: which counts the halves of a batch agree with, in order; ``None`` where it cannot be measured.
     """
     samples = Rule("their samples", count)
-    labels = Rule("their labels, without those of -100", lambda batch: _kept(batch, count, 0))
-    shifted = Rule("their labels from the second position on, without those of -100", lambda batch: _kept(batch, count, 1))
+    labels = Rule("their labels, without those of -100", partial(_kept, count=count, skipped=0))
+    shifted = Rule("their labels from the second position on, without those of -100", partial(_kept, count=count, skipped=1))
     causal = any(_CAUSAL.search(type(module).__name__) for module in model.modules())
     rules = [shifted, labels, samples] if causal else [labels, shifted, samples]
     if not _matters(batches, rules):

@@ -40,8 +40,9 @@ from fastscape.response.precision import (
     way_of,
     with_largest,
 )
-from fastscape.response.shared import shared
+from fastscape.response.shared import hired, shared
 from fastscape.runs.journal import Journal
+from fastscape.runs.making import Making, check_executor, made, making
 from fastscape.runs.plan import Plan, same_as_planned
 from fastscape.runs.ranks import Distributed
 
@@ -52,6 +53,7 @@ class Repeated(TypedDict, total=False):
     plan: Plan | Responses | None
     resume: str | Path | None
     distributed: Distributed
+    executor: Any
 
 
 class PrecisionWarning(UserWarning):
@@ -132,7 +134,7 @@ def warn_if_noise(precision: str, radii: NDArray[np.float64], trusted: NDArray[n
 
 @renamed(METHOD)
 def responses(
-    objective: Objective,
+    objective: Objective | Making,
     directions: Directions,
     radii: ArrayLike,
     *,
@@ -151,7 +153,7 @@ def responses(
     (below the first kink, for piecewise linear networks).
 
     Args:
-        objective: the loss L.
+        objective: the loss L, or a :class:`fastscape.Source` that makes it.
         directions: N directions d.
         radii: K positive, strictly ascending radii, in units of ``||d||``.
         precision: ``"difference"`` propagates the difference itself through the network, in float32 beside values at w in
@@ -172,6 +174,7 @@ def responses(
             again, and the numbers are the same, bit for bit.
         distributed: whether the processes that torchrun started share the directions, as for :func:`fastscape.multifractal`;
             ``progress`` is called on rank 0. Blocks are then small, and ``plan=`` of the result gives the same bits without them.
+        executor: whose workers evaluate the directions, as for :func:`fastscape.multifractal`.
         resume: a folder for the journal of the call. Every block of directions is written there; the same call goes on with what
             it holds, whatever ended the process, and gives the same numbers.
 
@@ -203,11 +206,16 @@ def responses(
     if resume is not None and keywords.get("plan") is not None:
         raise ValueError("plan must be left out with resume=, whose folder has the plan of the call")
 
-    def work(made: Made, room: int | None, bitwise: bool) -> Responses:
-        found = _responses(objective, directions, steps, given, method, room, progress, keywords, made)
+    check_executor(keywords.get("executor"), distributed)
+    whole = made(objective)
+
+    def work(workers: Made, room: int | None, bitwise: bool) -> Responses:
+        found = _responses(whole, directions, steps, given, method, room, progress, keywords, workers)
         return found if bitwise else dataclasses.replace(found, workers={**found.workers, "bitwise": False})
 
-    return shared(distributed, directions, steps, objective, memory, resume, work)
+    if keywords.get("executor") is not None:
+        return hired(keywords["executor"], directions, steps, making(objective), memory, work)
+    return shared(distributed, directions, steps, whole, memory, resume, work)
 
 
 def _responses(
@@ -219,7 +227,7 @@ def _responses(
     memory: int | None,
     progress: Callable[[int, int], None] | None,
     repeated: Repeated,
-    made: Made,
+    workers_of: Made,
 ) -> Responses:
     """The call of the process that decides."""
     start = now()
@@ -234,14 +242,14 @@ def _responses(
             choice = evaluator.choose(directions, steps.tolist())
         except (UntraceableError, MissingRuleError) as error:
             raise refused_precision(chosen.name, error) from error
-        if made is not here and way is None:  # all directions at once would be one process's
+        if workers_of is not here and way is None:  # all directions at once would be one process's
             evaluator.choice = choice = in_units(choice)
         measured = measure_noise(evaluator, directions, steps, zeros=True) if way is None else Noise.of(way.noise)
         base = math.nan if journal is None and obeyed is None else loss_at(evaluator, directions)
         if obeyed is not None:
             obeyed.check_loss(base)
         used = obeyed or Plan.made(objective, settings, steps, base).having(way_of(0, chosen, choice, measured))
-        even, odd, base, lanes, workers, elsewhere = evaluated(evaluator, directions, steps, journal, used, progress, made)
+        even, odd, base, lanes, workers, elsewhere = evaluated(evaluator, directions, steps, journal, used, progress, workers_of)
         noise = with_largest(measured, evaluator, directions, steps, even)
         evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations + elsewhere
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []

@@ -1,9 +1,10 @@
-"""A call of ``fs.responses`` whose blocks all processes of a launcher evaluate."""
+"""A call of ``fs.responses`` whose blocks all processes of a launcher, or the workers of an executor, evaluate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -16,7 +17,9 @@ from fastscape.response.blocks import Made, block_of, here
 from fastscape.response.halving import Halving
 from fastscape.response.precision import planned, responder
 from fastscape.runs.agreement import agree
+from fastscape.runs.executor_workers import ExecutorWorkers, Hired
 from fastscape.runs.journal import Journal
+from fastscape.runs.making import Making
 from fastscape.runs.plan import Plan
 from fastscape.runs.ranks import Distributed, Ranks, ranks_of
 from fastscape.runs.torch_workers import TorchWorkers, lead, serve
@@ -37,6 +40,7 @@ class _Blocks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._plan = None
         self._stack.close()
 
     @property
@@ -49,7 +53,11 @@ class _Blocks:
         """Evaluations of the loss."""
         return 0 if self._plan is None else self._evaluator.evaluations
 
-    def learn(self, plan: Plan) -> None:
+    def whole(self, _point: int) -> Objective:
+        """The objective."""
+        return self.objective
+
+    def learn(self, _unit: Unit, plan: Plan) -> None:
         """Make the evaluator of a plan."""
         if self._plan is not None:
             return
@@ -90,7 +98,7 @@ def shared(
         agreed = agree(ranks, objective, {"directions": directions.settings, "radii": radii.tolist()})
         if ranks.rank:
             with _Blocks(objective, directions, radii, memory) as blocks:
-                found: Found = serve(ranks, blocks, blocks.learn, folder)
+                found: Found = serve(ranks, blocks, lambda about: blocks.learn(*about), folder)
                 return found
         led: Found = lead(ranks, lambda: work(_made(ranks), memory or agreed.memory, agreed.bitwise))
         return led
@@ -101,6 +109,38 @@ def _made(ranks: Ranks) -> Made:
         def keep(unit: Unit, data: bytes, seconds: float, width: int | None) -> Any:
             return None if journal is None else journal.append(unit, data, seconds, width)
 
-        return TorchWorkers(ranks, evaluate, lambda _unit: plan, lanes, keep)
+        return TorchWorkers(ranks, evaluate, lambda unit: (unit, plan), lanes, keep)
 
     return workers
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What evaluates the blocks of a call on a worker of an executor."""
+
+    making: Making
+    directions: Directions
+    radii: Array
+    memory: int | None
+
+    def __call__(self) -> _Blocks:
+        return _Blocks(self.making.make(), self.directions, self.radii, self.memory)
+
+
+def hired(
+    executor: object,
+    directions: Directions,
+    radii: Array,
+    making: Making,
+    memory: int | None,
+    work: Callable[[Made, int | None, bool], Found],
+) -> Found:
+    """A call whose blocks the workers of an executor evaluate; other arguments as for :func:`shared`."""
+    with Hired(executor, _Recipe(making, directions, radii, memory)) as crew:
+
+        def workers(plan: Plan, _evaluate: Evaluate, _lanes: object, journal: Journal | None) -> Workers:
+            if journal is None:
+                return ExecutorWorkers(crew, lambda _unit: plan)
+            return ExecutorWorkers(crew, lambda _unit: plan, journal.append, dict(journal.done))
+
+        return work(workers, memory, True)

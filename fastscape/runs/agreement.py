@@ -16,7 +16,7 @@ from fastscape._state import torch_threads
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective
 from fastscape.ops import _native
-from fastscape.runs.plan import differences, identity, versions
+from fastscape.runs.plan import Plan, differences, identity, other_loss, versions
 from fastscape.runs.ranks import Ranks
 
 _SAME_LOSS = 1e-6  # relative: two processors round differently, another loss function differs by more
@@ -79,6 +79,29 @@ def agree(ranks: Ranks, objective: Objective, also: Mapping[str, Any]) -> Agreed
             "ranks have other processors or kernels than rank 0: the last bits may depend on who evaluates", stacklevel=2
         )
     return agreed
+
+
+def confirm(plan: Plan, objective: Objective, made: Mapping[str, str]) -> None:
+    """Compare what a worker of an executor has made with what the plan of the caller is of.
+
+    Args:
+        plan, objective: what there should be, and what there is.
+        made: versions of the caller.
+
+    Raises:
+        ValueError: naming what differs.
+
+    Cost: hashes of weights and data, and L(w).
+    """
+    words = differences(plan.identity, identity(objective))
+    words += [f"version of {name}" for name in _MUST if made[name] != versions()[name]]
+    if not words and other_loss(plan.loss, objective.loss()):
+        words = ["loss function"]
+    if words:
+        raise ValueError(
+            f"workers must make the objective that the caller has, got other {', '.join(words)} on {platform.node()}; check what "
+            "fs.Source reads there"
+        )
 
 
 def _settled(found: Sequence[_Own]) -> Agreed:

@@ -30,6 +30,12 @@ DATA: dict[str, Callable[..., Any]] = {
     "pydoc-text": data.pydoc_text,
 }
 
+CRITERIA = {
+    "cross_entropy": "cross_entropy",
+    "mse": "mse_loss",
+    "bce": "binary_cross_entropy_with_logits",
+}  # in torch.nn.functional
+
 
 def build(spec: str, kind: str, zoo: dict[str, Callable[..., Any]], *, seed: int = 0) -> Any:
     """Call the factory that a specification names.
@@ -84,6 +90,16 @@ def find(target: str, kind: str, zoo: dict[str, Callable[..., Any]]) -> Callable
     if not callable(found):
         raise ValueError(f"{kind} {target!r}: {source} has no callable {name!r}")
     return found  # type: ignore[no-any-return]
+
+
+def criterion(name: str, kind: str) -> Callable[..., Any]:
+    """The function of (outputs, targets) that a name of :data:`CRITERIA` or ``module:function`` stands for."""
+    if name in CRITERIA:
+        found: Callable[..., Any] = getattr(torch.nn.functional, CRITERIA[name])
+        return found
+    if ":" not in name:
+        raise ValueError(f"{kind} must be one of {', '.join(CRITERIA)} or module:function, got {name!r}")
+    return find(name, kind, {})
 
 
 def _arguments(spec: str, query: str, kind: str) -> dict[str, Any]:

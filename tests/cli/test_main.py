@@ -22,6 +22,7 @@ from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.evaluation.losses import DTYPES
 from fastscape.probes.slices import axes as slice_axes
 from fastscape.probes.spectrum.probe import BLOCK
+from fastscape.zoo import specs
 
 FAST = ("--radii", "1e-3:1e-1:8", "--count", "4", "--banks", "2", "--method", "loop")
 DIGITS = ("--data", "zoo:digits?samples=32")
@@ -352,7 +353,8 @@ def test_what_help_says_is_what_the_package_has():
     assert tuple(DTYPES) == inputs.PRECISIONS
     assert (slice.LINES, slice.COMPONENTS) == (slice_axes.LINES, slice_axes.COMPONENTS)
     assert cli_spectrum.BLOCK == BLOCK
-    assert all(hasattr(torch.nn.functional, name) for name in inputs.CRITERIA.values())
+    assert all(hasattr(torch.nn.functional, name) for name in specs.CRITERIA.values())
+    assert tuple(specs.CRITERIA) == inputs.CRITERIA
 
 
 HELP = """

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Unpack, cast
+from typing import Any, Unpack, cast
 
 from fastscape._checks import checked_settings, integer
 from fastscape.objective.objective import Objective, checked_objective
@@ -15,11 +16,13 @@ from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryR
 from fastscape.probes.multifractal.resumption import begun
 from fastscape.probes.multifractal.session import ProbeError, Session
 from fastscape.probes.multifractal.settings import ProbeSettings
-from fastscape.probes.multifractal.shared import shared
+from fastscape.probes.multifractal.shared import hired, shared
 from fastscape.probes.multifractal.units import Point
 from fastscape.response.precision import AnyPath
+from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
 from fastscape.runs.journal import check_folder
+from fastscape.runs.making import Making, check_executor, made, making
 from fastscape.runs.plan import Plan
 from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.ranks import Distributed
@@ -35,6 +38,7 @@ class TrajectoryKeywords(Timed, total=False):
     distributed: Distributed
     plan: Plan | MultifractalResult | TrajectoryResult | Sequence[Plan] | None
     resume: str | Path | None
+    executor: Any
 
 
 class MultifractalKeywords(TrajectoryKeywords, Work, total=False):
@@ -42,7 +46,7 @@ class MultifractalKeywords(TrajectoryKeywords, Work, total=False):
 
 
 def multifractal(
-    objective: Objective,
+    objective: Objective | Making,
     probe: ProbeSettings | None = None,
     analysis: AnalysisSettings | None = None,
     *,
@@ -59,7 +63,8 @@ def multifractal(
     bootstrapped over directions; scales that are rounding noise are not used.
 
     Args:
-        objective: the loss; its model, buffers, gradients, mode and the random generators are left untouched.
+        objective: the loss, or a :class:`fastscape.Source` that makes it; its model, buffers, gradients, mode and the random
+            generators are left untouched.
         probe: directions, radii and precision; default 12 radii from 1e-5 to 1e-1 of ||w||, 4 banks, and the
             cheapest arithmetic that resolves them (see :func:`fastscape.responses`).
         analysis: orders q, windows, bootstrap.
@@ -79,6 +84,9 @@ def multifractal(
             get the same result; a ``ProcessGroup`` among those of it. The numbers do not depend on how many there are, and
             ``meta["workers"]`` says who did what. ``None``: those of an initialised process group under torchrun, but this
             process alone where a model is being trained, of which probes are often called on one rank. ``False``: alone.
+        executor: anything with ``submit(function, argument)`` whose result has ``.result()``: a ``ProcessPoolExecutor`` that
+            spawns, Dask's client, submitit. Its workers evaluate the directions, in groups of about 20 s, and give the same
+            numbers; each makes the objective once, by a :class:`fastscape.Source` or of the pickle of an objective below 64 MiB.
         name, step: of the checkpoint, for tables.
         progress: called after every block with a :class:`fastscape.Progress`; of several processes, on rank 0.
         seed: of ``probe``, which may be left out then.
@@ -99,19 +107,22 @@ def multifractal(
     Source: Török & Bartha, "Multifractal structure of neural network loss landscapes".
     """
     work = settled(multifractal, keywords, seed=None)
-    if checked_objective(objective, sharded=True).sharding is not None and work.budget is not None:
+    check_executor(keywords.get("executor"), work.distributed)
+    whole = made(objective)
+    if checked_objective(whole, sharded=True).sharding is not None and work.budget is not None:
         raise ShardedModelError(
             f"budget must be None for a sharded model, whose processes would stop at different directions, got {work.budget!r}; "
             "pass probe=fs.ProbeSettings(count=...), and target="
         )
     session = _session(probe, analysis, target, work)
-    point = Point(work.name, work.step, lambda: objective)
+    point = Point(work.name, work.step, lambda: whole)
     earlier = None if extend is None else [extend]
-    return _run(objective, work.distributed, session, MultifractalResult.kind, [point], earlier, keywords).points[0]
+    run = _Call(objective, whole, (), work.distributed, keywords)
+    return _run(run, session, MultifractalResult.kind, [point], earlier).points[0]
 
 
 def trajectory(
-    objective: Objective,
+    objective: Objective | Making,
     checkpoints: Sequence[str | Path],
     probe: ProbeSettings | None = None,
     analysis: AnalysisSettings | None = None,
@@ -130,8 +141,8 @@ def trajectory(
         objective: model architecture, loss and data; its weights are not used.
         checkpoints: ``.safetensors`` files, or torch files of tensors (read with ``weights_only=True``), in order; state
             dicts, alone or under a usual key such as ``state_dict``.
-        probe, analysis, budget, target, method, memory, extend, progress, seed, run, distributed: as for :func:`multifractal`;
-            the target is reached when every checkpoint has.
+        probe, analysis, budget, target, method, memory, extend, progress, seed, run, distributed, executor: as for
+            :func:`multifractal`; the target is reached when every checkpoint has.
         plan: an earlier trajectory, or one :class:`fastscape.Plan` per checkpoint, as for :func:`multifractal`.
         resume: as for :func:`multifractal`.
 
@@ -144,7 +155,8 @@ def trajectory(
         ProbeError: the model raised midway, or the analysis at the end; its ``partial`` holds the results so far.
     """
     work = settled(trajectory, keywords, seed=None)
-    checked_objective(objective)
+    check_executor(keywords.get("executor"), work.distributed)
+    whole = checked_objective(made(objective))
     session = _session(probe, analysis, target, work)
     if extend is not None and not isinstance(extend, TrajectoryResult):
         raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")
@@ -152,22 +164,28 @@ def trajectory(
     _plans(keywords.get("plan"))
     files = read_checkpoints(checkpoints)
     for file in files:
-        file.at(objective)  # every file is read and matched before any work
-    points = [Point(file.name, file.step, partial(file.at, objective)) for file in files]
+        file.at(whole)  # every file is read and matched before any work
+    points = [Point(file.name, file.step, partial(file.at, whole)) for file in files]
     earlier = None if extend is None else extend.points
-    return _run(objective, work.distributed, session, TrajectoryResult.kind, points, earlier, keywords)
+    return _run(_Call(objective, whole, files, work.distributed, keywords), session, TrajectoryResult.kind, points, earlier)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a call was given: the objective as it came and as it is, checkpoints, and whose processes share the work."""
+
+    given: Objective | Making
+    objective: Objective
+    files: Sequence[Checkpoint]
+    distributed: Distributed
+    keywords: TrajectoryKeywords
 
 
 def _run(
-    objective: Objective,
-    distributed: Distributed,
-    session: Session,
-    kind: str,
-    points: Sequence[Point],
-    extend: Sequence[MultifractalResult] | None,
-    keywords: TrajectoryKeywords,
+    call: _Call, session: Session, kind: str, points: Sequence[Point], extend: Sequence[MultifractalResult] | None
 ) -> TrajectoryResult:
-    """Run a session with the plans and the journal that were asked for."""
+    """Run a session with the plans, the journal and the workers that were asked for."""
+    keywords, executor = call.keywords, call.keywords.get("executor")
     plans, folder = _plans(keywords.get("plan")), keywords.get("resume")
     if plans is not None and len(plans) != len(points):
         raise ValueError(f"plan must hold one plan per checkpoint, got {len(plans)} for {len(points)}")
@@ -179,7 +197,9 @@ def _run(
         journal = None if folder is None else begun(folder, kind, points, session.probe)
         return session.run(points, extend, plans, journal)
 
-    return shared(distributed, objective, session, points, work, folder)
+    if executor is not None:
+        return hired(executor, making(call.given), call.files, session, work)
+    return shared(call.distributed, call.objective, session, points, work, folder)
 
 
 def _plans(given: object) -> list[Plan] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -71,9 +71,7 @@ class UnitEvaluator:
         memory: bytes for values at w.
     """
 
-    def __init__(
-        self, points: Sequence[Point], probe: ProbeSettings, plans: Mapping[int, Plan], memory: int | None = None
-    ) -> None:
+    def __init__(self, points: Sequence[Point], probe: ProbeSettings, plans: dict[int, Plan], memory: int | None = None) -> None:
         self.points, self.probe, self.plans, self.memory = points, probe, plans, memory
         self._halving = Halving()
         self._before = 0  # evaluations with those that are no longer held
@@ -97,6 +95,15 @@ class UnitEvaluator:
     def lanes(self) -> int | None:
         """Directions evaluated at a time since memory ran out; ``None`` where it never did."""
         return self._halving.lanes
+
+    def whole(self, point: int) -> Objective:
+        """The objective of a checkpoint."""
+        return self.points[point].objective()
+
+    def learn(self, unit: Unit, plan: Plan) -> None:
+        """Take the plan of a unit's checkpoint, and make the evaluator for it."""
+        self.plans[unit.point] = plan
+        self.prepared(unit)
 
     @property
     def evaluations(self) -> int:
