@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from fastscape._generators import alone
-from fastscape._interrupts import held_signals
+from fastscape._interrupts import Restoring, held_signals
 
 # Functions that make floating-point numbers of the default dtype whatever they are given, and those that do so for Python's;
 # operations that make integers floating-point numbers, by their names without underscores.
@@ -135,6 +136,16 @@ def create_in(dtype: torch.dtype | None) -> torch.dtype | None:
         mode.__exit__(None, None, None)
         _tell(-1)
     return before
+
+
+class users_dtype(Restoring):  # noqa: N801 - a block, as contextlib's
+    """Create tensors as the user's own code would, in a thread that was born while another one evaluates."""
+
+    def _begin(self, later: Callable[[Callable[[], object]], None]) -> bool:
+        if _owner not in (None, threading.get_ident()):
+            before = create_in(_users)
+            later(lambda: create_in(before))
+        return True
 
 
 def _set_for_all(dtype: torch.dtype | None) -> bool:

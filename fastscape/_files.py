@@ -30,7 +30,7 @@ def replaced(target: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            error.filename, error.filename2 = str(target), None  # not the temporary file beside it
+            raise OSError(error.errno, error.strerror, str(target)) from error  # not the temporary file beside it
         raise
     _synchronise(target.parent)
 
@@ -119,6 +119,11 @@ def _synchronise(path: Path) -> None:
             os.close(descriptor)
 
 
+def most_expanded(size: int) -> int:
+    """Bytes that an archive of ``size`` bytes may unpack to."""
+    return _FREE + _EXPANSION * size
+
+
 def check_expansion(archive: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo]) -> None:
     """Refuse members that would take far more memory than the archive takes on disk, by the sizes that it declares.
 
@@ -126,7 +131,7 @@ def check_expansion(archive: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo]
         ValueError: with the sizes.
     """
     wanted, size = sum(member.file_size for member in members), os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
-    limit = _FREE + _EXPANSION * size
+    limit = most_expanded(size)
     if wanted > limit:
         raise ValueError(
             f"its {size} bytes would unpack to {wanted}, more than the {limit} that an archive of this size may: it is damaged, "

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastscape._interrupts import Restoring, held_signals, undo
 
 Later = Callable[[Callable[[], object]], None]
-_QUIET = ("rich.", "tqdm.", "ipykernel.", "IPython.", "zmq.", "debugpy.")  # threads of progress bars and notebooks: no numbers
+_QUIET = frozenset(
+    {"IPython", "debugpy", "execnet", "ipykernel", "pydevd", "rich", "tqdm", "zmq"}
+)  # threads that draw no numbers
+_WAITING = frozenset({"asyncio", "queue", "selectors", "socket", "sqlite3", "threading", "tornado"})
 _numpy: Any = np.random.mtrand._rand
 _python: Any = random._inst
 _torch: Any = torch.random
 
 
 def alone() -> bool:
-    """Whether no other thread of Python could draw random numbers."""
-    quiet = {
-        thread.ident
-        for thread in threading.enumerate()
-        if f"{type(thread).__module__}.".startswith(_QUIET)
-        or f"{getattr(getattr(thread, '_target', None), '__module__', '')}.".startswith(_QUIET)
-    }
-    return not set(sys._current_frames()) - quiet - {threading.get_ident()}
+    """Whether no other thread of Python could draw random numbers, or create tensors."""
+    return all(ident == threading.get_ident() or _quiet(frame) for ident, frame in sys._current_frames().items())
+
+
+def _quiet(frame: FrameType | None) -> bool:
+    """Whether a thread, by its stack, is one of a notebook, a progress bar, a debugger or a test runner, and no other."""
+    modules = set()
+    while frame is not None:
+        modules.add(str(frame.f_globals.get("__name__", "")).split(".")[0])
+        frame = frame.f_back
+    return bool(modules & _QUIET) and modules <= _QUIET | _WAITING
 
 
 def torch_generators() -> tuple[bytes, ...]:
@@ -100,9 +107,11 @@ _here = _Here()
 class _Redirected(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Draws of torch's operations from the thread's own generators."""
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
-        if torch.Tag.nondeterministic_seeded not in function.tags or keywords.get("generator") is not None:
+        if torch.Tag.nondeterministic_seeded not in getattr(function, "tags", ()) or keywords.get("generator") is not None:
             return function(*arguments, **keywords)
         assert _here.copies is not None
         tensors = [value for value in arguments if isinstance(value, Tensor)]

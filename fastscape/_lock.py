@@ -56,7 +56,9 @@ class Lock:
                 return False
             holder = _holder(os.read(descriptor, 4096))
             if holder is not None and _alive(holder):
-                raise InUseError(f"{guarded} is in use by {_words(holder)} (lock file {self.path}); {remedy}")
+                raise InUseError(
+                    f"{guarded} is in use by {_words(holder)} (lock file {self.path}); {remedy}{_elsewhere(holder, self.path)}"
+                )
             try:
                 os.ftruncate(descriptor, 0)
                 os.lseek(descriptor, 0, os.SEEK_SET)
@@ -130,6 +132,12 @@ def _alive(holder: dict[str, Any]) -> bool:
     if started is None:
         return False
     return not isinstance(known, float) or -1.0 in (started, known) or abs(started - known) < 1.0  # seconds, of a clock set anew
+
+
+def _elsewhere(holder: dict[str, Any], path: Path) -> str:
+    """What to do about a process of another machine, of which nobody here knows whether it lives."""
+    here = holder.get("host") == platform.node()
+    return "" if here else f"; where that process has ended (it ran on another machine), delete {path.name}"
 
 
 def _words(holder: dict[str, Any]) -> str:

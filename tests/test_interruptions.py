@@ -1,6 +1,7 @@
 """Ctrl-C at any instruction of what switches something leaves nothing switched, nor lost signals."""
 
 import contextlib
+import gc
 import math
 import os
 import signal
@@ -24,6 +25,13 @@ from fastscape._state import (
     preserved_rng,
 )
 from fastscape._warnings import filtered_warnings
+
+
+@pytest.fixture(autouse=True)
+def _none_waits_to_be_destroyed():
+    """A block that Ctrl-C left is switched back as it is destroyed: here, and not in a later test."""
+    yield
+    gc.collect()
 
 
 def plain():

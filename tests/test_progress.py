@@ -30,7 +30,7 @@ DIRECTIONS = fs.Directions(OBJECTIVE, 2)
 DOORS = {
     "responses": lambda progress: fs.responses(OBJECTIVE, DIRECTIONS, [0.1], progress=progress),
     "quadratic_forms": lambda progress: fs.quadratic_forms(OBJECTIVE, DIRECTIONS, progress=progress),
-    "forwards": lambda progress: fs.quadratic_forms(OBJECTIVE, DIRECTIONS, path="forwards", progress=progress),
+    "forwards": lambda progress: fs.quadratic_forms(OBJECTIVE, DIRECTIONS, method="forwards", progress=progress),
     "multifractal": lambda progress: fs.multifractal(OBJECTIVE, progress=progress),
     "trajectory": lambda progress: fs.trajectory(OBJECTIVE, ["missing.pt"], progress=progress),
     "spectrum": lambda progress: fs.spectrum(OBJECTIVE, progress=progress),

@@ -239,19 +239,30 @@ MAKES = {
 }
 
 
+LEGACY = {  # by torch's default alone
+    "legacy constructor": lambda x: torch.Tensor([0.1, 0.2]) * x,
+    "by size": lambda x: torch.Tensor(2).fill_(0.1) * x,
+    "transform of integers": lambda x: torch.fft.fft(torch.arange(4)).real[:2] * x,
+    "rare operation": lambda x: torch.copysign(torch.arange(2), torch.arange(2)) + x,
+    "kept getter": lambda x, kept=torch.get_default_dtype: torch.zeros(2, dtype=kept()) + x,
+}
+
+
 @pytest.mark.parametrize("narrow", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", MAKES)
-def test_tensors_that_a_forward_creates_are_those_by_torchs_default_dtype(name, narrow):
+@pytest.mark.parametrize(("name", "alone"), [*((name, False) for name in MAKES), *((name, True) for name in {**MAKES, **LEGACY})])
+def test_tensors_that_a_forward_creates_are_those_by_torchs_default_dtype(name, alone, narrow, monkeypatch):
+    monkeypatch.setattr(_creation, "alone", lambda: alone)
+    make = {**MAKES, **LEGACY}[name]
     x = torch.tensor([0.3, -0.7], dtype=narrow)
     torch.set_default_dtype(narrow)
     try:
         torch.manual_seed(0)
-        expected = MAKES[name](x)
+        expected = make(x)
     finally:
         torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     with plain_arithmetic(narrow):
-        found = MAKES[name](x)
+        found = make(x)
     assert found.dtype == expected.dtype
     assert torch.equal(found, expected)
 
@@ -406,10 +417,11 @@ def test_data_that_shuffle_are_read_alike_beside_threads_and_draw_nothing(seeded
 
 
 def seeded_loss(model, batch):
-    """A loss that draws, from a seed of its own."""
+    """A loss that draws, from a seed of its own; by an operation of tensors too, which a recorded program would run again."""
     torch.manual_seed(0)
     inputs, targets = batch
-    return F.cross_entropy(model(F.dropout(inputs)), targets)
+    shift = torch.distributions.Normal(0.0, 1.0).sample(inputs.shape[-1:])
+    return F.cross_entropy(model(F.dropout(inputs) + shift), targets)
 
 
 def test_a_loss_that_seeds_itself_is_that_of_serial_runs_and_seeds_nobody_beside(seeded):
@@ -420,6 +432,13 @@ def test_a_loss_that_seeds_itself_is_that_of_serial_runs_and_seeds_nobody_beside
         beside = fs.losses(fresh, fs.Directions(fresh, count=2), [0.1], method="loop")
         assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(beside, alone)
+    responses = fs.responses(probed, fs.Directions(probed, count=2), [0.1], precision="difference")
+    fresh = objective(loss=seeded_loss)
+    state = torch.get_rng_state()
+    with Beside():
+        found = fs.responses(fresh, fs.Directions(fresh, count=2), [0.1], precision="difference")
+        assert torch.equal(torch.get_rng_state(), state)
+    assert (found.even == responses.even).all()
 
 
 def test_a_model_that_draws_nothing_is_watched_once(monkeypatch):

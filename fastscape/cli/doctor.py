@@ -25,7 +25,9 @@ def doctor_command(model: str | None, as_json: bool, **options: Any) -> None:
         raise click.UsageError("--data requires MODEL")
     with exit_codes():
         try:
-            found = fs.doctor(name=None) if model is None else fs.doctor(build_objective(model, options), name=model)
+            found = (
+                fs.doctor(name=None) if model is None else fs.doctor(build_objective(model, options, evaluated=False), name=model)
+            )
         except KeyboardInterrupt as error:
             raise Interrupted("interrupted") from error
     with exit_codes():

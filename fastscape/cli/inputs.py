@@ -154,8 +154,8 @@ def analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def build_objective(model: str, options: dict[str, Any]) -> fs.Objective:
-    """The objective that MODEL and the options of :func:`objective_options` name.
+def build_objective(model: str, options: dict[str, Any], *, evaluated: bool = True) -> fs.Objective:
+    """The objective that MODEL and the options of :func:`objective_options` name; ``evaluated`` once, as they must fit.
 
     Raises:
         ValueError: names, data or functions that are not there or of the wrong kind.
@@ -188,7 +188,8 @@ def build_objective(model: str, options: dict[str, Any]) -> fs.Objective:
         )
     except TypeError as error:  # a wrong kind of --data or --criterion is bad input
         raise ValueError(str(error)) from error
-    _check_together(objective, arguments, options["data"])
+    if evaluated:
+        _check_together(objective, arguments, options["data"])
     return objective
 
 

@@ -182,7 +182,8 @@ class CurvatureOperator(SymmetricOperator):
         compile: bool = False,
         ranks: Group | None = None,
     ) -> None:
-        self.objective, self.matrix = objective, matrix
+        self.objective, self.matrix = checked_objective(objective), matrix
+        check_memory(memory)
         chosen = checked_path(method)
         if ranks is None:
             self._products = Products(objective, matrix, chosen, memory, compile_=compile)

@@ -22,6 +22,7 @@ from torch.fx.traceback import preserve_node_meta
 
 from fastscape._checks import first_line
 from fastscape._creation import FunctionMode
+from fastscape._state import preserved_rng
 from fastscape.differences.rules.table import RULES, aten
 from fastscape.differences.steps import Program, Step
 from fastscape.differences.tracing_errors import (
@@ -66,8 +67,9 @@ def trace(module: nn.Module, call: Callable[[Sequence[Tensor]], Any], tensors: M
     function._orig_mod = module  # type: ignore[attr-defined]
     arguments = ([tensors[name].detach() for name in names], list(batch))
     try:
-        graph = _recorded(function, arguments, {}, modules=True)
-        graph = _with_rules(_functional(graph, arguments), arguments)
+        with preserved_rng():  # what was recorded is run again, draws included
+            graph = _recorded(function, arguments, {}, modules=True)
+            graph = _with_rules(_functional(graph, arguments), arguments)
         _plain_pools(graph)
     except UntraceableError:
         raise

@@ -130,7 +130,7 @@ def _named(name: str, language: str, function: Callable[..., Any]) -> Callable[.
     def call(*arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except (MemoryError, torch.OutOfMemoryError):
+        except (ValueError, MemoryError, torch.OutOfMemoryError):  # of the arguments' contents, and of no kernel
             raise
         except Exception as error:
             failure = f"the {language} kernel of {NAMESPACE}::{name} failed with {type(error).__name__}: {error}"

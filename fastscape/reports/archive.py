@@ -12,17 +12,24 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from fastscape._files import check_expansion
+from fastscape._files import check_expansion, most_expanded
 
 Arrays = dict[str, NDArray[Any]]
 _CHUNK = 1 << 18
+_HEADER = 4096  # bytes of a member's header, at most
 _DENSE = 1 << 20  # characters from which on a document is looked at before it is parsed
 _PER_CHARACTER = 12  # bytes of containers and references: twice what tables of pairs of numbers take
 
 
 def write_archive(stream: BinaryIO, document: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write an npz file."""
-    np.savez_compressed(stream, allow_pickle=False, document=np.array(json.dumps(document)), **arrays)
+    """Write an npz file; what compresses so well that :func:`read_archive` would take it for a bomb is written as it is."""
+    members: dict[str, Any] = {"document": np.array(json.dumps(document)), **arrays}
+    begin = stream.tell()
+    np.savez_compressed(stream, allow_pickle=False, **members)
+    if sum(np.asarray(member).nbytes + _HEADER for member in members.values()) > most_expanded(stream.tell() - begin):
+        stream.seek(begin)
+        stream.truncate()
+        np.savez(stream, allow_pickle=False, **members)
 
 
 def read_archive(path: Path) -> tuple[dict[str, Any], Arrays]:

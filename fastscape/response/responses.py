@@ -306,7 +306,7 @@ def _obeyed(
     if not plan.ways:
         raise ValueError(f"plan must say how to evaluate, got {plan!r}; leave it out")
     same_as_planned("precision", precision, plan.ways[0].precision)
-    same_as_planned("path", path, plan.ways[0].path)
+    same_as_planned("method", path, plan.ways[0].path)
     return plan
 
 

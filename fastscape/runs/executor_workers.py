@@ -25,6 +25,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from fastscape._clock import now
+from fastscape._creation import users_dtype
 from fastscape._state import torch_threads
 from fastscape.objective.objective import Objective
 from fastscape.ops import _native
@@ -144,7 +145,12 @@ def work(content: bytes) -> bytes:
         if group.process != _process():
             return pickle.dumps(_worked(group))
         with ThreadPoolExecutor(1) as clean:  # not the caller's thread, which is in the middle of an evaluation
-            return pickle.dumps(clean.submit(_worked, group).result())
+            return pickle.dumps(clean.submit(_worked_apart, group).result())
+
+
+def _worked_apart(group: _Group) -> _Answer:
+    with users_dtype():
+        return _worked(group)
 
 
 def _worked(group: _Group) -> _Answer:

@@ -9,9 +9,10 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict, get_args, get_type_hints
 
-from fastscape._checks import check_memory, check_progress, checked_settings, integer, shown
+from fastscape._checks import check_memory, check_progress, checked_settings, integer, real, shown
 from fastscape._renamed import METHOD, renamed, under_new_names
 from fastscape.runs.budget import Budget
 from fastscape.runs.ranks import Distributed, checked_distributed
@@ -148,10 +149,12 @@ def check_shared(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if value is None:
             continue
-        if name in ("name", "method") and not isinstance(value, str):
+        if name in ("name", "method") and not isinstance(value, (str, Path, int) if name == "name" else str):
             raise TypeError(f"{name} must be text, got {shown(value)}")
-        if name in ("step", "seed"):
-            integer(name, value, -(2**63) if name == "step" else 0)
+        if name == "step" and not real(value):
+            raise TypeError(f"step must be a number of optimizer steps, got {shown(value)}")
+        if name == "seed":
+            integer(name, value, 0, 2**64)
         elif name == "distributed":
             checked_distributed(value)
         elif name == "memory":

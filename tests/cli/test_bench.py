@@ -88,7 +88,8 @@ def test_bad_input_of_bench_is_exit_code_2(tmp_path, arguments, message):
 def tasks(tmp_path):
     (tmp_path / "tasks.py").write_text(
         "import torch\nimport fastscape as fs\n\n"
-        "class Noisy(torch.nn.Linear):\n    def forward(self, x):\n        return super().forward(x) * torch.rand(())\n\n"
+        "class Noisy(torch.nn.Linear):\n    def forward(self, x):\n"
+        "        return super().forward(x.flatten(1)) * torch.rand(())\n\n"
         "def noisy():\n    return Noisy(64, 10)\n\n"
         "class Flat(torch.nn.Linear):\n    def forward(self, x):\n        return super().forward(x.flatten(1))\n\n"
         "def sound():\n    return Flat(64, 10)\n\n"

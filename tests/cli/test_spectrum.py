@@ -168,11 +168,11 @@ def test_bad_input_is_exit_code_2_and_writes_nothing(tmp_path, monkeypatch, argu
     assert list(tmp_path.iterdir()) == []
 
 
-def test_models_that_cannot_be_probed_are_exit_code_4(tmp_path):
+def test_models_and_data_that_do_not_fit_are_exit_code_2(tmp_path):
     (tmp_path / "odd.py").write_text("import torch\n\ndef narrow():\n    return torch.nn.Linear(3, 10)\n")
     done = fastscape("spectrum", f"{tmp_path}/odd.py:narrow", *DIGITS)
-    assert done.exit_code == 4
-    assert "the model cannot be probed: RuntimeError" in done.stderr
+    assert done.exit_code == 2
+    assert "MODEL, --criterion and --data must fit each other, got RuntimeError" in done.stderr
 
 
 def interrupting(monkeypatch, at):

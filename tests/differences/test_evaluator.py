@@ -477,7 +477,7 @@ def test_nothing_is_left_behind_whenever_the_model_raises(untouched, name, error
 def test_a_kernel_that_fails_is_named_and_no_other_evaluation_stands_in(monkeypatch, tanh_objective, path):
     """As a chip without room for its tiles does; memory that is full stays that error."""
     directions, called = fs.Directions(tanh_objective, count=2), type(_native.library).call
-    expected = fs.responses(tanh_objective, directions, [1e-2], precision="difference", path=path)
+    expected = fs.responses(tanh_objective, directions, [1e-2], precision="difference", method=path)
 
     def failing(error):
         def call(self, name, task):
@@ -491,11 +491,11 @@ def test_a_kernel_that_fails_is_named_and_no_other_evaluation_stands_in(monkeypa
     with pytest.raises(
         (KernelError, UntraceableError), match=r"C\+\+ kernel of fastscape::pointwise_difference failed with .*shared"
     ):
-        fs.responses(tanh_objective, directions, [1e-2], precision="difference", path=path)
+        fs.responses(tanh_objective, directions, [1e-2], precision="difference", method=path)
     other = fs.responses(tanh_objective, directions, [1e-2])
     assert other.precision != "difference"
     assert "fastscape::pointwise_difference" in other.reason
     np.testing.assert_allclose(other.even, expected.even, rtol=1e-6)
     failing(torch.OutOfMemoryError("full"))
     with pytest.raises((torch.OutOfMemoryError, UntraceableError), match="full"):
-        fs.responses(tanh_objective, directions, [1e-2], precision="difference", path=path)
+        fs.responses(tanh_objective, directions, [1e-2], precision="difference", method=path)

@@ -379,7 +379,7 @@ def test_basis_on_another_device_gives_the_same(monkeypatch):
     [
         ({"k": 12}, "k must be at most D = 10, got 12"),
         ({"k": 0}, "k must be at least 1, got 0"),
-        ({"k": 2, "which": "top"}, "which must be 'both', 'largest' or 'smallest'"),
+        ({"k": 2, "which": "top"}, "which must be one of both, largest, smallest, magnitude, got 'top'"),
         ({"k": 2, "tolerance": -1.0}, r"tolerance must be in \[0, 1\)"),
         ({"k": 2, "block": 0}, "block must be at least 1"),
         ({"k": 1, "block": 1, "memory": 3 * 80}, "memory must be at least 400 bytes for a basis of 5 vectors, got 240"),

@@ -55,11 +55,14 @@ def tree_section(result: Tree):
     return Section("Tree", "all parts.", children=tuple(part.section() for part in result.parts.values()))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _forget_kinds():
-    yield
-    for kind in ("test-leaf", "test-tree"):
-        storage.KINDS.pop(kind)
+for kind in ("test-leaf", "test-tree"):  # nobody else's, who may have a test between two of these
+    storage.KINDS.pop(kind)
+
+
+@pytest.fixture(autouse=True)
+def _kinds_of_these_tests(monkeypatch):
+    for made in (Leaf, Tree):
+        monkeypatch.setitem(storage.KINDS, made.kind, made)
 
 
 def leaf(name="a", notes=("beware",)):

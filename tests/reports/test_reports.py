@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import re
 
 import matplotlib as mpl
@@ -111,10 +112,10 @@ def test_a_missing_directory_is_named(result, tmp_path):
 
 
 def test_an_unwritable_place_is_named_without_the_temporary_file(result, tmp_path, monkeypatch):
-    def refuse(dir, prefix, suffix):
-        raise PermissionError(13, "Permission denied", f"{dir}/{prefix}abc{suffix}")
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(storage.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(PermissionError) as refused:
         result.save(tmp_path / "r")
     assert str(refused.value) == f"[Errno 13] Permission denied: '{tmp_path / 'r.npz'}'"

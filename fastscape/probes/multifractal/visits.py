@@ -167,7 +167,7 @@ class Visits:
         for place, state in states(journal).items():
             if state.meta.get("plan"):
                 way = Plan.of(state).ways[0]
-                same_as_planned("path", self.path if isinstance(self.path, str) else None, way.path)
+                same_as_planned("method", self.path if isinstance(self.path, str) else None, way.path)
                 words = f"resume must be the journal {str(journal.folder)!r}"
                 self._continue(self.points[place], self.tracks[place], state, chosen_by(way), words)
         fill(journal, dict(enumerate(self.tracks)))
@@ -187,7 +187,7 @@ class Visits:
             plan.check_loss(objective.loss())
             for way in plan.ways[:1]:
                 same_as_planned("precision", self.probe.precision, way.precision)
-                same_as_planned("path", self.path, way.path)
+                same_as_planned("method", self.path, way.path)
                 track.chosen = chosen_by(way)
                 self._chosen = self._chosen or track.chosen
             track.plan = plan

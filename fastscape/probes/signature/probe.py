@@ -12,6 +12,7 @@ from typing import Any, Unpack
 import torch
 
 from fastscape._checks import integer, mapped, positive, real, shown
+from fastscape._renamed import METHOD, under_new_names
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.barriers.end_points import end_point
 from fastscape.probes.barriers.probe import barrier
@@ -283,7 +284,9 @@ def _checked_options(
     for kind, keywords in mapped("options", options, "keywords of each probe, {'slice': {'count': 4}}").items():
         if kind not in PROBES:
             raise ValueError(f"options must name probes, {', '.join(PROBES)}, got {kind!r}")
-        extra[kind] = dict(mapped(f"options[{kind!r}]", keywords, "keywords of the probe, {'seed': 1}"))
+        given = mapped(f"options[{kind!r}]", keywords, "keywords of the probe, {'seed': 1}")
+        names = {old: new for old, new in METHOD.items() if new in _KEYWORDS[kind]}
+        extra[kind] = under_new_names(given, names, f"options[{kind!r}]", stacklevel=4)
     for kind, keywords in extra.items():
         wrong = next((key for key in keywords if key not in _KEYWORDS[kind]), None)
         if wrong is not None:
@@ -313,7 +316,7 @@ def _keywords(objective: Objective, given: Mapping[str, Any], other: Any, work: 
         "sharpness": placed,
         "temperature": {**placed, **noise},
         "barrier": {"a": None, "b": other, **placed},
-        "multifractal": {"name": work.name, "probe": ProbeSettings(seed=work.seed)},
+        "multifractal": {"name": work.name, "probe": ProbeSettings(seed=work.seed), "distributed": False},
     }
 
 

@@ -354,7 +354,7 @@ def test_bad_points_are_refused(ragged, points, message):
 
 def test_bad_settings_are_refused(ragged):
     family = affine(ragged)
-    with pytest.raises(ValueError, match="method must be one of loop, vmap"):
+    with pytest.raises(ValueError, match="method must be 'loop', 'vmap', 'lines' or None to measure them, got 'graph'"):
         Surface(ragged, family, method="graph")
     with pytest.raises(ValueError, match="memory must be a positive"):
         Surface(ragged, family, memory=-1)

@@ -186,7 +186,7 @@ def test_a_journal_of_another_run_is_refused_before_any_work(objective, tmp_path
             fs.multifractal(objective, settings(2, **changes), QUICK, resume=folder)
     with pytest.raises(ValueError, match="got other precision"):
         fs.multifractal(objective, settings(2, precision="float64"), QUICK, resume=folder)
-    with pytest.raises(ValueError, match="path must be that of the plan, 'graph', got 'dispatch'"):
+    with pytest.raises(ValueError, match="method must be that of the plan, 'graph', got 'dispatch'"):
         fs.multifractal(objective, settings(2), QUICK, resume=folder, method="dispatch")
     earlier = fs.multifractal(objective, settings(2), QUICK)
     for given in ("extend", "plan"):

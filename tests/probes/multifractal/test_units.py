@@ -221,7 +221,7 @@ def test_a_plan_of_something_else_is_refused_by_name(objective, digits):
     ):
         with pytest.raises(ValueError, match=words):
             fs.multifractal(objective, dataclasses.replace(settings(), **changes), QUICK, plan=first)
-    with pytest.raises(ValueError, match="path must be that of the plan, 'graph', got 'loop'"):
+    with pytest.raises(ValueError, match="method must be that of the plan, 'graph', got 'loop'"):
         fs.multifractal(objective, settings(), QUICK, plan=first, method="loop")
     with pytest.raises(ValueError, match="plan must be left out with extend="):
         fs.multifractal(objective, settings(), QUICK, plan=first, extend=first)
@@ -283,5 +283,5 @@ def test_a_plan_of_other_directions_is_refused(objective):
         fs.responses(objective, given[1], RADII, plan=fs.responses(objective, given[0], RADII, method="loop"))
     with pytest.raises(ValueError, match="got other loss function"):
         fs.responses(twice, fs.Directions(twice, 4), RADII, plan=first)
-    with pytest.raises(ValueError, match="path must be that of the plan, 'loop', got 'vmap'"):
+    with pytest.raises(ValueError, match="method must be that of the plan, 'loop', got 'vmap'"):
         fs.responses(objective, fs.Directions(objective, 4), RADII, plan=first, method="vmap")

@@ -20,7 +20,7 @@ from fastscape.runs.checkpoints import checkpoints, read_optimizer
 class Dense:
     """The Hessian of an objective as a matrix, with the products of the operator."""
 
-    def __init__(self, objective, memory=None, method=None):
+    def __init__(self, objective, memory=None, method=None, distributed=False):
         self.names, self.dtype, self.device = objective.names, objective.dtype, objective.device
         self.matrix, self.shape, self.products = dense(objective), (objective.size, objective.size), 0
 
