@@ -145,12 +145,7 @@ def work(content: bytes) -> bytes:
         if group.process != _process():
             return pickle.dumps(_worked(group))
         with ThreadPoolExecutor(1) as clean:  # not the caller's thread, which is in the middle of an evaluation
-            return pickle.dumps(clean.submit(_worked_apart, group).result())
-
-
-def _worked_apart(group: _Group) -> _Answer:
-    with users_dtype():
-        return _worked(group)
+            return pickle.dumps(clean.submit(_worked, group).result())
 
 
 def _worked(group: _Group) -> _Answer:
@@ -169,7 +164,7 @@ def _worked(group: _Group) -> _Answer:
     pace, evaluations = Pace(_MARGIN), 0
     pace.give(group.seconds)
     try:
-        with serving:
+        with users_dtype(), serving:
             before = serving.evaluations
             serving.learn(unit, group.plan)
             for key in group.keys:
@@ -193,7 +188,8 @@ def _serving(group: _Group, unit: Unit) -> Serving:
     if _kept is None or _kept.call != group.call:
         _kept = None  # before another takes memory
         recipe: Recipe = pickle.loads(group.recipe)
-        _kept = _Kept(group.call, recipe())
+        with users_dtype():
+            _kept = _Kept(group.call, recipe())
     if unit.point not in _kept.compared:
         with torch_threads(group.plan.threads):
             confirm(group.plan, _kept.serving.whole(unit.point), group.made)

@@ -19,7 +19,10 @@ from tests.equality import same
 WORDS = {"seed": 3, "name": "asked", "step": 7, "memory": 2**28, "precision": "float64", "budget": "1h"}
 WORDS |= {"targets": {"eigenvalues": 0.1, "trace": None}}
 SETTINGS = fs.ProbeSettings(count=3, banks=2, radii=(1e-3, 1e-2, 1e-1, 1.0), seed=3)
-TIMED = re.compile(r"seconds|created|elapsed|threads|versions|share|peak|reason|refused|evidence|cost|choice|budget|gradients_per_product|verdict|plan")
+TIMED = re.compile(
+    r"seconds|created|elapsed|threads|versions|share|peak|reason|refused|evidence|cost|choice|budget|gradients_per_product|verdict|"
+    r"plan"
+)
 METHODS = {fs.slice1d: "loop", fs.slice2d: "loop", fs.multifractal: "loop", fs.trajectory: "loop"}  # of the rest: of products
 OWN = {fs.bench: {"budget": "1ms"}}  # its units are tried at other doors
 
