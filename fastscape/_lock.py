@@ -30,14 +30,15 @@ class Lock:
         path: of the lock file.
         guarded: what it guards, for the message, such as ``"--out run"``.
         remedy: what to do where it is in use, for the message.
+        strict: whether this process, and one of another machine, of which nothing can be known, keep it from being taken too.
 
     Raises:
         InUseError: a living process holds it, or one of another machine, of which nothing can be known.
         OSError: the file cannot be made.
     """
 
-    def __init__(self, path: str | Path, guarded: str, remedy: str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, guarded: str, remedy: str, *, strict: bool = True) -> None:
+        self.path, self._strict = Path(path), strict
         while not self._taken(guarded, remedy):
             pass
         self._release = weakref.finalize(self, _remove, self.path, os.getpid())
@@ -55,7 +56,7 @@ class Lock:
             if not _is_at(descriptor, self.path):
                 return False
             holder = _holder(os.read(descriptor, 4096))
-            if holder is not None and _alive(holder):
+            if holder is not None and _alive(holder) and (self._strict or _beside(holder)):
                 raise InUseError(
                     f"{guarded} is in use by {_words(holder)} (lock file {self.path}); {remedy}{_elsewhere(holder, self.path)}"
                 )
@@ -132,6 +133,10 @@ def _alive(holder: dict[str, Any]) -> bool:
     if started is None:
         return False
     return not isinstance(known, float) or -1.0 in (started, known) or abs(started - known) < 1.0  # seconds, of a clock set anew
+
+
+def _beside(holder: dict[str, Any]) -> bool:
+    return holder.get("host") == platform.node() and holder["pid"] != os.getpid()
 
 
 def _elsewhere(holder: dict[str, Any], path: Path) -> str:

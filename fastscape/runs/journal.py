@@ -14,6 +14,7 @@ from typing import Any
 
 from fastscape._checks import shown
 from fastscape._clock import now
+from fastscape._lock import Lock
 from fastscape.runs.plan import WORDS
 from fastscape.runs.record import Record, decoded, encoded, read_record
 from fastscape.runs.units import Evaluate, Unit, Value, decode
@@ -60,6 +61,7 @@ class Journal:
         self.torn = 0
         self.seconds = 0.0
         self._record: Record | None = None
+        self._lock: Lock | None = None
         self._held: dict[int, list[tuple[Unit, bytes, float, int | None]]] = {}
         self._synced, self._waiting = now(), False
         if self.folder.exists() and not self.folder.is_dir():
@@ -78,7 +80,15 @@ class Journal:
 
         Raises:
             ValueError: naming what differs.
+            InUseError: another process of this machine writes to it.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(  # a job that was moved to another machine goes on
+            self.folder / ".lock",
+            f"resume {str(self.folder)!r}",
+            "wait until it has ended, or use another folder",
+            strict=False,
+        )
         fresh = encoded({"format": FORMAT, **manifest})
         if self.manifest:
             then, found = encoded(self.manifest), json.loads(json.dumps(fresh))
@@ -87,7 +97,6 @@ class Journal:
                 words = ", ".join(dict.fromkeys(WORDS.get(name, name) for name in different))
                 raise ValueError(f"resume: the journal in {str(self.folder)!r} is of other {words}; use another folder")
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / MANIFEST, json.dumps(fresh, indent=1, allow_nan=False).encode())
         self.manifest = decoded(json.loads(json.dumps(fresh)))
 
@@ -160,7 +169,9 @@ class Journal:
             self.append(*line)
 
     def close(self) -> None:
-        """Take everything to disk."""
+        """Take everything to disk, and let another process go on."""
+        if self._lock is not None:
+            self._lock.release()
         if self._record is None or self._record.path is None:
             return
         self._record.write()

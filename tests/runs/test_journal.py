@@ -3,12 +3,15 @@
 import errno
 import json
 import os
+import platform
 import random
 import signal
 
 import numpy as np
+import psutil
 import pytest
 
+from fastscape._lock import InUseError
 from fastscape.runs import record
 from fastscape.runs.journal import KIND, MANIFEST, Journal
 from fastscape.runs.units import Here, Unit, encode
@@ -201,7 +204,7 @@ def killed(folder, seed, left):
 
         def write(descriptor, content):
             written[0] += 1
-            if written[0] > last + 1:  # the first is the head of the file
+            if written[0] > last + 2:  # the first are the lock and the head of the file
                 real(descriptor, content[: int(share * len(content))])
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(descriptor, content)
@@ -231,3 +234,22 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes_and_loses_one_unit_at_mo
 def test_lines_name_their_kind(tmp_path):
     run(tmp_path)
     assert json.loads(files(tmp_path)[0].read_bytes().splitlines()[0])[KIND]["format"] == 1
+
+
+def test_a_second_run_does_not_write_to_the_same_folder(tmp_path):
+    """Two that begin at once may choose otherwise, and their units do not fit together."""
+    parent = os.getppid()
+    holder = {"pid": parent, "host": platform.node(), "started": psutil.Process(parent).create_time()}
+    (tmp_path / ".lock").write_text(json.dumps(holder))
+    with pytest.raises(InUseError, match=f"is in use by process {parent} .*; wait until it has ended"):
+        Journal(tmp_path).begin(ABOUT, COMPARED)
+    (tmp_path / ".lock").write_text(json.dumps(holder | {"pid": 2**22 + 1}))  # has ended
+    run(tmp_path)
+
+
+def test_a_run_that_was_moved_to_another_machine_goes_on(tmp_path):
+    first = Journal(tmp_path / "run")
+    first.begin(ABOUT, COMPARED)
+    first.close()
+    (tmp_path / "run" / ".lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": 1.0}))
+    Journal(tmp_path / "run").begin(ABOUT, COMPARED)
