@@ -209,7 +209,7 @@ def exposed_draws(later: Later) -> None:
     """Begin a block whose user's code may draw, while signals are held; steps that end it go to ``later``."""
     if _here.exposed:
         outer = _here.copies
-        later(lambda: setattr(_here, "copies", outer))
+        later(lambda: setattr(_here, "copies", outer if _here.exposed else None))  # one that is destroyed late leaves none behind
         _here.copies = None if outer is None else _Copies(outer)
         return
     if alone():
@@ -217,7 +217,7 @@ def exposed_draws(later: Later) -> None:
         return
     later(lambda: setattr(_here, "exposed", False))
     later(lambda: setattr(_here, "copies", None))
-    _here.exposed = True
+    _here.exposed, _here.copies = True, None
 
 
 def _save(later: Later) -> None:

@@ -8,6 +8,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: torchvision and the first custom op do
 
 import random
+import signal
 from contextlib import contextmanager
 
 import numpy as np
@@ -48,6 +49,10 @@ class SimulatedClock:
 # Also for what is built once a session; tests that import this file by name, as another module, share the clock.
 CLOCK = _clock.read = _clock.read if hasattr(_clock.read, "tick") else SimulatedClock()
 _clock.processor = lambda: 1.0
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell, where Ctrl-C is for others
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
