@@ -241,6 +241,8 @@ class _Drawing(Restoring):
 
     def _begin(self, later: Later) -> bool:
         if _here.copies is None:
+            if not _here.exposed:  # else they last as long as the block around
+                later(lambda: setattr(_here, "copies", None))
             _here.copies = _Copies()
         later(_uninstall)
         _install()
