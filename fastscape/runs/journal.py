@@ -7,13 +7,13 @@ import binascii
 import json
 import os
 import socket
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastscape._checks import shown
 from fastscape._clock import now
+from fastscape._files import write_text
 from fastscape._lock import Lock
 from fastscape.runs.plan import WORDS
 from fastscape.runs.record import Record, decoded, encoded, read_record
@@ -97,13 +97,13 @@ class Journal:
                 words = ", ".join(dict.fromkeys(WORDS.get(name, name) for name in different))
                 raise ValueError(f"resume: the journal in {str(self.folder)!r} is of other {words}; use another folder")
             return
-        write_whole(self.folder / MANIFEST, json.dumps(fresh, indent=1, allow_nan=False).encode())
+        write_text(self.folder / MANIFEST, json.dumps(fresh, indent=1, allow_nan=False))
         self.manifest = decoded(json.loads(json.dumps(fresh)))
 
     def write(self, name: str, data: Mapping[str, Any]) -> None:
         """Write JSON data beside the manifest, unless it is there; :meth:`read` gives them back."""
         if self.read(name) is None:
-            write_whole(self.folder / f"{name}.json", json.dumps(encoded(data), indent=1, allow_nan=False).encode())
+            write_text(self.folder / f"{name}.json", json.dumps(encoded(data), indent=1, allow_nan=False))
 
     def read(self, name: str) -> Any:
         """What :meth:`write` wrote under a name; ``None`` without."""
@@ -228,22 +228,6 @@ class Journal:
         if unit not in self.done or _wider(width, lanes[unit]):
             self.done[unit], lanes[unit] = data, width
             self.seconds += line.get("seconds", 0.0)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that whatever happens it is there whole, or as it was before."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    synchronise(path.parent)
 
 
 def synchronise(path: Path) -> None:

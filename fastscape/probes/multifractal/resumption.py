@@ -14,7 +14,7 @@ from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryR
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.units import Point, settings_of
 from fastscape.reports import storage
-from fastscape.runs.journal import MANIFEST, Journal, synchronise
+from fastscape.runs.journal import MANIFEST, Journal
 from fastscape.runs.plan import Plan, identity, versions
 from fastscape.runs.provenance import provenance
 from fastscape.runs.units import Unit, Value
@@ -52,7 +52,7 @@ def state_file(journal: Journal, place: int) -> Path:
 def save_state(journal: Journal, place: int, track: Track, settings: AnalysisSettings) -> str:
     """Write it; where that fails the units wait for it, and the answer says so."""
     try:
-        synchronise(track.bare(settings).save(state_file(journal, place)))
+        track.bare(settings).save(state_file(journal, place))
     except OSError as error:
         journal.hold(place)
         return f"{LACKS} what was evaluated of {track.name}: {error}"
