@@ -27,7 +27,7 @@ _NAMES = {
     "fastscape.curvature.soundness": "AsymmetricProductError",
     "fastscape.curvature.operator": "CurvatureOperator ggn hessian",
     "fastscape.curvature.serving": "serve",
-    "fastscape.evaluation.group": "RankError",
+    "fastscape.runs.ranks": "RankError",
     "fastscape.evaluation.determinism": "NarrowLossError NondeterministicLossError",
     "fastscape.differences.propagation": "MissingRuleError",
     "fastscape.differences.tracing_errors": "UntraceableError",

@@ -20,7 +20,7 @@ from fastscape.curvature.choice import (
 from fastscape.curvature.soundness import AsymmetricProductError as AsymmetricProductError
 from fastscape.curvature.operator import CurvatureOperator as CurvatureOperator, ggn as ggn, hessian as hessian
 from fastscape.curvature.serving import serve as serve
-from fastscape.evaluation.group import RankError as RankError
+from fastscape.runs.ranks import RankError as RankError
 from fastscape.evaluation.determinism import (
     NarrowLossError as NarrowLossError,
     NondeterministicLossError as NondeterministicLossError,

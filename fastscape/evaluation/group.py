@@ -22,16 +22,13 @@ from fastscape._state import exact_arithmetic
 from fastscape._version import __version__
 from fastscape.objective.objective import Objective
 from fastscape.runs.ranks import Distributed as Distributed
+from fastscape.runs.ranks import RankError as RankError
 from fastscape.runs.ranks import beside_others, checked_distributed, several
 
 Found = TypeVar("Found")
 _SAME_LOSS = 1e-6  # relative: two processors round differently, another loss function differs by more
 _OPEN = -(2**62)  # below any word
 _calls = 0  # of groups that were made here, so that none finds the addresses of one before it in the store
-
-
-class RankError(RuntimeError):
-    """A process of several failed; raised on all of them, with its rank, host and reason."""
 
 
 class Group:

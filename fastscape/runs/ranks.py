@@ -35,6 +35,10 @@ _STRANGER = "distributed must be a group that this process is in, got one withou
 _TRAINING = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
 
 
+class RankError(RuntimeError):
+    """A process of several failed; the message names its rank, its machine and what it was about."""
+
+
 class Waiting:
     """Looks into a store, more and more seldom while there is nothing."""
 

@@ -17,15 +17,11 @@ from typing import Any
 from fastscape._clock import now
 from fastscape.runs.journal import MANIFEST, Journal
 from fastscape.runs.memory import out_of_memory
-from fastscape.runs.ranks import PATIENCE, Ranks, Waiting, opened, sealed
+from fastscape.runs.ranks import PATIENCE, RankError, Ranks, Waiting, opened, sealed
 from fastscape.runs.units import Evaluate, Pace, Unit
 
 _MARGIN = 1.25  # how much longer than its slowest unit a rank expects the next to take
 _UNITS = 20  # of the slowest kind, after which a rank that says nothing is not waited for
-
-
-class RankError(RuntimeError):
-    """Work failed on another process; the message names its rank, its machine and the unit."""
 
 
 @dataclass(frozen=True)

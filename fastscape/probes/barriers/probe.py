@@ -11,7 +11,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 
-from fastscape._checks import amount, counted
+from fastscape._checks import amount, counted, positive
 from fastscape._clock import now
 from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.numerics.arrays import Array
@@ -304,8 +304,7 @@ def connect(
     """
     work, began = settled(connect, keywords), now()
     report = reporter(work.progress, ("words", "share"))
-    if not (isinstance(learning_rate, (int, float)) and math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}")
+    positive("learning_rate", learning_rate)
     amount("steps", steps, 0)
     goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
     clock = work.clock()
