@@ -14,7 +14,8 @@ from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryR
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.units import Point, settings_of
 from fastscape.reports import storage
-from fastscape.runs.journal import MANIFEST, Journal
+from fastscape.runs.folder import MANIFEST
+from fastscape.runs.journal import Journal
 from fastscape.runs.plan import Plan, identity, versions
 from fastscape.runs.provenance import provenance
 from fastscape.runs.units import Unit, Value
