@@ -12,6 +12,7 @@ from torch import Tensor
 from fastscape._clock import now
 from fastscape.curvature.choice import Candidate, ProductChoice
 from fastscape.curvature.paths import Matrix, PathName
+from fastscape.curvature.plan import Plan
 from fastscape.curvature.program import Parts
 from fastscape.curvature.selection import Selection, block_key
 from fastscape.curvature.sketch import synchronise
@@ -20,7 +21,7 @@ from fastscape.evaluation.points import Array
 from fastscape.objective.objective import Objective
 
 Take = Callable[[int, int, Parts, Parts], None]  # batch, first vector of the block, vectors, their products
-_REPLAY_AFTER = 500.0  # gradients' worth of products after which linearising, of 20 to 500, may pay
+REPLAY_AFTER = 500.0  # gradients' worth of products after which linearising, of 20 to 500, may pay
 
 
 class Products:
@@ -37,7 +38,10 @@ class Products:
         space: the loss on a private copy, with arithmetic and memory.
         selection: the paths.
         nan_products: vectors so far with NaN or inf in the product.
+        impatient: whether what takes long to set up is tried after long use.
     """
+
+    impatient = True
 
     def __init__(
         self, objective: Objective, matrix: Matrix, path: PathName | None, memory: int | None, *, compile_: bool = False
@@ -55,6 +59,10 @@ class Products:
     def prepare(self, count: int, rows: Tensor | None = None, *, thorough: bool = False) -> ProductChoice:
         """See :meth:`Selection.prepare`."""
         return self.selection.prepare(count, rows, thorough=thorough)
+
+    def obey(self, key: int, plan: Plan) -> None:
+        """Multiply blocks of ``key`` vectors as was chosen before, without trying anything."""
+        plan.obeyed(self.space, self.selection, key)
 
     def release(self) -> None:
         """Free what is kept of batches."""
@@ -131,8 +139,8 @@ class Products:
         """Try what takes long to set up once the products so far have cost as much as it may."""
         key, selection, gradient = block_key(count), self.selection, self.space.gradient_seconds
         selection.spent[key] += seconds
-        patient = key in selection.thorough or gradient > SLOW
-        if not patient and selection.spent[key] > _REPLAY_AFTER * len(self.space.program.weights) * gradient:
+        patient = not self.impatient or key in selection.thorough or gradient > SLOW
+        if not patient and selection.spent[key] > REPLAY_AFTER * len(self.space.program.weights) * gradient:
             self.prepare(key, thorough=True)
 
 
