@@ -13,6 +13,7 @@ import fastscape as fs
 from fastscape import zoo
 from fastscape.cli import main
 from fastscape.cli.budgets import run_budget
+from fastscape.curvature.products import Products
 from fastscape.probes.multifractal import leads
 from fastscape.probes.spectrum import words as spectrum_tables
 from fastscape.runs.budget import Budget, parse_seconds
@@ -330,3 +331,36 @@ def test_sharpness_and_stability_lead_the_table_and_the_json_of_a_probe_with_its
     assert [row["checkpoint"] for row in document["leads"]] == [point["name"] for point in document["points"]]
     header = fastscape(*arguments).stdout.split("checkpoint", 1)[1]
     assert header.index("lambda_max") < header.index("c2")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_same_command_goes_on_with_its_journal(tmp_path, run, monkeypatch, several):
+    """After a failure, with an older result in --out, to the bytes of a run that nothing disturbed."""
+    real, left = Products._multiply, [12 if several else 3]
+
+    def multiply(*arguments):
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("lost")
+        real(*arguments)
+
+    checkpoints = [word for file in sorted(run.glob("*.safetensors")) for word in ("--checkpoint", file)] if several else []
+    command = ("spectrum", MODEL, *DIGITS, *WIDE, *checkpoints, "--method", "graph", "--resume", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Products, "_multiply", multiply)
+        assert fastscape(*command, "--out", tmp_path / "out").exit_code == 4
+    monkeypatch.setattr(Products, "_multiply", lambda *arguments: (left.append(1), real(*arguments))[1])
+    done = fastscape(*command, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert fastscape(*command[:-2], "--out", tmp_path / "alone").exit_code == 0
+    found, alone = (fs.load(tmp_path / name / "spectrum.npz") for name in ("out", "alone"))
+    for one, other in zip(*([each] if not several else each.points for each in (found, alone)), strict=True):
+        np.testing.assert_array_equal(one.eigenvalues, other.eigenvalues)
+        assert one.trace == other.trace
+    assert 0 < len(left) - 1 < 2 * sum(point.products for point in (alone.points if several else [alone]))
+    refused = fastscape(*command, "--seed", 3)
+    assert refused.exit_code == 2
+    assert "is of other seed; use another folder" in refused.stderr
+    merged = fastscape("merge", tmp_path / "run")
+    assert merged.exit_code == 2
+    assert "whose result needs the model" in merged.stderr
