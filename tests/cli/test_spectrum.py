@@ -1,5 +1,6 @@
 """``fastscape spectrum`` and ``probe --spectrum``: files, tables, targets, exit codes, nothing lost."""
 
+import dataclasses
 import json
 import math
 
@@ -15,6 +16,7 @@ from fastscape.cli import main
 from fastscape.cli.budgets import run_budget
 from fastscape.curvature.products import Products
 from fastscape.probes.multifractal import leads
+from fastscape.probes.spectrum import trajectory
 from fastscape.probes.spectrum import words as spectrum_tables
 from fastscape.runs.budget import Budget, parse_seconds
 
@@ -178,17 +180,15 @@ def test_models_and_data_that_do_not_fit_are_exit_code_2(tmp_path):
 
 def interrupting(monkeypatch, at):
     """The spectrum of the ``at``-th checkpoint ends as after Ctrl-C."""
-    import dataclasses
+    real, calls = trajectory.spectrum_of, []
 
-    real, calls = fs.spectrum, []
-
-    def spectrum(*arguments, **settings):
+    def spectrum(*arguments):
         calls.append(1)
-        result = real(*arguments, **settings)
+        result = real(*arguments)
         stopped = {"stop_reason": "interrupted"} if len(calls) == at else {}
         return dataclasses.replace(result, meta=result.meta | stopped)
 
-    monkeypatch.setattr("fastscape.probes.spectrum.trajectory.spectrum", spectrum)
+    monkeypatch.setattr(trajectory, "spectrum_of", spectrum)
     return calls
 
 
@@ -203,14 +203,14 @@ def test_an_interrupted_trajectory_is_saved_and_exits_130(run, tmp_path, monkeyp
 
 
 def test_a_model_that_raises_midway_leaves_what_was_known(run, tmp_path, monkeypatch):
-    real = fs.spectrum
+    real = trajectory.spectrum_of
 
-    def fails(*arguments, **settings):
-        if settings["name"] == "step12":
+    def fails(objective, asked, work, *others):
+        if work.name == "step12":
             raise RuntimeError("inside")
-        return real(*arguments, **settings)
+        return real(objective, asked, work, *others)
 
-    monkeypatch.setattr("fastscape.probes.spectrum.trajectory.spectrum", fails)
+    monkeypatch.setattr(trajectory, "spectrum_of", fails)
     done = fastscape("spectrum", MODEL, *DIGITS, *WIDE, "--checkpoint", run)
     assert done.exit_code == 4
     assert "inside" in done.stderr
@@ -309,13 +309,13 @@ def test_a_probe_that_fails_after_its_spectrum_rescues_that(monkeypatch):
 
 
 def test_the_spectrum_has_its_share_of_the_budget(run, monkeypatch):
-    seen, real = [], fs.spectrum
+    seen, real = [], trajectory.spectrum_of
 
-    def spectrum(*arguments, **settings):
-        seen.append(settings["budget"])
-        return real(*arguments, **{**settings, "budget": None})
+    def spectrum(objective, asked, work, *others):
+        seen.append(work.budget)
+        return real(objective, asked, dataclasses.replace(work, budget=None), *others)
 
-    monkeypatch.setattr("fastscape.probes.spectrum.trajectory.spectrum", spectrum)
+    monkeypatch.setattr(trajectory, "spectrum_of", spectrum)
     done = fastscape("multifractal", MODEL, *DIGITS, *FAST, "--checkpoint", run, "--spectrum", "--budget", "1000s")
     assert done.exit_code == 0, done.stderr
     assert 0.35 * 1000 / 3 < seen[0] <= 0.4 * 1000 / 3

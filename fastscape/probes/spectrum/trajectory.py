@@ -27,6 +27,7 @@ from fastscape.runs.checkpoints import checkpoints as read_checkpoints
 from fastscape.runs.evaluations import Evaluations, opened
 from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import Provenance
+from fastscape.runs.ranks import checked_distributed
 from fastscape.runs.run import Resumed, Run, Timed, settled
 
 _RISEN = 0.99  # of the highest rate
@@ -79,6 +80,7 @@ def spectra(
     work = settled(spectra, keywords)
     progress = reporter(work.progress, ("checkpoint", "share", "state"))
     checked_objective(objective)
+    checked_distributed(distributed)
     checked_goals(objective, k, operator, nodes, block, work)
     if optimizer is not None:
         read_state(objective, optimizer)
