@@ -115,7 +115,8 @@ def test_a_folder_gives_the_result_without_the_model_also_of_an_unfinished_run(o
 
 def test_what_may_differ_goes_on_and_the_budget_is_one_of_it(objective, tmp_path):
     folder = tmp_path / "run"
-    fs.multifractal(objective, settings(5, precision=None), QUICK, method="graph", resume=folder)
+    fs.multifractal(objective, settings(5, precision=None), QUICK, method="graph", run=fs.Run(resume=folder))
+    assert Journal(folder).done
     analysis = dataclasses.replace(QUICK, variant="odd")
     longer = fs.multifractal(objective, settings(12, precision=None), analysis, resume=folder, memory=2**28, target=1e-9)
     same(longer, fs.multifractal(objective, settings(12), analysis))
