@@ -102,7 +102,7 @@ def same_responses(dtype, distribution="gaussian"):
     plain, cut = objective(network(dtype), dtype), objective(sharded(dtype), dtype)
     for rule in RULES if dist.get_world_size() == 2 else RULES[:2]:
         pair = []
-        for each, options in ((plain, {"precision": name, "path": "loop"}), (cut, {})):
+        for each, options in ((plain, {"precision": name, "method": "loop"}), (cut, {})):
             directions = fs.Directions(each, 3, seed=7, normalize=rule, distribution=distribution)
             pair.append(quiet(lambda d=directions, e=each, o=options: fs.responses(e, d, RADII, **o)))
         found[rule] = [digest(r.even, r.odd, np.array([r.base, r.weight_norm])) for r in pair]
