@@ -25,6 +25,7 @@ from fastscape.runs.torch_workers import TorchWorkers
 RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 PATHS = {"loop": "float64", "vmap": "float64", "graph": "difference"}
 MODELS = ("mlp", "cnn", "transformer")
+ANALYSIS = fs.AnalysisSettings(bootstrap=20, permutations=19)  # quick: what is compared are the responses
 PROBE = {"count": 6, "banks": 2, "radii": (1e-4, 1e-3, 1e-2, 1e-1)}
 evaluate, drawn, evaluated = UnitEvaluator.__call__, TorchWorkers._draw, torch_workers._Server._unit
 PATCHED = (  # by cases, for the time of one
@@ -57,7 +58,8 @@ def digest(result):
 
 def probed(path="graph", name="mlp", distributed=SIZE > 1, **options):
     settings = fs.ProbeSettings(precision=PATHS[path], **(PROBE | options.pop("probe", {})))
-    return fs.multifractal(options.pop("of", None) or objective(name), settings, method=path, distributed=distributed, **options)
+    of = options.pop("of", None) or objective(name)
+    return fs.multifractal(of, settings, ANALYSIS, method=path, distributed=distributed, **options)
 
 
 def case(function):
@@ -101,18 +103,21 @@ class Store:
 
 
 def fairly(name):
-    """Make rank 0 wait with its units until another rank has done one."""
+    """Make every rank do a unit: rank 0 begins once another has done one, and that one goes on once rank 0 has begun."""
     if SIZE == 1:
         return
     store = Store(name)
 
     def draw(self, current):
         store.until("others", 1)
-        return drawn(self, current)
+        index = drawn(self, current)
+        store.add("rank 0")
+        return index
 
     def unit(self, index, unit):
         evaluated(self, index, unit)
         store.add("others")
+        store.until("rank 0", 1)
 
     if RANK:
         torch_workers._Server._unit = unit
@@ -348,9 +353,9 @@ def killed(folder, seed):
     """A rank dies at a random write of its journal in two attempts of torchrun; the third is repeated by the journal."""
     journal, attempt = Path(folder) / "journal", os.environ["TORCHELASTIC_RESTART_COUNT"]
     draw = random.Random(f"{seed} {attempt}")
+    fairly(f"killed {attempt}")
     if attempt in "01" and draw.randrange(SIZE) == RANK:
-        fairly(f"killed {attempt}")
-        mortal(draw.randint(2, 4), draw.random())
+        mortal(draw.randint(1, 2), draw.random())
     result = probed(probe={"count": 40}, resume=journal)
     again = probed(probe={"count": 40}, resume=journal)
     return {

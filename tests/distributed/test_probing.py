@@ -150,16 +150,29 @@ COMMAND = ("zoo:mlp", "--data", "zoo:digits?samples=32", "--count", "4", "--bank
 
 def test_one_process_of_the_command_prints_and_writes_and_all_leave_alike(tmp_path):
     files = ("--out", tmp_path / "out", "--resume", tmp_path / "journal")
-    arguments = (*COMMAND, "--precision", "difference", "--quiet", *files, "--target", "1e-9")
+    arguments = (*COMMAND, "--precision", "difference", "--quiet", *files, "--target", "1e-9", "--spectrum")
     ended = torchrun(2, "-m", "fastscape", "multifractal", *arguments)
-    assert ended.returncode == 1  # of the launcher, where a process does not end with 0
-    assert ended.stdout.count("wall time") == 1
+    assert ended.returncode == 1, ended.stderr  # of the launcher, where a process does not end with 0
+    assert ended.stdout.count("Multifractal probe") == 1
     assert ended.stderr.count("the target 1e-09 was not reached") == 1
     assert "exitcode  : 3" in ended.stderr
     assert "exitcode  : 1" not in ended.stderr
     result = fs.load(tmp_path / "out" / "result.npz")
     merged = fs.merge(tmp_path / "journal")
     assert merged.measured.even.tobytes() == result.measured.even.tobytes()
+    assert fs.load(tmp_path / "out" / "spectrum.npz").meta["workers"]["size"] == 2
+
+
+def test_what_leaves_with_an_unreached_target_is_not_started_again(tmp_path):
+    arguments = (*COMMAND[:3], "--nodes", "8", "--target-trace", "1e-9", "--quiet", "--out", tmp_path)
+    ended = torchrun(2, "-m", "fastscape", "spectrum", *arguments, options=("--max-restarts=2",))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("wall time") == 1
+    assert ended.stderr.count("a target was not reached") == 1
+    result = fs.load(tmp_path / "spectrum.npz")
+    assert result.meta["workers"]["size"] == 2
+    plain = fs.spectrum(fs.Source(*COMMAND[:1], data=COMMAND[2]).make(), nodes=8, distributed=False)
+    np.testing.assert_allclose(result.eigenvalues, plain.eigenvalues, rtol=1e-3)
 
 
 def test_processes_of_the_command_can_work_alone():
