@@ -64,6 +64,9 @@ def alone(runs, seed):
 
 def rank(folder, victim, moment):
     """A process of torchrun's agent: the victim of the first attempt is killed at a moment, in seconds."""
+    signal.signal(
+        signal.SIGTERM, lambda *_: os._exit(1)
+    )  # one whose rank 0 has died does not wait for it until the agent kills it
     me, first = os.getpid(), os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     if first and int(os.environ["RANK"]) == victim:
 

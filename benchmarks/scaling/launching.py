@@ -24,7 +24,9 @@ def launched(ranks, script, *arguments, **environment):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), str(script)]
     done = subprocess.run([*command, *map(str, arguments)], env=own | environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(done.stderr[-4000:])
+        raise RuntimeError(
+            "\n".join(line for line in done.stderr.splitlines() if line.startswith("[rank")) or done.stderr[-4000:]
+        )
 
 
 def measured(ranks, name, *arguments, **environment):

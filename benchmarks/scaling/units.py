@@ -26,6 +26,7 @@ from fastscape.runs.ranks import Ranks
 from fastscape.runs.torch_workers import TorchWorkers
 
 NETWORKS = {"CNN": ("cnn", 10, 192), "ResNet-18": ("resnet18", 10, 16), "transformer": ("tiny_transformer", 6, 24)}
+MEMORY = 2**28  # bytes, which decide how many directions are in a block
 RADII = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -66,36 +67,41 @@ class Spent:
 
 
 def shares(name, blocks):
-    """Rank by rank: when its blocks began and ended, and the seconds beside them, of the second of two equal runs."""
+    """Of this rank: when its blocks began and ended, and the seconds beside them, once the program is traced."""
     objective, together = network(name), int(os.environ["WORLD_SIZE"]) > 1
     work = {"precision": "difference", "banks": 1, "radii": RADII}
+    common = {"distributed": together, "memory": MEMORY}
+    first = fs.multifractal(objective, fs.ProbeSettings(count=2, **work), method="graph", **common)  # traces
+    unit = first.meta["plan"]["ways"][0]["unit"]
+    settings, spent = fs.ProbeSettings(count=blocks * unit, **work), Spent()
+    for owner, attribute, what in (
+        (UnitEvaluator, "__call__", "block"),
+        (UnitEvaluator, "learn", "start-up"),
+        (Ranks, "say", "store"),
+        (TorchWorkers, "_draw", "store"),
+        (TorchWorkers, "_words", "store"),
+        (torch_workers, "_finish", "outcome"),
+        (shared, "agree", "agreement"),
+    ):
+        spent.watch(owner, attribute, what)
+    start = perf_counter()
+    result = fs.multifractal(objective, settings, plan=first, **common)
+    whole, ended = perf_counter() - start, monotonic()
+    found = {
+        "whole": whole,
+        "blocks": list(spent.calls["block"]),
+        "outcome": [list(spent.calls["outcome"]), ended],
+        "seconds": {what: spent.seconds(what) for what in ("block", "start-up", "store", "agreement")},
+        "unit": unit,
+        "digest": probing.digest(result),
+    }
+    journal = Spent()
+    journal.watch(Journal, "append", "journal")
+    journal.watch(UnitEvaluator, "__call__", "block")
     with tempfile.TemporaryDirectory() as folder:
-        first = fs.multifractal(objective, fs.ProbeSettings(count=2, **work), distributed=together)  # traces
-        unit = first.plan.ways[0].unit if hasattr(first, "plan") else first.meta["plan"]["ways"][0]["unit"]
-        spent = Spent()
-        for owner, attribute, what in (
-            (UnitEvaluator, "__call__", "block"),
-            (UnitEvaluator, "learn", "start-up"),
-            (Journal, "append", "journal"),
-            (Ranks, "say", "store"),
-            (TorchWorkers, "_draw", "store"),
-            (TorchWorkers, "_words", "store"),
-            (torch_workers, "_finish", "outcome"),
-            (shared, "agree", "agreement"),
-        ):
-            spent.watch(owner, attribute, what)
-        start = perf_counter()
-        settings = fs.ProbeSettings(count=blocks * unit, **work)
-        result = fs.multifractal(objective, settings, plan=first, distributed=together, resume=f"{folder}/{os.environ['RANK']}")
-        ended = monotonic()
-        return {
-            "whole": perf_counter() - start,
-            "blocks": spent.calls["block"],
-            "outcome": [spent.calls["outcome"], ended],
-            "seconds": {what: spent.seconds(what) for what in ("block", "start-up", "journal", "store", "agreement")},
-            "unit": unit,
-            "digest": probing.digest(result),
-        }
+        fs.multifractal(objective, settings, method="graph", resume=f"{folder}/{os.environ['RANK']}", **common)
+    found["journal"] = journal.seconds("journal") / max(journal.seconds("block"), 1e-9)
+    return found
 
 
 def throughput(ranks):

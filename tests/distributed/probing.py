@@ -102,22 +102,22 @@ class Store:
             _clock.pause(0.005)
 
 
-def fairly(name):
-    """Make every rank do a unit: rank 0 begins once another has done one, and that one goes on once rank 0 has begun."""
+def fairly(name, units=1):
+    """Make every rank do a unit: rank 0 begins once another has done so many, and that one goes on once rank 0 has begun."""
     if SIZE == 1:
         return
     store = Store(name)
 
     def draw(self, current):
-        store.until("others", 1)
+        store.until("others", units)
         index = drawn(self, current)
         store.add("rank 0")
         return index
 
     def unit(self, index, unit):
         evaluated(self, index, unit)
-        store.add("others")
-        store.until("rank 0", 1)
+        if store.add("others") >= units:
+            store.until("rank 0", 1)
 
     if RANK:
         torch_workers._Server._unit = unit
@@ -353,9 +353,12 @@ def killed(folder, seed):
     """A rank dies at a random write of its journal in two attempts of torchrun; the third is repeated by the journal."""
     journal, attempt = Path(folder) / "journal", os.environ["TORCHELASTIC_RESTART_COUNT"]
     draw = random.Random(f"{seed} {attempt}")
-    fairly(f"killed {attempt}")
+    fairly(f"killed {attempt}", 2 if attempt == "0" else 1)  # one unit at least is kept
+    signal.signal(
+        signal.SIGTERM, lambda *_: os._exit(1)
+    )  # one whose rank 0 has died does not wait for it until torchrun kills it
     if attempt in "01" and draw.randrange(SIZE) == RANK:
-        mortal(draw.randint(1, 2), draw.random())
+        mortal(3 if RANK and attempt == "0" else draw.randint(1, 2), draw.random())
     result = probed(probe={"count": 40}, resume=journal)
     again = probed(probe={"count": 40}, resume=journal)
     return {
