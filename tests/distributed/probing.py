@@ -299,11 +299,11 @@ def interrupted():
 
 
 def mortal(moment, share):
-    """Make this process die in its so-many-th write, after a share of its bytes."""
+    """Make this process die in its so-many-th write to a journal's units, after a share of its bytes."""
     write, begun = os.write, []
 
     def dying(descriptor, content):
-        begun.append(descriptor)
+        begun.extend([descriptor] * ("/units." in str(Path(f"/proc/self/fd/{descriptor}").readlink())))
         if len(begun) == moment:
             write(descriptor, content[: int(share * len(content))])
             os.kill(os.getpid(), signal.SIGKILL)
