@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(VENV)/.native
 
-.PHONY: demo test distributed hostile machines kernels gpu package native slow check bench noise accuracy modes eigenvalues slices tracker study coverage peers digest format clean
+.PHONY: demo test distributed hostile machines kernels gpu package native slow check bench noise accuracy modes eigenvalues slices scaling tracker study coverage peers digest format clean
 
 demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints and their spectra, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
@@ -37,7 +37,7 @@ native: $(STAMP) ## rebuild the native library after a change in csrc; an error 
 	touch $(NATIVE)
 
 distributed: $(NATIVE) ## tests of several processes on this machine: two and four under torchrun, by gloo
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed -m distributed
 
 hostile: $(NATIVE) ## two thousand damaged and hostile files: named errors in bounded memory; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hostile
@@ -91,6 +91,11 @@ digest: $(NATIVE) ## the bits of every public result on fixed seeds: shows that 
 
 slices: $(VENV)/.bench $(NATIVE) ## planes of losses beside loss_landscapes and plain forwards; 10 minutes
 	OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/slices.py
+
+SCALING ?= # options, e.g. make scaling SCALING='--only memory' or '--quick'
+scaling: $(NATIVE) ## several processes against one: efficiency, costs, memory, bytes, 100 kills; needs two idle cores; 15 minutes
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.scaling $(SCALING)
+	$(BIN)/python benchmarks/report.py
 
 tracker: $(NATIVE) ## share of a training run that a tracker takes, and the products that warm starts save
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tracker.py

@@ -68,6 +68,22 @@ def products():
     return in_turns({"Hessian products": lambda: matrix @ vectors}), digest(found)
 
 
+def large():
+    """A product of a network of about as many parameters as the sums have numbers, in a block of one vector."""
+    torch.manual_seed(0)
+    width = 1800
+    layers = [layer for _ in range(3) for layer in (torch.nn.Linear(width, width), torch.nn.Tanh())]
+    draw = torch.Generator().manual_seed(0)
+    data = [
+        (torch.randn(SAMPLES, width, generator=draw), torch.randint(0, 10, (SAMPLES,), generator=draw)) for _ in range(BATCHES)
+    ]
+    objective = fs.Objective(torch.nn.Sequential(*layers, torch.nn.Linear(width, 10)), data, criterion=F.cross_entropy)
+    matrix = fs.hessian(objective, distributed=True, method="graph")
+    vector = torch.randn(matrix.shape[0], 1, generator=draw)
+    found = matrix @ vector
+    return in_turns({"a product": lambda: matrix @ vector}, 3), digest(found)
+
+
 def sums():
     """The sum over eight batches of one vector of 10 million numbers: exact, and by float64 whose bits depend on the order."""
     ranks = Group(dist.group.WORLD, torch.device("cpu"))
@@ -89,6 +105,7 @@ def sums():
 
 MEASURES = {
     "products": (products, f"{BATCHES} batches of {SAMPLES} in a CNN, blocks of {BLOCK} vectors"),
+    "large": (large, f"{BATCHES} batches of {SAMPLES} in three layers of 1800, one vector"),
     "sums": (sums, f"sums of {BATCHES} terms of {LARGE / 1e6:.0f} million numbers"),
 }
 

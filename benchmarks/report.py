@@ -82,6 +82,14 @@ def main() -> None:
             "included.",
         )
         + measured(
+            "scaling.json",
+            "work of several processes",
+            "`make scaling`: one thread each; blocks by difference propagation, medians in turns for products and sums. The\n"
+            "efficiency is that of the time in which all ranks have work; what comes before is beside it. Memory: the most that\n"
+            "a rank's process had resident above what it had before the call, its allocator returning what is free, and its\n"
+            "own shard of the model.",
+        )
+        + measured(
             "peers.json",
             "curvature by fastscape, its peers and plain torch",
             "`make peers`: results are compared with float64 before their times count; wrong ones are marked, failures reported.",

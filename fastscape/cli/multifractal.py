@@ -133,7 +133,7 @@ def _outcome(model: str, options: dict[str, Any], interrupts: Interrupts) -> Out
     earlier = fs.load(options["extend"]) if first and options["extend"] is not None else None
     results: dict[str, Document] = {}
     with live_progress(quiet=options["quiet"] or not first) as live:
-        if with_spectrum and first:
+        if with_spectrum:
             found = _spectrum(objective, files, model, budget, options, live)
             if found is not None:
                 results["spectrum"] = found
@@ -141,7 +141,8 @@ def _outcome(model: str, options: dict[str, Any], interrupts: Interrupts) -> Out
             try:
                 result = _multifractal(objective, files, model, budget, (probe_settings, analysis), earlier, options, live)
             except BaseException:
-                rescue(*results.values())
+                if first:
+                    rescue(*results.values())
                 raise
             results = {"result": result, **results}
         interrupts.hold()
@@ -154,19 +155,23 @@ def _spectrum(
     """Spectra in their share of the budget; ``None``, and a message, for a loss without second derivatives."""
     from fastscape.runs.budget import Budget, BudgetError
 
+    first = not options["rank"]
     before = budget.reserve + budget.elapsed
     share = Budget(SHARE * budget.remaining if budget.limited else None)
-    spectral = COMPANION | {name: options[name] for name in ("memory", "seed", *OPTIMIZER)}  # --method is that of the responses
+    spectral = COMPANION | {
+        name: options[name] for name in ("memory", "seed", "rank", *OPTIMIZER)
+    }  # --method is that of the responses
     try:
         return measure(objective, files, model, share, spectral, live)
     except fs.SpectrumError as error:
-        click.echo(f"the spectrum ended early: {error}", err=True)
-        return error.partial
+        words, found = f"the spectrum ended early: {error}", error.partial
     except BudgetError as error:
-        click.echo(f"no spectrum: {budget.refusal(error, 'the spectrum', SHARE, before)}", err=True)
+        words, found = f"no spectrum: {budget.refusal(error, 'the spectrum', SHARE, before)}", None
     except (fs.AsymmetricProductError, fs.NoPathError) as error:
-        click.echo(f"no spectrum: {error}", err=True)
-    return None
+        words, found = f"no spectrum: {error}", None
+    if first:
+        click.echo(words, err=True)
+    return found
 
 
 def _multifractal(

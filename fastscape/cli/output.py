@@ -153,7 +153,16 @@ def finish(outcome: Outcome, out: Path | None, interrupts: Interrupts, *, as_jso
         sys.exit(EXIT_INTERRUPTED if outcome.interrupted else written)
     if outcome.unmet:
         click.echo(outcome.unmet, err=True)
-        sys.exit(EXIT_TARGET)
+        if _starts_again():
+            click.echo(f"torchrun would repeat what leaves with exit code {EXIT_TARGET}: leaving with 0", err=True)
+        else:
+            sys.exit(EXIT_TARGET)
+
+
+def _starts_again() -> bool:
+    """Whether torchrun would start again, with ``--max-restarts``, what leaves with another code than 0."""
+    restarts, most = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return restarts < most
 
 
 def show(result: Document, spectrum: Document | None = None, *, as_json: bool) -> None:

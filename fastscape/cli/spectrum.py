@@ -18,10 +18,12 @@ from fastscape.cli.inputs import (
     build_objective,
     checkpoint_files,
     checkpoint_option,
+    distributed_option,
     gib,
     method_of,
     method_option,
     objective_options,
+    rank_of,
     resume_option,
 )
 from fastscape.cli.output import Outcome, live_progress, run
@@ -78,6 +80,7 @@ def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random probes.")
 @method_option("How to multiply, such as graph or forward; default: the fastest, measured.")
 @resume_option
+@distributed_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -94,16 +97,23 @@ def spectrum_command(model: str, **options: Any) -> None:
 
     Exit codes: 0 done, 2 bad input, 3 a target was not reached in the budget, 4 the model cannot be probed, 130
     interrupted (the partial result is saved).
+
+    torchrun --nproc-per-node 8 -m fastscape spectrum MODEL ... shares the batches of every product among 8 processes, of which
+    the first prints and writes.
     """
-    run(lambda interrupts: _spectrum(model, options, interrupts), options["out"], as_json=options["as_json"])
+    options["rank"] = rank = rank_of(options.pop("distributed"))
+    run(lambda interrupts: _spectrum(model, options, interrupts), options["out"], as_json=options["as_json"], rank=rank)
 
 
 def _spectrum(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
     files = checkpoint_files(options["checkpoints"])
-    budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(files))
-    check_out(options["out"], ["spectrum"], force=options["force"], continues=lambda: is_begun(options["resume"]))
+    first = not options["rank"]  # of several processes, which decides, prints and writes
+    text, page = (options["budget"], options["out"] is not None) if first else (None, False)
+    budget = run_budget(text, page=page, checkpoints=len(files))
+    if first:
+        check_out(options["out"], ["spectrum"], force=options["force"], continues=lambda: is_begun(options["resume"]))
     objective = build_objective(model, options)
-    with live_progress(quiet=options["quiet"]) as live:
+    with live_progress(quiet=options["quiet"] or not first) as live:
         result = measure(objective, files, model, budget, options, live)
         interrupts.hold()
     return Outcome({"spectrum": result}, unmet(result, options))
@@ -118,7 +128,11 @@ def measure(
     }
     settings |= {"targets": options.get("targets") or targets(options) or None, "optimizer": optimizer(objective, options)}
     settings |= {"method": method_of(options), "resume": options.get("resume")}
+    if options.get("rank") is not None:
+        from fastscape.runs.ranks import come_to
 
+        come_to("the spectrum")
+        settings["distributed"] = True
     if files:
         return fs.spectra(objective, files, budget=budget, progress=live.show, **settings)
     return fs.spectrum(objective, budget=budget, name=name, progress=live.show, **settings)

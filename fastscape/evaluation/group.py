@@ -123,10 +123,15 @@ class Group:
         if not failed:
             return
         if failure is not None and {why for why, _ in found} == {words}:
-            raise failure
+            raise self._of_all(failure)
         why, host = found[failed[0]]
         others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise RankError(f"rank {failed[0]} of {self.size} on {host}{others} failed: {why}") from failure
+        raise self._of_all(RankError(f"rank {failed[0]} of {self.size} on {host}{others} failed: {why}")) from failure
+
+    def _of_all(self, error: Exception) -> Exception:
+        """An exception that rank 0 has too."""
+        error.__dict__["elsewhere"] = self.rank > 0
+        return error
 
     def led(self, work: Callable[[], Found] | None = None) -> Found:
         """What rank 0 makes, or raises, on all processes; the others give nothing."""
@@ -171,7 +176,7 @@ class Group:
         apart = {rank: [key for key in own if not _alike(key, other[key], found[0][key])] for rank, other in enumerate(found)}
         words = [f"other {', '.join(keys)} on rank {rank}" for rank, keys in apart.items() if keys]
         if words:
-            raise ValueError(f"ranks must hold the same {noun} as rank 0, got {'; '.join(words)}")
+            raise self._of_all(ValueError(f"ranks must hold the same {noun} as rank 0, got {'; '.join(words)}"))
 
 
 def _identity(objective: Objective) -> dict[str, Any]:
@@ -209,8 +214,8 @@ def ranks_of(distributed: Distributed, objective: Objective) -> Group | None:
     Args:
         distributed: ``True`` for the default process group, a group, ``False`` for this process alone. ``None`` is the default
             group where one is initialised with several processes, under torchrun (``TORCHELASTIC_RUN_ID`` is set), unless the
-            model is being trained: it came in ``DistributedDataParallel``, or has gradients. There people call probes on rank 0
-            only, where waiting for the others would have no end.
+            model is being trained: a module here is ``DistributedDataParallel``, or the model has gradients. There people call
+            probes on rank 0 only, where waiting for the others would have no end.
         objective: the loss.
 
     Raises:
@@ -338,5 +343,5 @@ def _remade(told: tuple[type[BaseException], tuple[Any, ...], dict[str, Any]]) -
     kind, arguments, attributes = told
     error: BaseException = kind.__new__(kind, *arguments)
     error.args = arguments
-    error.__dict__.update(attributes)
+    error.__dict__.update(attributes | {"elsewhere": True})
     return error

@@ -288,7 +288,10 @@ def _together(objective: Objective) -> bool:
     """Whether all processes of an initialised group are expected to make the call, where nothing is said.
 
     Those that train a model together are not: there people call a probe on one of them, where waiting for the others has no end.
+    Those that hold its shards make every call together as it is.
     """
+    if objective.sharding is not None:
+        return False
     if beside_others(objective):
         warnings.warn(
             "this process trains a model together with others, so it makes this call alone; pass distributed=True where all "
@@ -321,6 +324,15 @@ def launched() -> int | None:
     if any(not os.environ.get(name) for name in _ENVIRONMENT) or not dist.is_available():
         return None
     return None if int(os.environ["WORLD_SIZE"]) == 1 else int(os.environ["RANK"])
+
+
+def come_to(purpose: str) -> None:
+    """Wait until all processes of a launcher have come to a purpose, before something in which none may be missing.
+
+    Raises:
+        LeftError: rank 0 came for another one.
+    """
+    _from_environment(purpose)
 
 
 def common_exit(code: int) -> int:

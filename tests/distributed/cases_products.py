@@ -318,9 +318,11 @@ def groups():
     with group():
         found["default"] = [workers(spectrum()), workers(spectrum(distributed=False))]
         found["group"] = workers(spectrum(distributed=dist.group.WORLD))
-        wrapped = fs.Objective(nn.parallel.DistributedDataParallel(network()), data(), criterion=F.cross_entropy)
+        trained = nn.parallel.DistributedDataParallel(network())
+        wrapped = fs.Objective(trained, data(), criterion=F.cross_entropy)
         alone = spectrum(wrapped)
         found["ddp"] = [workers(alone), any("in training" in note for note in alone.notes)]
+        del trained
         wrapped.model(data()[0][0]).sum().backward()
         found["gradients"] = workers(spectrum(fs.Objective(wrapped.model, data(), criterion=F.cross_entropy)))
         pair = dist.new_group([0])

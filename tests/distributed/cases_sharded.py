@@ -102,7 +102,7 @@ def same_responses(dtype, distribution="gaussian"):
     plain, cut = objective(network(dtype), dtype), objective(sharded(dtype), dtype)
     for rule in RULES if dist.get_world_size() == 2 else RULES[:2]:
         pair = []
-        for each, options in ((plain, {"precision": name, "path": "loop"}), (cut, {})):
+        for each, options in ((plain, {"precision": name, "method": "loop", "distributed": False}), (cut, {})):
             directions = fs.Directions(each, 3, seed=7, normalize=rule, distribution=distribution)
             pair.append(quiet(lambda d=directions, e=each, o=options: fs.responses(e, d, RADII, **o)))
         found[rule] = [digest(r.even, r.odd, np.array([r.base, r.weight_norm])) for r in pair]
@@ -130,8 +130,9 @@ def same_multifractal():
     settings = fs.ProbeSettings((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), count=4, banks=2, precision="float64", bank_batches="rotate")
     analysis = fs.AnalysisSettings(bootstrap=50, permutations=19)
     found, wide = [], torch.float64
-    for each, path in ((objective(network(wide), wide), "loop"), (objective(sharded(wide), wide), None)):
-        result = fs.multifractal(each, settings, analysis, method=path)
+    plain = {"method": "loop", "distributed": False}
+    for each, options in ((objective(network(wide), wide), plain), (objective(sharded(wide), wide), {})):
+        result = fs.multifractal(each, settings, analysis, **options)
         found.append(
             [digest(result.measured.even, result.measured.odd), result.loss, result.accuracy, repr(result.analysis.estimates)]
         )
@@ -268,7 +269,9 @@ def beside():
         whole, model = objective(plain), make()
         cut = objective(model)
         directions = [fs.Directions(each, 2) for each in (whole, cut)]
-        expected = quiet(lambda w=whole, d=directions: fs.responses(w, d[0], RADII, precision="float32", method="loop"))
+        expected = quiet(
+            lambda w=whole, d=directions: fs.responses(w, d[0], RADII, precision="float32", method="loop", distributed=False)
+        )
         got = quiet(lambda c=cut, d=directions: fs.responses(c, d[1], RADII))
         gradients = whole.gradient(), cut.gradient()
         off = [

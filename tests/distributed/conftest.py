@@ -2,48 +2,50 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from processes import limited
+from launched import TOGETHER, sharded, torchrun
 
-HERE = Path(__file__).parent
 collect_ignore_glob = ["cases_*.py", "worker.py"]  # which run under torchrun
 
 
 @pytest.fixture(scope="session")
 def crew(tmp_path_factory):
-    """Run a case of ``cases_FILE.py`` on so many ranks: ``crew("FILE:case", 2, *arguments)`` -> what each rank returned.
+    """Run a case on so many ranks: ``crew("FILE:case", 2, *arguments)`` -> what each rank returned.
 
-    The arguments are JSON. Every process has one thread. A case runs once for each number of ranks and arguments in a session.
+    The arguments are JSON. Every process has one thread. A case runs once for each number of ranks and arguments in a session,
+    those of ``TOGETHER`` in one launch.
 
     Args:
-        environment: further variables.
         launch: further arguments of torchrun.
         fails: whether torchrun ends with an error, of which the ranks that wrote nothing are ``None``.
     """
     known = {}
 
-    def run(case, ranks, *arguments, environment=None, launch=(), fails=False):
-        key = json.dumps([case, ranks, arguments, environment, launch])
+    def run(case, ranks, *arguments, launch=(), fails=False):
+        key = json.dumps([case, ranks, arguments])
         if key not in known:
-            known[key] = started(case, ranks, arguments, environment or {}, launch, fails=fails)
-        return known[key]
-
-    def started(case, ranks, arguments, environment, launch, *, fails):
-        folder = tmp_path_factory.mktemp("ranks")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *launch]
-        command += [str(HERE / "worker.py"), case, *map(json.dumps, arguments)]
-        settings = {"OMP_NUM_THREADS": "1", "FOUND": str(folder), "PYTHONPATH": os.pathsep.join(["", *sys.path])}
-        done = subprocess.run(
-            command, env=os.environ | settings | environment, capture_output=True, text=True, check=False, preexec_fn=limited()
-        )
-        files = [folder / f"{rank}.json" for rank in range(ranks)]
-        content = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+            cases = [[name] for name in TOGETHER[ranks]] + [["sharded:everything", sharded(ranks)]]
+            cases = cases if [case, *arguments] in cases else [[case, *arguments]]
+            for (name, *given), found in zip(cases, started(cases, ranks, launch, fails=fails), strict=True):
+                known[json.dumps([name, ranks, given])] = found
+        content, stderr = known[key]
         errors = [part["error"] for part in content if "error" in part]
-        assert (done.returncode != 0) == fails, "\n".join([*errors, done.stderr[-4000:]])
+        assert fails or all("found" in part for part in content), "\n".join([*errors, stderr])
         return [part.get("found") for part in content]
+
+    def started(cases, ranks, launch, *, fails):
+        folder = tmp_path_factory.mktemp("ranks")
+        script = Path(__file__).with_name("worker.py")
+        done = torchrun(
+            ranks, script, json.dumps(cases), options=launch, FOUND=str(folder), PYTHONPATH=os.pathsep.join(["", *sys.path])
+        )
+        files = [[folder / f"{number}.{rank}.json" for rank in range(ranks)] for number in range(len(cases))]
+        content = [[json.loads(file.read_text()) if file.exists() else {} for file in row] for row in files]
+        told = any("error" in part for row in content for part in row)
+        assert told or (done.returncode != 0) == fails, done.stderr[-4000:]
+        return [(row, done.stderr[-4000:]) for row in content]
 
     return run

@@ -1,13 +1,28 @@
-"""Run a script of tests on several processes of torchrun."""
+"""Scripts and cases of tests on several processes of torchrun."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+from cases_sharded import CASES
+
+HEAVY = ("products", "multifractal", "refused", "beside", "same function, float64", "responses, signs")  # on two processes
+TOGETHER = {  # cases that one launch of so many processes runs, one after another: a launch takes seconds
+    1: ["products:products", "probing:same"],
+    2: [
+        *(f"products:{name}" for name in ("groups", "products", "blocks", "unlike", "failures", "interrupted")),
+        *(f"probing:{name}" for name in ("same", "refused", "failing", "narrow", "deadline", "groups")),
+    ],
+    4: ["products:products", "probing:same"],
+}
 LIMIT = "400"  # seconds after which a hang ends; no test waits for them
+
+
+def sharded(ranks):
+    """Names of the cases of sharded models for a number of processes."""
+    cases = [name for name in CASES if ranks == 2 or not name.startswith(HEAVY)]
+    return [name for name in cases if ranks == 4 or name != "hybrid"]
 
 
 def torchrun(processes, *command, options=(), **environment):
@@ -16,11 +31,3 @@ def torchrun(processes, *command, options=(), **environment):
     limit = [shutil.which("timeout"), "--kill-after=9", LIMIT] if shutil.which("timeout") else []
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *options]
     return subprocess.run([*limit, *launcher, *map(str, command)], env=own, capture_output=True, text=True, check=False)
-
-
-def outcomes(processes, case, folder, *, options=(), fails=False):
-    """What every rank of a case of ``probing.py`` wrote, by rank."""
-    script = Path(__file__).with_name("probing.py")
-    ended = torchrun(processes, script, case, folder, options=options)
-    assert fails or ended.returncode == 0, ended.stderr[-6000:]
-    return [json.loads((Path(folder) / f"{case}.{rank}.json").read_text()) for rank in range(processes)]

@@ -1,16 +1,18 @@
-"""Cases that every process of a launcher runs: ``probing.py CASE FOLDER``; each writes what it got to a file."""
+"""The multifractal probe by several processes: cases that each of them calls, and what one process alone calls too."""
 
+import functools
 import hashlib
-import json
 import os
+import random
 import signal
-import sys
+import traceback
 import warnings
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
+from worker import group, own_group
 
 import fastscape as fs
 from fastscape import _clock, zoo
@@ -22,12 +24,27 @@ from fastscape.runs.torch_workers import TorchWorkers
 
 RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 PATHS = {"loop": "float64", "vmap": "float64", "graph": "difference"}
+MODELS = ("mlp", "cnn", "transformer")
+ANALYSIS = fs.AnalysisSettings(bootstrap=20, permutations=19)  # quick: what is compared are the responses
 PROBE = {"count": 6, "banks": 2, "radii": (1e-4, 1e-3, 1e-2, 1e-1)}
 evaluate, drawn, evaluated = UnitEvaluator.__call__, TorchWorkers._draw, torch_workers._Server._unit
+PATCHED = (  # by cases, for the time of one
+    (UnitEvaluator, "__call__"),
+    (TorchWorkers, "_draw"),
+    (torch_workers._Server, "_unit"),
+    (DifferenceEvaluator, "responses"),
+    (Visits, "_open"),
+    (agreement, "versions"),
+    (_clock, "read"),
+    (os, "write"),
+)
 
 
 def objective(name="mlp", samples=48, batch=None, criterion=F.cross_entropy):
     torch.manual_seed(0)
+    if name == "transformer":
+        model = zoo.tiny_transformer(width=16, layers=1, heads=2, context=8)
+        return fs.Objective(model, zoo.pydoc_text(samples=4, batch_size=4, context=8), criterion=criterion)
     model = getattr(zoo, name)()
     return fs.Objective(model, zoo.digits(samples=samples, batch_size=batch or samples), criterion=criterion)
 
@@ -41,7 +58,24 @@ def digest(result):
 
 def probed(path="graph", name="mlp", distributed=SIZE > 1, **options):
     settings = fs.ProbeSettings(precision=PATHS[path], **(PROBE | options.pop("probe", {})))
-    return fs.multifractal(options.pop("of", None) or objective(name), settings, method=path, distributed=distributed, **options)
+    of = options.pop("of", None) or objective(name)
+    return fs.multifractal(of, settings, ANALYSIS, method=path, distributed=distributed, **options)
+
+
+def case(function):
+    """Mark a case: it makes its groups itself, and what it patches is put back."""
+
+    @own_group
+    @functools.wraps(function)
+    def run(*arguments):
+        before = [getattr(owner, name) for owner, name in PATCHED]
+        try:
+            return function(*arguments)
+        finally:
+            for (owner, name), value in zip(PATCHED, before, strict=True):
+                setattr(owner, name, value)
+
+    return run
 
 
 def failed(work):
@@ -68,19 +102,22 @@ class Store:
             _clock.pause(0.005)
 
 
-def fairly(name):
-    """Make rank 0 wait with its units until another rank has done one."""
+def fairly(name, units=1):
+    """Make every rank do a unit: rank 0 begins once another has done so many, and that one goes on once rank 0 has begun."""
     if SIZE == 1:
         return
     store = Store(name)
 
     def draw(self, current):
-        store.until("others", 1)
-        return drawn(self, current)
+        store.until("others", units)
+        index = drawn(self, current)
+        store.add("rank 0")
+        return index
 
     def unit(self, index, unit):
         evaluated(self, index, unit)
-        store.add("others")
+        if store.add("others") >= units:
+            store.until("rank 0", 1)
 
     if RANK:
         torch_workers._Server._unit = unit
@@ -97,10 +134,11 @@ def shared_out(result):
 # ---------------------------------------------------------------------- cases
 
 
+@case
 def same():
     """Numbers of every path and model, one call after another."""
     found = {}
-    for name in ("mlp", "cnn"):
+    for name in MODELS:
         for path in PATHS:
             fairly(f"{name} {path}")
             result = probed(path, name)
@@ -108,7 +146,7 @@ def same():
             assert shared_out(result) or SIZE == 1
         assert result.meta["evaluations"] > 2 * 4 * 12 or path == "graph"
     fairly("planned")
-    again = probed(plan=result, name="cnn")
+    again = probed(plan=result, name=name)
     found["planned"] = digest(again)
     assert again.measured.noise.tobytes() == result.measured.noise.tobytes()
     fairly("responses")
@@ -123,6 +161,7 @@ def same():
     return found
 
 
+@case
 def along(folder):
     """A trajectory."""
     files = [Path(folder) / f"step{step}.pt" for step in (1, 2)]
@@ -133,6 +172,7 @@ def along(folder):
     return {"digest": digest(result), "shared": shared_out(result)}
 
 
+@case
 def refused():
     """What all ranks raise where rank 1 has something else."""
     first = objective()
@@ -159,6 +199,7 @@ def refused():
     return found
 
 
+@case
 def failing():
     """What all ranks raise where one fails."""
     found, opened = {}, Visits._open
@@ -190,6 +231,7 @@ def failing():
     return found
 
 
+@case
 def narrow():
     """Rank 1 has memory for one direction at a time, and later for none."""
     responses = DifferenceEvaluator.responses
@@ -225,6 +267,7 @@ def narrow():
     }
 
 
+@case
 def deadline():
     """A budget on a clock that goes on with every look, and progress."""
     seen = []
@@ -239,6 +282,7 @@ def deadline():
     return {"reason": result.meta["stop_reason"], "digest": digest(result), "progress": len(seen), "taken": read.now}
 
 
+@case
 def interrupted():
     """The launcher is ended while units are evaluated."""
     store = Store("interrupted")
@@ -254,21 +298,68 @@ def interrupted():
     return {"reason": result.meta["stop_reason"], "digest": digest(result), "directions": result.directions}
 
 
-def killed(folder):
-    """Rank 1 dies at its second unit, and torchrun starts all again; then the whole is repeated by what the journal holds."""
-    journal, attempt = Path(folder) / "journal", os.environ["TORCHELASTIC_RESTART_COUNT"]
-    fairly(f"killed {attempt}")
-    begun = []
+def mortal(moment, share):
+    """Make this process die in its so-many-th write to a journal's units, after a share of its bytes."""
+    write, begun = os.write, []
 
-    def dying(self, unit):
-        if begun and RANK == 1 and attempt == "0":
+    def dying(descriptor, content):
+        begun.extend([descriptor] * ("/units." in str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+        if len(begun) == moment:
+            write(descriptor, content[: int(share * len(content))])
             os.kill(os.getpid(), signal.SIGKILL)
-        begun.append(unit)
-        return evaluate(self, unit)
+        return write(descriptor, content)
 
-    UnitEvaluator.__call__ = dying
+    os.write = dying
+
+
+def copied(work):
+    """Text that a copy of this process makes by some work, and its exit status; this process begins no autograd."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, work().encode())
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as pipe:
+        return pipe.read(), os.waitpid(child, 0)[1]
+
+
+@case
+def kills(folder, seed):
+    """Every model and path, killed at a random write of its journal, and resumed."""
+    draw, found = random.Random(seed), {}
+    for name in MODELS:
+        for path in PATHS:
+            journal = Path(folder) / f"{name} {path}"
+
+            def run(*death, name=name, path=path, journal=journal):
+                if death:
+                    mortal(*death)
+                return digest(probed(path, name, False, resume=journal))
+
+            moment = draw.randint(1, 2), draw.random()
+            assert copied(lambda run=run, moment=moment: run(*moment)) == ("", signal.SIGKILL)
+            found[f"{name} {path}"], status = copied(run)
+            assert status == 0
+    return found
+
+
+@case
+def killed(folder, seed):
+    """A rank dies at a random write of its journal in two attempts of torchrun; the third is repeated by the journal."""
+    journal, attempt = Path(folder) / "journal", os.environ["TORCHELASTIC_RESTART_COUNT"]
+    draw = random.Random(f"{seed} {attempt}")
+    fairly(f"killed {attempt}", 2 if attempt == "0" else 1)  # one unit at least is kept
+    signal.signal(
+        signal.SIGTERM, lambda *_: os._exit(1)
+    )  # one whose rank 0 has died does not wait for it until torchrun kills it
+    if attempt in "01" and draw.randrange(SIZE) == RANK:
+        mortal(3 if RANK and attempt == "0" else draw.randint(1, 2), draw.random())
     result = probed(probe={"count": 40}, resume=journal)
-    UnitEvaluator.__call__ = evaluate
     again = probed(probe={"count": 40}, resume=journal)
     return {
         "restarts": attempt,
@@ -280,29 +371,22 @@ def killed(folder):
     }
 
 
+@case
 def groups():
     """Process groups of the user, and a training in them."""
-    dist.init_process_group("gloo")
-    found = {"default": probed(distributed=None).meta["workers"]["engine"]}
-    found["world"] = probed(distributed=dist.group.WORLD).meta["workers"]["size"]
-    first = dist.new_group([0])
-    found["one"] = failed(lambda: probed(distributed=first))
-    model = torch.nn.parallel.DistributedDataParallel(objective().model)
-    trained = fs.Objective(model.module, zoo.digits(samples=48, batch_size=48), criterion=F.cross_entropy)
-    if RANK == 0:  # alone, as people do
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found["alone"] = digest(probed(of=trained, distributed=None))
-        found["warned"] = [str(warning.message) for warning in caught]
-        probed(of=trained, distributed=False)
-    found["asked for"] = probed(of=trained, distributed=True).meta["workers"]["size"]
-    del model
-    dist.barrier()
-    dist.destroy_process_group()
+    with group():
+        found = {"default": probed(distributed=None).meta["workers"]["engine"]}
+        found["world"] = probed(distributed=dist.group.WORLD).meta["workers"]["size"]
+        first = dist.new_group([0])
+        found["one"] = failed(lambda: probed(distributed=first))
+        model = torch.nn.parallel.DistributedDataParallel(objective().model)
+        trained = fs.Objective(model.module, zoo.digits(samples=48, batch_size=48), criterion=F.cross_entropy)
+        if RANK == 0:  # alone, as people do
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                found["alone"] = digest(probed(of=trained, distributed=None))
+            found["warned"] = [str(warning.message) for warning in caught]
+            probed(of=trained, distributed=False)
+        found["asked for"] = probed(of=trained, distributed=True).meta["workers"]["size"]
+        del model
     return found
-
-
-if __name__ == "__main__":
-    case, folder = sys.argv[1:]
-    content = globals()[case](*([folder] if case in ("along", "killed") else []))
-    (Path(folder) / f"{case}.{RANK}.json").write_text(json.dumps(content))

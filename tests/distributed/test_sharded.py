@@ -2,19 +2,17 @@
 
 import numpy as np
 import pytest
-from distributed.cases_sharded import CASES, RULES
+from cases_sharded import RULES
+from launched import sharded
 
 pytestmark = pytest.mark.distributed
 SIZES = (1, 2, 4)  # of groups; with 4, one process holds nothing of the last layer
-HEAVY = ("products", "multifractal", "refused", "beside", "same function, float64", "responses, signs")  # once, on two processes
 
 
 @pytest.fixture(scope="session", params=SIZES, ids="of{}".format)
 def found(request, crew):
     """The size of a group, and what its processes found, by case."""
-    cases = [name for name in CASES if request.param == 2 or not name.startswith(HEAVY)]
-    cases = [name for name in cases if request.param == 4 or name != "hybrid"]
-    return request.param, crew("sharded:everything", request.param, cases)
+    return request.param, crew("sharded:everything", request.param, sharded(request.param))
 
 
 def of(found, name):
