@@ -72,7 +72,7 @@ def by_forwards(
     start = now()
     directions.check(objective)
     with _Line(objective, directions) as line:
-        shared = directions.separable and len(directions) > 1
+        shared = (directions.separable or directions.rank is not None) and len(directions) > 1
         found = (_together if shared else _one_by_one)(line, len(directions), progress)
     curvature, slope, error, words = found
     _refuse(curvature, error, line.dtype, exact=not why)
