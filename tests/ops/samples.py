@@ -104,6 +104,9 @@ def linear_difference():
         yield x, lanes[:, :1], radii, weight, direction, None
         yield x, lanes[:, :1, :1], radii, weight, None, bias
         yield x, None, radii, weight, direction, bias
+        left, right = _rows(8, 6, dtype).reshape(2, 4, 6), _rows(8, 9, dtype).reshape(2, 4, 9)
+        for known in (lanes, lanes[:, :, :1], lanes[:, :1], None):
+            yield x, known, radii, weight, left, bias, right
     yield x[:0], lanes[:, :, :, :0], radii, weight, direction, bias
 
 

@@ -116,12 +116,18 @@ def tile(stacked: int, dtype: torch.dtype, precision: str, aligned: bool) -> Til
 
 
 def linear_difference(
-    x: Tensor, lanes: Tensor | None, radii: Tensor, weight: Tensor, direction: Tensor | None, bias_direction: Tensor | None
+    x: Tensor,
+    lanes: Tensor | None,
+    radii: Tensor,
+    weight: Tensor,
+    direction: Tensor | None,
+    bias_direction: Tensor | None,
+    right: Tensor | None = None,
 ) -> Tensor:
     """See :func:`fastscape.ops.linear_difference.linear_difference`."""
     dtype = result_dtype(lanes, direction, bias_direction)
-    if dtype == torch.float64 or (lanes is None and direction is None):
-        return reference(x, lanes, radii, weight, direction, bias_direction)
+    if dtype == torch.float64 or right is not None or (lanes is None and direction is None):
+        return reference(x, lanes, radii, weight, direction, bias_direction, right)
     shape = result_shape(x, lanes, radii, weight, direction, bias_direction)
     y = x.new_empty(shape, dtype=dtype)
     if y.numel() == 0:
