@@ -35,6 +35,7 @@ from fastscape.objective.objective import Objective, checked_objective
 BASE = torch.float64  # of the values at w: one forward, kept for all directions
 _COPIES = 6  # a and b of what is alive, and of what an operation makes of them on its way
 _CACHED = 48 << 20  # bytes of lanes alive at a time above which larger blocks of directions leave the caches
+_FOLLOWED = 2  # forwards that following the model takes: one is recorded, the record is run once
 _TRIED = 2  # directions that tell which radii of a smooth network can be shared
 
 
@@ -105,6 +106,13 @@ class DifferenceEvaluator:
     def operations(self) -> int:
         """Floating-point operations of the lanes so far."""
         return self._lanes.operations
+
+    @property
+    def forwards(self) -> float:
+        """Cost so far in forwards: those of the set-up, and operations of the lanes relative to one; NaN where unknown."""
+        one = sum(propagation.operations for propagation in self._lanes.propagations)
+        done = self.replica.forwards / len(self.replica.batches) + _FOLLOWED
+        return done + self.operations / one if one else math.nan
 
     @property
     def seen(self) -> Counter[Any]:

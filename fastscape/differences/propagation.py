@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastscape._checks import first_line
 from fastscape.differences import collapsed
@@ -64,6 +66,18 @@ class Propagation:
                 values.pop(name, None)
                 alive.pop(name, None)
         return plain(values[self.program.loss])  # type: ignore[no-any-return]
+
+    @cached_property
+    def operations(self) -> int:
+        """Multiplications and additions of the matrix products of one forward, of shapes alone; 0 where values decide them."""
+        on_meta = replace(self.program, constants={name: value.to("meta") for name, value in self.program.constants.items()})
+        inputs = {name: plain(value).to("meta") for name, value in self._inputs.items()}
+        try:
+            with FlopCounterMode(display=False) as counter:
+                Propagation(on_meta, inputs, (), 0).loss()
+        except (RuntimeError, NotImplementedError):
+            return 0
+        return int(counter.get_total_flops())
 
     def lanes(self, frame: Frame, directions: Moved) -> Tensor | None:
         """Lanes of the loss, ``[K, c, S']``, along directions ``[K, *shape]`` by input name; ``None`` if it does not move."""

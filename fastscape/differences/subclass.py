@@ -175,6 +175,8 @@ class Dispatched:
     def __init__(self, module: nn.Module, call: Callable[[Sequence[Tensor]], Any], inputs: Mapping[str, Tensor]) -> None:
         self._holder, self._inputs = Called(module, call), dict(inputs)
 
+    operations = 0  # of a forward: not recorded
+
     def loss(self) -> Tensor:
         """The loss at w."""
         with torch.no_grad():

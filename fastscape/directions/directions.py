@@ -254,6 +254,8 @@ class Directions:
             index: of the direction.
             piece_squares: sums of squares of its pieces, where the caller has them.
         """
+        if self.normalize == self.scale == "none":  # whatever the norm
+            return self.normaliser.moved
         known = self._piece_squares(index) if piece_squares is None else piece_squares
         return self.normaliser.factors(known, self.scale)[0]
 

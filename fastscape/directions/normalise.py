@@ -125,6 +125,11 @@ class Normaliser:
                 "one_d='same' or normalize='none'"
             )
 
+    @property
+    def moved(self) -> NDArray[np.float64]:
+        """One for every piece that moves, zero for the others."""
+        return self._piece_moves.astype(np.float64)
+
     def _groups(self) -> NDArray[np.int64]:
         """Group of every piece: pieces of one group share a factor."""
         if self.rule == "global":
@@ -170,7 +175,7 @@ class Normaliser:
             scale: ``"unit"`` gives ||d|| = 1, ``"relative"`` ||d|| = ||w||, ``"none"`` leaves the norm as it is.
         """
         if self.rule in ("element", "none"):
-            factors = self._piece_moves.astype(np.float64)
+            factors = self.moved
         else:
             noise = np.sqrt(self._grouped(piece_squares))
             factors = np.where(self._piece_moves, (self._group_norms / (noise + _GUARD))[self._piece_group], 0.0)
