@@ -173,6 +173,8 @@ class LowRank:
 
     def _dense(self, part: Factors) -> Tensor:
         """Raw directions in float64, ``[K, *shape]``."""
+        if self._distribution == "rademacher":  # whole numbers: exact in any order
+            return (part.left.double().mT @ part.right.double()).reshape(-1, *part.shape) / math.sqrt(self.rank)
         return Factors(part.left.double(), part.right.double(), part.shape).dense() / math.sqrt(self.rank)
 
 

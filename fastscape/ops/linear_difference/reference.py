@@ -49,7 +49,9 @@ def linear_difference(
             assert direction is not None
             half = (0.5 * radii * radii).to(compute)
             moved = None if lanes is None else operand(lanes)
-            thin = thin_products(x.to(dtype if lanes is None else compute).to(compute), moved, half, operand(right))
+            thin = thin_products(
+                x.to(dtype if lanes is None else compute).to(compute), moved, half, operand(right), bool(half.any())
+            )
             out = _with_thin(thin, moved, operand(weight), operand(direction), shape)
         elif lanes is None:
             out = _of_the_weight(operand(x), d, shape)
@@ -104,13 +106,13 @@ def _of_shared_lanes(x: Tensor, lanes: Tensor, half: Tensor, weight: Tensor, dir
     return out
 
 
-def thin_products(x: Tensor, lanes: Tensor | None, half: Tensor, right: Tensor) -> tuple[Tensor, Tensor | None]:
-    """X~ V^T, ``[K, 1 or S, M, r]``, and a V^T, ``[K, S', M, r]``, for V ``[K, r, I]``; b V^T where a radius is not zero."""
+def thin_products(x: Tensor, lanes: Tensor | None, half: Tensor, right: Tensor, displaced: bool) -> tuple[Tensor, Tensor | None]:
+    """X~ V^T, ``[K, 1 or S, M, r]``, and a V^T, ``[K, S', M, r]``, for V ``[K, r, I]``; ``displaced``: x~ may not be x."""
     count, rank, inputs = right.shape
     still = torch.mm(x, right.flatten(0, 1).T).view(-1, count, rank).transpose(0, 1)[:, None]
     if lanes is None:
         return still, None
-    wanted = lanes if lanes.shape[1] == 2 and bool(half.any()) else lanes[:, :1]
+    wanted = lanes if lanes.shape[1] == 2 and displaced else lanes[:, :1]
     thin = torch.bmm(wanted.reshape(count, -1, inputs), right.mT).view(*wanted.shape[:-1], rank)
     middle = still if wanted.shape[1] == 1 else torch.addcmul(still, half[:, None, None], thin[:, 1])
     return middle, thin[:, 0]
