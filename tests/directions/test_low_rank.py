@@ -1,5 +1,8 @@
 """Directions of low rank: their law, norms without the product, and the same numbers as the product given as tensors."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -145,6 +148,14 @@ def test_numbers_are_those_of_the_product_as_tensors(objective, distribution, un
         assert means[0] == pytest.approx(means[1], rel=1e-11)
         forwards = fs.quadratic_forms(objective, made, method="forwards")
         assert (np.abs(forwards.curvature - wanted.curvature) <= 3 * forwards.error + 1e-6 * np.abs(wanted.curvature)).all()
+
+
+def test_copies_and_pickles_are_the_same_directions(objective):
+    made = fs.Directions(objective, 3, rank=2)
+    for other in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
+        assert other.settings == made.settings
+        assert all(torch.equal(one, two) for one, two in zip(made[2].values(), other[2].values(), strict=True))
+    assert made.with_seed(9).rank == 2
 
 
 def test_the_law_is_told_and_plain_directions_keep_their_settings(objective):

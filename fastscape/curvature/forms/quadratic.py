@@ -223,7 +223,7 @@ def group_means(
     if ranks is None:
         return np.array(means(range(groups)))
     ranks.check_same(objective)
-    ranks.check_equal("directions", (directions.seed, len(directions), directions.distribution, directions.normalize))
+    ranks.check_equal("directions", (directions.seed, len(directions), directions.law, directions.normalize))
     mine, found = range(ranks.rank, groups, ranks.size), np.zeros(groups)
     found[mine] = ranks.agreed(lambda: means(mine) if mine else [])
     return disjoint(found, ranks, ranks.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -54,7 +54,7 @@ class ProbeSettings:
     zero_norm: ZeroNorm = "skip"
     precision: Precision | None = None
     bank_batches: BankBatches = "all"
-    rank: int | None = None
+    rank: int | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.radii is not None:
