@@ -231,8 +231,7 @@ def test_factors_give_the_product_exactly_on_integers(name, variant, dtype):
 
 @EVERY
 @MOVING
-@pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
-@pytest.mark.parametrize("radii", [RADII, (0.0, 0.0, 0.0, 0.0)], ids=["radii", "derivatives"])
+@pytest.mark.parametrize(("dtype", "radii"), [(F32, RADII), (F64, RADII), (BF16, RADII), (F32, (0.0,) * 4)], ids=str)
 def test_accuracy_of_factors_is_that_of_the_sums(name, variant, dtype, radii):
     (x, *rest, left, bias, right), _ = factored(problem(*variant, normal(11), dtype, radii=radii), normal(12), dtype, 19)
     found = run(name, (x, *rest, left, bias, right))
