@@ -40,6 +40,7 @@ _NAMES = {
     "fastscape.probes.bench.probe": "bench",
     "fastscape.probes.barriers.probe": "barrier barriers connect",
     "fastscape.curvature.forms.mean": "mean_quadratic_form",
+    "fastscape.curvature.forms.trace": "trace TraceEstimate",
     "fastscape.probes.tracking.difficulty": "Difficulty",
     "fastscape.probes.doctor.probe": "doctor",
     "fastscape.probes.temperature.probe": "temperature",

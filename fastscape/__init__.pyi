@@ -36,6 +36,7 @@ from fastscape.ops._status import Status as Status, status as status
 from fastscape.probes.bench.probe import bench as bench
 from fastscape.probes.barriers.probe import barrier as barrier, barriers as barriers, connect as connect
 from fastscape.curvature.forms.mean import mean_quadratic_form as mean_quadratic_form
+from fastscape.curvature.forms.trace import trace as trace, TraceEstimate as TraceEstimate
 from fastscape.probes.tracking.difficulty import Difficulty as Difficulty
 from fastscape.probes.doctor.probe import doctor as doctor
 from fastscape.probes.temperature.probe import temperature as temperature

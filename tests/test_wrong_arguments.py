@@ -167,6 +167,7 @@ DOORS = {
     fs.responses: {"objective": OBJECTIVE, "directions": DIRECTIONS, "radii": [0.1]},
     fs.quadratic_forms: {"objective": OBJECTIVE, "directions": DIRECTIONS},
     fs.mean_quadratic_form: {"objective": OBJECTIVE, "directions": DIRECTIONS, "groups": 2},
+    fs.trace: {"objective": OBJECTIVE},
     fs.operators: {"objective": OBJECTIVE},
     fs.hessian: {"objective": OBJECTIVE},
     fs.ggn: {"objective": OBJECTIVE},

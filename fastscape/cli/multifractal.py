@@ -49,6 +49,7 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 @click.option("--seed", type=int, help="Seed of the random directions.")
 @click.option("--radii", type=radii, help="LOW:HIGH:COUNT log-spaced, or a comma-separated list.")
 @click.option("--distribution", help="gaussian or rademacher.")
+@click.option("--rank", type=int, help="Rank of the directions of every matrix; default: noise in every element.")
 @click.option("--normalize", help="tensor, filter, module, global, element or none.")
 @click.option("--scale", help="relative (radii are relative to ||w||) or unit (absolute).")
 @click.option("--one-d", help="same or zero: whether biases and norm parameters move.")
@@ -89,8 +90,8 @@ def multifractal_command(model: str, **options: Any) -> None:
     torchrun --nproc-per-node 8 -m fastscape multifractal MODEL ... shares the directions among 8 processes, of which the first
     prints and writes; the numbers are the same.
     """
-    options["rank"] = rank = rank_of(options.pop("distributed"))
-    run(lambda interrupts: _outcome(model, options, interrupts), options["out"], as_json=options["as_json"], rank=rank)
+    options["process"] = process = rank_of(options.pop("distributed"))
+    run(lambda interrupts: _outcome(model, options, interrupts), options["out"], as_json=options["as_json"], rank=process)
 
 
 class _FormerName(click.Command):
@@ -118,7 +119,7 @@ def _outcome(model: str, options: dict[str, Any], interrupts: Interrupts) -> Out
         raise ValueError("--optimizer, --learning-rate, --momentum and --nesterov require --spectrum")
     if options["resume"] is not None and options["extend"] is not None:
         raise ValueError("--extend must be left out with --resume, whose folder has the directions of the run")
-    first = not options["rank"]  # of several processes, which decides, prints and writes
+    first = not options["process"]  # of several processes, which decides, prints and writes
     text, page = (options["budget"], options["out"] is not None) if first else (None, False)
     budget = run_budget(text, page=page, checkpoints=len(files), spectrum=with_spectrum)
     probe_settings, analysis = _settings(options)
@@ -185,7 +186,7 @@ def _multifractal(
     live: LiveProgress,
 ) -> fs.MultifractalResult | fs.TrajectoryResult:
     common: dict[str, Any] = {"budget": budget, "progress": live.show, "method": method_of(options)}
-    common |= {key: options[key] for key in ("target", "memory", "resume")} | {"distributed": options["rank"] is not None}
+    common |= {key: options[key] for key in ("target", "memory", "resume")} | {"distributed": options["process"] is not None}
     if files:
         if earlier is not None and not isinstance(earlier, fs.TrajectoryResult):
             raise ValueError("--extend must be a trajectory result for --checkpoint, got one of a single model")

@@ -72,7 +72,7 @@ class CrossCheck:
             KinkError: the loss has no second derivative at w.
         """
         size = 0.0
-        for along in (directions, Directions(self.lanes.objective, 1, normalize="none", scale="unit")):
+        for along in (directions, Directions(self.lanes.objective, 1, rank=directions.rank, normalize="none", scale="unit")):
             form = float(self.lanes.at(self.lanes.block(along, (0,)), [0.0], "float32")[0, 1, 0])
             size = max(size, abs(form) / (along.length(0) or 1.0) ** 2 if math.isfinite(form) else 0.0)
             try:

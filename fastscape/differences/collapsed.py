@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscape.differences.triple import Decision, Triple
+from fastscape.differences.triple import Decision, FactoredLanes, Triple
 
 
 def seeded(direction: Tensor) -> Tensor:
@@ -26,8 +26,11 @@ def expanded(value: Any) -> Any:
     """Lanes a and b of every direction, b the mean, in place of collapsed ones, through nested arguments."""
     if isinstance(value, (tuple, list)):
         return type(value)(expanded(part) for part in value)
-    if not isinstance(value, Triple) or value.lanes is None:
+    if not isinstance(value, Triple) or not value.moves:
         return value
+    if value.factors is not None:
+        return Triple(value.base, FactoredLanes(value.factors))
+    assert value.lanes is not None
     a, mean = value.lanes[:-1], value.lanes[-1:]
     if value.straight:
         return Triple(value.base, a)

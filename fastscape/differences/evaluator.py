@@ -10,7 +10,6 @@ from typing import Any, cast, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastscape._checks import check_memory, one_of, shown
 from fastscape._clock import now
@@ -26,7 +25,7 @@ from fastscape.differences.sharing import bends, interpolated, shareable
 from fastscape.differences.steps import Program
 from fastscape.differences.subclass import Dispatched
 from fastscape.differences.tracing_errors import UntraceableError
-from fastscape.differences.triple import Products
+from fastscape.differences.triple import Moved, Products
 from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.points import Array, Radii
@@ -36,6 +35,7 @@ from fastscape.objective.objective import Objective, checked_objective
 BASE = torch.float64  # of the values at w: one forward, kept for all directions
 _COPIES = 6  # a and b of what is alive, and of what an operation makes of them on its way
 _CACHED = 48 << 20  # bytes of lanes alive at a time above which larger blocks of directions leave the caches
+_FOLLOWED = 2  # forwards that following the model takes: one is recorded, the record is run once
 _TRIED = 2  # directions that tell which radii of a smooth network can be shared
 
 
@@ -108,6 +108,13 @@ class DifferenceEvaluator:
         return self._lanes.operations
 
     @property
+    def forwards(self) -> float:
+        """Cost so far in forwards: those of the set-up, and operations of the lanes relative to one; NaN where unknown."""
+        one = sum(propagation.operations for propagation in self._lanes.propagations)
+        done = self.replica.forwards / len(self.replica.batches) + _FOLLOWED
+        return done + self.operations / one if one else math.nan
+
+    @property
     def seen(self) -> Counter[Any]:
         """Operations by how they were followed."""
         return self._lanes.seen
@@ -163,7 +170,7 @@ class DifferenceEvaluator:
         check = CrossCheck(self.replica, self._lanes)
         for anew in (False, True):
             self._lanes.propagations, self._base = follower.bound(anew=anew)
-            size, self._lanes.parts = self._block(len(directions), len(radii))
+            size, self._lanes.parts = self._block(directions, len(radii))
             if not self.gate:
                 break
             try:
@@ -216,7 +223,7 @@ class DifferenceEvaluator:
         self._responses += len(indices) * len(radii)
         return out[0], out[1]
 
-    def _shared_lanes(self, moved: dict[str, Tensor], radii: Radii) -> Array:
+    def _shared_lanes(self, moved: Moved, radii: Radii) -> Array:
         """Lanes at all radii; the small ones of a smooth network from zero and the largest of them."""
         count = len(self._shared)
         if not count or tuple(radii[:count]) != self._shared:
@@ -237,15 +244,15 @@ class DifferenceEvaluator:
 
     # ------------------------------------------------------------------ memory
 
-    def _block(self, count: int, radii: int) -> tuple[int, int]:
+    def _block(self, directions: Directions, radii: int) -> tuple[int, int]:
         """Directions in a block, and radii at a time, that fit in memory and, as far as they can, in the caches."""
         width = self.dtype.itemsize
         lane = _COPIES * width * max(self._peak(propagation) for propagation in self._lanes.propagations)
-        direction = 2 * width * self.objective.size
+        direction = 2 * width * directions.elements
         room = self.memory // 2
         parts = max(1, min(radii, int((room - direction) // max(lane, 1))))
         wanted = min(room, _CACHED) // (lane * parts + direction)
-        return max(1, min(count, int(wanted))), parts
+        return max(1, min(len(directions), int(wanted))), parts
 
     def _peak(self, propagation: Propagation | Dispatched) -> int:
         """Elements that move and are alive at a time; by dispatch, all outputs of modules."""

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastscape._state import RoundedProducts
 from fastscape.differences.propagation import Propagation
 from fastscape.differences.subclass import Dispatched
-from fastscape.differences.triple import Frame, Products
+from fastscape.differences.triple import Frame, Moved, Products
 from fastscape.directions import Directions
 from fastscape.evaluation.points import Array, Radii, blocks
 from fastscape.objective.objective import Objective
@@ -57,26 +56,26 @@ class Lanes:
         self.operations = 0
         self.seen: Counter[Any] = Counter()
 
-    def block(self, directions: Directions, indices: Sequence[int], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    def block(self, directions: Directions, indices: Sequence[int], dtype: torch.dtype | None = None) -> Moved:
         """A block of directions, ``[K, *shape]`` by input name, in the dtype of the lanes or another."""
-        block = directions.block(indices, dtype or self.dtype)
+        block = directions.factored(indices, dtype or self.dtype)
         return {input_name(name): tensor for name, tensor in zip(self.objective.names, block, strict=True)}
 
-    def everywhere(self, moved: dict[str, Tensor], radii: Radii) -> Array:
+    def everywhere(self, moved: Moved, radii: Radii) -> Array:
         """Lanes of the loss, ``[K, 2, S]``, as many radii at a time as fit in memory."""
         return np.concatenate([self.at(moved, [radii[i] for i in part]) for part in blocks(len(radii), self.parts)], axis=2)
 
-    def at(self, moved: dict[str, Tensor], radii: Radii, products: Products | None = None) -> Array:
+    def at(self, moved: Moved, radii: Radii, products: Products | None = None) -> Array:
         """Lanes of the loss over all batches, ``[K, 2, S]``."""
         return self._summed(moved, radii, len(next(iter(moved.values()))), 2, products=products)
 
-    def curvature(self, moved: dict[str, Tensor], count: int) -> float:
+    def curvature(self, moved: Moved, count: int) -> float:
         """Mean of the second derivatives at w along ``count`` directions, carried as one."""
         return float(self._summed(moved, [0.0], count + 1, 1, collapsed=True)[-1, 0, 0])
 
     def _summed(
         self,
-        moved: dict[str, Tensor],
+        moved: Moved,
         radii: Radii,
         rows: int,
         parts: int,

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastscape._checks import first_line
 from fastscape.differences import collapsed
 from fastscape.differences.layout import image_format
 from fastscape.differences.program import HOST
 from fastscape.differences.rules.fallback import decided, fallback
-from fastscape.differences.rules.table import COLLAPSED, DECISIVE, RULES, STRUCTURE, Rule, aten, moves
+from fastscape.differences.rules.table import COLLAPSED, DECISIVE, RULES, STRUCTURE, THIN, Rule, aten, moves
 from fastscape.differences.steps import Program, Step
-from fastscape.differences.triple import Base, Decision, Frame, Triple
+from fastscape.differences.triple import Base, Decision, FactoredLanes, Frame, Moved, Triple, seeded
 from fastscape.objective.structures import tensors_in
 from fastscape.ops._registry import KernelError
 from fastscape.runs.memory import out_of_memory
@@ -65,9 +67,21 @@ class Propagation:
                 alive.pop(name, None)
         return plain(values[self.program.loss])  # type: ignore[no-any-return]
 
-    def lanes(self, frame: Frame, directions: Mapping[str, Tensor]) -> Tensor | None:
+    @cached_property
+    def operations(self) -> int:
+        """Multiplications and additions of the matrix products of one forward, of shapes alone; 0 where values decide them."""
+        on_meta = replace(self.program, constants={name: value.to("meta") for name, value in self.program.constants.items()})
+        inputs = {name: plain(value).to("meta") for name, value in self._inputs.items()}
+        try:
+            with FlopCounterMode(display=False) as counter:
+                Propagation(on_meta, inputs, (), 0).loss()
+        except (RuntimeError, NotImplementedError):
+            return 0
+        return int(counter.get_total_flops())
+
+    def lanes(self, frame: Frame, directions: Moved) -> Tensor | None:
         """Lanes of the loss, ``[K, c, S']``, along directions ``[K, *shape]`` by input name; ``None`` if it does not move."""
-        values = self._sources(directions, collapsed.seeded if frame.collapsed else _seeded)
+        values = self._sources(directions, collapsed.seeded if frame.collapsed else seeded)
         for step in self.program.steps:
             base = self._at_w(step, values)
             values[step.name] = self._moved(frame, step, base, values) if step.moves else base
@@ -76,15 +90,13 @@ class Propagation:
         result = values[self.program.loss]
         return result.lanes if isinstance(result, Triple) else None
 
-    def _sources(
-        self, directions: Mapping[str, Tensor] | None = None, seed: Callable[[Tensor], Tensor] | None = None
-    ) -> dict[str, Any]:
+    def _sources(self, directions: Moved | None = None, seed: Callable[[Tensor], Tensor] = seeded) -> dict[str, Any]:
         """Inputs by the names of their nodes; those that move with lanes ``[K, 1, 1, *shape]``."""
         values: dict[str, Any] = dict(self._constants)
         for node, name in zip(self.program.nodes, self.program.inputs, strict=True):
             value = self._inputs[name]
-            if directions is not None and seed is not None and name in directions:
-                value = Triple(value.base, seed(directions[name]), straight=True)
+            if directions is not None and name in directions:
+                value = Triple.along(value.base, directions[name], seed)
             values[node] = value
         return values
 
@@ -111,11 +123,6 @@ class Propagation:
         if not any(_moves_within(argument) for argument in (*arguments, *keywords.values())):
             return base
         return propagated(frame, step.target, base, arguments, keywords, step.module)
-
-
-def _seeded(direction: Tensor) -> Tensor:
-    """Lanes ``[K, 1, 1, *shape]`` of a parameter that moves along ``[K, *shape]``."""
-    return direction[:, None, None]
 
 
 def _filled(step: Step, find: Callable[[fx.Node], Any]) -> tuple[Any, Any]:
@@ -155,7 +162,8 @@ def propagated(frame: Frame, target: Any, base: Any, arguments: Any, keywords: A
 def _ruled(frame: Frame, rule: Rule, target: Any, y: Any, arguments: Any, keywords: Any) -> Any:
     """Lanes from a rule; ``NotImplemented`` where it fails, so that the local evaluation stands in and is counted."""
     try:
-        if frame.collapsed and target not in COLLAPSED and target not in STRUCTURE:
+        thin = target in THIN and isinstance(arguments[-1], Triple) and arguments[-1].factors is not None
+        if frame.collapsed and not thin and target not in COLLAPSED and target not in STRUCTURE:
             return collapsed.apply(partial(rule, frame, y), arguments, keywords)
         return rule(frame, y, *arguments, **keywords)
     except KernelError:
@@ -223,13 +231,15 @@ def _widened(value: Any) -> Any:
         return value
     if isinstance(value, Tensor):
         return value.float()
-    return Triple(value.x.float(), value.lanes, straight=value.straight)
+    return Triple(value.x.float(), value.held, straight=value.straight)
 
 
 def _joined(frame: Frame, base: Any, lanes: Any) -> Any:
     """A value at w with its lanes, or the decision that takes its place; scalars may keep the float64 of their sums."""
     if isinstance(lanes, Decision) or lanes is None:
         return base if lanes is None else lanes
+    if isinstance(lanes, FactoredLanes):
+        return Triple(base.base, lanes)
     if base.ndim and lanes.is_floating_point():
         lanes = lanes.to(frame.dtype)
     return Triple(base.base, lanes)

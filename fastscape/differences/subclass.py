@@ -25,7 +25,7 @@ from fastscape.differences.program import HOST, Called, decomposition, functiona
 from fastscape.differences.propagation import MissingRuleError, as_values, plain, propagated
 from fastscape.differences.rules.table import RULES, moves
 from fastscape.differences.tracing_errors import UntraceableError, check_transform
-from fastscape.differences.triple import Decision, Frame, Triple
+from fastscape.differences.triple import Decision, Frame, Moved, Triple, seeded
 
 
 class AliasedWriteError(UntraceableError):
@@ -136,7 +136,7 @@ def _written(target: Any, arguments: Any, keywords: Any) -> Any:
 
 
 def lanes_by_dispatch(
-    frame: Frame, directions: Mapping[str, Tensor], call: Callable[[Mapping[str, Tensor]], Tensor], inputs: Mapping[str, Tensor]
+    frame: Frame, directions: Moved, call: Callable[[Mapping[str, Tensor]], Tensor], inputs: Mapping[str, Tensor]
 ) -> Tensor | None:
     """Lanes of a loss by calling it.
 
@@ -153,9 +153,9 @@ def lanes_by_dispatch(
         AliasedWriteError: writing in place into memory that other tensors look at.
         MissingRuleError: an operation without a rule that cannot be evaluated locally.
     """
-    seeded = collapsed.seeded if frame.collapsed else (lambda direction: direction[:, None, None])
+    seed = collapsed.seeded if frame.collapsed else seeded
     values = {
-        name: Carrier(Triple(tensor, seeded(directions[name]), straight=True), frame) if name in directions else tensor
+        name: Carrier(Triple.along(tensor, directions[name], seed), frame) if name in directions else tensor
         for name, tensor in inputs.items()
     }
     with torch.no_grad():
@@ -175,12 +175,14 @@ class Dispatched:
     def __init__(self, module: nn.Module, call: Callable[[Sequence[Tensor]], Any], inputs: Mapping[str, Tensor]) -> None:
         self._holder, self._inputs = Called(module, call), dict(inputs)
 
+    operations = 0  # of a forward: not recorded
+
     def loss(self) -> Tensor:
         """The loss at w."""
         with torch.no_grad():
             return self._call(self._inputs)
 
-    def lanes(self, frame: Frame, directions: Mapping[str, Tensor]) -> Tensor | None:
+    def lanes(self, frame: Frame, directions: Moved) -> Tensor | None:
         """Lanes of the loss, ``[K, c, S']``, along directions ``[K, *shape]`` by input name; ``None`` if it does not move."""
         try:
             return lanes_by_dispatch(frame, directions, self._call, self._inputs)

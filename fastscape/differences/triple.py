@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fastscape.directions.low_rank import Factors
+
 Products = Literal["float32", "bfloat16"]
+Moved = Mapping[str, Tensor | Factors]  # directions of a block by input name
 LEAD = 3  # axes of the lanes in front of the tensor's own: directions, parts, radii
 
 
@@ -47,22 +51,69 @@ class Base:
         return self._narrow
 
 
+def seeded(direction: Tensor) -> Tensor:
+    """Lanes ``[K, 1, 1, *shape]`` of a parameter that moves along ``[K, *shape]``."""
+    return direction[:, None, None]
+
+
+@dataclass(frozen=True)
+class FactoredLanes:
+    """Lanes of a matrix that moves along directions of low rank.
+
+    Attributes:
+        factors: of the directions.
+        seed: makes lanes of directions ``[K, *shape]``.
+    """
+
+    factors: Factors
+    seed: Callable[[Tensor], Tensor] = seeded
+
+    def dense(self) -> Tensor:
+        """The lanes as a tensor."""
+        return self.seed(self.factors.dense())
+
+    @property
+    def transposed(self) -> FactoredLanes:
+        """Those of the transposed matrix."""
+        return replace(self, factors=self.factors.transposed)
+
+
 class Triple:
     """A tensor at w and its lanes.
 
     Attributes:
         base: the value at w.
-        lanes: ``None`` where it does not depend on the probed parameters.
+        held: the lanes, perhaps of a matrix as factors.
         straight: whether it is a parameter itself, whose b is zero.
         origin: of the logarithm of a softmax, (logits, axis): a loss of it is taken from the logits, where nothing cancels.
     """
 
-    __slots__ = ("base", "lanes", "origin", "straight")
+    __slots__ = ("base", "held", "origin", "straight")
 
-    def __init__(self, base: Base | Tensor, lanes: Tensor | None = None, *, straight: bool = False) -> None:
+    def __init__(self, base: Base | Tensor, lanes: Tensor | FactoredLanes | None = None, *, straight: bool = False) -> None:
         self.base = base if isinstance(base, Base) else Base(base)
-        self.lanes, self.straight = lanes, straight
+        self.held, self.straight = lanes, straight
         self.origin: tuple[Triple, int] | None = None
+
+    @classmethod
+    def along(cls, base: Base | Tensor, direction: Tensor | Factors, seed: Callable[[Tensor], Tensor]) -> Triple:
+        """A parameter that moves along ``[K, *shape]``."""
+        return cls(base, FactoredLanes(direction, seed) if isinstance(direction, Factors) else seed(direction), straight=True)
+
+    @property
+    def lanes(self) -> Tensor | None:
+        """The lanes, multiplied out; ``None`` where it does not depend on the probed parameters."""
+        return self.held.dense() if isinstance(self.held, FactoredLanes) else self.held
+
+    @property
+    def moves(self) -> bool:
+        """Whether it depends on the probed parameters."""
+        return self.held is not None
+
+    @property
+    def factors(self) -> Factors | None:
+        """Of the directions, where it moves by those of low rank."""
+        return self.held.factors if isinstance(self.held, FactoredLanes) else None
 
     @property
     def x(self) -> Tensor:
@@ -82,8 +133,9 @@ class Triple:
     @property
     def parts(self) -> tuple[Tensor, Tensor | None]:
         """A and b, ``[K, S', *shape]`` each; b is ``None`` where it is zero."""
-        assert self.lanes is not None
-        return self.lanes[:, 0], self.lanes[:, 1] if self.lanes.shape[1] == 2 else None
+        lanes = self.lanes
+        assert lanes is not None
+        return lanes[:, 0], lanes[:, 1] if lanes.shape[1] == 2 else None
 
 
 class Decision:

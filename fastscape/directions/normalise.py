@@ -96,14 +96,13 @@ class Normaliser:
         self._norm_known = dense and rule not in ("element", "none")
         self.one_d = one_d or ("zero" if rule == "filter" else "same")
         self.shapes = [tensor.shape for tensor in base.values()]
-        self._dims = [filter_dim.get(name, 0) % max(tensor.ndim, 1) for name, tensor in base.items()]
+        self.dims = [filter_dim.get(name, 0) % max(tensor.ndim, 1) for name, tensor in base.items()]
         self._moved = [tensor.ndim > 1 or self.one_d == "same" for tensor in base.values()]
         rows = [rule == "filter" and tensor.ndim > 1 for tensor in base.values()]
         self.pieces = [
-            max(tensor.shape[dim], 1) if by_row else 1
-            for tensor, dim, by_row in zip(base.values(), self._dims, rows, strict=True)
+            max(tensor.shape[dim], 1) if by_row else 1 for tensor, dim, by_row in zip(base.values(), self.dims, rows, strict=True)
         ]
-        self.separable = rule != "element" and not any(dim for dim, by_row in zip(self._dims, rows, strict=True) if by_row)
+        self.separable = rule != "element" and not any(dim for dim, by_row in zip(self.dims, rows, strict=True) if by_row)
         self._piece_moves = np.repeat(np.array(self._moved), self.pieces)
         self._piece_group = self._groups()
         piece_squares = self.squares(list(base.values()))
@@ -125,6 +124,11 @@ class Normaliser:
                 f"directions must move something, got zero-norm weights in every group that one_d={self.one_d!r} moves; use "
                 "one_d='same' or normalize='none'"
             )
+
+    @property
+    def moved(self) -> NDArray[np.float64]:
+        """One for every piece that moves, zero for the others."""
+        return self._piece_moves.astype(np.float64)
 
     def _groups(self) -> NDArray[np.int64]:
         """Group of every piece: pieces of one group share a factor."""
@@ -150,14 +154,14 @@ class Normaliser:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything beside the weights, as plain JSON data."""
-        return {"normalize": self.rule, "one_d": self.one_d, "filter_dims": self._dims}
+        return {"normalize": self.rule, "one_d": self.one_d, "filter_dims": self.dims}
 
     def squares(self, tensors: list[Tensor]) -> NDArray[np.float64]:
         """Sums of squares of every piece of tensors shaped or flat, float64 ``[sum(pieces)]``."""
         parts = [
             squares(tensor.reshape(shape).movedim(dim, 0) if count > 1 else tensor, count)
             for tensor, shape, dim, count in zip(
-                (whole(tensor.detach()) for tensor in tensors), self.shapes, self._dims, self.pieces, strict=True
+                (whole(tensor.detach()) for tensor in tensors), self.shapes, self.dims, self.pieces, strict=True
             )
         ]
         found: NDArray[np.float64] = torch.cat(parts).cpu().numpy()
@@ -171,7 +175,7 @@ class Normaliser:
             scale: ``"unit"`` gives ||d|| = 1, ``"relative"`` ||d|| = ||w||, ``"none"`` leaves the norm as it is.
         """
         if self.rule in ("element", "none"):
-            factors = self._piece_moves.astype(np.float64)
+            factors = self.moved
         else:
             noise = np.sqrt(self._grouped(piece_squares))
             factors = np.where(self._piece_moves, (self._group_norms / (noise + _GUARD))[self._piece_group], 0.0)
@@ -225,7 +229,7 @@ class Normaliser:
             piece_squares = self.squares(raw)
         factors, norm = self.factors(piece_squares, scale)
         direction = []
-        for z, part, dim in zip(shaped, self._by_tensor(factors), self._dims, strict=True):
+        for z, part, dim in zip(shaped, self._by_tensor(factors), self.dims, strict=True):
             if len(part) == 1:
                 direction.append(z * float(part[0]))
             else:

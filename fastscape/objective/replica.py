@@ -162,7 +162,7 @@ class Replica:
         parameters = dict(self.module.model.named_parameters())
         self.scratch = [parameters[name].data for name in objective.names]
         self._still = [held for name, held in parameters.items() if name not in own and name not in objective.names]
-        self.evaluations = 0
+        self.evaluations = self.forwards = 0  # of the loss, asked for; of any batch, done
         self.gate = 2.0  # evaluations that the determinism gate took
         self._fresh = _returns_fresh_tensors(objective.criterion)
         self._overwritten: dict[int, bool] = {}  # whether the model writes into a batch's tensors
@@ -243,6 +243,7 @@ class Replica:
         return "" if self.module.model.training else ", with the private copy of the model in evaluation mode"
 
     def _forward(self, index: int, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        self.forwards += 1
         value, outputs = self.module.forward(batch)  # our own wrapper has no hooks; the model's are called
         if self._needs_plain_embeddings(index, value):
             self.module.plain_embeddings = True

@@ -33,12 +33,17 @@ class NewerFileError(ValueError):
 
 
 def pack(value: Any, arrays: Arrays, prefix: str) -> Any:
-    """Turn a tree of dataclasses, dicts, tuples and scalars into JSON data; arrays move to ``arrays`` by path."""
+    """Turn a tree of dataclasses, dicts, tuples and scalars into JSON data; arrays move to ``arrays`` by path.
+
+    A field marked ``later``, which files of earlier versions have not, is left out where it is ``None``: they stay as they are.
+    """
     if isinstance(value, np.ndarray):
         arrays[prefix] = value
         return {"array": prefix}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: pack(getattr(value, f.name), arrays, f"{prefix}.{f.name}") for f in dataclasses.fields(value)}
+        found = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+        stored = {f.name: held for f, held in found if held is not None or not f.metadata.get("later")}
+        fields = {name: pack(held, arrays, f"{prefix}.{name}") for name, held in stored.items()}
         kind = _kind(type(value))
         return fields if kind is None else fields | {KIND: kind}
     if isinstance(value, Mapping):

@@ -89,6 +89,7 @@ class Responses:
         plan: what was chosen by timing and by free memory, to repeat it.
         workers: ``"workers"``, who evaluated, where several processes did; ``"bitwise"``, false where the last bits may not be
             those of the plan; ``"lanes"``, directions at a time since memory ran out.
+        law: what the directions are drawn from.
     """
 
     even: NDArray[np.float64]
@@ -112,11 +113,12 @@ class Responses:
     notes: tuple[str, ...] = ()
     plan: Plan | None = None
     workers: dict[str, Any] = field(default_factory=dict)
+    law: str = ""
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Entries for the ``meta`` of other results: precision and arithmetic, with the reason for the choice."""
-        return {"precision": self.precision, "precision_reason": self.reason, "arithmetic": self.arithmetic}
+        """Entries for the ``meta`` of other results: precision and arithmetic, with the reason for the choice, and the law."""
+        return {"precision": self.precision, "precision_reason": self.reason, "arithmetic": self.arithmetic, "law": self.law}
 
 
 def warn_if_noise(precision: str, radii: NDArray[np.float64], trusted: NDArray[np.bool_], alone: str = "") -> None:
@@ -282,6 +284,7 @@ def _responses(
         notes=(*arithmetic.notes, *noise.notes),
         plan=obeyed or dataclasses.replace(used, loss=base),
         workers={**workers, **short},
+        law=directions.law,
     )
 
 

@@ -58,13 +58,26 @@ def test_options_reach_the_settings():
     done = fastscape(
         *("zoo:mlp", *DIGITS, "--radii", "1e-3,1e-2,3e-2,1e-1", "--count", 3, "--banks", 1, "--seed", 7, "--json"),
         *("--normalize", "filter", "--distribution", "rademacher", "--scale", "unit", "--one-d", "same", "--variant", "odd"),
-        *("--q=-1,0.5,2,3", "--window", "0:4", "--precision", "float64", "--params", "*.weight", "--batch-norm", "batch"),
+        *(
+            "--rank",
+            2,
+            "--q=-1,0.5,2,3",
+            "--window",
+            "0:4",
+            "--precision",
+            "float64",
+            "--params",
+            "*.weight",
+            "--batch-norm",
+            "batch",
+        ),
     )
     document = json.loads(done.stdout)
     probe, analysis = document["probe"], document["analysis"]["settings"]
     assert probe["radii"] == [1e-3, 1e-2, 3e-2, 1e-1]
     assert (probe["count"], probe["banks"], probe["seed"]) == (3, 1, 7)
     assert (probe["normalize"], probe["distribution"], probe["scale"], probe["one_d"]) == ("filter", "rademacher", "unit", "same")
+    assert (probe["rank"], document["meta"]["law"]) == (2, "rademacher of rank 2")
     assert analysis["q"] == [-1, 0, 0.5, 1, 2, 3]
     assert analysis["windows"] == [[0, 4]]
     assert analysis["variant"] == "odd"

@@ -89,6 +89,8 @@ def perturbed_linear():
         x, weight = _rows(10, 128, dtype).reshape(2, 5, 128), _rows(6, 128, dtype)
         yield x, weight, 7, 3, [0, 9], scales, eps, "gaussian"
         yield x, weight, 7, 3, [0, 9], scales, eps, "rademacher"
+    yield x, weight, 7, 3, [0, 9], scales, eps, "rademacher", 3, 2**32 - 1
+    yield x[0].float(), weight.float(), 7, 3, [0, 9], scales, eps, "gaussian", 3, 8
     yield _rows(5, 9, torch.float32).reshape(1, 5, 9), _rows(6, 9, torch.float32), 7, 3, [1], scales[:1], eps[:1], "gaussian"
 
 
@@ -104,6 +106,9 @@ def linear_difference():
         yield x, lanes[:, :1], radii, weight, direction, None
         yield x, lanes[:, :1, :1], radii, weight, None, bias
         yield x, None, radii, weight, direction, bias
+    left, right = _rows(8, 6, dtype).reshape(2, 4, 6), _rows(8, 9, dtype).reshape(2, 4, 9)
+    for known in (lanes, lanes[:, :1, :1], None):
+        yield x, known, radii, weight, left, bias, right
     yield x[:0], lanes[:, :, :, :0], radii, weight, direction, bias
 
 

@@ -78,7 +78,7 @@ def pool(kernel):
     return "max_pool2d_difference", x, lanes(x), radii(), *sizes
 
 
-def linear(dtype, inputs=64, orders=2, rows=34):
+def linear(dtype, inputs=64, orders=2, rows=34, rank=None):
     """More rows than a tile has, so that the widest is compiled."""
     x, weight, direction = (
         normal(rows, inputs, dtype=F64),
@@ -86,7 +86,10 @@ def linear(dtype, inputs=64, orders=2, rows=34):
         normal(2, 70, inputs, dtype=dtype, seed=2),
     )
     given = lanes(x, orders, dtype=dtype) if orders else None
-    return "linear_difference", x, given, radii(), weight, direction, normal(2, 70, dtype=dtype)
+    if rank is None:
+        return "linear_difference", x, given, radii(), weight, direction, normal(2, 70, dtype=dtype)
+    left, right = normal(2, rank, 70, dtype=dtype, seed=4), normal(2, rank, inputs, dtype=dtype, seed=5)
+    return "linear_difference", x, given, radii(), weight, left, normal(2, 70, dtype=dtype), right
 
 
 CASES = {
@@ -111,6 +114,8 @@ CASES = {
     "linear fp32, odd rows": (linear, F32, 37),
     "linear bf16, weight alone": (linear, BF16, 64, 0),
     "linear bf16, one row": (linear, BF16, 64, 2, 1),
+    "linear bf16, factors": (linear, BF16, 64, 2, 34, 19),
+    "linear fp32, factors": (linear, F32, 64, 2, 34, 19),
 }
 # registers, bytes of shared memory and machine instructions on sm_80, sm_90 and sm_100, with the compilers of triton 3.8
 LIMITS = {
@@ -141,6 +146,8 @@ LIMITS = {
     "linear fp32, odd rows": ((148, 20480, 1259), (150, 20480, 1282), (146, 20480, 1292)),
     "linear bf16, weight alone": ((62, 12288, 558), (56, 16384, 604), (40, 16400, 827)),
     "linear bf16, one row": ((77, 12288, 499), (73, 12288, 529), (68, 12288, 524)),
+    "linear bf16, factors": ((243, 49152, 2882), (237, 49152, 2904), (183, 40992, 2994)),
+    "linear fp32, factors": ((80, 10240, 1187), (118, 10240, 1198), (98, 10240, 1208)),
 }
 FAULTS = {
     "a term of b once instead of twice": ("gelu", ("b * first + 2.0 * product * second", "b * first + product * second")),

@@ -207,6 +207,44 @@ def test_tiles_are_no_larger_than_the_rows_need(dtype, precision, stacked):
     assert 16 <= sizes.BM <= max(16, 2 * stacked - 1)
 
 
+MOVING = pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant[2]], ids=str)
+
+
+def factored(arguments, draw, dtype, rank):
+    """The same problem along directions of low rank, by factors and by their product."""
+    x, lanes, radii, weight, direction, bias = arguments
+    left, right = (draw(len(direction), rank, size).to(dtype) for size in weight.shape)
+    product = (left.double().mT @ right.double()).to(dtype)
+    return (x, lanes, radii, weight, left, bias, right), (x, lanes, radii, weight, product, bias)
+
+
+@EVERY
+@MOVING
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_factors_give_the_product_exactly_on_integers(name, variant, dtype):
+    generator = torch.Generator().manual_seed(10)
+    whole = lambda *shape: torch.randint(-3, 4, shape, generator=generator).double()  # noqa: E731
+    arguments = problem(*variant, whole, dtype, radii=(0.5, 2.0, 1.0, 0.25))
+    factors, product = factored(arguments, whole, dtype, 3)
+    assert torch.equal(run(name, factors), run("reference", product))
+
+
+@EVERY
+@MOVING
+@pytest.mark.parametrize(("dtype", "radii"), [(F32, RADII), (F64, RADII), (BF16, RADII), (F32, (0.0,) * 4)], ids=str)
+def test_accuracy_of_factors_is_that_of_the_sums(name, variant, dtype, radii):
+    (x, *rest, left, bias, right), _ = factored(problem(*variant, normal(11), dtype, radii=radii), normal(12), dtype, 19)
+    found = run(name, (x, *rest, left, bias, right))
+    wide = [None if tensor is None else tensor.to(dtype).double() for tensor in (x, rest[0], rest[1].double(), *rest[2:], bias)]
+    wide[0], wide[2] = x.to(dtype).double() if rest[0] is None else x.double(), rest[1]
+    exact = expected((*wide[:4], left.double().mT @ right.double(), wide[4]))
+    size = expected((*wide[:4], left.double().abs().mT @ right.double().abs(), wide[4]), absolute=True)
+    sums = 16 * torch.finfo(F32 if dtype == BF16 else dtype).eps * size
+    storing = 2.0**-8 * exact.abs() + 2.0**-9 * size if dtype == BF16 else 0.0
+    assert (found.dtype, found.shape) == (dtype, exact.shape)
+    assert ((found.double() - exact).abs() <= sums + storing).all()
+
+
 X, L, R = torch.zeros(3, 4), torch.zeros(2, 2, 1, 3, 4), torch.zeros(5, dtype=F64)
 W, D, B = torch.zeros(6, 4), torch.zeros(2, 6, 4), torch.zeros(2, 6)
 
@@ -227,6 +265,10 @@ W, D, B = torch.zeros(6, 4), torch.zeros(2, 6, 4), torch.zeros(2, 6)
         ({"bias_direction": B[:, :5]}, r"bias_direction must be .* of shape \(2, 6\), got torch.float32 of shape \(2, 5\)"),
         ({"direction": D.int()}, "direction must be float32, float64 or bfloat16 .* got torch.int32"),
         ({"lanes": None, "direction": None, "bias_direction": None}, "lanes, direction or bias_direction must be given"),
+        ({"direction": None, "right": D}, "direction must be the left factor with right, got None"),
+        ({"right": D[:, :3]}, r"direction must be .* of shape \(2, 3, 6\), got torch.float32 of shape \(2, 6, 4\)"),
+        ({"direction": D.mT, "right": D[..., :3]}, r"direction must be .* of shape \(2, 6, 6\)"),
+        ({"direction": torch.zeros(2, 3, 6), "right": torch.zeros(2, 3, 5)}, r"right must be .* of shape \(2, 3, 4\)"),
         ({"direction": D.to("meta")}, "direction is on meta, x is on cpu; move them to one device"),
     ],
 )

@@ -95,6 +95,24 @@ def test_accuracy_is_that_of_the_arithmetic(name, dtype, distribution, outputs, 
 
 
 @BOTH
+@DTYPES
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("stacked", [True, False])
+def test_directions_of_a_rank_are_products_of_two_raw_ones(name, dtype, distribution, stacked):
+    x, weight, scales, eps = problem(dtype, 22, 36, stacked=stacked)
+    found = LINEARS[name](x, weight, ID, SEED, DIRECTIONS, scales, eps, distribution, 5, 77)
+    ids = torch.tensor([ID, 77], device=DEVICE)
+    left, right = (part.to(dtype).double().view(2, 5, -1) for part in direction(ids, SEED, DIRECTIONS, [110, 180], distribution))
+    factor = (eps.double() * scales[:, None]).unsqueeze(2)
+    value = x.double() @ weight.double().T + factor * (x.double() @ (left.mT @ right).mT)
+    size = x.abs().double() @ weight.abs().double().T + factor.abs() * (x.abs().double() @ (left.abs().mT @ right.abs()).mT)
+    unit = torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps
+    storing = torch.finfo(dtype).eps * value.abs() if dtype.itemsize == 2 else 0.0
+    assert (found.dtype, tuple(found.shape)) == (dtype, (2, 11, 22))
+    assert ((found.double() - value).abs() <= 16 * unit * size + storing).all()
+
+
+@BOTH
 def test_displacements_below_the_spacing_of_the_weights_survive(name):
     """x W vanishes by cancellation between integers, so that the output is the change alone."""
     half, weight, scales, eps = problem(torch.float32, 24, 32)

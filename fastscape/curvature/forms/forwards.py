@@ -40,7 +40,7 @@ _LARGEST_ERROR = 0.1  # reported error, RMS over directions relative to the RMS 
 
 @dataclass(frozen=True)
 class Differences:
-    """Quadratic forms by two forwards: slope, curvature and its error estimates ``[N]``, loss at w, lengths, and how."""
+    """Quadratic forms by two forwards: slope, curvature and its error estimates ``[N]``, loss at w, lengths, how, cost."""
 
     slope: Array
     curvature: Array
@@ -48,6 +48,7 @@ class Differences:
     base: float
     lengths: Array
     choice: PathChoice
+    forwards: int
 
 
 def by_forwards(
@@ -72,14 +73,14 @@ def by_forwards(
     start = now()
     directions.check(objective)
     with _Line(objective, directions) as line:
-        shared = directions.separable and len(directions) > 1
+        shared = (directions.separable or directions.rank is not None) and len(directions) > 1
         found = (_together if shared else _one_by_one)(line, len(directions), progress)
     curvature, slope, error, words = found
     _refuse(curvature, error, line.dtype, exact=not why)
     seconds = now() - start
     reason = f"{why}{words}; {line.forwards} forwards"
     choice = PathChoice(NAME, 1, {NAME: seconds / len(directions)}, reason)
-    return Differences(slope, curvature, error, line.base, line.lengths, choice)
+    return Differences(slope, curvature, error, line.base, line.lengths, choice, line.forwards)
 
 
 class _Line(AbstractContextManager["_Line"]):

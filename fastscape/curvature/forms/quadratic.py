@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -45,6 +46,9 @@ class QuadraticForms:
         seconds: wall time.
         error: estimated absolute error of ``curvature`` by two forwards, made to bound it in 95 % of directions, and of the exact
             path around values that the model rounds to less than float32; else ``None``: the rounding of the lanes.
+        law: what the directions are drawn from; forms along others have the same mean at most.
+        forwards: cost in forwards of the loss, set-up included; of the exact path, the operations of its matrix products beside
+            those of one forward, NaN where these are not known.
     """
 
     curvature: Array
@@ -55,6 +59,8 @@ class QuadraticForms:
     fallbacks: dict[str, int]
     seconds: float
     error: Array | None = None
+    law: str = ""
+    forwards: float = math.nan
 
     def __array__(self, dtype: np.dtype[np.generic] | None = None, copy: bool | None = None) -> NDArray[np.generic]:
         return np.array(self.curvature, dtype=dtype, copy=copy)
@@ -144,6 +150,8 @@ def _two_forwards(
         fallbacks={},
         seconds=now() - start,
         error=found.error,
+        law=directions.law,
+        forwards=found.forwards,
     )
 
 
@@ -163,7 +171,7 @@ def _exact(
             columns.append(evaluator.derivatives(directions, indices, [0.0]))
             if progress is not None:
                 progress(indices[-1] + 1, len(directions))
-        handled, base = evaluator.handling, evaluator.base
+        handled, base, forwards = evaluator.handling, evaluator.base, evaluator.forwards
         around = replica_arithmetic(evaluator.replica).error_around(smooth=True)  # on the branches at w
         _refuse_frozen(handled)
     slope, curvature = (np.concatenate([column[part][0] for column in columns]) for part in (0, 1))
@@ -176,6 +184,8 @@ def _exact(
         fallbacks=handled.fallbacks,
         seconds=now() - start,
         error=None if around <= torch.finfo(torch.float32).eps else around * np.abs(curvature),
+        law=directions.law,
+        forwards=forwards,
     )
 
 
@@ -213,7 +223,7 @@ def group_means(
     if ranks is None:
         return np.array(means(range(groups)))
     ranks.check_same(objective)
-    ranks.check_equal("directions", (directions.seed, len(directions), directions.distribution, directions.normalize))
+    ranks.check_equal("directions", (directions.seed, len(directions), directions.law, directions.normalize))
     mine, found = range(ranks.rank, groups, ranks.size), np.zeros(groups)
     found[mine] = ranks.agreed(lambda: means(mine) if mine else [])
     return disjoint(found, ranks, ranks.device)

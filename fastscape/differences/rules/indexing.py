@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscape.differences.algebra import each, fitted, total
+from fastscape.differences.rules.low_rank import factored_embedding
 from fastscape.differences.rules.structure import filled
 from fastscape.differences.rules.table import aten, negative, overloads, rule, shifted, triple
 from fastscape.differences.triple import LEAD, Frame, Triple
@@ -38,6 +39,8 @@ def _indexed(frame: Frame, y: Tensor, x: Triple, indices: Sequence[Any]) -> Any:
 
 @rule(*overloads("embedding"), structure=True)
 def _embedded(frame: Frame, y: Tensor, weight: Triple, index: Any, *_: Any, **__: Any) -> Any:
+    if weight.factors is not None and isinstance(index, Tensor):
+        return factored_embedding(frame, weight, index)
     return each(lambda rows: rows[:, index], weight.lanes) if isinstance(index, Tensor) else NotImplemented
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fastscape.differences.algebra import count, fitted, matrix_product, plus, product, scaled, total
 from fastscape.differences.layout import image_format, stacked, widened
-from fastscape.differences.rules.table import COLLAPSED, aten, moves, rule, triple
-from fastscape.differences.triple import LEAD, Frame, Triple
+from fastscape.differences.rules.low_rank import factored_linear, in_two, kernels
+from fastscape.differences.rules.table import COLLAPSED, THIN, aten, moves, rule, triple
+from fastscape.differences.triple import LEAD, FactoredLanes, Frame, Triple, seeded
 from fastscape.ops import linear_difference
 
 COLLAPSED.add(aten.linear.default)
@@ -24,6 +25,8 @@ COLLAPSED.add(aten.linear.default)
 @rule(aten.linear.default)
 def _linear(frame: Frame, y: Tensor, x: Any, weight: Any, bias: Any = None) -> Any:
     x, weight = triple(x, y), triple(weight, y)
+    if weight.factors is not None:
+        return factored_linear(frame, y, x, weight, None if bias is None else triple(bias, y))
     if not weight_moves_along(weight) or (bias is not None and not weight_moves_along(triple(bias, y))):
         return _general(frame, y, x, weight, bias)
     return _collapsed_linear(frame, y, x, weight, bias) if frame.collapsed else _fused_linear(frame, y, x, weight, bias)
@@ -106,9 +109,14 @@ def _multiplied(frame: Frame, x: Triple, u: Triple) -> Tensor | None:
     return out.squeeze(-1) if u.ndim == 1 else out
 
 
+THIN.update((aten.mm.default, aten.matmul.default, aten.addmm.default))
+
+
 @rule(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default, aten.dot.default, aten.vdot.default)
 def _matmul(frame: Frame, y: Tensor, x: Any, u: Any) -> Any:
     x, u = triple(x, y), triple(u, y)
+    if isinstance(u.held, FactoredLanes):
+        return factored_linear(frame, y, x, Triple(u.x.mT, u.held.transposed), None)
     if x.ndim == 2 and u.ndim == 2 and u.lanes is not None and weight_moves_along(u):
         return _fused_linear(frame, y, x, Triple(u.x.mT, u.lanes.mT), None)
     return _multiplied(frame, x, u)
@@ -197,7 +205,16 @@ def _convolution(
         inner = kernel.numel() // kernel.shape[0]
         return count(frame, out, inner * rows.numel() // max(1, out.numel()) if transposed else inner)
 
-    out = _convolved(frame, x, weight, convolve) if weight_moves_along(weight) else _bilinear(frame, x, weight, convolve)
+    def mix(rows: Tensor, kernel: Tensor) -> Tensor:
+        ones = [1] * len(stride)
+        out = aten.convolution(rows, kernel, None, ones, [0] * len(stride), ones, False, [0] * len(stride), groups)
+        return count(frame, out, kernel.numel() // kernel.shape[0])
+
+    if weight.factors is not None and not transposed:
+        out = _convolved(frame, x, weight, in_two(convolve, mix, groups))
+    else:
+        weight = Triple(weight.base, weight.lanes, straight=weight.straight)
+        out = _convolved(frame, x, weight, convolve) if weight_moves_along(weight) else _bilinear(frame, x, weight, convolve)
     if bias is not None and triple(bias, y).lanes is not None:
         lanes = triple(bias, y).lanes
         out = total(out, fitted(lanes.reshape(*lanes.shape, *[1] * (y.ndim - 2)), y.shape))  # type: ignore[union-attr]
@@ -207,23 +224,24 @@ def _convolution(
 def _convolved(frame: Frame, x: Triple, weight: Triple, convolve: Any) -> Tensor | None:
     """Lanes of a convolution: rows of lanes are samples for W, and per direction for D, added in place."""
     if x.lanes is None:
-        if weight.lanes is None:
+        if not weight.moves:
             return None
-        still = x.base.narrow(weight.lanes.dtype)
-        return stacked([convolve(still, kernel) for kernel in weight.lanes[:, 0, 0]])[:, None, None]
+        still = x.base.narrow(frame.dtype)
+        made = stacked([convolve(still, kernel) for kernel in kernels(weight)])
+        return weight.held.seed(made) if isinstance(weight.held, FactoredLanes) else seeded(made)
     if frame.collapsed:
         return _collapsed_convolution(x, weight, convolve)
     lead, samples = x.lanes.shape[:LEAD], x.shape[0]
     out = convolve(x.lanes.flatten(0, LEAD), weight.base.narrow(x.lanes.dtype))
     lanes: Tensor = out.unflatten(0, (*lead, samples))
-    if weight.lanes is None:
+    if not weight.moves:
         return lanes
     a, b = x.parts
     still = x.base.narrow(a.dtype)
     displaced = frame.displaced(x)  # elsewhere x~ is x, and one product serves all radii
     lanes = widened(lanes, max(lead[2], len(frame.radii) if displaced else 1))
     half = 0.5 * frame.power(x.ndim, 2, a.dtype)
-    for k, moved in enumerate(weight.lanes[:, 0, 0]):
+    for k, moved in enumerate(kernels(weight)):
         if len(displaced) < lanes.shape[2]:
             shared = [place for place in range(lanes.shape[2]) if place not in displaced]
             lanes[k, 0, _span(shared)] += convolve(still, moved)
@@ -243,13 +261,13 @@ def _collapsed_convolution(x: Triple, weight: Triple, convolve: Any) -> Tensor:
     count = len(x.lanes) - 1
     out: Tensor = convolve(x.lanes.flatten(0, LEAD), weight.base.narrow(x.lanes.dtype))
     lanes: Tensor = torch.unflatten(out, 0, (count + 1, 1, 1, x.shape[0]))
-    if weight.lanes is not None:
+    if weight.moves:
         still = x.base.narrow(x.lanes.dtype)
-        for k, moved in enumerate(weight.lanes[:-1, 0, 0]):
+        for k, moved in enumerate(kernels(weight)[:count]):
             lanes[k, 0, 0] += convolve(still, moved)
             lanes[count, 0, 0].add_(convolve(x.lanes[k, 0, 0], moved), alpha=2 / count)
         if not weight.straight:
-            lanes[count, 0, 0] += convolve(still, weight.lanes[count, 0, 0])
+            lanes[count, 0, 0] += convolve(still, kernels(weight)[count])
     return lanes
 
 

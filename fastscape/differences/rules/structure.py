@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastscape.differences.algebra import each, fitted
 from fastscape.differences.rules.table import aten, negative, negatives, overloads, rule, shifted, triple
-from fastscape.differences.triple import LEAD, Frame, Triple
+from fastscape.differences.triple import LEAD, FactoredLanes, Frame, Triple
 
 
 @rule(
@@ -34,7 +34,7 @@ def _expanded(frame: Frame, y: Tensor, x: Triple, *_: Any, **__: Any) -> Tensor 
     structure=True,
 )
 def _same(frame: Frame, y: Tensor, x: Triple, *_: Any, **__: Any) -> Any:
-    return x.lanes if y.is_floating_point() else NotImplemented
+    return x.held if y.is_floating_point() else NotImplemented
 
 
 @rule(*overloads("native_dropout"), structure=True)
@@ -46,13 +46,22 @@ def _linear(*names: str, **arguments: Any) -> Callable[[Callable[..., Tensor]], 
     """Register a function of rows ``[R, *shape]`` and the operation's further arguments as the rule of linear operations."""
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def apply(frame: Frame, y: Tensor, x: Triple, *options: Any, **keywords: Any) -> Tensor | None:
+        def apply(frame: Frame, y: Tensor, x: Triple, *options: Any, **keywords: Any) -> Any:
+            if isinstance(x.held, FactoredLanes) and x.ndim == 2 and _turns(lambda rows: function(rows, *options, **keywords), x):
+                return x.held.transposed
             return each(lambda rows: function(rows, *options, **keywords), x.lanes)
 
         rule(*overloads(*names), structure=True)(apply)
         return function
 
     return register
+
+
+def _turns(function: Callable[[Tensor], Tensor], x: Triple) -> bool:
+    """Whether a function of rows transposes a matrix."""
+    rows, columns = x.shape
+    turned = function(torch.empty(1, rows, columns, device="meta"))
+    return turned.shape == (1, columns, rows) and turned.stride()[1:] == (1, columns)
 
 
 @_linear("t", "t_copy")

@@ -15,6 +15,7 @@ Rule = Callable[..., Any]  # (frame, y, *arguments, **keywords) -> lanes of y, o
 RULES: dict[Any, Rule] = {}
 STRUCTURE: set[Any] = set()  # linear operations that only move, copy or add up values
 COLLAPSED: set[Any] = set()  # products with a rule of their own for the mean second derivative
+THIN: set[Any] = set()  # those that have one where the last operand moves by factors
 PIECEWISE: set[Any] = set()  # operations that decide by values: their base is float64
 DECISIVE: set[Any] = set()  # operations whose rules take decisions that differ between w and w +- e d
 
@@ -74,7 +75,7 @@ def triple(value: Any, like: Tensor) -> Triple:
 
 def moves(value: Any) -> bool:
     """Whether a value depends on the probed parameters."""
-    return isinstance(value, Decision) or (isinstance(value, Triple) and value.lanes is not None)
+    return isinstance(value, Decision) or (isinstance(value, Triple) and value.moves)
 
 
 def first_of(y: Any, lanes: Any) -> Any:
@@ -88,6 +89,7 @@ __all__ = [
     "PIECEWISE",
     "RULES",
     "STRUCTURE",
+    "THIN",
     "Frame",
     "Rule",
     "aten",

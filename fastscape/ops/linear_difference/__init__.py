@@ -15,7 +15,13 @@ _LANES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def _check(
-    x: Tensor, lanes: Tensor | None, radii: Tensor, weight: Tensor, direction: Tensor | None, bias_direction: Tensor | None
+    x: Tensor,
+    lanes: Tensor | None,
+    radii: Tensor,
+    weight: Tensor,
+    direction: Tensor | None,
+    bias_direction: Tensor | None,
+    right: Tensor | None = None,
 ) -> None:
     if x.ndim != 2 or x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"x must be float32 or float64 of shape [M, I], got {_found(x)}")
@@ -29,15 +35,19 @@ def _check(
         raise ValueError("lanes, direction or bias_direction must be given: without them all differences are zero")
     if lanes is not None:
         _check_lanes(x, lanes, radii)
+    if right is not None and direction is None:
+        raise ValueError("direction must be the left factor with right, got None")
     count = result_shape(x, lanes, radii, weight, direction, bias_direction)[0]
+    rank = None if right is None or right.ndim != 3 else right.shape[1]
     for name, tensor, shape in (
-        ("direction", direction, (count, *weight.shape)),
+        ("direction", direction, (count, *weight.shape) if right is None else (count, rank, weight.shape[0])),
         ("bias_direction", bias_direction, (count, weight.shape[0])),
+        ("right", right, (count, rank, weight.shape[1])),
     ):
         if tensor is not None and (tuple(tensor.shape) != shape or tensor.dtype not in _LANES):
             raise ValueError(f"{name} must be float32, float64 or bfloat16 of shape {shape}, got {_found(tensor)}")
     rest = {"lanes": lanes, "radii": radii, "weight": weight, "direction": direction, "bias_direction": bias_direction}
-    for name, tensor in rest.items():
+    for name, tensor in (rest | {"right": right}).items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}, x is on {x.device}; move them to one device")
 
@@ -55,15 +65,21 @@ def _found(tensor: Tensor) -> str:
 
 
 def _fake(
-    x: Tensor, lanes: Tensor | None, radii: Tensor, weight: Tensor, direction: Tensor | None, bias_direction: Tensor | None
+    x: Tensor,
+    lanes: Tensor | None,
+    radii: Tensor,
+    weight: Tensor,
+    direction: Tensor | None,
+    bias_direction: Tensor | None,
+    right: Tensor | None = None,
 ) -> Tensor:
     shape = result_shape(x, lanes, radii, weight, direction, bias_direction)
     return x.new_empty(shape, dtype=result_dtype(lanes, direction, bias_direction))
 
 
 _OPERATOR = define(
-    "linear_difference(Tensor x, Tensor? lanes, Tensor radii, Tensor weight, Tensor? direction, Tensor? bias_direction) "
-    "-> Tensor",
+    "linear_difference(Tensor x, Tensor? lanes, Tensor radii, Tensor weight, Tensor? direction, Tensor? bias_direction, "
+    "Tensor? right=None) -> Tensor",
     summary="differences of a linear map",
     reference=_reference,
     fake=_fake,
@@ -79,6 +95,7 @@ def linear_difference(
     weight: Tensor,
     direction: Tensor | None = None,
     bias_direction: Tensor | None = None,
+    right: Tensor | None = None,
 ) -> Tensor:
     r"""First and second differences of :math:`x W^\top + h` when x, W and h move together.
 
@@ -95,8 +112,10 @@ def linear_difference(
             bfloat16, the dtype of both operands of every product. ``None`` if the input does not move.
         radii: float64 ``[S]``, not negative.
         weight: ``[O, I]``.
-        direction: D, ``[K, O, I]``; ``None`` if the weight does not move.
+        direction: D, ``[K, O, I]``; ``None`` if the weight does not move. With ``right``, the left factor U ``[K, r, O]`` of
+            :math:`D = U^\top V`.
         bias_direction: ``[K, O]``; ``None`` if the bias does not move.
+        right: the right factor V, ``[K, r, I]``.
 
     Returns:
         ``[K, c_y, S_y, M, O]`` in the dtype of ``lanes`` (else of ``direction``, else of ``bias_direction``), sums in float32 or
@@ -109,7 +128,8 @@ def linear_difference(
 
     Cost: 8 K S M I O operations with both lanes and a direction, half without b or without D. Reads lanes once and twice (GPU:
     once for every 64 or 128 outputs), W and D once for every tile of rows; :math:`\tilde x` is not stored (CPU: that of one
-    direction at a time).
+    direction at a time). With factors of rank r the products with D are of 2 K S M r (I + O) operations each, and what is read
+    is W, once for the lanes of all directions, and r (I + O) numbers for each of them.
     """
-    result: Tensor = _OPERATOR(x, lanes, radii, weight, direction, bias_direction)
+    result: Tensor = _OPERATOR(x, lanes, radii, weight, direction, bias_direction, right)
     return result

@@ -27,7 +27,13 @@ def result_dtype(lanes: Tensor | None, direction: Tensor | None, bias_direction:
 
 
 def linear_difference(
-    x: Tensor, lanes: Tensor | None, radii: Tensor, weight: Tensor, direction: Tensor | None, bias_direction: Tensor | None
+    x: Tensor,
+    lanes: Tensor | None,
+    radii: Tensor,
+    weight: Tensor,
+    direction: Tensor | None,
+    bias_direction: Tensor | None,
+    right: Tensor | None = None,
 ) -> Tensor:
     """See :func:`fastscape.ops.linear_difference.linear_difference`."""
     dtype = result_dtype(lanes, direction, bias_direction)
@@ -39,7 +45,15 @@ def linear_difference(
 
     d = None if direction is None else operand(direction)
     with torch.autocast(x.device.type, enabled=False):  # would round the operands again
-        if lanes is None:
+        if right is not None:
+            assert direction is not None
+            half = (0.5 * radii * radii).to(compute)
+            moved = None if lanes is None else operand(lanes)
+            thin = thin_products(
+                x.to(dtype if lanes is None else compute).to(compute), moved, half, operand(right), bool(half.any())
+            )
+            out = _with_thin(thin, moved, operand(weight), operand(direction), shape)
+        elif lanes is None:
             out = _of_the_weight(operand(x), d, shape)
         else:
             half = (0.5 * radii * radii).to(compute)
@@ -90,3 +104,45 @@ def _of_shared_lanes(x: Tensor, lanes: Tensor, half: Tensor, weight: Tensor, dir
     torch.addcmul(first[:, None], half[:, None, None], torch.bmm(b, direction.mT)[:, None], out=out[:, 0])
     out[:, 1] = second[:, None]
     return out
+
+
+def thin_products(x: Tensor, lanes: Tensor | None, half: Tensor, right: Tensor, displaced: bool) -> tuple[Tensor, Tensor | None]:
+    """X~ V^T, ``[K, 1 or S, M, r]``, and a V^T, ``[K, S', M, r]``, for V ``[K, r, I]``; ``displaced``: x~ may not be x."""
+    count, rank, inputs = right.shape
+    still = torch.mm(x, right.flatten(0, 1).T).view(-1, count, rank).transpose(0, 1)[:, None]
+    if lanes is None:
+        return still, None
+    wanted = lanes if lanes.shape[1] == 2 and displaced else lanes[:, :1]
+    thin = torch.bmm(wanted.reshape(count, -1, inputs), right.mT).view(*wanted.shape[:-1], rank)
+    middle = still if wanted.shape[1] == 1 else torch.addcmul(still, half[:, None, None], thin[:, 1])
+    return middle, thin[:, 0]
+
+
+def _with_thin(
+    thin: tuple[Tensor, Tensor | None], lanes: Tensor | None, weight: Tensor, left: Tensor, shape: tuple[int, ...]
+) -> Tensor:
+    """One product of all lanes with W, and what U adds to it of its thin products."""
+    first, second = thin
+    if lanes is None:
+        return torch.bmm(first[:, 0], left).view(shape)
+    made = torch.mm(lanes.flatten(0, 3), weight.T).view(*lanes.shape[:4], len(weight))
+    out = made if made.shape == shape else made.new_zeros(shape)
+    if out is not made:
+        out[:, : made.shape[1]] = made
+    for part, factor, added in ((out[:, 0], 1, first), (out[:, 1], 2, second)):
+        assert added is not None
+        if added.shape[1] == part.shape[1]:  # in place, rows of all radii at once
+            part.flatten(1, 2).baddbmm_(added.flatten(1, 2), left, alpha=factor)
+        else:
+            part.add_(torch.matmul(added, left[:, None]), alpha=factor)
+    return out
+
+
+def thin_operations(x: Tensor, lanes: Tensor | None, radii: Tensor | None, left: Tensor, right: Tensor) -> int:
+    """Multiplications and additions of the thin products, ``radii`` being ``None`` where all are zero."""
+    (count, rank, outputs), rows = left.shape, x.shape[0]
+    kept, orders = (0, 0) if lanes is None else (lanes.shape[2], lanes.shape[1])
+    displaced = orders == 2 and radii is not None
+    inner = 1 + kept * (1 + displaced)
+    outer = (len(radii) if displaced and radii is not None else 1) + kept
+    return 2 * count * rank * rows * (inner * right.shape[2] + outer * outputs)

@@ -39,8 +39,12 @@ def _check(
     scales: Tensor,
     eps: Tensor,
     distribution: str,
+    rank: int = 0,
+    right: int = 0,
 ) -> None:
     integer("id", id, 0, 2**32)
+    integer("rank", rank, 0)
+    integer("right", right, 0, 2**32)
     _checks.noise(_NO_IDS, seed, directions, distribution)
     if weight.ndim != 2 or weight.dtype not in _tasks.TYPES:
         found = f"{weight.dtype} of shape {tuple(weight.shape)}"
@@ -73,6 +77,8 @@ def _fake(
     scales: Tensor,
     eps: Tensor,
     distribution: str,
+    rank: int = 0,
+    right: int = 0,
 ) -> Tensor:
     return x.new_empty((len(directions), x.shape[-2], weight.shape[0]))
 
@@ -81,13 +87,13 @@ one_by_one = partial(_reference, generate=direction)  # by the kernel of the dev
 
 _OPERATOR = define(
     "perturbed_linear(Tensor x, Tensor weight, int id, int seed, int[] directions, Tensor scales, Tensor eps, "
-    "str distribution) -> Tensor",
+    "str distribution, int rank=0, int right=0) -> Tensor",
     summary="linear map with randomly perturbed weights",
     reference=_reference,
     fake=_fake,
     check=_check,
     kernels={
-        "CPU": _native.kernel(one_by_one, "directions, one stored at a time; the products are torch's"),
+        "CPU": _native.kernel(one_by_one, "directions, one stored at a time, or factors; the products are torch's"),
         "CUDA": replace(_triton.kernel("fastscape.ops.perturbed_linear.triton", "perturbed_linear"), limits=LIMITS),
     },
 )
@@ -102,6 +108,8 @@ def perturbed_linear(
     scales: Tensor,
     eps: Tensor,
     distribution: Distribution = "gaussian",
+    rank: int = 0,
+    right: int = 0,
 ) -> Tensor:
     r"""Outputs of a linear layer along K random directions of its weight, with a displacement for each row.
 
@@ -120,6 +128,9 @@ def perturbed_linear(
         scales: float64 ``[K]``.
         eps: float32 or float64 ``[K, M]``: scales and both signs of a direction are rows.
         distribution: ``"gaussian"`` or ``"rademacher"``.
+        rank: r of :math:`Z = U^\top V`, with element (c, o) of U being element c O + o of the raw direction of ``id``, and (c, i)
+            of V element c I + i of that of ``right``; 0 for noise in every element.
+        right: id of V.
 
     Returns:
         ``[K, M, O]`` in the dtype of ``x``.
@@ -128,8 +139,9 @@ def perturbed_linear(
         ValueError, TypeError: naming the argument.
 
     Cost: 4 K M I O operations. Fused (GPU, :data:`LIMITS`): reads x and W once per tile from the caches, stores nothing of the
-    weight's size, makes every element of Z once per 64 to 128 rows. Otherwise stores one direction at a time, O I elements.
+    weight's size, makes every element of Z once per 64 to 128 rows. Otherwise stores one direction at a time, O I elements. Of
+    rank r: 2 M I O operations where x is shared, and 2 K M r (I + O); stores K r (I + O) elements.
     """
     number, indices = _checks.key(_NO_IDS, seed, directions)
-    result: Tensor = _OPERATOR(x, weight, id, number, indices, scales, eps, distribution)
+    result: Tensor = _OPERATOR(x, weight, id, number, indices, scales, eps, distribution, rank, right)
     return result

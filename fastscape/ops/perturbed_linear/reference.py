@@ -22,9 +22,16 @@ def perturbed_linear(
     scales: Tensor,
     eps: Tensor,
     distribution: Distribution,
+    rank: int = 0,
+    right: int = 0,
     generate: Callable[..., list[Tensor]] = random_directions,
 ) -> Tensor:
-    """See :func:`fastscape.ops.perturbed_linear.perturbed_linear`; one direction is stored at a time."""
+    """See :func:`fastscape.ops.perturbed_linear.perturbed_linear`; one direction is stored at a time, or all factors."""
+    if rank:
+        outputs, inputs = weight.shape
+        pair = torch.tensor([id, right], device=x.device)
+        factors = generate(pair, seed, list(directions), [rank * outputs, rank * inputs], distribution)
+        return thin(x, weight, scales, eps, *(part.reshape(len(directions), rank, -1) for part in factors))
     ids = torch.tensor([id], device=x.device)
 
     def draw(index: int) -> Tensor:
@@ -53,6 +60,16 @@ def materialised(x: Tensor, weight: Tensor, directions: Sequence[int], scales: T
             base = rows[k] @ weight.to(compute).T if shared is None else shared
             out[k] = base + factors[k] * ((rows if x.ndim == 2 else rows[k]) @ z.T)
     return out
+
+
+def thin(x: Tensor, weight: Tensor, scales: Tensor, eps: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """The products with factors ``[K, r, O]`` and ``[K, r, I]``: one with W, which is the same for all directions."""
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows, (left, right) = x.to(compute), (part.to(x.dtype).to(compute) for part in (left, right))
+    with torch.autocast(x.device.type, enabled=False):  # would round the operands again
+        out = (rows @ weight.to(compute).T).expand(len(left), -1, -1)
+        inner = coefficients(scales, eps).to(compute).unsqueeze(2) * torch.matmul(rows, right.mT)
+        return torch.baddbmm(out, inner, left).to(x.dtype)
 
 
 def coefficients(scales: Tensor, eps: Tensor) -> Tensor:

@@ -133,11 +133,13 @@ def perturbed_linear(
     scales: Tensor,
     eps: Tensor,
     distribution: Distribution,
+    rank: int = 0,
+    right: int = 0,
 ) -> Tensor:
     """See :func:`fastscape.ops.perturbed_linear.perturbed_linear`."""
     (outputs, inputs), rows = weight.shape, x.shape[-2]
-    if inputs % ELEMENTS_PER_COUNTER[distribution] or x.dtype == torch.float64:
-        return one_by_one(x, weight, id, seed, directions, scales, eps, distribution)
+    if rank or inputs % ELEMENTS_PER_COUNTER[distribution] or x.dtype == torch.float64:
+        return one_by_one(x, weight, id, seed, directions, scales, eps, distribution, rank, right)
     y = x.new_empty((len(directions), rows, outputs))
     if y.numel() == 0:
         return y

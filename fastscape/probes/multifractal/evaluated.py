@@ -185,7 +185,7 @@ class Track:
             notes.append(f"the loss did not change under any perturbation: {self._why_still}")
         if reason not in ("all directions done", "target met", "deadline"):
             notes.append(f"partial result: {reason}")
-        meta = self.meta | {"evaluations": self.evaluations, "seconds": self.seconds}
+        meta = self.meta | {"evaluations": self.evaluations, "seconds": self.seconds, "law": self.probe.law}
         return MultifractalResult(
             self.name,
             self.step,

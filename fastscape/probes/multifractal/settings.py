@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastscape._checks import amount, integer, one_of
-from fastscape.directions.directions import Scale
+from fastscape.directions.directions import Scale, checked_rank, law
 from fastscape.directions.normalise import RULES, OneD, Rule, ZeroNorm
 from fastscape.evaluation.losses import checked_radii
 from fastscape.ops import Distribution
@@ -33,7 +33,8 @@ class ProbeSettings:
         count: directions per bank (at least 2); ``None`` for 64, or, under a budget, as many as fit.
         banks: blocks of directions with seeds of their own: seed + stride (b + 1), modulo 2^64.
         seed, stride: of the generator.
-        distribution, normalize, scale, one_d, zero_norm: see :class:`fastscape.Directions`.
+        distribution, rank, normalize, scale, one_d, zero_norm: see :class:`fastscape.Directions`. Along directions of a rank the
+            exponents are those of another law, comparable with themselves alone.
         precision: ``"difference"``, ``"float64"``, ``"float32"`` (see :func:`fastscape.responses`), or ``None`` for the cheapest
             that resolves the scales, measured on the first checkpoint. Which function each measures where the model or the loss
             enters an autocast, or casts: see :func:`fastscape.responses`; ``meta["arithmetic"]`` says it.
@@ -53,6 +54,7 @@ class ProbeSettings:
     zero_norm: ZeroNorm = "skip"
     precision: Precision | None = None
     bank_batches: BankBatches = "all"
+    rank: int | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.radii is not None:
@@ -75,6 +77,7 @@ class ProbeSettings:
         ):
             one_of(name, value, allowed)
         checked_precision(self.precision)
+        object.__setattr__(self, "rank", checked_rank(self.rank, self.normalize))
 
     def grid(self, weight_norm: float) -> NDArray[np.float64]:
         """The radii in units of ||d||, for weights of the given norm."""
@@ -84,6 +87,11 @@ class ProbeSettings:
         relative = np.logspace(math.log10(low), math.log10(high), count)
         usable = math.isfinite(weight_norm) and weight_norm > 0
         return relative * weight_norm if self.scale == "unit" and usable else relative
+
+    @property
+    def law(self) -> str:
+        """What the directions are drawn from, in words."""
+        return law(self.distribution, self.rank)
 
     def bank_seed(self, bank: int) -> int:
         """Seed of a bank."""

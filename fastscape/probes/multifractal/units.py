@@ -32,7 +32,7 @@ class Point:
 
 def directions_of(probe: ProbeSettings, objective: Objective) -> Directions:
     """Directions of the first bank at a checkpoint, without end; the others have other seeds."""
-    names = ("distribution", "normalize", "scale", "one_d", "zero_norm")
+    names = ("distribution", "rank", "normalize", "scale", "one_d", "zero_norm")
     arguments: dict[str, Any] = {name: getattr(probe, name) for name in names}
     return Directions(objective, count=2**32, seed=probe.bank_seed(0), **arguments)
 
@@ -44,7 +44,8 @@ def groups_of(probe: ProbeSettings, objective: Objective) -> list[Objective]:
 
 def settings_of(probe: ProbeSettings) -> dict[str, Any]:
     """Settings that two runs of one plan share, as plain data; of the precision, the one that was used is compared."""
-    return {name: value for name, value in plain_data(probe).items() if name not in ("count", "precision")}
+    left_out = {"count", "precision"} | ({"rank"} if probe.rank is None else set())  # runs of earlier versions had none
+    return {name: value for name, value in plain_data(probe).items() if name not in left_out}
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def _details(point: MultifractalResult) -> dict[str, str]:
 def _settings(point: MultifractalResult) -> tuple[tuple[str, str], ...]:
     probe, analysis = point.probe, point.analysis.settings
     radii = point.measured.radii
-    moved = f"{probe.distribution}, normalised per {probe.normalize}, {counted(probe.banks, 'bank')}, seed {probe.seed}"
+    moved = f"{probe.law}, normalised per {probe.normalize}, {counted(probe.banks, 'bank')}, seed {probe.seed}"
     return (
         ("radii", f"{len(radii)} from {radii[0]:.2e} to {radii[-1]:.2e} in units of ||d|| (scale: {probe.scale})"),
         ("directions", moved),

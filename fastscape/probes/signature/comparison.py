@@ -175,6 +175,10 @@ def _settings_differ(signatures: Sequence[Signature]) -> list[str]:
         asked = {_asked(each.meta["sources"][kind]) for each in signatures if kind in each.meta.get("sources", {})}
         if len(asked) > 1:
             notes.append(f"the {kind} results have different settings and do not compare")
+        laws = {each.meta["sources"][kind].get("law", "") for each in signatures if kind in each.meta.get("sources", {})}
+        if len(laws - {""}) > 1 or (len(laws) > 1 and any(" of rank " in law for law in laws)):
+            named = ", ".join(sorted(law or "not told" for law in laws))
+            notes.append(f"the {kind} results are along directions of different laws ({named}) and do not compare")
     return notes
 
 

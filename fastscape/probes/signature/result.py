@@ -54,7 +54,8 @@ class Signature(Document):
         m_tau, h_mean, h_std, c2: of the multifractal probe; M_tau on the orders that its directions support.
         missing: why a field is ``None``, by its name.
         deterministic: whether the loss passed the determinism gate.
-        meta: fingerprints, model, data, seconds, evaluations, stop reason; ``sources`` has seed and settings by kind of result.
+        meta: fingerprints, model, data, seconds, evaluations, stop reason; ``sources`` has seed, settings and the law of the
+            directions by kind of result.
         notes: flags, in words.
     """
 
@@ -230,7 +231,7 @@ def _meta(given: Mapping[str, Any]) -> Provenance:
     meta["seconds"] = math.fsum(value for value in seconds if value is not None)
     meta["evaluations"] = sum(int(value) for value in evaluations if value is not None)
     meta["sources"] = {
-        kind: {key: result.meta[key] for key in ("seed", "settings", "stop_reason", "created") if key in result.meta}
+        kind: {key: result.meta[key] for key in ("seed", "settings", "law", "stop_reason", "created") if key in result.meta}
         for kind, result in given.items()
     }
     return meta | provenance()
