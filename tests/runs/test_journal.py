@@ -128,7 +128,7 @@ def test_units_of_another_plan_are_left_out_and_counted(tmp_path):
         for unit in UNITS[:3]:
             journal.append(unit, evaluate(dataclasses.replace(unit, point=shift)), 1.0, lanes)
         journal.close()
-        os.rename(files(tmp_path)[-1], tmp_path / f"units.{len(files(tmp_path))}.jsonl")
+        files(tmp_path)[-1].rename(tmp_path / f"units.{len(files(tmp_path))}.jsonl")
     journal = Journal(tmp_path)
     journal.follow(lambda _unit: mine, lambda *_: True)
     assert journal.done == {unit: WHOLE[unit] for unit in UNITS[:3]}
