@@ -249,7 +249,8 @@ def _responses(
         if obeyed is not None:
             obeyed.check_loss(base)
         used = obeyed or Plan.made(objective, settings, steps, base).having(way_of(0, chosen, choice, measured))
-        even, odd, base, lanes, workers, elsewhere = evaluated(evaluator, directions, steps, journal, used, progress, workers_of)
+        found = evaluated(evaluator, directions, steps, journal, used, progress, workers_of)
+        even, odd, base, lanes, workers, elsewhere, left_out = found
         noise = with_largest(measured, evaluator, directions, steps, even)
         evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations + elsewhere
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
@@ -279,7 +280,7 @@ def _responses(
         evaluations=evaluations,
         seconds=now() - start,
         arithmetic=arithmetic.meta["arithmetic"],
-        notes=(*arithmetic.notes, *noise.notes),
+        notes=(*arithmetic.notes, *noise.notes, *left_out),
         plan=obeyed or dataclasses.replace(used, loss=base),
         workers={**workers, **short},
     )
