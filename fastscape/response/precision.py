@@ -20,6 +20,7 @@ from fastscape.directions import Directions
 from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import NarrowLossError
+from fastscape.evaluation.effort import HEAVY, multiplications
 from fastscape.evaluation.evaluator import Evaluator, PathName
 from fastscape.evaluation.influence import Influence, influence
 from fastscape.evaluation.losses import DTYPES
@@ -37,7 +38,6 @@ AnyPath = PathName | FrontEnd
 
 CALIBRATION = 4  # directions evaluated in float64 as well, to measure the noise of float32 subtraction
 _DIRECTIONS = 2  # of the calibration of difference propagation
-_SLOW = 0.05  # seconds per forward above which one direction has to do
 _LEAST, _FORWARDS = 1.0, 40  # seconds, and forwards, below which trying other arithmetics does not fit
 _GRADIENT = 4  # times the activations that a gradient may take of what is available
 _WARM = 0.1  # seconds of a block that need not be timed again
@@ -194,9 +194,9 @@ def measure_noise(
     float64 subtraction: a model and a measured floor, the same at every radius unless the loss goes in steps of unknown size.
     float32: RMS difference from float64 over the first four directions, evaluated in both, and the error of narrower steps, which
     round both alike; where there is no float64 to hold beside it, the scatter between neighbouring weights. Difference
-    propagation: its relative error does not depend on the radius; it is measured against float64 lanes on two directions at the
-    ends and the middle of the radii, doubled, and applied to the responses of these directions. Casts to a narrower dtype round
-    the values at w, not the differences: a few of its units are stated then.
+    propagation: its relative error does not depend on the radius; it is measured against float64 lanes on two directions (on one
+    where a forward is heavy) at the ends and the middle of the radii, doubled, and applied to the responses of these directions.
+    Casts to a narrower dtype round the values at w, not the differences: a few of its units are stated then.
 
     ``zeros``: find out which parameters move the loss as well, so that zero responses can be judged.
     """
@@ -265,7 +265,7 @@ def _influence(evaluator: Evaluator | DifferenceEvaluator) -> Influence | None:
 
 
 def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions, radii: Array) -> Noise:
-    count = 1 if evaluator.forward_seconds > _SLOW else _DIRECTIONS
+    count = 1 if multiplications(evaluator.objective) > HEAVY else _DIRECTIONS
     indices = range(min(count, len(directions)))
     sample = sorted({0, len(radii) // 2, len(radii) - 1})
     narrow = evaluator.responses(directions, indices, radii)[0]

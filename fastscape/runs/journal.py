@@ -132,7 +132,7 @@ class Journal:
             self.done.pop(unit, None)
             label = self._label(unit)
             self.strange += sum(other not in ("", label) for other in found)
-            data, _ = found.get(label) or found.get("", (None, None))
+            data = next((found[name][0] for name in (label, "") if name in found), None)
             with suppress(ValueError):
                 if data is not None and fits(unit, decode(data)):
                     self.done[unit] = data
