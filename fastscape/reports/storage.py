@@ -132,6 +132,7 @@ def load(path: str | Path) -> Any:
         _check_format(document["format"], path)
         result = unpack(_class_of(document["kind"]), document["result"], arrays)
         check_shapes(result)
+        _check_shown(result)
     except (FileNotFoundError, NewerFileError):
         raise
     except Exception as error:  # a damaged archive fails in zipfile, zlib, NumPy or json, in a dozen ways
@@ -139,6 +140,18 @@ def load(path: str | Path) -> Any:
             f"path must be a result file written by fastscape, got {str(path)!r} ({type(error).__name__}: {first_line(error)})"
         ) from error
     return result
+
+
+def _check_shown(result: Any) -> None:
+    """Whether what a file holds can be shown: its ``meta`` has no fixed entries, and views and pages read those that they need.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    try:
+        str(result), repr(result), result.verdict(), result.flags
+    except Exception as error:
+        raise ValueError(f"what it holds cannot be shown: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _check_format(found: object, path: str | Path) -> None:
