@@ -73,7 +73,8 @@ def check_memory(memory: object) -> None:
 
 def listed(name: str, value: object, what: str) -> tuple[Any, ...]:
     """``value`` as a tuple, or a TypeError that says of what; text and mappings are no sequences."""
-    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+    one = getattr(value, "ndim", 1) == 0  # an array of one number, whose type can be iterated over and which cannot
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)) or one:
         raise TypeError(f"{name} must be a sequence of {what}, got {shown(value)}")
     return tuple(value)
 

@@ -194,13 +194,13 @@ def header_that_lies(members, chance):
 def changed_document(members, chance):
     document = document_of(members)
     at = document
-    for _ in range(chance.randrange(1, 6)):  # a random place in the tree, but for what is shown as it is
+    for _ in range(chance.randrange(1, 6)):  # a random place in the tree
         keys = list(at) if isinstance(at, dict) else range(len(at))
-        deeper = [key for key in keys if isinstance(at[key], (dict, list)) and at[key] and key != "meta"]
+        deeper = [key for key in keys if isinstance(at[key], (dict, list)) and at[key]]
         if not deeper:
             break
         at = at[chance.choice(deeper)]
-    keys = [key for key in at if key != "meta"] if isinstance(at, dict) else range(len(at))
+    keys = list(at) if isinstance(at, dict) else range(len(at))
     if keys:
         at[chance.choice(list(keys))] = chance.choice(
             (None, "text", -1, 10**400, [], {}, [[[]]], {"array": "gone"}, {"array": 3}, {"$kind": "gone"}, True, float("nan"))

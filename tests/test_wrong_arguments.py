@@ -28,6 +28,9 @@ HESSIAN = fs.hessian(OBJECTIVE)
 FOREIGN = fs.Directions(fs.Objective(OTHER, [(X, Y)], criterion=F.cross_entropy), 8)
 
 
+RADII, BANK = np.geomspace(1e-3, 1e-1, 6), np.random.default_rng(0).standard_normal((6, 8)) ** 2
+
+
 def made(model=MODEL, data=((X, Y),), **options):
     return fs.Objective(model, list(data), **({"criterion": F.cross_entropy} | options))
 
@@ -79,6 +82,8 @@ OF_PROBES = {
     "none": (lambda: fs.trajectory(OBJECTIVE, [None]), r"checkpoints\[0\] must be the path of a file, got NoneType"),
     "solutions": (lambda: fs.barriers(OBJECTIVE, MODEL), r"checkpoints must be a sequence of solutions"),
     "result": (lambda: fs.load(3), "path must name a result file, got int"),
+    "one logger": (lambda: fs.Tracker(OBJECTIVE, every=1, loggers=np.array("x")), r"loggers must be a sequence of functions"),
+    "one batch": (lambda: fs.analyse([BANK], eps=RADII, batches=torch.tensor(0.0)), "batches must be a sequence of numbers"),
     "association": (lambda: fs.association("a", "b"), "early and outcome must hold one number per run, got 'a' and 'b'"),
     "foreign optimizer": (
         lambda: fs.edge_of_stability(OBJECTIVE, torch.optim.SGD(OTHER.parameters(), lr=0.1)),
@@ -158,7 +163,6 @@ def test_what_a_loss_returns_is_told(value, words):
         objective.loss()
 
 
-RADII, BANK = np.geomspace(1e-3, 1e-1, 6), np.random.default_rng(0).standard_normal((6, 8)) ** 2
 FILE = {"checkpoints": ["a.safetensors"]}  # never read: what is wrong with the other arguments is told before
 DOORS = {
     fs.Objective: {"model": MODEL, "data": [(X, Y)], "criterion": F.cross_entropy},

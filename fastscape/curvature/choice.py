@@ -16,12 +16,12 @@ from fastscape.curvature.point import UnsoundProductError
 from fastscape.curvature.program import Parts, Program
 from fastscape.curvature.sketch import TrialProducts, synchronise
 from fastscape.curvature.soundness import AsymmetricProductError, Soundness
-from fastscape.curvature.workspace import SLOW
 from fastscape.evaluation.determinism import NondeterministicLossError
 from fastscape.evaluation.trial import Trial, timed, told
 
 BLOCK = 8  # vectors of a batched computation: with more the cost per vector no longer falls
-_VERY_SLOW = 0.25  # and as few runs as it can
+_SLOW = 2.0**24  # multiplications by a batch above which a trial takes few products: about 0.01 s for a gradient
+_VERY_SLOW = 2.0**29  # and as few runs as it can
 _HOPELESS = 2.0  # times the fastest: a path this much slower is not timed again
 _ROUNDS = 8  # of timing quick candidates in turn: the least of them is a product undisturbed
 
@@ -92,7 +92,7 @@ class ProductTrial:
         program: the loss.
         batch: the largest batch.
         limit: bytes of tensors that a computation may hold.
-        gradient_seconds: seconds of one gradient.
+        effort: multiplications by the batch: what is checked must not depend on a clock.
         given: a vector to try with, ``[1, *shape]`` by parameter, where memory for others is short; symmetry is not checked then.
         seed: of the vectors.
         borne_out: names of paths whose products were found to be those of the loss before; grows. ``None``: not to be compared.
@@ -112,13 +112,13 @@ class ProductTrial:
         program: Program,
         batch: int,
         limit: float,
-        gradient_seconds: float,
+        effort: float,
         given: Parts | None = None,
         seed: int = 0,
         borne_out: set[str] | None = None,
     ) -> None:
         self._program, self._batch, self._limit = program, batch, limit
-        self.slow, self._very_slow = gradient_seconds > SLOW, gradient_seconds > _VERY_SLOW
+        self.slow, self._very_slow = effort > _SLOW, effort > _VERY_SLOW
         self._products = TrialProducts(program, batch, 2 if self.slow else 3, given, seed)
         self.sound = Soundness(self._products, limit, borne_out, slow=self.slow)
         self.trial = Trial[Candidate](self._refused, NondeterministicLossError)

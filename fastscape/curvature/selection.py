@@ -108,7 +108,7 @@ class Selection:
             given = program.layout.views(rows[:1])
         limit = space.limit - (vector if given is None else 0)
         borne_out = self._borne_out if self._matrix == "hessian" else None
-        trial = ProductTrial(program, space.largest, limit, space.gradient_seconds, given, borne_out=borne_out)
+        trial = ProductTrial(program, space.largest, limit, space.effort, given, borne_out=borne_out)
         try:
             for make in self._makers(program, key, trial.found, thorough=thorough):
                 trial.attempt(make, key)

@@ -13,11 +13,12 @@ from fastscape.curvature.peak import peak_bytes
 from fastscape.curvature.program import Program
 from fastscape.curvature.sketch import synchronise
 from fastscape.evaluation.determinism import unperturbed_loss
+from fastscape.evaluation.effort import multiplications
 from fastscape.evaluation.trial import memory_for, timed
 from fastscape.objective.objective import Objective
 from fastscape.objective.structures import tensors_of
 
-SLOW = 0.01  # seconds per gradient above which overheads hardly count, and a trial takes few products
+SLOW = 0.01  # seconds per gradient above which overheads hardly count
 _CAP = 0.9  # of the memory cap for tensors: kernels have workspace of their own
 
 
@@ -80,6 +81,11 @@ class Workspace:
         self.work, self.program = torch.float64, program
         self.notes = (*self.notes, note)
         self.gradient_seconds = math.nan
+
+    @property
+    def effort(self) -> float:
+        """Multiplications by the largest batch, which do not depend on the machine."""
+        return multiplications(self.objective, max(self.objective.batch_weights))
 
     @contextmanager
     def arithmetic(self, *, draws: bool = True) -> Iterator[None]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import replica_arithmetic
+from fastscape.evaluation.effort import HEAVY, multiplications
 from fastscape.evaluation.evaluator import Evaluator
 from fastscape.evaluation.points import Array, Radii, second_difference, signed_radii
 from fastscape.evaluation.rounding import rounding_model as rounding_model
@@ -32,7 +33,6 @@ from fastscape.objective.replica import Replica
 
 _FLOOR_RADIUS = 1e-11  # of ||w||: true responses are below 1e-19 there, weights still move by 1e5 ulp in float64
 _HIDDEN = "steps that no dtype shows, such as a hidden cast or a quantisation"
-_SLOW = 0.05  # seconds per forward above which one direction has to tell whether a loss goes in steps
 _DRAWS = 4  # displacements of the weights over which the error of one loss is measured
 _SECOND = math.sqrt(6)  # the rounding model is of a second difference, one of whose losses carries a sixth of its variance
 _NEIGHBOUR = 20  # roundings of the weights between neighbours, whose losses round independently
@@ -104,7 +104,8 @@ def noise_float64(
     noise, reason = np.full(len(radii), np.fmax(np.fmax(modelled, floor), narrow)), found.step
     if np.isnan(noise).any():
         return noise, reason
-    few = along(evaluator, directions, indices[:1]) if evaluator.forward_seconds > _SLOW else lines
+    heavy = multiplications(evaluator.objective) > HEAVY  # one direction has to tell whether a loss goes in steps
+    few = along(evaluator, directions, indices[:1]) if heavy else lines
     if not (found.rounds or _in_steps(few, lines, float(np.fmax(modelled, narrow)), floor)):
         return noise, reason
     hidden = f"roundings in {found.rounds}" if found.rounds else _HIDDEN

@@ -9,7 +9,7 @@ import types
 import typing
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,11 @@ def load(path: str | Path) -> Any:
         ValueError: not a result file, a damaged one, or one written by a newer fastscape.
         FileNotFoundError: no such file.
     """
+    return read(path, _check_shown)
+
+
+def read(path: str | Path, check: Callable[[Any], None] = lambda _result: None) -> Any:
+    """As :func:`load`, also of a part of a result that nobody is to see yet; ``check`` raises where it does not serve."""
     if not isinstance(path, (str, Path)):
         raise TypeError(f"path must name a result file, got {type(path).__name__}")
     if Path(path).is_file() and not zipfile.is_zipfile(path):
@@ -137,6 +142,7 @@ def load(path: str | Path) -> Any:
         _check_format(document["format"], path)
         result = unpack(_class_of(document["kind"]), document["result"], arrays)
         check_shapes(result)
+        check(result)
     except (FileNotFoundError, NewerFileError):
         raise
     except Exception as error:  # a damaged archive fails in zipfile, zlib, NumPy or json, in a dozen ways
@@ -144,6 +150,18 @@ def load(path: str | Path) -> Any:
             f"path must be a result file written by fastscape, got {str(path)!r} ({type(error).__name__}: {first_line(error)})"
         ) from error
     return result
+
+
+def _check_shown(result: Any) -> None:
+    """Whether what a file holds can be shown: its ``meta`` has no fixed entries, and views and pages read those that they need.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    try:
+        str(result), repr(result), result.verdict(), result.flags
+    except Exception as error:
+        raise ValueError(f"what it holds cannot be shown: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _check_format(found: object, path: str | Path) -> None:

@@ -26,7 +26,7 @@ Made = Callable[[Plan, Evaluate, Callable[[], int | None], Journal | None], Work
 
 
 class Evaluated(NamedTuple):
-    """Even and odd responses ``[K, N]``, L(w), directions at a time where memory ran out, and who evaluated how often."""
+    """Even and odd responses ``[K, N]``, L(w), directions at a time where memory ran out, who evaluated how often, and flags."""
 
     even: Array
     odd: Array
@@ -34,6 +34,7 @@ class Evaluated(NamedTuple):
     lanes: int | None
     meta: Mapping[str, Any]
     elsewhere: int
+    notes: tuple[str, ...]
 
 
 def in_units(choice: PathChoice) -> PathChoice:
@@ -104,7 +105,7 @@ def evaluated(
 
     work: Evaluate = evaluate
     if journal is not None:
-        journal.keep(lambda unit, value: value.even.shape == (len(radii), len(of(unit))))
+        journal.follow(lambda _unit: plan, lambda unit, value: value.even.shape == (len(radii), len(of(unit))))
         journal.write(_PLAN, plan.to_dict())
         work = journal.recording(evaluate, lambda: halving.lanes)
     workers = made(plan, work, lambda: halving.lanes, journal)
@@ -121,4 +122,5 @@ def evaluated(
             journal.close()
     ordered = [columns[unit] for unit in sorted(columns)]
     even, odd = (np.concatenate([column[part] for column in ordered], axis=1) for part in (0, 1))
-    return Evaluated(even, odd, ordered[0].base, halving.lanes, workers.meta, getattr(workers, "evaluations", 0))
+    notes = () if journal is None else (*journal.left_out, *filter(None, (journal.note,)))
+    return Evaluated(even, odd, ordered[0].base, halving.lanes, workers.meta, getattr(workers, "evaluations", 0), notes)

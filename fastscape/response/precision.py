@@ -20,6 +20,7 @@ from fastscape.directions import Directions
 from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import NarrowLossError
+from fastscape.evaluation.effort import HEAVY, multiplications
 from fastscape.evaluation.evaluator import Evaluator, PathName
 from fastscape.evaluation.influence import Influence, influence
 from fastscape.evaluation.losses import DTYPES
@@ -36,15 +37,12 @@ Precision = Literal["float64", "float32", "difference", "difference-bf16"]
 AnyPath = PathName | FrontEnd
 
 CALIBRATION = 4  # directions evaluated in float64 as well, to measure the noise of float32 subtraction
-_DIRECTIONS = 2  # of the calibration of difference propagation
-_SLOW = 0.05  # seconds per forward above which one direction has to do
+DIFFERENCES = 2  # directions of the calibration of difference propagation
 _LEAST, _FORWARDS = 1.0, 40  # seconds, and forwards, below which trying other arithmetics does not fit
 _GRADIENT = 4  # times the activations that a gradient may take of what is available
 _WARM = 0.1  # seconds of a block that need not be timed again
 _NEIGHBOURS = "rounding noise is measured between neighbouring weights"
-_STANDOUTS = 3  # of all radii
-_OUTLIER = 3.0  # times the RMS response of the directions that the error was measured on
-_SAFETY = 2.0  # times the relative error of the lanes that was measured
+SAFETY = 2.0  # times the relative error of the lanes that was measured
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ class Noise:
         evaluations: done for the calibration beside the evaluator's own.
         how: in words, where it could not be compared with float64.
         influence: which parameters move the loss; ``None`` where a gradient takes too much memory, or the model has none.
+        largest: where trust is withheld for the sake of a few responses, in words.
     """
 
     sigma: Array
@@ -66,6 +65,7 @@ class Noise:
     evaluations: int
     how: str = ""
     influence: Influence | None = None
+    largest: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON data, for a plan."""
@@ -97,7 +97,7 @@ class Noise:
     def notes(self) -> tuple[str, ...]:
         """Flags, in words."""
         note = "" if self.influence is None else self.influence.note
-        return (note,) if note else ()
+        return tuple(filter(None, (note, self.largest)))
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,9 @@ def measure_noise(
     float64 subtraction: a model and a measured floor, the same at every radius unless the loss goes in steps of unknown size.
     float32: RMS difference from float64 over the first four directions, evaluated in both, and the error of narrower steps, which
     round both alike; where there is no float64 to hold beside it, the scatter between neighbouring weights. Difference
-    propagation: its relative error does not depend on the radius; it is measured against float64 lanes on two directions at the
-    ends and the middle of the radii, doubled, and applied to the responses of these directions. Casts to a narrower dtype round
-    the values at w, not the differences: a few of its units are stated then.
+    propagation: its relative error does not depend on the radius; it is measured against float64 lanes on two directions (on one
+    where a forward is heavy) at the ends and the middle of the radii, doubled, and applied to the responses of these directions.
+    Casts to a narrower dtype round the values at w, not the differences: a few of its units are stated then.
 
     ``zeros``: find out which parameters move the loss as well, so that zero responses can be judged.
     """
@@ -237,15 +237,6 @@ def measure_noise(
     return Noise(errors[0], verdicts, operation, evaluations, influence=found)
 
 
-def with_largest(
-    noise: Noise, evaluator: Evaluator | DifferenceEvaluator, directions: Directions, radii: Array, even: Array
-) -> Noise:
-    """The noise of all responses ``[K, N]``: one far larger than those it was measured on is held against float64 itself."""
-    if not isinstance(evaluator, DifferenceEvaluator):
-        return noise
-    return replace(noise, sigma=np.maximum(noise.sigma, _noise_of_largest(evaluator, directions, radii, even)))
-
-
 def _influence(evaluator: Evaluator | DifferenceEvaluator) -> Influence | None:
     """Which parameters move the loss, in float64 where gradients underflow less; ``None`` where that cannot be told."""
     objective = evaluator.objective
@@ -265,7 +256,7 @@ def _influence(evaluator: Evaluator | DifferenceEvaluator) -> Influence | None:
 
 
 def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions, radii: Array) -> Noise:
-    count = 1 if evaluator.forward_seconds > _SLOW else _DIRECTIONS
+    count = 1 if multiplications(evaluator.objective) > HEAVY else DIFFERENCES
     indices = range(min(count, len(directions)))
     sample = sorted({0, len(radii) // 2, len(radii) - 1})
     narrow = evaluator.responses(directions, indices, radii)[0]
@@ -276,7 +267,7 @@ def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions
         error = max(float(np.nanmax(relative, initial=0.0)), unit) if np.isfinite(relative).any() else unit
         found = replica_arithmetic(evaluator.replica)
         smooth = evaluator.program is not None and evaluator.program.smooth
-        sigma = max(_SAFETY * error, found.error_around(smooth=smooth)) * _rms(narrow)
+        sigma = max(SAFETY * error, found.error_around(smooth=smooth)) * _rms(narrow)
     evaluations = 0
     if found.rounds:  # its jumps are followed: they are in the responses, as they are in subtraction
         with Evaluator(evaluator.objective, torch.float64, method="loop", gate=False) as exact:
@@ -284,20 +275,6 @@ def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions
             evaluations = exact.evaluations
     narrower = "; ".join(filter(None, (found.step, f"roundings in {found.rounds}" if found.rounds else "")))
     return Noise(sigma, None, narrower, evaluations)
-
-
-def _noise_of_largest(evaluator: DifferenceEvaluator, directions: Directions, radii: Array, even: Array) -> Array:
-    """RMS error over all directions by those of the largest responses alone, where they stand out at a radius."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        sizes = np.nan_to_num(np.abs(even), nan=0.0, posinf=np.inf)  # lanes that overflow stand out; a loss of NaN does not
-        apart = sizes.max(axis=1) > _OUTLIER * _rms(even[:, :_DIRECTIONS])
-        places = sorted({place for place in sizes.argmax(axis=1)[apart].tolist() if place >= _DIRECTIONS})[-_STANDOUTS:]
-        if not places:
-            return np.zeros(len(radii))
-        wide = evaluator.responses(directions, places, radii.tolist(), lanes=torch.float64)[0]
-        squares = np.square(np.abs(even[:, places] - wide))
-        found: Array = _SAFETY * np.sqrt(np.nansum(squares, axis=1) / even.shape[1])
-    return found
 
 
 def _rms(values: Array) -> Array:

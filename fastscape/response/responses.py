@@ -38,9 +38,9 @@ from fastscape.response.precision import (
     refused_precision,
     responder,
     way_of,
-    with_largest,
 )
 from fastscape.response.shared import hired, shared
+from fastscape.response.standouts import with_largest
 from fastscape.runs.journal import Journal
 from fastscape.runs.making import Making, check_executor, made, making
 from fastscape.runs.plan import Plan, same_as_planned
@@ -251,8 +251,9 @@ def _responses(
         if obeyed is not None:
             obeyed.check_loss(base)
         used = obeyed or Plan.made(objective, settings, steps, base).having(way_of(0, chosen, choice, measured))
-        even, odd, base, lanes, workers, elsewhere = evaluated(evaluator, directions, steps, journal, used, progress, workers_of)
-        noise = with_largest(measured, evaluator, directions, steps, even)
+        found = evaluated(evaluator, directions, steps, journal, used, progress, workers_of)
+        even, odd, base, lanes, workers, elsewhere, left_out = found
+        noise = with_largest(measured, evaluator, directions, steps, even, odd)
         evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations + elsewhere
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
         handled = evaluator.handling if isinstance(evaluator, DifferenceEvaluator) else None
@@ -281,7 +282,7 @@ def _responses(
         evaluations=evaluations,
         seconds=now() - start,
         arithmetic=arithmetic.meta["arithmetic"],
-        notes=(*arithmetic.notes, *noise.notes),
+        notes=(*arithmetic.notes, *noise.notes, *left_out),
         plan=obeyed or dataclasses.replace(used, loss=base),
         workers={**workers, **short},
         law=directions.law,

@@ -57,6 +57,10 @@ class _Blocks:
         """The objective."""
         return self.objective
 
+    def plan(self, _unit: Unit) -> Plan | None:
+        """The plan, once it is known."""
+        return self._plan
+
     def learn(self, _unit: Unit, plan: Plan) -> None:
         """Make the evaluator of a plan."""
         if self._plan is not None:

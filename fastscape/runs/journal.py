@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fastscape._checks import counted
 from fastscape._clock import now
 from fastscape.runs.folder import RunFolder
+from fastscape.runs.plan import Plan
 from fastscape.runs.units import Evaluate, Unit, Value, decode
 
 KIND = "fastscape units"
@@ -20,7 +23,9 @@ class Journal(RunFolder):
 
     ``manifest.json`` says what is measured; each process writes the units that it evaluates to a file of its own, one
     checksummed line each, before anybody hears of them. What is torn or changed is left out and evaluated again. A process that
-    is killed loses the unit that it was at; a machine that fails, at most those of the last second too.
+    is killed loses the unit that it was at; a machine that fails, at most those of the last second too. Every line carries the
+    label of the plan that its unit follows: two runs that chose otherwise, on machines that see no lock of each other, are
+    never put together.
 
     Args:
         folder: made where it is missing.
@@ -29,31 +34,50 @@ class Journal(RunFolder):
         manifest: as it was found; empty in a new folder.
         done: bytes of the units that were found.
         torn: lines that were left out.
+        strange: results that follow another plan, found by :meth:`follow`.
+        doubled: units of one plan that two machines rounded differently.
         seconds: that the units took which were found.
 
     Raises:
         TypeError: a folder that is no path.
-        ValueError: a folder of something else, of a newer version, or with two results of one unit.
+        ValueError: a folder of something else, of a newer version, or with two results of one unit that do not say which plan
+            they follow, as earlier versions wrote them.
     """
 
     kind, stem = KIND, "units"
 
     def __init__(self, folder: str | Path) -> None:
         self.done: dict[Unit, bytes] = {}
+        self.strange = self.doubled = 0
         self.seconds = 0.0
-        self._lanes: dict[Unit, int | None] = {}
         self._held: dict[int, list[tuple[Unit, bytes, float, int | None]]] = {}
+        self._found: dict[Unit, dict[str, tuple[bytes, int | None]]] = {}  # by label
+        self._plan: Callable[[Unit], Plan | None] = lambda _unit: None
         super().__init__(folder)
+        self.done = {unit: next(iter(found.values()))[0] for unit, found in self._found.items()}
 
-    def keep(self, fits: Callable[[Unit, Value], bool]) -> None:
-        """Leave the units that are no results, or do not fit, to be evaluated again."""
-        for unit, data in sorted(self.done.items()):
-            try:
-                kept = fits(unit, decode(data))
-            except ValueError:
-                kept = False
-            if not kept:
-                del self.done[unit]
+    def follow(self, plan: Callable[[Unit], Plan | None], fits: Callable[[Unit, Value], bool]) -> None:
+        """Take the units that follow the plans of this run, and write their labels from now on.
+
+        Those of other plans, and those that are no results or do not fit, are left to be evaluated again.
+
+        Args:
+            plan: of a unit's checkpoint; ``None`` where there is none yet.
+            fits: whether a result is of the run.
+        """
+        self._plan, self.strange = plan, 0
+        for unit, found in sorted(self._found.items()):
+            self.done.pop(unit, None)
+            label = self._label(unit)
+            self.strange += sum(other not in ("", label) for other in found)
+            data = next((found[name][0] for name in (label, "") if name in found), None)
+            with suppress(ValueError):
+                if data is not None and fits(unit, decode(data)):
+                    self.done[unit] = data
+
+    def _label(self, unit: Unit) -> str:
+        plan = self._plan(unit)
+        return "" if plan is None else plan.label(unit.group)
 
     def recording(self, evaluate: Evaluate, lanes: Callable[[], int | None] = lambda: None) -> Evaluate:
         """The same evaluation, which writes a unit before it gives its bytes and takes what is done from the journal.
@@ -83,7 +107,9 @@ class Journal(RunFolder):
         if unit.point in self._held:
             self._held[unit.point].append((unit, data, seconds, lanes))
             return
+        label = self._label(unit)
         line = {"key": list(unit.key), "data": base64.b64encode(data).decode(), "seconds": seconds, "lanes": lanes}
+        line |= {"way": label} if label else {}
         self._append(line, seconds)
 
     def hold(self, point: int) -> None:
@@ -95,20 +121,36 @@ class Journal(RunFolder):
         for line in self._held.pop(point, []):
             self.append(*line)
 
+    @property
+    def left_out(self) -> list[str]:
+        """What was found and not taken, in words."""
+        return [
+            f"left out of the journal: {counted(number, noun)}{words}"
+            for number, noun, words in (
+                (self.torn, "torn or changed line", ""),
+                (self.strange, "result", " of another plan, such as that of a second machine that ran beside"),
+                (self.doubled, "result", " of a machine that rounds otherwise than the one whose results were taken"),
+            )
+            if number
+        ]
+
     def _take(self, line: Mapping[str, Any]) -> None:
-        """Add the unit of a line; of two, the one that was evaluated more at a time."""
+        """Add the unit of a line; of two under one label, the one that was evaluated more at a time."""
         try:
             unit, data, width = Unit(*line["key"]), base64.b64decode(line["data"], validate=True), line["lanes"]
+            found, label = self._found.setdefault(unit, {}), str(line.get("way", ""))
         except (KeyError, TypeError, ValueError, binascii.Error):
             self.torn += 1
             return
-        lanes = self._lanes
-        if unit in self.done and width == lanes[unit] and data != self.done[unit]:
-            raise ValueError(
-                f"resume: the journal in {str(self.folder)!r} has two results of unit {unit.key}, of two runs; remove one of them"
-            )
-        if unit not in self.done or _wider(width, lanes[unit]):
-            self.done[unit], lanes[unit] = data, width
+        if label in found and width == found[label][1] and data != found[label][0]:
+            if not label:
+                raise ValueError(
+                    f"resume: the journal in {str(self.folder)!r} has two results of unit {unit.key}, of two runs; "
+                    "remove one of them"
+                )
+            self.doubled += 1
+        if label not in found or _wider(width, found[label][1]):
+            found[label] = data, width
             self.seconds += line.get("seconds", 0.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,6 +91,18 @@ class Plan:
     def way(self, group: int) -> Way | None:
         """How a group of batches was evaluated, if it was."""
         return next((way for way in self.ways if way.group == group), None)
+
+    def label(self, group: int) -> str:
+        """Digest of what the bytes of a group's units depend on beside the model, the data and the settings; empty without a way.
+
+        It is of everything that two machines may choose or find otherwise, but for the noise, which is in no unit.
+        """
+        way = self.way(group)
+        if way is None:
+            return ""
+        chosen = {name: value for name, value in vars(way).items() if name not in ("reason", "noise")}
+        content = [chosen, self.threads, self.radii, self.loss, dict(self.versions)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def having(self, way: Way) -> Plan:
         """The same with one more way."""

@@ -313,7 +313,8 @@ class _Server:
         if self._folder is None or self._journal is not None or not (Path(self._folder) / MANIFEST).is_file():
             return
         self._journal = Journal(self._folder)
-        self._journal.done.clear()  # rank 0 has decided what is to be evaluated again
+        plan = getattr(self._own, "plan", lambda _unit: None)
+        self._journal.follow(plan, lambda *_: False)  # rank 0 has decided what is to be evaluated again
         self._evaluate = self._journal.recording(self._own, self._lanes)
 
     def close(self) -> None:
@@ -355,8 +356,8 @@ def serve(
 
     Args:
         ranks: the processes.
-        evaluate: the bytes of a unit, in this process; an attribute ``lanes`` says what a lack of memory has halved, and one
-            of the name ``evaluations`` how often the loss was evaluated.
+        evaluate: the bytes of a unit, in this process; an attribute ``lanes`` says what a lack of memory has halved, one of the
+            name ``evaluations`` how often the loss was evaluated, and ``plan`` which plan a unit follows.
         learn: takes what ``about`` of :class:`TorchWorkers` gave.
         folder: of the journal; each process writes its own units.
     """

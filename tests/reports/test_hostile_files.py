@@ -1,12 +1,14 @@
 """Damaged and hostile files of every kind give an error with their name, or a result that can be shown, in bounded memory."""
 
+import json
 import tracemalloc
 import warnings
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
-from hostile import SAVED, files, model
+from hostile import SAVED, document_of, files, members_of, model, npy, rewritten
 from torch.nn import functional as F
 
 import fastscape as fs
@@ -73,6 +75,27 @@ def test_damaged_files_of_every_kind_are_refused_by_name(tmp_path):
     found = tried(84, 0, tmp_path)
     assert found.total() == 84
     assert sum(number for (_, outcome), number in found.items() if outcome == "refused") > 42
+
+
+@pytest.mark.parametrize("value", [None, "text", {}, [1]], ids=["none", "text", "empty", "list"])
+@pytest.mark.parametrize("kind", ["barrier", "bench", "spectrum"])
+def test_a_result_with_another_entry_in_its_meta_is_refused_by_name_or_shown(kind, value, tmp_path):
+    members, target = members_of((SAVED / f"{kind}.npz").read_bytes()), tmp_path / "changed.npz"
+    outcomes = Counter()
+    for entry in document_of(members)["result"]["meta"]:
+        document = document_of(members)
+        document["result"]["meta"][entry] = value
+        target.write_bytes(rewritten(members | {"document.npy": npy(np.array(json.dumps(document)))}))
+        try:
+            found = fs.load(target)
+        except ValueError as error:
+            outcomes["refused" if "changed.npz" in str(error) and "cannot be shown" in str(error) else str(error)] += 1
+        else:
+            assert found.summary()
+            assert found.to_json()
+            outcomes["shown"] += 1
+    assert set(outcomes) <= {"shown", "refused"}
+    assert outcomes["shown"] > 5
 
 
 @pytest.mark.hostile

@@ -1,5 +1,6 @@
 """A journal: whatever is torn, duplicated or foreign, and whenever the process is killed, the same bytes come out."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ from fastscape._lock import InUseError
 from fastscape.runs import record
 from fastscape.runs.folder import MANIFEST
 from fastscape.runs.journal import KIND, Journal
+from fastscape.runs.plan import Plan, Way
 from fastscape.runs.units import Here, Unit, encode
 
 UNITS = [Unit(0, 0, bank, block) for bank in range(2) for block in range(5)]
@@ -111,6 +113,41 @@ def test_records_of_one_unit_agree_or_the_wider_wins(tmp_path):
         Journal(tmp_path).append(UNITS[0], data, 1.0)
     with pytest.raises(ValueError, match=r"has two results of unit \(0, 0, 0, 0\)"):
         Journal(tmp_path)
+
+
+def planned(loss=1.0, unit=4):
+    return Plan((Way(0, "float64", "loop", unit, None, None, "asked for", {}),), 1, (0.1,), {}, {}, loss, {})
+
+
+def test_units_of_another_plan_are_left_out_and_counted(tmp_path):
+    """Whoever wrote them, and in whatever order; the wider of two, and else the first, of one plan."""
+    run(tmp_path, [])
+    mine, other = planned(), planned(loss=1.0 + 2**-52)
+    for plan, shift, lanes in ((other, 1, None), (mine, 0, 2), (mine, 0, None), (other, 1, None), (mine, 2, None)):
+        journal = Journal(tmp_path)
+        journal.follow(lambda _unit, plan=plan: plan, lambda *_: True)
+        for unit in UNITS[:3]:
+            journal.append(unit, evaluate(dataclasses.replace(unit, point=shift)), 1.0, lanes)
+        journal.close()
+        files(tmp_path)[-1].rename(tmp_path / f"units.{len(files(tmp_path))}.jsonl")
+    journal = Journal(tmp_path)
+    journal.follow(lambda _unit: mine, lambda *_: True)
+    assert journal.done == {unit: WHOLE[unit] for unit in UNITS[:3]}
+    assert (journal.strange, journal.doubled) == (3, 3)
+    assert [words.partition(": ")[2][:9] for words in journal.left_out] == ["3 results"] * 2
+    journal.follow(lambda _unit: None, lambda *_: True)
+    assert (journal.done, journal.strange) == ({}, 6)
+
+
+def test_a_label_is_of_all_that_the_bytes_of_a_unit_depend_on():
+    plan = planned()
+    assert Plan.of(json.loads(json.dumps(plan.to_dict()))).label(0) == plan.label(0)
+    assert dataclasses.replace(plan, ways=(dataclasses.replace(plan.ways[0], noise={"sigma": [1.0]}),)).label(0) == plan.label(0)
+    for changes in ({"path": "vmap"}, {"unit": 8}, {"precision": "float32"}, {"parts": 2}, {"shared": (0.1,)}):
+        assert dataclasses.replace(plan, ways=(dataclasses.replace(plan.ways[0], **changes),)).label(0) != plan.label(0)
+    for changes in ({"threads": 2}, {"loss": 1.0 + 2**-52}, {"versions": {"instructions": "other"}}):
+        assert dataclasses.replace(plan, **changes).label(0) != plan.label(0)
+    assert plan.label(1) == ""
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ import torch
 
 from fastscape._state import exact_arithmetic
 from fastscape.evaluation.agreement import check_same_function
+from fastscape.evaluation.effort import multiplications
 from fastscape.evaluation.noise import step_noise
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.surface.losses import total
 from fastscape.evaluation.surface.paths import PointLoop
 from fastscape.objective.objective import Objective
 
-_COMPARED, _COMPARING = (2, 8), 3e-3  # points at which the noise is measured: as many as evaluations of w fit in 3 ms
+_COMPARED, _COMPARING = (2, 8), 2.0**24  # points at which the noise is measured, by their multiplications: about 3 ms
 _NEAR = 1e-8  # relative step: 1e8 roundings of float64, and squared less than one
 
 
@@ -34,10 +35,10 @@ class Rounding:
     loop: PointLoop
     evaluations: int = field(default=0, init=False)
 
-    def rms(self, rows: Array, losses: Array, forward: float) -> float:
+    def rms(self, rows: Array, losses: Array) -> float:
         """Of one loss, at a few of the points ``[P, m]`` with these losses, the origin aside where there are others.
 
-        NaN without a finite loss. ``forward`` is the seconds of an evaluation.
+        NaN without a finite loss.
         """
         replica = self.loop.replica
         usable = np.isfinite(losses)
@@ -45,7 +46,7 @@ class Rounding:
         known = np.flatnonzero(usable)
         if not len(known):
             return math.nan
-        few = int(np.clip(_COMPARING / max(forward, 1e-9), *_COMPARED))
+        few = int(np.clip(_COMPARING / max(multiplications(self.objective), 1.0), *_COMPARED))
         chosen = known[np.unique(((np.arange(few) + 0.5) / few * len(known)).astype(int))]
         size = float(np.sqrt(np.mean(losses[chosen] ** 2)))
         errors = self._errors(rows[chosen], losses[chosen])

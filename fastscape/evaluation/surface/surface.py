@@ -184,7 +184,7 @@ class Surface:
             rows = np.concatenate([seen for seen, _ in self._seen]) if self._seen else np.zeros((0, self.family.dims))
             losses = np.concatenate([found for _, found in self._seen]) if self._seen else np.zeros(0)
             rounding = Rounding(self.objective, self._loop)
-            self._noise = rounding.rms(rows, losses, self.seconds)
+            self._noise = rounding.rms(rows, losses)
             self._beside += rounding.evaluations
         return self._noise
 

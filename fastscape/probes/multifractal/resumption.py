@@ -64,7 +64,7 @@ def save_state(journal: Journal, place: int, track: Track, settings: AnalysisSet
 def states(journal: Journal) -> dict[int, MultifractalResult]:
     """What is known of the checkpoints that were visited, by their index."""
     files = ((place, state_file(journal, place)) for place in range(len(journal.manifest["checkpoints"])))
-    return {place: cast(MultifractalResult, storage.load(file)) for place, file in files if file.exists()}
+    return {place: cast(MultifractalResult, storage.read(file)) for place, file in files if file.exists()}
 
 
 def fill(journal: Journal, tracks: Mapping[int, Track]) -> None:
@@ -79,7 +79,7 @@ def fill(journal: Journal, tracks: Mapping[int, Track]) -> None:
         track.columns[unit.bank].add(unit.block, value)
         return True
 
-    journal.keep(fits)
+    journal.follow(lambda unit: tracks[unit.point].plan if unit.point in tracks else None, fits)
 
 
 def merge(folder: str | Path) -> MultifractalResult | TrajectoryResult:
@@ -111,6 +111,8 @@ def merge(folder: str | Path) -> MultifractalResult | TrajectoryResult:
     fill(journal, tracks)
     if not journal.done:
         raise ValueError(f"folder must hold at least one unit, got {str(folder)!r}, of a run that ended before its first")
+    for words in journal.left_out:
+        next(iter(tracks.values())).note(words)
     reasons = {place: _reason(track) for place, track in tracks.items()}
     points = [track.result(known[place].analysis.settings, reasons[place], analysed=True) for place, track in tracks.items()]
     whole = len(tracks) == len(journal.manifest["checkpoints"]) and UNFINISHED not in reasons.values()

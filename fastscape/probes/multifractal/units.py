@@ -101,6 +101,10 @@ class UnitEvaluator:
         """The objective of a checkpoint."""
         return self.points[point].objective()
 
+    def plan(self, unit: Unit) -> Plan | None:
+        """The plan that a unit follows, once it is known."""
+        return self.plans.get(unit.point)
+
     def learn(self, unit: Unit, plan: Plan) -> None:
         """Take the plan of a unit's checkpoint, and make the evaluator for it."""
         self.plans[unit.point] = plan

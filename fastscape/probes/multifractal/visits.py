@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from fastscape._checks import counted, first_line
+from fastscape._checks import first_line
 from fastscape._state import torch_threads
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.differences.propagation import MissingRuleError
@@ -171,8 +171,8 @@ class Visits:
                 words = f"resume must be the journal {str(journal.folder)!r}"
                 self._continue(self.points[place], self.tracks[place], state, chosen_by(way), words)
         fill(journal, dict(enumerate(self.tracks)))
-        if journal.torn:
-            self.tracks[0].note(f"{counted(journal.torn, 'line')} of the journal were torn or changed, and left out")
+        for words in journal.left_out:
+            self.tracks[0].note(words)
         self.workers = self._made(self, journal.recording(self.evaluate, lambda: self.evaluate.lanes))
 
     def obey(self, plans: Sequence[Plan]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import fastscape as fs
 from fastscape import zoo
 from fastscape.probes.multifractal import visits
 from fastscape.reports import storage
+from fastscape.runs import folder as folders
 from fastscape.runs.journal import Journal
 from fastscape.runs.plan import Plan
 from fastscape.runs.units import Here
@@ -202,14 +204,76 @@ def test_damaged_units_are_evaluated_again_and_it_is_said(objective, tmp_path):
     file.write_bytes(file.read_bytes()[:-37])
     again = fs.multifractal(objective, settings(), QUICK, resume=folder)
     same(again, whole)
-    assert "1 line of the journal were torn or changed, and left out" in again.flags
+    assert "left out of the journal: 1 torn or changed line" in again.flags
+
+
+class _Elsewhere:
+    """A lock on a file system that shows none to other machines."""
+
+    def __init__(self, *_arguments, **_keywords):
+        pass
+
+    def release(self):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:precision='float32'")
+@pytest.mark.parametrize(
+    ("mine", "other"), [(("float64", "loop"), ("float32", "loop")), (("float64", "loop"), ("float64", "vmap"))]
+)
+def test_two_runs_that_chose_otherwise_in_one_folder_are_not_put_together(objective, tmp_path, monkeypatch, mine, other):
+    """As two machines may begin at once: each plans by itself, and their units come to the folder in turn."""
+    folder, began = tmp_path / "run", []
+
+    def run(way, count):
+        return fs.multifractal(objective, settings(count, precision=way[0]), QUICK, method=way[1], resume=folder)
+
+    class Interleaved(Here):
+        """Of the run that began first: the other makes its plan and a part of its units between two of these."""
+
+        def map(self, units, seconds):
+            for found in super().map(units, seconds):
+                if not began:
+                    began.append(True)
+                    with monkeypatch.context() as patch:  # it looked into the folder before there was a plan
+                        patch.setattr(visits, "states", lambda _journal: {})
+                        run(other, 5)
+                yield found
+
+    monkeypatch.setattr(folders, "Lock", _Elsewhere)
+    monkeypatch.setattr(visits, "Here", Interleaved)
+    first = run(mine, 3)
+    monkeypatch.setattr(visits, "Here", Here)
+    same(first, alone := fs.multifractal(objective, settings(3, precision=mine[0]), QUICK, method=mine[1]))
+    merged = fs.merge(folder)
+    same(merged, alone)
+    resumed = run(mine, 9)
+    same(resumed, fs.multifractal(objective, settings(9, precision=mine[0]), QUICK, method=mine[1]))
+    for result in (merged, resumed, fs.merge(folder)):
+        assert any(re.match(r"left out of the journal: \d+ results of another plan", flag) for flag in result.flags), result.flags
+    (folder / "point.0.npz").unlink()  # what was chosen is lost: the units are nobody's
+    same(run(other, 9), fs.multifractal(objective, settings(9, precision=other[0]), QUICK, method=other[1]))
+    same(fs.merge(folder), run(other, 9))
+
+
+def test_a_journal_without_labels_goes_on(objective, tmp_path, monkeypatch):
+    """As earlier versions wrote it."""
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "label", lambda _self, _group: "")
+        fs.multifractal(objective, settings(5), QUICK, resume=folder)
+    assert not any('"way"' in file.read_text() for file in folder.glob("units.*.jsonl"))
+    held = len(Journal(folder).done)
+    resumed = fs.multifractal(objective, settings(), QUICK, resume=folder)
+    same(resumed, fs.multifractal(objective, settings(), QUICK))
+    assert len(Journal(folder).done) == 2 * 3
+    assert sum(file.read_text().count('"way"') for file in folder.glob("units.*.jsonl")) == 2 * 3 - held
 
 
 def test_folders_without_a_journal_have_no_result(objective, tmp_path, stopped):
     with pytest.raises(ValueError, match=r"folder must be the journal of a run .*has no manifest.json"):
         fs.merge(tmp_path)
-    journal = Journal(tmp_path / "empty")
-    journal.begin({"kind": "multifractal", "checkpoints": ["model"]}, ())
+    Journal(tmp_path / "empty").begin({"kind": "multifractal", "checkpoints": ["model"]}, ())
     with pytest.raises(ValueError, match="folder must hold at least one unit"):
         fs.merge(tmp_path / "empty")
 
@@ -245,6 +309,7 @@ def test_a_probe_with_a_journal_leaves_no_trace(bn_net, bn_objective, untouched,
 KILLED = """
 import os, signal, sys
 import test_resumption as here
+from fastscape.runs import journal
 from fastscape.runs.journal import Journal
 
 append, left = Journal.append, [int(sys.argv[2])]
