@@ -124,7 +124,9 @@ class Definition:
     def norm(self) -> float:
         """||w||, the Euclidean norm of the probed parameters, accumulated in float64."""
         with torch.no_grad():
-            return math.sqrt(math.fsum(float(whole(tensor).double().square().sum()) for tensor in self.base.values()))
+            return math.sqrt(
+                math.fsum(float(whole(tensor).to(torch.float64, copy=True).square_().sum()) for tensor in self.base.values())
+            )
 
     @property
     def samples(self) -> float:
