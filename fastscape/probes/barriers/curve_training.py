@@ -25,6 +25,7 @@ class Training:
     reason: str = "complete"
     notes: tuple[str, ...] = ()
     evaluations: int = 0
+    error: Exception | None = None
 
 
 def train_bend(
@@ -58,7 +59,7 @@ def train_bend(
     with exact_arithmetic(dtype):
         replica = by_batch.replica(dtype)
         optimizer = torch.optim.Adam(path.theta, lr=learning_rate)
-        with run.ends():
+        with run.ends(errors=lambda _: True):
             if run.fits() and (words := departing(replica)):
                 found.notes = (f"the curve was trained by another gradient: {words}",)
             for step in run.stream(range(steps)):
@@ -80,5 +81,5 @@ def train_bend(
                     report(step + 1)
     for bend in path.theta:
         bend.grad = None
-    found.reason = run.reason
+    found.reason, found.error = run.reason, run.error
     return found

@@ -15,7 +15,7 @@ from fastscape._checks import amount, counted, positive
 from fastscape._clock import now
 from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.numerics.arrays import Array
-from fastscape.objective.objective import Objective
+from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.barriers.curve_training import train_bend
 from fastscape.probes.barriers.end_points import EndPoint, Solution, distinct, end_point, end_points
 from fastscape.probes.barriers.matching import matched
@@ -36,6 +36,8 @@ from fastscape.runs.budget import Budget
 from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import Provenance
 from fastscape.runs.run import Run, Work, settled
+
+_LINE, _NEEDS = "line of three points", 30  # evaluations of it, with the preparation
 
 
 class BarrierKeywords(Work, total=False):
@@ -86,7 +88,7 @@ def barrier(
         match: reorder b's hidden units to match a's first (:func:`fastscape.probes.barriers.matching.matched`).
         precision: ``"float32"`` or ``"float64"``; ``None`` for the model's. Autocasts and casts: see :func:`fastscape.slice1d`.
         seed: of the draws behind the intervals, and of the matching.
-        budget: seconds, or ``"60s"``; three points are always evaluated.
+        budget: seconds, or ``"60s"``, which must hold three points; overrun is at most one evaluation.
         name, step: of the result.
         progress: called after every point with a :class:`fastscape.Progress`.
         run: precision, seed, budget, name, step, progress, or some of them, in a :class:`fastscape.Run`.
@@ -116,15 +118,17 @@ def barrier(
         0.0
     """
     work, began = settled(barrier, keywords), now()
-    goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
-    clock = work.clock()
+    run = Anytime(work.clock())
     report = reporter(work.progress, ("words", "share"))
-    losses = PathLosses(objective, ends[0], goals, report and _counting(report, clock, work.name, "point", points))
-    path = Segment(losses.objective, ends[0].state, ends[1].state)
-    with torch.inference_mode(False), losses.along(path):
-        line = losses.walk(Line(), clock)
-        meta = path_meta(losses, ends, began, line.reason)
-        return barrier_result(losses, line, path, ends, name=work.name, step=work.step, meta=meta)
+    with run.budget.opening(_LINE, _NEEDS * len(checked_objective(objective).batches)), torch.inference_mode(False):
+        goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
+        losses = PathLosses(objective, ends[0], goals, report and _counting(report, run.budget, work.name, "point", points))
+        path = Segment(losses.objective, ends[0].state, ends[1].state)
+        with losses.along(path):
+            line = losses.walk(Line(), run)
+            meta = path_meta(losses, ends, began, line.reason)
+            found = barrier_result(losses, line, path, ends, run, name=work.name, step=work.step, meta=meta)
+    return run.whole(found, f"the barrier of {work.name} failed after {counted(len(line.points), 'point')}")
 
 
 def barriers(
@@ -158,40 +162,56 @@ def barriers(
     """
     work, began = settled(barriers, keywords), now()
     report = reporter(work.progress, ("words", "share"))
+    run = Anytime(work.clock())
     goals = checked_goals(objective, points, start, tolerance, bn, match, work)
     ends = end_points(objective, checkpoints, "checkpoints")
-    clock = work.clock()
-    losses = PathLosses(objective, ends[0], goals)
-    path = Segment(losses.objective, ends[0].state, ends[1].state)
-    for end in ends[2:]:
-        path.turn(ends[0].state, end.state)  # refuses integers that differ before any pair is evaluated
-    pairs, known, run = dict[tuple[int, int], BarrierResult](), dict[int, Point](), Anytime(clock)
-    order = list(combinations(range(len(ends)), 2))
-    with torch.inference_mode(False), losses.along(path):
-        with run.ends(lambda: pairs):
-            for done, (i, j) in enumerate(order):
-                if done:
-                    run.need(3 * losses.unit)
-                first, second = ends[i], _aligned(objective, ends[i], ends[j], goals)
-                path.turn(first.state, second.state)
-                line = Line()
-                for alpha, index in ((0.0, i), (1.0, j)):
-                    own = known.get(index) if alpha == 0 or not match else None
-                    line.points[alpha] = own or losses.at(alpha)
-                    if alpha == 0 or not match:
-                        known[index] = line.points[alpha]
-                losses.walk(line, clock)
-                of_pair = Provenance(settings=goals.settings())
-                pairs[i, j] = barrier_result(losses, line, path, (first, second), name=work.name, step=work.step, meta=of_pair)
-                if line.reason != "complete":
-                    run.reason = line.reason
-                    break
-                if report is not None:
-                    stage, share = f"{first.label} - {second.label}", (done + 1) / len(order)
-                    counts: dict[str, Any] = {"stage": stage, "unit": "pair", "done": done + 1, "total": len(order)}
-                    report(Progress.under(clock, work.name, share, **counts), stage, share)
-        meta = path_meta(losses, ends, began, run.reason)
-    return _matrix(ends, pairs, known, goals, work, meta)
+    with run.budget.opening(_LINE, _NEEDS * len(checked_objective(objective).batches)), torch.inference_mode(False):
+        losses = PathLosses(objective, ends[0], goals)
+        path = Segment(losses.objective, ends[0].state, ends[1].state)
+        for end in ends[2:]:
+            path.turn(ends[0].state, end.state)  # refuses integers that differ before any pair is evaluated
+        pairs, known = dict[tuple[int, int], BarrierResult](), dict[int, Point]()
+        with losses.along(path):
+            with run.ends(lambda: pairs, errors=lambda _: pairs):
+                _fill(pairs, known, objective, losses, path, ends, run, work, report)
+            meta = path_meta(losses, ends, began, run.reason)
+    found = _matrix(ends, pairs, known, goals, work, meta)
+    return run.whole(found, f"the barriers of {work.name} failed after {counted(len(pairs), 'pair')}")
+
+
+def _fill(
+    pairs: dict[tuple[int, int], BarrierResult],
+    known: dict[int, Point],
+    objective: Objective,
+    losses: PathLosses,
+    path: Segment,
+    ends: Sequence[EndPoint],
+    run: Anytime,
+    work: Run,
+    report: Callable[..., None] | None,
+) -> None:
+    """Evaluate pair after pair until something ends the run; ``known`` are the solutions' own points."""
+    goals, order = losses.goals, list(combinations(range(len(ends)), 2))
+    for done, (i, j) in enumerate(order):
+        if done:
+            run.need(3 * losses.unit)
+        first, second = ends[i], _aligned(objective, ends[i], ends[j], goals)
+        path.turn(first.state, second.state)
+        line = Line()
+        for alpha, index in ((0.0, i), (1.0, j)):
+            own = known.get(index) if alpha == 0 or not goals.matched else None
+            line.points[alpha] = own or losses.at(alpha)
+            if alpha == 0 or not goals.matched:
+                known[index] = line.points[alpha]
+        losses.walk(line, run)
+        of_pair, name = Provenance(settings=goals.settings()), work.name
+        pairs[i, j] = barrier_result(losses, line, path, (first, second), run, name=name, step=work.step, meta=of_pair)
+        if run.reason != "complete":
+            return
+        if report is not None:
+            stage, share = f"{first.label} - {second.label}", (done + 1) / len(order)
+            counts: dict[str, Any] = {"stage": stage, "unit": "pair", "done": done + 1, "total": len(order)}
+            report(Progress.under(run.budget, work.name, share, **counts), stage, share)
 
 
 def _matrix(
@@ -306,37 +326,38 @@ def connect(
     report = reporter(work.progress, ("words", "share"))
     positive("learning_rate", learning_rate)
     amount("steps", steps, 0)
-    goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
-    clock = work.clock()
-    losses = PathLosses(objective, ends[0], goals)
-    straight = Segment(losses.objective, ends[0].state, ends[1].state)
-    with torch.inference_mode(False):
+    run = Anytime(work.clock())
+    with run.budget.opening(_LINE, _NEEDS * len(checked_objective(objective).batches)), torch.inference_mode(False):
+        goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
+        losses = PathLosses(objective, ends[0], goals)
+        straight = Segment(losses.objective, ends[0].state, ends[1].state)
         with losses.along(straight):
-            line = losses.walk(Line(), clock, reserve=4 * losses.unit)
+            prepared = run.budget.elapsed  # as long takes the preparation of the curve
+            line = losses.walk(Line(), run, reserve=4 * losses.unit + prepared)
             meta = path_meta(losses, ends, began, line.reason)
-            along_line = barrier_result(losses, line, straight, ends, name=work.name, step=work.step, meta=meta)
-        again = 2.0 * start * losses.unit  # the curve's points must still fit
+            along_line = barrier_result(losses, line, straight, ends, run, name=work.name, step=work.step, meta=meta)
+        run.whole(along_line, f"the line of {work.name} failed after {counted(len(line.points), 'point')}")
+        again = 2.0 * start * losses.unit + prepared  # the curve's points must still fit
         wide = torch.promote_types(goals.precision or objective.dtype, torch.float32)
         path = Bezier(losses.objective, ends[0].state, ends[1].state, wide)
         wanted = 0 if line.reason == "interrupted" else steps
-        told = report and _counting(report, clock, work.name, "step", steps)
-        trained = train_bend(losses.objective, path, objective.names, goals, wanted, learning_rate, clock, again, told)
+        told = report and _counting(report, run.budget, work.name, "step", steps)
+        trained = train_bend(losses.objective, path, objective.names, goals, wanted, learning_rate, run.budget, again, told)
         reason = line.reason if line.reason != "complete" else trained.reason
         if reason == "interrupted":
             losses.goals = dataclasses.replace(goals, points=start)
-        bent = Line({alpha: line.points[alpha] for alpha in (0.0, 1.0)})
-        run = Anytime(clock)
-        with run.ends(), losses.along(path):  # the line, and the ends of the curve, are known
-            losses.walk(bent, clock)
-            run.reason = bent.reason
-        bent.reason = run.reason
+        bent, last = Line({alpha: line.points[alpha] for alpha in (0.0, 1.0)}), Anytime(run.budget)
+        last.error = trained.error
+        with last.ends(errors=lambda _: True), losses.along(path):  # the line, and the ends of the curve, are known
+            losses.walk(bent, last)
+        bent.reason = last.reason
         reason = reason if reason != "complete" else bent.reason
         asked = goals.settings() | {"steps": steps, "learning_rate": learning_rate}
         counts = {"steps": len(trained.losses), "training_evaluations": trained.evaluations}
         meta = path_meta(losses, ends, began, reason, settings=asked, learning_rate=learning_rate, **counts)
         meta |= {"evaluations": meta["evaluations"] + along_line.meta["evaluations"]}
-        along_curve = barrier_result(losses, bent, path, ends, name=work.name, step=work.step, meta=meta)
-    return CurveResult(
+        along_curve = barrier_result(losses, bent, path, ends, last, name=work.name, step=work.step, meta=meta)
+    found = CurveResult(
         name=work.name,
         step=work.step,
         line=along_line,
@@ -348,6 +369,7 @@ def connect(
         notes=trained.notes,
         bend=named(losses.objective.names, path.theta),
     )
+    return last.whole(found, f"the curve of {work.name} failed after {counted(len(trained.losses), 'step')}")
 
 
 def _prepared(

@@ -7,7 +7,7 @@ from typing import Unpack
 
 import torch
 
-from fastscape._checks import amount, integer
+from fastscape._checks import amount, counted, integer
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.samples import samples_of
 from fastscape.objective.objective import Objective, checked_objective
@@ -101,6 +101,7 @@ def sharpness(
         True
     """
     work = settled(sharpness, keywords)
+    clock = work.clock()
     checked_objective(objective)
     if not (isinstance(epsilon, (int, float)) and math.isfinite(epsilon) and epsilon > 0):
         raise ValueError(f"epsilon must be positive and finite, got {epsilon!r}; 0 has no worst case, and gives 0")
@@ -125,7 +126,8 @@ def sharpness(
         seed=integer("seed", work.seed, 0, 2**64),
         precision=None if work.precision is None else checked_dtype(work.precision),
     )
-    run = SharpnessRun(objective, goals, work.clock())
-    with torch.inference_mode(False):
+    run = SharpnessRun(objective, goals, clock)
+    with torch.inference_mode(False), clock.opening("random point", 20 * len(objective.batches)):
         run.run()
-        return sharpness_result(run, work.name, work.step)
+        found = sharpness_result(run, work.name, work.step)
+    return run.work.whole(found, f"the sharpness of {work.name} failed after {counted(run.evaluations, 'evaluation')}")

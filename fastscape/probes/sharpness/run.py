@@ -24,11 +24,12 @@ from fastscape.objective.replica import Replica
 from fastscape.probes.sharpness.ascent import Ascent, ascend
 from fastscape.probes.sharpness.balls import BallLoss, Balls, Variant
 from fastscape.probes.sharpness.quadratic_model import ModelMaximum, maximise_model
-from fastscape.runs.anytime import Anytime
+from fastscape.runs.anytime import Anytime, Deadline
 from fastscape.runs.budget import Budget
 
 _PILOTS = 2  # pairs of random points that tell the size of the average case
 _PRODUCT = 4.0  # gradients that a Hessian product takes, with choosing how: 3.4 on a perceptron of 4e6 parameters
+_NO_TIME = "its products do not fit into the budget"
 _FAR = 1 << 31  # index of the first random start: far from the points of the average case
 
 
@@ -87,11 +88,14 @@ class SharpnessRun:
 
     def run(self) -> None:
         """Everything, until it ends; :attr:`work` has the reason."""
-        with self.work.ends(lambda: not math.isnan(self.loss) or self.groups):
+        with self.work.ends(self._known, errors=self._known):
             self._choose()
             self._average()
             self._worst()
             self.work.need()
+
+    def _known(self, _error: Exception | None = None) -> bool:
+        return not math.isnan(self.loss) or len(self.groups) > 0
 
     # ------------------------------------------------------------------ arithmetic
 
@@ -228,21 +232,25 @@ class SharpnessRun:
         if not bool(gradient.isfinite().all()) or not self.work.fits():
             return None
         seconds = _PRODUCT * goals.products * self.work.unit
-        if not self.work.fits(seconds, (goals.steps + 1) * self.work.unit):  # one ascent comes before it
-            words = "no quadratic model: its products do not fit into the budget"
-            if words not in self.notes:
-                self.notes.append(words)
-            return None
+        ascent = (goals.steps + 1) * self.work.unit  # comes before it
+        if not self.work.fits(seconds, ascent):
+            return self._without_model(_NO_TIME)
         try:
-            operator = hessian(objective.cast(gradient.dtype), method=self.path, distributed=False)  # type: ignore[arg-type]
-            found = maximise_model(operator, gradient, balls, goals.epsilon, goals.products, goals.seed)
+            with self.work.budget.part(ascent).limiting():
+                operator = hessian(objective.cast(gradient.dtype), method=self.path, distributed=False)  # type: ignore[arg-type]
+                found = maximise_model(operator, gradient, balls, goals.epsilon, goals.products, goals.seed)
+        except Deadline:
+            return self._without_model(_NO_TIME)
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            words = f"no quadratic model: {type(error).__name__}: {first_line(error)[:120]}"
-            if words not in self.notes:
-                self.notes.append(words)
-            return None
+            return self._without_model(f"{type(error).__name__}: {first_line(error)[:120]}")
         if self.path is None and operator.choice is not None:
             self.path = operator.choice.name  # of the first group: choosing takes longer than a group's products
         self.products += found.products
         self.notes += [note for note in operator.notes if note not in self.notes]
         return found
+
+    def _without_model(self, why: str) -> ModelMaximum | None:
+        words = f"no quadratic model: {why}"
+        if words not in self.notes:
+            self.notes.append(words)
+        return None

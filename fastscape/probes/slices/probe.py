@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import numpy as np
+import torch
 
-from fastscape._checks import amount, first_line, flag, integer
+from fastscape._checks import amount, counted, flag, integer
 from fastscape.directions.axes import Axes
 from fastscape.directions.directions import Scale
 from fastscape.evaluation.arithmetic import measured_in
@@ -20,7 +21,7 @@ from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.surface.families import Affine
 from fastscape.evaluation.surface.surface import Surface, SurfaceLosses
 from fastscape.numerics.arrays import Array
-from fastscape.numerics.estimate import Estimate
+from fastscape.numerics.estimate import Estimate, unknown
 from fastscape.numerics.positive import useful
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.slices.axes import (
@@ -43,9 +44,7 @@ from fastscape.runs.anytime import Anytime, PartialResultError
 from fastscape.runs.budget import Budget
 from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import Provenance, objective_meta
-from fastscape.runs.run import Work, settled
-
-Sliced = TypeVar("Sliced", SliceResult, PlaneResult)
+from fastscape.runs.run import Run, Work, settled
 
 
 class SliceKeywords(Work, total=False):
@@ -58,6 +57,8 @@ class SliceKeywords(Work, total=False):
 
 
 _TRIAL = 0.05  # of the budget, for trying batched evaluation
+_OPENING = 20  # evaluations beside those of the first line: gate, noise
+_NOISE = 10  # evaluations that time is kept for, which tell the rounding
 _DEPTH = 4.0  # times the rounding of one loss: two losses differ by less in 99.5 % of cases
 _MOST_POINTS = 2**24  # of a plane
 _TRIED = 4  # checkpoints of a trajectory at which running statistics are compared: the farthest from w
@@ -131,6 +132,7 @@ def slice1d(
     Source: Li et al., "Visualizing the loss landscape of neural nets" (2018), section 4; Goodfellow et al. (2015).
     """
     work = settled(slice1d, keywords)
+    run = Anytime(work.clock())
     report = reporter(work.progress, ("directions", "total"))
     checked_objective(objective)
     alphas = grid(radius, points)
@@ -138,29 +140,31 @@ def slice1d(
     number = LINES if random else COMPONENTS
     count, seed = number if count is None else amount("count", count, 1), integer("seed", work.seed, 0, 2**64)
     dtype = None if work.precision is None else checked_dtype(work.precision)
-    clock = work.clock()
     norms = Norms(objective, bn)
     states = None if trajectory is None else states_of(objective, trajectory)[0]
-    given = axes_of(objective, directions, count=count, normalize=normalize, scale=scale, seed=seed, trajectory=states)
-    settings = _settings(directions, normalize, scale, radius, points, work.precision, symlog) | {
-        "directions": len(given),
-        "bn": bn,
-    }
-    base, found = list(objective.base.values()), _Lines()
-    run = Anytime(clock)
-    watched = len(given) if isinstance(given, Axes) else 1
-    common: dict[str, Any] = {"dtype": dtype, "method": work.method, "memory": work.memory, "trial": _TRIAL * clock.seconds}
-    with Surface(norms.objective, Affine(base, [base]), prepare=norms.prepare, **common) as surface:
-        with run.ends(lambda: run.done, errors=lambda _: run.done):
-            for line in run.stream(lines_of(given, surface.dtype), surface.seconds * points, "direction"):
-                surface.turn(Affine(base, [line.axis]))
-                found.add(line, surface.at(alphas))
-                if len(found.lines) <= watched:
-                    norms.compare(surface, alphas[[0, -1]][:, None], found.found[-1].losses[[0, -1]], f"of {line.label}")
-                if report is not None:
-                    report(_state(clock, work.name, "direction", run.done + 1, len(given)), run.done + 1, len(given))
-        meta = _meta(norms.objective, surface, run, settings, seed) | norms.meta
-    return _whole(run, "direction", _line_result(work.name, work.step, alphas, found, meta))
+    with run.budget.opening("direction", (points + _OPENING) * len(objective.batches)):
+        given = axes_of(objective, directions, count=count, normalize=normalize, scale=scale, seed=seed, trajectory=states)
+        settings = _settings(directions, normalize, scale, radius, points, work.precision, symlog) | {
+            "directions": len(given),
+            "bn": bn,
+        }
+        base, found = list(objective.base.values()), _Lines()
+        watched = len(given) if isinstance(given, Axes) else 1
+        family = Affine(base, [base])
+        with Surface(norms.objective, family, prepare=norms.prepare, **_evaluation(work, run, dtype)) as surface:
+            run.reserve = _NOISE * surface.seconds
+            with run.ends(lambda: found.lines, errors=lambda _: found.lines):
+                for line in run.stream(lines_of(given, surface.dtype), surface.seconds * points, "direction"):
+                    surface.turn(Affine(base, [line.axis]))
+                    found.add(line, surface.at(alphas))
+                    if len(found.lines) <= watched:
+                        norms.compare(surface, alphas[[0, -1]][:, None], found.found[-1].losses[[0, -1]], f"of {line.label}")
+                    if report is not None:
+                        state = _state(run.budget, work.name, "direction", len(found.lines), len(given))
+                        report(state, len(found.lines), len(given))
+            meta = _meta(norms.objective, surface, run, settings, seed) | norms.meta
+    result = _line_result(run, work, alphas, found, meta)
+    return run.whole(result, f"the slice of {work.name} failed after {counted(len(found.lines), 'direction')}", SliceError)
 
 
 def slice2d(
@@ -206,11 +210,11 @@ def slice2d(
     Source: Li et al., "Visualizing the loss landscape of neural nets" (2018), sections 4 and 7.
     """
     work = settled(slice2d, keywords)
+    run = Anytime(work.clock())
     report = reporter(work.progress, ("rows", "total"))
     checked_objective(objective)
     seed = integer("seed", work.seed, 0, 2**64)
     dtype = None if work.precision is None else checked_dtype(work.precision)
-    clock = work.clock()
     sizes = points if isinstance(points, tuple) else (points, points)
     if len(sizes) != 2:
         raise ValueError(f"points must be a number or a pair, got {points!r}")
@@ -222,29 +226,36 @@ def slice2d(
     amount("points[0] * points[1]", math.prod(map(int, sizes)), 9, _MOST_POINTS)
     norms = Norms(objective, bn)
     states, names = (None, []) if trajectory is None else states_of(objective, trajectory)
-    given = axes_of(objective, directions, count=2, normalize=normalize, scale=scale, seed=seed, trajectory=states)
-    axes = plane_axes(given, dtype or objective.dtype, orthogonal=orthogonal)
-    projected = None if states is None else axes.project(objective, states)
-    radii = _radii(radius, projected)
-    alphas = [grid(reach, size) for reach, size in zip(radii, sizes, strict=True)]
-    settings = _settings(directions, normalize, scale, radii, sizes, work.precision, symlog) | {
-        "orthogonal": orthogonal,
-        "bn": bn,
-    }
-    plane = _Plane(alphas[0], alphas[1])
-    run = Anytime(clock)
-    family = Affine(list(objective.base.values()), axes.tensors)
-    common: dict[str, Any] = {"dtype": dtype, "method": work.method, "memory": work.memory, "trial": _TRIAL * clock.seconds}
-    with Surface(norms.objective, family, accuracy=False, prepare=norms.prepare, **common) as surface:
-        with run.ends(lambda: run.done, errors=lambda _: run.done):
-            for row in run.stream(coarse_to_fine(sizes[0]), surface.seconds * sizes[1], "row"):
-                plane.fill(row, surface.at(np.column_stack([np.full(sizes[1], alphas[0][row]), alphas[1]])))
-                if report is not None:
-                    report(_state(clock, work.name, "row", run.done + 1, sizes[0]), run.done + 1, sizes[0])
-        with run.ends():
-            norms.compare(surface, *plane.ends(projected), run=run)
-        meta = _meta(norms.objective, surface, run, settings, seed) | {"checkpoints": names} | norms.meta
-    return _whole(run, "row", _plane_result(work.name, work.step, plane, axes, projected, meta))
+    with run.budget.opening("row", (int(sizes[1]) + _OPENING) * len(objective.batches)):
+        given = axes_of(objective, directions, count=2, normalize=normalize, scale=scale, seed=seed, trajectory=states)
+        axes = plane_axes(given, dtype or objective.dtype, orthogonal=orthogonal)
+        projected = None if states is None else axes.project(objective, states)
+        radii = _radii(radius, projected)
+        alphas = [grid(reach, size) for reach, size in zip(radii, sizes, strict=True)]
+        settings = _settings(directions, normalize, scale, radii, sizes, work.precision, symlog) | {
+            "orthogonal": orthogonal,
+            "bn": bn,
+        }
+        plane = _Plane(alphas[0], alphas[1])
+        family = Affine(list(objective.base.values()), axes.tensors)
+        common = _evaluation(work, run, dtype)
+        with Surface(norms.objective, family, accuracy=False, prepare=norms.prepare, **common) as surface:
+            run.reserve = _NOISE * surface.seconds
+            with run.ends(lambda: plane.rows, errors=lambda _: plane.rows):
+                for row in run.stream(coarse_to_fine(sizes[0]), surface.seconds * sizes[1], "row"):
+                    plane.fill(row, surface.at(np.column_stack([np.full(sizes[1], alphas[0][row]), alphas[1]])))
+                    if report is not None:
+                        report(_state(run.budget, work.name, "row", plane.rows, sizes[0]), plane.rows, sizes[0])
+            with run.ends():
+                norms.compare(surface, *plane.ends(projected), run=run)
+            meta = _meta(norms.objective, surface, run, settings, seed) | {"checkpoints": names} | norms.meta
+    result = _plane_result(run, work, plane, axes, projected, meta)
+    return run.whole(result, f"the slice of {work.name} failed after {counted(plane.rows, 'row')}", SliceError)
+
+
+def _evaluation(work: Run, run: Anytime, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Keywords of the surface of a line or plane."""
+    return {"dtype": dtype, "method": work.method, "memory": work.memory, "trial": _TRIAL * run.budget.seconds}
 
 
 def _state(clock: Budget, name: str, unit: str, done: int, total: int) -> Progress:
@@ -286,6 +297,11 @@ class _Plane:
         known = [place for place in dict.fromkeys(places) if self.evaluated[place[0]]]
         points = np.array([[self.alpha_1[row], self.alpha_2[column]] for row, column in known])
         return points, np.array([self.losses[place] for place in known])
+
+    @property
+    def rows(self) -> int:
+        """That are evaluated."""
+        return int(self.evaluated.sum())
 
     def fill(self, row: int, found: SurfaceLosses) -> None:
         self.losses[row], self.stderr[row], self.evaluated[row] = found.losses, found.stderr, True
@@ -362,45 +378,54 @@ def _notes(meta: Provenance, losses: Array, wanted: int, noun: str, *, errors: b
     return tuple(notes)
 
 
-def _line_result(name: str, step: int | None, alphas: Array, found: _Lines, meta: Provenance) -> SliceResult:
+def _line_result(run: Anytime, work: Run, alphas: Array, found: _Lines, meta: Provenance) -> SliceResult:
     losses = np.stack([line.losses for line in found.found])
     stderr = np.stack([line.stderr for line in found.found])
     noise = meta["noise"]
     depth = 0.0 if math.isnan(noise) else _DEPTH * noise
     notes = _notes(meta, losses, meta["settings"]["directions"], "direction", errors=bool(np.isfinite(stderr).any()))
     accuracies = [line.accuracy for line in found.found if line.accuracy is not None]
-    return SliceResult(
-        name=name,
-        step=step,
+
+    def over_lines(values: Callable[[], Array], mean: Callable[[Array], Estimate] = _over_lines) -> Estimate:
+        return run.analysed(lambda: mean(values()), unknown(len(losses)))
+
+    result = SliceResult(
+        name=work.name,
+        step=work.step,
         loss=float(losses[0, len(alphas) // 2]),
         alphas=alphas,
         losses=losses,
         stderr=stderr,
         labels=tuple(line.label for line in found.lines),
         eps_relative=np.array([line.relative for line in found.lines]),
-        roughness=_over_lines(_variance([alphas], 0, losses)),
-        detrended=_over_lines(_variance([alphas], 2, losses)),
-        detrended4=_over_lines(_variance([alphas], 4, losses)),
-        second_difference=_over_lines(second_difference_energy(losses, alphas)),
-        minima=mean_count(np.array([float(minima(line, depth)) for line in losses])),
+        roughness=over_lines(lambda: _variance([alphas], 0, losses)),
+        detrended=over_lines(lambda: _variance([alphas], 2, losses)),
+        detrended4=over_lines(lambda: _variance([alphas], 4, losses)),
+        second_difference=over_lines(lambda: second_difference_energy(losses, alphas)),
+        minima=over_lines(lambda: np.array([float(minima(line, depth)) for line in losses]), mean_count),
         noise_floor=noise**2,
         accuracy=np.stack(accuracies) if accuracies else None,
         meta=meta,
         notes=notes + norm_notes(meta),
     )
+    return dataclasses.replace(result, meta=meta | {"stop_reason": run.reason})
 
 
 def _plane_result(
-    name: str, step: int | None, plane: _Plane, axes: Axes, projected: tuple[Array, Array] | None, meta: Provenance
+    run: Anytime, work: Run, plane: _Plane, axes: Axes, projected: tuple[Array, Array] | None, meta: Provenance
 ) -> PlaneResult:
     rows = plane.evaluated
     known, noise = plane.losses[rows], meta["noise"]
     grids = [plane.alpha_1[rows], plane.alpha_2]
     whole = known.reshape(1, -1)
     notes = _notes(meta, known, len(rows), "row", errors=bool(np.isfinite(plane.stderr).any())) + norm_notes(meta)
-    return PlaneResult(
-        name=name,
-        step=step,
+
+    def variance(order: int) -> float:
+        return run.analysed(lambda: float(_variance(grids, order, whole)[0]), math.nan)
+
+    result = PlaneResult(
+        name=work.name,
+        step=work.step,
         loss=float(plane.losses[len(plane.alpha_1) // 2, len(plane.alpha_2) // 2]),
         alpha_1=plane.alpha_1,
         alpha_2=plane.alpha_2,
@@ -410,10 +435,10 @@ def _plane_result(
         labels=axes.labels,
         eps_relative=axes.relative,
         cosine=float(axes.cosines[0, 1]),
-        roughness=float(_variance(grids, 0, whole)[0]),
-        detrended=float(_variance(grids, 2, whole)[0]),
-        detrended4=float(_variance(grids, 4, whole)[0]),
-        minima=minima(known, 0.0 if math.isnan(noise) else _DEPTH * noise),
+        roughness=variance(0),
+        detrended=variance(2),
+        detrended4=variance(4),
+        minima=run.analysed(lambda: minima(known, 0.0 if math.isnan(noise) else _DEPTH * noise), -1),
         noise_floor=noise**2,
         trajectory=None if projected is None else projected[0],
         residual=None if projected is None else projected[1],
@@ -421,6 +446,7 @@ def _plane_result(
         meta=meta,
         notes=notes,
     )
+    return dataclasses.replace(result, meta=meta | {"stop_reason": run.reason})
 
 
 def _over_lines(values: Array) -> Estimate:
@@ -432,11 +458,3 @@ def _variance(axes: Sequence[Array], order: int, losses: Array) -> Array:
     if any(len(axis) < max(2, order + 2) for axis in axes):
         return np.full(len(losses), np.nan)
     return Trend(axes, order).variance(losses)
-
-
-def _whole(run: Anytime, noun: str, result: Sliced) -> Sliced:
-    """The result, or the error that ended its run and holds it."""
-    if run.error is None:
-        return result
-    why = f"{type(run.error).__name__}: {first_line(run.error)}"
-    raise SliceError(f"the slice of {result.name} failed after {run.done} {noun}s: {why}", result) from run.error

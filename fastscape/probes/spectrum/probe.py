@@ -29,7 +29,7 @@ from fastscape.probes.spectrum.run import SpectralRun
 from fastscape.probes.spectrum.stability import Optimizer
 from fastscape.probes.spectrum.stability_stage import StabilityStage, least_rows
 from fastscape.probes.spectrum.state import Curvature, Goals
-from fastscape.runs.anytime import PartialResultError
+from fastscape.runs.anytime import Deadline, PartialResultError
 from fastscape.runs.checkpoints import read_optimizer
 from fastscape.runs.optimizers import OptimizerState
 from fastscape.runs.progress import Progress, reporter
@@ -122,13 +122,13 @@ def spectrum(
     Source: Golub & Underwood (1977); Ghorbani, Krishnan & Xiao (2019); Meyer et al., "Hutch++" (2021).
     """
     work = settled(spectrum, keywords)
+    clock = work.clock()
     checked_objective(objective, sharded=True)
     if objective.sharding is not None:
         work = _sharded(objective, objective.sharding, operator, optimizer, work)
     goals, memory = checked_goals(objective, k, operator, nodes, block, work), work.memory
     block = BLOCK if block is None else block
     start = _warm_vectors(objective, warm)
-    clock = work.clock()
     moves = None if optimizer is None else recursion(objective, read_state(objective, optimizer))
     function = objective if moves is None else objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
@@ -158,7 +158,7 @@ def spectrum(
 
     if objective.sharding is not None:
         return found(ShardedHessian(objective, cast("PathName | None", work.method)))
-    with joined(distributed, objective) as ranks:
+    with joined(distributed, objective) as ranks, clock.opening("block of products", 60 * len(objective.batches)):
         together = distributed if ranks is None else ranks.group
         matrix = make(function, memory=memory, method=cast("PathName | None", work.method), distributed=together)
         return found(matrix) if ranks is None else led(matrix, lambda: found(matrix))
@@ -209,6 +209,8 @@ def measured(
 
     with work.ends(errors=kept), torch.inference_mode(False):  # a caller's: derivatives are needed
         work.reason = run.run(between)
+    if work.reason == "deadline" and known.started is None:
+        raise Deadline
     found = spectrum_result(run, work.reason, operator, step, extra or {})
     if work.error is not None:
         why = f"{type(work.error).__name__}: {first_line(work.error)}"

@@ -26,6 +26,7 @@ from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import Provenance
 from fastscape.runs.run import Run, Timed, settled
 
+_NEEDS = 60  # forwards and products of a checkpoint, with the choice of a path
 _RISEN = 0.99  # of the highest rate
 
 
@@ -75,9 +76,14 @@ def spectra(
     work = settled(spectra, keywords)
     progress = reporter(work.progress, ("checkpoint", "share", "state"))
     checked_objective(objective)
-    with joined(distributed, objective) as ranks:
+    whole = work.clock()
+
+    def refused(forward: float) -> BudgetError:
+        return _too_short(whole, whole.elapsed, len(checkpoints), BudgetError("", _NEEDS * len(objective.batches) * forward))
+
+    with joined(distributed, objective) as ranks, whole.opening("checkpoint", _NEEDS, refused):
         together = distributed if ranks is None else ranks.group
-        return _spectra(objective, checkpoints, k, operator, block, nodes, optimizer, together, work, progress)
+        return _spectra(objective, checkpoints, k, operator, block, nodes, optimizer, together, work, whole, progress)
 
 
 def _spectra(
@@ -90,12 +96,12 @@ def _spectra(
     optimizer: Optimizer | None,
     distributed: Distributed,
     work: Run,
+    whole: Budget,
     progress: Callable[..., None] | None,
 ) -> SpectrumTrajectory:
     checked_goals(objective, k, operator, nodes, block, work)
     if optimizer is not None:
         read_state(objective, optimizer)
-    whole = work.clock()
     files = read_checkpoints(checkpoints)
     for file in files:
         file.at(objective)  # every file is read and matched before any work
