@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
 from fastscape.response.halving import Halving
+from fastscape.runs.anytime import Anytime
 from fastscape.runs.journal import Journal
 from fastscape.runs.plan import Plan, identity, plain_data, versions
 from fastscape.runs.units import Evaluate, Here, Unit, Value, Workers, blocks_of, decode
@@ -26,7 +28,10 @@ Made = Callable[[Plan, Evaluate, Callable[[], int | None], Journal | None], Work
 
 
 class Evaluated(NamedTuple):
-    """Even and odd responses ``[K, N]``, L(w), directions at a time where memory ran out, and who evaluated how often."""
+    """Even and odd responses ``[K, N]``, L(w), directions at a time where memory ran out, and who evaluated how often.
+
+    ``run``: how the work ended; of work that did not come to its end the first directions are there.
+    """
 
     even: Array
     odd: Array
@@ -34,6 +39,7 @@ class Evaluated(NamedTuple):
     lanes: int | None
     meta: Mapping[str, Any]
     elsewhere: int
+    run: Anytime
 
 
 def in_units(choice: PathChoice) -> PathChoice:
@@ -108,17 +114,20 @@ def evaluated(
         journal.write(_PLAN, plan.to_dict())
         work = journal.recording(evaluate, lambda: halving.lanes)
     workers = made(plan, work, lambda: halving.lanes, journal)
-    columns: dict[Unit, Value] = {}
-    done = 0
+    units, columns, run = [Unit(0, 0, 0, block) for block in blocks_of(count, plan.ways[0].unit)], dict[Unit, Value](), Anytime()
+
+    def known(_error: Exception | None = None) -> bool:
+        return units[0] in columns
+
     try:
-        for unit, data in workers.map([Unit(0, 0, 0, block) for block in blocks_of(count, plan.ways[0].unit)], math.inf):
-            columns[unit] = decode(data)
-            done += len(of(unit))
-            if progress is not None:
-                progress(done, count)
+        with run.ends(known, errors=known):
+            for unit, data in workers.map(units, math.inf):
+                columns[unit] = decode(data)
+                if progress is not None:
+                    progress(sum(len(of(done)) for done in columns), count)
     finally:
         if journal is not None:
             journal.close()
-    ordered = [columns[unit] for unit in sorted(columns)]
+    ordered = [columns[unit] for unit in itertools.takewhile(columns.__contains__, units)]
     even, odd = (np.concatenate([column[part] for column in ordered], axis=1) for part in (0, 1))
-    return Evaluated(even, odd, ordered[0].base, halving.lanes, workers.meta, getattr(workers, "evaluations", 0))
+    return Evaluated(even, odd, ordered[0].base, halving.lanes, workers.meta, getattr(workers, "evaluations", 0), run)

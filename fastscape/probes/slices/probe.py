@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Unpack
 
 import numpy as np
@@ -14,22 +12,18 @@ import torch
 from fastscape._checks import amount, counted, flag, integer
 from fastscape.directions.axes import Axes
 from fastscape.directions.directions import Scale
-from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.batch_statistics import BatchNorm
-from fastscape.evaluation.influence import STILL
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.surface.families import Affine
-from fastscape.evaluation.surface.surface import Surface, SurfaceLosses
+from fastscape.evaluation.surface.surface import Surface
 from fastscape.numerics.arrays import Array
-from fastscape.numerics.estimate import Estimate, unknown
-from fastscape.numerics.positive import useful
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.probes.slices.assembly import Lines, Plane, line_result, plane_result, slice_meta
 from fastscape.probes.slices.axes import (
     COMPONENTS,
     LINES,
     AnyDirections,
     AnyState,
-    Line,
     axes_of,
     coarse_to_fine,
     grid,
@@ -37,13 +31,11 @@ from fastscape.probes.slices.axes import (
     plane_axes,
     states_of,
 )
-from fastscape.probes.slices.norms import Norms, norm_notes
+from fastscape.probes.slices.norms import Norms
 from fastscape.probes.slices.result import PlaneResult, SliceResult
-from fastscape.probes.slices.roughness import Trend, mean_count, mean_estimate, minima, second_difference_energy
 from fastscape.runs.anytime import Anytime, PartialResultError
 from fastscape.runs.budget import Budget
 from fastscape.runs.progress import Progress, reporter
-from fastscape.runs.provenance import Provenance, objective_meta
 from fastscape.runs.run import Run, Work, settled
 
 
@@ -59,9 +51,7 @@ class SliceKeywords(Work, total=False):
 _TRIAL = 0.05  # of the budget, for trying batched evaluation
 _OPENING = 20  # evaluations beside those of the first line: gate, noise
 _NOISE = 10  # evaluations that time is kept for, which tell the rounding
-_DEPTH = 4.0  # times the rounding of one loss: two losses differ by less in 99.5 % of cases
 _MOST_POINTS = 2**24  # of a plane
-_TRIED = 4  # checkpoints of a trajectory at which running statistics are compared: the farthest from w
 _MARGIN = 1.2  # on the trajectory's reach, so that no checkpoint lies on the border
 
 
@@ -148,7 +138,7 @@ def slice1d(
             "directions": len(given),
             "bn": bn,
         }
-        base, found = list(objective.base.values()), _Lines()
+        base, found = list(objective.base.values()), Lines()
         watched = len(given) if isinstance(given, Axes) else 1
         family = Affine(base, [base])
         with Surface(norms.objective, family, prepare=norms.prepare, **_evaluation(work, run, dtype)) as surface:
@@ -162,8 +152,8 @@ def slice1d(
                     if report is not None:
                         state = _state(run.budget, work.name, "direction", len(found.lines), len(given))
                         report(state, len(found.lines), len(given))
-            meta = _meta(norms.objective, surface, run, settings, seed) | norms.meta
-    result = _line_result(run, work, alphas, found, meta)
+            meta = slice_meta(norms.objective, surface, run, settings, seed) | norms.meta
+    result = line_result(run, work, alphas, found, meta)
     return run.whole(result, f"the slice of {work.name} failed after {counted(len(found.lines), 'direction')}", SliceError)
 
 
@@ -236,7 +226,7 @@ def slice2d(
             "orthogonal": orthogonal,
             "bn": bn,
         }
-        plane = _Plane(alphas[0], alphas[1])
+        plane = Plane(alphas[0], alphas[1])
         family = Affine(list(objective.base.values()), axes.tensors)
         common = _evaluation(work, run, dtype)
         with Surface(norms.objective, family, accuracy=False, prepare=norms.prepare, **common) as surface:
@@ -246,10 +236,10 @@ def slice2d(
                     plane.fill(row, surface.at(np.column_stack([np.full(sizes[1], alphas[0][row]), alphas[1]])))
                     if report is not None:
                         report(_state(run.budget, work.name, "row", plane.rows, sizes[0]), plane.rows, sizes[0])
-            with run.ends():
+            with run.ends(errors=lambda _: True):
                 norms.compare(surface, *plane.ends(projected), run=run)
-            meta = _meta(norms.objective, surface, run, settings, seed) | {"checkpoints": names} | norms.meta
-    result = _plane_result(run, work, plane, axes, projected, meta)
+            meta = slice_meta(norms.objective, surface, run, settings, seed) | {"checkpoints": names} | norms.meta
+    result = plane_result(run, work, plane, axes, projected, meta)
     return run.whole(result, f"the slice of {work.name} failed after {counted(plane.rows, 'row')}", SliceError)
 
 
@@ -260,55 +250,6 @@ def _evaluation(work: Run, run: Anytime, dtype: torch.dtype | None) -> dict[str,
 
 def _state(clock: Budget, name: str, unit: str, done: int, total: int) -> Progress:
     return Progress.under(clock, name, done / total, unit=unit, done=done, total=total)
-
-
-# ---------------------------------------------------------------------- what is evaluated
-
-
-@dataclass
-class _Lines:
-    """Lines evaluated so far."""
-
-    found: list[SurfaceLosses] = field(default_factory=list)
-    lines: list[Line] = field(default_factory=list)
-
-    def add(self, line: Line, losses: SurfaceLosses) -> None:
-        self.found.append(losses)
-        self.lines.append(dataclasses.replace(line, axis=[]))
-
-
-class _Plane:
-    """A grid, NaN where it is not evaluated yet."""
-
-    def __init__(self, alpha_1: Array, alpha_2: Array) -> None:
-        self.alpha_1, self.alpha_2 = alpha_1, alpha_2
-        self.losses = np.full((len(alpha_1), len(alpha_2)), np.nan)
-        self.stderr = self.losses.copy()
-        self.evaluated = np.zeros(len(alpha_1), dtype=bool)
-
-    def ends(self, projected: tuple[Array, Array] | None) -> tuple[Array, Array]:
-        """Points at which running statistics are compared, and their losses: the axes' ends; NaN where not evaluated."""
-        rows, columns = len(self.alpha_1), len(self.alpha_2)
-        places = [(0, columns // 2), (rows - 1, columns // 2), (rows // 2, 0), (rows // 2, columns - 1)]
-        if projected is not None:  # and the points of the grid nearest to the checkpoints
-            near = np.where(np.isfinite(projected[0]), projected[0], 0.0)
-            farthest = near[np.argsort(-np.linalg.norm(near, axis=1))][:_TRIED]
-            places += [(_nearest(self.alpha_1, first), _nearest(self.alpha_2, second)) for first, second in farthest]
-        known = [place for place in dict.fromkeys(places) if self.evaluated[place[0]]]
-        points = np.array([[self.alpha_1[row], self.alpha_2[column]] for row, column in known])
-        return points, np.array([self.losses[place] for place in known])
-
-    @property
-    def rows(self) -> int:
-        """That are evaluated."""
-        return int(self.evaluated.sum())
-
-    def fill(self, row: int, found: SurfaceLosses) -> None:
-        self.losses[row], self.stderr[row], self.evaluated[row] = found.losses, found.stderr, True
-
-
-def _nearest(alphas: Array, value: float) -> int:
-    return int(np.abs(alphas - value).argmin())
 
 
 def _radii(radius: float | tuple[float, float] | None, projected: tuple[Array, Array] | None) -> tuple[float, float]:
@@ -325,9 +266,6 @@ def _radii(radius: float | tuple[float, float] | None, projected: tuple[Array, A
     return float(first), float(second)
 
 
-# ---------------------------------------------------------------------- results
-
-
 def _settings(
     directions: AnyDirections, normalize: str, scale: str, radius: Any, points: Any, precision: str | None, symlog: bool | None
 ) -> dict[str, Any]:
@@ -338,123 +276,3 @@ def _settings(
         flag("symlog", symlog)
     content |= {"precision": precision, "symlog": symlog}
     return content | ({"normalize": normalize} if random else {})
-
-
-def _meta(objective: Objective, surface: Surface, run: Anytime, settings: dict[str, Any], seed: int) -> Provenance:
-    noise = math.nan
-    with run.ends():
-        noise = surface.noise
-    choice, arithmetic = surface.choice, measured_in(objective, surface.dtype)
-    return objective_meta(objective) | {
-        **arithmetic.meta,
-        "seed": seed,
-        "settings": settings,
-        "dtype": str(surface.dtype),
-        "arithmetic_notes": list(arithmetic.notes),
-        "noise": noise,
-        "gate": "two evaluations at w agree bit for bit",
-        "errors_over": surface.terms.unit,
-        "path": None if choice is None else choice.name,
-        "path_reason": None if choice is None else choice.reason,
-        "evaluations": surface.evaluations,
-        "seconds": run.budget.elapsed,
-        "budget": run.budget.seconds if run.budget.limited else None,
-        "stop_reason": run.reason,
-    }
-
-
-def _notes(meta: Provenance, losses: Array, wanted: int, noun: str, *, errors: bool) -> tuple[str, ...]:
-    notes, done = list(meta["arithmetic_notes"]), len(losses)
-    if losses.size > 1 and (losses == losses.flat[0]).all():
-        notes.append(STILL)
-    if done < wanted:
-        notes.append(f"{done} of {wanted} {noun}s were evaluated ({meta['stop_reason']})")
-    if not errors and meta["errors_over"] == "samples":
-        notes.append("no standard errors: they need two samples with finite losses")
-    elif not errors:
-        notes.append("no standard errors: the criterion gives no loss per sample, and there is a single batch")
-    elif meta["errors_over"] == "batches":
-        notes.append(f"standard errors are over the {meta['batches']} batches: the criterion gives no loss per sample")
-    return tuple(notes)
-
-
-def _line_result(run: Anytime, work: Run, alphas: Array, found: _Lines, meta: Provenance) -> SliceResult:
-    losses = np.stack([line.losses for line in found.found])
-    stderr = np.stack([line.stderr for line in found.found])
-    noise = meta["noise"]
-    depth = 0.0 if math.isnan(noise) else _DEPTH * noise
-    notes = _notes(meta, losses, meta["settings"]["directions"], "direction", errors=bool(np.isfinite(stderr).any()))
-    accuracies = [line.accuracy for line in found.found if line.accuracy is not None]
-
-    def over_lines(values: Callable[[], Array], mean: Callable[[Array], Estimate] = _over_lines) -> Estimate:
-        return run.analysed(lambda: mean(values()), unknown(len(losses)))
-
-    result = SliceResult(
-        name=work.name,
-        step=work.step,
-        loss=float(losses[0, len(alphas) // 2]),
-        alphas=alphas,
-        losses=losses,
-        stderr=stderr,
-        labels=tuple(line.label for line in found.lines),
-        eps_relative=np.array([line.relative for line in found.lines]),
-        roughness=over_lines(lambda: _variance([alphas], 0, losses)),
-        detrended=over_lines(lambda: _variance([alphas], 2, losses)),
-        detrended4=over_lines(lambda: _variance([alphas], 4, losses)),
-        second_difference=over_lines(lambda: second_difference_energy(losses, alphas)),
-        minima=over_lines(lambda: np.array([float(minima(line, depth)) for line in losses]), mean_count),
-        noise_floor=noise**2,
-        accuracy=np.stack(accuracies) if accuracies else None,
-        meta=meta,
-        notes=notes + norm_notes(meta),
-    )
-    return dataclasses.replace(result, meta=meta | {"stop_reason": run.reason})
-
-
-def _plane_result(
-    run: Anytime, work: Run, plane: _Plane, axes: Axes, projected: tuple[Array, Array] | None, meta: Provenance
-) -> PlaneResult:
-    rows = plane.evaluated
-    known, noise = plane.losses[rows], meta["noise"]
-    grids = [plane.alpha_1[rows], plane.alpha_2]
-    whole = known.reshape(1, -1)
-    notes = _notes(meta, known, len(rows), "row", errors=bool(np.isfinite(plane.stderr).any())) + norm_notes(meta)
-
-    def variance(order: int) -> float:
-        return run.analysed(lambda: float(_variance(grids, order, whole)[0]), math.nan)
-
-    result = PlaneResult(
-        name=work.name,
-        step=work.step,
-        loss=float(plane.losses[len(plane.alpha_1) // 2, len(plane.alpha_2) // 2]),
-        alpha_1=plane.alpha_1,
-        alpha_2=plane.alpha_2,
-        losses=plane.losses,
-        stderr=plane.stderr,
-        evaluated=rows,
-        labels=axes.labels,
-        eps_relative=axes.relative,
-        cosine=float(axes.cosines[0, 1]),
-        roughness=variance(0),
-        detrended=variance(2),
-        detrended4=variance(4),
-        minima=run.analysed(lambda: minima(known, 0.0 if math.isnan(noise) else _DEPTH * noise), -1),
-        noise_floor=noise**2,
-        trajectory=None if projected is None else projected[0],
-        residual=None if projected is None else projected[1],
-        explained=axes.explained,
-        meta=meta,
-        notes=notes,
-    )
-    return dataclasses.replace(result, meta=meta | {"stop_reason": run.reason})
-
-
-def _over_lines(values: Array) -> Estimate:
-    return useful(mean_estimate(values), "direction")
-
-
-def _variance(axes: Sequence[Array], order: int, losses: Array) -> Array:
-    """Variance about a trend, NaN where the grid has too few points for it."""
-    if any(len(axis) < max(2, order + 2) for axis in axes):
-        return np.full(len(losses), np.nan)
-    return Trend(axes, order).variance(losses)
