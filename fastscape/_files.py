@@ -17,22 +17,27 @@ _FREE, _EXPANSION = 1 << 24, 100  # bytes that any archive may unpack to, and ti
 
 
 @contextmanager
-def replaced(target: Path) -> Iterator[BinaryIO]:
-    """A stream whose content takes the place of ``target`` at the end of the block; a failure leaves the older file whole."""
+def replaced(target: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A stream whose content takes the place of ``target`` at the end of the block; a failure leaves the older file whole.
+
+    Without ``sync`` it outlives the process, but not the machine.
+    """
     temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(descriptor, "w+b") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                os.fsync(stream.fileno())
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, str(target)) from error  # not the temporary file beside it
         raise
-    _synchronise(target.parent)
+    if sync:
+        _synchronise(target.parent)
 
 
 def write_text(target: Path, text: str) -> None:

@@ -56,6 +56,11 @@ def check_out(out: Path | None, stems: Sequence[str], *, force: bool, continues:
         )
 
 
+def is_begun(journal: Path | None) -> bool:
+    """Whether a folder for a journal (``--resume``) has one, so that an older result is of the run that goes on."""
+    return journal is not None and (journal / "manifest.json").is_file()
+
+
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
     """The directory, made where it is missing and locked; one that stays empty is removed again."""

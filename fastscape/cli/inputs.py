@@ -57,6 +57,12 @@ def distributed_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--distributed", type=click.Choice(["auto", "never"]), default="auto", help=words)(command)
 
 
+def resume_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option for the folder of a journal."""
+    words = "Folder for a journal of all evaluations; the same command goes on with what it holds, whatever ended it."
+    return click.option("--resume", type=click.Path(path_type=Path, file_okay=False), help=words)(command)
+
+
 def rank_of(distributed: str) -> int | None:
     """Rank of this process among those that share the work; ``None`` where it is alone."""
     if distributed == "never" or not os.environ.get("WORLD_SIZE"):

@@ -11,7 +11,7 @@ import click
 import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.folder import check_out, force_option
+from fastscape.cli.folder import check_out, force_option, is_begun
 from fastscape.cli.inputs import (
     analysis_options,
     build_objective,
@@ -24,6 +24,7 @@ from fastscape.cli.inputs import (
     objective_options,
     radii,
     rank_of,
+    resume_option,
 )
 from fastscape.cli.output import Outcome, live_progress, rescue, run
 from fastscape.cli.spectrum import OPTIMIZER, measure, optimizer_options
@@ -65,11 +66,7 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 @optimizer_options
 @click.option("--extend", type=click.Path(path_type=Path), help="An earlier result.npz of the same run to continue.")
 @distributed_option
-@click.option(
-    "--resume",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for a journal of all evaluations; the same command goes on with what it holds, whatever ended it.",
-)
+@resume_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -195,8 +192,8 @@ def _multifractal(
 
 def _goes_on(out: Path, options: dict[str, Any]) -> bool:
     """Whether an older result in a directory is of the run that goes on: that of ``--extend``, or of a journal begun before."""
-    older, other, journal = out / "result.npz", options["extend"], options["resume"]
-    if journal is not None and (journal / "manifest.json").is_file():
+    older, other = out / "result.npz", options["extend"]
+    if is_begun(options["resume"]):
         return True
     return other is not None and other.is_file() and older.is_file() and older.samefile(other)
 

@@ -13,7 +13,7 @@ import fastscape as fs
 from fastscape._checks import counted
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.folder import check_out, force_option
+from fastscape.cli.folder import check_out, force_option, is_begun
 from fastscape.cli.inputs import (
     build_objective,
     checkpoint_files,
@@ -22,6 +22,7 @@ from fastscape.cli.inputs import (
     method_of,
     method_option,
     objective_options,
+    resume_option,
 )
 from fastscape.cli.output import Outcome, live_progress, run
 
@@ -76,6 +77,7 @@ def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @optimizer_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random probes.")
 @method_option("How to multiply, such as graph or forward; default: the fastest, measured.")
+@resume_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -99,7 +101,7 @@ def spectrum_command(model: str, **options: Any) -> None:
 def _spectrum(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
     files = checkpoint_files(options["checkpoints"])
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(files))
-    check_out(options["out"], ["spectrum"], force=options["force"])
+    check_out(options["out"], ["spectrum"], force=options["force"], continues=lambda: is_begun(options["resume"]))
     objective = build_objective(model, options)
     with live_progress(quiet=options["quiet"]) as live:
         result = measure(objective, files, model, budget, options, live)
@@ -115,7 +117,7 @@ def measure(
         key: options[key] for key in ("k", "operator", "nodes", "block", "memory", "seed") if options.get(key) is not None
     }
     settings |= {"targets": options.get("targets") or targets(options) or None, "optimizer": optimizer(objective, options)}
-    settings["method"] = method_of(options)
+    settings |= {"method": method_of(options), "resume": options.get("resume")}
 
     if files:
         return fs.spectra(objective, files, budget=budget, progress=live.show, **settings)

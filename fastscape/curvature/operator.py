@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from numbers import Real
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from fastscape.curvature.choice import ProductChoice
 from fastscape.curvature.flat import Layout
 from fastscape.curvature.paths import Matrix, PathName, checked_path
 from fastscape.curvature.products import Products
+from fastscape.curvature.recorded import Numbers, RecordedProducts, reduced
 from fastscape.curvature.served import ServedProducts
 from fastscape.evaluation.group import Distributed, Group, alone_in_training, ranks_of
 from fastscape.evaluation.points import Array
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.runs.evaluations import Evaluations
 
 Vectors = TypeVar("Vectors", Tensor, list[Tensor], dict[str, Tensor])
 
@@ -182,9 +184,10 @@ class CurvatureOperator(SymmetricOperator):
         compile: bool = False,
         ranks: Group | None = None,
     ) -> None:
-        self.objective, self.matrix = checked_objective(objective), matrix
+        self.objective, self.matrix, self._memory = checked_objective(objective), matrix, memory
         check_memory(memory)
         chosen = checked_path(method)
+        self._products: Products | RecordedProducts
         if ranks is None:
             self._products = Products(objective, matrix, chosen, memory, compile_=compile)
         else:
@@ -196,7 +199,14 @@ class CurvatureOperator(SymmetricOperator):
     @property
     def served(self) -> ServedProducts | None:
         """The products, where several processes make them."""
-        return self._products if isinstance(self._products, ServedProducts) else None
+        made = self._products.inner if isinstance(self._products, RecordedProducts) else self._products
+        return made if isinstance(made, ServedProducts) else None
+
+    def recorded(self, evaluations: Evaluations) -> Self:
+        """The operator itself, whose products and their path are from now on taken from a journal where they are there."""
+        if evaluations.journal is not None and isinstance(self._products, Products):
+            self._products = RecordedProducts(self._products, evaluations, self._memory)
+        return self
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -227,6 +237,17 @@ class CurvatureOperator(SymmetricOperator):
         assert found is not None
         self._prepared(len(rows))
         return found.T, forms
+
+    def reduced(self, block: Tensor, numbers: Numbers, request: Sequence[Any] = ()) -> dict[str, Array]:
+        """What ``numbers`` makes of H V of ``[D, K]`` and the forms of every batch (zero for one): all that a journal keeps.
+
+        ``request``: tensors, arrays and JSON data that it depends on beside them.
+        """
+        with torch.inference_mode(False):
+            rows, _ = self.layout.rows_of(block, self.dtype, self.device)
+            found = reduced(self._products, rows, len(self.batch_weights) > 1, numbers, request)
+        self._prepared(len(rows))
+        return found
 
     def quadratic_forms(self, block: Tensor) -> Array:
         """V'H v of the columns of ``[D, K]``, float64 ``[K]``, without keeping a product."""

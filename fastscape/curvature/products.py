@@ -13,6 +13,7 @@ from fastscape._clock import now
 from fastscape._deadline import check_deadline
 from fastscape.curvature.choice import Candidate, ProductChoice
 from fastscape.curvature.paths import Matrix, PathName
+from fastscape.curvature.plan import Plan
 from fastscape.curvature.program import Parts
 from fastscape.curvature.selection import Selection, block_key
 from fastscape.curvature.sketch import synchronise
@@ -21,7 +22,7 @@ from fastscape.evaluation.points import Array
 from fastscape.objective.objective import Objective
 
 Take = Callable[[int, int, Parts, Parts], None]  # batch, first vector of the block, vectors, their products
-_REPLAY_AFTER = 500.0  # gradients' worth of products after which linearising, of 20 to 500, may pay
+REPLAY_AFTER = 500.0  # gradients' worth of products after which linearising, of 20 to 500, may pay
 
 
 class Products:
@@ -38,7 +39,10 @@ class Products:
         space: the loss on a private copy, with arithmetic and memory.
         selection: the paths.
         nan_products: vectors so far with NaN or inf in the product.
+        impatient: whether what takes long to set up is tried after long use.
     """
+
+    impatient = True
 
     def __init__(
         self, objective: Objective, matrix: Matrix, path: PathName | None, memory: int | None, *, compile_: bool = False
@@ -56,6 +60,10 @@ class Products:
     def prepare(self, count: int, rows: Tensor | None = None, *, thorough: bool = False) -> ProductChoice:
         """See :meth:`Selection.prepare`."""
         return self.selection.prepare(count, rows, thorough=thorough)
+
+    def obey(self, key: int, plan: Plan) -> None:
+        """Multiply blocks of ``key`` vectors as was chosen before, without trying anything."""
+        plan.obeyed(self.space, self.selection, key)
 
     def release(self) -> None:
         """Free what is kept of batches."""
@@ -133,8 +141,8 @@ class Products:
         """Try what takes long to set up once the products so far have cost as much as it may."""
         key, selection, gradient = block_key(count), self.selection, self.space.gradient_seconds
         selection.spent[key] += seconds
-        patient = key in selection.thorough or gradient > SLOW
-        if not patient and selection.spent[key] > _REPLAY_AFTER * len(self.space.program.weights) * gradient:
+        patient = not self.impatient or key in selection.thorough or gradient > SLOW
+        if not patient and selection.spent[key] > REPLAY_AFTER * len(self.space.program.weights) * gradient:
             self.prepare(key, thorough=True)
 
 

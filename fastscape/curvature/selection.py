@@ -42,6 +42,7 @@ class Selection:
         thorough: blocks for which what takes long to set up has been tried.
         spent: seconds of products since the choice, by vectors in a block.
         products: vectors multiplied in trials.
+        basis: arithmetic, and cuts of the batches, of choices that were made elsewhere.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Selection:
         self.thorough: set[int] = set()
         self.spent: dict[int, float] = {}
         self.products = 0
+        self.basis: tuple[torch.dtype, int] | None = None
         self._borne_out: set[str] = set()
 
     def prepare(self, count: int, rows: Tensor | None = None, *, thorough: bool = False) -> ProductChoice:
@@ -68,9 +70,12 @@ class Selection:
         for candidate in self.chosen.values():
             candidate.built.clear()
 
-    def obey(self, key: int, choice: ProductChoice, *, held: int, peak: int) -> None:
+    def obey(self, key: int, choice: ProductChoice, *, held: int, peak: int, step: float | None) -> None:
         """Multiply blocks as was chosen elsewhere, on another batch of the same function, without trying anything."""
-        self.chosen[key] = Candidate(self._named(self._space.program)[choice.name](), held=held, peak=peak)
+        path = self._named(self._space.program)[choice.name]()
+        if isinstance(path, DifferencePath):
+            path.step, path.error = step, choice.error
+        self.chosen[key] = Candidate(path, held=held, peak=peak)
         self.choices[key], self.spent[key] = choice, 0.0
 
     def _choose(self, key: int, rows: Tensor | None, *, thorough: bool) -> None:

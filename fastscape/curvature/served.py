@@ -20,6 +20,7 @@ from fastscape.curvature.choice import Candidate, NoPathError, ProductChoice
 from fastscape.curvature.exact_sum import disjoint, largest, limbs_for, summed
 from fastscape.curvature.paths import Matrix, PathName
 from fastscape.curvature.peak import give_back
+from fastscape.curvature.plan import Plan
 from fastscape.curvature.products import Products, Take, forms_of
 from fastscape.curvature.program import Parts
 from fastscape.curvature.selection import Selection, block_key
@@ -42,33 +43,6 @@ def dealt(costs: Sequence[float], ranks: int) -> list[int]:
     return owners
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How rank 0 has chosen to multiply, for the others to obey.
-
-    Attributes:
-        choice: path and vectors at a time.
-        held, peak: bytes that a batch keeps, and that are alive in a product.
-        cuts: how often batches are cut in two.
-        work, dtype: of the computation, of its products.
-        gradient_seconds: of rank 0's largest batch.
-        threads: of torch.
-        thorough: whether what takes long to set up has been tried.
-        notes: on the products.
-    """
-
-    choice: ProductChoice
-    held: int
-    peak: int
-    cuts: int
-    work: torch.dtype
-    dtype: torch.dtype
-    gradient_seconds: float
-    threads: int
-    thorough: bool
-    notes: tuple[str, ...]
-
-
 class ServedProducts(Products):
     """Products over the batches of all processes of a group: all call a method, or rank 0 does while the others :meth:`serve`.
 
@@ -84,6 +58,8 @@ class ServedProducts(Products):
         machines: host and processor of every rank.
     """
 
+    impatient = False
+
     def __init__(self, objective: Objective, matrix: Matrix, path: PathName | None, memory: int | None, ranks: Group) -> None:
         self.ranks, self.whole, self._settings = ranks, objective, (matrix, memory)
         self.owners = dealt([objective.count(batch) for batch in objective.batches], ranks.size)
@@ -93,7 +69,6 @@ class ServedProducts(Products):
         self._weights = [objective.batch_weights[batch] / objective.samples for batch in self.mine]
         self._earlier = self.short = 0
         self._threads = torch.get_num_threads()
-        self._basis: tuple[torch.dtype, int] | None = None  # arithmetic and cuts of what was chosen so far
         self._shrunk = 1  # what vectors at a time are divided by
         self.machines: list[str] = []
 
@@ -159,9 +134,15 @@ class ServedProducts(Products):
                 self._settle(count, rows, thorough=thorough)
         return self.selection.choices[key]
 
-    def _settle(self, count: int, rows: Tensor | None, *, thorough: bool) -> None:
-        plan: Plan = self.ranks.led(lambda: self._plan(count, rows, thorough=thorough))
-        self.ranks.agreed(lambda: self._obey(block_key(count), plan))
+    def obey(self, key: int, plan: Plan) -> None:
+        """See :meth:`Products.obey`; on all ranks."""
+        with uninterrupted():
+            self._command(_PREPARE, key, int(plan.thorough), 0)
+            self._settle(key, None, thorough=plan.thorough, given=plan)
+
+    def _settle(self, count: int, rows: Tensor | None, *, thorough: bool, given: Plan | None = None) -> None:
+        plan: Plan = self.ranks.led(lambda: given or self._plan(count, rows, thorough=thorough))
+        self.ranks.agreed(lambda: self._obey(block_key(count), plan, given=given is not None))
         self.machines = self.machines or self.ranks.machines()
 
     def _plan(self, count: int, rows: Tensor | None, *, thorough: bool) -> Plan:
@@ -175,38 +156,16 @@ class ServedProducts(Products):
             self._free = False
             choice = self.selection.prepare(count, rows, thorough=thorough)
         if self._free:
-            choice = self.selection.choices[block_key(count)] = dataclasses.replace(choice, reason=_REASON)
-        space, chosen = self.space, self.selection.chosen[block_key(count)]
-        return Plan(
-            choice=choice,
-            held=chosen.held,
-            peak=chosen.peak,
-            cuts=space.program.cuts,
-            work=space.work,
-            dtype=space.dtype,
-            gradient_seconds=space.gradient_seconds,
-            threads=torch.get_num_threads(),
-            thorough=block_key(count) in self.selection.thorough,
-            notes=space.notes,
-        )
+            self.selection.choices[block_key(count)] = dataclasses.replace(choice, reason=_REASON)
+        return Plan.made(self.space, self.selection, block_key(count))
 
-    def _obey(self, key: int, plan: Plan) -> None:
+    def _obey(self, key: int, plan: Plan, *, given: bool) -> None:
         self._threads = plan.threads
-        if self.ranks.rank == 0:
+        if self.ranks.rank == 0 and not given:
             return
-        space, selection = self.space, self.selection
-        if plan.work != space.work and not space.widened():
-            raise ValueError(f"the model must run in {plan.work}, which rank 0 chose for products, got one that does not")
-        while space.program.cuts < plan.cuts and space.halve():
-            pass
-        if self._basis != (plan.work, plan.cuts):  # rank 0's earlier choices are void
-            self._basis = plan.work, plan.cuts
-            for kept in (selection.chosen, selection.choices, selection.thorough):
-                kept.clear()
-        if plan.thorough:
-            selection.thorough.add(key)
-        space.dtype, space.notes, space.gradient_seconds = plan.dtype, plan.notes, plan.gradient_seconds
-        selection.obey(key, plan.choice, held=plan.held, peak=plan.peak)
+        plan.obeyed(self.space, self.selection, key)
+        if self.ranks.rank:
+            self.space.gradient_seconds = plan.gradient_seconds
 
     # ------------------------------------------------------------------ products
 

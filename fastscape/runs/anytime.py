@@ -10,6 +10,7 @@ from fastscape._checks import first_line
 from fastscape._clock import now
 from fastscape._deadline import Deadline as Deadline
 from fastscape.runs.budget import Budget, BudgetError, time_text
+from fastscape.runs.evaluations import Evaluations
 
 Unit = TypeVar("Unit")
 Made = TypeVar("Made")
@@ -36,6 +37,8 @@ class Anytime:
         budget: the deadline; ``None`` for none.
         margin: how much longer than foreseen a unit may take.
         reserve: seconds to be left after every unit.
+        evaluations: of the work; those that a journal has always fit, and a unit of them counts with the seconds that it took
+            when it was evaluated.
 
     Attributes:
         reason: ``"complete"``, ``"deadline"``, ``"interrupted"`` or ``"failed: ..."``; work may give its own.
@@ -44,14 +47,24 @@ class Anytime:
         unit: seconds that the next unit is expected to take.
     """
 
-    def __init__(self, budget: Budget | None = None, *, margin: float = 1.0, reserve: float = 0.0) -> None:
+    def __init__(
+        self,
+        budget: Budget | None = None,
+        *,
+        margin: float = 1.0,
+        reserve: float = 0.0,
+        evaluations: Evaluations | None = None,
+    ) -> None:
         self.budget, self.margin, self.reserve = budget or Budget(None), margin, reserve
+        self.evaluations = evaluations or Evaluations()
         self.reason, self.done, self.unit = "complete", 0, 0.0
         self.error: Exception | None = None
 
     def fits(self, seconds: float | None = None, reserve: float = 0.0) -> bool:
         """Whether ``seconds`` of work, by default a unit, and both reserves after it end before the deadline."""
-        return self.budget.admits(self.margin * (self.unit if seconds is None else seconds), self.reserve + reserve)
+        return self.evaluations.replaying or self.budget.admits(
+            self.margin * (self.unit if seconds is None else seconds), self.reserve + reserve
+        )
 
     def need(self, seconds: float | None = None, reserve: float = 0.0) -> None:
         """Raise :class:`Deadline` unless it fits."""
@@ -72,7 +85,7 @@ class Anytime:
         """
         waiting, self.unit = iter(units), expected
         while True:
-            began = now()
+            began = self._worked()
             try:
                 unit = next(waiting)
             except StopIteration:
@@ -87,15 +100,19 @@ class Anytime:
             self.need()
             yield unit
             self.done += 1
-            took = now() - began
+            took = self._worked() - began
             self.unit = min(took, 2 * expected) if noun and self.done == 1 else took  # the first may have tried paths as well
 
     @contextmanager
     def slowest(self) -> Iterator[None]:
         """A unit of work; the next is taken to need as long as the slowest so far."""
-        began = self.budget.elapsed
+        began = self.budget.elapsed + self.evaluations.seconds
         yield
-        self.unit = max(self.unit, self.budget.elapsed - began)
+        self.unit = max(self.unit, self.budget.elapsed + self.evaluations.seconds - began)
+
+    def _worked(self) -> float:
+        """A clock that what is taken from a journal moves as its evaluation did."""
+        return now() + self.evaluations.seconds
 
     @contextmanager
     def ends(
@@ -107,7 +124,7 @@ class Anytime:
         the work is a deadline.
         """
         try:
-            with self.budget.limiting():
+            with self.budget.limiting(lambda: not self.evaluations.replaying):
                 yield
         except (Deadline, KeyboardInterrupt) as end:
             if not known():

@@ -122,9 +122,9 @@ class Budget:
         """Seconds of a budget that would admit the unit at this point of a run."""
         return self.reserve + self.elapsed + unit + reserve
 
-    def limiting(self) -> AbstractContextManager[None]:
-        """A block in which every forward and product asks whether the time for work is over."""
-        return limited(self._over) if self.limited else nullcontext()
+    def limiting(self, when: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
+        """A block in which every forward and product asks whether the time for work is over, ``when`` that is to end it."""
+        return limited(lambda: when() and self._over()) if self.limited else nullcontext()
 
     def _over(self) -> bool:
         return self._asked > 1 and self.remaining < 0
@@ -135,19 +135,22 @@ class Budget:
         return Budget(left, clock=self._clock) if self.limited else Budget(None)
 
     @contextmanager
-    def opening(self, noun: str, needs: int, refused: Callable[[float], BudgetError] | None = None) -> Iterator[None]:
+    def opening(
+        self, noun: str, needs: int, refused: Callable[[float], BudgetError] | None = None, *, begun: bool = False
+    ) -> Iterator[None]:
         """A call with its set-up, which time may end until something is :attr:`known`; the first forward tells what one takes.
 
         Args:
             noun: what is known first.
             needs: forwards and products that it takes about, set-up included.
             refused: the refusal by the seconds of a forward, where the call has a better one.
+            begun: whether something is known from an earlier run.
 
         Raises:
             BudgetError: time was over before.
         """
         began = 0.0
-        self.known, self._asked = False, 0
+        self.known, self._asked = begun, 0
 
         def over() -> bool:
             nonlocal began

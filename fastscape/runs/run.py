@@ -15,6 +15,7 @@ from typing import Any, TypedDict, get_args, get_type_hints
 from fastscape._checks import check_memory, check_progress, checked_settings, integer, real, shown
 from fastscape._renamed import METHOD, renamed, under_new_names
 from fastscape.runs.budget import Budget
+from fastscape.runs.folder import check_folder
 from fastscape.runs.ranks import Distributed, checked_distributed
 
 
@@ -44,6 +45,7 @@ class Run:
         targets: what ends the work before the budget does, by name.
         name, step: of the checkpoint.
         distributed: whether the processes that torchrun started share the work, as for :func:`fastscape.multifractal`.
+        resume: a folder for the journal of one run of one probe.
 
     Example:
         >>> import fastscape as fs
@@ -64,6 +66,7 @@ class Run:
     name: str = _UNSAID
     step: int | None = _UNSAID
     distributed: Distributed = _UNSAID
+    resume: str | Path | None = _UNSAID
 
     @property
     def said(self) -> dict[str, Any]:
@@ -104,6 +107,12 @@ class Work(Timed, total=False):
 
     name: str
     step: int | None
+
+
+class Resumed(TypedDict, total=False):
+    """Keyword of a probe whose evaluations a journal keeps."""
+
+    resume: str | Path | None
 
 
 def settled(door: Callable[..., object], keywords: Mapping[str, object], **defaults: object) -> Run:
@@ -157,6 +166,8 @@ def check_shared(values: Mapping[str, Any]) -> None:
             integer(name, value, 0, 2**64)
         elif name == "distributed":
             checked_distributed(value)
+        elif name == "resume":
+            check_folder(value)
         elif name == "memory":
             check_memory(value)
         elif name == "progress":

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fastscape._clock import now
-from fastscape.runs.journal import MANIFEST, Journal
+from fastscape.runs.folder import MANIFEST
+from fastscape.runs.journal import Journal
 from fastscape.runs.memory import out_of_memory
 from fastscape.runs.ranks import PATIENCE, RankError, Ranks, Waiting, opened, sealed
 from fastscape.runs.units import Evaluate, Pace, Unit

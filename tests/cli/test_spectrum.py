@@ -1,5 +1,6 @@
 """``fastscape spectrum`` and ``probe --spectrum``: files, tables, targets, exit codes, nothing lost."""
 
+import dataclasses
 import json
 import math
 
@@ -13,7 +14,9 @@ import fastscape as fs
 from fastscape import zoo
 from fastscape.cli import main
 from fastscape.cli.budgets import run_budget
+from fastscape.curvature.products import Products
 from fastscape.probes.multifractal import leads
+from fastscape.probes.spectrum import trajectory
 from fastscape.probes.spectrum import words as spectrum_tables
 from fastscape.runs.budget import Budget, parse_seconds
 
@@ -177,17 +180,15 @@ def test_models_and_data_that_do_not_fit_are_exit_code_2(tmp_path):
 
 def interrupting(monkeypatch, at):
     """The spectrum of the ``at``-th checkpoint ends as after Ctrl-C."""
-    import dataclasses
+    real, calls = trajectory.spectrum_of, []
 
-    real, calls = fs.spectrum, []
-
-    def spectrum(*arguments, **settings):
+    def spectrum(*arguments):
         calls.append(1)
-        result = real(*arguments, **settings)
+        result = real(*arguments)
         stopped = {"stop_reason": "interrupted"} if len(calls) == at else {}
         return dataclasses.replace(result, meta=result.meta | stopped)
 
-    monkeypatch.setattr("fastscape.probes.spectrum.trajectory.spectrum", spectrum)
+    monkeypatch.setattr(trajectory, "spectrum_of", spectrum)
     return calls
 
 
@@ -202,14 +203,14 @@ def test_an_interrupted_trajectory_is_saved_and_exits_130(run, tmp_path, monkeyp
 
 
 def test_a_model_that_raises_midway_leaves_what_was_known(run, tmp_path, monkeypatch):
-    real = fs.spectrum
+    real = trajectory.spectrum_of
 
-    def fails(*arguments, **settings):
-        if settings["name"] == "step12":
+    def fails(objective, asked, work, *others):
+        if work.name == "step12":
             raise RuntimeError("inside")
-        return real(*arguments, **settings)
+        return real(objective, asked, work, *others)
 
-    monkeypatch.setattr("fastscape.probes.spectrum.trajectory.spectrum", fails)
+    monkeypatch.setattr(trajectory, "spectrum_of", fails)
     done = fastscape("spectrum", MODEL, *DIGITS, *WIDE, "--checkpoint", run)
     assert done.exit_code == 4
     assert "inside" in done.stderr
@@ -308,13 +309,13 @@ def test_a_probe_that_fails_after_its_spectrum_rescues_that(monkeypatch):
 
 
 def test_the_spectrum_has_its_share_of_the_budget(run, monkeypatch):
-    seen, real = [], fs.spectrum
+    seen, real = [], trajectory.spectrum_of
 
-    def spectrum(*arguments, **settings):
-        seen.append(settings["budget"])
-        return real(*arguments, **{**settings, "budget": None})
+    def spectrum(objective, asked, work, *others):
+        seen.append(work.budget)
+        return real(objective, asked, dataclasses.replace(work, budget=None), *others)
 
-    monkeypatch.setattr("fastscape.probes.spectrum.trajectory.spectrum", spectrum)
+    monkeypatch.setattr(trajectory, "spectrum_of", spectrum)
     done = fastscape("multifractal", MODEL, *DIGITS, *FAST, "--checkpoint", run, "--spectrum", "--budget", "1000s")
     assert done.exit_code == 0, done.stderr
     assert 0.35 * 1000 / 3 < seen[0] <= 0.4 * 1000 / 3
@@ -330,3 +331,36 @@ def test_sharpness_and_stability_lead_the_table_and_the_json_of_a_probe_with_its
     assert [row["checkpoint"] for row in document["leads"]] == [point["name"] for point in document["points"]]
     header = fastscape(*arguments).stdout.split("checkpoint", 1)[1]
     assert header.index("lambda_max") < header.index("c2")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_same_command_goes_on_with_its_journal(tmp_path, run, monkeypatch, several):
+    """After a failure, with an older result in --out, to the bytes of a run that nothing disturbed."""
+    real, left = Products._multiply, [12 if several else 3]
+
+    def multiply(*arguments):
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("lost")
+        real(*arguments)
+
+    checkpoints = [word for file in sorted(run.glob("*.safetensors")) for word in ("--checkpoint", file)] if several else []
+    command = ("spectrum", MODEL, *DIGITS, *WIDE, *checkpoints, "--method", "graph", "--resume", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Products, "_multiply", multiply)
+        assert fastscape(*command, "--out", tmp_path / "out").exit_code == 4
+    monkeypatch.setattr(Products, "_multiply", lambda *arguments: (left.append(1), real(*arguments))[1])
+    done = fastscape(*command, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert fastscape(*command[:-2], "--out", tmp_path / "alone").exit_code == 0
+    found, alone = (fs.load(tmp_path / name / "spectrum.npz") for name in ("out", "alone"))
+    for one, other in zip(*([each] if not several else each.points for each in (found, alone)), strict=True):
+        np.testing.assert_array_equal(one.eigenvalues, other.eigenvalues)
+        assert one.trace == other.trace
+    assert 0 < len(left) - 1 < 2 * sum(point.products for point in (alone.points if several else [alone]))
+    refused = fastscape(*command, "--seed", 3)
+    assert refused.exit_code == 2
+    assert "is of other seed; use another folder" in refused.stderr
+    merged = fastscape("merge", tmp_path / "run")
+    assert merged.exit_code == 2
+    assert "whose result needs the model" in merged.stderr

@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import signal
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from worker import group, outcome, own_group
 
 import fastscape as fs
 from fastscape.curvature.products import Products
+from fastscape.curvature.served import ServedProducts
 
 SIZES = (40, 24, 33, 8, 17)  # of batches
 
@@ -118,6 +120,8 @@ def products():
     batched = fs.hessian(objective(), distributed=True, method="graph, batched")
     found["batched"] = digest(batched @ torch.ones(batched.shape[0], 11))
     loss = objective()
+    differences = fs.hessian(loss, distributed=True, method="gradient difference")
+    found["differences"] = digest(differences @ torch.randn(loss.size, 2, generator=torch.Generator().manual_seed(3)))
     found["ddp"] = of_spectrum(
         fs.spectrum(fs.Objective(nn.parallel.DistributedDataParallel(network()), data(), criterion=F.cross_entropy), 3, nodes=20,
                     distributed=True)
@@ -126,6 +130,35 @@ def products():
     mean = fs.mean_quadratic_form(loss, directions, groups=4, distributed=True)
     assert mean == fs.mean_quadratic_form(loss, directions, groups=4, distributed=False)
     return {"found": found, "apart": apart}
+
+
+def resumed():
+    """A spectrum that failed on rank 0 goes on from rank 0's journal; another is refused on all."""
+    loss, folder, blocks = objective(), Path(os.environ["FOUND"]), []
+    real = ServedProducts._together
+
+    def together(self, rows, **settings):
+        blocks.append(len(rows))
+        return real(self, rows, **settings)
+
+    def spectrum(name, **settings):
+        blocks.clear()
+        return of_spectrum(fs.spectrum(loss, 3, nodes=20, distributed=True, resume=folder / name, **settings)), len(blocks)
+
+    def fails(state):
+        if state.done > 9:
+            raise ArithmeticError("stopped")
+
+    ServedProducts._together = together
+    try:
+        whole = spectrum("whole")
+        failed = outcome(lambda: spectrum("run", progress=fails))
+        done = len(blocks)
+        again = spectrum("run")
+        other = outcome(lambda: spectrum("run", seed=5))
+        return {"whole": whole, "failed": failed[0], "done": done, "again": again, "other": other, "complete": spectrum("run")}
+    finally:
+        ServedProducts._together = real
 
 
 def blocks():

@@ -23,6 +23,16 @@ def test_they_are_those_of_one_process_to_rounding(crew):
         assert off < 100 * torch.finfo(getattr(torch, name.split()[1])).eps, name
 
 
+def test_a_spectrum_that_failed_goes_on_from_the_journal_of_rank_0(crew):
+    first, second = crew("products:resumed", 2)
+    assert first == second
+    assert first["again"][0] == first["whole"][0] == first["complete"][0]
+    assert first["failed"] == "SpectrumError"
+    assert [first["again"][1] + first["done"], first["complete"][1]] == [first["whole"][1], 0]
+    assert first["other"][0] == "ValueError"
+    assert "is of other seed; use another folder" in first["other"][1]
+
+
 def test_a_block_is_of_rank_0_and_its_exceptions_are_of_all(crew):
     first, second = crew("products:blocks", 2)
     assert [len(first[0]), second[0]] == [4, ["before", "after"]]

@@ -86,6 +86,7 @@ def test_a_journal_of_another_call_is_refused(objective, tmp_path):
     with pytest.raises(TypeError, match="unexpected keyword argument 'resum'"):
         fs.responses(objective, directions, RADII, resum=tmp_path)
     with pytest.raises(
-        ValueError, match="folder must be the journal of a multifractal probe, got .*, of responses; call it again"
+        ValueError,
+        match=r"folder must be the journal of a multifractal probe, .* of responses, .*call fs.responses\(..., resume=.* again",
     ):
         fs.merge(tmp_path)

@@ -1,5 +1,6 @@
 """Budgets: parsing, admission, and overrun of at most one unit on simulated clocks."""
 
+import dataclasses
 import random
 import re
 
@@ -13,6 +14,7 @@ import fastscape as fs
 from fastscape import zoo
 from fastscape.cli import budgets as cli_budgets
 from fastscape.probes.signature.shared_budget import Stage, run_stages
+from fastscape.probes.spectrum import trajectory
 from fastscape.reports.html import write_html
 from fastscape.runs import budget as budgets
 from fastscape.runs.budget import Budget, BudgetError, parse_seconds, time_text
@@ -240,12 +242,14 @@ def named(error):
 @pytest.mark.parametrize("spent", [0.0, 4.0])
 @pytest.mark.parametrize("count", [1, 8])
 def test_the_budget_that_a_trajectory_names_leaves_the_page_its_time(tmp_path, monkeypatch, reserve, spent, count):
-    def needs_two_seconds(*arguments, budget, **keywords):
-        if budget < 2.0:
-            raise BudgetError("too short", 2.0)
-        return fs.spectrum(*arguments, **keywords)
+    real = trajectory.spectrum_of
 
-    monkeypatch.setattr("fastscape.probes.spectrum.trajectory.spectrum", needs_two_seconds)
+    def needs_two_seconds(objective, asked, work, *others):
+        if work.budget < 2.0:
+            raise BudgetError("too short", 2.0)
+        return real(objective, asked, dataclasses.replace(work, budget=None), *others)
+
+    monkeypatch.setattr(trajectory, "spectrum_of", needs_two_seconds)
     model = nn.Linear(2, 2)
     objective = fs.Objective(model, [(torch.ones(2, 2), torch.tensor([0, 1]))], criterion=F.cross_entropy)
     files = [tmp_path / f"step{step}.pt" for step in range(count)]

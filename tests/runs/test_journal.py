@@ -13,7 +13,8 @@ import pytest
 
 from fastscape._lock import InUseError
 from fastscape.runs import record
-from fastscape.runs.journal import KIND, MANIFEST, Journal
+from fastscape.runs.folder import MANIFEST
+from fastscape.runs.journal import KIND, Journal
 from fastscape.runs.units import Here, Unit, encode
 
 UNITS = [Unit(0, 0, bank, block) for bank in range(2) for block in range(5)]

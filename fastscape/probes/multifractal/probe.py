@@ -21,7 +21,6 @@ from fastscape.probes.multifractal.units import Point
 from fastscape.response.precision import AnyPath
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
-from fastscape.runs.journal import check_folder
 from fastscape.runs.making import Making, check_executor, made, making
 from fastscape.runs.plan import Plan
 from fastscape.runs.progress import Progress, reporter
@@ -117,7 +116,7 @@ def multifractal(
     session = _session(probe, analysis, target, work)
     point = Point(work.name, work.step, lambda: whole)
     earlier = None if extend is None else [extend]
-    run = _Call(objective, whole, (), work.distributed, keywords)
+    run = _Call(objective, whole, (), work, keywords)
     return _run(run, session, MultifractalResult.kind, [point], earlier).points[0]
 
 
@@ -160,24 +159,23 @@ def trajectory(
     session = _session(probe, analysis, target, work)
     if extend is not None and not isinstance(extend, TrajectoryResult):
         raise TypeError(f"extend must be an earlier trajectory (fs.load reads one from a file), got {type(extend).__name__}")
-    check_folder(keywords.get("resume"))
     _plans(keywords.get("plan"))
     files = read_checkpoints(checkpoints)
     for file in files:
         file.at(whole)  # every file is read and matched before any work
     points = [Point(file.name, file.step, partial(file.at, whole)) for file in files]
     earlier = None if extend is None else extend.points
-    return _run(_Call(objective, whole, files, work.distributed, keywords), session, TrajectoryResult.kind, points, earlier)
+    return _run(_Call(objective, whole, files, work, keywords), session, TrajectoryResult.kind, points, earlier)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What a call was given: the objective as it came and as it is, checkpoints, and whose processes share the work."""
+    """What a call was given: the objective as it came and as it is, checkpoints, and how to work."""
 
     given: Objective | Making
     objective: Objective
     files: Sequence[Checkpoint]
-    distributed: Distributed
+    work: Run
     keywords: TrajectoryKeywords
 
 
@@ -186,7 +184,7 @@ def _run(
 ) -> TrajectoryResult:
     """Run a session with the plans, the journal and the workers that were asked for."""
     keywords, executor = call.keywords, call.keywords.get("executor")
-    plans, folder = _plans(keywords.get("plan")), keywords.get("resume")
+    plans, folder = _plans(keywords.get("plan")), call.work.resume
     if plans is not None and len(plans) != len(points):
         raise ValueError(f"plan must hold one plan per checkpoint, got {len(plans)} for {len(points)}")
     for name, given in (("extend", extend), ("plan", plans)):
@@ -199,7 +197,7 @@ def _run(
 
     if executor is not None:
         return hired(executor, making(call.given), call.files, session, work)
-    return shared(call.distributed, call.objective, session, points, work, folder)
+    return shared(call.work.distributed, call.objective, session, points, work, folder)
 
 
 def _plans(given: object) -> list[Plan] | None:

@@ -14,7 +14,8 @@ from fastscape.probes.multifractal.result import MultifractalResult, TrajectoryR
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.multifractal.units import Point, settings_of
 from fastscape.reports import storage
-from fastscape.runs.journal import MANIFEST, Journal
+from fastscape.runs.folder import MANIFEST
+from fastscape.runs.journal import Journal
 from fastscape.runs.plan import Plan, identity, versions
 from fastscape.runs.provenance import provenance
 from fastscape.runs.units import Unit, Value
@@ -91,14 +92,17 @@ def merge(folder: str | Path) -> MultifractalResult | TrajectoryResult:
         What the run itself would return if it ended now; of a trajectory, the checkpoints that were begun.
 
     Raises:
-        ValueError: a folder without a journal, one of :func:`fastscape.responses`, or one without a unit.
+        ValueError: a folder without a journal, one of another function, whose result needs the model, or one without a unit.
     """
     if not (Path(folder) / MANIFEST).is_file():
         raise ValueError(f"folder must be the journal of a run (resume=), got {str(folder)!r}, which has no {MANIFEST}")
     journal = Journal(folder)
     kind = journal.manifest.get("kind")
     if kind not in (MultifractalResult.kind, TrajectoryResult.kind):
-        raise ValueError(f"folder must be the journal of a multifractal probe, got {str(folder)!r}, of {kind}; call it again")
+        raise ValueError(
+            f"folder must be the journal of a multifractal probe, got {str(folder)!r}, of {kind}, whose result needs the model; "
+            f"call fs.{kind}(..., resume={str(folder)!r}) again"
+        )
     tracks: dict[int, Track] = {}
     known = states(journal)
     for place, state in known.items():

@@ -17,6 +17,7 @@ from fastscape.objective.objective import Objective
 from fastscape.objective.sharding import whole
 from fastscape.ops import direction, tensor_ids
 from fastscape.probes.spectrum.state import Curvature, Fresh, Started, Sums
+from fastscape.runs.evaluations import Evaluations
 
 FRESH = 1 << 20  # index of the first probe of the complement: independent of all that start a basis
 _ASYMMETRY = 1e-2  # of Q'HQ relative to the norm; float32 products have 1e-6 to 1e-4
@@ -31,6 +32,7 @@ class Multiplied:
         block: vectors per product.
         seed: of the random vectors.
         warm: vectors that start the basis as well ``[D, p]``.
+        evaluations: loss and gradient are taken from; products are the operator's own.
 
     Attributes:
         basis: the Lanczos run; ``None`` before its first block was drawn.
@@ -42,8 +44,18 @@ class Multiplied:
         beside: vectors that others multiplied by the same operator.
     """
 
-    def __init__(self, objective: Objective, operator: Curvature, *, block: int, seed: int, warm: Tensor | None) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        operator: Curvature,
+        *,
+        block: int,
+        seed: int,
+        warm: Tensor | None,
+        evaluations: Evaluations | None = None,
+    ) -> None:
         self.objective, self.operator, self.block, self.seed, self.warm = objective, operator, block, seed, warm
+        self.evaluations = evaluations or Evaluations()
         self.size = operator.shape[0]
         known = tensor_ids(name for name, _ in objective.model.named_parameters())
         self._ids = torch.tensor([known[name] for name in objective.names], device=operator.device)
@@ -64,7 +76,8 @@ class Multiplied:
 
     def begin(self, wanted: int, capacity: int) -> BlockLanczos:
         """Draw the first block of a basis for ``wanted`` eigenvalues at the upper end."""
-        self.loss, self.accuracy = self.objective.evaluate_once()
+        loss, self.accuracy = self.objective.evaluate_once()
+        self.loss = self.evaluations.same_loss(loss)
         start = self._start()
         self.basis = BlockLanczos(
             self._multiply,
@@ -94,8 +107,7 @@ class Multiplied:
         prepare = getattr(self.operator, "prepare", None)
         if prepare is not None:  # which tells the dtype
             prepare(self.probes + 1 + (0 if self.warm is None else self.warm.shape[1]))
-        parts = self.objective.gradient().values()
-        gradient = torch.cat([whole(part).flatten() for part in parts]).to(self.operator.device).double()
+        gradient = self.evaluations.taken("gradient", (), self._gradient)["gradient"].to(self.operator.device).double()
         self.gradient_norm = float(torch.linalg.vector_norm(gradient))
         self.has_gradient = math.isfinite(self.gradient_norm) and self.gradient_norm > 0
         if self.has_gradient:
@@ -108,6 +120,9 @@ class Multiplied:
             columns.append(self.warm.to(self.operator.device, self.operator.dtype) * math.sqrt(self.size))
         return torch.cat(columns, dim=1)
 
+    def _gradient(self) -> dict[str, Tensor]:
+        return {"gradient": torch.cat([whole(part).flatten() for part in self.objective.gradient().values()])}
+
     def _signs(self, first: int, count: int) -> Tensor:
         indices = list(range(first, first + count))
         parts = direction(self._ids, self.seed, indices, self._sizes, "rademacher")
@@ -115,20 +130,30 @@ class Multiplied:
 
     def probe(self, basis: BlockLanczos, count: int) -> None:
         """Multiply ``count`` fresh probes of the complement."""
-        signs = self._signs(FRESH + len(self.fresh.whole), count)
+        first = FRESH + len(self.fresh.whole)
+        signs = self._signs(first, count)
         left = basis.krylov.complement(signs)
-        images, batches = self._product(left)
-        forms = np.sum(layer_forms(left, images, self.operator.layers), axis=0)
-        layers = layer_forms(signs, images, self.operator.layers)
-        squares = torch.linalg.vector_norm(images, dim=0, dtype=torch.float64).square().cpu().numpy()
-        whole = basis.krylov.whole_forms(signs, images, forms)
+
+        def numbers(images: Tensor, batches: Array) -> dict[str, Array]:
+            forms = np.sum(layer_forms(left, images, self.operator.layers), axis=0)
+            return {
+                "forms": forms,
+                "batches": batches,
+                "layers": layer_forms(signs, images, self.operator.layers),
+                "squares": torch.linalg.vector_norm(images, dim=0, dtype=torch.float64).square().cpu().numpy(),
+                "whole": basis.krylov.whole_forms(signs, images, forms),
+            }
+
+        reduced = getattr(self.operator, "reduced", None)
+        found = numbers(*self._product(left)) if reduced is None else reduced(left, numbers, (self.seed, first))
+        self.count += 0 if reduced is None else count
         new = self.fresh
         for index in range(count):
-            new.forms.append(float(forms[index]))
-            new.squares.append(float(squares[index]))
-            new.whole.append(float(whole[index]))
-            new.layers.append(layers[:, index])
-            new.batches.append(batches[:, index])
+            new.forms.append(float(found["forms"][index]))
+            new.squares.append(float(found["squares"][index]))
+            new.whole.append(float(found["whole"][index]))
+            new.layers.append(found["layers"][:, index])
+            new.batches.append(found["batches"][:, index])
 
     def _product(self, vectors: Tensor) -> tuple[Tensor, Array]:
         """H V, and the forms of every batch ``[B, K]``."""

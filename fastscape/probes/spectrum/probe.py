@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast
 
@@ -17,7 +19,7 @@ from fastscape.curvature.paths import PathName
 from fastscape.curvature.serving import led
 from fastscape.curvature.sharded import ShardedHessian
 from fastscape.curvature.soundness import AsymmetricProductError
-from fastscape.evaluation.group import Distributed, joined
+from fastscape.evaluation.group import Distributed, Group, joined
 from fastscape.numerics.krylov import least_capacity
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective, checked_objective
@@ -31,9 +33,10 @@ from fastscape.probes.spectrum.stability_stage import StabilityStage, least_rows
 from fastscape.probes.spectrum.state import Curvature, Goals
 from fastscape.runs.anytime import Deadline, PartialResultError
 from fastscape.runs.checkpoints import read_optimizer
+from fastscape.runs.evaluations import Evaluations, opened
 from fastscape.runs.optimizers import OptimizerState
 from fastscape.runs.progress import Progress, reporter
-from fastscape.runs.run import Run, Work, settled
+from fastscape.runs.run import Resumed, Run, Work, settled
 
 __all__ = ["SpectrumError", "spectrum"]
 
@@ -48,7 +51,7 @@ class SpectrumError(PartialResultError):
     partial: SpectrumResult | SpectrumTrajectory
 
 
-class SpectrumKeywords(Work, total=False):
+class SpectrumKeywords(Work, Resumed, total=False):
     """Keywords beside those of the matrix and what of it is wanted."""
 
     memory: int | None
@@ -102,7 +105,12 @@ def spectrum(
             number of processes, unless a budget ends it. ``meta["workers"]`` says who multiplied.
         name, step: of the checkpoint.
         progress: called after every block with a :class:`fastscape.Progress`.
-        run: budget, memory, targets, seed, method, name, step, progress, or some of them, in a :class:`fastscape.Run`.
+        resume: a folder for a journal of all products. Whatever ends the run, the same call goes on with what the folder has: a
+            killed process loses the product that it was at. The result has the bits of a run that nothing disturbed, unless a
+            budget ends it. Budget, targets, k, nodes and block may be others then; another model, data, loss, seed or method is
+            refused. D numbers on disk for every vector of the basis; a disk that is full ends nothing, and a note says what the
+            folder lacks. Of several processes rank 0 writes.
+        run: budget, memory, targets, seed, method, name, step, progress, resume, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`SpectrumResult`; trace, layers and rank with intervals over probes, and the data's error of the trace apart.
@@ -126,18 +134,73 @@ def spectrum(
     checked_objective(objective, sharded=True)
     if objective.sharding is not None:
         work = _sharded(objective, objective.sharding, operator, optimizer, work)
-    goals, memory = checked_goals(objective, k, operator, nodes, block, work), work.memory
-    block = BLOCK if block is None else block
-    start = _warm_vectors(objective, warm)
+    checked_goals(objective, k, operator, nodes, block, work)
+    work = dataclasses.replace(work, budget=clock)
+    asked = Asked(k, operator, block, nodes, _warm_vectors(objective, warm), optimizer)
+    settings = {"operator": operator, "seed": work.seed, "method": work.method, "optimizer": optimizer is not None}
+    if objective.sharding is not None:
+        return spectrum_of(objective, asked, work, distributed, Evaluations())
+    with (
+        joined(distributed, objective) as ranks,
+        led_by(ranks, lambda: opened(work.resume, "spectrum", [lambda: objective], settings)) as evaluations,
+        clock.opening("block of products", 60 * len(objective.batches), begun=evaluations.replaying),
+    ):
+        return spectrum_of(objective, asked, work, distributed if ranks is None else ranks.group, evaluations)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted of a spectrum; see :func:`spectrum`."""
+
+    k: int
+    operator: str
+    block: int | None
+    nodes: int
+    warm: Tensor | None
+    optimizer: Optimizer | str | Path | None
+
+
+@contextmanager
+def led_by(ranks: Group | None, begin: Callable[[], AbstractContextManager[Evaluations]]) -> Iterator[Evaluations]:
+    """Evaluations that rank 0 begins and the others do not need; what that raises, all raise."""
+    found = Evaluations()
+    with ExitStack() as stack:
+
+        def begun() -> None:
+            nonlocal found
+            found = stack.enter_context(begin())
+
+        if ranks is None:
+            begun()
+        else:
+            ranks.led(begun)
+        yield found
+
+
+def spectrum_of(
+    objective: Objective, asked: Asked, work: Run, distributed: Distributed, evaluations: Evaluations
+) -> SpectrumResult:
+    """The spectrum, with the products that a journal has; see :func:`spectrum`."""
+    k, operator, memory, optimizer = asked.k, asked.operator, work.memory, asked.optimizer
+    goals = checked_goals(objective, k, operator, asked.nodes, asked.block, work)
+    block = BLOCK if asked.block is None else asked.block
+    clock = work.clock()
     moves = None if optimizer is None else recursion(objective, read_state(objective, optimizer))
     function = objective if moves is None else objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
-    width = block + (0 if start is None else start.shape[1])
+    width = block + (0 if asked.warm is None else asked.warm.shape[1])
     beside = 0 if moves is None else least_rows(objective.size, moves, block)
     report = reporter(work.progress)
 
     def alone(of: Objective, path: str | None) -> Curvature:
         return make(of, memory=memory, method=cast("PathName | None", path), distributed=False)
+
+    def rows(matrix: Curvature) -> int:
+        wanted = (k, width, goals.nodes, memory, beside)
+        found = evaluations.taken(
+            "capacity", wanted, lambda: {"rows": _capacity(matrix, k, width, goals, memory, beside)}, always=True
+        )
+        return int(found["rows"])
 
     def found(matrix: Curvature) -> SpectrumResult:
         run = SpectralRun(
@@ -148,20 +211,33 @@ def spectrum(
             block=block,
             seed=work.seed,
             budget=clock,
-            capacity=_capacity(matrix, k, width, goals, memory, beside),
-            warm=start,
+            capacity=rows(matrix),
+            warm=asked.warm,
             name=work.name,
             progress=report,
+            evaluations=evaluations,
         )
         stage = None if moves is None else StabilityStage(run, moves, alone, memory=memory)
-        return _with_stability(run, operator, work.step, stage)
+        return _noted(lambda: _with_stability(run, operator, work.step, stage), evaluations)
 
     if objective.sharding is not None:
         return found(ShardedHessian(objective, cast("PathName | None", work.method)))
-    with joined(distributed, objective) as ranks, clock.opening("block of products", 60 * len(objective.batches)):
-        together = distributed if ranks is None else ranks.group
-        matrix = make(function, memory=memory, method=cast("PathName | None", work.method), distributed=together)
-        return found(matrix) if ranks is None else led(matrix, lambda: found(matrix))
+    matrix = make(function, memory=memory, method=cast("PathName | None", work.method), distributed=distributed)
+    matrix.recorded(evaluations)
+    return found(matrix) if matrix.served is None else led(matrix, lambda: found(matrix))
+
+
+def _noted(work: Callable[[], SpectrumResult], evaluations: Evaluations) -> SpectrumResult:
+    """The result, also of a run that failed, with what its journal lacks."""
+    try:
+        return _lacking(work(), evaluations)
+    except SpectrumError as error:
+        error.partial = _lacking(cast("SpectrumResult", error.partial), evaluations)
+        raise
+
+
+def _lacking(result: SpectrumResult, evaluations: Evaluations) -> SpectrumResult:
+    return dataclasses.replace(result, notes=(*result.notes, *evaluations.notes))
 
 
 def _with_stability(run: SpectralRun, operator: str, step: int | None, stage: StabilityStage | None) -> SpectrumResult:
@@ -178,6 +254,8 @@ def _sharded(objective: Objective, sharding: Sharding, operator: str, optimizer:
     """Refuse what a sharded model does not allow; the memory is the least that a process has, so that all choose alike."""
     if optimizer is not None or operator == "ggn":
         raise needs_whole("optimizer=" if operator != "ggn" else "operator='ggn'")
+    if work.resume is not None:
+        raise needs_whole("resume=")
     if work.budget is not None:
         raise ShardedModelError(
             f"budget must be None for a sharded model, whose processes would stop at different products, got {work.budget!r}; "

@@ -17,6 +17,7 @@ from fastscape.probes.spectrum.multiplied import Multiplied
 from fastscape.probes.spectrum.state import Curvature, Goals
 from fastscape.runs.anytime import Anytime, Deadline
 from fastscape.runs.budget import Budget, BudgetError, time_text
+from fastscape.runs.evaluations import Evaluations
 from fastscape.runs.progress import Progress
 
 _FIRST = 8  # fresh probes before the interval is looked at: with 4, 13 % of the intervals missed the trace of a 1/i spectrum
@@ -45,9 +46,10 @@ class SpectralRun:
         warm: Tensor | None,
         name: str,
         progress: Callable[[Progress], None] | None,
+        evaluations: Evaluations | None = None,
     ) -> None:
-        self.known = Multiplied(objective, operator, block=block, seed=seed, warm=warm)
-        self.work = Anytime(budget, margin=_MARGIN)  # a unit is the slowest block
+        self.known = Multiplied(objective, operator, block=block, seed=seed, warm=warm, evaluations=evaluations)
+        self.work = Anytime(budget, margin=_MARGIN, evaluations=evaluations)  # a unit is the slowest block
         self.k, self.goals, self.capacity, self.name, self.progress = k, goals, capacity, name, progress
 
     def run(self, between: Callable[[], None] | None = None) -> str:
@@ -80,7 +82,7 @@ class SpectralRun:
         count = basis.next_products  # with warm vectors more than the block
         choice = prepare(count)
         unit = choice.gradients * choice.gradient_seconds * count * len(operator.batch_weights)
-        if not budget.admits(unit):
+        if not (self.work.evaluations.replaying or budget.admits(unit)):
             enough = _MARGIN * budget.least(unit)
             raise BudgetError(
                 f"budget must fit one block of {count} products, got {budget.seconds:g} s; it takes about {unit:.2g} s "

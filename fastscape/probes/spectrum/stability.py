@@ -2,9 +2,11 @@ r"""Edge of stability: the sharpness beside the largest at which the optimizer's
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, Unpack, cast
 
@@ -23,10 +25,12 @@ from fastscape.objective.objective import Objective, checked_objective, untraine
 from fastscape.probes.spectrum.critical import relation
 from fastscape.probes.spectrum.recursions import Recursion, recursion
 from fastscape.runs.checkpoints import read_optimizer
+from fastscape.runs.evaluations import Evaluations, opened
 from fastscape.runs.optimizers import OptimizerState
-from fastscape.runs.run import Seeded, settled
+from fastscape.runs.run import Resumed, Seeded, settled
 
 Optimizer = torch.optim.Optimizer | OptimizerState | Mapping[str, Any]
+Once = Callable[[int, Callable[[], float]], float]
 _INACCURATE = 1e-2  # residual over eigenvalue above which float32 products have not told the eigenvalue
 _UNKNOWN = 0.1  # above which there is none: the first blocks' value was up to 80 times too small in a small CNN
 
@@ -92,7 +96,7 @@ class Preconditioned:
         return found if self._scale is None else self._scale * found
 
 
-class StabilityKeywords(Seeded, total=False):
+class StabilityKeywords(Seeded, Resumed, total=False):
     """Keywords of how products are made."""
 
     memory: int | None
@@ -130,7 +134,8 @@ def edge_of_stability(
         seed: of the starting vector.
         memory: bytes that products may take, and as many the basis.
         method: of the products, see :func:`fastscape.hessian`.
-        run: seed, memory, method, or some of them, in a :class:`fastscape.Run`.
+        resume: a folder for a journal of all products, as for :func:`fastscape.spectrum`.
+        run: seed, memory, method, resume, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`Stability` in units of the loss over squared parameters (preconditioned: loss over squared steps). The ratio is
@@ -138,7 +143,8 @@ def edge_of_stability(
         learning rate 0, where the eigenvalue's residual exceeds a tenth of it (then ``at_least`` bounds the ratio).
 
     Raises:
-        TypeError, ValueError: an optimizer that is unknown, maximizes, or does not hold the probed parameters.
+        TypeError, ValueError: an optimizer that is unknown, maximizes, or does not hold the probed parameters; a ``resume``
+            folder of another run.
 
     What ends it midway leaves nothing: an eigenvalue that has not converged is no ratio. ``fs.spectrum(optimizer=)`` keeps all.
 
@@ -155,20 +161,44 @@ def edge_of_stability(
     integer("seed", work.seed, 0, 2**64)
     integer("max_products", max_products, 1)
     state = read_optimizer(Path(optimizer)) if isinstance(optimizer, (str, Path)) else optimizer
-    moves, objective = recursion(objective, state), objective.trained()
-    make = {"hessian": hessian, "ggn": ggn}[operator]
+    moves = recursion(objective, state)
+    settings = {"operator": operator, "seed": work.seed, "method": method}
+    with opened(work.resume, "edge_of_stability", [lambda: objective], settings) as evaluations:
+        function = objective.trained()
+        if evaluations.journal is not None:
+            evaluations.same_loss(function.loss())
 
-    whole = make(objective, memory=memory, method=method, distributed=False)
+        def top(matrix: Products) -> Top:
+            return largest(matrix, tolerance=tolerance, max_products=max_products, seed=work.seed, memory=memory)
+
+        found = _with_products(function, moves, operator, memory, method, top, evaluations)
+        return dataclasses.replace(found, notes=(*found.notes, *evaluations.notes))
+
+
+def _with_products(
+    objective: Objective,
+    moves: Recursion,
+    operator: str,
+    memory: int | None,
+    method: PathName | None,
+    top: Callable[[Products], Top],
+    evaluations: Evaluations,
+) -> Stability:
+    make = {"hessian": hessian, "ggn": ggn}[operator]
+    whole: Products = make(objective, memory=memory, method=method, distributed=False)
+    if isinstance(whole, CurvatureOperator):
+        whole.recorded(evaluations)
 
     def products(of: Objective) -> Products:
         """Of one batch, by the path that was chosen on all: another choice for each would cost more than the products."""
         chosen = whole.choice.name if isinstance(whole, CurvatureOperator) and whole.choice is not None else method
         return make(of, memory=memory, method=cast(PathName | None, chosen), distributed=False)
 
-    def top(matrix: Products) -> Top:
-        return largest(matrix, tolerance=tolerance, max_products=max_products, seed=work.seed, memory=memory)
+    def once(index: int, number: Callable[[], float]) -> float:
+        value = evaluations.taken("batch sharpness", (index, moves.weight_decay), lambda: {"value": number()})["value"]
+        return float(value)
 
-    return stability(objective, moves, products, top, whole=whole)
+    return stability(objective, moves, products, top, whole=whole, once=once)
 
 
 def stability(
@@ -180,6 +210,7 @@ def stability(
     whole: Products | None = None,
     raw: Top | None = None,
     stop: Callable[[], bool] | None = None,
+    once: Once = lambda _, make: make(),
 ) -> Stability:
     """The stability of one recursion, from products with the Hessian of any objective and a solver for the largest eigenvalue.
 
@@ -191,6 +222,7 @@ def stability(
         whole: the operator of ``objective`` where it is there already.
         raw: largest eigenvalue of H without weight decay where it is known.
         stop: asked before the products of every batch; true leaves out those that are not done.
+        once: gives the number of a batch, by its index, from a journal or from what makes it.
     """
     whole = products(objective) if whole is None else whole
     decay = moves.weight_decay
@@ -203,7 +235,7 @@ def stability(
         judged = top(Preconditioned(whole, moves.preconditioner, decay))
         preconditioned = None if judged.stopped and math.isnan(judged.value) else judged.resolved
     other = untrained(objective)
-    batch, words = (None, ()) if other else batch_sharpness(objective, products, decay, stop)
+    batch, words = (None, ()) if other else batch_sharpness(objective, products, decay, stop, once)
     reason = other or moves.reason or _unresolved(judged)
     ratio = math.nan if reason else judged.value / moves.critical
     resolved = other or moves.reason or math.isnan(judged.value)
@@ -249,6 +281,7 @@ def batch_sharpness(
     products: Callable[[Objective], Products],
     weight_decay: Tensor | float = 0.0,
     stop: Callable[[], bool] | None = None,
+    once: Once = lambda _, make: make(),
 ) -> tuple[Estimate | None, tuple[str, ...]]:
     r"""Mean over batches of :math:`g_B^T H_B g_B / \|g_B\|^2` of the loss with weight decay, each batch counting once.
 
@@ -264,7 +297,7 @@ def batch_sharpness(
     for index in range(count):
         if stop is not None and stop():
             break
-        found.append(_along_gradient(objective.on(index), products, weight_decay))
+        found.append(once(index, partial(_along_gradient, objective, index, products, weight_decay)))
     words: tuple[str, ...] = ()
     if len(found) < count:
         if len(found) < 2:
@@ -277,7 +310,10 @@ def batch_sharpness(
     return mean_estimate(kept, method=""), words
 
 
-def _along_gradient(objective: Objective, products: Callable[[Objective], Products], weight_decay: Tensor | float) -> float:
+def _along_gradient(
+    whole: Objective, index: int, products: Callable[[Objective], Products], weight_decay: Tensor | float
+) -> float:
+    objective = whole.on(index)
     gradient = torch.cat([tensor.flatten() for tensor in objective.gradient().values()])
     weights = torch.cat([tensor.flatten() for tensor in objective.base.values()])
     decay = weight_decay.to(weights.dtype) if isinstance(weight_decay, Tensor) else weight_decay

@@ -107,10 +107,27 @@ class StabilityStage:
             whole=_Counted(run.known.operator, self),
             raw=Top(float(pairs.values[0]), float(pairs.residuals[0])) if len(pairs.values) else Top(math.nan, math.nan),
             stop=stop,
+            once=self._once,
         )
+
+    def _once(self, index: int, make: Callable[[], float]) -> float:
+        """The number of a batch, with the products that it took."""
+        before = self.products
+
+        def value() -> dict[str, float]:
+            return {"value": make(), "products": self.products - before}
+
+        found = self.run.known.evaluations.taken("batch sharpness", (index, self.moves.weight_decay), value)
+        self.products = before + int(found["products"])
+        return float(found["value"])
 
     def _room(self) -> int:
         """Bytes for the basis: what the run's leaves."""
+        request = (self.memory, self.run.capacity)
+        found = self.run.known.evaluations.taken("room", request, lambda: {"bytes": self._left()}, always=True)
+        return int(found["bytes"])
+
+    def _left(self) -> int:
         operator = self.run.known.operator
         row = operator.shape[0] * torch.finfo(operator.dtype).bits // 8
         least = least_rows(operator.shape[0], self.moves, self.run.known.block) * row
@@ -135,9 +152,10 @@ class _Counted:
 
     def matmat(self, vectors: Tensor, /) -> Tensor:
         """H V."""
-        began = now()
+        evaluations = self.stage.run.known.evaluations
+        began = now() + evaluations.seconds
         found = self.operator.matmat(vectors)
         if found.device.type == "cuda":
             torch.cuda.synchronize(found.device)
-        self.stage.count(self.operator, vectors.shape[1], now() - began)
+        self.stage.count(self.operator, vectors.shape[1], now() + evaluations.seconds - began)
         return found

@@ -6,31 +6,35 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal, Unpack, cast
+from typing import Any, Literal, Unpack, cast
 
 from fastscape._checks import counted
+from fastscape.curvature.choice import ProductChoice
 from fastscape.curvature.operator import ggn, hessian
-from fastscape.evaluation.group import Distributed, joined, ranks_of
+from fastscape.evaluation.group import Distributed, Group, joined
 from fastscape.numerics.spectra import Stability
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.spectrum.assembly import with_note
-from fastscape.probes.spectrum.probe import BLOCK, SpectrumError, checked_goals, read_state, spectrum
+from fastscape.probes.spectrum.probe import BLOCK, Asked, SpectrumError, checked_goals, led_by, read_state, spectrum_of
 from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
 from fastscape.probes.spectrum.stability import Optimizer
 from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget, BudgetError, time_text
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.checkpoints import checkpoints as read_checkpoints
+from fastscape.runs.evaluations import Evaluations, opened
 from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import Provenance
-from fastscape.runs.run import Run, Timed, settled
+from fastscape.runs.ranks import checked_distributed
+from fastscape.runs.run import Resumed, Run, Timed, settled
 
 _NEEDS = 60  # forwards and products of a checkpoint, with the choice of a path
 _RISEN = 0.99  # of the highest rate
 
 
-class SpectraKeywords(Timed, total=False):
+class SpectraKeywords(Timed, Resumed, total=False):
     """Keywords beside those of the matrix and what of it is wanted."""
 
     memory: int | None
@@ -65,6 +69,7 @@ def spectra(
             ``step10.safetensors``), where there is one.
         distributed: as for :func:`fastscape.spectrum`.
         progress: as there, with the fraction and the seconds of all checkpoints.
+        resume: as there, one folder for all; a checkpoint keeps the Ritz vectors that it was first started from.
 
     Returns:
         A :class:`SpectrumTrajectory`, partial after Ctrl-C.
@@ -74,47 +79,58 @@ def spectra(
         SpectrumError: the model raised midway; its ``partial`` holds the results so far.
     """
     work = settled(spectra, keywords)
+    whole = work.clock()
     progress = reporter(work.progress, ("checkpoint", "share", "state"))
     checked_objective(objective)
-    whole = work.clock()
-
-    def refused(forward: float) -> BudgetError:
-        return _too_short(whole, whole.elapsed, len(checkpoints), BudgetError("", _NEEDS * len(objective.batches) * forward))
-
-    with joined(distributed, objective) as ranks, whole.opening("checkpoint", _NEEDS, refused):
-        together = distributed if ranks is None else ranks.group
-        return _spectra(objective, checkpoints, k, operator, block, nodes, optimizer, together, work, whole, progress)
-
-
-def _spectra(
-    objective: Objective,
-    checkpoints: Sequence[str | Path],
-    k: int,
-    operator: Literal["hessian", "ggn"],
-    block: int | None,
-    nodes: int,
-    optimizer: Optimizer | None,
-    distributed: Distributed,
-    work: Run,
-    whole: Budget,
-    progress: Callable[..., None] | None,
-) -> SpectrumTrajectory:
+    checked_distributed(distributed)
     checked_goals(objective, k, operator, nodes, block, work)
     if optimizer is not None:
         read_state(objective, optimizer)
+    work = dataclasses.replace(work, budget=whole)
     files = read_checkpoints(checkpoints)
     for file in files:
         file.at(objective)  # every file is read and matched before any work
     of_training = optimizer is not None or any(file.optimizer() is not None for file in files)
+    settings = {"operator": operator, "seed": work.seed, "method": work.method, "optimizer": of_training}
+    named = {"checkpoints": [file.name for file in files]}
+    asked = Asked(k, operator, block, nodes, None, optimizer)
 
     def function(file: Checkpoint) -> Objective:
         """The loss at a checkpoint: one function for all, that which was trained where any has an optimizer."""
         return file.at(objective).trained() if of_training else file.at(objective)
 
+    points = [partial(file.at, objective) for file in files]
+
+    def refused(forward: float) -> BudgetError:
+        return _too_short(whole, whole.elapsed, len(files), BudgetError("", _NEEDS * len(objective.batches) * forward))
+
+    with (
+        joined(distributed, objective) as ranks,
+        led_by(ranks, lambda: opened(work.resume, "spectra", points, settings | named)) as evaluations,
+        whole.opening("checkpoint", _NEEDS, refused, begun=evaluations.replaying),
+    ):
+        return _spectra(files, function, asked, distributed, ranks, work, progress, evaluations)
+
+
+def _spectra(
+    files: Sequence[Checkpoint],
+    function: Callable[[Checkpoint], Objective],
+    asked: Asked,
+    distributed: Distributed,
+    ranks: Group | None,
+    work: Run,
+    progress: Callable[..., None] | None,
+    evaluations: Evaluations,
+) -> SpectrumTrajectory:
+    whole = work.clock()
     tried = None
-    if work.method is None and ranks_of(distributed, objective) is None:  # once: a trial takes as long as tens of products
-        make = {"hessian": hessian, "ggn": ggn}[operator]
-        tried = make(function(files[0]), memory=work.memory, distributed=False).prepare(block or BLOCK)
+    if work.method is None and ranks is None:  # once: a trial takes as long as tens of products
+        make, size = {"hessian": hessian, "ggn": ggn}[asked.operator], asked.block or BLOCK
+
+        def trial() -> dict[str, Any]:
+            return dataclasses.asdict(make(function(files[0]), memory=work.memory, distributed=False).prepare(size))
+
+        tried = ProductChoice(**evaluations.taken("trial", (size, work.memory), trial))
     points: list[SpectrumResult] = []
     prepared = whole.elapsed
 
@@ -122,28 +138,27 @@ def _spectra(
         shown = Progress.under(whole, state.name, done + state.fraction / len(files))
         return dataclasses.replace(state, fraction=shown.fraction, elapsed=shown.elapsed, remaining=shown.remaining)
 
+    def started() -> dict[str, Any]:
+        vectors = points[-1].vectors if points else None
+        return {} if vectors is None or not vectors.shape[1] else {"vectors": vectors}
+
     def one(file: Checkpoint) -> SpectrumResult:
         left = len(files) - len(points)
-        share = max(whole.remaining / left, 1e-3) if whole.limited else None
-        done = len(points) / len(files)
-        found = spectrum(
-            function(file),
-            k,
-            operator=operator,
-            budget=share,
-            memory=work.memory,
-            targets=work.targets,
-            block=block,
-            nodes=nodes,
-            seed=work.seed,
-            warm=points[-1] if points and points[-1].vectors is not None else None,
-            optimizer=file.optimizer() if optimizer is None else optimizer,
+        done, own = len(points) / len(files), evaluations.of(len(points))
+        here = dataclasses.replace(
+            work,
+            budget=max(whole.remaining / left, 1e-3) if whole.limited else None,
             method=work.method if tried is None else tried.name,
             name=file.name,
             step=file.step,
-            distributed=distributed,
             progress=None if progress is None else lambda state: progress(of_all(state, done), file.name, done, state),
         )
+        wanted = dataclasses.replace(
+            asked,
+            warm=own.taken("start", (), started).get("vectors"),
+            optimizer=file.optimizer() if asked.optimizer is None else asked.optimizer,
+        )
+        found = spectrum_of(function(file), wanted, here, distributed if ranks is None else ranks.group, own)
         if tried is None:
             return found
         words = {"reason": f"{tried.reason} (tried at {files[0].name})", "refused": dict(tried.refused)}

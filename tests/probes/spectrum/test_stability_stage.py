@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
-from fastscape.curvature.operator import CurvatureOperator, hessian
+from fastscape.curvature.operator import hessian
+from fastscape.curvature.products import Products
 from fastscape.probes.spectrum import stability_stage as spectrum_stability
 from fastscape.probes.spectrum.probe import measured
 from fastscape.probes.spectrum.recursions import recursion
@@ -214,13 +215,13 @@ def test_a_trajectory_keeps_the_checkpoint_whose_stability_ended_early(tmp_path,
 
 
 def test_all_products_are_counted_once(monkeypatch):
-    made, real = [], CurvatureOperator.matmat
+    made, real = [], Products._multiply
 
-    def matmat(self, vectors):
-        made.append(vectors.shape[1])
-        return real(self, vectors)
+    def multiply(self, rows, *arguments):
+        made.append(len(rows))
+        return real(self, rows, *arguments)
 
-    monkeypatch.setattr(CurvatureOperator, "matmat", matmat)
+    monkeypatch.setattr(Products, "_multiply", multiply)
     objective = quadratic()
     result = fs.spectrum(objective, k=2, nodes=20, method="graph", optimizer=optimizer(objective))
     assert result.products == sum(made)
