@@ -168,8 +168,8 @@ class Budget:
     def _too_short(self, noun: str, needs: int, forward: float) -> BudgetError:
         enough = self.least(_MARGIN * max(0.0, needs * forward - self.elapsed))
         return BudgetError(
-            f"budget must leave time for one {noun} after the preparation, got {self.seconds:g} s; a forward takes about "
-            f"{forward:.2g} s: use {time_text(enough)} or more",
+            f"budget must fit one {noun}, got {self.seconds:g} s; a forward takes about {forward:.2g} s, and preparing it several; "
+            f"a budget of {time_text(enough)} is enough to begin",
             enough,
         )
 

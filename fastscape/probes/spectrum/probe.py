@@ -143,7 +143,7 @@ def spectrum(
     with (
         joined(distributed, objective) as ranks,
         led_by(ranks, lambda: opened(work.resume, "spectrum", [lambda: objective], settings)) as evaluations,
-        clock.opening("block of products", 60 * len(objective.batches), begun=evaluations.replaying),
+        clock.opening(f"block of {block or BLOCK} products", 60 * len(objective.batches), begun=evaluations.replaying),
     ):
         return spectrum_of(objective, asked, work, distributed if ranks is None else ranks.group, evaluations)
 

@@ -493,7 +493,7 @@ def test_an_interrupted_matrix_keeps_its_pairs():
 def test_a_budget_leaves_three_points_at_least(mlps, batches):
     """A forward takes a second, a point four, and the preparation 60."""
     first, other, third = (Timed(model) for model in mlps)
-    with pytest.raises(BudgetError, match="budget must leave time for one line of three points after the preparation"):
+    with pytest.raises(BudgetError, match="budget must fit one line of three points, got 60 s"):
         barrier(objective_of(first, batches), None, other, budget=60)
     found = barrier(objective_of(first, batches), None, other, budget=70)
     assert list(found.alphas) == [0.0, 0.5, 1.0]

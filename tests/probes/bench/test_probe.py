@@ -243,7 +243,7 @@ def test_a_budget_that_holds_nothing_gives_an_empty_table(small):
     assert found.timed == ()
     assert found.verdict().startswith("Nothing was timed")
     str(found)
-    with pytest.raises(BudgetError, match="budget must leave time for one unit after the preparation, got 2 s"):
+    with pytest.raises(BudgetError, match="budget must fit one unit, got 2 s"):
         quick(slow(small), budget=2)
 
 
