@@ -168,8 +168,8 @@ class Budget:
     def _too_short(self, noun: str, needs: int, forward: float) -> BudgetError:
         enough = self.least(_MARGIN * max(0.0, needs * forward - self.elapsed))
         return BudgetError(
-            f"budget must fit one {noun}, got {self.seconds:g} s; a forward takes about {forward:.2g} s, and preparing it several; "
-            f"a budget of {time_text(enough)} is enough to begin",
+            f"budget must fit one {noun}, got {self.seconds:g} s; a forward takes about {forward:.2g} s, preparing it "
+            f"several; a budget of {time_text(enough)} is enough to begin",
             enough,
         )
 

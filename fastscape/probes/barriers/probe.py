@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from itertools import combinations
 from typing import Any, Unpack
 
@@ -15,7 +17,7 @@ from fastscape._checks import amount, counted, positive
 from fastscape._clock import now
 from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.numerics.arrays import Array
-from fastscape.objective.objective import Objective, checked_objective
+from fastscape.objective.objective import Objective
 from fastscape.probes.barriers.curve_training import train_bend
 from fastscape.probes.barriers.end_points import EndPoint, Solution, distinct, end_point, end_points
 from fastscape.probes.barriers.matching import matched
@@ -33,14 +35,15 @@ from fastscape.probes.barriers.run import (
 from fastscape.probes.barriers.weight_paths import Bezier, Segment
 from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget
+from fastscape.runs.evaluations import Evaluations, opened
 from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import Provenance
-from fastscape.runs.run import Run, Work, settled
+from fastscape.runs.run import Resumed, Run, Work, settled
 
 _LINE, _NEEDS = "line of three points", 30  # evaluations of it, with the preparation
 
 
-class BarrierKeywords(Work, total=False):
+class BarrierKeywords(Work, Resumed, total=False):
     """Keywords of all that follows a path between solutions."""
 
     precision: str | None
@@ -89,6 +92,8 @@ def barrier(
         precision: ``"float32"`` or ``"float64"``; ``None`` for the model's. Autocasts and casts: see :func:`fastscape.slice1d`.
         seed: of the draws behind the intervals, and of the matching.
         budget: seconds, or ``"60s"``, which must hold three points; overrun is at most one evaluation.
+        resume: a folder for the journal of the call. Every point is written there; the same call goes on with what it holds,
+            whatever ended the process, and gives the same numbers.
         name, step: of the result.
         progress: called after every point with a :class:`fastscape.Progress`.
         run: precision, seed, budget, name, step, progress, or some of them, in a :class:`fastscape.Run`.
@@ -120,9 +125,12 @@ def barrier(
     work, began = settled(barrier, keywords), now()
     run = Anytime(work.clock())
     report = reporter(work.progress, ("words", "share"))
-    with run.budget.opening(_LINE, _NEEDS * len(checked_objective(objective).batches)), torch.inference_mode(False):
+    with torch.inference_mode(False), ExitStack() as stack:
         goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
-        losses = PathLosses(objective, ends[0], goals, report and _counting(report, run.budget, work.name, "point", points))
+        run.evaluations = _begun(stack, "barrier", objective, ends, goals, run, work)
+        losses = PathLosses(
+            objective, ends[0], goals, report and _counting(report, run.budget, work.name, "point", points), run.evaluations
+        )
         path = Segment(losses.objective, ends[0].state, ends[1].state)
         with losses.along(path):
             line = losses.walk(Line(), run)
@@ -150,7 +158,7 @@ def barriers(
     Args:
         checkpoints: at least two solutions, or a mapping from their names.
         progress: called after every pair with a :class:`fastscape.Progress`, whose ``stage`` names it.
-        precision, seed, budget, name, step, run: as there.
+        precision, seed, budget, resume, name, step, run: as there.
 
     Returns:
         A :class:`BarrierMatrix`; NaN for pairs that the budget or Ctrl-C left out.
@@ -165,8 +173,9 @@ def barriers(
     run = Anytime(work.clock())
     goals = checked_goals(objective, points, start, tolerance, bn, match, work)
     ends = end_points(objective, checkpoints, "checkpoints")
-    with run.budget.opening(_LINE, _NEEDS * len(checked_objective(objective).batches)), torch.inference_mode(False):
-        losses = PathLosses(objective, ends[0], goals)
+    with torch.inference_mode(False), ExitStack() as stack:
+        run.evaluations = _begun(stack, "barriers", objective, ends, goals, run, work)
+        losses = PathLosses(objective, ends[0], goals, evaluations=run.evaluations)
         path = Segment(losses.objective, ends[0].state, ends[1].state)
         for end in ends[2:]:
             path.turn(ends[0].state, end.state)  # refuses integers that differ before any pair is evaluated
@@ -212,6 +221,17 @@ def _fill(
             stage, share = f"{first.label} - {second.label}", (done + 1) / len(order)
             counts: dict[str, Any] = {"stage": stage, "unit": "pair", "done": done + 1, "total": len(order)}
             report(Progress.under(run.budget, work.name, share, **counts), stage, share)
+
+
+def _begun(
+    stack: ExitStack, kind: str, objective: Objective, ends: Sequence[EndPoint], goals: Goals, run: Anytime, work: Run
+) -> Evaluations:
+    """The evaluations of the folder that a call goes on with, and its set-up under its budget, until the end of a stack."""
+    settings = {"seed": goals.seed, "precision": work.precision, "bn": goals.batch_norm, "match": goals.matched}
+    points = [partial(objective.at, end.state) for end in ends]
+    found = stack.enter_context(opened(work.resume, kind, points, settings))
+    stack.enter_context(run.budget.opening(_LINE, _NEEDS * len(objective.batches), begun=found.replaying))
+    return found
 
 
 def _matrix(
@@ -302,8 +322,8 @@ def connect(
     those of :func:`barrier`. Only the objective's own parameters bend; the others stay on the line.
 
     Args:
-        objective, a, b, points, start, tolerance, bn, match, precision, seed, run: see :func:`barrier`. The seed also draws t and
-            the batches. With ``bn="recalibrate"`` the training uses the statistics of each batch.
+        objective, a, b, points, start, tolerance, bn, match, precision, seed, resume, run: see :func:`barrier`. The seed also
+            draws t and the batches. With ``bn="recalibrate"`` the training uses the statistics of each batch.
         steps: of Adam.
         learning_rate: its first.
         budget: seconds; the line comes first, then the training, and the curve's points are kept time for.
@@ -327,9 +347,10 @@ def connect(
     positive("learning_rate", learning_rate)
     amount("steps", steps, 0)
     run = Anytime(work.clock())
-    with run.budget.opening(_LINE, _NEEDS * len(checked_objective(objective).batches)), torch.inference_mode(False):
+    with torch.inference_mode(False), ExitStack() as stack:
         goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
-        losses = PathLosses(objective, ends[0], goals)
+        run.evaluations = _begun(stack, "connect", objective, ends, goals, run, work)
+        losses = PathLosses(objective, ends[0], goals, evaluations=run.evaluations)
         straight = Segment(losses.objective, ends[0].state, ends[1].state)
         with losses.along(straight):
             prepared = run.budget.elapsed  # as long takes the preparation of the curve
@@ -346,7 +367,7 @@ def connect(
         reason = line.reason if line.reason != "complete" else trained.reason
         if reason == "interrupted":
             losses.goals = dataclasses.replace(goals, points=start)
-        bent, last = Line({alpha: line.points[alpha] for alpha in (0.0, 1.0)}), Anytime(run.budget)
+        bent, last = Line({alpha: line.points[alpha] for alpha in (0.0, 1.0)}), Anytime(run.budget, evaluations=run.evaluations)
         last.error = trained.error
         with last.ends(errors=lambda _: True), losses.along(path):  # the line, and the ends of the curve, are known
             losses.walk(bent, last)

@@ -31,6 +31,7 @@ from fastscape.probes.barriers.refinement import coarse_to_fine, refine
 from fastscape.probes.barriers.result import BarrierResult
 from fastscape.probes.barriers.weight_paths import Segment
 from fastscape.runs.anytime import Anytime, Deadline
+from fastscape.runs.evaluations import Evaluations
 from fastscape.runs.provenance import Provenance, objective_meta
 from fastscape.runs.run import Run
 
@@ -126,10 +127,18 @@ class PathLosses:
         first: an end, whose weights pass the determinism gate.
         goals: settings.
         report: called with the number of points after every point.
+        evaluations: those of a journal.
     """
 
-    def __init__(self, objective: Objective, first: EndPoint, goals: Goals, report: Callable[[int], None] | None = None) -> None:
-        self.goals, self._report = goals, report
+    def __init__(
+        self,
+        objective: Objective,
+        first: EndPoint,
+        goals: Goals,
+        report: Callable[[int], None] | None = None,
+        evaluations: Evaluations | None = None,
+    ) -> None:
+        self.goals, self._report, self.kept = goals, report, evaluations or Evaluations()
         normal = objective if goals.batch_norm == "none" else objective.normalised(_mode(goals.batch_norm))
         self.objective = normal.at(first.state).whole()
 
@@ -143,7 +152,13 @@ class PathLosses:
                 recalibrate(replica)
 
         with Surface(
-            self.objective, path, dtype=self.goals.precision, method="loop", keep_samples=True, prepare=prepare
+            self.objective,
+            path,
+            dtype=self.goals.precision,
+            method="loop",
+            keep_samples=True,
+            prepare=prepare,
+            evaluations=self.kept,
         ) as surface:
             self.surface, self.unit = surface, 0.0
             self.noise = rounding(surface.replica) / _SINGLE
@@ -186,9 +201,9 @@ class PathLosses:
 
     def at(self, alpha: float) -> Point:
         """One point."""
-        began = now()
+        began = now() + self.kept.seconds
         found = self.surface.at([alpha])
-        self.unit = now() - began
+        self.unit = now() + self.kept.seconds - began
         return Point(
             loss=float(found.losses[0]),
             stderr=float(found.stderr[0]),
@@ -244,7 +259,7 @@ def barrier_result(
         batch_norm=losses.goals.batch_norm,
         matched=losses.goals.matched,
         meta=meta | {"unit": terms.unit, "stop_reason": line.reason if run.error is None else run.reason},
-        notes=measured_in(losses.objective, losses.surface.dtype).notes,
+        notes=(*measured_in(losses.objective, losses.surface.dtype).notes, *losses.kept.notes),
     )
 
 

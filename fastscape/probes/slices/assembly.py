@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from fastscape.runs.anytime import Anytime
 from fastscape.runs.provenance import Provenance, objective_meta
 from fastscape.runs.run import Run
 
+Sliced = TypeVar("Sliced", SliceResult, PlaneResult)
 _DEPTH = 4.0  # times the rounding of one loss: two losses differ by less in 99.5 % of cases
 _TRIED = 4  # checkpoints of a trajectory at which running statistics are compared: the farthest from w
 
@@ -197,3 +198,8 @@ def _variance(axes: Sequence[Array], order: int, losses: Array) -> Array:
     if any(len(axis) < max(2, order + 2) for axis in axes):
         return np.full(len(losses), np.nan)
     return Trend(axes, order).variance(losses)
+
+
+def with_notes(result: Sliced, notes: Sequence[str]) -> Sliced:
+    """The result with further flags."""
+    return dataclasses.replace(result, notes=(*result.notes, *notes))

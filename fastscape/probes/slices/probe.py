@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Unpack
 
 import numpy as np
@@ -18,7 +19,7 @@ from fastscape.evaluation.surface.families import Affine
 from fastscape.evaluation.surface.surface import Surface
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective, checked_objective
-from fastscape.probes.slices.assembly import Lines, Plane, line_result, plane_result, slice_meta
+from fastscape.probes.slices.assembly import Lines, Plane, line_result, plane_result, slice_meta, with_notes
 from fastscape.probes.slices.axes import (
     COMPONENTS,
     LINES,
@@ -35,11 +36,12 @@ from fastscape.probes.slices.norms import Norms
 from fastscape.probes.slices.result import PlaneResult, SliceResult
 from fastscape.runs.anytime import Anytime, PartialResultError
 from fastscape.runs.budget import Budget
+from fastscape.runs.evaluations import Evaluations, opened
 from fastscape.runs.progress import Progress, reporter
-from fastscape.runs.run import Run, Work, settled
+from fastscape.runs.run import Resumed, Run, Work, settled
 
 
-class SliceKeywords(Work, total=False):
+class SliceKeywords(Work, Resumed, total=False):
     """Keywords of both slices."""
 
     precision: str | None
@@ -104,6 +106,8 @@ def slice1d(
         budget: seconds, or ``"60s"``, ``"5m"``: directions are evaluated one after the other while they fit.
         method: ``"loop"``, ``"vmap"``, or ``None`` to measure.
         memory: bytes that batched evaluation may take.
+        resume: a folder for the journal of the call. Every direction is written there; the same call goes on with what it holds,
+            whatever ended the process, and gives the same numbers.
         name, step: of the checkpoint.
         progress: called after every direction with a :class:`fastscape.Progress`.
         run: seed, precision, budget, method, memory, name, step, progress, or some of them, in a :class:`fastscape.Run`.
@@ -132,7 +136,11 @@ def slice1d(
     dtype = None if work.precision is None else checked_dtype(work.precision)
     norms = Norms(objective, bn)
     states = None if trajectory is None else states_of(objective, trajectory)[0]
-    with run.budget.opening("direction", (points + _OPENING) * len(objective.batches)):
+    needs = (points + _OPENING) * len(objective.batches)
+    with (
+        _resumed("slice1d", objective, work, bn) as run.evaluations,
+        run.budget.opening("direction", needs, begun=run.evaluations.replaying),
+    ):
         given = axes_of(objective, directions, count=count, normalize=normalize, scale=scale, seed=seed, trajectory=states)
         settings = _settings(directions, normalize, scale, radius, points, work.precision, symlog) | {
             "directions": len(given),
@@ -153,7 +161,8 @@ def slice1d(
                         state = _state(run.budget, work.name, "direction", len(found.lines), len(given))
                         report(state, len(found.lines), len(given))
             meta = slice_meta(norms.objective, surface, run, settings, seed) | norms.meta
-    result = line_result(run, work, alphas, found, meta)
+            lacks = run.evaluations.notes
+    result = with_notes(line_result(run, work, alphas, found, meta), lacks)
     return run.whole(result, f"the slice of {work.name} failed after {counted(len(found.lines), 'direction')}", SliceError)
 
 
@@ -181,7 +190,7 @@ def slice2d(
         directions: two of what :func:`slice1d` takes; more than two random ones or eigenvectors are cut to the first two.
         radius: A, or (A_1, A_2); ``None`` for 1, and with a trajectory for the least that shows it.
         points: odd number along each axis, or (along alpha_1, along alpha_2).
-        normalize, scale, seed, symlog, bn, precision, method, memory, name, step, run: as for :func:`slice1d`.
+        normalize, scale, seed, symlog, bn, precision, method, memory, resume, name, step, run: as for :func:`slice1d`.
         orthogonal: make v_2 orthogonal to v_1 (Gram-Schmidt after scaling); otherwise their cosine is reported as it is.
         trajectory: checkpoints to project onto the plane: files, state dicts or modules; ``directions="pca"`` takes their
             principal components.
@@ -216,7 +225,11 @@ def slice2d(
     amount("points[0] * points[1]", math.prod(map(int, sizes)), 9, _MOST_POINTS)
     norms = Norms(objective, bn)
     states, names = (None, []) if trajectory is None else states_of(objective, trajectory)
-    with run.budget.opening("row", (int(sizes[1]) + _OPENING) * len(objective.batches)):
+    needs = (int(sizes[1]) + _OPENING) * len(objective.batches)
+    with (
+        _resumed("slice2d", objective, work, bn) as run.evaluations,
+        run.budget.opening("row", needs, begun=run.evaluations.replaying),
+    ):
         given = axes_of(objective, directions, count=2, normalize=normalize, scale=scale, seed=seed, trajectory=states)
         axes = plane_axes(given, dtype or objective.dtype, orthogonal=orthogonal)
         projected = None if states is None else axes.project(objective, states)
@@ -239,13 +252,21 @@ def slice2d(
             with run.ends(errors=lambda _: True):
                 norms.compare(surface, *plane.ends(projected), run=run)
             meta = slice_meta(norms.objective, surface, run, settings, seed) | {"checkpoints": names} | norms.meta
-    result = plane_result(run, work, plane, axes, projected, meta)
+            lacks = run.evaluations.notes
+    result = with_notes(plane_result(run, work, plane, axes, projected, meta), lacks)
     return run.whole(result, f"the slice of {work.name} failed after {counted(plane.rows, 'row')}", SliceError)
 
 
 def _evaluation(work: Run, run: Anytime, dtype: torch.dtype | None) -> dict[str, Any]:
     """Keywords of the surface of a line or plane."""
-    return {"dtype": dtype, "method": work.method, "memory": work.memory, "trial": _TRIAL * run.budget.seconds}
+    trial = _TRIAL * run.budget.seconds
+    return {"dtype": dtype, "method": work.method, "memory": work.memory, "trial": trial, "evaluations": run.evaluations}
+
+
+def _resumed(kind: str, objective: Objective, work: Run, bn: BatchNorm | None) -> AbstractContextManager[Evaluations]:
+    """The evaluations of the folder that a slice goes on with."""
+    settings = {"seed": work.seed, "method": work.method, "precision": work.precision, "bn": bn}
+    return opened(work.resume, kind, [lambda: objective], settings)
 
 
 def _state(clock: Budget, name: str, unit: str, done: int, total: int) -> Progress:
