@@ -363,7 +363,9 @@ def connect(
         path = Bezier(losses.objective, ends[0].state, ends[1].state, wide)
         wanted = 0 if line.reason == "interrupted" else steps
         told = report and _counting(report, run.budget, work.name, "step", steps)
-        trained = train_bend(losses.objective, path, objective.names, goals, wanted, learning_rate, run.budget, again, told)
+        trained = train_bend(
+            losses.objective, path, objective.names, goals, wanted, learning_rate, run.budget, again, told, run.evaluations
+        )
         reason = line.reason if line.reason != "complete" else trained.reason
         if reason == "interrupted":
             losses.goals = dataclasses.replace(goals, points=start)
