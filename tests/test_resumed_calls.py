@@ -19,6 +19,7 @@ CALLS = {
     "slice2d": lambda of, **run: fs.slice2d(of, points=5, **run),
     "barrier": lambda of, **run: fs.barrier(of, A, B, points=7, start=5, **run),
     "barriers": lambda of, **run: fs.barriers(of, [A, B, None], points=5, start=5, **run),
+    "sharpness": lambda of, **run: fs.sharpness(of, restarts=3, steps=4, samples=8, products=12, **run),
     "connect": lambda of, **run: fs.connect(of, A, B, steps=30, points=5, start=5, **run),
 }
 TIMES = ("seconds", "created", "path_reason")  # which quotes seconds

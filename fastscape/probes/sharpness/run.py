@@ -26,6 +26,7 @@ from fastscape.probes.sharpness.balls import BallLoss, Balls, Variant
 from fastscape.probes.sharpness.quadratic_model import ModelMaximum, maximise_model
 from fastscape.runs.anytime import Anytime, Deadline
 from fastscape.runs.budget import Budget
+from fastscape.runs.evaluations import Evaluations
 
 _PILOTS = 2  # pairs of random points that tell the size of the average case
 _PRODUCT = 4.0  # gradients that a Hessian product takes, with choosing how: 3.4 on a perceptron of 4e6 parameters
@@ -71,9 +72,10 @@ class Group:
 class SharpnessRun:
     """One run; its attributes hold what is known, whatever ends it."""
 
-    def __init__(self, objective: Objective, goals: Goals, budget: Budget) -> None:
+    def __init__(self, objective: Objective, goals: Goals, budget: Budget, evaluations: Evaluations) -> None:
         self.objective, self.goals = objective, goals
-        self.work = Anytime(budget)  # a unit is a gradient of the whole data
+        self._ball = (goals.variant, goals.epsilon, goals.eta, goals.m)
+        self.work = Anytime(budget, evaluations=evaluations)  # a unit is a gradient of the whole data
         self.groups: list[Group] = []
         self.starts: tuple[str, ...] = ()
         self.random: list[float] = []
@@ -100,13 +102,16 @@ class SharpnessRun:
     # ------------------------------------------------------------------ arithmetic
 
     @contextmanager
-    def _prepared(self, objective: Objective, dtype: torch.dtype, balls: Balls) -> Iterator[tuple[Replica, BallLoss]]:
+    def _prepared(
+        self, objective: Objective, dtype: torch.dtype, balls: Balls, group: int = -1
+    ) -> Iterator[tuple[Replica, BallLoss]]:
+        kept = self.work.evaluations.of(*self._ball, group, str(dtype))
         with exact_arithmetic(dtype):
             replica = objective.replica(dtype)
             check_same_function(replica)
             try:
                 replica.reset()
-                yield replica, BallLoss(replica, balls.scale, self.goals.epsilon, float(replica.loss()))
+                yield replica, BallLoss(replica, balls.scale, self.goals.epsilon, float(replica.loss()), kept)
             finally:
                 self.evaluations += replica.evaluations
 
@@ -120,7 +125,7 @@ class SharpnessRun:
         own = torch.float64 if self.objective.dtype == torch.float64 else torch.float32
         wanted, balls = self.goals.precision or own, self._balls(self.goals.precision or own)
         with self._prepared(self.objective, wanted, balls) as (replica, function):
-            self.loss = unperturbed_loss(replica)
+            self.loss = self.work.evaluations.same_loss(unperturbed_loss(replica))
             self.noise[wanted] = noise = rounding(replica)
             self.dtypes = dict.fromkeys(("worst", "random"), wanted)
             if wanted == torch.float64 or self.goals.precision is not None:
@@ -192,7 +197,7 @@ class SharpnessRun:
 
     def _climb(self, objective: Objective, group: Group, balls: Balls, number: int) -> None:
         goals, dtype = self.goals, self.dtypes["worst"]
-        with self._prepared(objective, dtype, balls) as (replica, function):
+        with self._prepared(objective, dtype, balls, number) as (replica, function):
             if math.isnan(self.noise[dtype]):
                 self.noise[dtype] = rounding(replica)
             began = now()
@@ -200,8 +205,8 @@ class SharpnessRun:
             self.work.unit = now() - began
             group.base, group.first_order = function.base, balls.dual_norm(gradient)
         if goals.products:
-            group.model = self._model(objective, gradient, balls)
-        with self._prepared(objective, dtype, balls) as (_, function):
+            group.model = self._model(objective, gradient, balls, number)
+        with self._prepared(objective, dtype, balls, number) as (_, function):
             for index, kind in enumerate(self.starts):
                 if index and not self.work.fits():
                     return
@@ -226,7 +231,7 @@ class SharpnessRun:
             point = balls.random(self.goals.seed, _FAR + number)
         return point
 
-    def _model(self, objective: Objective, gradient: Tensor, balls: Balls) -> ModelMaximum | None:
+    def _model(self, objective: Objective, gradient: Tensor, balls: Balls, number: int) -> ModelMaximum | None:
         """The maximum of the quadratic model, or ``None`` where the Hessian cannot be multiplied."""
         goals = self.goals
         if not bool(gradient.isfinite().all()) or not self.work.fits():
@@ -238,6 +243,7 @@ class SharpnessRun:
         try:
             with self.work.budget.part(ascent).limiting():
                 operator = hessian(objective.cast(gradient.dtype), method=self.path, distributed=False)  # type: ignore[arg-type]
+                operator.recorded(self.work.evaluations.of("model", *self._ball, number))
                 found = maximise_model(operator, gradient, balls, goals.epsilon, goals.products, goals.seed)
         except Deadline:
             return self._without_model(_NO_TIME)
