@@ -11,8 +11,8 @@ import click
 import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.folder import check_out, force_option
-from fastscape.cli.inputs import BATCH_NORM, PRECISIONS, build_objective, checkpoint_files, objective_options
+from fastscape.cli.folder import check_out, force_option, is_begun
+from fastscape.cli.inputs import BATCH_NORM, PRECISIONS, build_objective, checkpoint_files, objective_options, resume_option
 from fastscape.cli.output import Outcome, live_progress, run
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ _OF_CURVE = ("steps", "learning_rate")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Arithmetic; default the model's.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of intervals, matching and training.")
 @click.option("--budget", help="Time for everything, such as 60s or 5m; the refinement ends there.")
+@resume_option
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for barrier.html, barrier.npz and barrier.json."
 )
@@ -72,7 +73,7 @@ def _barrier(model: str, given: Sequence[Path], options: dict[str, Any], interru
         if options[name] is not None and not options["curve"]:
             raise ValueError(f"--{name.replace('_', '-')} requires --curve")
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=1)
-    check_out(options["out"], ["barrier"], force=options["force"])
+    check_out(options["out"], ["barrier"], force=options["force"], continues=lambda: is_begun(options["resume"]))
     objective = build_objective(model, options)
     with live_progress(quiet=options["quiet"]) as live:
         result = _measured(objective, files, model, budget, options, live)
@@ -83,7 +84,7 @@ def _barrier(model: str, given: Sequence[Path], options: dict[str, Any], interru
 def _measured(
     objective: fs.Objective, files: Sequence[Path], model: str, budget: Budget, options: dict[str, Any], live: LiveProgress
 ) -> fs.BarrierResult | fs.BarrierMatrix | fs.CurveResult:
-    names = ("bn", "match", "points", "start", "tolerance", "precision", "seed", *_OF_CURVE)
+    names = ("bn", "match", "points", "start", "tolerance", "precision", "seed", "resume", *_OF_CURVE)
     settings: dict[str, Any] = {name: options[name] for name in names if options[name] is not None}
     settings |= {"budget": budget, "progress": live.show, "name": model}
     if len(files) > 2:

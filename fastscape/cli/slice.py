@@ -11,7 +11,7 @@ import click
 import fastscape as fs
 from fastscape._interrupts import Interrupts
 from fastscape.cli.budgets import run_budget
-from fastscape.cli.folder import check_out, force_option
+from fastscape.cli.folder import check_out, force_option, is_begun
 from fastscape.cli.inputs import (
     BATCH_NORM,
     PRECISIONS,
@@ -21,6 +21,7 @@ from fastscape.cli.inputs import (
     checkpoint_option,
     gib,
     objective_options,
+    resume_option,
 )
 from fastscape.cli.output import Outcome, live_progress, run
 
@@ -71,6 +72,7 @@ _SHARE = 0.3  # of the budget, for the eigenvectors
 )
 @click.option("--budget", help="Time for everything, such as 60s or 5m; lines and rows beyond it are left out.")
 @click.option("--memory", type=gib, help="GiB that batched evaluation may take.")
+@resume_option
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for slice.html, slice.npz and slice.json."
 )
@@ -90,7 +92,7 @@ def slice_command(model: str, **options: Any) -> None:
 def _slice(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
     files = checkpoint_files(options["checkpoints"])
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=1)
-    check_out(options["out"], ["slice"], force=options["force"])
+    check_out(options["out"], ["slice"], force=options["force"], continues=lambda: is_begun(options["resume"]))
     objective, name, step = centre(build_objective(model, options), model, files)
     with live_progress(quiet=options["quiet"]) as live:
         result = _measured(objective, files, budget, options, live, {"name": name, "step": step})
@@ -107,7 +109,9 @@ def _measured(
     labels: dict[str, Any],
 ) -> fs.SliceResult | fs.PlaneResult:
     plane = options["dims"] == "2"
-    settings: dict[str, Any] = {key: options[key] for key in ("normalize", "seed", "precision", "symlog", "memory", "bn")}
+    settings: dict[str, Any] = {
+        key: options[key] for key in ("normalize", "seed", "precision", "symlog", "memory", "bn", "resume")
+    }
     settings |= {key: options[key] for key in ("radius", "points") if options[key] is not None}
     directions = _directions(objective, files, budget, options)
     trajectory = list(files) if len(files) > 1 else None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastscape._checks import first_line
+from fastscape._deadline import check_deadline
 from fastscape.curvature.compiled import CompiledPath
 from fastscape.curvature.gradient_difference import InaccurateDifferenceError
 from fastscape.curvature.paths import Product, ProductPath
@@ -219,6 +220,7 @@ class ProductTrial:
         block = self._blocks[size]
 
         def once() -> float:
+            check_deadline()
             seconds, _ = timed(lambda: synchronise(product(block)[0]), 1)
             self._products.done += size
             return seconds / size

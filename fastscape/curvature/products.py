@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscape._clock import now
+from fastscape._deadline import check_deadline
 from fastscape.curvature.choice import Candidate, ProductChoice
 from fastscape.curvature.paths import Matrix, PathName
 from fastscape.curvature.plan import Plan
@@ -128,6 +129,7 @@ class Products:
                 if candidate.path.held and self._fits(candidate, len(candidate.built) + 1):
                     candidate.built[batch] = product
             for start in range(0, len(rows), chunk):
+                check_deadline()
                 vectors = program.layout.views(rows[start : start + chunk])
                 take(batch, start, vectors, product(vectors))
             del product

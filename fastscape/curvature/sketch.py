@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastscape._deadline import check_deadline
 from fastscape.curvature.flat import norm
 from fastscape.curvature.paths import Product
 from fastscape.curvature.peak import peak_bytes
@@ -77,6 +78,7 @@ class TrialProducts:
 
     def measured(self, product: Product, which: Sequence[int], limit: float = math.inf) -> tuple[list[Sketch], int, float]:
         """Sketches of products with some of the vectors, the most bytes alive meanwhile, and seconds per product."""
+        check_deadline()
         block = self.vectors(which)
 
         def multiplied() -> Parts:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastscape._deadline import check_deadline
 from fastscape._state import RoundedProducts
 from fastscape.differences.propagation import Propagation
 from fastscape.differences.subclass import Dispatched
@@ -89,6 +90,7 @@ class Lanes:
         frame = Frame(steps, next(iter(moved.values())).dtype, rounding, collapsed)
         with rounded_products(rounding):
             for propagation, weight in zip(self.propagations, objective.batch_weights, strict=True):
+                check_deadline()
                 lanes = propagation.lanes(frame, moved)
                 if lanes is not None:
                     total[:, : lanes.shape[1]] += weight * lanes.double()

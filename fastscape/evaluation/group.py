@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastscape._checks import first_line
+from fastscape._deadline import shared_work
 from fastscape._state import exact_arithmetic
 from fastscape._version import __version__
 from fastscape.objective.objective import Objective
@@ -252,7 +253,9 @@ def joined(distributed: Distributed, objective: Objective) -> Iterator[Group | N
     if own:
         _initialise("nccl" if objective.device.type == "cuda" else "gloo")
     try:
-        yield ranks_of(distributed, objective)
+        ranks = ranks_of(distributed, objective)
+        with nullcontext() if ranks is None else shared_work():
+            yield ranks
         if own:
             dist.barrier()  # one that leaves early takes the connections of the others with it
     finally:

@@ -44,6 +44,11 @@ class Estimate:
         return cls(value, float(np.std(kept, ddof=1)), (float(np.fmin(low, value)), float(np.fmax(high, value))), n)
 
 
+def unknown(n: int) -> Estimate:
+    """The estimate that could not be made of ``n`` values."""
+    return Estimate(math.nan, math.nan, (math.nan, math.nan), n, withheld="the analysis failed")
+
+
 def widened(estimate: Estimate, rounding: float) -> Estimate:
     """With what arithmetic leaves open beside sampling: ``rounding`` to either side, two standard errors of it.
 

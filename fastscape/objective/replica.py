@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
+from fastscape._deadline import check_deadline
 from fastscape._state import private_draws
 from fastscape.objective.batches import Batch, cast, placed
 from fastscape.objective.checkpoints import check_checkpoints, refused_checkpoints
@@ -45,6 +46,7 @@ class _LossModule(nn.Module):
         self.plain_embeddings = has_altered_gradient(model)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        check_deadline()
         with private_draws(self._known, self._statistics):
             return self._evaluated_once(batch)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
 from fastscape.response.halving import Halving
+from fastscape.runs.anytime import Anytime
 from fastscape.runs.journal import Journal
 from fastscape.runs.plan import Plan, identity, plain_data, versions
 from fastscape.runs.units import Evaluate, Here, Unit, Value, Workers, blocks_of, decode
@@ -26,7 +28,10 @@ Made = Callable[[Plan, Evaluate, Callable[[], int | None], Journal | None], Work
 
 
 class Evaluated(NamedTuple):
-    """Even and odd responses ``[K, N]``, L(w), directions at a time where memory ran out, who evaluated how often, and flags."""
+    """Even and odd responses ``[K, N]``, L(w), directions at a time where memory ran out, who evaluated how often, and flags.
+
+    ``run``: how the work ended; of work that did not come to its end the first directions are there.
+    """
 
     even: Array
     odd: Array
@@ -35,6 +40,7 @@ class Evaluated(NamedTuple):
     meta: Mapping[str, Any]
     elsewhere: int
     notes: tuple[str, ...]
+    run: Anytime
 
 
 def in_units(choice: PathChoice) -> PathChoice:
@@ -109,18 +115,21 @@ def evaluated(
         journal.write(_PLAN, plan.to_dict())
         work = journal.recording(evaluate, lambda: halving.lanes)
     workers = made(plan, work, lambda: halving.lanes, journal)
-    columns: dict[Unit, Value] = {}
-    done = 0
+    units, columns, run = [Unit(0, 0, 0, block) for block in blocks_of(count, plan.ways[0].unit)], dict[Unit, Value](), Anytime()
+
+    def known(_error: Exception | None = None) -> bool:
+        return units[0] in columns
+
     try:
-        for unit, data in workers.map([Unit(0, 0, 0, block) for block in blocks_of(count, plan.ways[0].unit)], math.inf):
-            columns[unit] = decode(data)
-            done += len(of(unit))
-            if progress is not None:
-                progress(done, count)
+        with run.ends(known, errors=known):
+            for unit, data in workers.map(units, math.inf):
+                columns[unit] = decode(data)
+                if progress is not None:
+                    progress(sum(len(of(done)) for done in columns), count)
     finally:
         if journal is not None:
             journal.close()
-    ordered = [columns[unit] for unit in sorted(columns)]
+    ordered = [columns[unit] for unit in itertools.takewhile(columns.__contains__, units)]
     even, odd = (np.concatenate([column[part] for column in ordered], axis=1) for part in (0, 1))
     notes = () if journal is None else (*journal.left_out, *filter(None, (journal.note,)))
-    return Evaluated(even, odd, ordered[0].base, halving.lanes, workers.meta, getattr(workers, "evaluations", 0), notes)
+    return Evaluated(even, odd, ordered[0].base, halving.lanes, workers.meta, getattr(workers, "evaluations", 0), notes, run)

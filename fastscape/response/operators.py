@@ -90,7 +90,7 @@ def operators(objective: Objective, *, method: FrontEnd | None = None) -> Operat
         NarrowLossError: the loss does not run in float64, in which values at w are taken.
         NondeterministicLossError: two evaluations at w differ.
 
-    Cost: a few forwards and one direction of the first batch.
+    Cost: a few forwards and one direction of the first batch: seconds, so that nothing is kept of a call that is ended.
 
     Example:
         >>> import torch, fastscape as fs

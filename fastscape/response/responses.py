@@ -13,7 +13,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastscape._checks import check_progress
+from fastscape._checks import check_progress, counted
 from fastscape._clock import now
 from fastscape._renamed import METHOD, renamed
 from fastscape._state import torch_threads
@@ -41,6 +41,7 @@ from fastscape.response.precision import (
 )
 from fastscape.response.shared import hired, shared
 from fastscape.response.standouts import with_largest
+from fastscape.runs.anytime import Anytime
 from fastscape.runs.journal import Journal
 from fastscape.runs.making import Making, check_executor, made, making
 from fastscape.runs.plan import Plan, same_as_planned
@@ -87,6 +88,7 @@ class Responses:
         arithmetic: what was measured, in one sentence, such as ``"float64, without your autocast to bfloat16"``.
         notes: what to beware of, in words.
         plan: what was chosen by timing and by free memory, to repeat it.
+        stop_reason: ``"complete"``, ``"interrupted"`` or ``"failed: ..."``, with the first of the N directions.
         workers: ``"workers"``, who evaluated, where several processes did; ``"bitwise"``, false where the last bits may not be
             those of the plan; ``"lanes"``, directions at a time since memory ran out.
         law: what the directions are drawn from.
@@ -114,6 +116,7 @@ class Responses:
     plan: Plan | None = None
     workers: dict[str, Any] = field(default_factory=dict)
     law: str = ""
+    stop_reason: str = "complete"
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -181,9 +184,10 @@ def responses(
             it holds, whatever ended the process, and gives the same numbers.
 
     Returns:
-        A :class:`Responses`; NaN and inf are kept.
+        A :class:`Responses`; NaN and inf are kept. Ctrl-C gives the first directions, ``stop_reason == "interrupted"``.
 
     Raises:
+        PartialResultError: the model raised midway; its ``partial`` holds the directions before.
         ValueError: bad radii, precision or method; a model that cannot be followed with ``precision="difference"``.
         NondeterministicLossError: two evaluations at w differ.
 
@@ -251,9 +255,9 @@ def _responses(
         if obeyed is not None:
             obeyed.check_loss(base)
         used = obeyed or Plan.made(objective, settings, steps, base).having(way_of(0, chosen, choice, measured))
-        found = evaluated(evaluator, directions, steps, journal, used, progress, workers_of)
-        even, odd, base, lanes, workers, elsewhere, left_out = found
-        noise = with_largest(measured, evaluator, directions, steps, even, odd)
+        done = evaluated(evaluator, directions, steps, journal, used, progress, workers_of)
+        even, odd, base, lanes, workers, elsewhere, left_out, run = done
+        noise = run.analysed(lambda: with_largest(measured, evaluator, directions, steps, even, odd), measured)
         evaluations = chosen.evaluations + evaluator.evaluations + noise.evaluations + elsewhere
         norms = [directions.length(index) for index in range(len(directions))] if directions.scale == "none" else []
         handled = evaluator.handling if isinstance(evaluator, DifferenceEvaluator) else None
@@ -263,7 +267,7 @@ def _responses(
     length = float(np.mean(norms)) if norms else {"unit": 1.0, "relative": directions.weight_norm}[directions.scale]
     eps_abs, weight_norm = steps * length, objective.norm
     short = {} if lanes is None and not workers.get("workers", {}).get("oom") else {"lanes": lanes, "bitwise": False}
-    return Responses(
+    found = Responses(
         even=even,
         odd=odd,
         base=base,
@@ -282,11 +286,17 @@ def _responses(
         evaluations=evaluations,
         seconds=now() - start,
         arithmetic=arithmetic.meta["arithmetic"],
-        notes=(*arithmetic.notes, *noise.notes, *left_out),
+        notes=(*arithmetic.notes, *noise.notes, *left_out, *_cut(run, even.shape[1], len(directions))),
         plan=obeyed or dataclasses.replace(used, loss=base),
         workers={**workers, **short},
         law=directions.law,
+        stop_reason=run.reason,
     )
+    return run.whole(found, f"the responses failed after {counted(even.shape[1], 'direction')}")
+
+
+def _cut(run: Anytime, done: int, count: int) -> tuple[str, ...]:
+    return (f"the first {done} of {count} directions were evaluated ({run.reason})",) if done < count else ()
 
 
 def _repeated(

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from fastscape._checks import first_line
 from fastscape._clock import now
+from fastscape._deadline import Deadline as Deadline
 from fastscape.runs.budget import Budget, BudgetError, time_text
 from fastscape.runs.evaluations import Evaluations
 
 Unit = TypeVar("Unit")
+Made = TypeVar("Made")
 
 
 class PartialResultError(RuntimeError):
@@ -24,14 +27,11 @@ class PartialResultError(RuntimeError):
         return type(self), (*self.args, self.partial), self.__dict__
 
 
-class Deadline(Exception):  # noqa: N818 - a signal, not an error
-    """The next unit of work does not fit in the budget."""
-
-
 class Anytime:
     """Work in units that ends with what is known: done, at the deadline, by Ctrl-C or by an error.
 
-    The work asks :meth:`fits` or :meth:`need`, or takes its units from :meth:`stream`, within :meth:`ends`.
+    The work asks :meth:`fits` or :meth:`need`, or takes its units from :meth:`stream`, within :meth:`ends`, and its set-up is in
+    :meth:`Budget.opening`: in both every forward and product asks whether time is over, so that it is overrun by one at most.
 
     Args:
         budget: the deadline; ``None`` for none.
@@ -118,23 +118,40 @@ class Anytime:
     def ends(
         self, known: Callable[[], object] = lambda: True, *, errors: Callable[[Exception], object] = lambda _: False
     ) -> Iterator[None]:
-        """A block that a deadline ends, or Ctrl-C where something is ``known``; then :attr:`reason` says so.
+        """A block that a deadline or Ctrl-C ends where something is ``known``; then :attr:`reason` says so.
 
-        ``errors``: which exceptions end it too, and are kept in :attr:`error`; a budget too small for the next part of the work
-        is a deadline.
+        ``errors``: which exceptions end it too, and the first is kept in :attr:`error`; a budget too small for the next part of
+        the work is a deadline.
         """
         try:
-            yield
-        except Deadline:
-            self.reason = "deadline"
-        except KeyboardInterrupt:
+            with self.budget.limiting(lambda: not self.evaluations.replaying):
+                yield
+        except (Deadline, KeyboardInterrupt) as end:
             if not known():
                 raise
-            self.reason = "interrupted"
+            self._end("deadline" if isinstance(end, Deadline) else "interrupted")
         except Exception as error:
             if not errors(error):
                 raise
             if isinstance(error, BudgetError):
-                self.reason = "deadline"
+                self._end("deadline")
             else:
-                self.reason, self.error = f"failed: {type(error).__name__}", error
+                self._end(f"failed: {type(error).__name__}")
+                self.error = self.error or error
+        self.budget.known = True
+
+    def _end(self, reason: str) -> None:
+        if self.error is None:
+            self.reason = reason
+
+    def analysed(self, make: Callable[[], Made], otherwise: Made) -> Made:
+        """What ``make`` tells of what was measured; ``otherwise`` where it raises, which is kept in :attr:`error`."""
+        with self.ends(errors=lambda _: True):
+            return make()
+        return otherwise
+
+    def whole(self, result: Made, what: str, kind: type[PartialResultError] = PartialResultError) -> Made:
+        """The result, or where an error ended the work the exception that holds it."""
+        if self.error is None:
+            return result
+        raise kind(f"{what}: {type(self.error).__name__}: {first_line(self.error)}", result) from self.error

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from fastscape._clock import now
+from fastscape._deadline import Deadline, limited
 
 _LATE = ("torch._dynamo", "torch.fx.experimental.proxy_tensor", "torch._functorch.aot_autograd")
 _NAMES = {
@@ -16,6 +18,7 @@ _NAMES = {
     60.0: ("m", "min", "minute", "minutes"),
     3600.0: ("h", "hour", "hours"),
 }
+_MARGIN = 1.25  # how much longer than foreseen a preparation may take
 _UNITS = {name: seconds for seconds, names in _NAMES.items() for name in names}
 
 
@@ -79,6 +82,9 @@ class Budget:
         spent: seconds used before (start-up).
         reserve: seconds needed at the very end (writing a report).
         clock: monotonic seconds; tests pass a simulated one.
+
+    Attributes:
+        known: whether work under it has something to return (see :meth:`opening`).
     """
 
     def __init__(
@@ -90,7 +96,8 @@ class Budget:
         clock: Callable[[], float] = now,
     ) -> None:
         self.seconds = math.inf if budget is None else parse_seconds(budget)
-        self.reserve = reserve
+        self.reserve, self.known = reserve, False
+        self._asked = 2  # times whether it is over, of which the first is let through
         self._clock = clock
         if self.limited:
             load_once()
@@ -114,6 +121,57 @@ class Budget:
     def least(self, unit: float, reserve: float = 0.0) -> float:
         """Seconds of a budget that would admit the unit at this point of a run."""
         return self.reserve + self.elapsed + unit + reserve
+
+    def limiting(self, when: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
+        """A block in which every forward and product asks whether the time for work is over, ``when`` that is to end it."""
+        return limited(lambda: when() and self._over()) if self.limited else nullcontext()
+
+    def _over(self) -> bool:
+        return self._asked > 1 and self.remaining < 0
+
+    def part(self, reserve: float) -> Budget:
+        """A budget of what is left but for ``reserve`` seconds, at least a millisecond."""
+        left = max(self.remaining - reserve, 1e-3)
+        return Budget(left, clock=self._clock) if self.limited else Budget(None)
+
+    @contextmanager
+    def opening(
+        self, noun: str, needs: int, refused: Callable[[float], BudgetError] | None = None, *, begun: bool = False
+    ) -> Iterator[None]:
+        """A call with its set-up, which time may end until something is :attr:`known`; the first forward tells what one takes.
+
+        Args:
+            noun: what is known first.
+            needs: forwards and products that it takes about, set-up included.
+            refused: the refusal by the seconds of a forward, where the call has a better one.
+            begun: whether something is known from an earlier run.
+
+        Raises:
+            BudgetError: time was over before.
+        """
+        began = 0.0
+        self.known, self._asked = begun, 0
+
+        def over() -> bool:
+            nonlocal began
+            self._asked += 1
+            began = self.elapsed if self._asked == 1 else began
+            return not self.known and self._over()
+
+        with limited(over) if self.limited else nullcontext():
+            try:
+                yield
+            except Deadline:
+                forward = (self.elapsed - began) / max(1, self._asked - 1)
+                raise (refused or (lambda seconds: self._too_short(noun, needs, seconds)))(forward) from None
+
+    def _too_short(self, noun: str, needs: int, forward: float) -> BudgetError:
+        enough = self.least(_MARGIN * max(0.0, needs * forward - self.elapsed))
+        return BudgetError(
+            f"budget must fit one {noun}, got {self.seconds:g} s; a forward takes about {forward:.2g} s, preparing it "
+            f"several; a budget of {time_text(enough)} is enough to begin",
+            enough,
+        )
 
     def refusal(self, error: BudgetError, what: str, share: float, before: float) -> BudgetError:
         """The refusal of a part of this budget, such as a probe's, in terms of the whole; as it is where it names no budget.

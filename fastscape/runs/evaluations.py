@@ -294,7 +294,7 @@ def digest(value: Any) -> str:
 
 def _feed(found: Any, value: Any) -> None:
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape)
+        value = torch.from_numpy(np.array(value, order="C"))  # a copy, whose strides are those of its shape
     if isinstance(value, Tensor):
         order = _order(value)
         found.update(f"tensor {value.dtype} {list(value.shape)} {order} ".encode())

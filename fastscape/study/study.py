@@ -46,8 +46,8 @@ _RESULT, _FINAL = "run.npz", "final.safetensors"
 def study(plan: Plan, out: Path, *, progress: Callable[[Progress], None] | None = None) -> StudyResult:
     """Train and measure every run of a plan.
 
-    Runs are kept in ``out/runs``; those that a study of the same plan has left there are read, not repeated. Ctrl-C and failures
-    leave the runs that are complete, with a note.
+    Runs are kept in ``out/runs``; those that a study of the same plan has left there are read, not repeated. Ctrl-C gives
+    the runs that are complete, with a note; so does the ``partial`` of a :class:`fastscape.PartialResultError`, where one fails.
 
     Args:
         plan: what to do; see :func:`fastscape.study.plan.quick` and :func:`fastscape.study.plan.full`.
@@ -67,7 +67,7 @@ def study(plan: Plan, out: Path, *, progress: Callable[[Progress], None] | None 
         if told is not None:
             told(Progress.under(work.budget, plan.name, share, stage=words), words, share)
 
-    with work.ends(lambda: runs):
+    with work.ends(lambda: runs, errors=lambda _: runs):
         for row, architecture in enumerate(plan.architectures):
             done = row * (plan.seeds + 1)
             for seed in range(plan.seeds):
@@ -79,12 +79,13 @@ def study(plan: Plan, out: Path, *, progress: Callable[[Progress], None] | None 
                     matrices[architecture.name] = between(plan, architecture, out)
                 except Exception as error:
                     notes.append(f"{architecture.name}: no barriers ({type(error).__name__}: {first_line(error)})")
-    if work.reason == "interrupted":
-        notes.append(f"interrupted after {counted(len(runs), 'run')}; re-running the command resumes")
+    if work.reason != "complete":
+        notes.append(f"{work.reason} after {counted(len(runs), 'run')}; re-running the command resumes")
     runs = [_with_barrier(each, matrices.get(each.architecture)) for each in runs]
     notes += [f"{each.name}: {note}" for each in runs for note in each.notes]
     meta = {"stop_reason": work.reason, "seconds": now() - start} | provenance()
-    return StudyResult(plan.name, None, plan.words(), tuple(runs), matrices, meta, tuple(notes))
+    found = StudyResult(plan.name, None, plan.words(), tuple(runs), matrices, meta, tuple(notes))
+    return work.whole(found, f"the study failed after {counted(len(runs), 'run')}")
 
 
 def folder_of(out: Path, architecture: Architecture, seed: int) -> Path:

@@ -18,6 +18,7 @@ from fastscape.probes.spectrum import trajectory
 from fastscape.reports.html import write_html
 from fastscape.runs import budget as budgets
 from fastscape.runs.budget import Budget, BudgetError, parse_seconds, time_text
+from fastscape.runs.checkpoints import Checkpoint
 
 
 @pytest.mark.parametrize(
@@ -215,16 +216,22 @@ def test_the_command_line_counts_it_as_start_up(monkeypatch):
     assert cli_budgets.run_budget(None, page=False, checkpoints=0).remaining == np.inf
 
 
-def test_a_trajectory_refuses_the_whole_budget_and_says_what_took_it(tmp_path):
+def test_a_trajectory_refuses_the_whole_budget_and_says_what_took_it(tmp_path, monkeypatch):
     """Not the millisecond that was left for the first checkpoint."""
     model = nn.Linear(4, 3)
     objective = fs.Objective(model, [(torch.ones(2, 4), torch.tensor([0, 2]))], criterion=F.cross_entropy)
     files = [tmp_path / f"step{step}.pt" for step in range(2)]
     for file in files:
         torch.save(model.state_dict(), file)
-    clock = iter(range(0, 10**6, 6))  # the files and the choice of the path take 6 seconds
-    with pytest.raises(BudgetError, match=r"leave time for 2 checkpoints, got 10 s, of which reading .* took 6 s; a budget of"):
-        fs.spectra(objective, files, k=1, budget=Budget(10, clock=lambda: float(next(clock))))
+    clock, read = [0.0], Checkpoint.at
+
+    def slowly(file, objective):
+        clock[0] += 6.0
+        return read(file, objective)
+
+    monkeypatch.setattr(Checkpoint, "at", slowly)
+    with pytest.raises(BudgetError, match=r"leave time for 2 checkpoints, got 10 s, of which reading .* took 18 s; a budget of"):
+        fs.spectra(objective, files, k=1, budget=Budget(10, clock=lambda: clock[0]))
 
 
 def named(error):

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import torch
 
-from fastscape._checks import amount
+from fastscape._checks import amount, counted
 from fastscape.curvature.forms.quadratic import group_means
 from fastscape.directions import Directions
 from fastscape.evaluation.group import Distributed
 from fastscape.numerics.estimate import Estimate, widened
 from fastscape.numerics.student import around
 from fastscape.objective.objective import Objective
+from fastscape.runs.anytime import Anytime
 
 _ROUNDING = 4.0  # units of the lanes, of a mean: directions round alike
 
@@ -43,9 +44,11 @@ def mean_quadratic_form(
             of them, with the bits that one process gives.
 
     Returns:
-        An :class:`Estimate` with ``n`` the number of directions.
+        An :class:`Estimate` with ``n`` the number of directions. Ctrl-C gives that of the groups so far, of two at least, which
+        ``method`` says; several processes that share the groups have nothing to give.
 
     Raises:
+        PartialResultError: the model raised midway; its ``partial`` is the estimate of the groups before.
         ValueError: groups that do not divide N, or a model that cannot be followed.
 
     Cost: (3 K + 2) / (4 K + 1) of the operations of :func:`fastscape.quadratic_forms`, for groups of K = N / groups.
@@ -53,7 +56,11 @@ def mean_quadratic_form(
     Source: Dangel et al., "Collapsing Taylor mode automatic differentiation" (2025).
     """
     groups = amount("groups", groups, 2)  # one has no standard error
-    means = group_means(objective, directions, groups, lanes=lanes, memory=memory, distributed=distributed)
-    value, stderr = float(means.mean()), float(means.std(ddof=1)) / math.sqrt(groups)
-    found = replace(around(value, stderr, groups), n=len(directions))
-    return widened(found, _ROUNDING * torch.finfo(lanes).eps * math.hypot(value, stderr * math.sqrt(groups)))
+    run = Anytime()
+    means = group_means(objective, directions, groups, lanes=lanes, memory=memory, distributed=distributed, run=run)
+    count = len(means)
+    value, stderr = float(means.mean()), float(means.std(ddof=1)) / math.sqrt(count)
+    method = "" if count == groups else f"{count} of {groups} groups ({run.reason})"
+    found = replace(around(value, stderr, count, method), n=len(directions) // groups * count)
+    found = widened(found, _ROUNDING * torch.finfo(lanes).eps * math.hypot(value, stderr * math.sqrt(count)))
+    return run.whole(found, f"the mean form failed after {counted(count, 'group')}")

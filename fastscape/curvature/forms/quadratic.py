@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastscape._checks import check_progress, first_line
+from fastscape._checks import check_progress, counted, first_line
 from fastscape._clock import now
 from fastscape._renamed import METHOD, renamed
 from fastscape.curvature.exact_sum import disjoint
@@ -27,6 +27,7 @@ from fastscape.evaluation.group import Distributed, ranks_of
 from fastscape.evaluation.points import Array, blocks
 from fastscape.evaluation.trial import PathChoice
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.runs.anytime import Anytime, PartialResultError
 from fastscape.runs.memory import out_of_memory
 
 FormsPath = FrontEnd | Literal["forwards"]
@@ -49,6 +50,7 @@ class QuadraticForms:
         law: what the directions are drawn from; forms along others have the same mean at most.
         forwards: cost in forwards of the loss, set-up included; of the exact path, the operations of its matrix products beside
             those of one forward, NaN where these are not known.
+        stop_reason: ``"complete"``, ``"interrupted"`` or ``"failed: ..."``, with the first of the N directions.
     """
 
     curvature: Array
@@ -61,6 +63,7 @@ class QuadraticForms:
     error: Array | None = None
     law: str = ""
     forwards: float = math.nan
+    stop_reason: str = "complete"
 
     def __array__(self, dtype: np.dtype[np.generic] | None = None, copy: bool | None = None) -> NDArray[np.generic]:
         return np.array(self.curvature, dtype=dtype, copy=copy)
@@ -98,12 +101,14 @@ def quadratic_forms(
         progress: called with (directions done, N).
 
     Returns:
-        A :class:`QuadraticForms`; NaN and inf are kept.
+        A :class:`QuadraticForms`; NaN and inf are kept. Ctrl-C gives the first directions, ``stop_reason == "interrupted"``; by
+        two forwards, whose step and errors are of all directions together, there is nothing to give.
 
     Raises:
         ValueError: bad arguments, a model that cannot be followed (names the module and the operation), two forwards whose
             estimated error exceeds 10 % of the RMS form, or a piecewise operation that they have no rule for (named).
         NondeterministicLossError: two evaluations at w differ.
+        PartialResultError: the exact path raised midway; its ``partial`` holds the directions before.
 
     Cost: 4 N + 1 forwards' operations, less those of the first layer, and no graph for a backward pass; memory of a block of
     directions and twice the widest activations for each. By two forwards 2 N + 18 to 44 forwards, at most 10 N for given
@@ -129,6 +134,8 @@ def quadratic_forms(
         if method is not None:
             raise
         why = f"the exact path cannot follow the model ({first_line(error)[:160]}): "
+    except PartialResultError:
+        raise
     except (MemoryError, RuntimeError) as error:
         if method is not None or not out_of_memory(error):
             raise
@@ -164,29 +171,32 @@ def _exact(
     progress: Callable[[int, int], None] | None,
 ) -> QuadraticForms:
     start = now()
-    columns: list[tuple[Array, Array]] = []
+    columns, run = list[tuple[Array, Array]](), Anytime()
     with DifferenceEvaluator(objective, lanes=lanes, memory=memory, front_end=method) as evaluator:
         choice = evaluator.choose(directions, [0.0])
-        for indices in blocks(len(directions), choice.chunk):
-            columns.append(evaluator.derivatives(directions, indices, [0.0]))
-            if progress is not None:
-                progress(indices[-1] + 1, len(directions))
+        with run.ends(lambda: columns, errors=lambda error: columns and not out_of_memory(error)):
+            for indices in blocks(len(directions), choice.chunk):
+                columns.append(evaluator.derivatives(directions, indices, [0.0]))
+                if progress is not None:
+                    progress(indices[-1] + 1, len(directions))
         handled, base, forwards = evaluator.handling, evaluator.base, evaluator.forwards
         around = replica_arithmetic(evaluator.replica).error_around(smooth=True)  # on the branches at w
         _refuse_frozen(handled)
     slope, curvature = (np.concatenate([column[part][0] for column in columns]) for part in (0, 1))
-    return QuadraticForms(
+    found = QuadraticForms(
         curvature=curvature,
         slope=slope,
         base=base,
-        lengths=np.array([directions.length(index) for index in range(len(directions))]),
+        lengths=np.array([directions.length(index) for index in range(len(curvature))]),
         path=choice,
         fallbacks=handled.fallbacks,
         seconds=now() - start,
         error=None if around <= torch.finfo(torch.float32).eps else around * np.abs(curvature),
         law=directions.law,
         forwards=forwards,
+        stop_reason=run.reason,
     )
+    return run.whole(found, f"the quadratic forms failed after {counted(len(curvature), 'direction')}")
 
 
 def group_means(
@@ -197,12 +207,13 @@ def group_means(
     lanes: torch.dtype = torch.float32,
     memory: int | None = None,
     distributed: Distributed = None,
+    run: Anytime | None = None,
 ) -> Array:
     r"""Means of :math:`d^T H d` over consecutive groups of the directions, ``[groups]``, each carried as one second derivative.
 
     Cost: (3 K + 2) / (4 K + 1) of the operations of the forms one by one, for groups of K.
 
-    ``distributed``: whether processes share the groups.
+    ``distributed``: whether processes share the groups. ``run``: what ends it, with two groups at least; else it is raised.
 
     Raises:
         ValueError: fewer directions than groups, or a number of directions that is no multiple of the groups'.
@@ -213,13 +224,23 @@ def group_means(
         fitting = max(g for g in range(1, min(8, len(directions)) + 1) if len(directions) % g == 0)
         raise ValueError(f"groups must divide the number of directions {len(directions)}, got {groups}; pass groups={fitting}")
 
+    run, ranks = Anytime() if run is None else run, ranks_of(distributed, objective)
+
     def means(of: range) -> list[float]:
+        found: list[float] = []
+
+        def known(_error: Exception | None = None) -> bool:
+            return ranks is None and len(found) > 1  # processes end together
+
         with DifferenceEvaluator(objective, lanes=lanes, memory=memory) as evaluator:
-            found = [evaluator.mean_curvature(directions, range(g * size, (g + 1) * size)) for g in of]
+            with run.ends(known, errors=known):
+                for group in of:
+                    found.append(  # noqa: PERF401 - an error leaves those before
+                        evaluator.mean_curvature(directions, range(group * size, (group + 1) * size))
+                    )
             _refuse_frozen(evaluator.handling)
         return found
 
-    ranks = ranks_of(distributed, objective)
     if ranks is None:
         return np.array(means(range(groups)))
     ranks.check_same(objective)

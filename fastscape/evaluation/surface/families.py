@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,11 @@ class Family(Protocol):
     """
 
     dims: int
+
+    @property
+    def content(self) -> Sequence[Any]:
+        """All tensors that it is made of, nested at will."""
+        ...
 
     def write(self, coordinates: Sequence[float], out: Tensors) -> None:
         """Write the weights at ``coordinates`` into ``out``, in the order of ``objective.names``.
@@ -54,6 +59,7 @@ class Affine:
             found = [tensor.shape for tensor in axis]
             if found != shapes:
                 raise ValueError(f"axes[{index}] must have the shapes of base, {len(shapes)} tensors, got {len(found)} others")
+        self.content = (self.base, self.axes)
         self._row: list[Tensor] = []
         self._at: tuple[tuple[tuple[int, float], ...], torch.dtype] | None = None
 

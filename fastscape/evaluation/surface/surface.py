@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from fastscape.evaluation.surface.paths import PointLoop, Prepare, SurfacePath
 from fastscape.evaluation.surface.sample_losses import SampleLosses
 from fastscape.evaluation.trial import PathChoice
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.runs.evaluations import Evaluations
 
 SurfacePathName = Literal["loop", "vmap"]
 _FEW = "few points"
@@ -48,6 +51,7 @@ class Surface:
         keep_samples: return the losses of single samples.
         accuracy: count correct classifications.
         trial: seconds that trying batched evaluation may take.
+        evaluations: those of a journal, by the content of the family and the coordinates; ``None`` for none.
         prepare: ``prepare(replica, coordinates)``, called when the weights of a point are written, such as to recompute
             batch-norm statistics; points are then evaluated one by one.
 
@@ -75,6 +79,7 @@ class Surface:
         accuracy: bool = True,
         trial: float = math.inf,
         prepare: Prepare | None = None,
+        evaluations: Evaluations | None = None,
     ) -> None:
         self.objective, self.family = checked_objective(objective), family
         self.dtype = objective.dtype if dtype is None else dtype
@@ -93,15 +98,17 @@ class Surface:
         self._noise: float | None = None
         self.seconds = 0.0
         self._asked = 0  # points before a path is chosen
-        self._beside = 0  # evaluations of the float64 copy
+        self._beside = 0  # evaluations of the float64 copy, and of an earlier run
+        self._kept = evaluations or Evaluations()
         self._block = exact_arithmetic(self.dtype)
 
     def __enter__(self) -> Surface:
         with left_on_failure(self._block):
             self.replica = self.objective.replica(self.dtype)
             start = now()
-            unperturbed_loss(self.replica)  # evaluates twice, and counts
+            loss = unperturbed_loss(self.replica)  # evaluates twice, and counts
             self.seconds = (now() - start) / self.replica.gate
+            self._kept.same_loss(loss)
             self.terms = SampleLosses(self.replica, accuracy=self._accuracy)
             self._loop = PointLoop(self.replica, self.family, self.terms, self._prepare)
         return self
@@ -123,21 +130,39 @@ class Surface:
         """
         rows = self._checked(points)
         path = self._chosen(rows)
-        step = max(path.chunk, _KEPT_BYTES // (8 * len(self.terms.weights)) // path.chunk * path.chunk)
-        parts = [self._part(path, rows[start : start + step]) for start in range(0, len(rows), step)]
         weights = self.terms.weights if self.terms.unit == "samples" else None
-        hits = [part.hits for part in parts if part.hits is not None]
-        found = SurfaceLosses(
-            losses=np.concatenate([part.losses for part in parts]),
-            stderr=np.concatenate([part.stderr for part in parts]),
-            accuracy=np.concatenate([part.accuracy for part in parts]) if self.terms.targets else None,
-            samples=np.concatenate([part.samples for part in parts]) if self.keep_samples and weights is not None else None,
-            weights=weights,
-            batches=np.concatenate([part.batches for part in parts]),
-            hits=np.concatenate(hits) if hits else None,
-        )
+        value = self._counted("points", (rows, self.keep_samples), lambda: self._parts(path, rows))
+        found = SurfaceLosses(**{"accuracy": None, "samples": None, **value}, weights=weights)
         self._seen.append((rows, found.losses))
         return found
+
+    def _parts(self, path: SurfacePath, rows: Array) -> dict[str, Any]:
+        """Losses of points by the names of :class:`SurfaceLosses`, what is not known left out."""
+        step = max(path.chunk, _KEPT_BYTES // (8 * len(self.terms.weights)) // path.chunk * path.chunk)
+        parts = [self._part(path, rows[start : start + step]) for start in range(0, len(rows), step)]
+        joined = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("losses", "stderr", "accuracy", "samples", "batches", "hits")
+            if getattr(parts[0], name) is not None
+        }
+        if not self.keep_samples or self.terms.unit != "samples":
+            joined.pop("samples", None)
+        return joined
+
+    def _counted(self, kind: str, request: Sequence[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What is made, or the journal has for the family; :attr:`evaluations` counts those of either."""
+        if self._kept.journal is None:
+            return make()
+        made, before = [], self.evaluations
+
+        def counted() -> dict[str, Any]:
+            made.append(kind)
+            return {**make(), "evaluations": self.evaluations - before}
+
+        value = dict(self._kept.taken(kind, (self.family.content, *request), counted))
+        done = int(value.pop("evaluations"))
+        self._beside += 0 if made else done
+        return value
 
     def turn(self, family: Affine) -> None:
         """Go on with another affine family, such as the next direction; the path that was chosen is kept.
@@ -162,13 +187,18 @@ class Surface:
         Cost: two evaluations per point.
         """
         rows = self._checked(points)
-        found = np.empty(len(rows))
-        with kept(self.replica):
-            for position, row in enumerate(rows.tolist()):
-                self.family.write(row, self.replica.scratch)
-                recalibrate(self.replica)
-                found[position] = float(self.replica.loss())
-        return found
+
+        def make() -> dict[str, Any]:
+            found = np.empty(len(rows))
+            with kept(self.replica):
+                for position, row in enumerate(rows.tolist()):
+                    self.family.write(row, self.replica.scratch)
+                    recalibrate(self.replica)
+                    found[position] = float(self.replica.loss())
+            return {"losses": found}
+
+        recomputed: Array = self._counted("recalibrated", (rows,), make)["losses"]
+        return recomputed
 
     @property
     def noise(self) -> float:
@@ -183,9 +213,14 @@ class Surface:
         if self._noise is None:
             rows = np.concatenate([seen for seen, _ in self._seen]) if self._seen else np.zeros((0, self.family.dims))
             losses = np.concatenate([found for _, found in self._seen]) if self._seen else np.zeros(0)
-            rounding = Rounding(self.objective, self._loop)
-            self._noise = rounding.rms(rows, losses)
-            self._beside += rounding.evaluations
+
+            def make() -> dict[str, Any]:
+                rounding = Rounding(self.objective, self._loop)
+                found = rounding.rms(rows, losses)
+                self._beside += rounding.evaluations
+                return {"rms": found}
+
+            self._noise = float(self._counted("rounding", (rows, losses), make)["rms"])
         return self._noise
 
     # ------------------------------------------------------------------ private
@@ -213,7 +248,19 @@ class Surface:
 
     def _chosen(self, rows: Array) -> SurfacePath:
         if self._path is None:
-            self.choice, path = self._choose(rows)
+            self._asked += len(rows)
+            tried: list[SurfacePath] = []
+
+            def make() -> dict[str, Any]:
+                choice, path = self._choose(rows)
+                tried.append(path)
+                return dataclasses.asdict(choice)
+
+            self.choice = PathChoice.of(self._counted("path", (self._asked, self._memory), make))
+            named = None
+            if not tried and isinstance(self.family, Affine):
+                named = self._paths(self.family).named(self.choice.name, self.choice.chunk)
+            path = tried[0] if tried else named or self._loop
             if self.choice.reason == _FEW:  # a later call with more points measures
                 return path
             self._path = path
@@ -225,7 +272,6 @@ class Surface:
             return PathChoice("loop", 1, {}, why), self._loop
         if self._wanted is not None:
             return self._paths(self.family).only(self._wanted, rows)
-        self._asked += len(rows)
         if self._asked < 2 * SIZES[0]:
             return PathChoice("loop", 1, {}, _FEW), self._loop
         return self._paths(self.family).fastest(rows, self._trial)

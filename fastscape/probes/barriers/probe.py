@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from itertools import combinations
 from typing import Any, Unpack
 
@@ -33,12 +35,15 @@ from fastscape.probes.barriers.run import (
 from fastscape.probes.barriers.weight_paths import Bezier, Segment
 from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget
+from fastscape.runs.evaluations import Evaluations, opened
 from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import Provenance
-from fastscape.runs.run import Run, Work, settled
+from fastscape.runs.run import Resumed, Run, Work, settled
+
+_LINE, _NEEDS = "line of three points", 30  # evaluations of it, with the preparation
 
 
-class BarrierKeywords(Work, total=False):
+class BarrierKeywords(Work, Resumed, total=False):
     """Keywords of all that follows a path between solutions."""
 
     precision: str | None
@@ -86,7 +91,9 @@ def barrier(
         match: reorder b's hidden units to match a's first (:func:`fastscape.probes.barriers.matching.matched`).
         precision: ``"float32"`` or ``"float64"``; ``None`` for the model's. Autocasts and casts: see :func:`fastscape.slice1d`.
         seed: of the draws behind the intervals, and of the matching.
-        budget: seconds, or ``"60s"``; three points are always evaluated.
+        budget: seconds, or ``"60s"``, which must hold three points; overrun is at most one evaluation.
+        resume: a folder for the journal of the call. Every point is written there; the same call goes on with what it holds,
+            whatever ended the process, and gives the same numbers.
         name, step: of the result.
         progress: called after every point with a :class:`fastscape.Progress`.
         run: precision, seed, budget, name, step, progress, or some of them, in a :class:`fastscape.Run`.
@@ -116,15 +123,20 @@ def barrier(
         0.0
     """
     work, began = settled(barrier, keywords), now()
-    goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
-    clock = work.clock()
+    run = Anytime(work.clock())
     report = reporter(work.progress, ("words", "share"))
-    losses = PathLosses(objective, ends[0], goals, report and _counting(report, clock, work.name, "point", points))
-    path = Segment(losses.objective, ends[0].state, ends[1].state)
-    with torch.inference_mode(False), losses.along(path):
-        line = losses.walk(Line(), clock)
-        meta = path_meta(losses, ends, began, line.reason)
-        return barrier_result(losses, line, path, ends, name=work.name, step=work.step, meta=meta)
+    with torch.inference_mode(False), ExitStack() as stack:
+        goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
+        run.evaluations = _begun(stack, "barrier", objective, ends, goals, run, work)
+        losses = PathLosses(
+            objective, ends[0], goals, report and _counting(report, run.budget, work.name, "point", points), run.evaluations
+        )
+        path = Segment(losses.objective, ends[0].state, ends[1].state)
+        with losses.along(path):
+            line = losses.walk(Line(), run)
+            meta = path_meta(losses, ends, began, line.reason)
+            found = barrier_result(losses, line, path, ends, run, name=work.name, step=work.step, meta=meta)
+    return run.whole(found, f"the barrier of {work.name} failed after {counted(len(line.points), 'point')}")
 
 
 def barriers(
@@ -146,7 +158,7 @@ def barriers(
     Args:
         checkpoints: at least two solutions, or a mapping from their names.
         progress: called after every pair with a :class:`fastscape.Progress`, whose ``stage`` names it.
-        precision, seed, budget, name, step, run: as there.
+        precision, seed, budget, resume, name, step, run: as there.
 
     Returns:
         A :class:`BarrierMatrix`; NaN for pairs that the budget or Ctrl-C left out.
@@ -158,40 +170,68 @@ def barriers(
     """
     work, began = settled(barriers, keywords), now()
     report = reporter(work.progress, ("words", "share"))
+    run = Anytime(work.clock())
     goals = checked_goals(objective, points, start, tolerance, bn, match, work)
     ends = end_points(objective, checkpoints, "checkpoints")
-    clock = work.clock()
-    losses = PathLosses(objective, ends[0], goals)
-    path = Segment(losses.objective, ends[0].state, ends[1].state)
-    for end in ends[2:]:
-        path.turn(ends[0].state, end.state)  # refuses integers that differ before any pair is evaluated
-    pairs, known, run = dict[tuple[int, int], BarrierResult](), dict[int, Point](), Anytime(clock)
-    order = list(combinations(range(len(ends)), 2))
-    with torch.inference_mode(False), losses.along(path):
-        with run.ends(lambda: pairs):
-            for done, (i, j) in enumerate(order):
-                if done:
-                    run.need(3 * losses.unit)
-                first, second = ends[i], _aligned(objective, ends[i], ends[j], goals)
-                path.turn(first.state, second.state)
-                line = Line()
-                for alpha, index in ((0.0, i), (1.0, j)):
-                    own = known.get(index) if alpha == 0 or not match else None
-                    line.points[alpha] = own or losses.at(alpha)
-                    if alpha == 0 or not match:
-                        known[index] = line.points[alpha]
-                losses.walk(line, clock)
-                of_pair = Provenance(settings=goals.settings())
-                pairs[i, j] = barrier_result(losses, line, path, (first, second), name=work.name, step=work.step, meta=of_pair)
-                if line.reason != "complete":
-                    run.reason = line.reason
-                    break
-                if report is not None:
-                    stage, share = f"{first.label} - {second.label}", (done + 1) / len(order)
-                    counts: dict[str, Any] = {"stage": stage, "unit": "pair", "done": done + 1, "total": len(order)}
-                    report(Progress.under(clock, work.name, share, **counts), stage, share)
-        meta = path_meta(losses, ends, began, run.reason)
-    return _matrix(ends, pairs, known, goals, work, meta)
+    with torch.inference_mode(False), ExitStack() as stack:
+        run.evaluations = _begun(stack, "barriers", objective, ends, goals, run, work)
+        losses = PathLosses(objective, ends[0], goals, evaluations=run.evaluations)
+        path = Segment(losses.objective, ends[0].state, ends[1].state)
+        for end in ends[2:]:
+            path.turn(ends[0].state, end.state)  # refuses integers that differ before any pair is evaluated
+        pairs, known = dict[tuple[int, int], BarrierResult](), dict[int, Point]()
+        with losses.along(path):
+            with run.ends(lambda: pairs, errors=lambda _: pairs):
+                _fill(pairs, known, objective, losses, path, ends, run, work, report)
+            meta = path_meta(losses, ends, began, run.reason)
+    found = _matrix(ends, pairs, known, goals, work, meta)
+    return run.whole(found, f"the barriers of {work.name} failed after {counted(len(pairs), 'pair')}")
+
+
+def _fill(
+    pairs: dict[tuple[int, int], BarrierResult],
+    known: dict[int, Point],
+    objective: Objective,
+    losses: PathLosses,
+    path: Segment,
+    ends: Sequence[EndPoint],
+    run: Anytime,
+    work: Run,
+    report: Callable[..., None] | None,
+) -> None:
+    """Evaluate pair after pair until something ends the run; ``known`` are the solutions' own points."""
+    goals, order = losses.goals, list(combinations(range(len(ends)), 2))
+    for done, (i, j) in enumerate(order):
+        if done:
+            run.need(3 * losses.unit)
+        first, second = ends[i], _aligned(objective, ends[i], ends[j], goals)
+        path.turn(first.state, second.state)
+        line = Line()
+        for alpha, index in ((0.0, i), (1.0, j)):
+            own = known.get(index) if alpha == 0 or not goals.matched else None
+            line.points[alpha] = own or losses.at(alpha)
+            if alpha == 0 or not goals.matched:
+                known[index] = line.points[alpha]
+        losses.walk(line, run)
+        of_pair, name = Provenance(settings=goals.settings()), work.name
+        pairs[i, j] = barrier_result(losses, line, path, (first, second), run, name=name, step=work.step, meta=of_pair)
+        if run.reason != "complete":
+            return
+        if report is not None:
+            stage, share = f"{first.label} - {second.label}", (done + 1) / len(order)
+            counts: dict[str, Any] = {"stage": stage, "unit": "pair", "done": done + 1, "total": len(order)}
+            report(Progress.under(run.budget, work.name, share, **counts), stage, share)
+
+
+def _begun(
+    stack: ExitStack, kind: str, objective: Objective, ends: Sequence[EndPoint], goals: Goals, run: Anytime, work: Run
+) -> Evaluations:
+    """The evaluations of the folder that a call goes on with, and its set-up under its budget, until the end of a stack."""
+    settings = {"seed": goals.seed, "precision": work.precision, "bn": goals.batch_norm, "match": goals.matched}
+    points = [partial(objective.at, end.state) for end in ends]
+    found = stack.enter_context(opened(work.resume, kind, points, settings))
+    stack.enter_context(run.budget.opening(_LINE, _NEEDS * len(objective.batches), begun=found.replaying))
+    return found
 
 
 def _matrix(
@@ -282,8 +322,8 @@ def connect(
     those of :func:`barrier`. Only the objective's own parameters bend; the others stay on the line.
 
     Args:
-        objective, a, b, points, start, tolerance, bn, match, precision, seed, run: see :func:`barrier`. The seed also draws t and
-            the batches. With ``bn="recalibrate"`` the training uses the statistics of each batch.
+        objective, a, b, points, start, tolerance, bn, match, precision, seed, resume, run: see :func:`barrier`. The seed also
+            draws t and the batches. With ``bn="recalibrate"`` the training uses the statistics of each batch.
         steps: of Adam.
         learning_rate: its first.
         budget: seconds; the line comes first, then the training, and the curve's points are kept time for.
@@ -306,37 +346,41 @@ def connect(
     report = reporter(work.progress, ("words", "share"))
     positive("learning_rate", learning_rate)
     amount("steps", steps, 0)
-    goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
-    clock = work.clock()
-    losses = PathLosses(objective, ends[0], goals)
-    straight = Segment(losses.objective, ends[0].state, ends[1].state)
-    with torch.inference_mode(False):
+    run = Anytime(work.clock())
+    with torch.inference_mode(False), ExitStack() as stack:
+        goals, ends = _prepared(objective, a, b, points, start, tolerance, bn, match, work)
+        run.evaluations = _begun(stack, "connect", objective, ends, goals, run, work)
+        losses = PathLosses(objective, ends[0], goals, evaluations=run.evaluations)
+        straight = Segment(losses.objective, ends[0].state, ends[1].state)
         with losses.along(straight):
-            line = losses.walk(Line(), clock, reserve=4 * losses.unit)
+            prepared = run.budget.elapsed  # as long takes the preparation of the curve
+            line = losses.walk(Line(), run, reserve=4 * losses.unit + prepared)
             meta = path_meta(losses, ends, began, line.reason)
-            along_line = barrier_result(losses, line, straight, ends, name=work.name, step=work.step, meta=meta)
-        again = 2.0 * start * losses.unit  # the curve's points must still fit
+            along_line = barrier_result(losses, line, straight, ends, run, name=work.name, step=work.step, meta=meta)
+        run.whole(along_line, f"the line of {work.name} failed after {counted(len(line.points), 'point')}")
+        again = 2.0 * start * losses.unit + prepared  # the curve's points must still fit
         wide = torch.promote_types(goals.precision or objective.dtype, torch.float32)
         path = Bezier(losses.objective, ends[0].state, ends[1].state, wide)
         wanted = 0 if line.reason == "interrupted" else steps
-        told = report and _counting(report, clock, work.name, "step", steps)
-        trained = train_bend(losses.objective, path, objective.names, goals, wanted, learning_rate, clock, again, told)
+        told = report and _counting(report, run.budget, work.name, "step", steps)
+        trained = train_bend(
+            losses.objective, path, objective.names, goals, wanted, learning_rate, run.budget, again, told, run.evaluations
+        )
         reason = line.reason if line.reason != "complete" else trained.reason
         if reason == "interrupted":
             losses.goals = dataclasses.replace(goals, points=start)
-        bent = Line({alpha: line.points[alpha] for alpha in (0.0, 1.0)})
-        run = Anytime(clock)
-        with run.ends(), losses.along(path):  # the line, and the ends of the curve, are known
-            losses.walk(bent, clock)
-            run.reason = bent.reason
-        bent.reason = run.reason
+        bent, last = Line({alpha: line.points[alpha] for alpha in (0.0, 1.0)}), Anytime(run.budget, evaluations=run.evaluations)
+        last.error = trained.error
+        with last.ends(errors=lambda _: True), losses.along(path):  # the line, and the ends of the curve, are known
+            losses.walk(bent, last)
+        bent.reason = last.reason
         reason = reason if reason != "complete" else bent.reason
         asked = goals.settings() | {"steps": steps, "learning_rate": learning_rate}
         counts = {"steps": len(trained.losses), "training_evaluations": trained.evaluations}
         meta = path_meta(losses, ends, began, reason, settings=asked, learning_rate=learning_rate, **counts)
         meta |= {"evaluations": meta["evaluations"] + along_line.meta["evaluations"]}
-        along_curve = barrier_result(losses, bent, path, ends, name=work.name, step=work.step, meta=meta)
-    return CurveResult(
+        along_curve = barrier_result(losses, bent, path, ends, last, name=work.name, step=work.step, meta=meta)
+    found = CurveResult(
         name=work.name,
         step=work.step,
         line=along_line,
@@ -348,6 +392,7 @@ def connect(
         notes=trained.notes,
         bend=named(losses.objective.names, path.theta),
     )
+    return last.whole(found, f"the curve of {work.name} failed after {counted(len(trained.losses), 'step')}")
 
 
 def _prepared(

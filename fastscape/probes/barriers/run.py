@@ -21,6 +21,7 @@ from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.noise import rounding
 from fastscape.evaluation.surface.surface import Surface
 from fastscape.numerics.arrays import Array
+from fastscape.numerics.estimate import Estimate, unknown
 from fastscape.numerics.positive import within
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.objective.replica import Replica
@@ -29,12 +30,12 @@ from fastscape.probes.barriers.maxima import band, largest_of_lesser, maximum
 from fastscape.probes.barriers.refinement import coarse_to_fine, refine
 from fastscape.probes.barriers.result import BarrierResult
 from fastscape.probes.barriers.weight_paths import Segment
-from fastscape.runs.anytime import Anytime
-from fastscape.runs.budget import Budget
+from fastscape.runs.anytime import Anytime, Deadline
+from fastscape.runs.evaluations import Evaluations
 from fastscape.runs.provenance import Provenance, objective_meta
 from fastscape.runs.run import Run
 
-_LEAST = 3  # points that are evaluated whatever the budget is: the ends and the middle
+_LEAST = 3  # points that a budget must hold: the ends and the middle
 _SINGLE = math.sqrt(6)  # the rounding model is of a second difference, one of whose losses carries a sixth of its variance
 _FACTOR = 18 / 11  # width over value of an interval whose ends are a factor of 10 apart
 _ROUNDINGS = 8  # times the rounding noise below which a maximum cannot be located
@@ -126,10 +127,18 @@ class PathLosses:
         first: an end, whose weights pass the determinism gate.
         goals: settings.
         report: called with the number of points after every point.
+        evaluations: those of a journal.
     """
 
-    def __init__(self, objective: Objective, first: EndPoint, goals: Goals, report: Callable[[int], None] | None = None) -> None:
-        self.goals, self._report = goals, report
+    def __init__(
+        self,
+        objective: Objective,
+        first: EndPoint,
+        goals: Goals,
+        report: Callable[[int], None] | None = None,
+        evaluations: Evaluations | None = None,
+    ) -> None:
+        self.goals, self._report, self.kept = goals, report, evaluations or Evaluations()
         normal = objective if goals.batch_norm == "none" else objective.normalised(_mode(goals.batch_norm))
         self.objective = normal.at(first.state).whole()
 
@@ -143,22 +152,33 @@ class PathLosses:
                 recalibrate(replica)
 
         with Surface(
-            self.objective, path, dtype=self.goals.precision, method="loop", keep_samples=True, prepare=prepare
+            self.objective,
+            path,
+            dtype=self.goals.precision,
+            method="loop",
+            keep_samples=True,
+            prepare=prepare,
+            evaluations=self.kept,
         ) as surface:
             self.surface, self.unit = surface, 0.0
             self.noise = rounding(surface.replica) / _SINGLE
             yield self
 
-    def walk(self, line: Line, clock: Budget, reserve: float = 0.0) -> Line:
-        """Fill a line: the even grid coarse to fine, then the intervals that may hide the most. Keeps what it has on Ctrl-C."""
-        run = Anytime(clock, reserve=reserve)
-        with run.ends(lambda: line.whole):
+    def walk(self, line: Line, run: Anytime, reserve: float = 0.0) -> Line:
+        """Fill a line: the even grid coarse to fine, then the intervals that may hide the most; what ends the run keeps points.
+
+        Raises:
+            Deadline: with fewer than three points.
+        """
+        with run.ends(lambda: line.whole, errors=lambda _: line.whole):
             for alpha in self._wanted(line):
                 if len(line.points) >= _LEAST:
-                    run.need(self.unit)
+                    run.need(self.unit, reserve)
                 line.points[alpha] = self.at(alpha)
                 if self._report is not None:
                     self._report(len(line.points))
+        if run.reason == "deadline" and len(line.points) < _LEAST:
+            raise Deadline
         line.reason, line.resolution = run.reason, self._open(line)[1]
         return line
 
@@ -181,9 +201,9 @@ class PathLosses:
 
     def at(self, alpha: float) -> Point:
         """One point."""
-        began = now()
+        began = now() + self.kept.seconds
         found = self.surface.at([alpha])
-        self.unit = now() - began
+        self.unit = now() + self.kept.seconds - began
         return Point(
             loss=float(found.losses[0]),
             stderr=float(found.stderr[0]),
@@ -202,29 +222,19 @@ def barrier_result(
     line: Line,
     path: Segment,
     ends: tuple[EndPoint, EndPoint],
+    run: Anytime,
     *,
     name: str,
     step: int | None,
     meta: Provenance,
-    notes: Sequence[str] = (),
 ) -> BarrierResult:
-    """The barriers of a line, with intervals from the samples' own differences."""
-    goals, terms = losses.goals, losses.surface.terms
-    alphas, values = np.array(line.alphas), line.table("loss")
-    parts, weights = line.table("parts"), terms.weights
-    with np.errstate(invalid="ignore", over="ignore"):
-        rise = band(values - chord(values, alphas), parts - chord(parts, alphas), weights, seed=goals.seed)
-        ends_lost = np.concatenate([values - values[0], values - values[-1]])
-        pairs = np.concatenate([parts - parts[0], parts - parts[-1]])
-        above = band(ends_lost, pairs, weights, seed=goals.seed)
-    linear, place = maximum(rise, 0.0)
-    largest, top = maximum(band(values, parts, weights, seed=goals.seed))
-    accuracy, drop = None, None
-    if terms.targets:
-        accuracy, hits = line.table("accuracy"), line.table("hits")
-        fall = band(chord(accuracy, alphas) - accuracy, chord(hits, alphas) - hits, terms.counts().astype(float), seed=goals.seed)
-        drop = maximum(fall, 0.0)[0]
-    distance, noun, span = Segment.distance(path), "batch" if terms.unit == "batches" else "sample", _range(values)
+    """The barriers of a line, with intervals from the samples' own differences; ``run`` keeps what their analysis raises."""
+    alphas, values, terms = np.array(line.alphas), line.table("loss"), losses.surface.terms
+    accuracy = line.table("accuracy") if terms.targets else None
+    lost = unknown(len(terms.weights))
+    found = run.analysed(
+        lambda: _maxima(losses, line), _Maxima(lost, lost, lost, None if accuracy is None else lost, math.nan, math.nan)
+    )
     return BarrierResult(
         name=name,
         step=step,
@@ -235,21 +245,59 @@ def barrier_result(
         losses=values,
         stderr=line.table("stderr"),
         accuracy=accuracy,
-        linear=within(linear, span, noun),
-        end=within(largest_of_lesser(above), span, noun),
-        max=within(largest, _FACTOR * largest.value, noun),
-        argmax=float(alphas[place]),
-        argmax_loss=float(alphas[top]),
-        accuracy_barrier=None if drop is None or accuracy is None else within(drop, _range(accuracy), noun),
-        distance=distance,
+        linear=found.linear,
+        end=found.end,
+        max=found.max,
+        argmax=found.place,
+        argmax_loss=found.top,
+        accuracy_barrier=found.drop,
+        distance=Segment.distance(path),
         length=path.length(),
         resolution=line.resolution,
         noise=losses.noise,
         nonfinite=int((~np.isfinite(values)).sum()),
-        batch_norm=goals.batch_norm,
-        matched=goals.matched,
-        meta=meta | {"unit": terms.unit, "stop_reason": line.reason},
-        notes=(*measured_in(losses.objective, losses.surface.dtype).notes, *notes),
+        batch_norm=losses.goals.batch_norm,
+        matched=losses.goals.matched,
+        meta=meta | {"unit": terms.unit, "stop_reason": line.reason if run.error is None else run.reason},
+        notes=(*measured_in(losses.objective, losses.surface.dtype).notes, *losses.kept.notes),
+    )
+
+
+@dataclass(frozen=True)
+class _Maxima:
+    """Barriers of a line, and where they are reached."""
+
+    linear: Estimate
+    end: Estimate
+    max: Estimate
+    drop: Estimate | None
+    place: float
+    top: float
+
+
+def _maxima(losses: PathLosses, line: Line) -> _Maxima:
+    terms, seed = losses.surface.terms, losses.goals.seed
+    alphas, values = np.array(line.alphas), line.table("loss")
+    parts, weights = line.table("parts"), terms.weights
+    with np.errstate(invalid="ignore", over="ignore"):
+        rise = band(values - chord(values, alphas), parts - chord(parts, alphas), weights, seed=seed)
+        ends_lost = np.concatenate([values - values[0], values - values[-1]])
+        pairs = np.concatenate([parts - parts[0], parts - parts[-1]])
+        above = band(ends_lost, pairs, weights, seed=seed)
+    linear, place = maximum(rise, 0.0)
+    largest, top = maximum(band(values, parts, weights, seed=seed))
+    noun, span, drop = "batch" if terms.unit == "batches" else "sample", _range(values), None
+    if terms.targets:
+        accuracy, hits = line.table("accuracy"), line.table("hits")
+        fall = band(chord(accuracy, alphas) - accuracy, chord(hits, alphas) - hits, terms.counts().astype(float), seed=seed)
+        drop = within(maximum(fall, 0.0)[0], _range(accuracy), noun)
+    return _Maxima(
+        linear=within(linear, span, noun),
+        end=within(largest_of_lesser(above), span, noun),
+        max=within(largest, _FACTOR * largest.value, noun),
+        drop=drop,
+        place=float(alphas[place]),
+        top=float(alphas[top]),
     )
 
 

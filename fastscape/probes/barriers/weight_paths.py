@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,11 @@ class Segment:
             if name in held:  # batch norm by batch statistics has none
                 between(first, second, coordinates[0], held[name])
 
+    @property
+    def content(self) -> list[Any]:
+        """See :class:`fastscape.evaluation.surface.families.Family`."""
+        return [self.a, self.b, self._buffers]
+
     def distance(self) -> float:
         """||a - b|| over all parameters."""
         return math.sqrt(math.fsum(_dot(b, a, b, a) for a, b in zip(self.a, self.b, strict=True)))
@@ -99,6 +105,11 @@ class Bezier(Segment):
             point = first.to(wide) * (1 - t) ** 2
             point.add_(bend.to(wide), alpha=2 * t * (1 - t)).add_(second.to(wide), alpha=t * t)
             slot.copy_(point)
+
+    @property
+    def content(self) -> list[Any]:
+        """See :class:`fastscape.evaluation.surface.families.Family`."""
+        return [*super().content, self.theta]
 
     def length(self) -> float:
         """Length by Gauss-Legendre quadrature of ``||phi'(t)||``, phi'(t) = 2 (1 - t)(theta - a) + 2 t (b - theta)."""

@@ -89,10 +89,11 @@ def bench(
         True
     """
     work = settled(bench, keywords, budget="60s")
+    clock = work.clock()
     checked_objective(objective)
     check_memory(work.memory)
     run = _Run(
-        Anytime(work.clock()),
+        Anytime(clock),
         amount("repeats", repeats, 1),
         work.name,
         reporter(work.progress, ("words", "share")),
@@ -100,7 +101,7 @@ def bench(
     amount("count", count, 1), integer("seed", work.seed, 0, 2**63)
     began = now()
     loss, budget = math.nan, run.work.budget
-    with ExitStack() as stack:
+    with clock.opening("unit", 20 * len(objective.batches)), ExitStack() as stack:
         entered(stack, kept_generators())
         with run.work.ends(lambda: run.rows):
             setting = Setting(objective, count, work.memory, work.seed, stack)

@@ -81,6 +81,21 @@ class Session:
         if extend is not None and plans is not None:
             raise ValueError("plan must be left out with extend=, whose result has its own")
         self.journal = journal
+        with self.budget.opening("direction", 0, lambda forward: self.visits.refusal(forward)):
+            found = self._evaluated(points, extend, plans, journal)
+        error = self.work.error
+        if error is not None:
+            raise ProbeError(f"the probe failed at {self._where}: {type(error).__name__}: {error}", found) from error
+        return found
+
+    def _evaluated(
+        self,
+        points: Sequence[Point],
+        extend: Sequence[MultifractalResult] | None,
+        plans: Sequence[Plan] | None,
+        journal: Journal | None,
+    ) -> TrajectoryResult:
+        """The results of what was evaluated, whatever ended it."""
         self.visits = Visits(
             points, self.probe, self.work, self.path, self.memory, self._report, self.limit, self._keep, self.workers
         )
@@ -94,11 +109,7 @@ class Session:
         with self.work.ends(self._known, errors=self._known):
             self.work.reason = self._rounds()
         self._close()
-        found = self._finished(self.work.reason)
-        error = self.work.error
-        if error is not None:
-            raise ProbeError(f"the probe failed at {self._where}: {type(error).__name__}: {error}", found) from error
-        return found
+        return self._finished(self.work.reason)
 
     def _keep(self, place: int) -> None:
         """Write what was found out about a checkpoint to the journal."""

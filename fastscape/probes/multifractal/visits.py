@@ -46,6 +46,7 @@ _MARGIN = 1.25  # how much longer than one evaluation, timed once, predicts
 _RESERVE = 1.5  # how much longer than foreseen an analysis may take
 TRIAL = 0.05  # of the budget, for a trial of paths
 _CHOICE = 0.2  # of the budget, for trying arithmetics
+_CHOOSING = 80  # evaluations, to try the arithmetics
 _OPENING = 40  # evaluations on a first visit: gate, trial of the path, noise, steps, influence, loss and accuracy
 
 
@@ -101,6 +102,7 @@ class Visits:
 
     Attributes:
         tracks: what is known of each checkpoint.
+        chosen: the arithmetic of all; ``None`` before it is tried.
         cost: of the analysis, for which time is kept.
         evaluating, fresh: seconds of all blocks, and the directions in them.
     """
@@ -127,7 +129,7 @@ class Visits:
         self.cost = AnalysisCost()
         self.evaluating, self.fresh = 0.0, 0
         self._opening = 0.0  # seconds of the slowest first visit so far
-        self._chosen: PrecisionChoice | None = None
+        self.chosen: PrecisionChoice | None = None
         if probe.precision is not None:
             self._settle(PrecisionChoice(probe.precision, "asked for"))
 
@@ -153,13 +155,13 @@ class Visits:
                 self._continue(point, track, result, before, "extend must be a result")
 
     def _continue(self, point: Point, track: Track, result: MultifractalResult, before: PrecisionChoice, what: str) -> None:
-        if self._chosen is None:
+        if self.chosen is None:
             self._settle(before)
-        elif self.probe.precision is None and before.name != self._chosen.name:
+        elif self.probe.precision is None and before.name != self.chosen.name:
             track.chosen = before  # a checkpoint that difference propagation refused
         track.check(result, point.objective(), what)
         track.adopt(result)
-        if track.chosen is self._chosen and not isinstance(self.path, PathChoice):
+        if track.chosen is self.chosen and not isinstance(self.path, PathChoice):
             self.path = self.path or PathChoice.of(result.meta["path"])
 
     def resume(self, journal: Journal) -> None:
@@ -189,7 +191,7 @@ class Visits:
                 same_as_planned("precision", self.probe.precision, way.precision)
                 same_as_planned("method", self.path, way.path)
                 track.chosen = chosen_by(way)
-                self._chosen = self._chosen or track.chosen
+                self.chosen = self.chosen or track.chosen
             track.plan = plan
 
     def advance(self, place: int, goals: Sequence[int]) -> None:
@@ -208,7 +210,7 @@ class Visits:
                 continue
             if self.directions:
                 self.work.need(self.work.unit + (0.0 if batch in track.opened else self._opening), self.reserve())
-            if self._chosen is None:
+            if self.chosen is None:
                 self._choose(track, objective, directions, radii)
             visit = Visit(place, batch, whole, objective, directions, radii, {bank: goals[bank] for bank in banks})
             try:
@@ -253,18 +255,20 @@ class Visits:
 
     def _settle(self, chosen: PrecisionChoice) -> None:
         """Use one arithmetic for all checkpoints."""
-        self._chosen = chosen
+        self.chosen = chosen
         for track in self.tracks:
             track.chosen = chosen
 
     def _open(self, track: Track, visit: Visit, evaluator: Evaluator | DifferenceEvaluator, start: float) -> None:
         """On the first visit: check the budget, choose the path, measure the noise."""
         if not self.directions:
-            self._check_budget((self.work.budget.elapsed - start) / evaluator.replica.gate)
+            forward = (self.work.budget.elapsed - start) / evaluator.replica.gate
+            if not self.work.budget.admits(_least(self, forward)[1]):
+                raise self.refusal(forward, 0)
         way = None if track.plan is None else track.plan.way(visit.batch)
         choice = evaluator.choose(visit.directions, visit.radii.tolist())
         evaluator.choice = choice = choice if way is not None else in_units(choice)
-        if track.chosen is self._chosen:
+        if track.chosen is self.chosen:
             self.path = choice
         for bank in visit.goals:
             track.columns[bank].unit = choice.chunk
@@ -282,31 +286,27 @@ class Visits:
         assert track.chosen is not None
         trial = TRIAL * self.work.budget.seconds
         way = None if track.plan is None else track.plan.way(visit.batch)
-        path = self.path if track.chosen is self._chosen else None  # measured for the arithmetic of the run
+        path = self.path if track.chosen is self.chosen else None  # measured for the arithmetic of the run
         if isinstance(path, PathChoice) and path.name not in ("loop", "vmap"):
             path = cast("AnyPath", path.name)  # other weights and batches have other shared radii and sizes
         path = path if way is None else planned(way)
         gate = visit.batch not in track.opened
         return responder(visit.objective, track.chosen.name, path, self.memory, gate=gate, trial=trial)
 
-    def _check_budget(self, forward: float) -> None:
-        """Refuse a budget that cannot hold one direction at every checkpoint, given the seconds of one evaluation."""
+    def refusal(self, forward: float, before: int = _CHOOSING) -> BudgetError:
+        """The refusal of a budget in which no direction fits, with ``before`` it, in forwards, and one in which it does."""
         scales, points = len(self.probe.grid(1.0)), len(self.tracks)
-        assert self._chosen is not None
-        measured = self._chosen.seconds.get(self._chosen.name)
-        unit = forward * (1 + 2 * scales) if measured is None else measured * scales
-        together = 1 if self._chosen.path is None else in_units(self._chosen.path).chunk
-        needed = points * (unit * together + _OPENING * forward)
+        unit, least = _least(self, forward)
+        needed = least + before * forward
         useful = needed + points * USEFUL * (unit + self.cost.each)
-        if not self.work.budget.admits(needed):
-            each = f" for each of {points} checkpoints" if points > 1 else ""
-            enough, whole = (self.work.budget.least(_MARGIN * seconds, self.reserve()) for seconds in (needed, useful))
-            raise BudgetError(
-                f"budget must fit one direction at {scales} radii{each}, got {self.work.budget.seconds:g} s; one takes about "
-                f"{unit:.2g} s; a budget of {time_text(enough)} is enough to begin, and {time_text(whole)} for {USEFUL} "
-                f"directions{each}",
-                enough,
-            )
+        each = f" for each of {points} checkpoints" if points > 1 else ""
+        enough, whole = (self.work.budget.least(_MARGIN * seconds, self.reserve()) for seconds in (needed, useful))
+        return BudgetError(
+            f"budget must fit one direction at {scales} radii{each}, got {self.work.budget.seconds:g} s; one takes about "
+            f"{unit:.2g} s; a budget of {time_text(enough)} is enough to begin, and {time_text(whole)} for {USEFUL} "
+            f"directions{each}",
+            enough,
+        )
 
     def _units(self, track: Track, visit: Visit) -> None:
         """Evaluate the blocks that the banks of a visit lack."""
@@ -334,3 +334,13 @@ class Visits:
             getattr(found, "close", bool)()  # what other processes have not begun is dropped
         if lacking:
             raise Deadline
+
+
+def _least(visits: Visits, forward: float) -> tuple[float, float]:
+    """Seconds of a direction, and of the least that is useful, given those of one evaluation."""
+    chosen, scales, together = visits.chosen, len(visits.probe.grid(1.0)), 1
+    unit = forward * (1 + 2 * scales)
+    if chosen is not None:
+        unit = chosen.seconds[chosen.name] * scales if chosen.name in chosen.seconds else unit
+        together = 1 if chosen.path is None else in_units(chosen.path).chunk
+    return unit, len(visits.tracks) * (unit * together + _OPENING * forward)

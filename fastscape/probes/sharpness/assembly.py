@@ -15,7 +15,7 @@ from fastscape.evaluation.arithmetic import arithmetic, measured_in
 from fastscape.evaluation.influence import STILL
 from fastscape.evaluation.noise import SIGNAL_TO_NOISE
 from fastscape.numerics.arrays import Array
-from fastscape.numerics.estimate import Estimate
+from fastscape.numerics.estimate import Estimate, unknown
 from fastscape.numerics.positive import skewed_mean, useful
 from fastscape.probes.sharpness.result import SharpnessResult
 from fastscape.probes.sharpness.run import SharpnessRun
@@ -26,7 +26,8 @@ _ADDS_UP = 1e-4  # relative deviation of the mean over groups from the loss; flo
 
 def sharpness_result(run: SharpnessRun, name: str, step: int | None) -> SharpnessResult:
     """Result of what is known."""
-    goals, groups, average = run.goals, run.groups, _average_case(run)
+    goals, groups = run.goals, run.groups
+    average = run.work.analysed(lambda: _average_case(run), unknown(len(run.random) // 2))
     weights = np.array([group.weight for group in groups])
     worst = np.array([group.worst for group in groups])
     # A random point of all data bounds the mean over groups from below as well.

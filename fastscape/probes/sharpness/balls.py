@@ -7,8 +7,8 @@ every tensor, or one for all. Coordinates u, scale s and gradients are flat vect
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from fastscape._checks import one_of
 from fastscape.objective.objective import Objective
 from fastscape.objective.replica import Replica
 from fastscape.ops import direction
+from fastscape.runs.evaluations import Evaluations
 
 Variant = Literal["normalized", "sam", "asam"]
 
@@ -97,22 +98,41 @@ class BallLoss:
         scale: s, ``[D]``.
         epsilon: radius.
         base: L(w) in the same arithmetic.
+        evaluations: those of a journal, of this ball and data.
     """
 
-    def __init__(self, replica: Replica, scale: Tensor, epsilon: float, base: float) -> None:
+    def __init__(
+        self, replica: Replica, scale: Tensor, epsilon: float, base: float, evaluations: Evaluations | None = None
+    ) -> None:
         self._replica, self._scale, self._epsilon, self.base = replica, scale, epsilon, base
+        self._kept = evaluations or Evaluations()
 
     def value(self, point: Tensor) -> float:
         """The difference at u ``[D]``; one forward."""
-        self._write(point)
-        return float(self._replica.loss()) - self.base
+
+        def make() -> dict[str, Any]:
+            self._write(point)
+            return {"value": float(self._replica.loss()) - self.base}
+
+        return float(self._taken("value", point, make)["value"])
 
     def value_and_gradient(self, point: Tensor) -> tuple[float, Tensor]:
         """The difference at u ``[D]``, and its gradient in u; one forward and backward."""
-        self._write(point)
-        loss, parts = self._replica.loss_and_gradient()
-        gradient = torch.cat([part.reshape(-1) for part in parts]).to(self._scale.dtype)
-        return loss - self.base, gradient.mul_(self._scale).mul_(self._epsilon)
+
+        def make() -> dict[str, Any]:
+            self._write(point)
+            loss, parts = self._replica.loss_and_gradient()
+            gradient = torch.cat([part.reshape(-1) for part in parts]).to(self._scale.dtype)
+            return {"value": loss - self.base, "gradient": gradient.mul_(self._scale).mul_(self._epsilon)}
+
+        found = self._taken("gradient", point, make)
+        return float(found["value"]), found["gradient"].to(self._scale.device)
+
+    def _taken(self, kind: str, point: Tensor, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        before = self._replica.evaluations
+        found = self._kept.taken(kind, (point,), make)
+        self._replica.evaluations = before + 1  # also of an earlier run
+        return found
 
     def _write(self, point: Tensor) -> None:
         """Fresh from the originals; u = 0 gives them exactly."""

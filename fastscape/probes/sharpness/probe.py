@@ -7,7 +7,7 @@ from typing import Unpack
 
 import torch
 
-from fastscape._checks import amount, integer
+from fastscape._checks import amount, counted, integer
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.samples import samples_of
 from fastscape.objective.objective import Objective, checked_objective
@@ -15,10 +15,11 @@ from fastscape.probes.sharpness.assembly import sharpness_result
 from fastscape.probes.sharpness.balls import Variant
 from fastscape.probes.sharpness.result import SharpnessResult
 from fastscape.probes.sharpness.run import Goals, SharpnessRun
-from fastscape.runs.run import Work, settled
+from fastscape.runs.evaluations import opened
+from fastscape.runs.run import Resumed, Work, settled
 
 
-class SharpnessKeywords(Work, total=False):
+class SharpnessKeywords(Work, Resumed, total=False):
     """Keywords beside those of the ball and its companions."""
 
     precision: str | None
@@ -72,6 +73,8 @@ def sharpness(
             autocast that the model or the loss enters counts in float32 alone (``meta["arithmetic"]``); where float32 is asked
             for and such roundings are as large as the average case, that is NaN, with a note.
         budget: seconds, or ``"60s"``; ascents end there with what is known, and a quadratic model that does not fit is left out.
+        resume: a folder for the journal of the call. Every loss, gradient and product is written there; the same call goes on
+            with what it holds, whatever ended the process, and gives the same numbers.
         name, step: of the checkpoint.
         run: seed, precision, budget, name, step, or some of them, in a :class:`fastscape.Run`.
 
@@ -101,6 +104,7 @@ def sharpness(
         True
     """
     work = settled(sharpness, keywords)
+    clock = work.clock()
     checked_objective(objective)
     if not (isinstance(epsilon, (int, float)) and math.isfinite(epsilon) and epsilon > 0):
         raise ValueError(f"epsilon must be positive and finite, got {epsilon!r}; 0 has no worst case, and gives 0")
@@ -125,7 +129,14 @@ def sharpness(
         seed=integer("seed", work.seed, 0, 2**64),
         precision=None if work.precision is None else checked_dtype(work.precision),
     )
-    run = SharpnessRun(objective, goals, work.clock())
-    with torch.inference_mode(False):
+    asked, needs = {"seed": goals.seed, "precision": work.precision}, 20 * len(objective.batches)
+    with (
+        torch.inference_mode(False),
+        opened(work.resume, "sharpness", [lambda: objective], asked) as evaluations,
+        clock.opening("random point", needs, begun=evaluations.replaying),
+    ):
+        run = SharpnessRun(objective, goals, clock, evaluations)
         run.run()
-        return sharpness_result(run, work.name, work.step)
+        run.notes += evaluations.notes
+        found = sharpness_result(run, work.name, work.step)
+    return run.work.whole(found, f"the sharpness of {work.name} failed after {counted(run.evaluations, 'evaluation')}")

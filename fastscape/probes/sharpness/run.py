@@ -24,11 +24,13 @@ from fastscape.objective.replica import Replica
 from fastscape.probes.sharpness.ascent import Ascent, ascend
 from fastscape.probes.sharpness.balls import BallLoss, Balls, Variant
 from fastscape.probes.sharpness.quadratic_model import ModelMaximum, maximise_model
-from fastscape.runs.anytime import Anytime
+from fastscape.runs.anytime import Anytime, Deadline
 from fastscape.runs.budget import Budget
+from fastscape.runs.evaluations import Evaluations
 
 _PILOTS = 2  # pairs of random points that tell the size of the average case
 _PRODUCT = 4.0  # gradients that a Hessian product takes, with choosing how: 3.4 on a perceptron of 4e6 parameters
+_NO_TIME = "its products do not fit into the budget"
 _FAR = 1 << 31  # index of the first random start: far from the points of the average case
 
 
@@ -70,9 +72,10 @@ class Group:
 class SharpnessRun:
     """One run; its attributes hold what is known, whatever ends it."""
 
-    def __init__(self, objective: Objective, goals: Goals, budget: Budget) -> None:
+    def __init__(self, objective: Objective, goals: Goals, budget: Budget, evaluations: Evaluations) -> None:
         self.objective, self.goals = objective, goals
-        self.work = Anytime(budget)  # a unit is a gradient of the whole data
+        self._ball = (goals.variant, goals.epsilon, goals.eta, goals.m)
+        self.work = Anytime(budget, evaluations=evaluations)  # a unit is a gradient of the whole data
         self.groups: list[Group] = []
         self.starts: tuple[str, ...] = ()
         self.random: list[float] = []
@@ -87,22 +90,28 @@ class SharpnessRun:
 
     def run(self) -> None:
         """Everything, until it ends; :attr:`work` has the reason."""
-        with self.work.ends(lambda: not math.isnan(self.loss) or self.groups):
+        with self.work.ends(self._known, errors=self._known):
             self._choose()
             self._average()
             self._worst()
             self.work.need()
 
+    def _known(self, _error: Exception | None = None) -> bool:
+        return not math.isnan(self.loss) or len(self.groups) > 0
+
     # ------------------------------------------------------------------ arithmetic
 
     @contextmanager
-    def _prepared(self, objective: Objective, dtype: torch.dtype, balls: Balls) -> Iterator[tuple[Replica, BallLoss]]:
+    def _prepared(
+        self, objective: Objective, dtype: torch.dtype, balls: Balls, group: int = -1
+    ) -> Iterator[tuple[Replica, BallLoss]]:
+        kept = self.work.evaluations.of(*self._ball, group, str(dtype))
         with exact_arithmetic(dtype):
             replica = objective.replica(dtype)
             check_same_function(replica)
             try:
                 replica.reset()
-                yield replica, BallLoss(replica, balls.scale, self.goals.epsilon, float(replica.loss()))
+                yield replica, BallLoss(replica, balls.scale, self.goals.epsilon, float(replica.loss()), kept)
             finally:
                 self.evaluations += replica.evaluations
 
@@ -116,7 +125,7 @@ class SharpnessRun:
         own = torch.float64 if self.objective.dtype == torch.float64 else torch.float32
         wanted, balls = self.goals.precision or own, self._balls(self.goals.precision or own)
         with self._prepared(self.objective, wanted, balls) as (replica, function):
-            self.loss = unperturbed_loss(replica)
+            self.loss = self.work.evaluations.same_loss(unperturbed_loss(replica))
             self.noise[wanted] = noise = rounding(replica)
             self.dtypes = dict.fromkeys(("worst", "random"), wanted)
             if wanted == torch.float64 or self.goals.precision is not None:
@@ -188,7 +197,7 @@ class SharpnessRun:
 
     def _climb(self, objective: Objective, group: Group, balls: Balls, number: int) -> None:
         goals, dtype = self.goals, self.dtypes["worst"]
-        with self._prepared(objective, dtype, balls) as (replica, function):
+        with self._prepared(objective, dtype, balls, number) as (replica, function):
             if math.isnan(self.noise[dtype]):
                 self.noise[dtype] = rounding(replica)
             began = now()
@@ -196,8 +205,8 @@ class SharpnessRun:
             self.work.unit = now() - began
             group.base, group.first_order = function.base, balls.dual_norm(gradient)
         if goals.products:
-            group.model = self._model(objective, gradient, balls)
-        with self._prepared(objective, dtype, balls) as (_, function):
+            group.model = self._model(objective, gradient, balls, number)
+        with self._prepared(objective, dtype, balls, number) as (_, function):
             for index, kind in enumerate(self.starts):
                 if index and not self.work.fits():
                     return
@@ -222,27 +231,32 @@ class SharpnessRun:
             point = balls.random(self.goals.seed, _FAR + number)
         return point
 
-    def _model(self, objective: Objective, gradient: Tensor, balls: Balls) -> ModelMaximum | None:
+    def _model(self, objective: Objective, gradient: Tensor, balls: Balls, number: int) -> ModelMaximum | None:
         """The maximum of the quadratic model, or ``None`` where the Hessian cannot be multiplied."""
         goals = self.goals
         if not bool(gradient.isfinite().all()) or not self.work.fits():
             return None
         seconds = _PRODUCT * goals.products * self.work.unit
-        if not self.work.fits(seconds, (goals.steps + 1) * self.work.unit):  # one ascent comes before it
-            words = "no quadratic model: its products do not fit into the budget"
-            if words not in self.notes:
-                self.notes.append(words)
-            return None
+        ascent = (goals.steps + 1) * self.work.unit  # comes before it
+        if not self.work.fits(seconds, ascent):
+            return self._without_model(_NO_TIME)
         try:
-            operator = hessian(objective.cast(gradient.dtype), method=self.path, distributed=False)  # type: ignore[arg-type]
-            found = maximise_model(operator, gradient, balls, goals.epsilon, goals.products, goals.seed)
+            with self.work.budget.part(ascent).limiting():
+                operator = hessian(objective.cast(gradient.dtype), method=self.path, distributed=False)  # type: ignore[arg-type]
+                operator.recorded(self.work.evaluations.of("model", *self._ball, number))
+                found = maximise_model(operator, gradient, balls, goals.epsilon, goals.products, goals.seed)
+        except Deadline:
+            return self._without_model(_NO_TIME)
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            words = f"no quadratic model: {type(error).__name__}: {first_line(error)[:120]}"
-            if words not in self.notes:
-                self.notes.append(words)
-            return None
+            return self._without_model(f"{type(error).__name__}: {first_line(error)[:120]}")
         if self.path is None and operator.choice is not None:
             self.path = operator.choice.name  # of the first group: choosing takes longer than a group's products
         self.products += found.products
         self.notes += [note for note in operator.notes if note not in self.notes]
         return found
+
+    def _without_model(self, why: str) -> ModelMaximum | None:
+        words = f"no quadratic model: {why}"
+        if words not in self.notes:
+            self.notes.append(words)
+        return None

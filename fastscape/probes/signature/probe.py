@@ -112,9 +112,9 @@ def probe(
     Cost: that of the probes; the temperature takes tr(H) from the spectrum.
     """
     work = settled(probe, keywords)
+    clock = work.clock()
     checked_objective(objective)
     integer("seed", work.seed, 0, 2**63)
-    clock = work.clock()
     given: dict[str, Any] = {
         "batch_size": batch_size,
         "learning_rate": learning_rate,

@@ -89,7 +89,7 @@ class PlaneResult(Document):
         eps_relative: :math:`\|v_j\| / \|w\|`, ``[2]``.
         cosine: between v_1 and v_2 as they were evaluated; 0 up to rounding where they were made orthogonal.
         roughness: variance of L over the plane; ``detrended``, ``detrended4``: about the best polynomial of total degree 2, 4.
-        minima: local minima inside the plane that are deeper than 4 times the rounding.
+        minima: local minima inside the plane that are deeper than 4 times the rounding; -1 where the analysis failed.
         noise_floor: variance of one loss by rounding.
         trajectory: coordinates of checkpoints projected onto the plane ``[C, 2]``, or ``None``.
         residual: their distance from the plane relative to that from w ``[C]``.

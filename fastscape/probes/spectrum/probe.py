@@ -31,7 +31,7 @@ from fastscape.probes.spectrum.run import SpectralRun
 from fastscape.probes.spectrum.stability import Optimizer
 from fastscape.probes.spectrum.stability_stage import StabilityStage, least_rows
 from fastscape.probes.spectrum.state import Curvature, Goals
-from fastscape.runs.anytime import PartialResultError
+from fastscape.runs.anytime import Deadline, PartialResultError
 from fastscape.runs.checkpoints import read_optimizer
 from fastscape.runs.evaluations import Evaluations, opened
 from fastscape.runs.optimizers import OptimizerState
@@ -130,11 +130,12 @@ def spectrum(
     Source: Golub & Underwood (1977); Ghorbani, Krishnan & Xiao (2019); Meyer et al., "Hutch++" (2021).
     """
     work = settled(spectrum, keywords)
+    clock = work.clock()
     checked_objective(objective, sharded=True)
     if objective.sharding is not None:
         work = _sharded(objective, objective.sharding, operator, optimizer, work)
     checked_goals(objective, k, operator, nodes, block, work)
-    work = dataclasses.replace(work, budget=work.clock())
+    work = dataclasses.replace(work, budget=clock)
     asked = Asked(k, operator, block, nodes, _warm_vectors(objective, warm), optimizer)
     settings = {"operator": operator, "seed": work.seed, "method": work.method, "optimizer": optimizer is not None}
     if objective.sharding is not None:
@@ -142,6 +143,7 @@ def spectrum(
     with (
         joined(distributed, objective) as ranks,
         led_by(ranks, lambda: opened(work.resume, "spectrum", [lambda: objective], settings)) as evaluations,
+        clock.opening(f"block of {block or BLOCK} products", 60 * len(objective.batches), begun=evaluations.replaying),
     ):
         return spectrum_of(objective, asked, work, distributed if ranks is None else ranks.group, evaluations)
 
@@ -285,6 +287,8 @@ def measured(
 
     with work.ends(errors=kept), torch.inference_mode(False):  # a caller's: derivatives are needed
         work.reason = run.run(between)
+    if work.reason == "deadline" and known.started is None:
+        raise Deadline
     found = spectrum_result(run, work.reason, operator, step, extra or {})
     if work.error is not None:
         why = f"{type(work.error).__name__}: {first_line(work.error)}"

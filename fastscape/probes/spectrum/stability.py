@@ -146,6 +146,8 @@ def edge_of_stability(
         TypeError, ValueError: an optimizer that is unknown, maximizes, or does not hold the probed parameters; a ``resume``
             folder of another run.
 
+    What ends it midway leaves nothing: an eigenvalue that has not converged is no ratio. ``fs.spectrum(optimizer=)`` keeps all.
+
     Cost: 20 to 100 products for each of the raw and the preconditioned eigenvalue; a gradient and a product per batch.
 
     Source: Cohen et al. (2021, 2022); Andreyev & Beneventano, "Edge of stochastic stability" (2024), for the batch sharpness.

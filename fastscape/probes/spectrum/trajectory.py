@@ -30,6 +30,7 @@ from fastscape.runs.provenance import Provenance
 from fastscape.runs.ranks import checked_distributed
 from fastscape.runs.run import Resumed, Run, Timed, settled
 
+_NEEDS = 60  # forwards and products of a checkpoint, with the choice of a path
 _RISEN = 0.99  # of the highest rate
 
 
@@ -78,13 +79,14 @@ def spectra(
         SpectrumError: the model raised midway; its ``partial`` holds the results so far.
     """
     work = settled(spectra, keywords)
+    whole = work.clock()
     progress = reporter(work.progress, ("checkpoint", "share", "state"))
     checked_objective(objective)
     checked_distributed(distributed)
     checked_goals(objective, k, operator, nodes, block, work)
     if optimizer is not None:
         read_state(objective, optimizer)
-    work = dataclasses.replace(work, budget=work.clock())
+    work = dataclasses.replace(work, budget=whole)
     files = read_checkpoints(checkpoints)
     for file in files:
         file.at(objective)  # every file is read and matched before any work
@@ -98,9 +100,14 @@ def spectra(
         return file.at(objective).trained() if of_training else file.at(objective)
 
     points = [partial(file.at, objective) for file in files]
+
+    def refused(forward: float) -> BudgetError:
+        return _too_short(whole, whole.elapsed, len(files), BudgetError("", _NEEDS * len(objective.batches) * forward))
+
     with (
         joined(distributed, objective) as ranks,
         led_by(ranks, lambda: opened(work.resume, "spectra", points, settings | named)) as evaluations,
+        whole.opening("checkpoint", _NEEDS, refused, begun=evaluations.replaying),
     ):
         return _spectra(files, function, asked, distributed, ranks, work, progress, evaluations)
 

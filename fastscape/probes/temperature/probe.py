@@ -9,13 +9,13 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from fastscape._checks import amount, check_memory, integer
+from fastscape._checks import amount, check_memory, counted, integer
 from fastscape._clock import now
 from fastscape.curvature.slopes import departing
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.samples import samples_of
 from fastscape.numerics.arrays import Array
-from fastscape.numerics.estimate import Estimate, widened
+from fastscape.numerics.estimate import Estimate, unknown, widened
 from fastscape.numerics.positive import scaled, useful
 from fastscape.objective.objective import Objective, checked_objective, untrained
 from fastscape.probes.spectrum.result import SpectrumResult
@@ -36,7 +36,6 @@ from fastscape.probes.temperature.sample_gradients import Deviations, Method, Sa
 from fastscape.probes.temperature.sample_paths import CoupledSamplesError
 from fastscape.reports.numbers import spanned
 from fastscape.runs.anytime import Anytime
-from fastscape.runs.budget import Budget
 from fastscape.runs.provenance import objective_meta
 from fastscape.runs.run import Work, settled
 
@@ -119,6 +118,7 @@ def temperature(
         True
     """
     work = settled(temperature, keywords)
+    run = Anytime(work.clock())
     objective = checked_objective(objective).trained()
     size = integer("batch_size", batch_size, 1)
     total = samples_of(objective)
@@ -134,7 +134,6 @@ def temperature(
     if spectrum is not None and objective.tracking and spectrum.meta.get("batch_norm", "running") != objective.batch_norm:
         words = f"the spectrum is by {spectrum.meta.get('batch_norm', 'running')!r} statistics of batch norm, another function"
         spectrum, notes = None, (*notes, f"{words}: tr H is estimated anew; pass optimizer= to fs.spectrum")
-    clock = work.clock()
     settings: dict[str, object] = {
         "batch_size": size,
         "learning_rate": learning_rate,
@@ -144,11 +143,12 @@ def temperature(
         "method": method,
         "products": products,
         "spectrum": None if spectrum is None else spectrum.name,
-        "budget": None if not clock.limited else clock.seconds,
+        "budget": run.budget.seconds if run.budget.limited else None,
     }
-    with torch.inference_mode(False):
-        measured = _Measured(objective, method, work.memory, products, spectrum, work.seed, clock, size)
-    return measured.result(size, population, rates, notes, settings, work.name, work.step)
+    with torch.inference_mode(False), run.budget.opening("gradient of a sample", 20 * len(objective.batches)):
+        measured = _Measured(objective, method, work.memory, products, spectrum, work.seed, run, size)
+    found = measured.result(size, population, rates, notes, settings, work.name, work.step)
+    return run.whole(found, f"the temperature of {work.name} failed after {counted(found.samples, 'sample')}")
 
 
 class _Measured:
@@ -162,28 +162,27 @@ class _Measured:
         products: int,
         spectrum: SpectrumResult | None,
         seed: int,
-        budget: Budget,
+        run: Anytime,
         batch_size: int,
     ) -> None:
-        self.objective, self.seed, self.stop_reason = objective, seed, "complete"
+        self.objective, self.seed, self.run = objective, seed, run
         self.curvature: NoiseCurvature | None = None
         self.notes: list[str] = [words] if (words := untrained(objective)) else []
         self._batch_size = batch_size
         self._began = now()
         try:
-            self._measure(method, memory, True, budget, products, spectrum)
+            self._measure(method, memory, True, products, spectrum)
         except CoupledSamplesError as error:
             if method == "per-sample":
                 raise ValueError(f"method must be 'two-batch' for this loss, got 'per-sample': {error}") from error
             self.notes.append(f"from gradients of whole batches: {error}")
-            self._measure("two-batch", memory, False, budget, products, spectrum)
+            self._measure("two-batch", memory, False, products, spectrum)
 
     def _measure(
         self,
         method: Method | None,
         memory: int | None,
         split: bool,
-        budget: Budget,
         products: int,
         spectrum: SpectrumResult | None,
     ) -> None:
@@ -195,12 +194,12 @@ class _Measured:
                     f"batch norm takes the statistics of groups of {spanned(source.sizes.astype(int).tolist())} samples, "
                     f"training of {size}: pass batches of that size, eight at least"
                 )
-            self.source, began, run = source, now(), Anytime(budget)
+            self.source, began, run = source, now(), self.run
 
             def late() -> bool:
                 return not run.fits((now() - began) / len(self.found.norms))  # blocks so far
 
-            with run.ends(lambda: len(self.found.sizes) >= 3):
+            with run.ends(self._known, errors=self._known):
                 source.deviations(self.found, late)
                 source.replica.take(self.objective)
                 if not late() and (words := departing(source.replica, memory)):
@@ -210,7 +209,9 @@ class _Measured:
                 elif products:
                     spread = np.concatenate(self.found.spread).sum(axis=1)
                     self.curvature = curvature_of_noise(source, spread, products, spectrum, self.seed, self.notes)
-            self.stop_reason = run.reason
+
+    def _known(self, error: Exception | None = None) -> bool:
+        return len(self.found.sizes) >= 3 and not isinstance(error, CoupledSamplesError)
 
     def result(
         self,
@@ -236,21 +237,17 @@ class _Measured:
             population=math.inf if population is None else float(population),
             unit=torch.finfo(source.dtype).eps,
         )
-        factor, half = batch_factor(batch_size, units.population), 1 / (2 * objective.size)
-        trace = noise_trace(units.spread, units.unsampled)
-        trace = widened(trace, units.rounding(trace.value))
-        heat: Estimate | None = None
-        if len(rates):
-            hot = noise_trace(spread @ rates, units.unsampled)
-            share = hot.value / trace.value if trace.value else 0.0
-            heat = scaled(_published(widened(hot, share * units.rounding(trace.value))), half * factor)
-        heat_h, scale_h = self._curved(rates, factor, units)
+        factor, lost = batch_factor(batch_size, units.population), unknown(len(spread))
+        none: tuple[Estimate | None, Estimate | None] = (None, None)
+        trace = self.run.analysed(lambda: self._trace(units), lost)
+        heat = self.run.analysed(lambda: self._heat(spread, rates, factor, units), none[0])
+        heat_h, scale_h = self.run.analysed(lambda: self._curved(rates, factor, units), none)
         return TemperatureResult(
             name=name,
             step=step,
-            trace=_published(trace),
-            gradient_norm_squared=mean_square(units),
-            noise_scale=_published(noise_scale(units)),
+            trace=trace,
+            gradient_norm_squared=self.run.analysed(lambda: mean_square(units), lost),
+            noise_scale=self.run.analysed(lambda: _published(noise_scale(units)), lost),
             noise_scale_h=scale_h,
             temperature=heat,
             temperature_h=heat_h,
@@ -277,10 +274,23 @@ class _Measured:
                 "evaluations": source.evaluations,
                 "products": 0 if self.curvature is None else self.curvature.products,
                 "seconds": now() - self._began,
-                "stop_reason": self.stop_reason,
+                "stop_reason": self.run.reason,
             },
             notes=(*arithmetic.notes, *notes, *self.notes),
         )
+
+    def _trace(self, units: Units) -> Estimate:
+        trace = noise_trace(units.spread, units.unsampled)
+        return _published(widened(trace, units.rounding(trace.value)))
+
+    def _heat(self, spread: Array, rates: Array, factor: float, units: Units) -> Estimate | None:
+        """T, where there are rates."""
+        if not len(rates):
+            return None
+        hot, trace = noise_trace(spread @ rates, units.unsampled), noise_trace(units.spread, units.unsampled)
+        share = hot.value / trace.value if trace.value else 0.0
+        hot = _published(widened(hot, share * units.rounding(trace.value)))
+        return scaled(hot, 1 / (2 * self.objective.size) * factor)
 
     def _curved(self, rates: Array, factor: float, units: Units) -> tuple[Estimate | None, Estimate | None]:
         """T_H and the Hessian-weighted noise scale."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from timed import Timed
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,6 +18,7 @@ from fastscape.numerics.positive import rounded
 from fastscape.probes.barriers.end_points import distinct
 from fastscape.probes.barriers.probe import barrier, barriers, connect
 from fastscape.probes.barriers.result import BarrierMatrix, BarrierResult, CurveResult
+from fastscape.runs.budget import BudgetError
 
 
 class Point(nn.Module):
@@ -488,16 +490,20 @@ def test_an_interrupted_matrix_keeps_its_pairs():
     assert any("were not evaluated" in flag for flag in found.flags)
 
 
-def test_a_budget_that_is_spent_leaves_three_points(mlps, batches):
-    found = barrier(objective_of(mlps[0], batches), None, mlps[1], budget=1e-6)
+def test_a_budget_leaves_three_points_at_least(mlps, batches):
+    """A forward takes a second, a point four, and the preparation 60."""
+    first, other, third = (Timed(model) for model in mlps)
+    with pytest.raises(BudgetError, match="budget must fit one line of three points, got 60 s"):
+        barrier(objective_of(first, batches), None, other, budget=60)
+    found = barrier(objective_of(first, batches), None, other, budget=70)
     assert list(found.alphas) == [0.0, 0.5, 1.0]
     assert found.meta["stop_reason"] == "deadline"
     assert any("ended early (deadline) after 3 points" in flag for flag in found.flags)
-    matrix = barriers(objective_of(mlps[0], batches), mlps, budget=1e-6)
+    matrix = barriers(objective_of(first, batches), [first, other, third], budget=70)
     assert len(matrix.pairs) == 1
     assert np.isnan(matrix.linear[0, 2])
-    curve = connect(objective_of(mlps[0], batches), None, mlps[1], budget=1e-6)
-    assert (len(curve.training), len(curve.curve.alphas)) == (0, 3)
+    curve = connect(objective_of(first, batches), None, other, budget=70)
+    assert (len(curve.training), len(curve.curve.alphas)) == (0, 2)
 
 
 def test_an_interrupted_training_gives_its_curve():

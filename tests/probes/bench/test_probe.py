@@ -8,13 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from timed import Timed
 from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape.probes.bench.result import BenchResult, BenchUnit
 from fastscape.probes.bench.view import time_words
-from fastscape.runs.budget import Budget
+from fastscape.runs.budget import BudgetError
 
 ALL = (
     "forward",
@@ -223,19 +224,12 @@ def test_a_random_loss_is_refused():
 # ---------------------------------------------------------------------- budgets and interruptions
 
 
-class Clock:
-    """Seconds that pass ``step`` at every look."""
-
-    def __init__(self, step):
-        self.now, self.step = 0.0, step
-
-    def __call__(self):
-        self.now += self.step
-        return self.now
+def slow(small):
+    return fs.Objective(Timed(small.model), small.batches, criterion=F.cross_entropy)
 
 
 def test_units_that_do_not_fit_are_listed_as_left_out(small):
-    found = quick(small, budget=Budget(10, clock=Clock(0.4)))
+    found = quick(slow(small), budget=60)
     left = [unit for unit in found.units if unit.reason]
     assert left
     assert all("does not fit" in unit.reason for unit in left)
@@ -245,10 +239,12 @@ def test_units_that_do_not_fit_are_listed_as_left_out(small):
 
 
 def test_a_budget_that_holds_nothing_gives_an_empty_table(small):
-    found = quick(small, budget=Budget(1e-3, clock=Clock(1.0)))
+    found = quick(slow(small), budget=10)
     assert found.timed == ()
     assert found.verdict().startswith("Nothing was timed")
     str(found)
+    with pytest.raises(BudgetError, match="budget must fit one unit, got 2 s"):
+        quick(slow(small), budget=2)
 
 
 @pytest.mark.parametrize(("at", "rounds"), [("preparing quadratic form: exact", 0), ("round 2 of 3: gradient", 1)])

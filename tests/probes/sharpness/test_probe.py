@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from quadratics import GENERATOR, Weights, ball_maximum, normal, polynomial, symmetric
+from timed import Timed
 from torch import nn
 from torch.nn import functional as F
 
@@ -335,16 +336,9 @@ def test_products_and_random_points_keep_to_the_budget(digits, monkeypatch, samp
     assert any("budget" in note or "deadline" in note for note in result.notes)
 
 
-def test_a_budget_ends_the_ascents(tanh_objective):
-    class Clock:
-        now = 0.0
-
-        def __call__(self):
-            self.now += 0.5
-            return self.now
-
-    budget = fs.runs.budget.Budget(20, clock=Clock())
-    result = fs.sharpness(tanh_objective, 0.1, steps=50, products=0, budget=budget)
+def test_a_budget_ends_the_ascents(tanh_net, digits):
+    objective = fs.Objective(Timed(tanh_net), digits, criterion=F.cross_entropy)
+    result = fs.sharpness(objective, 0.1, steps=50, products=0, budget=60)
     assert result.meta["stop_reason"] == "deadline"
     assert np.isnan(result.curves).any()
     assert result.worst > 0

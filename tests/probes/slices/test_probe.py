@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from timed import Timed
 from torch import nn
 from torch.nn import functional as F
 
@@ -338,33 +339,21 @@ def test_an_error_of_the_model_keeps_what_was_evaluated(interrupted):
         fs.slice1d(interrupted(5 + 2, RuntimeError), count=4, points=5, method="loop")
 
 
-class Clock:
-    """A budget whose time passes by a second per reading."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        self.now += 1.0
-        return self.now
-
-
 def test_a_single_sample_has_no_standard_errors_for_the_right_reason():
     objective = fs.Objective(nn.Linear(4, 3), [(torch.ones(1, 4), torch.tensor([1]))], criterion=F.cross_entropy)
     assert fs.slice1d(objective, points=5, count=1).notes == ("no standard errors: they need two samples with finite losses",)
 
 
-def test_a_budget_ends_a_plane_from_coarse_to_fine(tanh_objective):
-    from fastscape.runs.budget import Budget
-
-    found = fs.slice2d(tanh_objective, points=9, budget=Budget(7, clock=Clock()), radius=0.5)
+def test_a_budget_ends_a_plane_from_coarse_to_fine(tanh_net, digits):
+    objective = fs.Objective(Timed(tanh_net), digits, criterion=F.cross_entropy)
+    found = fs.slice2d(objective, points=9, budget=70, radius=0.5)
     assert found.meta["stop_reason"] == "deadline"
     done = np.flatnonzero(found.evaluated)
     assert sorted(coarse_to_fine(9)[: len(done)]) == done.tolist()
     assert 3 <= len(done) < 9
     assert math.isfinite(found.roughness)
     with pytest.raises(BudgetError, match="budget must hold one row"):
-        fs.slice2d(tanh_objective, points=9, budget=Budget(0.5, clock=Clock()))
+        fs.slice2d(objective, points=9, budget=20)
 
 
 def test_rows_go_from_coarse_to_fine():

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from timed import Timed
 from torch import nn
 from torch.nn import functional as F
 
@@ -265,15 +266,8 @@ def test_an_interrupt_gives_what_is_known(digits, after):
 
 
 def test_a_budget_ends_with_what_is_known(trained_mlp, digits):
-    class Clock:
-        now = 0.0
-
-        def __call__(self):
-            self.now += 4.0
-            return self.now
-
-    objective = fs.Objective(trained_mlp, digits, criterion=F.cross_entropy)
-    result = fs.temperature(objective, batch_size=4, learning_rate=0.1, budget=fs.runs.budget.Budget(10, clock=Clock()))
+    objective = fs.Objective(Timed(trained_mlp), digits, criterion=F.cross_entropy)
+    result = fs.temperature(objective, batch_size=4, learning_rate=0.1, budget=17)
     assert result.meta["stop_reason"] == "deadline"
     assert 3 <= result.units < 256
     assert result.temperature_h is None
