@@ -10,6 +10,7 @@ import torch
 
 from fastscape._state import exact_arithmetic
 from fastscape.evaluation.agreement import check_same_function
+from fastscape.evaluation.footprint import Cap, footprint
 from fastscape.evaluation.noise import step_noise
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.surface.losses import total
@@ -27,11 +28,13 @@ class Rounding:
     Attributes:
         objective: the loss.
         loop: the path that evaluates points one by one.
+        memory: bytes that both, and a float64 copy beside them, may take.
         evaluations: of the float64 copy.
     """
 
     objective: Objective
     loop: PointLoop
+    memory: int | None = None
     evaluations: int = field(default=0, init=False)
 
     def rms(self, rows: Array, losses: Array, forward: float) -> float:
@@ -70,6 +73,9 @@ class Rounding:
 
     def _exact(self, rows: Array) -> Array:
         """Losses in float64."""
+        if self.memory is not None:
+            own = footprint(self.objective, self.loop.replica.dtype)
+            Cap(self.memory).hold(2 * own.copy + footprint(self.objective, torch.float64).gate, "a float64 copy")
         with exact_arithmetic(torch.float64):
             replica = self.objective.replica(torch.float64)
             check_same_function(replica)

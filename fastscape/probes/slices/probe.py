@@ -112,7 +112,8 @@ def slice1d(
             of the function, and their roundings of the noise floor. ``meta["arithmetic"]`` says what was measured.
         budget: seconds, or ``"60s"``, ``"5m"``: directions are evaluated one after the other while they fit.
         method: ``"loop"``, ``"vmap"``, or ``None`` to measure.
-        memory: bytes that batched evaluation may take.
+        memory: bytes that the call may take, private copies and trials included; too little is refused. Default half of what is
+            available, for batched evaluation.
         name, step: of the checkpoint.
         progress: called after every direction with a :class:`fastscape.Progress`.
         run: seed, precision, budget, method, memory, name, step, progress, or some of them, in a :class:`fastscape.Run`.

@@ -16,11 +16,12 @@ from fastscape._checks import counted, integer, one_of, real, shown
 from fastscape.curvature.operator import CurvatureOperator, ggn, hessian
 from fastscape.curvature.paths import PathName
 from fastscape.numerics.estimate import Estimate
-from fastscape.numerics.lanczos import extreme_pairs
+from fastscape.numerics.lanczos import extreme_pairs, least_capacity
 from fastscape.numerics.spectra import Stability
 from fastscape.numerics.student import mean_estimate
 from fastscape.objective.objective import Objective, checked_objective, untrained
 from fastscape.probes.spectrum.critical import relation
+from fastscape.probes.spectrum.memory import BESIDE, room_for_basis
 from fastscape.probes.spectrum.recursions import Recursion, recursion
 from fastscape.runs.checkpoints import read_optimizer
 from fastscape.runs.optimizers import OptimizerState
@@ -128,7 +129,7 @@ def edge_of_stability(
         tolerance: residual of the eigenvalue relative to it.
         max_products: products per eigenvalue at most; what is known then is returned with its residual.
         seed: of the starting vector.
-        memory: bytes that products may take, and as many the basis.
+        memory: bytes that the call may take, half of them the basis's.
         method: of the products, see :func:`fastscape.hessian`.
         run: seed, memory, method, or some of them, in a :class:`fastscape.Run`.
 
@@ -156,6 +157,10 @@ def edge_of_stability(
     moves, objective = recursion(objective, state), objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
 
+    basis = memory
+    if memory is not None:
+        found = room_for_basis(objective, memory, least_capacity(objective.size, 1, 1, "largest"), 1)
+        memory, basis = memory - found, found - BESIDE * objective.size * (8 if objective.dtype == torch.float64 else 4)
     whole = make(objective, memory=memory, method=method, distributed=False)
 
     def products(of: Objective) -> Products:
@@ -164,7 +169,7 @@ def edge_of_stability(
         return make(of, memory=memory, method=cast(PathName | None, chosen), distributed=False)
 
     def top(matrix: Products) -> Top:
-        return largest(matrix, tolerance=tolerance, max_products=max_products, seed=work.seed, memory=memory)
+        return largest(matrix, tolerance=tolerance, max_products=max_products, seed=work.seed, memory=basis)
 
     return stability(objective, moves, products, top, whole=whole)
 
