@@ -12,13 +12,13 @@ from fastscape._deadline import check_deadline
 from fastscape.curvature.compiled import CompiledPath
 from fastscape.curvature.gradient_difference import InaccurateDifferenceError
 from fastscape.curvature.paths import Product, ProductPath
-from fastscape.curvature.peak import MemoryCapError, give_back, peak_bytes
 from fastscape.curvature.point import UnsoundProductError
 from fastscape.curvature.program import Parts, Program
 from fastscape.curvature.sketch import TrialProducts, synchronise
 from fastscape.curvature.soundness import AsymmetricProductError, Soundness
 from fastscape.evaluation.determinism import NondeterministicLossError
 from fastscape.evaluation.trial import Trial, timed, told
+from fastscape.runs.peak import MemoryCapError, give_back, peak_bytes
 
 BLOCK = 8  # vectors of a batched computation: with more the cost per vector no longer falls
 _SLOW = 2.0**24  # multiplications by a batch above which a trial takes few products: about 0.01 s for a gradient
@@ -27,7 +27,7 @@ _HOPELESS = 2.0  # times the fastest: a path this much slower is not timed again
 _ROUNDS = 8  # of timing quick candidates in turn: the least of them is a product undisturbed
 
 
-class NoPathError(RuntimeError):
+class NoPathError(ValueError, RuntimeError):
     """No way to multiply works for a model."""
 
 

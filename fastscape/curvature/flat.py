@@ -57,7 +57,7 @@ class Layout:
         """Rows ``[K, D]`` of ``[D]``, ``[D, K]``, or a list or mapping of tensors ``[*shape]`` or ``[*shape, K]``.
 
         Returns:
-            the rows, and whether there was a dimension K.
+            the rows, which of a tensor are a view, and whether there was a dimension K.
 
         Raises:
             TypeError, ValueError: naming what does not fit.
@@ -80,7 +80,7 @@ class Layout:
         if vectors.ndim not in (1, 2) or vectors.shape[0] != self.size:
             raise ValueError(f"vector must have the shape [{self.size}] or [{self.size}, K], got {tuple(vectors.shape)}")
         block = _plain(vectors).to(device, dtype)
-        return (block.T.contiguous(), True) if block.ndim == 2 else (block.reshape(1, -1), False)
+        return (block.T, True) if block.ndim == 2 else (block.reshape(1, -1), False)
 
     def _named(self, vectors: object) -> list[Tensor]:
         if isinstance(vectors, Mapping):

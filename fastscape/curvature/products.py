@@ -73,7 +73,7 @@ class Products:
         """Products ``[K, D]`` of rows ``[K, D]``, in the dtype of products."""
         self.prepare(len(rows), rows)
         rows = rows.to(self.space.work)
-        out = torch.empty_like(rows)
+        out = torch.empty_like(rows, memory_format=torch.contiguous_format)
         self._multiply(rows, out, None)
         return out.to(self.space.dtype)
 
@@ -81,7 +81,7 @@ class Products:
         """v'H_b v of rows ``[K, D]`` with every batch's own matrix, ``[batches, K]``, and the products if they are to be kept."""
         self.prepare(len(rows), rows)
         rows = rows.to(self.space.work)
-        out = torch.empty_like(rows) if keep else None
+        out = torch.empty_like(rows, memory_format=torch.contiguous_format) if keep else None
         forms = np.zeros((len(self.objective.batches), len(rows)))
         self._multiply(rows, out, forms)
         return None if out is None else out.to(self.space.dtype), forms
@@ -130,7 +130,7 @@ class Products:
                     candidate.built[batch] = product
             for start in range(0, len(rows), chunk):
                 check_deadline()
-                vectors = program.layout.views(rows[start : start + chunk])
+                vectors = program.layout.views(rows[start : start + chunk].contiguous())
                 take(batch, start, vectors, product(vectors))
             del product
 

@@ -15,10 +15,10 @@ from fastscape.curvature.forward import ForwardPath, ReplayPath
 from fastscape.curvature.ggn import GaussNewtonForward, GaussNewtonGraph, GaussNewtonReplay
 from fastscape.curvature.gradient_difference import DifferencePath
 from fastscape.curvature.paths import Matrix, PathName, ProductPath
-from fastscape.curvature.peak import give_back
 from fastscape.curvature.program import Program
 from fastscape.curvature.reverse import GraphPath, Graphs, ReversePath
 from fastscape.curvature.workspace import Workspace
+from fastscape.runs.peak import give_back
 
 _SCARCE = 0.1  # of the memory for a computation: a vector above this is not made for a trial if one is there
 _FUNCTIONAL = ("forward", "replay")  # paths that put parameters in place by name
@@ -105,15 +105,17 @@ class Selection:
         vector = program.layout.size * program.leaves[0].element_size()
         given = None
         if rows is not None and vector > _SCARCE * space.limit and math.isfinite(total := float(rows[:1].norm())) and total:
-            given = program.layout.views(rows[:1])
+            given = program.layout.views(rows[:1].contiguous())
         limit = space.limit - (vector if given is None else 0)
+        if space.cap.memory is not None:  # products that are returned
+            limit -= min((key - 1) * vector, space.limit / 2)
         borne_out = self._borne_out if self._matrix == "hessian" else None
         trial = ProductTrial(program, space.largest, limit, space.effort, given, borne_out=borne_out)
         try:
             for make in self._makers(program, key, trial.found, thorough=thorough):
                 trial.attempt(make, key)
             if trial.found:
-                trial.settle(space.limit)
+                trial.settle(limit)
         finally:
             self.products += trial.products
         return trial
@@ -207,9 +209,9 @@ class Selection:
             return ValueError(f"method must be one that runs this model, got {tried}; method=None tries {', '.join(remain)}")
         if over_cap and self._memory is not None:
             return NoPathError(
-                f"memory must hold a computation of products, got {self._memory / 2**20:.3g} MiB for a gradient of "
-                f"{self._space.gradient_peak / 2**20:.3g} MiB: {tried}; raise memory= to three gradients' or more, or pass "
-                "smaller batches"
+                f"memory must hold a computation of products, for which {self._space.enough()} bytes are enough, got "
+                f"{self._memory}, of which a gradient takes {self._space.gradient_peak}: {tried}; raise memory=, or pass smaller "
+                "batches"
             )
         advice = (
             "use fs.hessian"

@@ -19,7 +19,6 @@ from torch import Tensor
 from fastscape.curvature.choice import Candidate, NoPathError, ProductChoice
 from fastscape.curvature.exact_sum import disjoint, largest, limbs_for, summed
 from fastscape.curvature.paths import Matrix, PathName
-from fastscape.curvature.peak import give_back
 from fastscape.curvature.plan import Plan
 from fastscape.curvature.products import Products, Take, forms_of
 from fastscape.curvature.program import Parts
@@ -27,6 +26,7 @@ from fastscape.curvature.selection import Selection, block_key
 from fastscape.evaluation.group import Group, uninterrupted
 from fastscape.evaluation.points import Array
 from fastscape.objective.objective import Objective
+from fastscape.runs.peak import give_back
 
 _STOP, _PREPARE, _MULTIPLY, _RELEASE = range(4)  # commands of rank 0
 _STORED = 1 << 28  # bytes of products, one of each batch, that a process holds before they are summed; at least of one vector

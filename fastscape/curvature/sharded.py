@@ -68,6 +68,7 @@ class ShardedHessian(SymmetricOperator):
 
     def rows(self, rows: Tensor) -> Tensor:
         """See :class:`SymmetricOperator`."""
+        rows = rows.contiguous()
         out = torch.empty_like(rows)
         with self.session():
             product = self._path.build(0)

@@ -12,9 +12,9 @@ from torch import Tensor
 from fastscape._deadline import check_deadline
 from fastscape.curvature.flat import norm
 from fastscape.curvature.paths import Product
-from fastscape.curvature.peak import peak_bytes
 from fastscape.curvature.program import Parts, Program
 from fastscape.evaluation.trial import timed
+from fastscape.runs.peak import peak_bytes
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from fastscape.curvature.flat import norm
 from fastscape.curvature.ggn import GaussNewtonDifference
 from fastscape.curvature.gradient_difference import DifferencePath, InaccurateDifferenceError
 from fastscape.curvature.paths import Product, ProductPath
-from fastscape.curvature.peak import MemoryCapError, peak_bytes
 from fastscape.curvature.point import LossCurvature, UnsoundProductError
 from fastscape.curvature.program import Parts
 from fastscape.curvature.sketch import Sketch, TrialProducts
 from fastscape.curvature.slopes import DETACHED
 from fastscape.evaluation.determinism import NondeterministicLossError
 from fastscape.evaluation.trial import Refusal
+from fastscape.runs.peak import MemoryCapError, peak_bytes
 
 _WRONG = 1e-2  # relative difference from a difference of gradients above which a custom backward is not trusted
 _ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-5}  # measured 1e-7 to 1e-5; 1e-16, or 1e-7 of float32 steps inside

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from fastscape._state import exact_arithmetic, plain_arithmetic
-from fastscape.curvature.peak import peak_bytes
 from fastscape.curvature.program import Program
 from fastscape.curvature.sketch import synchronise
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.effort import multiplications
+from fastscape.evaluation.footprint import Cap, enough, footprint
 from fastscape.evaluation.trial import memory_for, timed
 from fastscape.objective.objective import Objective
 from fastscape.objective.structures import tensors_of
+from fastscape.runs.peak import MemoryCapError, peak_bytes
 
 SLOW = 0.01  # seconds per gradient above which overheads hardly count
+_GRADIENTS, _VECTORS = 6, 24  # that a product and its checks hold at most: graphs, what is differentiated in them, a block
 _CAP = 0.9  # of the memory cap for tensors: kernels have workspace of their own
 
 
@@ -27,7 +29,7 @@ class Workspace:
 
     Args:
         objective: the loss.
-        memory: bytes that a computation may hold beside the vectors and their products.
+        memory: bytes that a computation may hold, the private copy, vectors and products included.
 
     Attributes:
         program: the loss on a private copy.
@@ -43,6 +45,7 @@ class Workspace:
         self.objective = objective
         half = objective.dtype in (torch.float16, torch.bfloat16)
         self.dtype = self.work = torch.float32 if half else objective.dtype
+        self.cap = Cap(memory)
         self._available = memory_for(memory, objective.device)
         self.limit = self._room(self.work)
         self.notes: tuple[str, ...] = ()
@@ -56,6 +59,11 @@ class Workspace:
 
     def _room(self, dtype: torch.dtype) -> float:
         """Bytes for a computation beside the private copy and a vector."""
+        if self.cap.memory is not None:
+            found = footprint(self.objective, dtype)
+            vector = self.objective.size * torch.finfo(dtype).bits // 8
+            self.cap.hold(found.copy + max(found.copy, vector) + found.forward, "a copy of the parameters and a forward pass")
+            return self.cap.room() - found.copy - vector
         copies = self.objective.size * torch.finfo(dtype).bits // 8
         room = _CAP * self._available - 2 * copies
         if room <= 0:
@@ -99,10 +107,18 @@ class Workspace:
             return
         self._inside = self.work
         try:
-            with exact_arithmetic(self.work) if draws and outer is None else plain_arithmetic(self.work):
+            with self._heap(outer), exact_arithmetic(self.work) if draws and outer is None else plain_arithmetic(self.work):
                 yield
         finally:
             self._inside = outer
+
+    def enough(self) -> int:
+        """Bytes of memory in which a product of one vector can be computed."""
+        found, vector = footprint(self.objective, self.work), self.objective.size * torch.finfo(self.work).bits // 8
+        return enough(2 * found.copy + _GRADIENTS * found.gradient + _VECTORS * vector)
+
+    def _heap(self, outer: torch.dtype | None) -> AbstractContextManager[None]:
+        return self.cap.tight() if outer is None else nullcontext()
 
     def widened(self) -> bool:
         """Whether memory and model allow to go on in float64, which is done."""
@@ -129,11 +145,29 @@ class Workspace:
         program = self.program
         if math.isnan(self.gradient_seconds):
             self.largest = max(range(len(program.weights)), key=lambda index: _input_bytes(program, index))
-            self.gradient_peak = peak_bytes(lambda: program.gradient(self.largest))[1]
+            self.gradient_peak = self._measured_gradient()
             self.gradient_seconds, _ = timed(
                 lambda: synchronise(program.gradient(self.largest)[0]), most=5, more=lambda times: times[0] < SLOW
             )
         return program
+
+    def _measured_gradient(self) -> int:
+        """Bytes alive in a gradient of the largest batch, which is cut in two while it does not fit.
+
+        Raises:
+            ValueError: it does not fit, with what is enough.
+        """
+        limit = None if self.cap.memory is None else self.limit
+        while True:
+            try:
+                return peak_bytes(lambda: self.program.gradient(self.largest), limit)[1]
+            except MemoryCapError:
+                pass
+            if not self.program.halve():
+                found = footprint(self.objective, self.work)
+                self.cap.hold(2 * found.copy + found.gradient, "a gradient")
+                raise AssertionError(found)
+            self.largest = max(range(len(self.program.weights)), key=lambda index: _input_bytes(self.program, index))
 
 
 def _input_bytes(program: Program, batch: int) -> int:

@@ -37,13 +37,17 @@ class CrossCheck:
     replica: Replica
     lanes: Lanes
 
-    def response(self, directions: Directions, largest: float) -> None:
-        """Compare a response with float64 subtraction of the model's own losses: one of two directions and two radii at once."""
+    def response(self, directions: Directions, largest: float, *, several: bool = True) -> None:
+        """Compare a response with float64 subtraction of the model's own losses: one of two directions and two radii at once.
+
+        Without ``several``, which memory may forbid, it is propagated alone.
+        """
         radius = largest or _CHECKED * (directions.weight_norm or 1.0) / (directions.length(0) or 1.0)
         before = self.lanes.handling
         self.lanes.handling = Handling()
         last = min(1, len(directions) - 1)
-        slope, curvature = self.lanes.at(self.lanes.block(directions, (0, last)), [radius / 2, radius], "float32")[1, :, 1]
+        indices, radii = ((0, last), [radius / 2, radius]) if several else ((last,), [radius])
+        slope, curvature = self.lanes.at(self.lanes.block(directions, indices), radii, "float32")[-1, :, -1]
         frozen, self.lanes.handling = any(self.lanes.handling.frozen.values()), before
         points = LoopPath(self.replica).losses(directions, (last,), (0.0, radius, -radius))[0].numpy()
         self.replica.reset()  # its parameters are the values at w

@@ -13,7 +13,7 @@ import torch
 
 from fastscape._checks import check_memory, one_of, shown
 from fastscape._clock import now
-from fastscape._state import exact_arithmetic, left_on_failure
+from fastscape._state import left_on_failure
 from fastscape.differences.checks import CrossCheck
 from fastscape.differences.following import Follower
 from fastscape.differences.following import FrontEnd as FrontEnd
@@ -28,6 +28,7 @@ from fastscape.differences.tracing_errors import UntraceableError
 from fastscape.differences.triple import Moved, Products
 from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
+from fastscape.evaluation.footprint import Cap, capped_arithmetic, footprint
 from fastscape.evaluation.points import Array, Radii
 from fastscape.evaluation.trial import PathChoice, activation_bytes, memory_for
 from fastscape.objective.objective import Objective, checked_objective
@@ -46,13 +47,14 @@ class DifferenceEvaluator:
         objective: the function.
         lanes: dtype of the differences.
         products: what the operands of the lanes' matrix products are rounded to.
-        memory: bytes that lanes, directions and values at w may take; default half of what is available.
+        memory: bytes that the private copy, lanes, directions and values at w may take; default half of what is available, for
+            all but the copy.
         gate: evaluate the loss twice and refuse one that differs; compare one response with float64 subtraction.
         front_end: ``"graph"``, ``"dispatch"``, ``None`` for the first that follows the model, or an earlier :class:`PathChoice`,
             whose directions and radii at a time and shared radii are taken as they are.
 
     Raises:
-        ValueError: other dtypes of lanes, front ends or sizes of memory.
+        ValueError: other dtypes of lanes or front ends; a memory that does not hold a lane, with what is enough.
         UntraceableError: the model cannot be followed, or disagrees with what was followed.
         NondeterministicLossError: on entry, if gated.
     """
@@ -79,6 +81,7 @@ class DifferenceEvaluator:
             )
         check_memory(memory)
         self.objective, self.dtype, self.products, self.gate = objective, lanes, products, gate
+        self.cap = Cap(memory)
         self.memory = memory_for(memory, objective.device)
         self._lanes = Lanes(objective, lanes, products)
         self.choice: PathChoice | None = None
@@ -89,7 +92,7 @@ class DifferenceEvaluator:
         self._shared: tuple[float, ...] = ()
         self._base = math.nan
         self.forward_seconds = 0.0
-        self._arithmetic = exact_arithmetic(BASE)
+        self._arithmetic = capped_arithmetic(BASE, memory)
 
     @property
     def program(self) -> Program | None:
@@ -131,6 +134,10 @@ class DifferenceEvaluator:
 
     def __enter__(self) -> DifferenceEvaluator:
         with left_on_failure(self._arithmetic):
+            if self.cap.memory is not None:
+                found = footprint(self.objective, BASE)
+                self.cap.hold(found.gate, "an evaluation of the loss")
+                self.memory = max(1, int(self.cap.room() - found.copy))
             self.replica = self.objective.replica(BASE)
             if self.gate:
                 start = now()
@@ -162,6 +169,7 @@ class DifferenceEvaluator:
                 reason += f"; {self.rounding}"
             name = "dispatch" if self.program is None else "graph"
             self.choice = PathChoice(name, size, {"check": now() - start}, reason, self._lanes.parts, self._shared)
+            self.cap.settle()
         return self.choice
 
     def _follow(self, directions: Directions, radii: Radii) -> int:
@@ -174,7 +182,7 @@ class DifferenceEvaluator:
             if not self.gate:
                 break
             try:
-                check.response(directions, max(radii))
+                check.response(directions, max(radii), several=self.cap.memory is None or size * self._lanes.parts > 1)
                 if min(radii) == 0:
                     check.jets(directions)
                 break
@@ -215,11 +223,15 @@ class DifferenceEvaluator:
         r"""Divided differences :math:`\Delta_1 / e` and :math:`\Delta_2 / e^2`, ``[S, n]``; at e = 0, the derivatives."""
         choice = self.choose(directions, radii)
         out = np.zeros((2, len(radii), len(indices)))
-        for start in range(0, len(indices), choice.chunk):
-            block = indices[start : start + choice.chunk]
+        size, parts = choice.chunk, self._lanes.parts
+        if self.cap.memory is not None and lanes == torch.float64 != self.dtype:  # twice the bytes
+            size, self._lanes.parts = max(1, size // 2), parts if size > 1 else max(1, parts // 2)
+        for start in range(0, len(indices), size):
+            block = indices[start : start + size]
             moved = self._lanes.block(directions, block, lanes)
             values = self._shared_lanes(moved, radii) if lanes is None else self._lanes.everywhere(moved, radii)
             out[:, :, start : start + len(block)] = values.transpose(1, 2, 0)
+        self._lanes.parts = parts
         self._responses += len(indices) * len(radii)
         return out[0], out[1]
 
@@ -250,6 +262,10 @@ class DifferenceEvaluator:
         lane = _COPIES * width * max(self._peak(propagation) for propagation in self._lanes.propagations)
         direction = 2 * width * directions.elements
         room = self.memory // 2
+        if self.cap.memory is not None:  # lanes in float64, half as many at a time, tell the rounding of the others
+            found = footprint(self.objective, BASE)
+            lane += found.workspace
+            self.cap.hold(found.copy + 2 * (direction + lane), "a direction and its lanes")
         parts = max(1, min(radii, int((room - direction) // max(lane, 1))))
         wanted = min(room, _CACHED) // (lane * parts + direction)
         return max(1, min(len(directions), int(wanted))), parts

@@ -15,6 +15,7 @@ from fastscape.evaluation.arithmetic import traced_loss
 from fastscape.objective.examination import replica_of
 from fastscape.objective.replica import Replica
 
+_PIECE = 1 << 16  # numbers displaced at a time
 _DISPLACED = (1e-2, 1e-4, 1e-6)  # of the size of each weight; the next where the model refuses such weights
 
 
@@ -141,10 +142,20 @@ def _displaced_loss(replica: Replica, step: float, evaluate: Callable[[Replica],
 
 
 def _displace(replica: Replica, step: float) -> None:
+    dtype = torch.promote_types(replica.dtype, torch.float32)
     for slot, base in zip(replica.scratch, replica.base, strict=True):
-        wide = base.to(torch.promote_types(replica.dtype, torch.float32))
-        wave = torch.arange(wide.numel(), dtype=torch.float32, device=wide.device).sin_().reshape(wide.shape).to(wide.dtype)
-        slot.copy_(wide + wave * (wide.abs() + wide.abs().mean()) * step)
+        slot.copy_(base)
+        if not slot.numel():
+            continue
+        mean = torch.linalg.vector_norm(base, 1, dtype=torch.promote_types(dtype, base.dtype)).to(dtype) / slot.numel()
+        rows = slot if slot.ndim else slot[None]
+        each = rows[0].numel()
+        count = max(1, _PIECE // each)
+        for start in range(0, len(rows), count):  # in pieces: no copies of large tensors beside the weights
+            piece = rows[start : start + count]
+            wide, first = piece.to(dtype), start * each
+            wave = torch.arange(first, first + wide.numel(), dtype=torch.float32, device=wide.device).sin_()
+            piece.copy_(wide + wave.reshape(wide.shape).to(dtype) * (wide.abs() + mean) * step)
 
 
 def _check_draws(replica: Replica) -> None:

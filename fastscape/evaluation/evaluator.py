@@ -13,12 +13,13 @@ from torch import Tensor
 from fastscape._checks import check_memory as check_memory
 from fastscape._checks import one_of
 from fastscape._clock import now
-from fastscape._state import exact_arithmetic, left_on_failure
+from fastscape._state import left_on_failure
 from fastscape.directions import Directions
 from fastscape.evaluation.determinism import unperturbed_loss
+from fastscape.evaluation.footprint import Cap, capped_arithmetic, footprint
 from fastscape.evaluation.paths import LoopPath, Path, VmapPath
 from fastscape.evaluation.points import Array, Radii, second_difference, signed_radii
-from fastscape.evaluation.trial import PathChoice, Refusal, Trial, asked_for, copies_within, same_losses, timed
+from fastscape.evaluation.trial import PathChoice, Refusal, Trial, asked_for, copies_within, refuse_copies, same_losses, timed
 from fastscape.objective.objective import Objective, checked_objective
 
 PathName = Literal["loop", "vmap"]
@@ -36,12 +37,13 @@ class Evaluator:
         objective: the function.
         dtype: arithmetic of the forward passes.
         method: ``"loop"``, ``"vmap"``, an earlier :class:`PathChoice`, or ``None`` to measure both on this model.
-        memory: bytes that batched evaluation may take; default half of what is available.
+        memory: bytes that evaluation may take, the private copy and the trial included; default half of what is available, for
+            batched evaluation.
         gate: evaluate twice and refuse a loss that differs.
         trial: seconds that measuring the batched path may take.
 
     Raises:
-        ValueError: unknown method.
+        ValueError: unknown method; on entry, a memory that holds no evaluation, with what is enough.
         NondeterministicLossError: on entry, if gated.
     """
 
@@ -64,8 +66,8 @@ class Evaluator:
         self.objective, self.dtype, self.gate = objective, dtype, gate
         self.choice: PathChoice | None = method if isinstance(method, PathChoice) else None
         self._wanted: PathName | None = None if isinstance(method, PathChoice) else method
-        self._memory, self._trial = memory, trial
-        self._block = exact_arithmetic(self.dtype)
+        self.cap, self._trial = Cap(memory), trial
+        self._block = capped_arithmetic(self.dtype, memory)
         self._path: Path | None = None
         self.forward_seconds = 0.0
 
@@ -76,6 +78,9 @@ class Evaluator:
 
     def __enter__(self) -> Evaluator:
         with left_on_failure(self._block):
+            if self.cap.memory is not None and not self.in_place:
+                found = footprint(self.objective, self.dtype)
+                self.cap.hold(found.gate if self.gate else found.alone, "an evaluation of the loss")
             self.replica = self.objective.replica(self.dtype)
             if self.gate:
                 start = now()
@@ -93,6 +98,7 @@ class Evaluator:
             directions.check(self.objective)  # once: it copies the weights where the objective casts them
         if self.choice is None:
             self.choice = self._choose(directions, radii)
+            self.cap.settle()
         if self._path is None:
             vmap = self.choice.name == "vmap"
             self._path = VmapPath(self.replica, self.choice.chunk) if vmap else LoopPath(self.replica)
@@ -118,7 +124,7 @@ class Evaluator:
         if self._wanted == "loop":
             return PathChoice("loop", 1, {}, "asked for")
         few = [radius for radius in radii if radius][:_TRIAL_POINTS] or list(radii[:1])
-        chunk = min(copies_within(self.replica, self._memory, len(radii)), len(directions))
+        chunk = min(copies_within(self.replica, self.cap.memory, len(radii)), len(directions))
         if self._wanted == "vmap":
             return self._only_vmap(directions, radii, few, chunk)
         trial = Trial[int]()
@@ -148,9 +154,7 @@ class Evaluator:
 
     def _only_vmap(self, directions: Directions, radii: Sequence[float], few: Sequence[float], chunk: int) -> PathChoice:
         if chunk < 1:
-            raise ValueError(
-                f"memory must hold {len(radii)} copies of the parameters and activations for method='vmap'; use method='loop'"
-            )
+            refuse_copies(self.replica, self.cap.memory, len(radii))
         trial, sizes = Trial[int](), [size for size in _SIZES if size <= chunk]
         size = asked_for("vmap", lambda: self._best_batch(trial, directions, few, radii, sizes))
         return PathChoice("vmap", size, trial.seconds, "asked for")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 import torch
 
 from fastscape._checks import first_line
 from fastscape._clock import now
+from fastscape.evaluation.footprint import Cap, footprint
 from fastscape.evaluation.points import Array
 from fastscape.objective.batches import available_memory
 from fastscape.objective.replica import Replica
@@ -157,7 +158,19 @@ def memory_for(memory: int | None, device: torch.device) -> int:
 
 def copies_within(replica: Replica, memory: int | None, points: int = 1) -> int:
     """How many times ``points`` perturbed copies, with parameters and activations, fit in memory beside each other."""
-    return int(memory_for(memory, replica.objective.device) // (copy_bytes(replica) * points))
+    if memory is None:
+        return int(memory_for(None, replica.objective.device) // (copy_bytes(replica) * points))
+    room = Cap(memory).room() - footprint(replica.objective, replica.dtype).alone
+    return max(0, int(room // (copy_bytes(replica) * points)))
+
+
+def refuse_copies(replica: Replica, memory: int | None, points: int = 1) -> NoReturn:
+    """Refuse ``method="vmap"`` for want of memory, and say how much is enough."""
+    needed = footprint(replica.objective, replica.dtype).alone + points * copy_bytes(replica)
+    Cap(memory or memory_for(None, replica.objective.device)).hold(
+        needed, f"{points} copies of the parameters and activations for method='vmap' (method='loop' takes one)"
+    )
+    raise AssertionError(needed)
 
 
 def copy_bytes(replica: Replica) -> int:

@@ -22,6 +22,7 @@ from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.determinism import NarrowLossError
 from fastscape.evaluation.effort import HEAVY, multiplications
 from fastscape.evaluation.evaluator import Evaluator, PathName
+from fastscape.evaluation.footprint import Cap, footprint
 from fastscape.evaluation.influence import Influence, influence
 from fastscape.evaluation.losses import DTYPES
 from fastscape.evaluation.noise import known_from_zero, narrow_noise, neighbouring_noise, noise_float64, passes_gate
@@ -212,7 +213,7 @@ def measure_noise(
         scatter, narrow = neighbouring_noise(evaluator, directions, indices, radii)
         return Noise(scatter, None, narrow, 0, f"{_NEIGHBOURS}, because a sharded model runs in its own dtype alone")
     try:
-        with Evaluator(evaluator.objective, torch.float64, method="loop", gate=False) as exact:
+        with Evaluator(evaluator.objective, torch.float64, method="loop", gate=False, memory=beside(evaluator)) as exact:
             check_same_function(exact.replica)
             reference = exact.responses(directions, indices, radii)
             evaluations = exact.evaluations
@@ -237,10 +238,22 @@ def measure_noise(
     return Noise(errors[0], verdicts, operation, evaluations, influence=found)
 
 
+def beside(evaluator: Evaluator | DifferenceEvaluator, replicas: int = 1) -> int | None:
+    """Bytes that an evaluator leaves of its memory to another beside its private copy."""
+    memory, dtype = evaluator.cap.memory, evaluator.replica.dtype
+    return None if memory is None else max(1, memory - replicas * footprint(evaluator.objective, dtype).alone)
+
+
 def _influence(evaluator: Evaluator | DifferenceEvaluator) -> Influence | None:
     """Which parameters move the loss, in float64 where gradients underflow less; ``None`` where that cannot be told."""
     objective = evaluator.objective
-    if _GRADIENT * activation_bytes(evaluator.replica) > available_memory(objective.device):
+    if evaluator.cap.memory is not None:
+        sizes = footprint(objective, torch.float64)
+        room = Cap(beside(evaluator, replicas=int(evaluator.replica.dtype != torch.float64))).room()
+        room -= evaluator.memory // 2 if isinstance(evaluator, DifferenceEvaluator) else 0  # of values at w
+        if 2 * sizes.copy + sizes.gradient > room:
+            return None
+    elif _GRADIENT * activation_bytes(evaluator.replica) > available_memory(objective.device):
         return None
     evaluator.replica.evaluations += 1  # of the activations
     try:
@@ -400,7 +413,7 @@ class _Arithmetics:
             path = evaluator.choose(self.directions, self.radii)
             even = evaluator.responses(self.directions, (0,), self.sample)[0]
             if self.truth is None:
-                with Evaluator(self.objective, torch.float64, method="loop", gate=False) as exact:
+                with Evaluator(self.objective, torch.float64, method="loop", gate=False, memory=beside(evaluator)) as exact:
                     self.truth = exact.responses(self.directions, (0,), self.sample)[0]
             self.evaluations += evaluator.evaluations
             noise = np.abs(even - self.truth)[:, 0]

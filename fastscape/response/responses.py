@@ -173,7 +173,8 @@ def responses(
             ``arithmetic`` of the result says what was measured.
         method: ``"loop"`` or ``"vmap"`` of subtraction, ``"graph"`` or ``"dispatch"`` of difference propagation, or ``None`` for
             what measures faster on this model.
-        memory: bytes that batched evaluation may take.
+        memory: bytes that the call may take beside what was there: private copies, data in another dtype, checks, trials and
+            batched evaluation; default half of what is available, for batches. What cannot be held is refused before the work.
         progress: called with (directions done, N).
         plan: an earlier result along the same directions, or its :class:`fastscape.Plan`: what was chosen there is not tried
             again, and the numbers are the same, bit for bit.

@@ -37,7 +37,7 @@ class Run:
 
     Args:
         budget: seconds, ``"60s"``, or a :class:`fastscape.runs.budget.Budget`, whose deadline is then one for all probes.
-        memory: bytes that batched evaluation or products may take.
+        memory: bytes that a call may take beside what was there before it.
         seed: of everything random.
         progress: called by the probe with a :class:`Progress` after every unit of its work.
         method: how to evaluate or multiply, by the probe's names.

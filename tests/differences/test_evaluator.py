@@ -133,9 +133,14 @@ def test_responses_do_not_depend_on_how_directions_and_radii_are_cut(case):
     directions = fs.Directions(case, 5)
     whole = fs.responses(case, directions, SMALL_TO_LARGE, precision="difference")
     assert whole.path.chunk == 5
-    for memory in (1, 30_000, 10**7):
-        cut = fs.responses(case, directions, SMALL_TO_LARGE, precision="difference", memory=memory)
-        assert cut.path.chunk == 1 or memory == 10**7
+    memory = 1
+    for _ in ("an evaluation", "a lane"):
+        with pytest.raises(ValueError, match=f"memory must hold a.*, got {memory}; raise memory=") as refused:
+            fs.responses(case, directions, SMALL_TO_LARGE, precision="difference", memory=memory)
+        memory = int(re.search(r"(\d+) bytes are enough", str(refused.value))[1])
+    for enough in (memory, 10**8):
+        cut = fs.responses(case, directions, SMALL_TO_LARGE, precision="difference", memory=enough)
+        assert cut.path.chunk == 1 or enough == 10**8
         np.testing.assert_allclose(cut.even, whole.even, rtol=1e-4, atol=0)
         assert (np.abs(cut.even - whole.even) < 3e-6 * rms(whole.even)).all()
         assert (np.abs(cut.odd - whole.odd) < 3e-6 * rms(whole.odd)).all()
@@ -145,7 +150,7 @@ def test_directions_are_answered_in_the_order_asked_for_and_out_of_blocks():
     torch.manual_seed(0)
     case = CASES["relu"]()
     directions = fs.Directions(case, 9)
-    with DifferenceEvaluator(case, memory=600_000) as evaluator:
+    with DifferenceEvaluator(case, memory=1_800_000) as evaluator:
         whole = evaluator.responses(directions, range(9), SMALL_TO_LARGE)[0]
         assert 1 < evaluator.choice.chunk < 9
         picked = evaluator.responses(directions, (8, 2, 5), SMALL_TO_LARGE)[0]

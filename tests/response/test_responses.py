@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import warnings
 
 import numpy as np
@@ -166,9 +167,12 @@ def test_models_that_vmap_cannot_run_fall_back_to_the_loop_and_say_so(digits):
 
 def test_memory_bounds_the_batched_path(tanh_objective):
     directions = fs.Directions(tanh_objective, 2)
-    assert fs.responses(tanh_objective, directions, [1e-2], precision="float64", memory=1000).path.name == "loop"
+    with pytest.raises(ValueError, match="memory must hold an evaluation of the loss, .* bytes are enough, got 1000") as refused:
+        fs.responses(tanh_objective, directions, [1e-2], precision="float64", memory=1000)
+    memory = int(re.search(r"(\d+) bytes", str(refused.value))[1])
+    assert fs.responses(tanh_objective, directions, [1e-2], precision="float64", memory=memory).path.name == "loop"
     with pytest.raises(ValueError, match="memory must hold 3 copies"):
-        fs.responses(tanh_objective, directions, [1e-2], memory=1000, method="vmap")
+        fs.responses(tanh_objective, directions, [1e-2], memory=memory, method="vmap")
 
 
 # ---------------------------------------------------------------------- precision

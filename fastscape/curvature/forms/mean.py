@@ -39,7 +39,7 @@ def mean_quadratic_form(
         directions: N directions.
         groups: at least 2, and a divisor of N; 8 or more for an interval worth having.
         lanes: dtype of the derivatives.
-        memory: bytes that lanes, directions and values at w may take.
+        memory: bytes that the private copy, lanes, directions and values at w may take; too little is refused.
         distributed: whether the processes of torch.distributed share the groups, as for :func:`fastscape.hessian`; each gets all
             of them, with the bits that one process gives.
 

@@ -97,7 +97,7 @@ def quadratic_forms(
         directions: N directions d, of any length: the forms are those of d itself, not of d / ||d||.
         lanes: dtype of the derivatives; values at w are float64. float32 gives a relative error near 1e-6.
         method: ``"graph"``, ``"dispatch"``, ``"forwards"``, or ``None`` for the first that follows the model or fits in memory.
-        memory: bytes that lanes, directions and values at w may take.
+        memory: bytes that the private copy, lanes, directions and values at w may take; too little is refused.
         progress: called with (directions done, N).
 
     Returns:

@@ -14,7 +14,7 @@ from fastscape.evaluation.surface.lines import line_path
 from fastscape.evaluation.surface.losses import total
 from fastscape.evaluation.surface.paths import PointVmap, SurfacePath
 from fastscape.evaluation.surface.sample_losses import SampleLosses
-from fastscape.evaluation.trial import PathChoice, Refusal, Trial, asked_for, copies_within, same_losses, timed
+from fastscape.evaluation.trial import PathChoice, Refusal, Trial, asked_for, copies_within, refuse_copies, same_losses, timed
 from fastscape.objective.replica import Replica
 
 Candidate = Callable[[Replica, Affine, SampleLosses], "SurfacePath | None"]
@@ -76,7 +76,7 @@ class PathTrial:
         """
         size = min(SIZES[0], copies_within(self.replica, self.memory), len(rows))
         if name == "vmap" and size < 1:
-            raise ValueError("memory must hold a copy of the parameters and activations for method='vmap'; use method='loop'")
+            refuse_copies(self.replica, self.memory)
         path = self.named(name, size)
         if path is None:
             raise ValueError(f"method must be one that can run this model, got {name!r}; use method=None")

@@ -11,6 +11,7 @@ import torch
 from fastscape._state import exact_arithmetic
 from fastscape.evaluation.agreement import check_same_function
 from fastscape.evaluation.effort import multiplications
+from fastscape.evaluation.footprint import Cap, footprint
 from fastscape.evaluation.noise import step_noise
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.surface.losses import total
@@ -28,11 +29,13 @@ class Rounding:
     Attributes:
         objective: the loss.
         loop: the path that evaluates points one by one.
+        memory: bytes that both, and a float64 copy beside them, may take.
         evaluations: of the float64 copy.
     """
 
     objective: Objective
     loop: PointLoop
+    memory: int | None = None
     evaluations: int = field(default=0, init=False)
 
     def rms(self, rows: Array, losses: Array) -> float:
@@ -71,6 +74,9 @@ class Rounding:
 
     def _exact(self, rows: Array) -> Array:
         """Losses in float64."""
+        if self.memory is not None:
+            own = footprint(self.objective, self.loop.replica.dtype)
+            Cap(self.memory).hold(2 * own.copy + footprint(self.objective, torch.float64).gate, "a float64 copy")
         with exact_arithmetic(torch.float64):
             replica = self.objective.replica(torch.float64)
             check_same_function(replica)

@@ -14,9 +14,10 @@ from numpy.typing import ArrayLike
 
 from fastscape._checks import check_memory, one_of
 from fastscape._clock import now
-from fastscape._state import exact_arithmetic, left_on_failure
+from fastscape._state import left_on_failure
 from fastscape.evaluation.batch_statistics import kept, recalibrate
 from fastscape.evaluation.determinism import unperturbed_loss
+from fastscape.evaluation.footprint import Cap, capped_arithmetic, footprint
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.surface.choice import CANDIDATES, SIZES, PathTrial
 from fastscape.evaluation.surface.families import Affine as Affine
@@ -47,7 +48,7 @@ class Surface:
         family: weights by coordinates; see :class:`Family` and :class:`Affine`.
         dtype: arithmetic of the forward passes; ``None`` for the objective's own.
         method: name of a path, or ``None`` to measure those that can evaluate the family.
-        memory: bytes that batched evaluation may take; default half of what is available.
+        memory: bytes that evaluation may take, the private copy included; default half of what is available, for batches.
         keep_samples: return the losses of single samples.
         accuracy: count correct classifications.
         trial: seconds that trying batched evaluation may take.
@@ -100,10 +101,13 @@ class Surface:
         self._asked = 0  # points before a path is chosen
         self._beside = 0  # evaluations of the float64 copy, and of an earlier run
         self._kept = evaluations or Evaluations()
-        self._block = exact_arithmetic(self.dtype)
+        self._block = capped_arithmetic(self.dtype, memory)
 
     def __enter__(self) -> Surface:
         with left_on_failure(self._block):
+            if self._memory is not None:
+                found = footprint(self.objective, self.dtype)
+                Cap(self._memory).hold(found.gate + self.family.dims * found.copy, "axes and an evaluation of the loss")
             self.replica = self.objective.replica(self.dtype)
             start = now()
             loss = unperturbed_loss(self.replica)  # evaluates twice, and counts
@@ -215,7 +219,7 @@ class Surface:
             losses = np.concatenate([found for _, found in self._seen]) if self._seen else np.zeros(0)
 
             def make() -> dict[str, Any]:
-                rounding = Rounding(self.objective, self._loop)
+                rounding = Rounding(self.objective, self._loop, self._memory)
                 found = rounding.rms(rows, losses)
                 self._beside += rounding.evaluations
                 return {"rms": found}

@@ -16,7 +16,6 @@ import torch
 from fastscape._checks import amount, check_memory, counted, first_line, integer
 from fastscape._clock import now
 from fastscape._state import entered, kept_generators
-from fastscape.curvature.peak import peak_bytes
 from fastscape.curvature.sketch import synchronise
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective, checked_objective
@@ -26,6 +25,7 @@ from fastscape.probes.bench.result import BenchResult, BenchUnit
 from fastscape.probes.bench.setting import Ready, Setting, Unit
 from fastscape.probes.bench.units import bench_units
 from fastscape.runs.anytime import Anytime
+from fastscape.runs.peak import peak_bytes
 from fastscape.runs.progress import Progress, reporter
 from fastscape.runs.provenance import objective_meta
 from fastscape.runs.run import Work, settled

@@ -73,7 +73,7 @@ def multifractal(
         target: stop when the 95 % interval of M_tau on its supported orders is narrower than plus or minus this; where
             it is withheld, the count or the budget ends the run.
         method: as for :func:`fastscape.responses`.
-        memory: bytes that batched evaluation may take.
+        memory: as for :func:`fastscape.responses`.
         extend: an earlier result of the same weights, data and settings; its evaluations are kept and continued.
         plan: a result of the same weights, data and settings, or its :class:`fastscape.Plan`: what was chosen there by timing and
             by free memory is not chosen again, and the numbers are the same, bit for bit.

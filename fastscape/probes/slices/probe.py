@@ -105,7 +105,8 @@ def slice1d(
             of the function, and their roundings of the noise floor. ``meta["arithmetic"]`` says what was measured.
         budget: seconds, or ``"60s"``, ``"5m"``: directions are evaluated one after the other while they fit.
         method: ``"loop"``, ``"vmap"``, or ``None`` to measure.
-        memory: bytes that batched evaluation may take.
+        memory: bytes that the call may take, private copies and trials included; too little is refused. Default half of what is
+            available, for batched evaluation.
         resume: a folder for the journal of the call. Every direction is written there; the same call goes on with what it holds,
             whatever ended the process, and gives the same numbers.
         name, step: of the checkpoint.

@@ -104,10 +104,11 @@ class Multiplied:
         """Signs, the gradient and earlier eigenvectors, ``[D, p]``, all of norm sqrt(D)."""
         self.probes = min(max(1, self.block - 1), self.size)
         columns = [self._signs(0, self.probes)]
+        gradient = self.evaluations.taken("gradient", (), self._gradient)["gradient"]  # before graphs are kept
+        gradient = gradient.to(self.operator.device).double()
         prepare = getattr(self.operator, "prepare", None)
         if prepare is not None:  # which tells the dtype
             prepare(self.probes + 1 + (0 if self.warm is None else self.warm.shape[1]))
-        gradient = self.evaluations.taken("gradient", (), self._gradient)["gradient"].to(self.operator.device).double()
         self.gradient_norm = float(torch.linalg.vector_norm(gradient))
         self.has_gradient = math.isfinite(self.gradient_norm) and self.gradient_norm > 0
         if self.has_gradient:

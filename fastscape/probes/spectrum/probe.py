@@ -25,6 +25,7 @@ from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.objective.sharding import ShardedModelError, Sharding, needs_whole
 from fastscape.probes.spectrum.assembly import spectrum_result
+from fastscape.probes.spectrum.memory import BESIDE, room_for_basis
 from fastscape.probes.spectrum.recursions import recursion
 from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
 from fastscape.probes.spectrum.run import SpectralRun
@@ -86,8 +87,8 @@ def spectrum(
             ones up to k where they have converged.
         operator: ``"hessian"`` or ``"ggn"`` (positive semidefinite; needs ``criterion=``).
         budget: seconds, or ``"60s"``, ``"5m"``; at the deadline what is known is returned.
-        memory: bytes that a computation of products may hold, and as many that the basis may take; default half of what is
-            available for the first, a quarter for the second. A full basis is restarted.
+        memory: bytes that the call may take, half of them the basis's; default half of what is available for products, a quarter
+            for the basis. A full basis is restarted.
         targets: ``"eigenvalues"``: residual relative to the largest \|Ritz value\| (1e-3); ``"trace"``: half-width of its 95 %
             interval relative to it (0.05), ``None`` for eight probes, the fewest that are looked at.
         block: vectors per product, one of them the gradient; default 4.
@@ -190,15 +191,19 @@ def spectrum_of(
     make = {"hessian": hessian, "ggn": ggn}[operator]
     width = block + (0 if asked.warm is None else asked.warm.shape[1])
     beside = 0 if moves is None else least_rows(objective.size, moves, block)
+    basis = memory
+    if memory is not None and objective.sharding is None:
+        basis = room_for_basis(function, memory, least_capacity(objective.size, k, width) + beside, width)
+        memory -= basis
     report = reporter(work.progress)
 
     def alone(of: Objective, path: str | None) -> Curvature:
         return make(of, memory=memory, method=cast("PathName | None", path), distributed=False)
 
     def rows(matrix: Curvature) -> int:
-        wanted = (k, width, goals.nodes, memory, beside)
+        wanted = (k, width, goals.nodes, basis, beside)
         found = evaluations.taken(
-            "capacity", wanted, lambda: {"rows": _capacity(matrix, k, width, goals, memory, beside)}, always=True
+            "capacity", wanted, lambda: {"rows": _capacity(matrix, k, width, goals, basis, beside)}, always=True
         )
         return int(found["rows"])
 
@@ -217,7 +222,7 @@ def spectrum_of(
             progress=report,
             evaluations=evaluations,
         )
-        stage = None if moves is None else StabilityStage(run, moves, alone, memory=memory)
+        stage = None if moves is None else StabilityStage(run, moves, alone, memory=basis)
         return _noted(lambda: _with_stability(run, operator, work.step, stage), evaluations)
 
     if objective.sharding is not None:
@@ -340,7 +345,7 @@ def _capacity(matrix: Curvature, k: int, width: int, goals: Goals, memory: int |
     """Rows of the basis: what the nodes and slow convergence want, under the memory cap, with rows of another beside it."""
     size = matrix.shape[0]
     row = size * torch.finfo(matrix.dtype).bits // 8
-    room = available_memory(matrix.device) // 4 if memory is None else memory
+    room = available_memory(matrix.device) // 4 if memory is None else memory - BESIDE * width * row
     least = least_capacity(size, k, width) + beside
     if room // row < least:
         where = "memory must be" if memory is not None else "a quarter of the available memory must be"

@@ -18,11 +18,12 @@ from fastscape._checks import counted, integer, one_of, real, shown
 from fastscape.curvature.operator import CurvatureOperator, ggn, hessian
 from fastscape.curvature.paths import PathName
 from fastscape.numerics.estimate import Estimate
-from fastscape.numerics.lanczos import extreme_pairs
+from fastscape.numerics.lanczos import extreme_pairs, least_capacity
 from fastscape.numerics.spectra import Stability
 from fastscape.numerics.student import mean_estimate
 from fastscape.objective.objective import Objective, checked_objective, untrained
 from fastscape.probes.spectrum.critical import relation
+from fastscape.probes.spectrum.memory import BESIDE, room_for_basis
 from fastscape.probes.spectrum.recursions import Recursion, recursion
 from fastscape.runs.checkpoints import read_optimizer
 from fastscape.runs.evaluations import Evaluations, opened
@@ -132,7 +133,7 @@ def edge_of_stability(
         tolerance: residual of the eigenvalue relative to it.
         max_products: products per eigenvalue at most; what is known then is returned with its residual.
         seed: of the starting vector.
-        memory: bytes that products may take, and as many the basis.
+        memory: bytes that the call may take, half of them the basis's.
         method: of the products, see :func:`fastscape.hessian`.
         resume: a folder for a journal of all products, as for :func:`fastscape.spectrum`.
         run: seed, memory, method, resume, or some of them, in a :class:`fastscape.Run`.
@@ -168,8 +169,13 @@ def edge_of_stability(
         if evaluations.journal is not None:
             evaluations.same_loss(function.loss())
 
+        basis = memory
+        if memory is not None:
+            room = room_for_basis(function, memory, least_capacity(function.size, 1, 1, "largest"), 1)
+            memory, basis = memory - room, room - BESIDE * function.size * (8 if function.dtype == torch.float64 else 4)
+
         def top(matrix: Products) -> Top:
-            return largest(matrix, tolerance=tolerance, max_products=max_products, seed=work.seed, memory=memory)
+            return largest(matrix, tolerance=tolerance, max_products=max_products, seed=work.seed, memory=basis)
 
         found = _with_products(function, moves, operator, memory, method, top, evaluations)
         return dataclasses.replace(found, notes=(*found.notes, *evaluations.notes))

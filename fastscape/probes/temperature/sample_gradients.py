@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fastscape._checks import one_of
-from fastscape._state import exact_arithmetic, left_on_failure
+from fastscape._state import left_on_failure
 from fastscape.evaluation.determinism import unperturbed_loss
+from fastscape.evaluation.footprint import capped_arithmetic
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.samples import groups_of, samples_of
 from fastscape.objective.objective import Objective
@@ -89,7 +90,7 @@ class SampleGradients:
         self.objective = objective
         half = objective.dtype in (torch.float16, torch.bfloat16)
         self.dtype = torch.float32 if half else objective.dtype
-        self._memory, self._split, self._block = memory, split, exact_arithmetic(self.dtype)
+        self._memory, self._split, self._block = memory, split, capped_arithmetic(self.dtype, memory)
         self.coupled = coupled = _coupled(objective)
         self._most = group
         if coupled and method == "per-sample":

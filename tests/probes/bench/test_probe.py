@@ -278,7 +278,7 @@ def test_bad_arguments_are_named(small, settings, message):
 
 
 def test_a_memory_cap_leaves_out_what_does_not_fit(small):
-    found = quick(small, memory=2000)
+    found = quick(small, memory=3500)
     assert "above the memory given" in found["even response: float64, vmap"].reason
     assert len(found["even response: float64, loop"].seconds) == 2
 

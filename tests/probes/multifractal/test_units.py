@@ -20,7 +20,7 @@ from fastscape.runs.units import Here, Unit, decode
 
 RADII = tuple(np.logspace(-3, -1, 5))
 QUICK = fs.AnalysisSettings(bootstrap=10, permutations=9)
-TIGHT = 3 << 20  # bytes in which fewer directions of this network fit than in a unit
+TIGHT = 7 << 20  # bytes in which fewer directions of this network fit than in a unit
 PATHS = [("float64", "loop"), ("float64", "vmap"), ("difference", "graph")]
 
 

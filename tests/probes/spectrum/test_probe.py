@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -452,15 +453,24 @@ def test_warm_start_takes_fewer_products():
 
 def test_memory_cap_restarts_and_stays_right():
     spectrum = np.sort(np.random.default_rng(0).standard_normal(400) ** 3)
-    objective = quadratic(planted(spectrum))
-    found = fs.spectrum(objective, k=3, nodes=30, memory=24 * 400 * 8, method="graph", targets={"trace": None})
+    mirror = torch.from_numpy(np.random.default_rng(1).standard_normal(400) / 20)
+    mirror /= mirror.norm()
+
+    def loss(model, batch):
+        values = model() - 2 * mirror * (mirror @ model())
+        return (batch * values * values).sum() / 2
+
+    objective = fs.Objective(Weights(400), [torch.from_numpy(spectrum)], loss=loss, weight=lambda batch: 1.0)
+    with pytest.raises(ValueError, match="a basis of 18 vectors .* bytes are enough, got 54400") as refused:
+        fs.spectrum(objective, k=3, memory=17 * 400 * 8)
+    memory = int(re.search(r"(\d+) bytes", str(refused.value))[1])
+    found = fs.spectrum(objective, k=3, nodes=60, memory=memory, method="graph", targets={"trace": None})
     assert found.meta["restarts"] > 0
     np.testing.assert_allclose(found.eigenvalues, spectrum[::-1][:3], rtol=1e-4)
-    diagonal = np.diag(planted(spectrum).numpy())
+    turn = np.eye(400) - 2 * np.outer(mirror, mirror)
+    diagonal = np.diag(turn @ np.diag(spectrum) @ turn)
     low, high = found.layer_traces["first"].interval
     assert low <= diagonal[:133].sum() <= high
-    with pytest.raises(ValueError, match="memory must be at least 57600 bytes for a basis of 18 vectors"):
-        fs.spectrum(objective, k=3, memory=17 * 400 * 8)
 
 
 def test_data_error_is_that_of_the_batches():
