@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(VENV)/.native
 
-.PHONY: demo test distributed hostile machines kernels gpu package native slow check bench noise accuracy modes eigenvalues slices scaling tracker study coverage peers digest format clean
+.PHONY: demo test distributed hostile machines kernels gpu package native slow check bench noise accuracy modes eigenvalues slices scaling reliability tracker study coverage peers digest format clean
 
 demo: $(NATIVE) ## train a small CNN on real digits, probe its checkpoints and their spectra, write demo/report.html
 	OMP_NUM_THREADS=1 $(BIN)/python -m fastscape.zoo zoo:cnn zoo:digits --out demo/checkpoints
@@ -95,6 +95,11 @@ slices: $(VENV)/.bench $(NATIVE) ## planes of losses beside loss_landscapes and 
 SCALING ?= # options, e.g. make scaling SCALING='--only memory' or '--quick'
 scaling: $(NATIVE) ## several processes against one: efficiency, costs, memory, bytes, 100 kills; needs two idle cores; 15 minutes
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.scaling $(SCALING)
+	$(BIN)/python benchmarks/report.py
+
+RELIABILITY ?= # options, e.g. make reliability RELIABILITY='--only files --count 200'
+reliability: $(NATIVE) ## threads, exceptions, Ctrl-C, hostile files and bad inputs, thousands from a seed; 20 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reliability.py $(RELIABILITY)
 	$(BIN)/python benchmarks/report.py
 
 tracker: $(NATIVE) ## share of a training run that a tracker takes, and the products that warm starts save

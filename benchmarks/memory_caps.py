@@ -158,11 +158,31 @@ def main(arguments: list[str] | None = None) -> None:
             for cap in (0, *chosen.caps):
                 row = {"network": which, "call": name, "cap": cap * MIB or None} | in_a_fork(name, which, cap * MIB or None)
                 rows.append(row)
+                if chosen.write:
+                    RESULTS.write_text(json.dumps({"unit": "bytes", "rows": rows, "markdown": table(rows)}, indent=1) + "\n")
                 over = " OVER" if cap and row.get("peak", 0) > cap * MIB else ""
                 words = row.get("refused", row.get("failed", ""))
                 print(f"{which:7} {name:26} {cap:4} {row.get('peak', 0) / MIB:7.1f}{over} {words[-200:]}", flush=True)
-    if chosen.write:
-        RESULTS.write_text(json.dumps({"unit": "bytes", "rows": rows}, indent=1) + "\n")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown of a row for each call, MiB; a refusal with the bytes that it names."""
+    caps = sorted({row["cap"] or 0 for row in rows})
+    head = ["", "uncapped", *(f"memory={cap // MIB} MiB" for cap in caps if cap)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for which, name in dict.fromkeys((row["network"], row["call"]) for row in rows):
+        cells = {row["cap"] or 0: cell(row) for row in rows if (row["network"], row["call"]) == (which, name)}
+        lines.append(f"| {name}, {which} | {' | '.join(cells.get(cap, '') for cap in caps)} |")
+    return "\n".join(lines)
+
+
+def cell(row: dict[str, Any]) -> str:
+    """What a call took, and whether that is more than it may."""
+    if "refused" in row:
+        return "refused" + (f", {row['enough'] / MIB:.0f} are enough" if row["enough"] else "")
+    if "failed" in row:
+        return "failed"
+    return f"{row['peak'] / MIB:.0f}" + (" (over)" if row["cap"] and row["peak"] > row["cap"] else "")
 
 
 def in_a_fork(name: str, which: str, memory: int | None) -> dict[str, Any]:

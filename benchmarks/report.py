@@ -90,6 +90,18 @@ def main() -> None:
             "own shard of the model.",
         )
         + measured(
+            "reliability.json",
+            "what users do to the package",
+            "`make reliability`: disturbances from a seed; a leak, a lost result, an error without the name of what is wrong or\n"
+            "memory above twice what a file declares (and 8 MiB) counts as failed.",
+        )
+        + measured(
+            "memory_caps.json",
+            "peaks of memory under memory=",
+            "`python benchmarks/memory_caps.py --write`: MiB resident above the state before the call, each in a process of its\n"
+            "own; `wide`: a perceptron of 0.8 M parameters on 512 samples, `images`: convolutions on 64 images.",
+        )
+        + measured(
             "peers.json",
             "curvature by fastscape, its peers and plain torch",
             "`make peers`: results are compared with float64 before their times count; wrong ones are marked, failures reported.",
