@@ -103,7 +103,7 @@ def calls(model: nn.Module, files: list[Path]) -> dict[str, Call]:
         "barrier": lambda o, p: fs.barrier(o, files[0], files[1], points=5, start=3, progress=p),
         "barriers": lambda o, p: fs.barriers(o, files, points=5, start=3, progress=p),
         "connect": lambda o, p: fs.connect(o, files[0], files[1], steps=2, points=5, start=3, progress=p),
-        "temperature": lambda o, p: fs.temperature(o, batch_size=4, learning_rate=0.1, products=3, progress=p),
+        "temperature": lambda o, _p: fs.temperature(o, batch_size=4, learning_rate=0.1, products=3),
         "signature": lambda o, p: fs.signature(o, what=("slice",), progress=p, **part("slice", count=2, points=5)),
         "probe": lambda o, p: fs.probe(o, ("slice",), progress=p, **part("slice", count=2, points=5)),
         "bench": lambda o, p: fs.bench(o, budget=1, count=2, repeats=1, progress=p),

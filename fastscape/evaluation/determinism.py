@@ -16,6 +16,7 @@ from fastscape.objective.examination import replica_of
 from fastscape.objective.replica import Replica
 
 _PIECE = 1 << 16  # numbers displaced at a time
+_DRAWS = 4  # at displaced weights: two of a small effect round to the same number now and then
 _DISPLACED = (1e-2, 1e-4, 1e-6)  # of the size of each weight; the next where the model refuses such weights
 
 
@@ -162,13 +163,14 @@ def _check_draws(replica: Replica) -> None:
     """Raise where random numbers that have no effect at w have one at displaced weights, by one copy and to the last bit."""
     for share in _DISPLACED:
         step = max(share, 8 * torch.finfo(replica.dtype).eps)
-        replica.evaluations += 2
-        losses = [_displaced_loss(replica, step, lambda copy: float(copy.batch_loss(0)[0])) for _ in range(2)]
+        replica.evaluations += _DRAWS
+        losses = [_displaced_loss(replica, step, lambda copy: float(copy.batch_loss(0)[0])) for _ in range(_DRAWS)]
         if None in losses:
             continue
-        if losses[0] != losses[1] and not all(map(math.isnan, losses)):  # type: ignore[arg-type]
+        other = next((loss for loss in losses if loss != losses[0]), losses[0])
+        if other != losses[0] and not all(map(math.isnan, losses)):  # type: ignore[arg-type]
             raise NondeterministicLossError(
-                f"the loss must be deterministic, got {losses[0]!r} and then {losses[1]!r} at the same displaced weights and "
+                f"the loss must be deterministic, got {losses[0]!r} and then {other!r} at the same displaced weights and "
                 "data, where it draws random numbers that have no effect at the weights themselves; seed them inside the loss, "
                 "torch.manual_seed(0)"
             )

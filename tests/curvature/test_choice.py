@@ -394,7 +394,7 @@ def test_memory_for_not_even_a_vector_is_refused_at_once(batch):
 
 
 def test_a_small_model_in_long_use_is_offered_what_takes_long_to_set_up(digits_batch, monkeypatch):
-    monkeypatch.setattr("fastscape.curvature.products._REPLAY_AFTER", 0.0)
+    monkeypatch.setattr("fastscape.curvature.products.REPLAY_AFTER", 0.0)
     made = objective(smooth_mlp(), digits_batch)
     operator = fs.hessian(made)
     block = torch.randn(made.size, 4)

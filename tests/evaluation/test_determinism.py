@@ -1,5 +1,7 @@
 """A loss that is not a function is refused, with its cause."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
+from fastscape.evaluation import determinism
 
 
 def probe(model, digits, **arguments):
@@ -193,6 +196,15 @@ def test_random_numbers_without_effect_at_the_weights_are_refused_by_every_probe
     for point in (away, objective):
         with pytest.raises(fs.NondeterministicLossError):
             PROBES[name](point)
+
+
+def test_draws_that_round_alike_twice_do_not_hide_random_numbers(monkeypatch):
+    """An effect of a few roundings is the same number twice now and then."""
+    found = iter([2.5, 2.5, 2.5000002, 2.5])
+    monkeypatch.setattr(determinism, "_displaced_loss", lambda *_: next(found))
+    replica = SimpleNamespace(evaluations=0, dtype=torch.float32, reset=lambda: None)
+    with pytest.raises(fs.NondeterministicLossError, match=r"got 2.5 and then 2.5000002 at the same displaced weights"):
+        determinism._check_draws(replica)
 
 
 def test_ordinary_dropout_and_batch_norm_pass(bn_net, digits):
