@@ -107,7 +107,7 @@ def test_every_public_function_with_a_method_is_tried_and_a_path_is_of_a_file_or
         name: door_of(value) for name in fs.__all__ if inspect.isroutine(value := getattr(fs, name)) or inspect.isclass(value)
     }
     takes = {name: inspect.signature(door).parameters for name, door in doors.items()}
-    always = {"temperature", "TemperatureResult", "Estimate", "serve"}  # had the word from the start
+    always = {"temperature", "TemperatureResult", "Estimate", "serve", "trace", "TraceEstimate"}  # had the word from the start
     assert METHOD == {"path": "method"}
     assert {name for name in takes if "method" in takes[name]} == {*FUNCTIONS, "Run"} | always
     assert {name for name in takes if "path" in takes[name]} == {

@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
 
 
 def test_probes_without_further_options_make_one_page(clock, tmp_path):
-    clock.tick = 0.1
+    clock.tick = 0.01
     done = fastscape(MODEL, *DIGITS, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["run.html", "run.json", "run.npz"]

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fastscape as fs
+from fastscape.runs.anytime import PartialResultError
 
 
 class Checkpointed(nn.Module):
@@ -64,9 +65,10 @@ def test_reentrant_ones_are_refused_wherever_a_gradient_is_taken(where, untouche
         lambda: fs.sharpness(objective, restarts=1, steps=2, samples=4, products=6),
         lambda: fs.temperature(objective, batch_size=2, learning_rate=0.1),
     ]
+    refused = "got torch.utils.checkpoint with use_reentrant=True.*pass use_reentrant=False"
     with untouched(objective.model):
         for call in calls:
-            with pytest.raises(ValueError, match="got torch.utils.checkpoint with use_reentrant=True.*pass use_reentrant=False"):
+            with pytest.raises((ValueError, PartialResultError), match=refused):  # partial where losses were known before
                 call()
 
 

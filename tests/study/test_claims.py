@@ -71,8 +71,11 @@ def test_running_statistics_decide_nothing_and_are_told():
     assert "running" not in other.evidence
 
 
+PLAN = {"networks": {}, "optimizers": {}, "early": 0.1, "epsilon": 0.1}
+
+
 def test_a_saved_study_is_loaded_by_a_process_that_has_made_none(tmp_path):
-    StudyResult("quick", None, {"networks": {}}, (), {}, {}).save(tmp_path / "study.npz")
+    StudyResult("quick", None, PLAN, (), {}, {}).save(tmp_path / "study.npz")
     code = f"import fastscape as fs; print(type(fs.load({str(tmp_path / 'study.npz')!r})).__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "StudyResult", done.stderr

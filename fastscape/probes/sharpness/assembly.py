@@ -52,7 +52,7 @@ def sharpness_result(run: SharpnessRun, name: str, step: int | None) -> Sharpnes
         quadratic_bound=_mean(run, [math.nan if group.model is None else group.model.bound for group in groups]),
         restarts=_over_groups(run, [[ascent.best for ascent in group.ascents] for group in groups], len(run.starts)),
         starts=run.starts,
-        curves=_over_groups(run, [[a.values for a in group.ascents] for group in groups], len(run.starts)),
+        curves=_curves(run),
         random_rises=np.array(run.random),
         m=goals.m,
         group_worst=worst,
@@ -113,6 +113,12 @@ def _remarks(run: SharpnessRun) -> Iterator[str]:
 def _mean(run: SharpnessRun, values: list[float]) -> float:
     """Over groups, weighted by terms."""
     return float(sum(group.weight * value for group, value in zip(run.groups, values, strict=True))) if values else math.nan
+
+
+def _curves(run: SharpnessRun) -> Array:
+    """Rises along the ascents ``[R, steps + 1]``, of no steps where no ascent was made."""
+    found = _over_groups(run, [[ascent.values for ascent in group.ascents] for group in run.groups], len(run.starts))
+    return found if found.ndim == 2 else np.zeros((len(run.starts), 0))
 
 
 def _over_groups(run: SharpnessRun, values: object, starts: int) -> Array:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
@@ -216,7 +217,12 @@ def test_forms_in_blocks_are_forms_at_once(small):
     objective, _, _ = small
     directions, seen = fs.Directions(objective, 7), []
     whole = fs.quadratic_forms(objective, directions)
-    cut = fs.quadratic_forms(objective, directions, memory=1, progress=lambda done, total: seen.append((done, total)))
+    least = 1
+    for _ in range(2):  # an evaluation is refused first, then a direction
+        with pytest.raises(ValueError, match="memory must hold .* bytes are enough") as refused:
+            fs.quadratic_forms(objective, directions, memory=least)
+        least = int(re.search(r"(\d+) bytes are enough", str(refused.value))[1])
+    cut = fs.quadratic_forms(objective, directions, memory=least, progress=lambda done, total: seen.append((done, total)))
     np.testing.assert_allclose(cut.curvature, whole.curvature, rtol=1e-5)
     assert seen == [(i, 7) for i in range(1, 8)]
     assert whole.path.name == "graph"
