@@ -84,6 +84,11 @@ OF_PROBES = {
     "result": (lambda: fs.load(3), "path must name a result file, got int"),
     "one logger": (lambda: fs.Tracker(OBJECTIVE, every=1, loggers=np.array("x")), r"loggers must be a sequence of functions"),
     "one batch": (lambda: fs.analyse([BANK], eps=RADII, batches=torch.tensor(0.0)), "batches must be a sequence of numbers"),
+    "one path": (lambda: fs.trajectory(OBJECTIVE, np.array("x")), "checkpoints must be a sequence of paths of files"),
+    "no parts": (lambda: fs.slice1d(OBJECTIVE, {}), r"directions\[0\] must not be zero"),
+    "short": (lambda: fs.slice2d(OBJECTIVE, torch.zeros(2)), r"directions must have shape \[D = 43, k\], got \[2\]"),
+    "none among": (lambda: fs.slice2d(OBJECTIVE, [None]), "directions must hold tensors by parameter name, got NoneType"),
+    "no states": (lambda: fs.slice2d(OBJECTIVE, "pca", trajectory=[]), "trajectory must hold at least one checkpoint, got none"),
     "association": (lambda: fs.association("a", "b"), "early and outcome must hold one number per run, got 'a' and 'b'"),
     "foreign optimizer": (
         lambda: fs.edge_of_stability(OBJECTIVE, torch.optim.SGD(OTHER.parameters(), lr=0.1)),

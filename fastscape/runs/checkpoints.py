@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastscape._checks import first_line
+from fastscape._checks import first_line, listed
 from fastscape._files import check_expansion
 from fastscape.objective.objective import Objective
 from fastscape.runs.optimizers import WRAPPERS, OptimizerState
@@ -111,7 +111,7 @@ def checkpoints(paths: Sequence[str | Path]) -> tuple[Checkpoint, ...]:
     Raises:
         ValueError: no path, a missing file, or one given twice.
     """
-    given = [paths] if isinstance(paths, (str, Path)) or not isinstance(paths, Iterable) else list(paths)
+    given = [paths] if isinstance(paths, (str, Path)) else listed("checkpoints", paths, "paths of files")
     for index, path in enumerate(given):
         if not isinstance(path, (str, Path)):
             raise TypeError(

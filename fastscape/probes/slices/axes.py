@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -91,23 +92,37 @@ def axes_of(
                 )
             return Axes.eigenvectors(objective, given.vectors, values=np.asarray(given.eigenvalues).tolist(), scale=scale)
         case Tensor():
-            return Axes.eigenvectors(objective, given, scale=scale)
+            with _spoken_of("vectors", "directions"):
+                return Axes.eigenvectors(objective, given, scale=scale)
         case "gradient":
             return Axes.gradient(objective, scale=scale)
         case "pca":
             if trajectory is None:
                 raise ValueError("directions='pca' needs trajectory=, the checkpoints whose principal components to take")
-            return Axes.pca(objective, trajectory, count, scale=scale)
+            with _spoken_of("states", "trajectory"):
+                return Axes.pca(objective, trajectory, count, scale=scale)
     if isinstance(given, str):
         raise ValueError(f"directions must be {_NAMES}, or given ones, got {given!r}")
-    if isinstance(given, Mapping):
-        return Axes.given(objective, given, scale=scale)
     if isinstance(given, Sequence):
-        other = next((item for item in given if not isinstance(item, Mapping)), None)
-        if other is not None:
-            raise TypeError(f"directions must hold tensors by parameter name, got {type(other).__name__} among them")
-        return Axes.given(objective, cast("Sequence[State]", given), scale=scale)
+        others = [item for item in given if not isinstance(item, Mapping)]
+        if others:
+            raise TypeError(f"directions must hold tensors by parameter name, got {type(others[0]).__name__} among them")
+    if isinstance(given, (Mapping, Sequence)):
+        with _spoken_of("tensors", "directions"):
+            return Axes.given(objective, cast("Sequence[State]", given), scale=scale)
     raise TypeError(f"directions must be fs.Directions, tensors by name, a spectrum or {_NAMES}, got {type(given).__name__}")
+
+
+@contextmanager
+def _spoken_of(inner: str, name: str) -> Iterator[None]:
+    """Name an argument as the caller knows it where what it is passed on to refuses it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        words = str(error)
+        if not words.startswith(inner):
+            raise
+        raise type(error)(name + words.removeprefix(inner)) from error
 
 
 @dataclass(frozen=True)
