@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, TypeVar
 
 import torch
+from torch._C import _len_torch_dispatch_stack
+from torch.utils._python_dispatch import _pop_mode
 
 from fastscape._creation import create_in
 from fastscape._generators import exposed_draws, torch_generators
@@ -104,6 +106,8 @@ class plain_arithmetic(Restoring):  # noqa: N801 - a block, as contextlib's
                 return False
             SETTINGS.enter_plain()
             later(SETTINGS.leave_plain)
+        functions, dispatches = torch._C._len_torch_function_stack(), _len_torch_dispatch_stack()
+        later(lambda: _leave_modes(functions, dispatches))
         outside = _outside.dtypes
         later(lambda: setattr(_outside, "dtypes", outside))
         _outside.dtypes = autocast_outside()
@@ -122,6 +126,14 @@ class plain_arithmetic(Restoring):  # noqa: N801 - a block, as contextlib's
         if torch.cuda.is_available():
             plain.append(torch.autocast("cuda", enabled=False, cache_enabled=False))
         return plain
+
+
+def _leave_modes(functions: int, dispatches: int) -> None:
+    """Take down modes of torch beyond so many: Ctrl-C within torch's own entering or leaving of one leaves it standing."""
+    while torch._C._len_torch_function_stack() > functions:
+        torch._C._pop_torch_function_stack()
+    while _len_torch_dispatch_stack() > dispatches:
+        _pop_mode()
 
 
 class exact_arithmetic(plain_arithmetic):  # noqa: N801

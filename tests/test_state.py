@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import torch
 from conftest import process_state
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import BaseTorchDispatchMode, _get_current_dispatch_mode_stack
 
 import fastscape as fs
 from fastscape._state import exact_arithmetic
@@ -100,3 +102,13 @@ def test_every_way_to_set_precision_survives(setting):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_modes_that_an_interruption_left_standing_are_taken_down():
+    """As Ctrl-C does within torch's own ``__exit__`` of a mode."""
+    before = torch._C._len_torch_function_stack(), len(_get_current_dispatch_mode_stack())
+    with suppress(KeyboardInterrupt), exact_arithmetic(torch.float64):
+        torch.overrides.BaseTorchFunctionMode().__enter__()
+        BaseTorchDispatchMode().__enter__()
+        raise KeyboardInterrupt
+    assert (torch._C._len_torch_function_stack(), len(_get_current_dispatch_mode_stack())) == before
