@@ -149,6 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true")
     chosen = parser.parse_args(arguments)
     import torch
+    from machine import machine
 
     torch.set_num_threads(1)  # so that it can be forked
     calls()
@@ -159,7 +160,10 @@ def main(arguments: list[str] | None = None) -> None:
                 row = {"network": which, "call": name, "cap": cap * MIB or None} | in_a_fork(name, which, cap * MIB or None)
                 rows.append(row)
                 if chosen.write:
-                    RESULTS.write_text(json.dumps({"unit": "bytes", "rows": rows, "markdown": table(rows)}, indent=1) + "\n")
+                    RESULTS.write_text(
+                        json.dumps({"machine": machine(), "unit": "bytes", "rows": rows, "markdown": table(rows)}, indent=1)
+                        + "\n"
+                    )
                 over = " OVER" if cap and row.get("peak", 0) > cap * MIB else ""
                 words = row.get("refused", row.get("failed", ""))
                 print(f"{which:7} {name:26} {cap:4} {row.get('peak', 0) / MIB:7.1f}{over} {words[-200:]}", flush=True)

@@ -21,6 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from machine import machine
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "reliability.json"
 COUNTS = {"threads": 60, "instants": 3000, "files": 2000, "inputs": 4000}  # a quarter of those that there are
@@ -62,7 +64,9 @@ def main() -> int:
         if not options.dry:
             trials = json.loads(RESULTS.read_text())["trials"] if RESULTS.exists() else {}
             trials[name] = found
-            RESULTS.write_text(json.dumps({"trials": trials, "markdown": markdown(trials)}, indent=1) + "\n")
+            RESULTS.write_text(
+                json.dumps({"machine": machine(), "trials": trials, "markdown": markdown(trials)}, indent=1) + "\n"
+            )
     return int(failed > 0)
 
 

@@ -6,14 +6,11 @@ Ratios, not absolute times, are what to read: the rivals of one table ran interl
 from __future__ import annotations
 
 import json
-import platform
 from pathlib import Path
 
-import torch
 from compare import tables
+from machine import machine
 from readme import refresh
-
-from fastscape.ops import _native
 
 HERE = Path(__file__).parent
 HEAD = """# Benchmark results
@@ -24,13 +21,6 @@ baseline. Machines differ and this one was shared: compare ratios.
 
 {machine}
 """
-
-
-def machine() -> str:
-    """Processor, instruction set and versions, without the host's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{model}, native library: {_native.library.isa or 'off'}, torch {torch.__version__}, no GPU."
 
 
 def markdown(table: dict) -> str:
@@ -48,11 +38,17 @@ def _threads(count: int) -> str:
 def measured(name: str, title: str, words: str) -> str:
     """The Markdown that a script left in its JSON file; nothing where it has not run."""
     path = HERE / "results" / name
-    return f"\n### {title}\n\n{words}\n\n{json.loads(path.read_text())['markdown']}\n" if path.exists() else ""
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text())
+    where = f" On {found['machine']}" if "machine" in found else ""
+    return f"\n### {title}\n\n{words}{where}\n\n{found['markdown']}\n"
 
 
 def main() -> None:
     files = sorted((HERE / "results").glob("bench-*.json"))
+    results = HERE / "RESULTS.md"
+    where = machine() if files else results.read_text().split("ratios.\n\n")[1].partition("\n")[0]  # of the stored tables
     stored = HERE / "results" / "tables.json"
     found = [table for path in files or [stored] for table in tables(path)]
     stored.write_text(json.dumps(found, indent=1) + "\n")
@@ -107,7 +103,7 @@ def main() -> None:
             "`make peers`: results are compared with float64 before their times count; wrong ones are marked, failures reported.",
         )
     )
-    (HERE / "RESULTS.md").write_text(HEAD.format(machine=machine()) + scripts + "\n".join(map(markdown, found)) + "\n")
+    results.write_text(HEAD.format(machine=where) + scripts + "\n".join(map(markdown, found)) + "\n")
     refresh()
 
 

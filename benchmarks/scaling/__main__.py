@@ -15,6 +15,7 @@ from benchmarks.scaling.launching import HERE, case, measured  # first: it finds
 
 import bench_distributed  # isort: skip
 import probing  # isort: skip
+from machine import machine  # isort: skip
 
 import fastscape as fs
 
@@ -164,7 +165,9 @@ def main():
     print(last)
     if not options.only:
         text = "\n".join([*lines, *tables, last])
-        (HERE.parent / "results" / "scaling.json").write_text(json.dumps({"markdown": text, "digests": digests}, indent=1) + "\n")
+        (HERE.parent / "results" / "scaling.json").write_text(
+            json.dumps({"machine": machine(), "markdown": text, "digests": digests}, indent=1) + "\n"
+        )
     return int(bool(apart))
 
 
