@@ -32,13 +32,19 @@ def of_blocks(quick):
     for name, (_, blocks, _) in units.NETWORKS.items():
         runs = {ranks: measured(ranks, "units:shares", name, 12 if quick else 4 * blocks) for ranks in (1, 2)}
         one, two = (units.throughput(runs[ranks]) for ranks in (1, 2))
+        ceiling = units.throughput(measured(2, "units:shares", name, 12 if quick else 2 * blocks, True), until=min) / one / 2
         seconds = [rank["seconds"] for rank in runs[2]]
         count = sum(len(rank["blocks"]) for rank in runs[2])
         ((told, _),), _ = runs[2][0]["outcome"]
         got = max(rank["outcome"][1] for rank in runs[2]) - told
         about = f"{name}, {1 / one * 1e3:.0f} ms a block of {runs[1][0]['unit']}"
         rows += [
-            row(f"efficiency at 2 ranks: {about}", f"{two / one / 2:.3f}", ">= 0.90 of linear", f"1 rank: {one:.2f} blocks/s"),
+            row(
+                f"efficiency at 2 ranks: {about}",
+                f"{two / one / 2:.3f}",
+                ">= 0.90 of linear",
+                f"1 rank: {one:.2f} blocks/s; two processes that know of no other: {ceiling:.3f} of linear",
+            ),
             row(
                 f"outside of it: agreement, start-up of rank 1 ({name})",
                 f"{max(each['agreement'] for each in seconds):.2f} s, {seconds[1]['start-up']:.2f} s",

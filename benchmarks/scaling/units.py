@@ -66,9 +66,12 @@ class Spent:
         return sum(end - start for name in names for start, end in self.calls[name])
 
 
-def shares(name, blocks):
-    """Of this rank: when its blocks began and ended, and the seconds beside them, once the program is traced."""
-    objective, together = network(name), int(os.environ["WORLD_SIZE"]) > 1
+def shares(name, blocks, apart=False):
+    """Of this rank: when its blocks began and ended, and the seconds beside them, once the program is traced.
+
+    ``apart``: every rank makes all blocks and knows of no other, which shows what the machine gives to so many processes.
+    """
+    objective, together = network(name), int(os.environ["WORLD_SIZE"]) > 1 and not apart
     work = {"precision": "difference", "banks": 1, "radii": RADII}
     common = {"distributed": together, "memory": MEMORY}
     first = fs.multifractal(objective, fs.ProbeSettings(count=2, **work), method="graph", **common)  # traces
@@ -104,12 +107,12 @@ def shares(name, blocks):
     return found
 
 
-def throughput(ranks):
-    """Blocks per second from when all ranks had begun one until the last ended."""
+def throughput(ranks, until=max):
+    """Blocks per second from when all ranks had begun one until the last of them ended its own, or the first (``until=min``)."""
     begun = max(rank["blocks"][0][0] for rank in ranks)
-    blocks = [block for rank in ranks for block in rank["blocks"] if block[1] > begun]
-    done = sum((end - max(start, begun)) / (end - start) for start, end in blocks)
-    return done / (max(end for _, end in blocks) - begun)
+    ended = until(rank["blocks"][-1][1] for rank in ranks)
+    blocks = [(start, end) for rank in ranks for start, end in rank["blocks"] if end > begun and start < ended]
+    return sum((min(end, ended) - max(start, begun)) / (end - start) for start, end in blocks) / (ended - begun)
 
 
 def groups():
