@@ -79,7 +79,7 @@ def peers() -> str:
         "hessian-eigenthings 1.0.0a5": "hessian-eigenthings",
         "PyHessian 0.1": "PyHessian",
         "fastscape": "fastscape, H @ V",
-        "fastscape, every path tried": "fastscape, H @ V, all paths tried",
+        "fastscape, every method tried": "fastscape, H @ V, all paths tried",
     }
     found = {name: document["products"][name]["rows"]["8"] for name in names if name in document["products"]}
     head = ["a product of 8 vectors, per vector, in gradients", *(names[name] for name in found)]

@@ -156,11 +156,11 @@ def _spectrum(
     """Spectra in their share of the budget; ``None``, and a message, for a loss without second derivatives."""
     from fastscape.runs.budget import Budget, BudgetError
 
-    first = not options["rank"]
+    first = not options["process"]
     before = budget.reserve + budget.elapsed
     share = Budget(SHARE * budget.remaining if budget.limited else None)
     spectral = COMPANION | {
-        name: options[name] for name in ("memory", "seed", "rank", *OPTIMIZER)
+        name: options[name] for name in ("memory", "seed", "process", *OPTIMIZER)
     }  # --method is that of the responses
     try:
         return measure(objective, files, model, share, spectral, live)

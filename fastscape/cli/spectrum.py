@@ -101,13 +101,13 @@ def spectrum_command(model: str, **options: Any) -> None:
     torchrun --nproc-per-node 8 -m fastscape spectrum MODEL ... shares the batches of every product among 8 processes, of which
     the first prints and writes.
     """
-    options["rank"] = rank = rank_of(options.pop("distributed"))
-    run(lambda interrupts: _spectrum(model, options, interrupts), options["out"], as_json=options["as_json"], rank=rank)
+    options["process"] = process = rank_of(options.pop("distributed"))
+    run(lambda interrupts: _spectrum(model, options, interrupts), options["out"], as_json=options["as_json"], rank=process)
 
 
 def _spectrum(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome:
     files = checkpoint_files(options["checkpoints"])
-    first = not options["rank"]  # of several processes, which decides, prints and writes
+    first = not options["process"]  # of several processes, which decides, prints and writes
     text, page = (options["budget"], options["out"] is not None) if first else (None, False)
     budget = run_budget(text, page=page, checkpoints=len(files))
     if first:
@@ -128,7 +128,7 @@ def measure(
     }
     settings |= {"targets": options.get("targets") or targets(options) or None, "optimizer": optimizer(objective, options)}
     settings |= {"method": method_of(options), "resume": options.get("resume")}
-    if options.get("rank") is not None:
+    if options.get("process") is not None:
         from fastscape.runs.ranks import come_to
 
         come_to("the spectrum")
