@@ -37,7 +37,7 @@ def replaced(target: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
             raise OSError(error.errno, error.strerror, str(target)) from error  # not the temporary file beside it
         raise
     if sync:
-        _synchronise(target.parent)
+        synchronise(target.parent)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -59,9 +59,9 @@ def staged(folder: Path, outdated: Sequence[str] = ()) -> Iterator[Path]:
         yield staging
         new = sorted(path.name for path in staging.iterdir())
         for name in new:
-            _synchronise(staging / name)
+            synchronise(staging / name)
         _exchange(staging, folder, new, [name for name in outdated if name not in new])
-        _synchronise(folder)
+        synchronise(folder)
     except OSError as error:
         if error.filename is not None and Path(str(error.filename)).parent == staging:
             error.filename, error.filename2 = str(folder / Path(str(error.filename)).name), None
@@ -113,7 +113,7 @@ def leftovers(folder: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _synchronise(path: Path) -> None:
+def synchronise(path: Path) -> None:
     """Take a file, or the entries of a directory where the system can, to disk."""
     folder = path.is_dir()
     with suppress(*([OSError] if folder else [])):

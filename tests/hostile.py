@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+import fastscape as fs
 from fastscape import zoo
+from fastscape.runs.checkpoints import checkpoints, read_optimizer
 from fastscape.runs.optimizers import OptimizerState
-from fastscape.runs.record import Record
+from fastscape.runs.record import Record, read_record
 
 SAVED = Path(__file__).parent / "reports" / "saved"
 BOMB = 64 << 20  # bytes of zeros in a few hundred kilobytes
+ROOM = 8 << 20  # bytes of objects that any small file may take: its text, parsed, and the modules of its classes
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,25 @@ def originals(folder):
             record.append({"point": {"step": step, "values": {"loss": step / 7}}})
         files[name] = (folder / name).read_bytes()
     return files
+
+
+def read(path, objective):
+    """What a file's kind is read by."""
+    if path.suffix == ".npz":
+        return fs.load(path)
+    if path.name.endswith(".optimizer.pt"):
+        return read_optimizer(path)
+    if path.suffix in (".jsonl", ".crc"):
+        return read_record(path, "test", checksums=path.suffix == ".crc")
+    (file,) = checkpoints([path])
+    return file.at(objective).state.items(), file.optimizer()
+
+
+def shown(found):
+    """What a user does with a result that was read."""
+    if hasattr(found, "summary"):
+        found.summary()
+        found.to_json()
 
 
 # ---------------------------------------------------------------------------------------- damage to bytes

@@ -208,18 +208,22 @@ DOORS = {
 }
 
 
-def _parameters():
+def parameters():
+    """Every door with arguments that it takes, and the name of each of its parameters."""
     for door, given in DOORS.items():
         function = door.__init__ if isinstance(door, type) else door
         named = inspect.signature(door).parameters.values()
         names = [each.name for each in named if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
         shared = shared_keywords(function) if any(each.kind is each.VAR_KEYWORD for each in named) else ()
         for name in dict.fromkeys((*names, *shared)):
-            yield pytest.param(door, given, name, id=f"{door.__name__}-{name}")
+            yield door, given, name
 
 
 @pytest.mark.parametrize("value", [object(), np.zeros((2, 2))], ids=["object", "array"])
-@pytest.mark.parametrize(("door", "given", "name"), list(_parameters()))
+@pytest.mark.parametrize(
+    ("door", "given", "name"),
+    [pytest.param(door, given, name, id=f"{door.__name__}-{name}") for door, given, name in parameters()],
+)
 def test_what_no_argument_can_be_is_named_before_any_work(door, given, name, value):
     def worked(*_):
         raise RuntimeError("a forward before the arguments were checked")

@@ -10,28 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hostile import SAVED, files, model
+from hostile import ROOM, SAVED, files, model, read, shown
 from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
 from fastscape.reports.html import write_html
-from fastscape.runs.checkpoints import checkpoints, read_optimizer
-from fastscape.runs.record import read_record
 
-ROOM = 8 << 20  # bytes of objects that any small file may take: its text, parsed, and the modules of its classes
 PAGES = 10  # of so many results that load, one is put on a page: figures take a second
-
-
-def _read(path: Path, objective: fs.Objective) -> Any:
-    if path.suffix == ".npz":
-        return fs.load(path)
-    if path.name.endswith(".optimizer.pt"):
-        return read_optimizer(path)
-    if path.suffix in (".jsonl", ".crc"):
-        return read_record(path, "test", checksums=path.suffix == ".crc")
-    (file,) = checkpoints([path])
-    return file.at(objective).state.items(), file.optimizer()
 
 
 def trial(count: int, seed: int) -> dict[str, Any]:
@@ -50,7 +36,7 @@ def trial(count: int, seed: int) -> dict[str, Any]:
             result, error = None, None
             tracemalloc.start()
             try:
-                result = _read(path, objective)
+                result = read(path, objective)
             except Exception as raised:
                 error = raised
             peak = tracemalloc.get_traced_memory()[1]
@@ -76,8 +62,7 @@ def trial(count: int, seed: int) -> dict[str, Any]:
 
 def _shown(result: Any, path: Path, *, page: bool) -> list[str]:
     try:
-        result.summary()
-        result.to_json()
+        shown(result)
         if page:
             write_html(result, path.with_suffix(".html"))
             path.with_suffix(".html").unlink()

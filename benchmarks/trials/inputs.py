@@ -6,7 +6,6 @@ and comes before the model is evaluated; a command ends with exit status 2 and o
 
 from __future__ import annotations
 
-import inspect
 import os
 import random
 import signal
@@ -21,10 +20,9 @@ import click
 import numpy as np
 import torch
 from click.testing import CliRunner
-from test_wrong_arguments import DOORS, MODEL
+from test_wrong_arguments import MODEL, parameters
 
 from fastscape.cli import main as commands
-from fastscape.runs.run import shared_keywords
 
 VALUES: tuple[Any, ...] = (
     *(5, -1, 0, 2.5, float("inf"), float("nan"), 10**9, True, 1j, None),
@@ -53,17 +51,6 @@ def _patience() -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _arguments() -> Iterator[tuple[Any, dict[str, Any], str, Any]]:
-    for door, given in DOORS.items():
-        function = door.__init__ if isinstance(door, type) else door
-        named = inspect.signature(door).parameters.values()
-        names = [each.name for each in named if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-        shared = shared_keywords(function) if any(each.kind is each.VAR_KEYWORD for each in named) else ()
-        for name in dict.fromkeys((*names, *shared)):
-            for value in VALUES:
-                yield door, given, name, value
 
 
 def _working() -> dict[str, dict[str, Any]]:
@@ -145,7 +132,7 @@ def _of_commands(tried: list[Any], found: Counter[str], failures: list[str]) -> 
 def trial(count: int, seed: int) -> dict[str, Any]:
     """Counts of so many bad inputs, or of all, drawn from functions and commands alike."""
     found, failures = Counter[str](), []
-    arguments, options = list(_arguments()), list(_options())
+    arguments, options = [(*each, value) for each in parameters() for value in VALUES], list(_options())
     chance, share = random.Random(seed), min(1.0, count / (len(arguments) + len(options)))
     with tempfile.TemporaryDirectory() as folder, chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")

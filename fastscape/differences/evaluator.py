@@ -136,7 +136,7 @@ class DifferenceEvaluator:
         with left_on_failure(self._arithmetic):
             if self.cap.memory is not None:
                 found = footprint(self.objective, BASE)
-                self.cap.hold(found.gate, "an evaluation of the loss")
+                self.cap.hold(found.alone, "an evaluation of the loss")
                 self.memory = max(1, int(self.cap.room() - found.copy))
             self.replica = self.objective.replica(BASE)
             if self.gate:

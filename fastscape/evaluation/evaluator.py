@@ -79,8 +79,7 @@ class Evaluator:
     def __enter__(self) -> Evaluator:
         with left_on_failure(self._block):
             if self.cap.memory is not None and not self.in_place:
-                found = footprint(self.objective, self.dtype)
-                self.cap.hold(found.gate if self.gate else found.alone, "an evaluation of the loss")
+                self.cap.hold(footprint(self.objective, self.dtype).alone, "an evaluation of the loss")
             self.replica = self.objective.replica(self.dtype)
             if self.gate:
                 start = now()

@@ -39,12 +39,7 @@ class Footprint:
 
     @property
     def alone(self) -> int:
-        """Bytes of a copy whose weights are displaced along a vector that is kept."""
-        return 2 * self.copy + self.forward
-
-    @property
-    def gate(self) -> int:
-        """Bytes that the check of a loss for determinism takes: two copies, one of which is evaluated at a time."""
+        """Bytes of a copy that is evaluated beside one more: a vector along which it is displaced, or the gate's fresh copy."""
         return 2 * self.copy + self.forward
 
 

@@ -24,7 +24,7 @@ from fastscape._clock import now
 from fastscape._files import replaced
 from fastscape._state import torch_threads
 from fastscape.objective.objective import Objective
-from fastscape.runs.folder import RunFolder, synchronise
+from fastscape.runs.folder import RunFolder, settle
 from fastscape.runs.plan import identity, other_loss, plain_data, versions
 from fastscape.runs.provenance import provenance
 from fastscape.runs.record import decoded, encoded
@@ -158,7 +158,7 @@ class EvaluationJournal(RunFolder):
 
     def _settle(self) -> None:
         while self._unsynchronised:
-            synchronise(self._unsynchronised.pop())
+            settle(self._unsynchronised.pop())
 
 
 class Evaluations:

@@ -6,12 +6,13 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fastscape._checks import shown
 from fastscape._clock import now
-from fastscape._files import write_text
+from fastscape._files import synchronise, write_text
 from fastscape._lock import Lock
 from fastscape.runs.plan import WORDS
 from fastscape.runs.record import Record, decoded, encoded, read_record
@@ -114,7 +115,7 @@ class RunFolder:
             return
         self._record.write()
         if self._waiting and self._record.path.exists():
-            synchronise(self._record.path)
+            settle(self._record.path)
         self._waiting = False
 
     @property
@@ -172,18 +173,10 @@ class RunFolder:
                 self._take(line)
 
 
-def synchronise(path: Path) -> None:
-    """Take a file or folder to disk."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # a folder, where those cannot be opened
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:  # what the disk refuses stays in the cache
-        pass
-    finally:
-        os.close(descriptor)
+def settle(path: Path) -> None:
+    """Take a file to disk; what the disk refuses stays in the cache."""
+    with suppress(OSError):
+        synchronise(path)
 
 
 def _different(then: Any, found: Any, name: str = "") -> list[str]:

@@ -8,31 +8,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hostile import SAVED, document_of, files, members_of, model, npy, rewritten
+from hostile import ROOM, SAVED, document_of, files, members_of, model, npy, read, rewritten, shown
 from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape import zoo
-from fastscape.runs.checkpoints import checkpoints, read_optimizer
-from fastscape.runs.record import read_record
-
-ROOM = 8 << 20  # bytes of objects that any small file may take: its text, parsed, and the modules of its classes
-
-
-def read(path, objective):
-    """What a file's kind is read by, and what a user then does with it."""
-    if path.suffix == ".npz":
-        found = fs.load(path)
-        found.summary()
-        found.to_json()
-    elif path.name.endswith(".optimizer.pt"):
-        read_optimizer(path)
-    elif path.suffix in (".jsonl", ".crc"):
-        read_record(path, "test", checksums=path.suffix == ".crc")
-    else:
-        (file,) = checkpoints([path])
-        file.at(objective).state.items()
-        file.optimizer()
 
 
 def tried(count, seed, folder):
@@ -48,7 +28,7 @@ def tried(count, seed, folder):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy, about the numbers that were put there
-                read(path, objective)
+                shown(read(path, objective))
             found[file.damage, "read"] += 1
         except (ValueError, OSError) as error:
             if path.name not in str(error):

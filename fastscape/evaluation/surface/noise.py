@@ -76,7 +76,7 @@ class Rounding:
         """Losses in float64."""
         if self.memory is not None:
             own = footprint(self.objective, self.loop.replica.dtype)
-            Cap(self.memory).hold(2 * own.copy + footprint(self.objective, torch.float64).gate, "a float64 copy")
+            Cap(self.memory).hold(2 * own.copy + footprint(self.objective, torch.float64).alone, "a float64 copy")
         with exact_arithmetic(torch.float64):
             replica = self.objective.replica(torch.float64)
             check_same_function(replica)

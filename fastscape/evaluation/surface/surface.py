@@ -107,7 +107,7 @@ class Surface:
         with left_on_failure(self._block):
             if self._memory is not None:
                 found = footprint(self.objective, self.dtype)
-                Cap(self._memory).hold(found.gate + self.family.dims * found.copy, "axes and an evaluation of the loss")
+                Cap(self._memory).hold(found.alone + self.family.dims * found.copy, "axes and an evaluation of the loss")
             self.replica = self.objective.replica(self.dtype)
             start = now()
             loss = unperturbed_loss(self.replica)  # evaluates twice, and counts
