@@ -26,7 +26,6 @@ from fastscape.runs.ranks import Ranks
 from fastscape.runs.torch_workers import TorchWorkers
 
 NETWORKS = {"CNN": ("cnn", 10, 192), "ResNet-18": ("resnet18", 10, 16), "transformer": ("tiny_transformer", 6, 24)}
-MEMORY = 2**28  # bytes, which decide how many directions are in a block
 RADII = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -73,7 +72,7 @@ def shares(name, blocks, apart=False):
     """
     objective, together = network(name), int(os.environ["WORLD_SIZE"]) > 1 and not apart
     work = {"precision": "difference", "banks": 1, "radii": RADII}
-    common = {"distributed": together, "memory": MEMORY}
+    common = {"distributed": together}
     first = fs.multifractal(objective, fs.ProbeSettings(count=2, **work), method="graph", **common)  # traces
     unit = first.meta["plan"]["ways"][0]["unit"]
     settings, spent = fs.ProbeSettings(count=blocks * unit, **work), Spent()
