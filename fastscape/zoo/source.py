@@ -12,6 +12,7 @@ import torch
 
 from fastscape._checks import shown
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.runs.checkpoint_layouts import files_of, label_of
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.making import pickled
 from fastscape.zoo import specs
@@ -79,7 +80,7 @@ class Source:
                 f"state must be the file that it was when fs.Source was made, got other content of {str(self.state)!r} on "
                 f"{platform.node()}; make the Source again"
             )
-        return Checkpoint(self.state, self.state.stem, None).at(objective)
+        return Checkpoint(self.state, label_of(self.state), None).at(objective)
 
     def __repr__(self) -> str:
         name = self.factory if isinstance(self.factory, str) else getattr(self.factory, "__qualname__", repr(self.factory))
@@ -110,8 +111,11 @@ class Source:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    if not path.is_file():
+    """SHA-256 of the files of a checkpoint."""
+    if not path.exists():
         raise ValueError(f"state must be a file of weights, got {str(path)!r} on {platform.node()}")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file in files_of(path):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
