@@ -83,6 +83,7 @@ def objective_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help=f"{', '.join(CRITERIA)}, or module:function(outputs, targets).",
         ),
         click.option("--loss", help="module:function(model, batch) -> mean, for batches that are not (inputs, targets)."),
+        click.option("--model-output", help="What the criterion takes of what the model returns, such as logits."),
         click.option("--params", multiple=True, help="Glob on the names of parameters to move; repeatable."),
         click.option(
             "--batch-norm",
@@ -177,11 +178,7 @@ def build_objective(model: str, options: dict[str, Any], *, evaluated: bool = Tr
         raise ValueError(f"MODEL must build a torch module or an Objective, got {type(built).__name__} from {model!r}")
     if options["data"] is None:
         raise ValueError("--data is missing: name the batches to evaluate on, such as --data zoo:digits")
-    arguments: dict[str, Any] = (
-        {"loss": specs.find(options["loss"], "--loss", {})}
-        if options["loss"]
-        else {"criterion": specs.criterion(options["criterion"], "--criterion")}
-    )
+    arguments = specs.loss_arguments(model, options["criterion"], options["loss"], options["model_output"], "--")
     data = specs.build(options["data"], "--data", specs.DATA)
     try:
         objective = fs.Objective(

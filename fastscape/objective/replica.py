@@ -17,7 +17,7 @@ from fastscape._deadline import check_deadline
 from fastscape._state import private_draws
 from fastscape.objective.batches import Batch, cast, placed
 from fastscape.objective.checkpoints import check_checkpoints, refused_checkpoints
-from fastscape.objective.criteria import Criterion, correct, described, remedy_of
+from fastscape.objective.criteria import Criterion, correct, described, remedy_of, taken
 from fastscape.objective.definition import Definition
 from fastscape.objective.embedding import PlainEmbeddings, has_altered_gradient, went_through_altered_gradient
 from fastscape.objective.norms import use_batch
@@ -39,7 +39,7 @@ class _LossModule(nn.Module):
         super().__init__()
         self.model = model
         self._pair = placed_criterion(objective.criterion, objective.device, dtype)
-        self._loss = objective.user_loss
+        self._loss, self._output = objective.user_loss, objective.output
         self._traits = objective.traits
         self._known, self._statistics = objective.known, objective.batch_norm
         self._rewritten, self._shielded = rewritten, False
@@ -106,6 +106,7 @@ class _LossModule(nn.Module):
             given = ", ".join(described(tensor) for tensor in tensors_of(inputs))
             error.add_note(f"the model was given inputs {given or described(inputs)}")
             raise
+        outputs = taken(self._output, outputs)
         try:
             return self._pair(outputs, targets), outputs if isinstance(outputs, Tensor) else None
         except Exception as error:

@@ -120,7 +120,7 @@ def checkpoints(paths: Sequence[str | Path]) -> tuple[Checkpoint, ...]:
     for index, path in enumerate(map(Path, given)):
         argument = f"checkpoints[{index}]"
         if not path.exists():
-            raise ValueError(f"{argument} must be a file or a folder, got {str(path)!r}, which does not exist")
+            raise ValueError(f"{argument} must be a file, got {str(path)!r}, which does not exist")
         check_weights(path, argument)
         for file in expanded(path, argument):
             if file.resolve() in {other.resolve() for other in files}:

@@ -101,13 +101,8 @@ class Source:
         if self.data is None:
             raise ValueError(f"data must name the batches to evaluate {self.factory!r} on, such as 'zoo:digits', got None")
         options = dict(self.options)
-        if isinstance(options.get("loss"), str):
-            options["loss"] = specs.find(options["loss"], "loss", {})
-        if "loss" not in options:
-            options.setdefault("criterion", "cross_entropy")
-        if isinstance(options.get("criterion"), str):
-            options["criterion"] = specs.criterion(options["criterion"], "criterion")
-        return Objective(built, specs.build(self.data, "data", specs.DATA), **options)
+        loss = specs.loss_arguments(self.factory, *(options.pop(name, None) for name in ("criterion", "loss", "output")))
+        return Objective(built, specs.build(self.data, "data", specs.DATA), **loss, **options)
 
 
 def _digest(path: Path) -> str:
