@@ -15,7 +15,13 @@ _DEEPEST = 4  # prefixes on one another
 
 
 def renamed(state: Mapping[str, Tensor], expected: Iterable[str], base: str = "") -> dict[str, Tensor]:
-    """A state dict under the names of a model, where it has been saved from a wrapper of it, or the model is wrapped itself.
+    """A state dict under the names of a model; see :func:`matched`."""
+    names = matched(state, expected, base)
+    return {names[name]: tensor for name, tensor in state.items()}
+
+
+def matched(found: Iterable[str], expected: Iterable[str], base: str = "") -> dict[str, str]:
+    """Names of a model for those that were saved from a wrapper of it, or of a model that is wrapped itself.
 
     Of all combinations of prefixes taken off or put before, the one that fits the most names, the shortest first; ``base`` is
     one more, under which a model holds the one that it builds on.
@@ -25,9 +31,10 @@ def renamed(state: Mapping[str, Tensor], expected: Iterable[str], base: str = ""
     wanted = {_bare(name): name for name in given}
     if len(wanted) < len(given):  # as with two adapters, of which a file does not say its own
         wanted = {name: name for name in given}
-    bare = {_bare(name): name for name in state}
-    if len(bare) < len(state):  # two names become one: they are no wrapper's
-        bare = {name: name for name in state}
+    saved = tuple(found)
+    bare = {_bare(name): name for name in saved}
+    if len(bare) < len(saved):  # two names become one: they are no wrapper's
+        bare = {name: name for name in saved}
     best, most = {name: name for name in bare}, -1
     pending, seen = deque([(0, best)]), {frozenset(best.values())}
     while pending:
@@ -42,7 +49,7 @@ def renamed(state: Mapping[str, Tensor], expected: Iterable[str], base: str = ""
             if key not in seen and len(key) == len(names):
                 seen.add(key)
                 pending.append((depth + 1, following))
-    return {wanted.get(name, bare[key] if name == key else name): state[bare[key]] for key, name in best.items()}
+    return {bare[key]: wanted.get(name, bare[key] if name == key else name) for key, name in best.items()}
 
 
 def _others(names: Mapping[str, str], prefixes: Iterable[str]) -> Iterable[dict[str, str]]:
