@@ -21,7 +21,7 @@ from fastscape.objective.criteria import Criterion, correct, described, remedy_o
 from fastscape.objective.definition import Definition
 from fastscape.objective.embedding import PlainEmbeddings, has_altered_gradient, went_through_altered_gradient
 from fastscape.objective.norms import use_batch
-from fastscape.objective.private import held_tensors, moved
+from fastscape.objective.private import held_tensors, moved, use_plain_experts
 from fastscape.objective.sharding import needs_whole
 from fastscape.objective.structures import map_tensors, strided, tensors_of
 
@@ -40,8 +40,7 @@ class _LossModule(nn.Module):
         self.model = model
         self._pair = placed_criterion(objective.criterion, objective.device, dtype)
         self._loss, self._output = objective.user_loss, objective.output
-        self._traits = objective.traits
-        self._known, self._statistics = objective.known, objective.batch_norm
+        self._traits, self._known, self._statistics = objective.traits, objective.known, objective.batch_norm
         self._rewritten, self._shielded = rewritten, False
         self.plain_embeddings = has_altered_gradient(model)
 
@@ -408,6 +407,7 @@ def _private_copy(objective: Definition, dtype: torch.dtype, own: frozenset[str]
             f"raised {type(error).__name__}: {error}{_held_by(model)}"
         ) from error
     _check_private(private, model, memo, probed)
+    use_plain_experts(private)
     moved(private, device, dtype)
     for module in private.modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
