@@ -83,6 +83,7 @@ def objective_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help=f"{', '.join(CRITERIA)}, or module:function(outputs, targets).",
         ),
         click.option("--loss", help="module:function(model, batch) -> mean, for batches that are not (inputs, targets)."),
+        click.option("--model-output", help="What the criterion takes of what the model returns, such as logits."),
         click.option("--params", multiple=True, help="Glob on the names of parameters to move; repeatable."),
         click.option(
             "--batch-norm",
@@ -177,11 +178,7 @@ def build_objective(model: str, options: dict[str, Any], *, evaluated: bool = Tr
         raise ValueError(f"MODEL must build a torch module or an Objective, got {type(built).__name__} from {model!r}")
     if options["data"] is None:
         raise ValueError("--data is missing: name the batches to evaluate on, such as --data zoo:digits")
-    arguments: dict[str, Any] = (
-        {"loss": specs.find(options["loss"], "--loss", {})}
-        if options["loss"]
-        else {"criterion": specs.criterion(options["criterion"], "--criterion")}
-    )
+    arguments = specs.loss_arguments(model, options["criterion"], options["loss"], options["model_output"], "--")
     data = specs.build(options["data"], "--data", specs.DATA)
     try:
         objective = fs.Objective(
@@ -217,19 +214,12 @@ def _check_together(objective: fs.Objective, arguments: Mapping[str, Any], data:
 
 
 def checkpoint_files(given: Sequence[Path]) -> list[Path]:
-    """Checkpoint files; a directory stands for the checkpoints in it, in natural order."""
-    from fastscape.runs.checkpoints import is_checkpoint
+    """Checkpoints of files and folders, in natural order."""
+    if not given:
+        return []
+    from fastscape.runs.checkpoint_layouts import expanded
 
-    files: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            found = [file for file in path.iterdir() if is_checkpoint(file)]
-            if not found:
-                raise ValueError(f"--checkpoint must name a file or a directory of checkpoints, got {str(path)!r} without any")
-            files += sorted(found, key=_natural)
-        else:
-            files.append(path)
-    return files
+    return [file for path in given for file in expanded(path, "--checkpoint")]
 
 
 def centre(objective: fs.Objective, model: str, files: Sequence[Path]) -> tuple[fs.Objective, str, int | None]:
@@ -240,9 +230,3 @@ def centre(objective: fs.Objective, model: str, files: Sequence[Path]) -> tuple[
 
     last = read_checkpoints(files)[-1]
     return last.at(objective), last.name, last.step
-
-
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """Sort key that orders ``step2`` before ``step10``."""
-    parts = "".join(character if character.isdigit() else f" {character} " for character in path.stem).split()
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

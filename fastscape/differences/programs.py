@@ -46,6 +46,7 @@ class Kept:
             tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in held(replica).items()),
             signature(objective.model),
             mark(loss),
+            mark(objective.output),
         )
 
     def find(self, index: int) -> Program | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastscape._checks import first_line, noted, one_of, shown
 from fastscape.objective.batches import Batch
 from fastscape.objective.criteria import Criterion, check_targets
+from fastscape.objective.private import eager
 from fastscape.objective.structures import arrays_of, tensors_of
 
 Select = str | Sequence[str] | Callable[[str, Tensor], bool] | None
@@ -49,8 +50,14 @@ def checked_model(model: nn.Module) -> nn.Module:
         if nn.parameter.is_lazy(tensor):
             raise ValueError(f"model must be initialised, got the lazy tensor {name!r}; run one forward first")
         if tensor.is_meta:
-            raise ValueError(f"model must hold data, got {name!r} on the meta device; load its weights first")
-    return model
+            remedy = (
+                "accelerate has offloaded it: accelerate.hooks.remove_hook_from_submodules(model) brings back what was in memory "
+                "before, or load the model without offloading (device_map='cpu')"
+                if any(hasattr(module, "_hf_hook") for module in model.modules())
+                else "load its weights first"
+            )
+            raise ValueError(f"model must hold data, got {name!r} on the meta device; {remedy}")
+    return eager(model)
 
 
 def selected(model: nn.Module, params: Select) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from torch.nn.modules.loss import _Loss
 from fastscape._checks import noted
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
+Output = str | Callable[[Any], Tensor]
 
 _MEANS = ("mean", "batchmean")
 _COMPARING = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.poisson_nll_loss)
@@ -88,6 +89,50 @@ def checked_loss(loss: Any) -> Callable[..., Tensor]:
     return loss  # type: ignore[no-any-return]
 
 
+def check_output(output: object, loss: object) -> None:
+    """Raise unless ``output`` names, or is a function for, what a criterion takes of the model's output; ``None`` for all of it.
+
+    Raises:
+        TypeError: something else.
+        ValueError: a loss, which takes of the output what it needs.
+    """
+    if output is None:
+        return
+    if not callable(output) and not (isinstance(output, str) and output):
+        raise TypeError(
+            f"output must be a name, or a function of what the model returns, got {output!r}; use such as output='logits' or "
+            "output=lambda out: out[0]"
+        )
+    if loss is not None:
+        raise ValueError(f"output must be None with loss=, which takes what it needs of the model's output, got {output!r}")
+
+
+def taken(output: Output | None, outputs: Any) -> Any:
+    """What ``output`` says of a model's outputs.
+
+    Raises:
+        ValueError: outputs without that name; lists those that they have.
+    """
+    if output is None:
+        return outputs
+    if callable(output):
+        with noted(f"raised by output= on what the model returned, {described(outputs)}"):
+            return output(outputs)
+    found = outputs.get(output) if isinstance(outputs, Mapping) else getattr(outputs, output, None)
+    if found is None:
+        names = _names_of(outputs)
+        raise ValueError(
+            f"output must name what the model returns, got {output!r} of {type(outputs).__name__}"
+            + (f" with {', '.join(names)}" if names else "; pass output=lambda out: ...")
+        )
+    return found
+
+
+def _names_of(outputs: Any) -> list[str]:
+    names = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dataclass_fields__", getattr(outputs, "_fields", ()))
+    return [str(name) for name in names]
+
+
 class SameShape(nn.Module):
     """An element-wise criterion that refuses to compare every output with every target."""
 
@@ -157,7 +202,10 @@ def described(value: object) -> str:
 def remedy_of(outputs: object, targets: object) -> str:
     """Remedy for a criterion that failed on outputs and targets; empty where none is known."""
     if not isinstance(outputs, Tensor):
-        return "; use loss=lambda model, batch: ... to take the loss, or the logits, out of what the model returns"
+        names = _names_of(outputs)
+        name = "logits" if "logits" in names else next(iter(names), "")
+        part = repr(name) if name else "lambda out: out[0]"
+        return f"; pass output={part}, or a function, for the part of them that the criterion takes"
     if not isinstance(targets, Tensor):
         return "; use loss=lambda model, batch: ... for targets that are no tensor"
     if outputs.ndim and targets.ndim and len(outputs) != len(targets):
@@ -166,6 +214,8 @@ def remedy_of(outputs: object, targets: object) -> str:
         return ""
     if outputs.ndim == targets.ndim == 2 and targets.shape[1] == 1:
         return "; classes want targets.squeeze(1), values targets.float()"
+    if outputs.ndim == targets.ndim + 1 > 2 and outputs.shape[:-1] == targets.shape:
+        return "; classes are dimension 1 of what the criterion takes: add .movedim(-1, 1) in output="
     if outputs.ndim == targets.ndim + 1 and targets.numel():
         count = outputs.shape[1]
         return f"; the targets lie in {int(targets.min())} .. {int(targets.max())}, {count} classes in 0 .. {count - 1}"

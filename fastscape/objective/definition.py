@@ -27,6 +27,8 @@ from fastscape.objective.arguments import (
 from fastscape.objective.batches import Batch, fingerprint, materialise, placed
 from fastscape.objective.criteria import (
     Criterion,
+    Output,
+    check_output,
     checked_criterion,
     checked_loss,
     criterion_options,
@@ -74,6 +76,7 @@ class Definition:
         *unnamed: Never,
         criterion: Criterion | None = None,
         loss: Loss | None = None,
+        output: Output | None = None,
         weight: Callable[[Batch], float] | None = None,
         samples: int | Callable[[Batch], int] | None = None,
         params: Select = None,
@@ -86,6 +89,7 @@ class Definition:
         self.model = checked_model(model)
         self.sharding = sharding_of(self.model)
         check_loss_and_weight(criterion, loss, weight)
+        check_output(output, loss)
         check_memory(memory)
         if batch_norm is not None:
             check_batch_norm(batch_norm)
@@ -93,6 +97,7 @@ class Definition:
         if samples is not None and not callable(samples):
             samples = integer("samples", samples, 1)
         self.criterion = None if criterion is None else checked_criterion(criterion)
+        self.output = output
         self.user_loss = None if loss is None else checked_loss(loss)
         self.batch_norm_asked, self.batch_norm = batch_norm, batch_norm or "running"
         self.tracking, self._frozen = tuple(tracking(self.model)), frozen(self.model)

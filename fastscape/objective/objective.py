@@ -46,6 +46,8 @@ class Objective(Definition):
         criterion: ``criterion(model(inputs), targets) -> scalar``, a mean over the batch, for batches
             ``(inputs, targets)``; a tuple of inputs is passed as ``model(*inputs)``, a mapping as ``model(**inputs)``.
         loss: ``loss(model, batch) -> scalar mean`` for everything else; it must use the ``model`` it is given.
+        output: what the criterion takes of what the model returns: a name such as ``"logits"`` (a key or an attribute), or a
+            function of it; ``None`` for all of it.
         weight: ``weight(batch) -> n``, the number of terms in the mean of a batch. Default: with ``criterion``, the
             number of target elements, for cross-entropy (also in ``functools.partial``) without ignored ones and with
             class weights; with ``loss``, ``samples`` where given, and otherwise what the batch's labels tell: see

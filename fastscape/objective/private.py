@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import types
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -47,6 +49,47 @@ def _within(value: object) -> Iterator[object]:
         for name in (slots,) if isinstance(slots, str) else slots:
             if name not in ("__dict__", "__weakref__") and not name.startswith("__"):
                 yield getattr(value, name, None)
+
+
+def eager(model: nn.Module) -> nn.Module:
+    """The same model, its parameters and buffers shared, with the modules themselves in place of compiled ones inside.
+
+    Names of parameters, and so directions, are those of the model that is not compiled.
+    """
+    if not any(_compiled(module) for module in model.modules()):
+        return model
+    views: dict[int, nn.Module] = {}
+
+    def view(module: nn.Module) -> nn.Module:
+        if id(module) not in views:
+            original = _compiled(module) or module
+            inside = {name: view(child) for name, child in original._modules.items() if child is not None}
+            if any(child is not original._modules[name] for name, child in inside.items()):
+                original = copy.copy(original)
+                original._modules = {**original._modules, **inside}
+            views[id(module)] = original
+        return views[id(module)]
+
+    return view(model)
+
+
+def _compiled(module: nn.Module) -> nn.Module | None:
+    """The module that ``torch.compile`` has wrapped into this one."""
+    inner = getattr(module, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def use_plain_experts(model: nn.Module) -> None:
+    """Let mixtures of experts of transformers multiply expert by expert: their grouped kernels know no float64.
+
+    Where a model cannot change its kernels it keeps them.
+    """
+    for module in model.modules():
+        kernels = getattr(getattr(module, "config", None), "_experts_implementation", None)
+        choose: Any = getattr(module, "set_experts_implementation", None)
+        if kernels not in (None, "eager") and choose is not None:
+            with suppress(ValueError, RuntimeError):
+                choose("eager")
 
 
 def moved(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -17,11 +17,11 @@ from fastscape._deadline import check_deadline
 from fastscape._state import private_draws
 from fastscape.objective.batches import Batch, cast, placed
 from fastscape.objective.checkpoints import check_checkpoints, refused_checkpoints
-from fastscape.objective.criteria import Criterion, correct, described, remedy_of
+from fastscape.objective.criteria import Criterion, correct, described, remedy_of, taken
 from fastscape.objective.definition import Definition
 from fastscape.objective.embedding import PlainEmbeddings, has_altered_gradient, went_through_altered_gradient
 from fastscape.objective.norms import use_batch
-from fastscape.objective.private import held_tensors, moved
+from fastscape.objective.private import held_tensors, moved, use_plain_experts
 from fastscape.objective.sharding import needs_whole
 from fastscape.objective.structures import map_tensors, strided, tensors_of
 
@@ -39,9 +39,8 @@ class _LossModule(nn.Module):
         super().__init__()
         self.model = model
         self._pair = placed_criterion(objective.criterion, objective.device, dtype)
-        self._loss = objective.user_loss
-        self._traits = objective.traits
-        self._known, self._statistics = objective.known, objective.batch_norm
+        self._loss, self._output = objective.user_loss, objective.output
+        self._traits, self._known, self._statistics = objective.traits, objective.known, objective.batch_norm
         self._rewritten, self._shielded = rewritten, False
         self.plain_embeddings = has_altered_gradient(model)
 
@@ -106,6 +105,7 @@ class _LossModule(nn.Module):
             given = ", ".join(described(tensor) for tensor in tensors_of(inputs))
             error.add_note(f"the model was given inputs {given or described(inputs)}")
             raise
+        outputs = taken(self._output, outputs)
         try:
             return self._pair(outputs, targets), outputs if isinstance(outputs, Tensor) else None
         except Exception as error:
@@ -407,6 +407,7 @@ def _private_copy(objective: Definition, dtype: torch.dtype, own: frozenset[str]
             f"raised {type(error).__name__}: {error}{_held_by(model)}"
         ) from error
     _check_private(private, model, memo, probed)
+    use_plain_experts(private)
     moved(private, device, dtype)
     for module in private.modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):

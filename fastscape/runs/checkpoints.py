@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,22 +18,23 @@ from torch import Tensor
 from fastscape._checks import first_line, listed
 from fastscape._files import check_expansion
 from fastscape.objective.objective import Objective
+from fastscape.runs.checkpoint_layouts import OPTIMIZER, check_weights, expanded, files_of, is_adapter, label_of, step_of
+from fastscape.runs.checkpoint_names import renamed
 from fastscape.runs.optimizers import WRAPPERS, OptimizerState
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "net", "ema")
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
-OPTIMIZER = ".optimizer.pt"  # ending of a checkpoint's optimizer state, beside it
-SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".ckpt", ".bin"})
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin")  # in a folder: of Trainer, of accelerate
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file; its tensors are read when asked for, so a trajectory holds one at a time.
+    """A checkpoint; its tensors are read when asked for, so a trajectory holds one at a time.
 
     Attributes:
-        path: the file.
-        name: its stem, or more of its path where stems repeat.
-        step: number after "step", "epoch", "iter" or "checkpoint" in the stem, or the stem itself where it is a number.
+        path: a file, the index of several files, or a folder with one of them.
+        name: its stem, or more of its path where stems repeat; the folder's name where all folders name their weights alike.
+        step: that of ``trainer_state.json`` in a folder; else the number after "step", "iter", "checkpoint" or "epoch" in the
+            name, or the name itself where it is a number.
     """
 
     path: Path
@@ -48,6 +48,8 @@ class Checkpoint:
             ValueError: unreadable or pickled file, or tensors that do not fit the model (the first few are listed).
         """
         state = without_prefix(read_state(self.path), objective)
+        if is_adapter(self.path):  # the weights below stay
+            state = {**(objective.state or objective.model.state_dict()), **state}
         try:
             return objective.at(state)
         except ValueError as error:
@@ -59,29 +61,23 @@ class Checkpoint:
         Raises:
             ValueError: a file that cannot be read, or whose state is of no known optimizer.
         """
-        beside = self.path.with_name(self.path.stem + OPTIMIZER)
-        if beside.is_file():
+        folder = self.path if self.path.is_dir() else self.path.parent
+        names = _OPTIMIZERS if self.name == label_of(folder) else (self.path.stem + OPTIMIZER,)
+        beside = next((folder / name for name in names if (folder / name).is_file()), None)
+        if beside is not None:
             return read_optimizer(beside)
-        if self.path.suffix == ".safetensors":
+        (file, *others) = files_of(self.path)
+        if others or file.suffix == ".safetensors":
             return None
-        content = _content(self.path)
+        content = _content(file)
         held = isinstance(content, Mapping) and any(isinstance(content.get(key), (Mapping, list)) for key in WRAPPERS)
-        return _state_of(content, self.path) if held else None
+        return _state_of(content, file) if held else None
 
 
 def without_prefix(state: dict[str, Tensor], objective: Objective) -> dict[str, Tensor]:
-    """A state dict without the prefix of a wrapper (``module.``, ``_orig_mod.``, ``model.``) where its names then fit better."""
-    expected = objective.model.state_dict().keys()
-    for prefix in _PREFIXES:
-        stripped = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-        if len(expected & stripped.keys()) > len(expected & state.keys()):
-            state = stripped
-    return state
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a file's name is that of weights: a known suffix, and no optimizer's state."""
-    return path.suffix in SUFFIXES and not path.name.endswith(OPTIMIZER)
+    """A state dict under the names of the objective's model, whatever wrappers it was saved from."""
+    model = objective.model
+    return renamed(state, model.state_dict(), str(getattr(model, "base_model_prefix", "")))
 
 
 def read_optimizer(path: Path) -> OptimizerState:
@@ -106,10 +102,10 @@ def _state_of(content: Mapping[str, Any], path: Path) -> OptimizerState:
 
 
 def checkpoints(paths: Sequence[str | Path]) -> tuple[Checkpoint, ...]:
-    """Checkpoints in the order given, checked to exist and to be distinct.
+    """Checkpoints in the order given, checked to exist and to be distinct; a folder stands for those in it, in natural order.
 
     Raises:
-        ValueError: no path, a missing file, or one given twice.
+        ValueError: no path, a missing file, a folder without checkpoints, or one given twice.
     """
     given = [paths] if isinstance(paths, (str, Path)) else listed("checkpoints", paths, "paths of files")
     for index, path in enumerate(given):
@@ -118,36 +114,40 @@ def checkpoints(paths: Sequence[str | Path]) -> tuple[Checkpoint, ...]:
                 f"checkpoints[{index}] must be the path of a file, got {type(path).__name__}; save it with torch.save, or pass "
                 "objective.at(state) to the probe of a single one"
             )
-    files = [Path(path) for path in given]
-    if not files:
+    if not given:
         raise ValueError("checkpoints must hold at least one file, got none")
-    for index, file in enumerate(files):
-        if not file.is_file():
-            found = "a directory" if file.is_dir() else "which does not exist"
-            raise ValueError(f"checkpoints[{index}] must be a file, got {str(file)!r}, {found}")
-        if file.resolve() in {other.resolve() for other in files[:index]}:
-            raise ValueError(f"checkpoints[{index}] is given twice, got {str(file)!r}")
-    labels = ([file.stem for file in files], [file.name for file in files], [str(file) for file in files])
+    files: list[Path] = []
+    for index, path in enumerate(map(Path, given)):
+        argument = f"checkpoints[{index}]"
+        if not path.exists():
+            raise ValueError(f"{argument} must be a file, got {str(path)!r}, which does not exist")
+        check_weights(path, argument)
+        for file in expanded(path, argument):
+            if file.resolve() in {other.resolve() for other in files}:
+                raise ValueError(f"{argument} is given twice, got {str(file)!r}")
+            files.append(file)
+    labels = ([label_of(file) for file in files], [file.name for file in files], [str(file) for file in files])
     names = next(names for names in labels if len(set(names)) == len(names))
-    return tuple(Checkpoint(file, name, _step(file.stem)) for file, name in zip(files, names, strict=True))
-
-
-def _step(stem: str) -> int | None:
-    if stem.isdigit():
-        return int(stem)
-    found = re.search(r"(?:step|epoch|iter|iteration|checkpoint|ckpt)[-_=]?(\d+)", stem, re.IGNORECASE)
-    return int(found[1]) if found else None
+    return tuple(Checkpoint(file, name, step_of(file)) for file, name in zip(files, names, strict=True))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict of a ``.safetensors`` file, or of a torch file read with ``weights_only=True``.
+    """The state dict of a ``.safetensors`` file, or of a torch file read with ``weights_only=True``; of a folder or an index too.
 
     A dict that wraps the state dict under a usual key (``state_dict``, ``model`` ...) is unwrapped.
 
     Raises:
         ValueError: corrupt file, one that would run code when unpickled, or one without a state dict.
     """
-    return unwrapped(_content(path), f"checkpoint {path}")
+    state: dict[str, Tensor] = {}
+    for file in files_of(path):
+        part = unwrapped(_content(file), f"checkpoint {file}")
+        if state.keys() & part.keys():
+            raise ValueError(
+                f"checkpoint {path} must name every tensor once, got {min(state.keys() & part.keys())!r} in two files"
+            )
+        state |= part
+    return state
 
 
 class _Bounded(io.BufferedReader):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fastscape._checks import counted
+from fastscape.runs.checkpoint_names import matched
 
 WRAPPERS = ("optimizer_state_dict", "optimizer", "optim", "optimizer_states")  # the last is Lightning's, a list
 _MOVES = {"e_w", "old_p"}  # what SAM keeps of its first step
-_PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class OptimizerState:
     def _order(self, model: nn.Module, states: Sequence[Mapping[str, Any]]) -> list[str]:
         parameters = dict(model.named_parameters())
         if self.names is not None:
-            names = [_known(name, parameters) for name in self.names]
-            unknown = [name for name, known in zip(self.names, names, strict=True) if known is None]
+            known = matched(self.names, parameters)
+            unknown = [name for name in self.names if known[name] not in parameters]
             if unknown:
                 raise ValueError(
                     f"optimizer must hold parameters of {type(model).__name__}, got {unknown[0]!r}; pass this model's optimizer"
                 )
-            candidates = [[name for name in names if name is not None]]
+            candidates = [[known[name] for name in self.names]]
         else:
             candidates = [list(parameters), [name for name, tensor in parameters.items() if tensor.requires_grad]]
         for names_ in candidates:
@@ -119,13 +119,6 @@ def groups_of(optimizer: AnyOptimizer | None) -> Sequence[Mapping[str, Any]]:
         return optimizer.groups
     held: Sequence[Mapping[str, Any]] = (optimizer or {}).get("param_groups", ())
     return held
-
-
-def _known(name: str, parameters: Mapping[str, Tensor]) -> str | None:
-    for candidate in (name, *(name.removeprefix(prefix) for prefix in _PREFIXES)):
-        if candidate in parameters:
-            return candidate
-    return None
 
 
 def _fits(parameter: Tensor, state: Mapping[str, Any]) -> bool:

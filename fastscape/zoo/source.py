@@ -12,6 +12,7 @@ import torch
 
 from fastscape._checks import shown
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.runs.checkpoint_layouts import files_of, label_of
 from fastscape.runs.checkpoints import Checkpoint
 from fastscape.runs.making import pickled
 from fastscape.zoo import specs
@@ -79,7 +80,7 @@ class Source:
                 f"state must be the file that it was when fs.Source was made, got other content of {str(self.state)!r} on "
                 f"{platform.node()}; make the Source again"
             )
-        return Checkpoint(self.state, self.state.stem, None).at(objective)
+        return Checkpoint(self.state, label_of(self.state), None).at(objective)
 
     def __repr__(self) -> str:
         name = self.factory if isinstance(self.factory, str) else getattr(self.factory, "__qualname__", repr(self.factory))
@@ -100,18 +101,16 @@ class Source:
         if self.data is None:
             raise ValueError(f"data must name the batches to evaluate {self.factory!r} on, such as 'zoo:digits', got None")
         options = dict(self.options)
-        if isinstance(options.get("loss"), str):
-            options["loss"] = specs.find(options["loss"], "loss", {})
-        if "loss" not in options:
-            options.setdefault("criterion", "cross_entropy")
-        if isinstance(options.get("criterion"), str):
-            options["criterion"] = specs.criterion(options["criterion"], "criterion")
-        return Objective(built, specs.build(self.data, "data", specs.DATA), **options)
+        loss = specs.loss_arguments(self.factory, *(options.pop(name, None) for name in ("criterion", "loss", "output")))
+        return Objective(built, specs.build(self.data, "data", specs.DATA), **loss, **options)
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    if not path.is_file():
+    """SHA-256 of the files of a checkpoint."""
+    if not path.exists():
         raise ValueError(f"state must be a file of weights, got {str(path)!r} on {platform.node()}")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file in files_of(path):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

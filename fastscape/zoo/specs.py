@@ -1,14 +1,16 @@
-"""Name models, data and losses on a command line: ``zoo:cnn``, ``torchvision:resnet18?num_classes=10``, ``file.py:make``."""
+"""Name models, data and losses on a command line: ``zoo:cnn``, ``torchvision:resnet18``, ``hf:folder``, ``file.py:make``."""
 
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ def build(spec: str, kind: str, zoo: dict[str, Callable[..., Any]], *, seed: int
     """Call the factory that a specification names.
 
     Args:
-        spec: ``zoo:NAME``, ``torchvision:NAME``, ``package.module:factory`` or ``path/file.py:factory``, each with optional
+        spec: ``zoo:NAME``, ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER`` (a model that transformers saved), ``hf:FILE.json``
+            (its configuration, with random weights), ``package.module:factory`` or ``path/file.py:factory``, each with optional
             arguments as ``?name=value&name=value`` (Python literals, else strings).
         kind: the argument's name, for messages.
         zoo: what ``zoo:`` offers.
@@ -85,14 +88,18 @@ def find(target: str, kind: str, zoo: dict[str, Callable[..., Any]]) -> Callable
         if name not in zoo:
             raise ValueError(f"{kind} must be one of {', '.join(f'zoo:{known}' for known in zoo)}, got {target!r}")
         return zoo[name]
-    module = _torchvision(target, kind) if source == "torchvision" else _module(source, kind)
+    if source == "hf":
+        return partial(_transformers, target, kind, name)
+    if source == "timm":
+        return partial(_timm, target, kind, name)
+    module = _library("torchvision.models", target, kind) if source == "torchvision" else _module(source, kind)
     found = getattr(module, name, None)
     if not callable(found):
         raise ValueError(f"{kind} {target!r}: {source} has no callable {name!r}")
     return found  # type: ignore[no-any-return]
 
 
-def criterion(name: str, kind: str) -> Callable[..., Any]:
+def criterion_of(name: str, kind: str) -> Callable[..., Any]:
     """The function of (outputs, targets) that a name of :data:`CRITERIA` or ``module:function`` stands for."""
     if name in CRITERIA:
         found: Callable[..., Any] = getattr(torch.nn.functional, CRITERIA[name])
@@ -115,11 +122,83 @@ def _arguments(spec: str, query: str, kind: str) -> dict[str, Any]:
     return arguments
 
 
-def _torchvision(target: str, kind: str) -> Any:
+_EXTRAS = {"torchvision.models": "fastscape-probes[vision]", "transformers": "fastscape-probes[hf]", "timm": "timm"}
+
+
+def _library(name: str, target: str, kind: str) -> Any:
     try:
-        return importlib.import_module("torchvision.models")
+        return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"{kind} {target!r} needs torchvision: pip install 'fastscape-probes[vision]'") from error
+        raise ValueError(f"{kind} {target!r} needs {name.partition('.')[0]}: pip install '{_EXTRAS[name]}'") from error
+
+
+def _timm(target: str, kind: str, name: str, **arguments: Any) -> Any:
+    library = _library("timm", target, kind)
+    if not library.is_model(name):
+        near = ", ".join(difflib.get_close_matches(name, library.list_models(), 3)) or "those of timm.list_models()"
+        raise ValueError(f"{kind} must name a model of timm, got {target!r}; there is {near}")
+    return library.create_model(name, **{"pretrained": False, **arguments})
+
+
+def _transformers(target: str, kind: str, name: str, **arguments: Any) -> Any:
+    """The model of a folder that transformers saved, or of a configuration alone, with random weights; nothing is fetched or run.
+
+    ``architecture`` among the arguments names the class where the configuration names none, or another.
+    """
+    library = _library("transformers", target, kind)
+    path = Path(name)
+    config = path if path.suffix == ".json" else path / "config.json"
+    if not config.is_file():
+        held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing" if path.is_dir() else "no such folder"
+        raise ValueError(
+            f"{kind} must name a folder with config.json and weights, or a configuration, got {target!r}: {held}; download a "
+            "model of the hub first, or save yours by model.save_pretrained(folder)"
+        )
+    settings = library.AutoConfig.from_pretrained(config, local_files_only=True, trust_remote_code=False)
+    architecture = arguments.pop("architecture", None) or next(iter(settings.architectures or ()), None)
+    found = getattr(library, str(architecture), None)
+    if found is None:
+        raise ValueError(
+            f"{kind} must be of a class of transformers, got {architecture!r} in {str(config)!r}; add "
+            "?architecture=GPT2LMHeadModel or the like, or use file.py:make for code of your own"
+        )
+    if config == path:
+        for key, value in arguments.items():
+            setattr(settings, key, value)
+        return found(settings)
+    try:
+        return found.from_pretrained(path, config=settings, local_files_only=True, **{"dtype": "auto", **arguments})
+    except OSError as error:
+        held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8])
+        raise ValueError(
+            f"{kind} must name a folder with weights (model.safetensors, or its index and parts), got {target!r} with {held}; "
+            f"name {str(config)!r} for random ones"
+        ) from error
+
+
+def loss_arguments(model: str, criterion: Any, loss: Any, output: Any, prefix: str = "") -> dict[str, Any]:
+    """What :class:`fastscape.Objective` is told of the loss of a model by its specification; names become functions.
+
+    A model of transformers has its own loss of batches with labels, unless a loss or a part of its output is named.
+    """
+    if loss is None and output is None and model.startswith("hf:"):
+        loss = own_loss
+    if loss is not None:
+        return {"loss": find(loss, f"{prefix}loss", {}) if isinstance(loss, str) else loss}
+    named = criterion or "cross_entropy"
+    return {"criterion": criterion_of(named, f"{prefix}criterion") if isinstance(named, str) else named, "output": output}
+
+
+def own_loss(model: Any, batch: Any) -> Any:
+    """The loss that a model of transformers takes of a batch with labels.
+
+    Raises:
+        ValueError: a batch without labels, of which it takes none.
+    """
+    outputs = model(**batch)
+    if outputs.loss is None:
+        raise ValueError(f"batches must hold labels, got {', '.join(batch)}: {type(model).__name__} takes its loss of them")
+    return outputs.loss
 
 
 def _module(source: str, kind: str) -> Any:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fastscape._checks import check_progress
 from fastscape._files import replaced
 from fastscape._state import preserved_rng
-from fastscape.runs.checkpoints import OPTIMIZER
+from fastscape.runs.checkpoint_layouts import OPTIMIZER
 from fastscape.runs.optimizers import OptimizerState
 from fastscape.zoo.data import Batches
 

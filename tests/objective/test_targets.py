@@ -92,7 +92,7 @@ def test_outputs_of_another_kind_are_told_with_the_remedy():
     with pytest.raises(TypeError) as refused:
         objective.loss()
     assert "outputs of type dict" in " ".join(refused.value.__notes__)
-    assert "use loss=lambda model, batch" in " ".join(refused.value.__notes__)
+    assert "pass output='logits', or a function" in " ".join(refused.value.__notes__)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastscape.objective.arguments import matched_state
 from fastscape.objective.objective import Objective
-from fastscape.runs.checkpoints import Checkpoint, unwrapped, without_prefix
+from fastscape.runs.checkpoints import checkpoints, unwrapped, without_prefix
 
 Solution = Mapping[str, Any] | str | Path | nn.Module | Objective | None
 OWN = "own weights"
@@ -60,12 +60,14 @@ def _read(objective: Objective, solution: Solution, argument: str) -> tuple[str,
         case nn.Module():
             return argument, without_prefix(dict(solution.state_dict()), objective)
         case str() | Path():
-            file = Path(solution)
-            if not file.is_file():
+            if not Path(solution).exists():
                 raise ValueError(f"must be a checkpoint file, got {str(solution)!r}")
-            state = Checkpoint(file, file.stem, None).at(objective).state
+            file, *others = checkpoints([solution])
+            if others:
+                raise ValueError(f"must be one checkpoint, got {str(solution)!r} with {1 + len(others)}; name one of them")
+            state = file.at(objective).state
             assert state is not None
-            return file.stem, state
+            return file.name, state
         case Mapping():
             return argument, without_prefix(unwrapped(solution, argument), objective)
     raise TypeError(

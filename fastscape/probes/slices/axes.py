@@ -43,11 +43,11 @@ def states_of(objective: Objective, given: Sequence[AnyState], argument: str = "
     names: list[str] = []
     for index, item in enumerate(given):
         if isinstance(item, (str, Path)):
-            file = checkpoints([item])[0]
-            state = file.at(objective).state
-            assert state is not None
-            states.append(state)
-            names.append(file.name)
+            for file in checkpoints([item]):
+                state = file.at(objective).state
+                assert state is not None
+                states.append(state)
+                names.append(file.name)
         elif isinstance(item, (Mapping, nn.Module)):
             states.append(item.state_dict() if isinstance(item, nn.Module) else item)
             names.append(f"{index}")
