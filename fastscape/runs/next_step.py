@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from inspect import unwrap
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ def next_step(optimizer: AnyOptimizer, objective: Objective, gradient: Mapping[s
         clone = _cloned(optimizer, objective, copies) if own else _rebuilt(found, slots, copies)  # type: ignore[arg-type]
         used, rate = _rates(clone.param_groups)
         with torch.no_grad(), preserved_rng():
-            unwrap(type(clone).step)(clone)  # without hooks, which are the user's
+            inspect.unwrap(type(clone).step)(clone)  # without hooks, which are the user's
     except Exception as error:  # whatever a step does with other tensors than those that it was made for
         raise ValueError(
             f"optimizer must make its step from gradients alone, got {type(error).__name__} from that of {found.name}: "
@@ -90,10 +90,16 @@ def checked_steps(optimizer: AnyOptimizer, objective: Objective) -> None:
         raise ValueError(f"optimizer must hold a probed parameter, got none of {', '.join(objective.names[:3])}")
     if any(group.get("maximize") for group, _ in slots.values()):
         raise ValueError("optimizer must minimize the loss, got maximize=True; negate the loss of the objective instead")
-    live = isinstance(optimizer, torch.optim.Optimizer)
-    if not live and not isinstance(getattr(torch.optim, found.name, None), type):
+    kind: Any = type(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else getattr(torch.optim, found.name, None)
+    step = getattr(kind, "step", None)
+    if step is None:
         raise ValueError(
             f"optimizer must be the optimizer itself, or a state of a class of torch.optim, got the state of {found.name!r}"
+        )
+    closure = inspect.signature(inspect.unwrap(step)).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(
+            f"optimizer must make its step from gradients alone, got {found.name}, which needs a closure; pass update="
         )
 
 

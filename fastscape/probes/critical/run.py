@@ -16,7 +16,7 @@ from fastscape.curvature.forms.quadratic import quadratic_forms
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.influence import STILL
-from fastscape.numerics.estimate import Estimate
+from fastscape.numerics.estimate import Estimate, unknown
 from fastscape.objective.objective import Objective, untrained
 from fastscape.probes.critical.losses import StepLosses
 from fastscape.probes.critical.result import CriticalSharpnessResult
@@ -132,8 +132,8 @@ class CriticalRun:
     def result(self, settings: Mapping[str, Any], step: int | None) -> CriticalSharpnessResult:
         """What is known."""
         arithmetic = measured_in(self.objective, self.goals.dtype)
-        root, found = self._root()
-        lower, upper = bracket(self.tried)
+        nothing: tuple[Estimate, Outcome] = unknown(self._count), "unfinished"
+        root, found = self.work.analysed(self._root, nothing)
         norm = math.nan if self.update is None else self.update.norm
         size = self.objective.norm
         return CriticalSharpnessResult(
@@ -142,10 +142,7 @@ class CriticalRun:
             outcome=found,
             eta_c=root,
             lambda_c=_NONE if math.isnan(root.value) else inverse(root),
-            bracket=(
-                0.0 if lower is None or found == "rises at once" else lower.eta,
-                math.inf if upper is None else upper.eta,
-            ),
+            bracket=self._bracket(found),
             loss=self.loss,
             update="" if self.update is None else self.update.words,
             rate=None if self.update is None else self.update.rate,
@@ -172,6 +169,13 @@ class CriticalRun:
             notes=(*arithmetic.notes, *self.notes, *(() if self.update is None else self.update.notes), *self._remarks()),
         )
 
+    def _bracket(self, found: Outcome) -> tuple[float, float]:
+        """Steps between which the loss comes to exceed L(w); below where it rises at once is rounding."""
+        lower, upper = bracket(self.tried)
+        if found == "rises at once":
+            return 0.0, min(each.eta for each in self.tried if each.resolved)
+        return 0.0 if lower is None else lower.eta, math.inf if upper is None else upper.eta
+
     def _root(self) -> tuple[Estimate, Outcome]:
         if not math.isfinite(self.loss):
             return _NONE, "undefined"
@@ -195,5 +199,5 @@ class CriticalRun:
         if self.limits is not None and (ends := bracket(self.tried))[0] is not None and ends[1] is not None:
             lower, upper = ends[0].eta, ends[1].eta
             wide = upper - lower > self.goals.tolerance * (upper + lower)
-            if wide and self.work.reason == "complete" and not (ends[0].resolved and ends[1].resolved):
+            if wide and self.work.reason == "complete" and not (ends[0].resolved or ends[1].resolved):
                 yield "the bisection ended within rounding of L(w); precision='float64' resolves more"

@@ -19,8 +19,8 @@ Outcome = Literal["found", "undecided", "never rises", "rises at once", "unfinis
 SURE = 2.0  # standard errors of a difference beyond which its sign means anything
 _DOUBLED = 4  # steps by factors of 2; after them by 8, so that a guess that is off by 1e6 costs ten
 _FAR = 8.0
-_FLAT = 3  # steps within rounding of L(w) below the first rise, after which no smaller one is taken to lower the loss
-_HOPELESS = 4  # smaller steps, all within the error of their differences: differences and errors shrink alike
+_FLAT = 3  # steps within rounding of L(w) after which no smaller one is taken to lower the loss
+_HOPELESS = 4  # steps in a row within the error of their differences: of smaller ones both shrink alike
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ def next_step(tried: Sequence[Tried], limits: Limits) -> float | None:
     if upper is None:
         assert lower is not None
         return None if lower.eta >= limits.largest else min(lower.eta * factor, limits.largest)
-    if lower is None:
-        hopeless = len(tried) >= _HOPELESS and not any(each.decided for each in tried[-_HOPELESS:])
-        return None if hopeless or upper.eta <= limits.smallest else max(upper.eta / factor, limits.smallest)
     if not falls(tried):
-        again = len(tried) - sum(each.rises for each in tried) < _FLAT and lower.eta > limits.smallest
-        return max(min(each.eta for each in tried) / _FAR, limits.smallest) if again else None
-    if _narrow(lower, upper, limits) or not (lower.resolved and upper.resolved):
+        least = min(each.eta for each in tried)
+        hopeless = len(tried) >= _HOPELESS and not any(each.decided for each in tried[-_HOPELESS:])
+        flat = sum(not each.resolved for each in tried) >= _FLAT
+        return None if hopeless or flat or least <= limits.smallest else max(least / factor, limits.smallest)
+    assert lower is not None
+    if _narrow(lower, upper, limits) or not (lower.resolved or upper.resolved):
         return None
     if upper.eta > 4 * lower.eta:
         return math.sqrt(lower.eta * upper.eta)
@@ -125,13 +125,13 @@ def crossing(tried: Sequence[Tried], count: int) -> Estimate | None:
 
 def outcome(tried: Sequence[Tried], limits: Limits, root: Estimate | None) -> Outcome:
     """What the steps tried so far amount to."""
-    upper = bracket(tried)[1]
     if next_step(tried, limits) is not None:
         return "unfinished"
-    if upper is None:
+    if bracket(tried)[1] is None:
         return "never rises"
     if not falls(tried):
-        return "rises at once" if upper.decided else "undecided"
+        least = min((each for each in tried if each.resolved), key=lambda each: each.eta, default=None)
+        return "rises at once" if least is not None and least.decided else "undecided"
     assert root is not None
     return "undecided" if root.interval[0] <= 0 else "found"
 
