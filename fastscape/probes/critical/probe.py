@@ -93,8 +93,8 @@ def critical_sharpness(
         >>> objective = fs.Objective(model, [(torch.ones(2, 4), torch.tensor([0, 2]))],
         ...                          criterion=torch.nn.functional.cross_entropy)
         >>> found = fs.critical_sharpness(objective, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-        >>> found.outcome, found.lambda_c.value < found.critical
-        ('found', True)
+        >>> found.bracket[0] <= found.eta_c.value <= found.bracket[1], found.lambda_c.value < found.critical
+        (True, True)
     """
     work = settled(critical_sharpness, keywords)
     clock = work.clock()

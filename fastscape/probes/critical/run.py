@@ -200,4 +200,4 @@ class CriticalRun:
             lower, upper = ends[0].eta, ends[1].eta
             wide = upper - lower > self.goals.tolerance * (upper + lower)
             if wide and self.work.reason == "complete" and not (ends[0].resolved or ends[1].resolved):
-                yield "the bisection ended within rounding of L(w); precision='float64' resolves more"
+                yield f"the bisection ended within rounding of a difference, {self.noise:.1e}; a wider precision= resolves more"

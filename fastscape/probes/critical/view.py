@@ -85,5 +85,9 @@ def _raised(result: CriticalSharpnessResult) -> Iterator[str]:
     reason = result.meta.get("stop_reason")
     if reason in ("deadline", "interrupted") and result.outcome == "unfinished":
         yield f"ended early ({reason}): the bracket is wider than was asked for, or open"
+    precision = result.meta.get("precision")
+    if result.outcome == "rises at once" and precision != "float64":
+        wider = "float64" if precision == "float32" else "float32"
+        yield f"a difference of losses is known to {result.noise:.1e} in {precision}; precision={wider!r} resolves smaller steps"
     if len(result.decided) and not result.decided.any():
         yield "no difference is beyond two standard errors: on other samples the signs may be others"

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
+from fastscape import zoo
 from fastscape.numerics.student import quantile
 from fastscape.probes.critical.search import SURE
 from fastscape.reports.html import write_html
@@ -94,6 +95,25 @@ def test_a_loss_that_rises_at_once(dtype):
     assert found.bracket[0] == 0
     assert "below the smallest step that can be resolved" in found.verdict()
     assert found.slope > 0
+    assert any("precision='float64' resolves" in flag for flag in found.flags) == (dtype == torch.float32)
+
+
+def test_what_half_precision_cannot_resolve_is_said_and_found_in_a_wider_one():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10)).to(torch.bfloat16)
+    inputs, targets = zoo.digits(samples=64)[0]
+    objective = fs.Objective(model, [(inputs.to(torch.bfloat16), targets)], criterion=F.cross_entropy)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)  # whose step is no rounding of a bfloat16 weight
+    narrow, wide, exact = (
+        fs.critical_sharpness(objective, optimizer=optimizer, precision=precision, curvature=False)
+        for precision in (None, "float32", "float64")
+    )
+    assert (wide.outcome, exact.outcome) == ("found", "found")
+    assert wide.eta_c.value == pytest.approx(exact.eta_c.value, rel=0.05)
+    assert narrow.noise > 1e3 * wide.noise
+    unresolved = np.abs(narrow.differences) <= narrow.noise
+    assert unresolved.any()
+    assert not narrow.decided[unresolved].any()
 
 
 def test_a_nan_beyond_a_step_is_a_rise():
@@ -144,7 +164,7 @@ def test_from_the_last_eta_six_forwards_are_enough(counted, off):
     assert found.outcome == "found"
     low, high = found.bracket
     assert high - low <= 0.1 * (high + low)
-    assert found.eta_c.value == pytest.approx(first.eta_c.value, rel=0.02)
+    assert found.eta_c.value == pytest.approx(first.eta_c.value, rel=0.05)
 
 
 # ---------------------------------------------------------------------- samples

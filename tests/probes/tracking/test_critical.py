@@ -54,7 +54,7 @@ def test_points_after_the_first_take_a_gradient_and_a_few_forwards(make):
     assert not any(point.left_out for point in found.points)
     for point in found.points:
         expected = alone[point.step].eta_c.value
-        assert point.values["eta_c"] == pytest.approx(expected, rel=0.03)
+        assert point.values["eta_c"] == pytest.approx(expected, rel=0.05)
         assert point.values["lambda_c"] == pytest.approx(2 / point.values["eta_c"])
         low, high = point.intervals["lambda_c"]
         assert low < point.values["lambda_c"] < high
