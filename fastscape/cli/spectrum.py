@@ -173,6 +173,14 @@ def optimizer(objective: fs.Objective, options: dict[str, Any]) -> OptimizerStat
     return OptimizerState.of(sgd, objective.model)
 
 
+def optimizer_beside(objective: fs.Objective, files: Sequence[Path], options: dict[str, Any]) -> OptimizerState | None:
+    """The optimizer that options name, or else the one whose state is beside the last checkpoint."""
+    from fastscape.runs.checkpoints import checkpoints
+
+    named = optimizer(objective, options)
+    return checkpoints(files)[-1].optimizer() if named is None and files else named
+
+
 def unmet(result: Result, options: dict[str, Any]) -> str:
     """Targets that were asked for and not reached, with the reason, in words; empty where all were."""
     asked, missed = targets(options), []

@@ -146,7 +146,7 @@ def _of_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> 
     known = _torch_classes(optimizer)
     found = known[0].__name__ if known else type(optimizer).__name__
     groups = tuple(content["param_groups"])
-    remark, own = _perturbed(found, groups), bool(known) and unwrap(type(optimizer).step) is not unwrap(known[0].step)
+    remark, own = _perturbed(found, groups), bool(known) and not steps_as_torch(optimizer)
     reason = f"{type(optimizer).__name__} is SAM: its gradients are those of weights moved by rho" if remark and own else ""
     remarks: tuple[str, ...] = (remark,) if remark else ()
     if own:
@@ -159,6 +159,12 @@ def _of_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> 
             names = tuple(str(name) for name in held)
     shapes = tuple(tensor.shape for group in optimizer.param_groups for tensor in group["params"])
     return OptimizerState(found, groups, content["state"], names or _names_in(groups), remarks, reason, shapes)
+
+
+def steps_as_torch(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer's step is that of a class of ``torch.optim``."""
+    known = _torch_classes(optimizer)
+    return bool(known) and unwrap(type(optimizer).step) is unwrap(known[0].step)
 
 
 def _torch_classes(optimizer: torch.optim.Optimizer) -> list[type[torch.optim.Optimizer]]:
