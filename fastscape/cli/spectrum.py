@@ -46,7 +46,7 @@ def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--optimizer",
             "optimizer_file",
             type=click.Path(path_type=Path),
-            help="State of the optimizer (torch file) for the stability ratio; default: STEM.optimizer.pt beside a checkpoint.",
+            help="State of the optimizer (torch file); default: STEM.optimizer.pt beside a checkpoint.",
         ),
         click.option("--learning-rate", type=float, help="SGD learning rate (instead of --optimizer)."),
         click.option("--momentum", type=float, help="SGD momentum, with --learning-rate."),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +68,7 @@ def next_step(optimizer: AnyOptimizer, objective: Objective, gradient: Mapping[s
     own = isinstance(optimizer, torch.optim.Optimizer) and not steps_as_torch(optimizer)
     try:
         clone = _cloned(optimizer, objective, copies) if own else _rebuilt(found, slots, copies)  # type: ignore[arg-type]
-        used, rate = _rates(clone.param_groups)
+        rates = _rates(clone.param_groups)
         with torch.no_grad(), preserved_rng():
             inspect.unwrap(type(clone).step)(clone)  # without hooks, which are the user's
     except Exception as error:  # whatever a step does with other tensors than those that it was made for
@@ -76,8 +77,8 @@ def next_step(optimizer: AnyOptimizer, objective: Objective, gradient: Mapping[s
             f"{first_line(error)}; pass update="
         ) from error
     update = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in objective.base.items()}
-    update |= {name: (copies[name].detach() - held[name]) / used for name in held}
-    return NextStep(found.name, update, rate, (*found.remarks * (not own), *_notes(objective, held, rate)))
+    update |= {name: (copies[name].detach() - held[name]) / (rates[0] or 1.0) for name in held}
+    return NextStep(found.name, update, rates[0], (*found.remarks * (not own), *_notes(objective, held, rates)))
 
 
 def checked_steps(optimizer: AnyOptimizer, objective: Objective) -> None:
@@ -90,6 +91,10 @@ def checked_steps(optimizer: AnyOptimizer, objective: Objective) -> None:
         raise ValueError(f"optimizer must hold a probed parameter, got none of {', '.join(objective.names[:3])}")
     if any(group.get("maximize") for group, _ in slots.values()):
         raise ValueError("optimizer must minimize the loss, got maximize=True; negate the loss of the objective instead")
+    for group, _ in slots.values():
+        rate = group.get("lr")
+        if rate is not None and not 0 <= float(rate) < math.inf:  # torch looks once, and schedules write it
+            raise ValueError(f"optimizer must have finite learning rates of at least 0, got {float(rate)}")
     kind: Any = type(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else getattr(torch.optim, found.name, None)
     step = getattr(kind, "step", None)
     if step is None:
@@ -151,23 +156,26 @@ def _wide(state: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
     return found
 
 
-def _rates(groups: Iterable[dict[str, Any]]) -> tuple[float, float]:
-    """The rate by which the step is to be divided, and the optimizer's; where all are 0, groups get 1."""
+def _rates(groups: Iterable[dict[str, Any]]) -> tuple[float, ...]:
+    """Rates of the groups, in order, from the first by which the step is to be divided; where all are 0, groups get 1.
+
+    Without one, it is 1.
+    """
     groups = list(groups)
     rates = [float(group["lr"]) for group in groups if group.get("lr") is not None]
-    if not rates:
-        return 1.0, 1.0
-    rate = next((value for value in rates if value), 0.0)
-    if rate:
-        return rate, rate
-    for group in groups:
-        group["lr"] = 1.0
-    return 1.0, 0.0
+    first = next((index for index, value in enumerate(rates) if value), None)
+    if rates and first is None:
+        for group in groups:
+            group["lr"] = 1.0
+        return (0.0,)
+    return (rates[first], *rates[:first], *rates[first + 1 :]) if first is not None else (1.0,)
 
 
-def _notes(objective: Objective, held: Mapping[str, Tensor], rate: float) -> Iterable[str]:
+def _notes(objective: Objective, held: Mapping[str, Tensor], rates: Sequence[float]) -> Iterable[str]:
     fixed = len(objective.names) - len(held)
     if fixed:
         yield f"{counted(fixed, 'probed parameter')} that the optimizer does not hold stay"
-    if not rate:
+    if not rates[0]:
         yield "the learning rate is 0: the direction is that of a rate of 1"
+    if len(set(rates)) > 1:
+        yield f"learning rates of the groups lie between {min(rates):g} and {max(rates):g}: the step is in units of {rates[0]:g}"

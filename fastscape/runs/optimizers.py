@@ -129,9 +129,19 @@ def _known(name: str, parameters: Mapping[str, Tensor]) -> str | None:
 
 
 def _fits(parameter: Tensor, state: Mapping[str, Any]) -> bool:
-    """Whether the running averages have the shape of the parameter (a step count has none)."""
-    tensors = [value for value in state.values() if isinstance(value, Tensor) and value.ndim]
-    return all(tensor.shape == parameter.shape for tensor in tensors)
+    """Whether the running averages have the shape of the parameter, or of its rows or columns (a step count has none)."""
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.ndim}
+    return all(_kept(key, parameter.shape) == tensor.shape for key, tensor in tensors.items())
+
+
+def _kept(key: str, shape: torch.Size) -> torch.Size:
+    """The shape of a running average; Adafactor's of a matrix are over its rows and over its columns."""
+    match key:
+        case "row_var":
+            return torch.Size((*shape[:-1], 1))
+        case "col_var":
+            return torch.Size((*shape[:-2], 1, *shape[-1:]))
+    return shape
 
 
 def _of_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> OptimizerState:

@@ -1,6 +1,7 @@
 """The step made on copies is the one that the optimizer takes; it and the model are as before."""
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -47,6 +48,7 @@ OPTIMIZERS = {
     "adadelta": lambda p: torch.optim.Adadelta(p, lr=0.5),
     "asgd": lambda p: torch.optim.ASGD(p, lr=0.1),
     "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),
     "its own": lambda p: Signs(p),
 }
 
@@ -99,7 +101,7 @@ def test_it_is_the_step_that_the_optimizer_takes(name, done, untouched):
         expected = {key: after - start[key] for key, after in weights(model).items()}
     else:
         expected = taken(model, optimizer)
-        state = OptimizerState.of(optimizer.state_dict() if name not in ("asgd", "rprop") else optimizer, model)
+        state = OptimizerState.of(optimizer.state_dict() if name not in ("adafactor", "asgd", "rprop") else optimizer, model)
         again = next_step(state, of, of.gradient())
         assert all(torch.equal(again.update[key], found.update[key]) for key in found.update)
     for key, step in expected.items():
@@ -113,6 +115,7 @@ def test_groups_are_over_the_rate_of_the_first():
     of = objective(model)
     found, gradient = next_step(optimizer, of, of.gradient()), of.gradient()
     assert found.rate == 0.1
+    assert found.notes == ("learning rates of the groups lie between 0.1 and 0.4: the step is in units of 0.1",)
     torch.testing.assert_close(found.update["0.bias"], -gradient["0.bias"])
     torch.testing.assert_close(found.update["2.bias"], -4 * gradient["2.bias"])
 
@@ -180,6 +183,12 @@ class Broken(Signs):
         self.state[self.held[0]]["missing"]
 
 
+def at_rate(rate, parameters):
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    optimizer.param_groups[0]["lr"] = rate  # as a schedule does; torch looks at it once
+    return optimizer
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -193,6 +202,7 @@ class Broken(Signs):
             "or a state of a class of torch.optim",
         ),
         (lambda p: 3, "optimizer must be a torch.optim.Optimizer"),
+        *((lambda p, rate=rate: at_rate(rate, p), "learning rates of at least 0, got") for rate in (-0.1, math.nan, math.inf)),
     ],
 )
 def test_what_has_no_step_of_its_own_is_named(make, words):

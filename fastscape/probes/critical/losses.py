@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -39,6 +40,7 @@ class StepLosses:
         unit: of the standard errors, ``"samples"`` or ``"batches"``.
         count: how many of them there are.
         seconds: of the evaluation at w.
+        farthest: step that the arithmetic holds.
         steps: evaluations of the search, that at w included; ``evaluations`` has those of the gate too.
 
     Raises:
@@ -50,7 +52,10 @@ class StepLosses:
     def __init__(self, objective: Objective, update: Sequence[Tensor], dtype: torch.dtype) -> None:
         self._objective, self._dtype = objective, dtype
         wide = torch.promote_types(dtype, torch.float32)
-        self._update = [part.to(wide) for part in update]
+        top = max((float(part.abs().max()) for part in update if part.numel()), default=0.0)
+        self._scale = math.ldexp(1.0, -math.frexp(top)[1])  # a power of two: no bit of a step depends on it
+        self._update = [(part * self._scale).to(wide) for part in update]
+        self.farthest = min(float(torch.finfo(wide).max) * self._scale, sys.float_info.max) / 2
         self._block = exact_arithmetic(dtype)
         self.steps = 0
 
@@ -96,7 +101,7 @@ class StepLosses:
 
         The difference is the mean of those of the samples, in float64: means in float32 are rounded to more than they differ by.
         """
-        found, origin, weights = self._loop.at(np.array([[eta]])), self._origin, self._terms.weights
+        found, origin, weights = self._loop.at(np.array([[eta / self._scale]])), self._origin, self._terms.weights
         self.steps += 1
         if found.samples is None or origin.samples is None:
             paired = found.batches - origin.batches

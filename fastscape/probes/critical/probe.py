@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 import torch
 
-from fastscape._checks import counted, flag, positive, shown
+from fastscape._checks import counted, flag, positive, real, shown
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.critical.result import CriticalSharpnessResult
@@ -99,7 +99,7 @@ def critical_sharpness(
     work = settled(critical_sharpness, keywords)
     clock = work.clock()
     objective = checked_objective(objective).trained()
-    if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
+    if not (real(tolerance) and 0 < tolerance < 1):
         raise ValueError(f"tolerance must lie between 0 and 1, got {shown(tolerance)}; 0.1 takes three bisections")
     goals = Goals(
         guess=None if guess is None else positive("guess", guess),

@@ -85,18 +85,18 @@ class CriticalRun:
                 self.loss, self.noise = losses.loss, losses.noise
                 self._unit, self._count = losses.unit, losses.count
                 if math.isfinite(self.loss):
-                    self.limits = self._within(update)
+                    self.limits = self._within(update, losses.farthest)
                     for eta in self.work.stream(self._steps(self.limits), losses.seconds, "step"):
                         self.tried.append(losses.at(eta))
                         self._tell()
             finally:
                 self._counts |= {"steps": losses.steps, "evaluations": losses.evaluations}
 
-    def _within(self, update: Update) -> Limits:
+    def _within(self, update: Update, farthest: float) -> Limits:
         guess = self.goals.guess or update.guess
         size = self.objective.norm / update.norm
         smallest = torch.finfo(self.goals.dtype).eps * (size or guess)
-        largest = max(_REACH * size or _BEYOND * guess, 2 * guess)
+        largest = min(max(_REACH * size or _BEYOND * guess, 2 * guess), farthest)
         return Limits(guess, smallest, largest, self.goals.tolerance)
 
     def _steps(self, limits: Limits) -> Iterator[float]:
@@ -189,9 +189,13 @@ class CriticalRun:
     def _remarks(self) -> Iterator[str]:
         if self.tried and not any(each.difference for each in self.tried):
             yield STILL
-        bad = sum(not math.isfinite(each.difference) for each in self.tried)
-        if bad:
-            yield f"{counted(bad, 'step')} with a NaN or infinite loss, taken as a rise"
+        rises, falls = (
+            sum(not math.isfinite(each.difference) and each.rises == up for each in self.tried) for up in (True, False)
+        )
+        if rises:
+            yield f"{counted(rises, 'step')} with a NaN or infinite loss, taken as a rise"
+        if falls:
+            yield f"{counted(falls, 'step')} with a loss of minus infinity, taken as a fall"
         if self.tried and all(math.isnan(each.stderr) for each in self.tried):
             yield "no standard errors: the criterion gives no loss per sample, and there is a single batch"
         elif self.tried and self._unit == "batches":

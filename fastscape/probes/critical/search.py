@@ -115,7 +115,7 @@ def crossing(tried: Sequence[Tried], count: int) -> Estimate | None:
         return None
     a, b = lower.difference / lower.eta, upper.difference / upper.eta
     width = upper.eta - lower.eta
-    if not math.isfinite(b) or b == a:
+    if not math.isfinite(b - a) or b == a:
         return around((lower.eta + upper.eta) / 2, math.nan, count)
     share = -a / (b - a)
     root = lower.eta + share * width

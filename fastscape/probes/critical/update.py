@@ -154,8 +154,9 @@ def _given(objective: Objective, update: AnyUpdate) -> tuple[list[Tensor], str]:
     for name, tensor in named.items():
         if name not in base:
             raise ValueError(f"update names {name!r}, which is not a probed parameter of the objective")
-        if not isinstance(tensor, Tensor) or tensor.shape != base[name].shape or tensor.is_complex():
-            found = f"shape {list(tensor.shape)}" if isinstance(tensor, Tensor) else shown(tensor)
+        if not isinstance(tensor, Tensor) or tensor.shape != base[name].shape or tensor.is_complex() or tensor.is_meta:
+            kind = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else ""
+            found = f"shape {list(tensor.shape)}, {kind}" if kind else shown(tensor)
             raise ValueError(f"update[{name!r}] must be a real tensor of shape {list(base[name].shape)}, got {found}")
     tensors = [
         named[name].detach().to(tensor.device, torch.float64) if name in named else torch.zeros_like(tensor, dtype=torch.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -97,8 +97,8 @@ class Signature(Document):
     notes: tuple[str, ...] = ()
     h_std: Estimate | None = None
     c2: Estimate | None = None
-    lambda_c: Estimate | None = None
-    eta_c: Estimate | None = None
+    lambda_c: Estimate | None = field(default=None, metadata={"later": True})
+    eta_c: Estimate | None = field(default=None, metadata={"later": True})
 
     @classmethod
     def of(

@@ -59,6 +59,24 @@ def test_any_update_of_a_diagonal_quadratic(guess):
     assert found.quadratic == pytest.approx(found.lambda_c.value, rel=1e-5)
 
 
+@pytest.mark.parametrize("exponent", [-400, -100, 100, 400])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_length_of_the_update_is_a_unit(exponent, dtype):
+    """Also where float32 does not hold it: a power of two moves no bit."""
+    plain = fs.critical_sharpness(bowl(POINT.to(dtype), DIAGONAL.to(dtype)), -POINT, guess=0.3, curvature=False)
+    unit = 2.0**exponent
+    found = fs.critical_sharpness(
+        bowl(POINT.to(dtype), DIAGONAL.to(dtype)), -POINT * unit, guess=0.3 / unit, curvature=False, tolerance=np.float32(0.1)
+    )
+    assert found.eta_c.value == plain.eta_c.value / unit
+    np.testing.assert_array_equal(found.differences, plain.differences)
+
+
+def test_a_guess_beyond_all_numbers_comes_back():
+    found = fs.critical_sharpness(bowl(POINT.float(), DIAGONAL.float()), -POINT, guess=1e308, curvature=False)
+    assert found.eta_c.value == pytest.approx(2.0, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("function", "root"),
     [(lambda x: x**3 - 3 * x, math.sqrt(3)), (lambda x: x**4 - 8 * x, 2.0), (lambda x: torch.exp(x) - 1 - 2 * x, 1.2564312086)],
@@ -120,6 +138,18 @@ def test_a_nan_beyond_a_step_is_a_rise():
     found = fs.critical_sharpness(along(lambda x: -torch.sqrt(2.0 - x) * 0 - x + 0 * torch.log(2.0 - x)), ONE, curvature=False)
     assert found.bracket[0] < 2 <= found.bracket[1]
     assert any("NaN or infinite loss" in note for note in found.notes)
+
+
+def test_a_loss_of_minus_infinity_is_a_fall():
+    found = fs.critical_sharpness(
+        along(lambda x: torch.where((x > 1) & (x < 4.5), torch.log(x * 0), x**2 - 4 * x)), ONE, guess=3.0, curvature=False
+    )
+    assert found.outcome == "found"
+    low, high = found.bracket
+    assert low <= 4.5 <= high
+    assert found.eta_c.value == (low + high) / 2  # no line goes through minus infinity
+    assert any(note.endswith("with a loss of minus infinity, taken as a fall") for note in found.notes)
+    assert not any("taken as a rise" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -320,6 +350,7 @@ def test_ways_to_give_one_update_are_the_same(tanh_objective, tanh_net):
         ({"relative_to": along(lambda x: x)}, "relative_to must be an objective of the same parameters"),
         ({"relative_to": bowl(2 * POINT)}, "relative_to must be an objective at the same weights"),
         ({"relative_to": 3}, "relative_to: objective must be a fastscape.Objective, got int"),
+        ({"update": torch.ones(4, device="meta")}, r"must be a real tensor of shape \[4\], got shape \[4\], .* on meta"),
         ({"guess": 0.0}, "guess must be positive and finite, got 0.0"),
         ({"tolerance": 1.0}, "tolerance must lie between 0 and 1, got 1.0"),
         ({"curvature": 1}, "curvature must be True or False, got 1"),
