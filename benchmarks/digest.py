@@ -337,6 +337,9 @@ def of_training(case: Case) -> Iterator[tuple[str, Job]]:
     for variant in ("normalized", "sam", "asam"):
         yield f"sharpness {variant}", lambda variant=variant: fs.sharpness(case.objective, 0.05, variant=variant, **few)
     yield "sharpness m", lambda: fs.sharpness(case.objective, 0.05, variant="sam", m=4, **few)
+    moves = torch.optim.Adam(case.objective.model.parameters(), lr=0.01)
+    yield "critical sharpness", lambda: fs.critical_sharpness(case.objective, precision="float64")
+    yield "critical sharpness of Adam", lambda: fs.critical_sharpness(case.objective, optimizer=moves, curvature=False)
     noise: dict[str, Any] = {"batch_size": 4, "learning_rate": 0.1, "seed": SEED}
     yield "temperature", lambda: fs.temperature(case.objective, method="per-sample", products=4, momentum=0.9, **noise)
     yield "temperature two-batch", lambda: fs.temperature(case.objective, method="two-batch", products=0, **noise)

@@ -37,6 +37,7 @@ DOORS = {
     "spectra": lambda progress: fs.spectra(OBJECTIVE, ["missing.pt"], progress=progress),
     "slice1d": lambda progress: fs.slice1d(OBJECTIVE, progress=progress),
     "slice2d": lambda progress: fs.slice2d(OBJECTIVE, progress=progress),
+    "critical_sharpness": lambda progress: fs.critical_sharpness(OBJECTIVE, progress=progress),
     "barrier": lambda progress: fs.barrier(OBJECTIVE, STATE, STATE, progress=progress),
     "barriers": lambda progress: fs.barriers(OBJECTIVE, [STATE, STATE], progress=progress),
     "connect": lambda progress: fs.connect(OBJECTIVE, STATE, STATE, progress=progress),

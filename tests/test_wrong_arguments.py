@@ -117,7 +117,19 @@ def test_a_mistake_is_named_before_any_work(case, untouched, monkeypatch):
 
 
 PROBES = (
-    *(fs.hessian, fs.ggn, fs.multifractal, fs.spectrum, fs.slice1d, fs.slice2d, fs.sharpness, fs.signature, fs.probe, fs.bench),
+    *(
+        fs.hessian,
+        fs.ggn,
+        fs.multifractal,
+        fs.spectrum,
+        fs.slice1d,
+        fs.slice2d,
+        fs.sharpness,
+        fs.critical_sharpness,
+        fs.signature,
+        fs.probe,
+        fs.bench,
+    ),
     *(fs.operators, fs.Tracker, lambda objective: fs.Directions(objective, 2)),
 )
 
@@ -190,6 +202,7 @@ DOORS = {
     fs.barriers: {"objective": OBJECTIVE, **FILE},
     fs.connect: {"objective": OBJECTIVE, "a": None, "b": OTHER.state_dict()},
     fs.sharpness: {"objective": OBJECTIVE},
+    fs.critical_sharpness: {"objective": OBJECTIVE},
     fs.temperature: {"objective": OBJECTIVE, "batch_size": 2, "learning_rate": 0.1},
     fs.edge_of_stability: {"objective": OBJECTIVE, "optimizer": torch.optim.SGD(MODEL.parameters(), lr=0.1)},
     fs.signature: {"objective": OBJECTIVE},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from fastscape.cli import barrier, bench, doctor, merge, multifractal, report, run, slice, spectrum, status, study
+from fastscape.cli import barrier, bench, critical, doctor, merge, multifractal, report, run, slice, spectrum, status, study
 
 
 @click.group()
@@ -25,6 +25,7 @@ for command in (
     multifractal.probe_command,
     spectrum.spectrum_command,
     slice.slice_command,
+    critical.critical_command,
     study.study_command,
     barrier.barrier_command,
     merge.merge_command,

@@ -178,12 +178,25 @@ def build_objective(model: str, options: dict[str, Any], *, evaluated: bool = Tr
         raise ValueError(f"MODEL must build a torch module or an Objective, got {type(built).__name__} from {model!r}")
     if options["data"] is None:
         raise ValueError("--data is missing: name the batches to evaluate on, such as --data zoo:digits")
+    return objective_on(model, built, options, "--data", options["data"], evaluated=evaluated)
+
+
+def objective_on(
+    model: str, module: Any, options: dict[str, Any], option: str, data: str, *, evaluated: bool = True
+) -> fs.Objective:
+    """The objective of a module on the batches that an option names, with the loss of :func:`objective_options`.
+
+    Raises:
+        ValueError: as :func:`build_objective`.
+    """
+    from fastscape.zoo import specs
+
     arguments = specs.loss_arguments(model, options["criterion"], options["loss"], options["model_output"], "--")
-    data = specs.build(options["data"], "--data", specs.DATA)
+    batches = specs.build(data, option, specs.DATA)
     try:
         objective = fs.Objective(
-            built,
-            data,
+            module,
+            batches,
             params=options["params"] or None,
             batch_norm=options["batch_norm"],
             device=options["device"] or "cpu",
@@ -192,11 +205,11 @@ def build_objective(model: str, options: dict[str, Any], *, evaluated: bool = Tr
     except TypeError as error:  # a wrong kind of --data or --criterion is bad input
         raise ValueError(str(error)) from error
     if evaluated:
-        _check_together(objective, arguments, options["data"])
+        _check_together(objective, arguments, option, data)
     return objective
 
 
-def _check_together(objective: fs.Objective, arguments: Mapping[str, Any], data: str) -> None:
+def _check_together(objective: fs.Objective, arguments: Mapping[str, Any], option: str, data: str) -> None:
     """Evaluate the first batch once: model, loss and data that do not fit each other are bad input, whatever they raise.
 
     Raises:
@@ -209,8 +222,8 @@ def _check_together(objective: fs.Objective, arguments: Mapping[str, Any], data:
             return
         given = next(f"--{name}" for name in arguments)
         words = "; ".join((first_line(error), *getattr(error, "__notes__", ())))
-        found = f"{type(error).__name__} on --data {data}: {words}"
-        raise ValueError(f"MODEL, {given} and --data must fit each other, got {found}") from error
+        found = f"{type(error).__name__} on {option} {data}: {words}"
+        raise ValueError(f"MODEL, {given} and {option} must fit each other, got {found}") from error
 
 
 def checkpoint_files(given: Sequence[Path]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +15,18 @@ from fastscape.cli.folder import check_out, force_option
 from fastscape.cli.inputs import build_objective, centre, checkpoint_files, objective_options
 from fastscape.cli.multifractal import unmet as unmet_multifractal
 from fastscape.cli.output import Outcome, live_progress, run
-from fastscape.cli.spectrum import optimizer, optimizer_options, targets
+from fastscape.cli.spectrum import optimizer_beside, optimizer_options, targets
 from fastscape.cli.spectrum import unmet as unmet_spectrum
 
 if TYPE_CHECKING:
     from fastscape.cli.live import LiveProgress
     from fastscape.runs.budget import Budget
-    from fastscape.runs.optimizers import OptimizerState
 
-PROBES = ("spectrum", "slice", "sharpness", "temperature", "barrier", "multifractal")  # of fastscape.probes.signature.probe
+PROBES = (  # of fastscape.probes.signature.probe
+    *("spectrum", "slice", "sharpness", "critical_sharpness", "temperature", "barrier", "multifractal"),
+)
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
-_TELLING = ("spectrum", "slice", "barrier", "multifractal")  # probes that report progress
+_TELLING = ("spectrum", "slice", "critical_sharpness", "barrier", "multifractal")  # probes that report progress
 
 
 @click.command("run")
@@ -37,7 +38,7 @@ _TELLING = ("spectrum", "slice", "barrier", "multifractal")  # probes that repor
     "--what",
     multiple=True,
     type=click.Choice(PROBES),
-    help="Probes to run; repeatable. Default: spectrum, slice, sharpness and multifractal; temperature and barrier where "
+    help="Probes to run; repeatable. Default: spectrum, slice, both sharpnesses and multifractal; temperature and barrier where "
     "their options are given.",
 )
 @click.option("--budget", default="60s", show_default=True, help="Time for everything; each probe gets a share of it.")
@@ -72,7 +73,7 @@ def _run(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=len(options["what"] or PROBES))
     check_out(options["out"], ["run"], force=options["force"])
     objective, name, step = centre(build_objective(model, options), model, files)
-    training = {"batch_size": options["batch_size"], "optimizer": _optimizer(objective, files, options)}
+    training = {"batch_size": options["batch_size"], "optimizer": optimizer_beside(objective, files, options)}
     what = _what(options, training)
     with live_progress(quiet=options["quiet"]) as live:
         result = fs.probe(
@@ -92,14 +93,6 @@ def _run(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome
         if kind in result.missing:
             click.echo(f"no {kind}: {result.missing[kind]}", err=True)
     return Outcome({"run": result}, _unmet(result, options))
-
-
-def _optimizer(objective: fs.Objective, files: Sequence[Path], options: dict[str, Any]) -> OptimizerState | None:
-    """The optimizer that options name, or else the one whose state is beside the checkpoint."""
-    from fastscape.runs.checkpoints import checkpoints
-
-    named = optimizer(objective, options)
-    return checkpoints(files)[0].optimizer() if named is None and files else named
 
 
 def _what(options: dict[str, Any], training: dict[str, Any]) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def optimizer_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--optimizer",
             "optimizer_file",
             type=click.Path(path_type=Path),
-            help="State of the optimizer (torch file) for the stability ratio; default: STEM.optimizer.pt beside a checkpoint.",
+            help="State of the optimizer (torch file); default: STEM.optimizer.pt beside a checkpoint.",
         ),
         click.option("--learning-rate", type=float, help="SGD learning rate (instead of --optimizer)."),
         click.option("--momentum", type=float, help="SGD momentum, with --learning-rate."),
@@ -171,6 +171,14 @@ def optimizer(objective: fs.Objective, options: dict[str, Any]) -> OptimizerStat
         weight_decay=options["weight_decay"] or 0.0,
     )
     return OptimizerState.of(sgd, objective.model)
+
+
+def optimizer_beside(objective: fs.Objective, files: Sequence[Path], options: dict[str, Any]) -> OptimizerState | None:
+    """The optimizer that options name, or else the one whose state is beside the last checkpoint."""
+    from fastscape.runs.checkpoints import checkpoints
+
+    named = optimizer(objective, options)
+    return checkpoints(files)[-1].optimizer() if named is None and files else named
 
 
 def unmet(result: Result, options: dict[str, Any]) -> str:

@@ -122,9 +122,19 @@ def groups_of(optimizer: AnyOptimizer | None) -> Sequence[Mapping[str, Any]]:
 
 
 def _fits(parameter: Tensor, state: Mapping[str, Any]) -> bool:
-    """Whether the running averages have the shape of the parameter (a step count has none)."""
-    tensors = [value for value in state.values() if isinstance(value, Tensor) and value.ndim]
-    return all(tensor.shape == parameter.shape for tensor in tensors)
+    """Whether the running averages have the shape of the parameter, or of its rows or columns (a step count has none)."""
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.ndim}
+    return all(_kept(key, parameter.shape) == tensor.shape for key, tensor in tensors.items())
+
+
+def _kept(key: str, shape: torch.Size) -> torch.Size:
+    """The shape of a running average; Adafactor's of a matrix are over its rows and over its columns."""
+    match key:
+        case "row_var":
+            return torch.Size((*shape[:-1], 1))
+        case "col_var":
+            return torch.Size((*shape[:-2], 1, *shape[-1:]))
+    return shape
 
 
 def _of_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> OptimizerState:
@@ -139,7 +149,7 @@ def _of_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> 
     known = _torch_classes(optimizer)
     found = known[0].__name__ if known else type(optimizer).__name__
     groups = tuple(content["param_groups"])
-    remark, own = _perturbed(found, groups), bool(known) and unwrap(type(optimizer).step) is not unwrap(known[0].step)
+    remark, own = _perturbed(found, groups), bool(known) and not steps_as_torch(optimizer)
     reason = f"{type(optimizer).__name__} is SAM: its gradients are those of weights moved by rho" if remark and own else ""
     remarks: tuple[str, ...] = (remark,) if remark else ()
     if own:
@@ -152,6 +162,12 @@ def _of_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> 
             names = tuple(str(name) for name in held)
     shapes = tuple(tensor.shape for group in optimizer.param_groups for tensor in group["params"])
     return OptimizerState(found, groups, content["state"], names or _names_in(groups), remarks, reason, shapes)
+
+
+def steps_as_torch(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer's step is that of a class of ``torch.optim``."""
+    known = _torch_classes(optimizer)
+    return bool(known) and unwrap(type(optimizer).step) is unwrap(known[0].step)
 
 
 def _torch_classes(optimizer: torch.optim.Optimizer) -> list[type[torch.optim.Optimizer]]:

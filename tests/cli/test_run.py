@@ -38,7 +38,7 @@ def test_probes_without_further_options_make_one_page(clock, tmp_path):
     assert done.exit_code == 0, done.stderr
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["run.html", "run.json", "run.npz"]
     result = fs.load(tmp_path / "out" / "run.npz")
-    assert list(result) == ["spectrum", "slice", "sharpness", "multifractal"]
+    assert list(result) == ["spectrum", "slice", "sharpness", "critical_sharpness", "multifractal"]
     assert set(result.missing) == set()  # what was not asked for is not missing
     assert result.meta["budget"] == 60
     page = (tmp_path / "out" / "run.html").read_text()

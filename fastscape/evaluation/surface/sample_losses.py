@@ -38,6 +38,8 @@ class SampleLosses:
         unit: ``"samples"``, or ``"batches"`` where samples are not known.
         weights: :math:`\omega`, float64 ``[N]``.
         targets: number of targets that are counted in an accuracy; 0 without one.
+        origin: mean losses of the batches at the objective's weights ``[batches]``, and losses of samples there ``[N]``, or
+            ``None``: with the bits that further evaluations give.
 
     Cost: one evaluation of the replica.
     """
@@ -55,8 +57,10 @@ class SampleLosses:
         self._shared = _shared(objective.criterion, replica) if self._unreduced is not None else None
         replica.reset()
         replica.evaluations += 1
+        batches, self._found = list[float](), list[Tensor]()
         for index in range(len(replica.batches)):
             loss, outputs = replica.batch_loss(index)
+            batches.append(float(loss))
             if self._unreduced is not None and not self._splits(loss, outputs, index):
                 self._unreduced = self._shared = None
             if self._shared is not None and not self._same(loss, outputs, index):
@@ -73,6 +77,9 @@ class SampleLosses:
             self.weights: Array = np.concatenate([weight * share.cpu().numpy() for weight, share in parts])
         else:
             self.weights = np.array(objective.batch_weights, dtype=np.float64)
+        samples = None if self._unreduced is None else np.concatenate([each.detach().cpu().numpy() for each in self._found])
+        self.origin: tuple[Array, Array | None] = np.array(batches), samples
+        del self._found
 
     def split(self, outputs: Tensor | None, index: int) -> Tensor | None:
         """Losses of a batch's samples, float64 ``[n]``; ``None`` where the batch is the unit. Works under ``vmap``."""
@@ -159,6 +166,7 @@ class SampleLosses:
         self._divisors.append(torch.where(sums == 0, 1.0, sums))
         self._shares.append(sums / total)
         losses = self._by_sample(terms, index)
+        self._found.append(losses)
         mean, size = self._shares[index] @ losses, float((self._shares[index] * losses.abs()).sum())
         allowed = _ULPS * torch.finfo(loss.dtype).eps * (size if np.isfinite(size) else 1.0)
         return torch.allclose(mean, loss.double(), rtol=0.0, atol=allowed, equal_nan=True)

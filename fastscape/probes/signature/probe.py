@@ -16,6 +16,7 @@ from fastscape._renamed import METHOD, under_new_names
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.barriers.end_points import end_point
 from fastscape.probes.barriers.probe import barrier
+from fastscape.probes.critical.probe import critical_sharpness
 from fastscape.probes.multifractal.probe import multifractal
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.sharpness.probe import sharpness
@@ -33,11 +34,20 @@ from fastscape.runs.provenance import Provenance, objective_meta
 from fastscape.runs.run import Run, Work, settled, shared_keywords
 
 # Shares of the time: the spectrum pays for eight quantities; a path's and a slice's evaluations are few.
-SHARES = {"spectrum": 4.0, "slice": 1.5, "sharpness": 2.0, "temperature": 1.5, "barrier": 1.5, "multifractal": 4.0}
+SHARES = {
+    "spectrum": 4.0,
+    "slice": 1.5,
+    "sharpness": 2.0,
+    "critical_sharpness": 0.5,
+    "temperature": 1.5,
+    "barrier": 1.5,
+    "multifractal": 4.0,
+}
 PROBES: dict[str, Callable[..., Any]] = {
     "spectrum": spectrum,
     "slice": slice1d,
     "sharpness": sharpness,
+    "critical_sharpness": critical_sharpness,
     "temperature": temperature,
     "barrier": barrier,
     "multifractal": multifractal,
@@ -46,7 +56,7 @@ _KEYWORDS = {
     kind: (*(name for name in tuple(inspect.signature(function).parameters)[1:-1]), *shared_keywords(function))
     for kind, function in PROBES.items()
 }
-_SIGNATURE = ("spectrum", "slice", "sharpness", "temperature", "barrier")
+_SIGNATURE = ("spectrum", "slice", "sharpness", "critical_sharpness", "temperature", "barrier")
 _NOT_ASKED = "it was not asked for (what=)"
 _NO_BATCH = "the training's batch_size=, and learning_rate= or optimizer=, were not all given"
 _NO_OTHER = "no second solution was given: pass other="
@@ -86,8 +96,8 @@ def probe(
 
     Args:
         objective: the loss.
-        what: of ``"spectrum"``, ``"slice"``, ``"sharpness"``, ``"temperature"``, ``"barrier"``, ``"multifractal"``; ``None`` for
-            all that the other arguments allow.
+        what: of ``"spectrum"``, ``"slice"``, ``"sharpness"``, ``"critical_sharpness"``, ``"temperature"``, ``"barrier"``,
+            ``"multifractal"``; ``None`` for all that the other arguments allow.
         budget: seconds, or ``"60s"``, ``"5m"``, for all of them; each gets a share of what is left, and what one does not need
             goes to those after it.
         targets: ``"eigenvalues"`` and ``"trace"`` of :func:`fastscape.spectrum`, ``"m_tau"`` of :func:`fastscape.multifractal`.
@@ -167,8 +177,8 @@ def signature(
         epsilon: radius of the normalised sharpness, relative to the weights.
         radius: of the slices, in units of the relative change of the weights.
         k: eigenvalues.
-        what: probes to run, of those of :func:`probe`; ``None`` for spectrum, slice, sharpness, and temperature and barrier where
-            their arguments are given.
+        what: probes to run, of those of :func:`probe`; ``None`` for spectrum, slice, both sharpnesses, and temperature and
+            barrier where their arguments are given.
         difficulty: a result of the training's optimisation difficulty, which one checkpoint cannot give.
         targets, options: as for :func:`probe`.
         seed: of everything random.
@@ -183,7 +193,7 @@ def signature(
         TypeError, ValueError: naming the argument, before any work is done.
         NondeterministicLossError: two evaluations at w differ: roughness would be evaluation noise.
 
-    Cost: that of :func:`fastscape.spectrum`, ``slice1d``, ``sharpness``, ``temperature`` and ``barrier``.
+    Cost: that of :func:`fastscape.spectrum`, ``slice1d``, ``sharpness``, ``critical_sharpness``, ``temperature`` and ``barrier``.
 
     Source: Venkatasubramanian, "Loss landscape geometry & optimization dynamics" (2025), sections 5 and 6.
 
@@ -314,6 +324,7 @@ def _keywords(objective: Objective, given: Mapping[str, Any], other: Any, work: 
         "spectrum": {**placed, "optimizer": moves, "distributed": False},
         "slice": placed,
         "sharpness": placed,
+        "critical_sharpness": {**placed, "optimizer": moves},
         "temperature": {**placed, **noise},
         "barrier": {"a": None, "b": other, **placed},
         "multifractal": {"name": work.name, "probe": ProbeSettings(seed=work.seed), "distributed": False},

@@ -59,6 +59,16 @@ QUANTITIES: dict[str, Quantity] = {
         "",
         "spectrum",
     ),
+    "lambda_c": Quantity(
+        "lambda_c",
+        "critical sharpness 2 / eta_c, eta_c the smallest step along the update at which the loss exceeds L(w), interval over "
+        "samples",
+        "1 / learning rate",
+        "critical_sharpness",
+    ),
+    "eta_c": Quantity(
+        "eta_c", "rate at which the optimizer's step, or the gradient's, raises the loss", "learning rate", "critical_sharpness"
+    ),
     "roughness": Quantity(
         "R", "Var_alpha L(w + alpha v), mean over directions v; a bowl's own variance is in it", "loss^2", "slice"
     ),
@@ -259,6 +269,14 @@ def _sharpness(result: Any) -> Contribution:
     return found
 
 
+def _critical(result: Any) -> Contribution:
+    found = Contribution()
+    for name in ("lambda_c", "eta_c"):
+        found.put(name, getattr(result, name), result.verdict())
+    found.plain = {"loss": result.loss}
+    return found
+
+
 def _barrier(result: Any) -> Contribution:
     found = Contribution()
     for name, attribute in (("barrier", "linear"), ("barrier_end", "end"), ("barrier_max", "max")):
@@ -301,6 +319,7 @@ PARTS: Mapping[str, Callable[[Any], Contribution]] = {
     "spectrum": _spectrum,
     "slice": _slice,
     "sharpness": _sharpness,
+    "critical_sharpness": _critical,
     "barrier": _barrier,
     "temperature": _temperature,
     "difficulty": _difficulty,

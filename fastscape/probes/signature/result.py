@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,6 +46,7 @@ class Signature(Document):
         lambda_max, lambda_min, spectral_norm, trace, mean_curvature, effective_rank, directional_variance: of the Hessian.
         preconditioned_sharpness, stability_ratio: of an optimizer.
         critical_sharpness: at which its step stops contracting.
+        lambda_c, eta_c: of :func:`fastscape.critical_sharpness`, along its next step or the negative gradient.
         roughness, roughness_worst, roughness_detrended, roughness_noise: of slices, squared loss.
         normalized_sharpness: NS_eps.
         barrier, barrier_end, barrier_max: on the line to another solution.
@@ -96,6 +97,8 @@ class Signature(Document):
     notes: tuple[str, ...] = ()
     h_std: Estimate | None = None
     c2: Estimate | None = None
+    lambda_c: Estimate | None = field(default=None, metadata={"later": True})
+    eta_c: Estimate | None = field(default=None, metadata={"later": True})
 
     @classmethod
     def of(
@@ -109,8 +112,8 @@ class Signature(Document):
         """Assemble from results of one checkpoint, whatever there is.
 
         Args:
-            results: of :func:`fastscape.spectrum` (of the Hessian), ``slice1d``, ``sharpness``, ``barrier``, ``temperature``,
-                ``difficulty``, :func:`fastscape.multifractal`; at most one of each kind.
+            results: of :func:`fastscape.spectrum` (of the Hessian), ``slice1d``, ``sharpness``, ``critical_sharpness``,
+                ``barrier``, ``temperature``, ``difficulty``, :func:`fastscape.multifractal`; at most one of each kind.
             name, step: of the checkpoint; default those of the results.
             missing: reasons why a field or all fields of a kind of result (``"slice"``) are missing.
             meta: what else to keep.

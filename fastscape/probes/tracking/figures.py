@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = 3
 _BESIDE = ("critical",)  # drawn as a line in the panel of lambda_max
-_LOGARITHMIC = ("loss", "gradient_norm_squared", "roughness", "roughness_detrended")
+_LOGARITHMIC = ("loss", "gradient_norm_squared", "lambda_c", "eta_c", "roughness", "roughness_detrended")
+_FIRST = ("lambda_max", "lambda_c")  # shown where no name is given
 
 
 def panels(result: TrackResult) -> tuple[int, int]:
@@ -47,7 +48,7 @@ def single_series(result: TrackResult, ax: Axes | None, name: str | None = None)
     """One number along training, with its intervals and, for eigenvalues, the edge of stability."""
     ax = single(ax)
     if name is None:
-        name = "lambda_max" if "lambda_max" in result.names else next(iter(result.names), None)
+        name = next((each for each in (*_FIRST, *result.names) if each in result.names), None)
     if name is None:
         return nothing(ax, "along training", "nothing was measured")
     series = result.series(name)
@@ -64,6 +65,8 @@ def single_series(result: TrackResult, ax: Axes | None, name: str | None = None)
         if np.isfinite(edge.values).any():
             ax.plot(edge.steps, edge.values, "--", lw=1, color=RED, label="edge of stability")
             ax.legend(fontsize=7, frameon=False)
+    if name in ("lambda_c", "eta_c"):
+        _rates(result, ax, name)
     if name == "stability_ratio":
         ax.axhline(1.0, ls="--", lw=1, color=RED)
     if name in _LOGARITHMIC and series.values[finite].min() > 0:
@@ -71,6 +74,16 @@ def single_series(result: TrackResult, ax: Axes | None, name: str | None = None)
     ax.set_title(label, fontsize=10)
     step_axis([point for point in result.points if name in point.values], series.steps, ax)
     return ax
+
+
+def _rates(result: TrackResult, ax: Axes, name: str) -> None:
+    """The learning rate beside eta_c, 2 / rate beside lambda_c."""
+    known = [point for point in result.points if name in point.values and point.learning_rate]
+    if known:
+        rates = np.array([point.learning_rate for point in known], dtype=np.float64)
+        shown, label = (2 / rates, "2 / learning rate") if name == "lambda_c" else (rates, "learning rate")
+        ax.plot([point.step for point in known], shown, "--", lw=1, color=RED, label=label)
+        ax.legend(fontsize=7, frameon=False)
 
 
 def overhead(result: TrackResult, ax: Axes | None = None) -> Axes:

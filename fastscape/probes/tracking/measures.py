@@ -14,6 +14,7 @@ from fastscape.curvature.slopes import DETACHED
 from fastscape.numerics.estimate import Estimate
 from fastscape.numerics.positive import shown_ends
 from fastscape.objective.objective import Objective, untrained
+from fastscape.probes.critical.probe import critical_sharpness
 from fastscape.probes.multifractal.probe import multifractal
 from fastscape.probes.multifractal.settings import ProbeSettings
 from fastscape.probes.slices.probe import slice1d
@@ -55,9 +56,10 @@ class Visit:
 
 @dataclass
 class Carried:
-    """State of the measures between steps: eigenvectors, and how products are computed."""
+    """State of the measures between steps: eigenvectors, how products are computed, and the last eta_c."""
 
     spectrum: SpectrumResult | None = None
+    eta: float | None = None
     path: str | None = None
     precision: Precision | None = None
 
@@ -159,6 +161,20 @@ def eigenvalues(visit: Visit, carried: Carried) -> Numbers:
     return numbers
 
 
+def critical(visit: Visit, carried: Carried) -> Numbers:
+    """eta_c and lambda_c along the optimizer's step, or the negative gradient, from the eta_c of the step before."""
+    found = critical_sharpness(visit.objective, optimizer=visit.optimizer, guess=carried.eta, curvature=False, step=visit.step)
+    _pass_interrupt(found.meta)
+    numbers = Numbers()
+    if not math.isnan(found.eta_c.value):
+        carried.eta = found.eta_c.value
+        numbers.add("lambda_c", found.lambda_c)
+        numbers.add("eta_c", found.eta_c)
+    if found.outcome != "found":
+        numbers.notes.append(f"step {visit.step}: {found.verdict()}")
+    return numbers
+
+
 def line(visit: Visit, _carried: Carried) -> Numbers:
     """Roughness along eight random directions, the same at every step."""
     found = slice1d(visit.objective, points=21, count=8, seed=visit.seed, budget=visit.seconds)
@@ -198,9 +214,17 @@ MEASURES: dict[str, Measure] = {
     "gradient": gradient,
     "spectrum": eigenvalues,
     "slice": line,
+    "critical_sharpness": critical,
     "multifractal": exponents,
 }
-GUESSES = {"loss": 0.5, "gradient": 1.5, "spectrum": 150.0, "slice": 80.0, "multifractal": 600.0}  # gradients, before the first
+GUESSES = {  # gradients, before the first
+    "loss": 0.5,
+    "gradient": 1.5,
+    "spectrum": 150.0,
+    "slice": 80.0,
+    "critical_sharpness": 12.0,
+    "multifractal": 600.0,
+}
 TIMED = frozenset({"spectrum", "slice", "multifractal"})  # measures that can do less in less time
 
 

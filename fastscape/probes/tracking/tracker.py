@@ -52,7 +52,8 @@ class Tracker:
         share: of the training time.
         path: file of JSON lines, appended to and synchronised at every point; an existing one of the same run is continued. Until
             the end it is this tracker's alone, by a file ``<path>.lock`` beside it.
-        what: names of ``"loss"``, ``"gradient"``, ``"spectrum"``, ``"slice"``, ``"multifractal"``, and functions
+        what: names of ``"loss"``, ``"gradient"``, ``"spectrum"``, ``"slice"``, ``"critical_sharpness"`` (a gradient and six
+            forwards, from the last point's), ``"multifractal"``, and functions
             ``f(objective, step) -> {name: number or Estimate}``, in the order of measuring; the weights are those of
             ``objective.base``, while ``objective.model`` has moved on where a point has waited.
         k: eigenvalues of the spectrum.

@@ -30,6 +30,8 @@ MEANINGS = {
     "critical": "curvature at which the optimizer's own step stops contracting: 2 / eta for gradient descent",
     "stability_ratio": "(preconditioned) sharpness over the critical curvature; 1 is the edge of stability",
     "batch_sharpness": "mean over batches of g_B' H_B g_B / ||g_B||^2",
+    "lambda_c": "2 / eta_c, the critical sharpness along the optimizer's step; above 2 / lr the step raises the loss",
+    "eta_c": "smallest rate at which the optimizer's step raises the loss, interval over samples",
     "roughness": "variance of L along a random direction, mean over directions",
     "roughness_detrended": "the same without its quadratic trend",
     "m_tau": "RMS distance of tau(q) from a line",

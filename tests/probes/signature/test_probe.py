@@ -58,6 +58,9 @@ def test_single_probes_give_the_same_numbers(objective):
     assert found.trace.value == pytest.approx(spectrum.trace.value, rel=1e-4)
     lines = fs.slice1d(objective, seed=3, **QUICK["slice"])
     assert found.roughness.value == pytest.approx(lines.roughness.value, rel=1e-5)
+    sgd = torch.optim.SGD(objective.model.parameters(), lr=0.05)
+    critical = fs.critical_sharpness(objective, optimizer=sgd, curvature=False)
+    assert (found.lambda_c, found.eta_c) == (critical.lambda_c, critical.eta_c)
 
 
 @pytest.mark.parametrize(("momentum", "critical"), [(0.0, 2 / 0.05), (0.9, 2 * 1.9 / 0.05)])
@@ -114,9 +117,9 @@ def test_the_barrier_to_itself_is_none_and_to_another_is_that_of_the_barrier_pro
 def test_a_budget_is_shared_and_kept(objective):
     found = quick(objective, budget="20s")
     shares = found.meta["shares"]
-    assert list(shares) == ["spectrum", "slice", "sharpness", "temperature"]
-    assert shares["spectrum"] == pytest.approx(20 * 4 / 9, rel=0.01)
-    assert shares["temperature"] > 20 * 1.5 / 9  # what the others left
+    assert list(shares) == ["spectrum", "slice", "sharpness", "critical_sharpness", "temperature"]
+    assert shares["spectrum"] == pytest.approx(20 * 4 / 9.5, rel=0.01)
+    assert shares["temperature"] > 20 * 1.5 / 9.5  # what the others left
     assert found.meta["stop_reason"] == "complete"
 
 
@@ -229,7 +232,7 @@ def test_all_that_the_arguments_allow_is_probed(objective):
         options={**QUICK, "multifractal": {"probe": fs.ProbeSettings(count=4, banks=1)}},
         targets={"m_tau": 0.5},
     )
-    assert set(found) == {"spectrum", "slice", "sharpness", "temperature", "multifractal"}
+    assert set(found) == {"spectrum", "slice", "sharpness", "critical_sharpness", "temperature", "multifractal"}
     assert found.missing == {"barrier": "no second solution was given: pass other="}
     assert found["temperature"].meta["settings"]["spectrum"] == "model"  # its trace is not estimated again
     signature = found.signature()

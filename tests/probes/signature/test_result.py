@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import spectra
+import torch
 from scipy import stats
 
 import fastscape as fs
@@ -157,6 +158,15 @@ def test_normalized_sharpness_reaches_from_the_rise_found_to_the_quadratic_bound
     found = Signature.of(sharp(variant="sam"))
     assert found.normalized_sharpness is None
     assert "'sam'" in found.missing["normalized_sharpness"]
+
+
+def test_a_critical_sharpness_that_is_none_says_why():
+    loss = lambda model, _: torch.exp(-model.weight).sum()  # noqa: E731
+    objective = fs.Objective(torch.nn.Linear(1, 1, bias=False), [torch.zeros(1)], loss=loss)
+    found = Signature.of(fs.critical_sharpness(objective, curvature=False))
+    assert found.lambda_c is None
+    assert found.missing["lambda_c"].startswith("The loss does not rise along the update: none up to eta")
+    assert found.loss == pytest.approx(objective.loss())
 
 
 def test_the_upper_end_of_normalized_sharpness_is_named_a_bound_of_the_quadratic_model():

@@ -5,7 +5,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+import fastscape as fs
 from fastscape.numerics.estimate import Estimate
 from fastscape.numerics.positive import scaled
 from fastscape.probes.temperature.gradient_noise import (
@@ -18,6 +20,7 @@ from fastscape.probes.temperature.gradient_noise import (
     noise_trace,
     ratio,
 )
+from fastscape.probes.temperature.learning_rates import effective_rates
 
 
 def units_of(gradients, population=math.inf):
@@ -142,6 +145,12 @@ def test_momentum_divides_the_learning_rate():
     assert effective_rate(0.1, 0.9, 0.9) == pytest.approx(0.1)
     assert effective_rate(0.1, 0.0, 0.5) == 0.1, "torch dampens only what enters a momentum buffer"
     assert scaled(Estimate(2, 1, (1, 4), 5), 3) == Estimate(6, 3, (3, 12), 5)
+
+
+def test_rates_may_be_numbers_of_numpy():
+    objective = fs.Objective(torch.nn.Linear(2, 1), [torch.ones(1, 2)], loss=lambda model, x: model(x).sum())
+    rates, _ = effective_rates(objective, np.float32(0.25), np.float32(0.5), None)
+    np.testing.assert_array_equal(rates, [0.5, 0.5])
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.8])

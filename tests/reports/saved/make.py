@@ -82,6 +82,7 @@ MADE = {
     "slice": lambda: fs.slice1d(objective(), count=2, points=5),
     "plane": lambda: fs.slice2d(objective(), points=3),
     "sharpness": lambda: fs.sharpness(objective(), 0.1, restarts=1, steps=2, samples=4, products=6),
+    "critical_sharpness": lambda: fs.critical_sharpness(objective(), optimizer=torch.optim.SGD(model().parameters(), lr=0.1)),
     "barrier": lambda: fs.barrier(objective(), *states().values(), points=3, start=3),
     "barriers": lambda: fs.barriers(objective(), states(), points=3, start=3),
     "curve": lambda: fs.connect(objective(), *states().values(), steps=2),

@@ -1,0 +1,1 @@
+"""The step along an update at which the loss begins to rise."""
