@@ -18,8 +18,8 @@ MACHINES ?= # options, e.g. make machines MACHINES='--only avx2 --folder tests/n
 machines: $(NATIVE) ## the numerical tests in six arithmetics that this processor can emulate; an hour, --quick: minutes
 	$(BIN)/python benchmarks/machines.py $(MACHINES)
 
-kernels: $(NATIVE) ## tests of the kernels alone: contract, interpreter, compiled and simulated
-	$(BIN)/python -m pytest tests/ops tests/ptx
+kernels: $(NATIVE) ## tests of the kernels alone, for all chips: contract, interpreter, compiled and simulated
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/ops tests/ptx -m "not gpu"
 
 gpu: $(NATIVE) ## the comparisons that need a CUDA device
 	$(BIN)/python -m pytest tests/ops -m gpu

@@ -17,7 +17,7 @@ import torch
 if not find_spec("triton"):
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from ptx.aot import MAX_SHARED, CompileFailure, TritonJob, compile_in_subprocess
+from ptx.aot import ARCHS, MAX_SHARED, CompileFailure, Kernels, TritonJob
 from ptx.simulator import Pointers, SimulationError, launch
 
 from fastscape import ops
@@ -25,7 +25,6 @@ from fastscape.ops import _triton
 from fastscape.ops.direction_dot.reference import LANES, SUM_BLOCK, fold
 from fastscape.ops.perturb.reference import arithmetic
 
-ARCHS = (80, 90, 100)
 DIRECTION, DOT, PERTURB = (f"fastscape.ops.{name}.triton" for name in ("direction", "direction_dot", "perturb"))
 INDICES, SEED = (3, 2**32 - 1), 2**63 + 12345
 CPU = torch.device("cpu")
@@ -217,7 +216,11 @@ LIMITS = {
     Perturb("gaussian", F32, F32, grouped=False, aligned=True, radii=(0.3, -0.3), first=2052): (72.0, 70.9, 66.9),
     Perturb("gaussian", F32, F32, grouped=True, aligned=False, first=2049): (107.6, 109.2, 104.0),
 }
-CASES = [pytest.param(variant, arch, id=f"{variant}-sm_{arch}") for variant in LIMITS for arch in ARCHS]
+CASES = [
+    pytest.param(variant, arch, id=f"{variant}-sm_{arch}", marks=[pytest.mark.slow] * (arch == 80))
+    for variant in LIMITS
+    for arch in ARCHS
+]
 
 
 NORMALS, ROWS, PLAIN = (next(variant for variant in LIMITS if isinstance(variant, kind)) for kind in (Direction, Dot, Perturb))
@@ -246,8 +249,7 @@ def compiled(tmp_path_factory):
     pytest.importorskip("cuda.bindings")
     jobs = {(variant, arch): variant.job(arch) for variant in LIMITS for arch in ARCHS}
     jobs |= {(fault, 90): dataclasses.replace(variant.job(90), **change) for fault, (variant, change) in FAULTS.items()}
-    outcomes = compile_in_subprocess(list(jobs.values()), tmp_path_factory.mktemp("directions"))
-    return dict(zip(jobs, outcomes, strict=True))
+    return Kernels(jobs, tmp_path_factory.mktemp("directions"))
 
 
 @pytest.fixture

@@ -14,12 +14,11 @@ pytest.importorskip("triton")
 
 from ops.launches import caught
 from ops.samples import KINDS
-from ptx.aot import CompileFailure, compile_in_subprocess
+from ptx.aot import ARCHS, CHIPS, CompileFailure, Kernels
 from ptx.simulator import SimulationError
 
 from fastscape.ops._registry import OPERATORS
 
-ARCHS = (80, 90, 100)
 RADII = (0.0, 1e-6, 1e-3, 0.3)  # mixed in one launch; the last takes plain differences
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
@@ -171,7 +170,7 @@ FAULTS = {
     "distances from the largest forgotten": ("pool 2", ("tl.maximum(high, behind + rise", "tl.maximum(high, rise")),
     "a product once instead of twice": ("linear fp32", ("(2.0 * a.to(tl.float32))", "(a.to(tl.float32))")),
 }
-SIMULATED = [(name, arch) for name in CASES for arch in ARCHS if arch == 80 or not name.startswith("linear bf16")]
+SIMULATED = [(name, arch) for name in CASES for arch in CHIPS if arch == 80 or not name.startswith("linear bf16")]
 
 
 def made(name):
@@ -188,8 +187,7 @@ def launches():
 def compiled(launches, tmp_path_factory):
     jobs = {(name, arch): launches[name].job(arch) for name in CASES for arch in ARCHS}
     jobs |= {(fault, 80): dataclasses.replace(launches[name].job(80), mutate=change) for fault, (name, change) in FAULTS.items()}
-    found = compile_in_subprocess(list(jobs.values()), tmp_path_factory.mktemp("differences"))
-    return dict(zip(jobs, found, strict=True))
+    return Kernels(jobs, tmp_path_factory.mktemp("differences"))
 
 
 @pytest.fixture
@@ -202,7 +200,7 @@ def kernel(compiled):
     return find
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", CHIPS)
 @pytest.mark.parametrize("name", CASES)
 def test_resources(kernel, name, arch):
     found = kernel(name, arch)

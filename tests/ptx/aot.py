@@ -30,6 +30,8 @@ from processes import PROCESSOR_SECONDS, limited
 
 MAX_SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that one block can have
 TESTS = Path(__file__).parents[1]
+ARCHS = (80, 90, 100)
+CHIPS = (80, pytest.param(90, marks=pytest.mark.slow), 100)  # the one between has kernels like those of its neighbours
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,20 @@ def _module(name: str, mutate: tuple[str, str] | None, folder: Path) -> ModuleTy
         sys.modules[fresh] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[fresh])
     return sys.modules[fresh]
+
+
+class Kernels:
+    """Outcomes of jobs by key, compiled once the first of their chip is asked for."""
+
+    def __init__(self, jobs: Mapping[Any, Job], folder: Path) -> None:
+        self.jobs, self._folder = jobs, folder
+        self._found: dict[Any, Compiled | CompileFailure] = {}
+
+    def __getitem__(self, key: Any) -> Compiled | CompileFailure:
+        if key not in self._found:
+            mine = {other: job for other, job in self.jobs.items() if job.arch == self.jobs[key].arch}
+            self._found |= dict(zip(mine, compile_in_subprocess(list(mine.values()), self._folder), strict=True))
+        return self._found[key]
 
 
 def compile_in_subprocess(
