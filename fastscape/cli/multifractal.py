@@ -10,6 +10,7 @@ import click
 
 import fastscape as fs
 from fastscape._interrupts import Interrupts
+from fastscape._keeping import patience
 from fastscape.cli.budgets import run_budget
 from fastscape.cli.folder import check_out, force_option, is_begun
 from fastscape.cli.inputs import (
@@ -133,7 +134,7 @@ def _outcome(model: str, options: dict[str, Any], interrupts: Interrupts) -> Out
         Journal(options["resume"])  # a folder of something else is refused before the spectrum is made
     earlier = fs.load(options["extend"]) if first and options["extend"] is not None else None
     results: dict[str, Document] = {}
-    with live_progress(quiet=options["quiet"] or not first) as live:
+    with live_progress(quiet=options["quiet"] or not first) as live, patience:
         if with_spectrum:
             found = _spectrum(objective, files, model, budget, options, live)
             if found is not None:

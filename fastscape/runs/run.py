@@ -133,7 +133,9 @@ def settled(door: Callable[..., object], keywords: Mapping[str, object], **defau
     """
     shared = shared_keywords(door)
     names = {old: new for old, new in METHOD.items() if new in shared}
-    keywords = under_new_names(keywords, names, door.__qualname__.removesuffix(".__init__"), stacklevel=3)
+    keywords = under_new_names(
+        keywords, names, door.__qualname__.removesuffix(".__init__"), stacklevel=3 + hasattr(door, "__wrapped__")
+    )
     unknown = next((name for name in keywords if name not in shared), None)
     if unknown is not None:
         raise TypeError(f"{door.__qualname__}() got an unexpected keyword argument {unknown!r}{_hint(door, unknown)}")

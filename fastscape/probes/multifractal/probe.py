@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 
 from fastscape._checks import checked_settings, integer
+from fastscape._keeping import keeps_result
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.objective.sharding import ShardedModelError
 from fastscape.probes.multifractal.description import AnalysisSettings
@@ -44,6 +45,7 @@ class MultifractalKeywords(TrajectoryKeywords, Work, total=False):
     """The same at one checkpoint."""
 
 
+@keeps_result
 def multifractal(
     objective: Objective | Making,
     probe: ProbeSettings | None = None,
@@ -120,6 +122,7 @@ def multifractal(
     return _run(run, session, MultifractalResult.kind, [point], earlier).points[0]
 
 
+@keeps_result
 def trajectory(
     objective: Objective | Making,
     checkpoints: Sequence[str | Path],

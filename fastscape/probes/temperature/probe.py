@@ -11,6 +11,7 @@ import torch
 
 from fastscape._checks import amount, check_memory, counted, integer
 from fastscape._clock import now
+from fastscape._keeping import keeps_result
 from fastscape.curvature.slopes import departing
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.samples import samples_of
@@ -47,6 +48,7 @@ class TemperatureKeywords(Work, Resumed, total=False):
     memory: int | None
 
 
+@keeps_result
 def temperature(
     objective: Objective,
     *,
