@@ -10,6 +10,8 @@ from click.testing import CliRunner
 import fastscape as fs
 from fastscape import zoo
 from fastscape.cli import main
+from fastscape.curvature.products import Products
+from fastscape.runs.journal import Journal
 
 FAST = ("--radii", "1e-3:1e-1:8", "--count", "4", "--banks", "2", "--method", "loop")
 SMALL = ("--radii", "1e-6:1e-1:6", "--count", "3", "--banks", "2")
@@ -195,3 +197,42 @@ def test_the_former_name_says_once_that_it_goes_and_is_the_same_command():
     listed = CliRunner().invoke(main, ["--help"]).stdout
     assert "\n  multifractal " in listed
     assert "\n  probe " not in listed
+
+
+def test_a_run_that_ended_in_its_spectra_goes_on_in_its_spectra(tmp_path, monkeypatch):
+    """No product and no direction is made again, and the numbers are those of a run that nothing disturbed."""
+    real, made, append, units, ends = Products._multiply, [], Journal.append, [], [-1]
+
+    def multiply(products, rows, *more):
+        if len(made) == ends[0]:
+            raise KeyboardInterrupt
+        made.append(len(rows))
+        real(products, rows, *more)
+
+    monkeypatch.setattr(Products, "_multiply", multiply)
+    monkeypatch.setattr(Journal, "append", lambda *given: (units.append(given[1]), append(*given))[1])
+    monkeypatch.setattr("fastscape.cli.output.write_page", lambda *_: None)
+    torch.manual_seed(0)
+    torch.save(zoo.mlp(hidden=(3,)).state_dict(), tmp_path / "3.pt")
+    command = ("zoo:mlp?hidden=(3,)", *DIGITS, *FAST, "--checkpoint", tmp_path / "3.pt", "--params", "3.*", "--spectrum")
+    assert fastscape(*command, "--out", tmp_path / "alone").exit_code == 0
+    resumed = (*command, "--resume", tmp_path / "journal", "--out", tmp_path / "out")
+    alone, ends[0] = len(made), len(made) + 9
+    stopped = fastscape(*resumed)
+    assert (stopped.exit_code, units, len(made)) == (130, [], alone + 9)
+    ends[0] = -1
+    done = fastscape(*resumed)
+    assert done.exit_code == 0, done.stderr
+    counts = len(made), len(units)
+    assert counts[0] == 2 * alone
+    assert fastscape(*resumed).exit_code == 0
+    assert (len(made), len(units)) == counts
+    assert counts[1] == len(set(units)) > 0
+    for name, numbers in (("spectrum", ("eigenvalues", "trace", "residuals")), ("result", ("analysis",))):
+        found, other = (fs.load(tmp_path / folder / f"{name}.npz").to_dict() for folder in ("out", "alone"))
+        for one, two in zip(found["points"], other["points"], strict=True):
+            assert [one[number] for number in numbers] == [two[number] for number in numbers]
+    refused = fastscape(*command, "--resume", tmp_path / "journal", "--seed", 4)
+    assert refused.exit_code == 2
+    assert "spectrum' is of other seed; use another folder" in " ".join(refused.stderr.split())
+    assert len(fs.merge(tmp_path / "journal").points) == 1

@@ -34,7 +34,7 @@ def states_of(objective: Objective, given: Sequence[AnyState], argument: str = "
     """State dicts and names of checkpoints: state dicts, modules, or files.
 
     Raises:
-        ValueError: missing or damaged files, or tensors that do not fit the model.
+        ValueError: none, missing or damaged files, or tensors that do not fit the model.
         TypeError: something else.
     """
     if isinstance(given, (str, Path, nn.Module, Mapping)) or not isinstance(given, Iterable):
@@ -53,6 +53,8 @@ def states_of(objective: Objective, given: Sequence[AnyState], argument: str = "
             names.append(f"{index}")
         else:
             raise TypeError(f"{argument}[{index}] must be a file, a state dict or a module, got {type(item).__name__}")
+    if not states:
+        raise ValueError(f"{argument} must hold at least one checkpoint, got none")
     return states, names
 
 
