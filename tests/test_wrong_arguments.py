@@ -92,6 +92,9 @@ OF_PROBES = {
         lambda: fs.slice2d(OBJECTIVE, trajectory=[]),
         "trajectory must hold at least one checkpoint, got none",
     ),
+    "no such checkpoint": (lambda: fs.slice1d(OBJECTIVE, "pca", trajectory=["a"]), r"trajectory\[0\] must be a file, got 'a'"),
+    "no weights": (lambda: fs.slice2d(OBJECTIVE, trajectory=[{}]), r"trajectory\[0\]: state must match"),
+    "class": (lambda: fs.quadratic_forms(OBJECTIVE, DIRECTIONS, progress=dict), "progress must be a function of .*, got type"),
     "no states": (lambda: fs.slice2d(OBJECTIVE, "pca", trajectory=[]), "trajectory must hold at least one checkpoint, got none"),
     "association": (lambda: fs.association("a", "b"), "early and outcome must hold one number per run, got 'a' and 'b'"),
     "foreign optimizer": (

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +73,7 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 @optimizer_options
 @click.option("--extend", type=click.Path(path_type=Path), help="An earlier result.npz of the same run to continue.")
 @distributed_option
+@click.option("--workers", type=click.IntRange(1), help="Processes that evaluate the directions, each with a model of its own.")
 @resume_option
 @click.option(
     "--out",
@@ -90,9 +95,11 @@ def multifractal_command(model: str, **options: Any) -> None:
     Ctrl-C ends the run with what is known; a second one skips the analysis and the page if they are not finished.
 
     torchrun --nproc-per-node 8 -m fastscape multifractal MODEL ... shares the directions among 8 processes, of which the first
-    prints and writes; the numbers are the same.
+    prints and writes; the numbers are the same. So they are with --workers 8, processes that this one starts on its machine.
     """
     options["process"] = process = rank_of(options.pop("distributed"))
+    if options["workers"] is not None and process is not None:
+        raise click.UsageError("--workers must be left out under torchrun, whose processes share the directions already")
     run(lambda interrupts: _outcome(model, options, interrupts), options["out"], as_json=options["as_json"], rank=process)
 
 
@@ -142,7 +149,8 @@ def _outcome(model: str, options: dict[str, Any], interrupts: Interrupts) -> Out
                 results["spectrum"] = found
         if not Outcome(results).interrupted:
             try:
-                result = _multifractal(objective, files, model, budget, (probe_settings, analysis), earlier, options, live)
+                with _workers(objective, model, options) as (given, pool):
+                    result = _multifractal(given, files, model, budget, (probe_settings, analysis), earlier, options, live, pool)
             except BaseException:
                 if first:
                     rescue(*results.values())
@@ -179,8 +187,27 @@ def _spectrum(
     return found
 
 
+@contextmanager
+def _workers(
+    objective: fs.Objective, model: str, options: dict[str, Any]
+) -> Iterator[tuple[fs.Objective | fs.Source, ProcessPoolExecutor | None]]:
+    """The objective, or how workers make it, and the workers: new processes, which Ctrl-C leaves to this one."""
+    if options["workers"] is None:
+        yield objective, None
+        return
+    named = {name: options[name] for name in ("batch_norm", "device") if options[name] is not None}
+    named |= {"loss": options["loss"]} if options["loss"] else {"criterion": options["criterion"]}
+    named |= {"params": options["params"]} if options["params"] else {}
+    source = fs.Source(model, options["data"], **(named if options["data"] is not None else {}))
+    ignored = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(
+        options["workers"], mp_context=get_context("spawn"), initializer=signal.signal, initargs=ignored
+    ) as pool:
+        yield source, pool
+
+
 def _multifractal(
-    objective: fs.Objective,
+    objective: fs.Objective | fs.Source,
     files: Sequence[Path],
     model: str,
     budget: Budget,
@@ -188,9 +215,11 @@ def _multifractal(
     earlier: Document | None,
     options: dict[str, Any],
     live: LiveProgress,
+    pool: ProcessPoolExecutor | None,
 ) -> fs.MultifractalResult | fs.TrajectoryResult:
     common: dict[str, Any] = {"budget": budget, "progress": live.show, "method": method_of(options)}
     common |= {key: options[key] for key in ("target", "memory", "resume")} | {"distributed": options["process"] is not None}
+    common["executor"] = pool
     if files:
         if earlier is not None and not isinstance(earlier, fs.TrajectoryResult):
             raise ValueError("--extend must be a trajectory result for --checkpoint, got one of a single model")

@@ -122,14 +122,19 @@ def checkpoints(paths: Sequence[str | Path]) -> tuple[Checkpoint, ...]:
     if not files:
         raise ValueError("checkpoints must hold at least one file, got none")
     for index, file in enumerate(files):
-        if not file.is_file():
-            found = "a directory" if file.is_dir() else "which does not exist"
-            raise ValueError(f"checkpoints[{index}] must be a file, got {str(file)!r}, {found}")
+        check_file(f"checkpoints[{index}]", file)
         if file.resolve() in {other.resolve() for other in files[:index]}:
             raise ValueError(f"checkpoints[{index}] is given twice, got {str(file)!r}")
     labels = ([file.stem for file in files], [file.name for file in files], [str(file) for file in files])
     names = next(names for names in labels if len(set(names)) == len(names))
     return tuple(Checkpoint(file, name, _step(file.stem)) for file, name in zip(files, names, strict=True))
+
+
+def check_file(name: str, file: Path) -> None:
+    """Raise a ValueError that begins with ``name`` unless there is a file."""
+    if not file.is_file():
+        found = "a directory" if file.is_dir() else "which does not exist"
+        raise ValueError(f"{name} must be a file, got {str(file)!r}, {found}")
 
 
 def _step(stem: str) -> int | None:

@@ -46,6 +46,7 @@ class Run:
         name, step: of the checkpoint.
         distributed: whether the processes that torchrun started share the work, as for :func:`fastscape.multifractal`.
         resume: a folder for the journal of one run of one probe.
+        executor: whose workers evaluate, as for :func:`fastscape.multifractal`.
 
     Example:
         >>> import fastscape as fs
@@ -67,6 +68,7 @@ class Run:
     step: int | None = _UNSAID
     distributed: Distributed = _UNSAID
     resume: str | Path | None = _UNSAID
+    executor: Any = _UNSAID
 
     @property
     def said(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """``fastscape multifractal``: table, files, settings, checkpoints, targets, precision; and its former name."""
 
 import json
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -236,3 +237,49 @@ def test_a_run_that_ended_in_its_spectra_goes_on_in_its_spectra(tmp_path, monkey
     assert refused.exit_code == 2
     assert "spectrum' is of other seed; use another folder" in " ".join(refused.stderr.split())
     assert len(fs.merge(tmp_path / "journal").points) == 1
+
+
+class Here:
+    """A pool that works at once, in place of new processes."""
+
+    def __init__(self, count, **_options):
+        Here.counts.append(count)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error):
+        pass
+
+    def submit(self, function, argument):
+        found = Future()
+        found.set_result(function(argument))
+        return found
+
+
+def test_workers_make_the_model_from_its_names_and_give_the_same_numbers(tmp_path, monkeypatch):
+    Here.counts = []
+    monkeypatch.setattr("fastscape.cli.output.write_page", lambda *_: None)
+    monkeypatch.setattr("fastscape.cli.multifractal.ProcessPoolExecutor", Here)
+    command = ("zoo:mlp", *DIGITS, *FAST, "--params", "1.*", "--criterion", "cross_entropy")
+    alone = fastscape(*command, "--out", tmp_path / "alone")
+    shared = fastscape(*command, "--workers", 3, "--out", tmp_path / "shared")
+    assert (alone.exit_code, shared.exit_code) == (0, 0), shared.stderr
+    one, other = (fs.load(tmp_path / folder / "result.npz") for folder in ("alone", "shared"))
+    np.testing.assert_array_equal(one.measured.even, other.measured.even)
+    assert other.meta["workers"]["engine"].endswith("Here")
+    assert Here.counts == [3]
+    monkeypatch.setattr("fastscape.cli.multifractal.rank_of", lambda _distributed: 0)
+    refused = fastscape(*command, "--workers", 2)
+    assert refused.exit_code == 2
+    assert "--workers must be left out under torchrun" in " ".join(refused.stderr.split())
+
+
+@pytest.mark.slow
+def test_workers_are_processes_of_their_own(tmp_path):
+    command = ("zoo:mlp", *DIGITS, *FAST)
+    assert fastscape(*command, "--out", tmp_path / "alone").exit_code == 0
+    done = fastscape(*command, "--workers", 2, "--out", tmp_path / "shared")
+    assert done.exit_code == 0, done.stderr
+    one, other = (fs.load(tmp_path / folder / "result.npz") for folder in ("alone", "shared"))
+    np.testing.assert_array_equal(one.measured.even, other.measured.even)
