@@ -133,7 +133,7 @@ def shown(value: object) -> str:
 
 def check_progress(progress: object, of: str = "one fastscape.Progress") -> None:
     """Raise a TypeError unless ``progress`` is ``None`` or can be called; ``of`` what, for the message."""
-    if progress is not None and not callable(progress):
+    if progress is not None and (not callable(progress) or isinstance(progress, type)):
         found = f"{type(progress).__name__} {shown(progress)}"
         raise TypeError(f"progress must be a function of {of}, got {found}; pass None for none")
 

@@ -1,4 +1,4 @@
-"""The end of a budget: asked before every forward and product of a thread, however deep in the work it lies."""
+"""The end of a budget, and Ctrl-C: asked before every forward and product of a thread, however deep in the work it lies."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from fastscape._interrupts import Restoring
+from fastscape._keeping import patience
 
 
 class Deadline(BaseException):
@@ -26,10 +27,11 @@ _here = _Here()
 
 
 def check_deadline() -> None:
-    """Raise :class:`Deadline` where the time of a block around this one is over.
+    """Raise :class:`Deadline` where the time of a block around this one is over, and what Ctrl-C raises where it has come.
 
     Called before what takes long and cannot be cut: one forward, one product. So a budget is overrun by at most that.
     """
+    patience.ask()
     if not _here.shared and any(over() for over in _here.limits):
         raise Deadline
 

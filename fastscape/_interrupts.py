@@ -22,7 +22,7 @@ _RAISING = ("SIGALRM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGTERM", "SIGINT")  # h
 _WAITING = tuple(getattr(signal, name) for name in _RAISING if hasattr(signal, name))
 
 
-class _HeldSignals:
+class HeldSignals:
     """Signals that arrive in the main thread inside the block are delivered at its end, those of inner blocks at the outermost.
 
     Handlers run in the main thread alone: in another one the block does nothing. What is inside must be short.
@@ -82,7 +82,7 @@ class _HeldSignals:
                 self._deliver()
 
 
-held_signals = _HeldSignals()
+held_signals = HeldSignals()
 
 
 class Restoring:

@@ -1,13 +1,14 @@
-"""``resume=`` of slices, barriers and curves: whatever ended a call, the same call goes on to the same bytes."""
+"""``resume=`` of slices, barriers, curves and sample gradients: the same call goes on to the same bytes, whatever ended it."""
 
 import contextlib
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from test_partial_results import A, B, Boom, Failing, objective
+from test_partial_results import TRAINING, A, B, Boom, Failing, objective
 
 import fastscape as fs
 from fastscape import zoo
@@ -20,9 +21,11 @@ CALLS = {
     "barrier": lambda of, **run: fs.barrier(of, A, B, points=7, start=5, **run),
     "barriers": lambda of, **run: fs.barriers(of, [A, B, None], points=5, start=5, **run),
     "sharpness": lambda of, **run: fs.sharpness(of, restarts=3, steps=4, samples=8, products=12, **run),
+    "temperature": lambda of, **run: fs.temperature(of, **TRAINING, products=6, **run),
+    "groups": lambda of, **run: fs.temperature(of, **TRAINING, products=3, method="two-batch", **run),
     "connect": lambda of, **run: fs.connect(of, A, B, steps=30, points=5, start=5, **run),
 }
-TIMES = ("seconds", "created", "path_reason")  # which quotes seconds
+TIMES = ("seconds", "created", "path_reason", "reason")  # which quote seconds
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +35,12 @@ def _never():
 
 
 def content(result):
-    """All that a result says, but for its times."""
+    """All that a result says, but for its times, and for the trials that they decide on."""
+    varying = (*TIMES, "products") if isinstance(result, fs.TemperatureResult) else TIMES
 
     def without(data):
         if isinstance(data, dict):
-            return {name: without(value) for name, value in data.items() if name not in TIMES}
+            return {name: without(value) for name, value in data.items() if name not in varying}
         return [without(value) for value in data] if isinstance(data, (list, tuple)) else data
 
     return without(result.to_dict())
@@ -68,7 +72,7 @@ def test_a_call_that_fails_anywhere_goes_on_to_the_bytes_of_one_that_nothing_dis
 
 def same(name, plain, resumed):
     """A journal changes no number."""
-    for field in ("losses", "linear", "roughness", "training"):
+    for field in ("losses", "linear", "roughness", "training", "norms", "noise_scale_h"):
         if hasattr(plain, field):
             np.testing.assert_equal(getattr(resumed, field), getattr(plain, field), err_msg=name)
 
@@ -116,3 +120,23 @@ def test_the_same_command_goes_on_with_its_journal(command, tmp_path, monkeypatc
     assert run("--out", str(tmp_path / "alone"))[0] == 0
     found, alone = (fs.load(tmp_path / name / f"{command}.npz") for name in ("out", "alone"))
     np.testing.assert_array_equal(found.losses, alone.losses)
+
+
+def test_what_a_kill_or_a_disk_left_of_sample_gradients_is_taken_and_the_rest_done_again(tmp_path):
+    """A journal that was cut off after a line, or within one."""
+    whole, forwards = call("temperature", resume=tmp_path)
+    (lines,) = tmp_path.glob("evaluations.*.jsonl")
+    found = lines.read_bytes()
+    ends = [place + 1 for place, byte in enumerate(found) if byte == ord("\n")]
+    before = forwards
+    for end in ends[1::3]:
+        for torn in (7, 0):
+            for later in tmp_path.glob("evaluations.*.jsonl"):
+                later.unlink()
+            lines.write_bytes(found[: end - torn])
+            result, left = call("temperature", resume=tmp_path)
+            assert len([note for note in result.notes if "torn or changed" in note]) == bool(torn)
+            assert content(dataclasses.replace(result, notes=whole.notes)) == content(whole)
+            assert left <= before
+        before = left
+    assert before < forwards

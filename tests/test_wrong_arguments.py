@@ -88,6 +88,13 @@ OF_PROBES = {
     "no parts": (lambda: fs.slice1d(OBJECTIVE, {}), r"directions\[0\] must not be zero"),
     "short": (lambda: fs.slice2d(OBJECTIVE, torch.zeros(2)), r"directions must have shape \[D = 43, k\], got \[2\]"),
     "none among": (lambda: fs.slice2d(OBJECTIVE, [None]), "directions must hold tensors by parameter name, got NoneType"),
+    "no checkpoints": (
+        lambda: fs.slice2d(OBJECTIVE, trajectory=[]),
+        "trajectory must hold at least one checkpoint, got none",
+    ),
+    "no such checkpoint": (lambda: fs.slice1d(OBJECTIVE, "pca", trajectory=["a"]), r"trajectory\[0\] must be a file, got 'a'"),
+    "no weights": (lambda: fs.slice2d(OBJECTIVE, trajectory=[{}]), r"trajectory\[0\]: state must match"),
+    "class": (lambda: fs.quadratic_forms(OBJECTIVE, DIRECTIONS, progress=dict), "progress must be a function of .*, got type"),
     "no states": (lambda: fs.slice2d(OBJECTIVE, "pca", trajectory=[]), "trajectory must hold at least one checkpoint, got none"),
     "association": (lambda: fs.association("a", "b"), "early and outcome must hold one number per run, got 'a' and 'b'"),
     "foreign optimizer": (

@@ -10,6 +10,7 @@ import click
 
 import fastscape as fs
 from fastscape._interrupts import Interrupts
+from fastscape._keeping import patience
 from fastscape.cli.budgets import run_budget
 from fastscape.cli.folder import check_out, force_option, is_begun
 from fastscape.cli.inputs import BATCH_NORM, PRECISIONS, build_objective, checkpoint_files, objective_options, resume_option
@@ -75,7 +76,7 @@ def _barrier(model: str, given: Sequence[Path], options: dict[str, Any], interru
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=1)
     check_out(options["out"], ["barrier"], force=options["force"], continues=lambda: is_begun(options["resume"]))
     objective = build_objective(model, options)
-    with live_progress(quiet=options["quiet"]) as live:
+    with live_progress(quiet=options["quiet"]) as live, patience:
         result = _measured(objective, files, model, budget, options, live)
         interrupts.hold()
     return Outcome({"barrier": result})

@@ -11,6 +11,7 @@ import click
 import fastscape as fs
 from fastscape._files import write_text
 from fastscape._interrupts import Interrupts
+from fastscape._keeping import patience
 from fastscape.cli.budgets import run_budget
 from fastscape.cli.folder import check_out, check_writable, force_option
 from fastscape.cli.inputs import build_objective, gib, objective_options
@@ -54,7 +55,7 @@ def _bench(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outco
         check_writable(file.parent)
     objective = build_objective(model, options)
     settings = {key: options[key] for key in ("count", "repeats", "memory", "seed")}
-    with live_progress(quiet=options["quiet"]) as live:
+    with live_progress(quiet=options["quiet"]) as live, patience:
         result = fs.bench(
             objective,
             budget=budget,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +14,7 @@ import click
 
 import fastscape as fs
 from fastscape._interrupts import Interrupts
+from fastscape._keeping import patience
 from fastscape.cli.budgets import run_budget
 from fastscape.cli.folder import check_out, force_option, is_begun
 from fastscape.cli.inputs import (
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from fastscape.reports.document import Document
     from fastscape.runs.budget import Budget
 
+_SPECTRUM = "spectrum"  # folder of the journal of the spectra, within that of the run
 SHARE = 0.4  # of the budget for spectra; what they leave is for directions
 COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a trace near zero would take it all
 
@@ -67,6 +73,7 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 @optimizer_options
 @click.option("--extend", type=click.Path(path_type=Path), help="An earlier result.npz of the same run to continue.")
 @distributed_option
+@click.option("--workers", type=click.IntRange(1), help="Processes that evaluate the directions, each with a model of its own.")
 @resume_option
 @click.option(
     "--out",
@@ -88,9 +95,11 @@ def multifractal_command(model: str, **options: Any) -> None:
     Ctrl-C ends the run with what is known; a second one skips the analysis and the page if they are not finished.
 
     torchrun --nproc-per-node 8 -m fastscape multifractal MODEL ... shares the directions among 8 processes, of which the first
-    prints and writes; the numbers are the same.
+    prints and writes; the numbers are the same. So they are with --workers 8, processes that this one starts on its machine.
     """
     options["process"] = process = rank_of(options.pop("distributed"))
+    if options["workers"] is not None and process is not None:
+        raise click.UsageError("--workers must be left out under torchrun, whose processes share the directions already")
     run(lambda interrupts: _outcome(model, options, interrupts), options["out"], as_json=options["as_json"], rank=process)
 
 
@@ -133,14 +142,15 @@ def _outcome(model: str, options: dict[str, Any], interrupts: Interrupts) -> Out
         Journal(options["resume"])  # a folder of something else is refused before the spectrum is made
     earlier = fs.load(options["extend"]) if first and options["extend"] is not None else None
     results: dict[str, Document] = {}
-    with live_progress(quiet=options["quiet"] or not first) as live:
+    with live_progress(quiet=options["quiet"] or not first) as live, patience:
         if with_spectrum:
             found = _spectrum(objective, files, model, budget, options, live)
             if found is not None:
                 results["spectrum"] = found
         if not Outcome(results).interrupted:
             try:
-                result = _multifractal(objective, files, model, budget, (probe_settings, analysis), earlier, options, live)
+                with _workers(objective, model, options) as (given, pool):
+                    result = _multifractal(given, files, model, budget, (probe_settings, analysis), earlier, options, live, pool)
             except BaseException:
                 if first:
                     rescue(*results.values())
@@ -162,6 +172,8 @@ def _spectrum(
     spectral = COMPANION | {
         name: options[name] for name in ("memory", "seed", "process", *OPTIMIZER)
     }  # --method is that of the responses
+    if options["resume"] is not None:
+        spectral["resume"] = options["resume"] / _SPECTRUM
     try:
         return measure(objective, files, model, share, spectral, live)
     except fs.SpectrumError as error:
@@ -175,8 +187,28 @@ def _spectrum(
     return found
 
 
+@contextmanager
+def _workers(
+    objective: fs.Objective, model: str, options: dict[str, Any]
+) -> Iterator[tuple[fs.Objective | fs.Source, ProcessPoolExecutor | None]]:
+    """The objective, or how workers make it, and the workers: new processes, which Ctrl-C leaves to this one."""
+    if options["workers"] is None:
+        yield objective, None
+        return
+    named = {name: options[name] for name in ("batch_norm", "device") if options[name] is not None}
+    named |= {"loss": options["loss"]} if options["loss"] else {"criterion": options["criterion"]}
+    named |= {"output": options["model_output"]} if options["model_output"] else {}
+    named |= {"params": options["params"]} if options["params"] else {}
+    source = fs.Source(model, options["data"], **(named if options["data"] is not None else {}))
+    ignored = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(
+        options["workers"], mp_context=get_context("spawn"), initializer=signal.signal, initargs=ignored
+    ) as pool:
+        yield source, pool
+
+
 def _multifractal(
-    objective: fs.Objective,
+    objective: fs.Objective | fs.Source,
     files: Sequence[Path],
     model: str,
     budget: Budget,
@@ -184,9 +216,11 @@ def _multifractal(
     earlier: Document | None,
     options: dict[str, Any],
     live: LiveProgress,
+    pool: ProcessPoolExecutor | None,
 ) -> fs.MultifractalResult | fs.TrajectoryResult:
     common: dict[str, Any] = {"budget": budget, "progress": live.show, "method": method_of(options)}
     common |= {key: options[key] for key in ("target", "memory", "resume")} | {"distributed": options["process"] is not None}
+    common["executor"] = pool
     if files:
         if earlier is not None and not isinstance(earlier, fs.TrajectoryResult):
             raise ValueError("--extend must be a trajectory result for --checkpoint, got one of a single model")
@@ -199,7 +233,8 @@ def _multifractal(
 def _goes_on(out: Path, options: dict[str, Any]) -> bool:
     """Whether an older result in a directory is of the run that goes on: that of ``--extend``, or of a journal begun before."""
     older, other = out / "result.npz", options["extend"]
-    if is_begun(options["resume"]):
+    journal = options["resume"]
+    if is_begun(journal) or (journal is not None and is_begun(journal / _SPECTRUM)):
         return True
     return other is not None and other.is_file() and older.is_file() and older.samefile(other)
 

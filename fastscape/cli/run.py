@@ -10,6 +10,7 @@ import click
 
 import fastscape as fs
 from fastscape._interrupts import Interrupts
+from fastscape._keeping import patience
 from fastscape.cli.budgets import run_budget
 from fastscape.cli.folder import check_out, force_option
 from fastscape.cli.inputs import build_objective, centre, checkpoint_files, objective_options
@@ -75,7 +76,7 @@ def _run(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outcome
     objective, name, step = centre(build_objective(model, options), model, files)
     training = {"batch_size": options["batch_size"], "optimizer": optimizer_beside(objective, files, options)}
     what = _what(options, training)
-    with live_progress(quiet=options["quiet"]) as live:
+    with live_progress(quiet=options["quiet"]) as live, patience:
         result = fs.probe(
             objective,
             what,

@@ -10,6 +10,7 @@ import click
 
 import fastscape as fs
 from fastscape._interrupts import Interrupts
+from fastscape._keeping import patience
 from fastscape.cli.budgets import run_budget
 from fastscape.cli.folder import check_out, force_option, is_begun
 from fastscape.cli.inputs import (
@@ -94,7 +95,7 @@ def _slice(model: str, options: dict[str, Any], interrupts: Interrupts) -> Outco
     budget = run_budget(options["budget"], page=options["out"] is not None, checkpoints=1)
     check_out(options["out"], ["slice"], force=options["force"], continues=lambda: is_begun(options["resume"]))
     objective, name, step = centre(build_objective(model, options), model, files)
-    with live_progress(quiet=options["quiet"]) as live:
+    with live_progress(quiet=options["quiet"]) as live, patience:
         result = _measured(objective, files, budget, options, live, {"name": name, "step": step})
         interrupts.hold()
     return Outcome({"slice": result})

@@ -12,6 +12,7 @@ import click
 import fastscape as fs
 from fastscape._checks import counted
 from fastscape._interrupts import Interrupts
+from fastscape._keeping import patience
 from fastscape.cli.budgets import run_budget
 from fastscape.cli.folder import check_out, force_option, is_begun
 from fastscape.cli.inputs import (
@@ -113,7 +114,7 @@ def _spectrum(model: str, options: dict[str, Any], interrupts: Interrupts) -> Ou
     if first:
         check_out(options["out"], ["spectrum"], force=options["force"], continues=lambda: is_begun(options["resume"]))
     objective = build_objective(model, options)
-    with live_progress(quiet=options["quiet"] or not first) as live:
+    with live_progress(quiet=options["quiet"] or not first) as live, patience:
         result = measure(objective, files, model, budget, options, live)
         interrupts.hold()
     return Outcome({"spectrum": result}, unmet(result, options))

@@ -238,14 +238,14 @@ class CurvatureOperator(SymmetricOperator):
         self._prepared(len(rows))
         return found.T, forms
 
-    def reduced(self, block: Tensor, numbers: Numbers, request: Sequence[Any] = ()) -> dict[str, Array]:
+    def reduced(self, block: Tensor, numbers: Numbers, request: Sequence[Any] = (), *, batches: bool = True) -> dict[str, Array]:
         """What ``numbers`` makes of H V of ``[D, K]`` and the forms of every batch (zero for one): all that a journal keeps.
 
-        ``request``: tensors, arrays and JSON data that it depends on beside them.
+        ``request``: tensors, arrays and JSON data that it depends on beside them; ``batches``: whether on those forms.
         """
         with torch.inference_mode(False):
             rows, _ = self.layout.rows_of(block, self.dtype, self.device)
-            found = reduced(self._products, rows, len(self.batch_weights) > 1, numbers, request)
+            found = reduced(self._products, rows, batches and len(self.batch_weights) > 1, numbers, request)
         self._prepared(len(rows))
         return found
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastscape._keeping import patience
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.directions import Directions
 from fastscape.evaluation.evaluator import Evaluator
@@ -120,12 +121,15 @@ def evaluated(
     def known(_error: Exception | None = None) -> bool:
         return units[0] in columns
 
+    def evaluate_all() -> None:
+        for unit, data in workers.map(units, math.inf):
+            columns[unit] = decode(data)
+            if progress is not None:
+                progress(sum(len(of(done)) for done in columns), count)
+
     try:
         with run.ends(known, errors=known):
-            for unit, data in workers.map(units, math.inf):
-                columns[unit] = decode(data)
-                if progress is not None:
-                    progress(sum(len(of(done)) for done in columns), count)
+            patience.at_once(evaluate_all)
     finally:
         if journal is not None:
             journal.close()

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastscape._checks import check_progress, counted
 from fastscape._clock import now
+from fastscape._keeping import keeps_result
 from fastscape._renamed import METHOD, renamed
 from fastscape._state import torch_threads
 from fastscape.differences.evaluator import DifferenceEvaluator
@@ -138,6 +139,7 @@ def warn_if_noise(precision: str, radii: NDArray[np.float64], trusted: NDArray[n
 
 
 @renamed(METHOD)
+@keeps_result
 def responses(
     objective: Objective | Making,
     directions: Directions,

@@ -85,7 +85,7 @@ class Anytime:
         """
         waiting, self.unit = iter(units), expected
         while True:
-            began = self._worked()
+            began = self.worked()
             try:
                 unit = next(waiting)
             except StopIteration:
@@ -100,7 +100,7 @@ class Anytime:
             self.need()
             yield unit
             self.done += 1
-            took = self._worked() - began
+            took = self.worked() - began
             self.unit = min(took, 2 * expected) if noun and self.done == 1 else took  # the first may have tried paths as well
 
     @contextmanager
@@ -110,7 +110,7 @@ class Anytime:
         yield
         self.unit = max(self.unit, self.budget.elapsed + self.evaluations.seconds - began)
 
-    def _worked(self) -> float:
+    def worked(self) -> float:
         """A clock that what is taken from a journal moves as its evaluation did."""
         return now() + self.evaluations.seconds
 

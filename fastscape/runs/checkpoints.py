@@ -119,9 +119,7 @@ def checkpoints(paths: Sequence[str | Path]) -> tuple[Checkpoint, ...]:
     files: list[Path] = []
     for index, path in enumerate(map(Path, given)):
         argument = f"checkpoints[{index}]"
-        if not path.exists():
-            raise ValueError(f"{argument} must be a file, got {str(path)!r}, which does not exist")
-        check_weights(path, argument)
+        check_file(argument, path)
         for file in expanded(path, argument):
             if file.resolve() in {other.resolve() for other in files}:
                 raise ValueError(f"{argument} is given twice, got {str(file)!r}")
@@ -129,6 +127,13 @@ def checkpoints(paths: Sequence[str | Path]) -> tuple[Checkpoint, ...]:
     labels = ([label_of(file) for file in files], [file.name for file in files], [str(file) for file in files])
     names = next(names for names in labels if len(set(names)) == len(names))
     return tuple(Checkpoint(file, name, step_of(file)) for file, name in zip(files, names, strict=True))
+
+
+def check_file(name: str, path: Path) -> None:
+    """Raise a ValueError that begins with ``name`` unless there is a file that may hold weights, or a folder."""
+    if not path.exists():
+        raise ValueError(f"{name} must be a file, got {str(path)!r}, which does not exist")
+    check_weights(path, name)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

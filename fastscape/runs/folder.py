@@ -61,7 +61,7 @@ class RunFolder:
             raise ValueError(f"resume must be a folder, got the file {str(folder)!r}")
         if (self.folder / MANIFEST).exists():
             self._read()
-        elif self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+        elif self.folder.is_dir() and any(map(_is_foreign, self.folder.iterdir())):
             raise ValueError(f"resume must be a new folder or the journal of a run, got {str(folder)!r}, which holds other files")
 
     def begin(self, manifest: Mapping[str, Any], compared: Sequence[str]) -> None:
@@ -171,6 +171,13 @@ class RunFolder:
             self.torn += lines.torn
             for line in lines.lines:
                 self._take(line)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether what is in a folder is neither hidden nor itself a folder for a journal, begun or not."""
+    if path.name.startswith("."):
+        return False
+    return not path.is_dir() or not ((path / MANIFEST).is_file() or all(own.name.startswith(".") for own in path.iterdir()))
 
 
 def settle(path: Path) -> None:

@@ -46,6 +46,7 @@ class Run:
         name, step: of the checkpoint.
         distributed: whether the processes that torchrun started share the work, as for :func:`fastscape.multifractal`.
         resume: a folder for the journal of one run of one probe.
+        executor: whose workers evaluate, as for :func:`fastscape.multifractal`.
 
     Example:
         >>> import fastscape as fs
@@ -67,6 +68,7 @@ class Run:
     step: int | None = _UNSAID
     distributed: Distributed = _UNSAID
     resume: str | Path | None = _UNSAID
+    executor: Any = _UNSAID
 
     @property
     def said(self) -> dict[str, Any]:
@@ -133,7 +135,9 @@ def settled(door: Callable[..., object], keywords: Mapping[str, object], **defau
     """
     shared = shared_keywords(door)
     names = {old: new for old, new in METHOD.items() if new in shared}
-    keywords = under_new_names(keywords, names, door.__qualname__.removesuffix(".__init__"), stacklevel=3)
+    keywords = under_new_names(
+        keywords, names, door.__qualname__.removesuffix(".__init__"), stacklevel=3 + hasattr(door, "__wrapped__")
+    )
     unknown = next((name for name in keywords if name not in shared), None)
     if unknown is not None:
         raise TypeError(f"{door.__qualname__}() got an unexpected keyword argument {unknown!r}{_hint(door, unknown)}")

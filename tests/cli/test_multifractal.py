@@ -1,6 +1,7 @@
 """``fastscape multifractal``: table, files, settings, checkpoints, targets, precision; and its former name."""
 
 import json
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from click.testing import CliRunner
 import fastscape as fs
 from fastscape import zoo
 from fastscape.cli import main
+from fastscape.curvature.products import Products
+from fastscape.runs.journal import Journal
 
 FAST = ("--radii", "1e-3:1e-1:8", "--count", "4", "--banks", "2", "--method", "loop")
 SMALL = ("--radii", "1e-6:1e-1:6", "--count", "3", "--banks", "2")
@@ -195,3 +198,88 @@ def test_the_former_name_says_once_that_it_goes_and_is_the_same_command():
     listed = CliRunner().invoke(main, ["--help"]).stdout
     assert "\n  multifractal " in listed
     assert "\n  probe " not in listed
+
+
+def test_a_run_that_ended_in_its_spectra_goes_on_in_its_spectra(tmp_path, monkeypatch):
+    """No product and no direction is made again, and the numbers are those of a run that nothing disturbed."""
+    real, made, append, units, ends = Products._multiply, [], Journal.append, [], [-1]
+
+    def multiply(products, rows, *more):
+        if len(made) == ends[0]:
+            raise KeyboardInterrupt
+        made.append(len(rows))
+        real(products, rows, *more)
+
+    monkeypatch.setattr(Products, "_multiply", multiply)
+    monkeypatch.setattr(Journal, "append", lambda *given: (units.append(given[1]), append(*given))[1])
+    monkeypatch.setattr("fastscape.cli.output.write_page", lambda *_: None)
+    torch.manual_seed(0)
+    torch.save(zoo.mlp(hidden=(3,)).state_dict(), tmp_path / "3.pt")
+    command = ("zoo:mlp?hidden=(3,)", *DIGITS, *FAST, "--checkpoint", tmp_path / "3.pt", "--params", "3.*", "--spectrum")
+    assert fastscape(*command, "--out", tmp_path / "alone").exit_code == 0
+    resumed = (*command, "--resume", tmp_path / "journal", "--out", tmp_path / "out")
+    alone, ends[0] = len(made), len(made) + 9
+    stopped = fastscape(*resumed)
+    assert (stopped.exit_code, units, len(made)) == (130, [], alone + 9)
+    ends[0] = -1
+    done = fastscape(*resumed)
+    assert done.exit_code == 0, done.stderr
+    counts = len(made), len(units)
+    assert counts[0] == 2 * alone
+    assert fastscape(*resumed).exit_code == 0
+    assert (len(made), len(units)) == counts
+    assert counts[1] == len(set(units)) > 0
+    for name, numbers in (("spectrum", ("eigenvalues", "trace", "residuals")), ("result", ("analysis",))):
+        found, other = (fs.load(tmp_path / folder / f"{name}.npz").to_dict() for folder in ("out", "alone"))
+        for one, two in zip(found["points"], other["points"], strict=True):
+            assert [one[number] for number in numbers] == [two[number] for number in numbers]
+    refused = fastscape(*command, "--resume", tmp_path / "journal", "--seed", 4)
+    assert refused.exit_code == 2
+    assert "spectrum' is of other seed; use another folder" in " ".join(refused.stderr.split())
+    assert len(fs.merge(tmp_path / "journal").points) == 1
+
+
+class Here:
+    """A pool that works at once, in place of new processes."""
+
+    def __init__(self, count, **_options):
+        Here.counts.append(count)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error):
+        pass
+
+    def submit(self, function, argument):
+        found = Future()
+        found.set_result(function(argument))
+        return found
+
+
+def test_workers_make_the_model_from_its_names_and_give_the_same_numbers(tmp_path, monkeypatch):
+    Here.counts = []
+    monkeypatch.setattr("fastscape.cli.output.write_page", lambda *_: None)
+    monkeypatch.setattr("fastscape.cli.multifractal.ProcessPoolExecutor", Here)
+    command = ("zoo:mlp", *DIGITS, *FAST, "--params", "1.*", "--criterion", "cross_entropy")
+    alone = fastscape(*command, "--out", tmp_path / "alone")
+    shared = fastscape(*command, "--workers", 3, "--out", tmp_path / "shared")
+    assert (alone.exit_code, shared.exit_code) == (0, 0), shared.stderr
+    one, other = (fs.load(tmp_path / folder / "result.npz") for folder in ("alone", "shared"))
+    np.testing.assert_array_equal(one.measured.even, other.measured.even)
+    assert other.meta["workers"]["engine"].endswith("Here")
+    assert Here.counts == [3]
+    monkeypatch.setattr("fastscape.cli.multifractal.rank_of", lambda _distributed: 0)
+    refused = fastscape(*command, "--workers", 2)
+    assert refused.exit_code == 2
+    assert "--workers must be left out under torchrun" in " ".join(refused.stderr.split())
+
+
+@pytest.mark.slow
+def test_workers_are_processes_of_their_own(tmp_path):
+    command = ("zoo:mlp", *DIGITS, *FAST)
+    assert fastscape(*command, "--out", tmp_path / "alone").exit_code == 0
+    done = fastscape(*command, "--workers", 2, "--out", tmp_path / "shared")
+    assert done.exit_code == 0, done.stderr
+    one, other = (fs.load(tmp_path / folder / "result.npz") for folder in ("alone", "shared"))
+    np.testing.assert_array_equal(one.measured.even, other.measured.even)

@@ -415,3 +415,14 @@ def test_a_thread_that_comes_after_its_call_does_nothing():
     group = executor_workers._Group(hired.call, executor_workers._process(), b"", None, ((0, 0, 0, 0),), 1.0, {})
     answer = pickle.loads(executor_workers.work(pickle.dumps(group)))
     assert (answer.values, answer.refused, answer.failed) == ((), "", "")
+
+
+def test_a_run_takes_its_executor_to_a_probe_that_has_workers():
+    pool = Inline()
+    found = probed(run=fs.Run(executor=pool))
+    assert pool.sent > 0
+    assert digest(found) == digest(probed())
+    with pytest.raises(ValueError, match=r"what slice1d\(\) takes of it, .*, got executor="):
+        fs.slice1d(objective(), run=fs.Run(executor=pool))
+    with pytest.raises(TypeError, match="executor must have submit"):
+        probed(run=fs.Run(executor=3))

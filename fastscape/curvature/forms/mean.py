@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from fastscape._checks import amount, counted
+from fastscape._keeping import keeps_result
 from fastscape.curvature.forms.quadratic import group_means
 from fastscape.directions import Directions
 from fastscape.evaluation.group import Distributed
@@ -19,6 +20,7 @@ from fastscape.runs.anytime import Anytime
 _ROUNDING = 4.0  # units of the lanes, of a mean: directions round alike
 
 
+@keeps_result
 def mean_quadratic_form(
     objective: Objective,
     directions: Directions,

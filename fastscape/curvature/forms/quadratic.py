@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fastscape._checks import check_progress, counted, first_line
 from fastscape._clock import now
+from fastscape._keeping import keeps_result
 from fastscape._renamed import METHOD, renamed
 from fastscape.curvature.exact_sum import disjoint
 from fastscape.curvature.forms.forwards import by_forwards
@@ -73,6 +74,7 @@ class QuadraticForms:
 
 
 @renamed(METHOD)
+@keeps_result
 def quadratic_forms(
     objective: Objective,
     directions: Directions,

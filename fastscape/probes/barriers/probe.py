@@ -15,6 +15,7 @@ import torch
 
 from fastscape._checks import amount, counted, positive
 from fastscape._clock import now
+from fastscape._keeping import keeps_result
 from fastscape.evaluation.batch_statistics import BatchNorm
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
@@ -50,6 +51,7 @@ class BarrierKeywords(Work, Resumed, total=False):
     progress: Callable[[Progress], None] | None
 
 
+@keeps_result
 def barrier(
     objective: Objective,
     a: Solution = None,
@@ -139,6 +141,7 @@ def barrier(
     return run.whole(found, f"the barrier of {work.name} failed after {counted(len(line.points), 'point')}")
 
 
+@keeps_result
 def barriers(
     objective: Objective,
     checkpoints: Mapping[str, Solution] | Sequence[Solution],
@@ -299,6 +302,7 @@ def _drop(pair: BarrierResult) -> float:
     return math.nan if pair.accuracy_barrier is None else pair.accuracy_barrier.value
 
 
+@keeps_result
 def connect(
     objective: Objective,
     a: Solution = None,

@@ -15,6 +15,7 @@ import torch
 
 from fastscape._checks import amount, check_memory, counted, first_line, integer
 from fastscape._clock import now
+from fastscape._keeping import keeps_result
 from fastscape._state import entered, kept_generators
 from fastscape.curvature.sketch import synchronise
 from fastscape.numerics.arrays import Array
@@ -44,6 +45,7 @@ class BenchKeywords(Work, total=False):
     progress: Callable[[Progress], None] | None
 
 
+@keeps_result
 def bench(
     objective: Objective,
     *,

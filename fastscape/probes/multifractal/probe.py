@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 
 from fastscape._checks import checked_settings, integer
+from fastscape._keeping import keeps_result
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.objective.sharding import ShardedModelError
 from fastscape.probes.multifractal.description import AnalysisSettings
@@ -44,6 +45,7 @@ class MultifractalKeywords(TrajectoryKeywords, Work, total=False):
     """The same at one checkpoint."""
 
 
+@keeps_result
 def multifractal(
     objective: Objective | Making,
     probe: ProbeSettings | None = None,
@@ -89,7 +91,8 @@ def multifractal(
         name, step: of the checkpoint, for tables.
         progress: called after every block with a :class:`fastscape.Progress`; of several processes, on rank 0.
         seed: of ``probe``, which may be left out then.
-        run: budget, method, memory, name, step, progress, seed, distributed, or some of them, in a :class:`fastscape.Run`.
+        run: budget, method, memory, name, step, progress, seed, distributed, resume, executor, or some of them, in a
+            :class:`fastscape.Run`.
 
     Returns:
         A :class:`MultifractalResult`. NaN or inf losses give a result with flags. Ctrl-C gives the partial result, with
@@ -106,7 +109,7 @@ def multifractal(
     Source: Török & Bartha, "Multifractal structure of neural network loss landscapes".
     """
     work = settled(multifractal, keywords, seed=None)
-    check_executor(keywords.get("executor"), work.distributed)
+    check_executor(work.executor, work.distributed)
     whole = made(objective)
     if checked_objective(whole, sharded=True).sharding is not None and work.budget is not None:
         raise ShardedModelError(
@@ -120,6 +123,7 @@ def multifractal(
     return _run(run, session, MultifractalResult.kind, [point], earlier).points[0]
 
 
+@keeps_result
 def trajectory(
     objective: Objective | Making,
     checkpoints: Sequence[str | Path],
@@ -154,7 +158,7 @@ def trajectory(
         ProbeError: the model raised midway, or the analysis at the end; its ``partial`` holds the results so far.
     """
     work = settled(trajectory, keywords, seed=None)
-    check_executor(keywords.get("executor"), work.distributed)
+    check_executor(work.executor, work.distributed)
     whole = checked_objective(made(objective))
     session = _session(probe, analysis, target, work)
     if extend is not None and not isinstance(extend, TrajectoryResult):
@@ -183,7 +187,7 @@ def _run(
     call: _Call, session: Session, kind: str, points: Sequence[Point], extend: Sequence[MultifractalResult] | None
 ) -> TrajectoryResult:
     """Run a session with the plans, the journal and the workers that were asked for."""
-    keywords, executor = call.keywords, call.keywords.get("executor")
+    keywords, executor = call.keywords, call.work.executor
     plans, folder = _plans(keywords.get("plan")), call.work.resume
     if plans is not None and len(plans) != len(points):
         raise ValueError(f"plan must hold one plan per checkpoint, got {len(plans)} for {len(points)}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastscape._checks import check_memory, checked_settings, positive
+from fastscape._keeping import patience
 from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.estimate import Estimate
 from fastscape.probes.multifractal.description import AnalysisSettings
@@ -107,7 +109,7 @@ class Session:
             self.visits.resume(journal)
             self._keep_all()
         with self.work.ends(self._known, errors=self._known):
-            self.work.reason = self._rounds()
+            self.work.reason = patience.at_once(self._rounds)
         self._close()
         return self._finished(self.work.reason)
 
@@ -205,7 +207,7 @@ class Session:
         )
         for settings in (self.analysis,) if reason == "interrupted" else (self.analysis, quick):
             try:
-                return self._result(reason, settings)
+                return patience.at_once(functools.partial(self._result, reason, settings))
             except KeyboardInterrupt:  # the evaluations are kept
                 reason = "interrupted"
             except Exception as error:

@@ -8,6 +8,7 @@ from typing import Unpack
 import torch
 
 from fastscape._checks import amount, counted, integer
+from fastscape._keeping import keeps_result
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.samples import samples_of
 from fastscape.objective.objective import Objective, checked_objective
@@ -25,6 +26,7 @@ class SharpnessKeywords(Work, Resumed, total=False):
     precision: str | None
 
 
+@keeps_result
 def sharpness(
     objective: Objective,
     epsilon: float = 1e-2,

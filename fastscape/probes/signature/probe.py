@@ -12,6 +12,7 @@ from typing import Any, Unpack
 import torch
 
 from fastscape._checks import integer, mapped, positive, real, shown
+from fastscape._keeping import keeps_result
 from fastscape._renamed import METHOD, under_new_names
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.barriers.end_points import end_point
@@ -80,6 +81,7 @@ class SignatureKeywords(ProbeKeywords, total=False):
     options: Mapping[str, Mapping[str, Any]] | None
 
 
+@keeps_result
 def probe(
     objective: Objective,
     what: str | Sequence[str] | None = None,
@@ -151,6 +153,7 @@ def probe(
     )
 
 
+@keeps_result
 def signature(
     objective: Objective,
     *,

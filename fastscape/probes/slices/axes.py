@@ -18,9 +18,10 @@ from fastscape.directions import Directions
 from fastscape.directions.axes import Axes
 from fastscape.directions.directions import Scale
 from fastscape.numerics.arrays import Array
+from fastscape.objective.arguments import matched_state
 from fastscape.objective.objective import Objective
 from fastscape.probes.spectrum.result import SpectrumResult
-from fastscape.runs.checkpoints import checkpoints
+from fastscape.runs.checkpoints import check_file, checkpoints
 
 State = Mapping[str, Tensor]
 AnyState = State | nn.Module | str | Path
@@ -34,7 +35,7 @@ def states_of(objective: Objective, given: Sequence[AnyState], argument: str = "
     """State dicts and names of checkpoints: state dicts, modules, or files.
 
     Raises:
-        ValueError: missing or damaged files, or tensors that do not fit the model.
+        ValueError: none, missing or damaged files, or tensors that do not fit the model.
         TypeError: something else.
     """
     if isinstance(given, (str, Path, nn.Module, Mapping)) or not isinstance(given, Iterable):
@@ -43,17 +44,29 @@ def states_of(objective: Objective, given: Sequence[AnyState], argument: str = "
     names: list[str] = []
     for index, item in enumerate(given):
         if isinstance(item, (str, Path)):
+            check_file(f"{argument}[{index}]", Path(item))
             for file in checkpoints([item]):
                 state = file.at(objective).state
                 assert state is not None
                 states.append(state)
                 names.append(file.name)
         elif isinstance(item, (Mapping, nn.Module)):
-            states.append(item.state_dict() if isinstance(item, nn.Module) else item)
+            states.append(_matched(objective, item, f"{argument}[{index}]"))
             names.append(f"{index}")
         else:
             raise TypeError(f"{argument}[{index}] must be a file, a state dict or a module, got {type(item).__name__}")
+    if not states:
+        raise ValueError(f"{argument} must hold at least one checkpoint, got none")
     return states, names
+
+
+def _matched(objective: Objective, given: State | nn.Module, name: str) -> State:
+    state = given.state_dict() if isinstance(given, nn.Module) else given
+    try:
+        matched_state(objective.model, state)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return state
 
 
 def axes_of(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fastscape._checks import amount, counted, flag, integer
+from fastscape._keeping import keeps_result
 from fastscape.directions.axes import Axes
 from fastscape.directions.directions import Scale
 from fastscape.evaluation.batch_statistics import BatchNorm
@@ -63,6 +64,7 @@ class SliceError(PartialResultError):
     partial: SliceResult | PlaneResult
 
 
+@keeps_result
 def slice1d(
     objective: Objective,
     directions: AnyDirections = None,
@@ -167,6 +169,7 @@ def slice1d(
     return run.whole(result, f"the slice of {work.name} failed after {counted(len(found.lines), 'direction')}", SliceError)
 
 
+@keeps_result
 def slice2d(
     objective: Objective,
     directions: AnyDirections = None,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import amount, check_memory, first_line, integer, one_of
+from fastscape._keeping import keeps_result
 from fastscape.curvature.operator import ggn, hessian
 from fastscape.curvature.paths import PathName
 from fastscape.curvature.serving import led
@@ -61,6 +62,7 @@ class SpectrumKeywords(Work, Resumed, total=False):
     progress: Callable[[Progress], None] | None
 
 
+@keeps_result
 def spectrum(
     objective: Objective,
     k: int = 5,

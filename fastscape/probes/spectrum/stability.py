@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import counted, integer, one_of, real, shown
+from fastscape._keeping import keeps_result
 from fastscape.curvature.operator import CurvatureOperator, ggn, hessian
 from fastscape.curvature.paths import PathName
 from fastscape.numerics.estimate import Estimate
@@ -104,6 +105,7 @@ class StabilityKeywords(Seeded, Resumed, total=False):
     method: PathName | None
 
 
+@keeps_result
 def edge_of_stability(
     objective: Objective,
     optimizer: Optimizer | str | Path,

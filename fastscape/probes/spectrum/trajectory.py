@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, cast
 
 from fastscape._checks import counted
+from fastscape._keeping import keeps_result
 from fastscape.curvature.choice import ProductChoice
 from fastscape.curvature.operator import ggn, hessian
 from fastscape.evaluation.group import Distributed, Group, joined
@@ -43,6 +44,7 @@ class SpectraKeywords(Timed, Resumed, total=False):
     progress: Callable[[Progress], None] | None
 
 
+@keeps_result
 def spectra(
     objective: Objective,
     checkpoints: Sequence[str | Path],

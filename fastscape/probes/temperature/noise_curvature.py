@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastscape._checks import first_line
 from fastscape.curvature.operator import CurvatureOperator, hessian
@@ -18,6 +20,7 @@ from fastscape.numerics.student import around, mean_estimate
 from fastscape.numerics.trace import hutchinson
 from fastscape.probes.spectrum.result import SpectrumResult
 from fastscape.probes.temperature.sample_gradients import SampleGradients
+from fastscape.runs.evaluations import Evaluations
 
 _ROUNDING = 4.0  # units of rounding in a form with a product
 _BLOCK = 4  # vectors at a time: bounds the memory beside the products' own
@@ -81,7 +84,13 @@ class NoiseCurvature:
 
 
 def curvature_of_noise(
-    source: SampleGradients, spread: Array, products: int, spectrum: SpectrumResult | None, seed: int, notes: list[str]
+    source: SampleGradients,
+    spread: Array,
+    products: int,
+    spectrum: SpectrumResult | None,
+    seed: int,
+    notes: list[str],
+    evaluations: Evaluations,
 ) -> NoiseCurvature | None:
     """Multiply deviations of drawn units, the mean gradient, and probes of the trace; ``None``, and a note, where H cannot be.
 
@@ -92,6 +101,7 @@ def curvature_of_noise(
         spectrum: whose trace is used, if any.
         seed: of draws and probes.
         notes: reasons are added to.
+        evaluations: products are taken from; gradients of the drawn units are made again.
 
     Cost: ``products`` + 1 products at most, and as many again for the trace without a spectrum.
     """
@@ -105,15 +115,14 @@ def curvature_of_noise(
     different, places = np.unique(chosen, return_inverse=True)
     forms, slopes = [], []
     try:
-        operator = hessian(source.objective, distributed=False)
+        operator = hessian(source.objective, distributed=False).recorded(evaluations)
         operator.prepare(1)  # which tells the dtype
         mean = torch.cat([tensor.reshape(-1) for tensor in source.mean]).to(operator.dtype)
         curved = operator.matvec(mean)
         for block in _blocks(source, different.tolist()):
             deviations = source.rows(block).to(operator.dtype).sub_(mean)
-            found = operator.matmat(deviations.T).T
-            table = [(deviations[:, where].double() * found[:, where].double()).sum(1) for where in operator.layers.values()]
-            forms.append(source.factors[block][:, None] * torch.stack(table, 1).cpu().numpy())
+            found = operator.reduced(deviations.T, functools.partial(_layer_forms, deviations, operator), batches=False)
+            forms.append(source.factors[block][:, None] * found["forms"])
             slopes.append(source.shares[block] * (deviations.double() @ curved.double()).cpu().numpy())
         off = None if operator.choice is None else operator.choice.error
         rounding = _ROUNDING * torch.finfo(operator.dtype).eps + (off or 0.0)
@@ -131,6 +140,13 @@ def curvature_of_noise(
         products=operator.products,
         rounding=rounding,
     )
+
+
+def _layer_forms(rows: Tensor, operator: CurvatureOperator, images: Tensor, _batches: Array) -> dict[str, Array]:
+    """V' H v of every tensor ``[K, tensors]``, of rows ``[K, D]`` and their products ``[D, K]``."""
+    found = images.T
+    table = [(rows[:, where].double() * found[:, where].double()).sum(1) for where in operator.layers.values()]
+    return {"forms": torch.stack(table, 1).cpu().numpy()}
 
 
 def _trace(forms: Array, rounding: float) -> Estimate:

@@ -11,6 +11,7 @@ import torch
 
 from fastscape._checks import amount, check_memory, counted, integer
 from fastscape._clock import now
+from fastscape._keeping import keeps_result
 from fastscape.curvature.slopes import departing
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.samples import samples_of
@@ -36,16 +37,18 @@ from fastscape.probes.temperature.sample_gradients import Deviations, Method, Sa
 from fastscape.probes.temperature.sample_paths import CoupledSamplesError
 from fastscape.reports.numbers import spanned
 from fastscape.runs.anytime import Anytime
+from fastscape.runs.evaluations import opened
 from fastscape.runs.provenance import objective_meta
-from fastscape.runs.run import Work, settled
+from fastscape.runs.run import Resumed, Work, settled
 
 
-class TemperatureKeywords(Work, total=False):
+class TemperatureKeywords(Work, Resumed, total=False):
     """Keywords beside those of the noise and the training."""
 
     memory: int | None
 
 
+@keeps_result
 def temperature(
     objective: Objective,
     *,
@@ -93,15 +96,17 @@ def temperature(
         seed: of the samples chosen for products, and of the probes.
         memory: bytes that a block of sample gradients may take.
         budget: seconds, or ``"60s"``; what is known then is returned.
+        resume: a folder for the journal of the call. The mean gradient, the numbers of every block of samples and product
+            are written there; the same call goes on with what it holds, whatever ended the process, and gives the same numbers.
         name, step: of the checkpoint.
-        run: seed, memory, budget, name, step, or some of them, in a :class:`fastscape.Run`.
+        run: seed, memory, budget, name, step, resume, or some of them, in a :class:`fastscape.Run`.
 
     Returns:
         A :class:`TemperatureResult`, intervals over samples. Ctrl-C gives the partial result once any sample is known.
 
     Raises:
         ValueError: batch_size below 1 or above the population, a population smaller than the data, learning rate and optimizer
-            both missing or both given, momentum outside [0, 1), fewer than 3 samples.
+            both missing or both given, momentum outside [0, 1), fewer than 3 samples, a ``resume`` folder of another run.
         NondeterministicLossError: two evaluations at w differ.
 
     Cost: one gradient per sample (vmap: chunks under the memory cap), no D x n storage; 2 ``products`` Hessian products.
@@ -145,7 +150,12 @@ def temperature(
         "spectrum": None if spectrum is None else spectrum.name,
         "budget": run.budget.seconds if run.budget.limited else None,
     }
-    with torch.inference_mode(False), run.budget.opening("gradient of a sample", 20 * len(objective.batches)):
+    needs = 20 * len(objective.batches)
+    with (
+        torch.inference_mode(False),
+        opened(work.resume, "temperature", [lambda: objective], {"seed": work.seed}) as run.evaluations,
+        run.budget.opening("gradient of a sample", needs, begun=run.evaluations.replaying),
+    ):
         measured = _Measured(objective, method, work.memory, products, spectrum, work.seed, run, size)
     found = measured.result(size, population, rates, notes, settings, work.name, work.step)
     return run.whole(found, f"the temperature of {work.name} failed after {counted(found.samples, 'sample')}")
@@ -188,16 +198,18 @@ class _Measured:
     ) -> None:
         self.found = Deviations()
         size = self._batch_size
-        with SampleGradients(self.objective, method=method, memory=memory, split=split, group=size) as source:
+        kept = self.run.evaluations
+        with SampleGradients(self.objective, method=method, memory=memory, split=split, group=size, evaluations=kept) as source:
             if source.coupled and source.sizes.max() != size:
                 self.notes.append(
                     f"batch norm takes the statistics of groups of {spanned(source.sizes.astype(int).tolist())} samples, "
                     f"training of {size}: pass batches of that size, eight at least"
                 )
-            self.source, began, run = source, now(), self.run
+            self.source, run = source, self.run
+            began = run.worked()
 
             def late() -> bool:
-                return not run.fits((now() - began) / len(self.found.norms))  # blocks so far
+                return not run.fits((run.worked() - began) / len(self.found.norms))  # blocks so far
 
             with run.ends(self._known, errors=self._known):
                 source.deviations(self.found, late)
@@ -208,7 +220,7 @@ class _Measured:
                     run.reason = "deadline"
                 elif products:
                     spread = np.concatenate(self.found.spread).sum(axis=1)
-                    self.curvature = curvature_of_noise(source, spread, products, spectrum, self.seed, self.notes)
+                    self.curvature = curvature_of_noise(source, spread, products, spectrum, self.seed, self.notes, kept)
 
     def _known(self, error: Exception | None = None) -> bool:
         return len(self.found.sizes) >= 3 and not isinstance(error, CoupledSamplesError)
@@ -276,7 +288,7 @@ class _Measured:
                 "seconds": now() - self._began,
                 "stop_reason": self.run.reason,
             },
-            notes=(*arithmetic.notes, *notes, *self.notes),
+            notes=(*arithmetic.notes, *notes, *self.notes, *self.run.evaluations.notes),
         )
 
     def _trace(self, units: Units) -> Estimate:

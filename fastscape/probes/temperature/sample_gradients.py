@@ -2,10 +2,11 @@ r"""Gradients of single samples, or of groups of them, one block at a time: devi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,13 +20,16 @@ from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.footprint import capped_arithmetic
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.samples import groups_of, samples_of
+from fastscape.numerics.gram_schmidt import random_rows
 from fastscape.objective.objective import Objective
 from fastscape.probes.temperature.sample_paths import CoupledSamplesError, SampleRows, flat, gradient
+from fastscape.runs.evaluations import Evaluations, Value, digest
 
 Method = Literal["per-sample", "two-batch"]
 _ADDS_UP = 1e-3  # deviation of the mean of sample gradients from the gradient, over the noise of that mean
 _GROUPS = 32  # of the two-batch estimator, where the objective's own batches are fewer than 8
 _OWN = 8
+_SKETCH = 1024  # numbers that stand for a vector of D: its length to 2 %, against a limit that means a power of ten
 
 
 @dataclass
@@ -62,6 +66,7 @@ class SampleGradients:
         memory: bytes that a block of sample gradients may take; default 1 GiB, or half of what is available.
         split: whether batches may be cut into groups for ``"two-batch"``.
         group: samples of such a group at most, where batch norm takes their statistics: those of a minibatch of training.
+        evaluations: of a run; the mean and the numbers of every block are taken from its journal where they are there.
 
     Raises:
         ValueError: ``"per-sample"`` for a model that couples samples, or fewer than 3 units.
@@ -85,6 +90,7 @@ class SampleGradients:
         memory: int | None = None,
         split: bool = True,
         group: int | None = None,
+        evaluations: Evaluations | None = None,
     ) -> None:
         one_of("method", method, ("per-sample", "two-batch", None))
         self.objective = objective
@@ -102,6 +108,7 @@ class SampleGradients:
         self.reason = "asked for" if method else "batch statistics couple the samples of a batch" if coupled else ""
         self._samples: SampleRows | None = None
         self._gradients = 0  # of the whole and of groups
+        self._kept, self._taken = evaluations or Evaluations(), 0  # evaluations that a journal had
 
     @property
     def path(self) -> str:
@@ -111,17 +118,18 @@ class SampleGradients:
     @property
     def evaluations(self) -> int:
         """Evaluations and gradients so far."""
-        return 2 + self._gradients + (0 if self._samples is None else self._samples.evaluations)
+        return 2 + self._gradients + self._taken + (0 if self._samples is None else self._samples.evaluations)
 
     def __enter__(self) -> SampleGradients:
         with left_on_failure(self._block):
             self.replica = self.objective.replica(self.dtype)
-            self.loss = unperturbed_loss(self.replica)
+            self.loss = self._kept.same_loss(unperturbed_loss(self.replica))
             if self.method == "per-sample":
-                self.mean = self._gradient(self.objective)
+                self.mean = self._mean(lambda: self._gradient(self.objective))
                 self._use_samples()
             else:
                 self._use_groups()
+            self._kept = self._kept.of(digest([self.sizes, self._weights, *self.mean]))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -132,7 +140,7 @@ class SampleGradients:
     def _use_samples(self) -> None:
         samples = self._samples = SampleRows(self.objective, self.replica)
         self._set_units([1] * len(samples.weights), samples.weights)
-        samples.choose(self._memory)
+        samples.choose(self._memory, self._kept)
         self.reason = (not samples.refused and self.reason) or samples.reason
 
     def _use_groups(self) -> None:
@@ -149,13 +157,28 @@ class SampleGradients:
             self._groups = groups_of(objective, size)
         sizes = [samples_of(group) for group in self._groups]
         self._set_units(sizes, [group.samples for group in self._groups])
+        self.mean = self._mean(self._mean_of_groups)
+
+    def _mean_of_groups(self) -> list[Tensor]:
         total: list[Tensor] | None = None
         for group in self._groups:
             parts = self._gradient(group)
             share = group.samples / float(self._weights.sum())
             total = [share * new if total is None else total[i].add_(new, alpha=share) for i, new in enumerate(parts)]
         assert total is not None
-        self.mean = total
+        return total
+
+    def _mean(self, make: Callable[[], list[Tensor]]) -> list[Tensor]:
+        request = () if self.method == "per-sample" else (self.sizes,)
+        found = self._evaluated("gradient", request, lambda: {str(place): part for place, part in enumerate(make())})
+        return [found[str(place)].to(self.objective.device) for place in range(len(self.objective.names))]
+
+    def _evaluated(self, kind: str, request: Sequence[Any], make: Callable[[], Value]) -> Value:
+        """What ``make`` evaluates, or a journal has; it counts alike."""
+        before = self.evaluations
+        found = self._kept.taken(kind, request, lambda: make() | {"evaluations": self.evaluations - before})
+        self._taken += before + int(found["evaluations"]) - self.evaluations
+        return found
 
     def _set_units(self, sizes: Sequence[int], weights: Sequence[float]) -> None:
         if len(sizes) < 3:
@@ -183,25 +206,36 @@ class SampleGradients:
         Raises:
             CoupledSamplesError: the sample gradients do not average to the gradient.
         """
-        mean, slices = flat(self.mean), self._slices()
-        total = torch.zeros_like(mean)
+        mean = flat(self.mean)
+        signs = random_rows(len(mean), range(1), 0, distribution="rademacher", dtype=mean.dtype, device=mean.device)[0]
+        total = -_sketch(mean * signs)
         for block in self.blocks():
             if stop is not None and found.norms and stop():
                 return found
-            rows = self.rows(block)
+            new = self._evaluated("deviations", block, functools.partial(self._deviations, block, mean, signs))
             factors, shares = self.factors[block], self.shares[block]
-            total.add_(torch.from_numpy(shares / len(self)).to(rows) @ rows)
-            norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-            rows.sub_(mean)
-            squares = [torch.linalg.vector_norm(rows[:, where], dim=1, dtype=torch.float64).square() for where in slices]
-            table = torch.stack(squares, 1).cpu().numpy()  # [k, tensors]
-            found.spread.append(factors[:, None] * table)
-            found.shift.append(shares**2 * table.sum(1))
-            found.along.append(shares * _products(rows, mean))
-            found.norms.append(norms.cpu().numpy())
+            total += new["sum"]
+            found.spread.append(factors[:, None] * new["squares"])
+            found.shift.append(shares**2 * new["squares"].sum(1))
+            found.along.append(shares * new["along"])
+            found.norms.append(new["norms"])
             found.sizes.extend(self.sizes[block].tolist())
-        self._check_sum(total, mean, found)
+        self._check_sum(float(np.linalg.norm(total)), mean, found)
         return found
+
+    def _deviations(self, block: Sequence[int], mean: Tensor, signs: Tensor) -> Value:
+        """Numbers of a block, ``squares`` ``[k, tensors]``; ``sum`` stands for what it adds to the mean."""
+        rows = self.rows(block)
+        added = torch.from_numpy(self.shares[block] / len(self)).to(rows) @ rows
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        rows.sub_(mean)
+        squares = [torch.linalg.vector_norm(rows[:, where], dim=1, dtype=torch.float64).square() for where in self._slices()]
+        return {
+            "sum": _sketch(added.mul_(signs)),
+            "norms": norms.cpu().numpy(),
+            "squares": torch.stack(squares, 1).cpu().numpy(),
+            "along": _products(rows, mean),
+        }
 
     def blocks(self) -> Iterator[list[int]]:
         """Units in order, as many at a time as one call takes; a block lies within a batch."""
@@ -211,10 +245,9 @@ class SampleGradients:
         """Whether two units may be asked for in one call of :meth:`rows`: samples of one batch, or any groups."""
         return self._samples is None or self._samples.together(unit, other)
 
-    def _check_sum(self, total: Tensor, mean: Tensor, found: Deviations) -> None:
+    def _check_sum(self, deviation: float, mean: Tensor, found: Deviations) -> None:
         if self._samples is None:
             return
-        deviation = float((total - mean).double().norm())
         noise = float(np.mean(np.concatenate(found.norms) ** 2)) / len(self) + float(mean.double().norm()) ** 2
         if deviation > max(_ADDS_UP, self._samples.rounded()) * noise**0.5:  # not of NaN
             raise CoupledSamplesError(
@@ -239,6 +272,16 @@ def _coupled(objective: Objective) -> bool:
         for name, module in objective.model.named_modules()
         if not isinstance(module, _InstanceNorm)
     )
+
+
+def _sketch(vector: Tensor) -> Array:
+    """Sums of every ``_SKETCH``-th element; with random signs their length is that of the vector.
+
+    Source: Charikar, Chen & Farach-Colton, "Finding frequent items in data streams" (2002), of which this is one row.
+    """
+    padded = torch.nn.functional.pad(vector.double(), (0, -len(vector) % _SKETCH))
+    found: Array = padded.reshape(-1, _SKETCH).sum(0).cpu().numpy()
+    return found
 
 
 def _products(rows: Tensor, vector: Tensor) -> Array:

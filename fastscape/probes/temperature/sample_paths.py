@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -17,6 +18,7 @@ from fastscape.objective.batches import Batch
 from fastscape.objective.objective import Objective
 from fastscape.objective.replica import Replica
 from fastscape.objective.structures import map_tensors, tensors_of
+from fastscape.runs.evaluations import Evaluations, Value
 
 _CHUNK = 64  # samples a call at most: dispatch is amortised, and the gradients of small networks stay in the cache
 _BLOCK_BYTES = 1 << 30  # of a block by default: the gradients of 6 samples of a ResNet-18, whose dispatch is no cost
@@ -86,7 +88,17 @@ class SampleRows:
 
     # ------------------------------------------------------------------ choosing
 
-    def choose(self, memory: int | None) -> None:
+    def choose(self, memory: int | None, evaluations: Evaluations) -> None:
+        """Evaluate as the first run chose to, or choose; see :meth:`_choose`."""
+        found = evaluations.taken("method", (memory,), functools.partial(self._chosen, memory))
+        self.path, self.chunk, self.reason = str(found["path"]), int(found["chunk"]), str(found["reason"])
+        self.refused, self.evaluations = bool(found["refused"]), int(found["evaluations"])
+
+    def _chosen(self, memory: int | None) -> Value:
+        self._choose(memory)
+        return {name: getattr(self, name) for name in ("path", "chunk", "reason", "refused", "evaluations")}
+
+    def _choose(self, memory: int | None) -> None:
         """The faster of vmap and loop, on samples of the first batch; vmap only where both give the same.
 
         Raises:

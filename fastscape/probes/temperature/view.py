@@ -116,7 +116,8 @@ def _raised(result: TemperatureResult) -> list[str]:
     if reason in ("deadline", "interrupted"):
         total = result.meta.get("units", result.units)
         seen = f"the first {result.units} of {total} units in the order of the data"
-        flags.append(f"ended early ({reason}): {seen if result.units < total else 'without Hessian-weighted numbers'}")
+        lacking = "without Hessian-weighted numbers" if result.noise_scale_h is None else "everything was measured"
+        flags.append(f"ended early ({reason}): {seen if result.units < total else lacking}")
     return flags
 
 

@@ -18,7 +18,7 @@ from fastscape.probes.temperature.sample_paths import SampleRows
 def test_paths_give_the_same_deviations(trained_mlp, digits, path, monkeypatch):
     objective = fs.Objective(trained_mlp.double(), [(digits[0][0][:40], digits[0][1][:40])], criterion=F.cross_entropy)
     chunk = 16 if path == "vmap" else 1
-    monkeypatch.setattr(SampleRows, "choose", lambda self, _memory: vars(self).update(path=path, chunk=chunk))
+    monkeypatch.setattr(SampleRows, "_choose", lambda self, _memory: vars(self).update(path=path, chunk=chunk))
     try:
         with SampleGradients(objective) as source:
             found = source.deviations(Deviations())
