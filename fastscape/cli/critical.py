@@ -9,6 +9,7 @@ import click
 
 import fastscape as fs
 from fastscape._interrupts import Interrupts
+from fastscape._keeping import patience
 from fastscape.cli.budgets import run_budget
 from fastscape.cli.folder import check_out, force_option
 from fastscape.cli.inputs import (
@@ -62,7 +63,7 @@ def _critical(model: str, options: dict[str, Any], interrupts: Interrupts) -> Ou
     check_out(options["out"], ["critical"], force=options["force"])
     objective, name, step = centre(build_objective(model, options), model, files)
     settings = {key: options[key] for key in ("guess", "tolerance", "curvature", "precision")}
-    with live_progress(quiet=options["quiet"]) as live:
+    with live_progress(quiet=options["quiet"]) as live, patience:
         result = fs.critical_sharpness(
             objective,
             optimizer=optimizer_beside(objective, files, options),

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 
 from fastscape._checks import counted, flag, positive, real, shown
+from fastscape._keeping import keeps_result
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.critical.result import CriticalSharpnessResult
@@ -28,6 +29,7 @@ class CriticalKeywords(Work, total=False):
     progress: Callable[[Progress], None] | None
 
 
+@keeps_result
 def critical_sharpness(
     objective: Objective,
     update: AnyUpdate = None,
