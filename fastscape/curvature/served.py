@@ -236,7 +236,8 @@ class ServedProducts(Products):
         terms, weights = (products, self._weights) if products else ([torch.zeros_like(rows)], [1.0])
         parts, count = self.space.program.layout.slices, len(self.owners)
         top = self._checked(largest(terms, weights, parts), failure)
-        return summed(terms, weights, parts, top, count=count, limbs=limbs_for(self.space.dtype, count), over=self.ranks)
+        limbs, dtype = limbs_for(self.space.dtype, count), rows.dtype
+        return summed(terms, weights, parts, top, count=count, limbs=limbs, over=self.ranks, dtype=dtype)
 
     def _own(self, candidate: Candidate, rows: Tensor, chunk: int, *, keep: bool) -> _Own:
         """Products and forms of this rank's batches; where memory is short, of fewer vectors at a time from then on."""
