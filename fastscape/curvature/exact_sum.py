@@ -24,7 +24,7 @@ from fastscape.numerics.arrays import Array
 from fastscape.ops import fixed_point_sum, fixed_point_value, row_largest
 
 _BITS = 62
-_PIECE = 1 << 21  # bytes of the integers that are exchanged at once
+_PIECE = 1 << 22  # bytes of the integers that are exchanged at once
 _LOWEST = -1074  # exponent of the smallest float64, of which all are multiples
 _MANY = 64  # terms above which one limb leaves less than float32 needs for elements 2^-24 of the largest
 
@@ -66,6 +66,7 @@ def exact_sum(
     count: int,
     limbs: int,
     over: Reduction,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     r"""Sum of ``weights[b] * terms[b]`` over the terms of all processes.
 
@@ -76,12 +77,15 @@ def exact_sum(
         count: B, the number of terms of all processes together.
         limbs: 1 or 2.
         over: the processes.
+        dtype: of the result.
 
     Returns:
-        float64 ``[K, D]``, the same bits in all processes. A row with a term that is NaN or inf is NaN.
+        ``[K, D]``, rounded from float64, the same bits in all processes. A row with a term that is NaN or inf is NaN.
+
+    Cost: reads the terms twice, and exchanges 8 bytes a limb for each element.
     """
     top = over.maximum(largest(terms, weights, parts))
-    return summed(terms, weights, parts, top, count=count, limbs=limbs, over=over)
+    return summed(terms, weights, parts, top, count=count, limbs=limbs, over=over, dtype=dtype)
 
 
 def largest(terms: Sequence[Tensor], weights: Sequence[float], parts: Sequence[slice]) -> Tensor:
