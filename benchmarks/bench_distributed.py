@@ -92,7 +92,7 @@ def sums():
     weights, parts = [1 / BATCHES] * len(terms), [slice(0, LARGE)]
 
     def exact():
-        return exact_sum(terms, weights, parts, count=BATCHES, limbs=1, over=ranks)
+        return exact_sum(terms, weights, parts, count=BATCHES, limbs=1, over=ranks, dtype=torch.float32)  # as products are
 
     def plain():
         total = torch.zeros(1, LARGE, dtype=torch.float64)

@@ -4,7 +4,7 @@
 
 namespace fastscape {
 
-constexpr int ABI = 3;  // raise with any change of this file; fastscape/ops/_native.py names the number it was written for
+constexpr int ABI = 4;  // raise with any change of this file; fastscape/ops/_native.py names the number it was written for
 
 enum Type : int8_t { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
 enum Distribution : int32_t { GAUSSIAN = 0, RADEMACHER = 1 };
@@ -114,6 +114,43 @@ struct ReluLineTask {
   int8_t type;                  // of everything
 };
 
+constexpr int64_t SUM_SLICE = 1024;  // integers of a sum: 16 KiB of two limbs stay in the L1 cache while terms pass
+
+// partial[(b rows + k) blocks + block] = largest magnitude in a block of SUM_BLOCK elements of a part of row k of term b, and
+// largest[(b rows + k) parts + t] that of the part; inf where an element is not finite
+struct LargestTask {
+  const void *const *terms;     // [terms_count], each [rows, ends[parts - 1]]
+  const int64_t *strides;       // [terms_count] of their rows
+  int64_t terms_count, rows, parts;
+  const int64_t *ends;          // [parts] of the columns
+  const int64_t *block_ends;    // [parts] cumulative numbers of blocks
+  double *partial, *largest;
+  int8_t type;
+};
+
+// out[limb, k, c] = sum over terms of the integers nearest to weights[b] terms[b][k, first + c] in units of 2^units[limb, k, t],
+// the second limb of what the first rounding leaves
+struct FixedSumTask {
+  const void *const *terms;
+  const int64_t *strides;
+  int64_t terms_count, rows, parts, limbs, first, length;
+  const int64_t *ends;
+  const double *weights;        // [terms_count]
+  const int64_t *units;         // [limbs, rows, parts]
+  int64_t *out;                 // [limbs, rows, length]
+  int8_t type;
+};
+
+// out[k, c] = sum over limbs of total[limb, k, c] 2^units[limb, k, t]
+struct FixedValueTask {
+  const int64_t *total;         // [limbs, rows, length]
+  int64_t rows, parts, limbs, first, length;
+  const int64_t *ends;
+  const int64_t *units;
+  void *out;
+  int8_t type;
+};
+
 struct Kernels {
   void (*perturb)(const PerturbTask &, int64_t begin, int64_t end);  // blocks of BLOCK elements
   void (*dot)(const DotTask &, int64_t begin, int64_t end);          // blocks of SUM_BLOCK elements
@@ -126,6 +163,9 @@ struct Kernels {
   void (*cross_entropy_difference)(const RowTask &, int64_t begin, int64_t end);
   void (*max_pool_difference)(const PoolTask &, int64_t begin, int64_t end);  // planes
   void (*relu_line)(const ReluLineTask &, int64_t begin, int64_t end);        // eights of rows
+  void (*largest)(const LargestTask &, int64_t begin, int64_t end);           // blocks of every row of every term
+  void (*fixed_sum)(const FixedSumTask &, int64_t begin, int64_t end);        // slices of SUM_SLICE columns of every row
+  void (*fixed_value)(const FixedValueTask &, int64_t begin, int64_t end);
 };
 
 // partial[block, i, j] = sum over one block of SUM_BLOCK elements of left[i] right[j], in float64

@@ -169,3 +169,26 @@ EXPORT int fastscape_relu_line(ParallelFor for_, const ReluLineTask *task) {
   tile_weights(task->head, task->outputs, task->classes * bytes, task->head_tiles);
   return parallel(for_, (task->rows + 7) / 8, grain_of(task->points_count, 8 * task->outputs), *task, kernels().relu_line);
 }
+
+EXPORT int fastscape_largest(ParallelFor for_, const LargestTask *task) {
+  const int64_t blocks = task->parts ? task->block_ends[task->parts - 1] : 0, rows = task->terms_count * task->rows;
+  const int error = parallel(for_, rows * blocks, GRAIN * BLOCK / SUM_BLOCK, *task, kernels().largest);
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t t = 0; t < task->parts; ++t) {
+      double most = 0.0;
+      for (int64_t block = t ? task->block_ends[t - 1] : 0; block < task->block_ends[t]; ++block)
+        most = task->partial[row * blocks + block] > most ? task->partial[row * blocks + block] : most;
+      task->largest[row * task->parts + t] = most;
+    }
+  return error;
+}
+
+EXPORT int fastscape_fixed_sum(ParallelFor for_, const FixedSumTask *task) {
+  const int64_t slices = task->rows * ((task->length + SUM_SLICE - 1) / SUM_SLICE);
+  return parallel(for_, slices, grain_of(task->terms_count, SUM_SLICE), *task, kernels().fixed_sum);
+}
+
+EXPORT int fastscape_fixed_value(ParallelFor for_, const FixedValueTask *task) {
+  const int64_t slices = task->rows * ((task->length + SUM_SLICE - 1) / SUM_SLICE);
+  return parallel(for_, slices, GRAIN * BLOCK / SUM_SLICE, *task, kernels().fixed_value);
+}

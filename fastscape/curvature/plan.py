@@ -77,6 +77,7 @@ class Plan:
         if self.thorough:
             selection.thorough.add(key)
         space.dtype, space.notes = self.dtype, self.notes
+        space.gradient_peak = max(space.gradient_peak, self.peak)
         selection.obey(key, self.choice, held=self.held, peak=self.peak, step=self.step)
 
     def to_dict(self) -> dict[str, Any]:

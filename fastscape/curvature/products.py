@@ -122,17 +122,18 @@ class Products:
     def _over_batches(self, candidate: Candidate, chunk: int, rows: Tensor, take: Take) -> None:
         """Multiply with every batch, ``chunk`` vectors at a time; ``take(batch, first vector, vectors, products)``."""
         program = self.space.opened()
-        for batch in range(len(program.weights)):
-            product = candidate.built.get(batch)
-            if product is None:
-                product = candidate.path.build(batch)
-                if candidate.path.held and self._fits(candidate, len(candidate.built) + 1):
-                    candidate.built[batch] = product
-            for start in range(0, len(rows), chunk):
-                check_deadline()
-                vectors = program.layout.views(rows[start : start + chunk].contiguous())
-                take(batch, start, vectors, product(vectors))
-            del product
+        with self.space.reuse():
+            for batch in range(len(program.weights)):
+                product = candidate.built.get(batch)
+                if product is None:
+                    product = candidate.path.build(batch)
+                    if candidate.path.held and self._fits(candidate, len(candidate.built) + 1):
+                        candidate.built[batch] = product
+                for start in range(0, len(rows), chunk):
+                    check_deadline()
+                    vectors = program.layout.views(rows[start : start + chunk].contiguous())
+                    take(batch, start, vectors, product(vectors))
+                del product
 
     def _fits(self, candidate: Candidate, batches: int) -> bool:
         return candidate.held * batches + (candidate.peak - candidate.held) <= self.space.limit

@@ -70,6 +70,7 @@ class ServedProducts(Products):
         self._earlier = self.short = 0
         self._threads = torch.get_num_threads()
         self._shrunk = 1  # what vectors at a time are divided by
+        self._held: list[Tensor] = []  # products of one call, whose memory the next one takes
         self.machines: list[str] = []
 
     @property
@@ -121,7 +122,7 @@ class ServedProducts(Products):
             vectors = torch.empty(count, self.space.program.layout.size, dtype=self.space.dtype, device=self.whole.device)
             self._together(vectors, keep=bool(first), with_forms=bool(second))
         elif kind == _RELEASE:
-            super().release()
+            self._forget()
 
     # ------------------------------------------------------------------ the path
 
@@ -185,7 +186,11 @@ class ServedProducts(Products):
         """Free what is kept of batches, on every rank."""
         with uninterrupted():
             self._command(_RELEASE, 0, 0, 0)
-            super().release()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._held = []
+        super().release()
 
     def _commanded(self, rows: Tensor, *, keep: bool, with_forms: bool) -> tuple[Tensor | None, Array | None]:
         self.prepare(len(rows), rows)
@@ -236,13 +241,14 @@ class ServedProducts(Products):
         terms, weights = (products, self._weights) if products else ([torch.zeros_like(rows)], [1.0])
         parts, count = self.space.program.layout.slices, len(self.owners)
         top = self._checked(largest(terms, weights, parts), failure)
-        return summed(terms, weights, parts, top, count=count, limbs=limbs_for(self.space.dtype, count), over=self.ranks)
+        limbs, dtype = limbs_for(self.space.dtype, count), rows.dtype
+        return summed(terms, weights, parts, top, count=count, limbs=limbs, over=self.ranks, dtype=dtype)
 
     def _own(self, candidate: Candidate, rows: Tensor, chunk: int, *, keep: bool) -> _Own:
         """Products and forms of this rank's batches; where memory is short, of fewer vectors at a time from then on."""
         again = False
         while True:
-            own = _Own([torch.zeros_like(rows) for _ in self.mine] if keep else [], np.zeros((len(self.mine), len(rows))))
+            own = _Own(self._room(rows) if keep else [], np.zeros((len(self.mine), len(rows))))
             if not self.mine:
                 return own
             size = max(1, chunk // self._shrunk)
@@ -256,10 +262,21 @@ class ServedProducts(Products):
                 return own
             again = True
             del own
+            self._held = []
             self.short += 1
             self._shrunk *= 2
             super().release()
             give_back()
+
+    def _room(self, rows: Tensor) -> list[Tensor]:
+        """Memory for the products of every batch, of which each is written; kept, unless there is a cap, to be mapped once."""
+        held, self._held = self._held, []
+        if not held or held[0].shape[1:] != rows.shape[1:] or len(held[0]) < len(rows) or held[0].dtype != rows.dtype:
+            del held
+            held = [torch.empty_like(rows) for _ in self.mine]
+        if self.space.cap.memory is None:
+            self._held = held
+        return [one[: len(rows)] for one in held]
 
     def _kept(self, own: _Own) -> Take:
         program = self.space.program

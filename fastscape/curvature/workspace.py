@@ -17,10 +17,11 @@ from fastscape.evaluation.footprint import Cap, enough, footprint
 from fastscape.evaluation.trial import memory_for, timed
 from fastscape.objective.objective import Objective
 from fastscape.objective.structures import tensors_of
-from fastscape.runs.peak import MemoryCapError, peak_bytes
+from fastscape.runs.peak import KeptHeap, MemoryCapError, peak_bytes
 
 SLOW = 0.01  # seconds per gradient above which overheads hardly count
 _GRADIENTS, _VECTORS = 6, 24  # that a product and its checks hold at most: graphs, what is differentiated in them, a block
+_HEAPED = 1 << 20  # bytes of a gradient from which memory is worth keeping: switching takes tens of microseconds
 _CAP = 0.9  # of the memory cap for tensors: kernels have workspace of their own
 
 
@@ -119,6 +120,11 @@ class Workspace:
 
     def _heap(self, outer: torch.dtype | None) -> AbstractContextManager[None]:
         return self.cap.tight() if outer is None else nullcontext()
+
+    def reuse(self) -> AbstractContextManager[None]:
+        """A block of many computations, within which the memory of one is kept for the next, unless there is a cap."""
+        large = self.gradient_peak > _HEAPED and self.objective.device.type == "cpu"
+        return KeptHeap() if large and self.cap.memory is None else nullcontext()
 
     def widened(self) -> bool:
         """Whether memory and model allow to go on in float64, which is done."""

@@ -65,6 +65,8 @@ class Group:
         return self._everywhere(tensor, lambda own: dist.broadcast(own, self._first, self.group))
 
     def _everywhere(self, tensor: Tensor, exchange: Callable[[Tensor], object]) -> Tensor:
+        if self.size == 1:
+            return tensor
         own = tensor.to(self.device).contiguous()
         exchange(own)
         return tensor.copy_(own) if own is not tensor else tensor

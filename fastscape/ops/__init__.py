@@ -13,6 +13,7 @@ from fastscape.ops.direction import Generation, direction
 from fastscape.ops.direction.reference import Distribution, tensor_ids
 from fastscape.ops.direction_dot import direction_dot
 from fastscape.ops.direction_norms import Norms, StoredNorms, direction_norms
+from fastscape.ops.fixed_point import fixed_point_sum, fixed_point_value, row_largest
 from fastscape.ops.layer_norm_difference import layer_norm_difference
 from fastscape.ops.linear_difference import linear_difference
 from fastscape.ops.max_pool2d_difference import max_pool2d_difference
@@ -37,6 +38,8 @@ __all__ = [
     "direction",
     "direction_dot",
     "direction_norms",
+    "fixed_point_sum",
+    "fixed_point_value",
     "layer_norm_difference",
     "linear_difference",
     "max_pool2d_difference",
@@ -44,6 +47,7 @@ __all__ = [
     "perturbed_linear",
     "pointwise_difference",
     "relu_line",
+    "row_largest",
     "softmax_difference",
     "status",
     "tensor_ids",

@@ -23,13 +23,14 @@ from fastscape.ops._library_file import damage_of
 from fastscape.ops._registry import Kernel
 from fastscape.ops._tasks import DISTRIBUTIONS, TYPES, Layout, Noise, PerturbTask, address
 
-ABI = 3  # of csrc/cpu/api.h
+ABI = 4  # of csrc/cpu/api.h
 ISAS = ("baseline", "avx2", "avx512")
 STREAM_BYTES = 1 << 25  # results above this leave the caches anyway: write around them
 _PATH = Path(__file__).parents[1] / "_native.so"
 _ENTRIES = (
     *("perturb", "dot", "gram", "update", "pointwise", "affine", "relu_line", "isa", "set_isa"),
     *("softmax_difference", "layer_norm_difference", "cross_entropy_difference", "max_pool_difference"),
+    *("largest", "fixed_sum", "fixed_value"),
 )
 
 

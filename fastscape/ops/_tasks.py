@@ -145,6 +145,39 @@ class ReluLineTask(ctypes.Structure):
     )
 
 
+class LargestTask(ctypes.Structure):
+    """Mirror of LargestTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("terms", "strides")),
+        *((name, _int64) for name in ("terms_count", "rows", "parts")),
+        *((name, _pointer) for name in ("ends", "block_ends", "partial", "largest")),
+        ("type", _int8),
+    )
+
+
+class FixedSumTask(ctypes.Structure):
+    """Mirror of FixedSumTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("terms", "strides")),
+        *((name, _int64) for name in ("terms_count", "rows", "parts", "limbs", "first", "length")),
+        *((name, _pointer) for name in ("ends", "weights", "units", "out")),
+        ("type", _int8),
+    )
+
+
+class FixedValueTask(ctypes.Structure):
+    """Mirror of FixedValueTask in csrc/cpu/api.h."""
+
+    _fields_ = (
+        ("total", _pointer),
+        *((name, _int64) for name in ("rows", "parts", "limbs", "first", "length")),
+        *((name, _pointer) for name in ("ends", "units", "out")),
+        ("type", _int8),
+    )
+
+
 def address(array: NDArray[np.generic]) -> int:
     """Address of an array's data."""
     return array.ctypes.data

@@ -110,6 +110,17 @@ def test_one_limb_is_enough_for_float32(count):
         )
 
 
+def test_columns_that_pass_a_piece_at_a_time_give_the_same_bits(monkeypatch):
+    """Whatever the size of a piece, in float64 and rounded from it."""
+    found, weights = terms(2, 8, (-30, 30)), [0.125] * 8
+    whole = total(found, weights)
+    narrow = exact_sum(found, weights, PARTS, count=8, limbs=2, over=Alone(), dtype=torch.float32)
+    assert torch.equal(narrow, whole.float())
+    for size in (1, 64, 96, 160):
+        monkeypatch.setattr("fastscape.curvature.exact_sum._PIECE", size)
+        assert bits(total(found, weights)) == bits(whole)
+
+
 def test_limbs_follow_from_dtype_and_number_of_terms():
     assert [limbs_for(torch.float32, 64), limbs_for(torch.float32, 65), limbs_for(torch.float64, 1)] == [1, 2, 2]
 

@@ -12,8 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
+from fastscape.curvature.plan import Plan
 from fastscape.curvature.products import Products
 from fastscape.curvature.served import dealt
+from fastscape.runs.peak import KeptHeap
 
 
 @pytest.fixture
@@ -73,6 +75,38 @@ def test_vectors_of_any_layout_have_the_same_product(single, ragged):
     assert torch.equal(served @ vectors[:, 1], served @ vectors[:, 1].clone())
     assert torch.equal(served @ vectors.T.contiguous().T, served @ vectors)
     assert torch.equal(vectors, before)
+
+
+def test_the_memory_of_products_is_taken_again_and_no_result_is_in_it(single, ragged):
+    vectors = torch.randn(ragged.size, 5, dtype=torch.float64)
+    served = fs.hessian(ragged, distributed=True, method="graph")
+    first = served @ vectors
+    held = [one.data_ptr() for one in served.served._held]
+    before = first.clone()
+    few = served @ vectors[:, :2]
+    again = served @ -vectors
+    assert [one.data_ptr() for one in served.served._held] == held
+    assert len(held) == len(ragged.batches)
+    assert torch.equal(first, before)
+    assert torch.equal(again, -before)
+    assert torch.equal(few, before[:, :2])
+    served.release()
+    assert served.served._held == []
+    capped = fs.hessian(ragged, distributed=True, method="graph", memory=2**26)
+    assert torch.equal(capped @ vectors, before)
+    assert capped.served._held == []
+
+
+def test_what_obeys_a_plan_keeps_memory_as_what_made_it(single):
+    """A rank that has tried nothing itself knows from the plan that its products are worth it."""
+    torch.manual_seed(0)
+    data = [(torch.randn(512, 256), torch.randint(0, 10, (512,)))]
+    objective = fs.Objective(nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 10)), data, criterion=F.cross_entropy)
+    made, obeying = (Products(objective, "hessian", "graph", None) for _ in range(2))
+    made.prepare(1)
+    obeying.obey(1, Plan.made(made.space, made.selection, 1))
+    for products in (made, obeying):
+        assert isinstance(products.space.reuse(), KeptHeap)
 
 
 def test_few_vectors_at_a_time_give_the_same_bits(single, ragged, monkeypatch):

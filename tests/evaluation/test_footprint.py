@@ -14,7 +14,7 @@ from fastscape._state import exact_arithmetic
 from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.footprint import Cap, enough, footprint
 from fastscape.runs import peak
-from fastscape.runs.peak import PeakMemory, TightHeap
+from fastscape.runs.peak import KeptHeap, PeakMemory, TightHeap
 
 MIB = 2**20
 DTYPES = {torch.float32: 4, torch.float64: 8}
@@ -134,6 +134,28 @@ def test_the_heap_is_tight_within_a_cap_alone_and_loose_after_an_exception(monke
     assert seen == [(128 << 10, 128 << 10), (32 << 20, 64 << 20)]
     fs.losses(objective, fs.Directions(objective, 1), [0.1], memory=MIB)
     assert seen == 2 * seen[:2]
+
+
+def test_products_keep_the_heap_unless_there_is_a_cap_which_wins(monkeypatch):
+    tight, kept, loose = (128 << 10, 128 << 10), (32 << 20, 2**31 - 1), (32 << 20, 64 << 20)
+    seen = []
+    monkeypatch.setattr(peak, "_set_heap", lambda *thresholds: seen.append(thresholds))
+    objective = perceptron(256, 512)
+    vector = torch.ones(objective.size)
+    matrix = fs.hessian(objective, method="graph")
+    _ = matrix @ vector
+    assert seen == [kept, loose]
+    _ = fs.hessian(perceptron(8, 4), method="graph") @ torch.ones(perceptron(8, 4).size)  # not worth it
+    assert len(seen) == 2
+    with KeptHeap(), TightHeap(), KeptHeap():
+        pass
+    assert seen[2:] == [kept, tight, kept, loose]
+    _ = fs.hessian(objective, method="graph", memory=64 * MIB) @ vector
+    assert kept not in seen[6:]
+    assert seen[-1] == loose
+    with pytest.raises(ZeroDivisionError), KeptHeap():
+        _ = 1 / 0
+    assert seen[-2:] == [kept, loose]
 
 
 KNOWN = pytest.mark.xfail(reason="blocks of eight products take up to a fifth more than a cap of 64 MiB", strict=False)

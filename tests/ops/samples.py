@@ -3,7 +3,7 @@
 import torch
 
 # ops whose every implementation gives the same bits; the others agree to rounding
-BITWISE = {"direction", "direction_dot", "direction_norms", "perturb"}
+BITWISE = {"fixed_point_sum", "fixed_point_value", "row_largest", "direction", "direction_dot", "direction_norms", "perturb"}
 PRODUCTS = {"linear_difference", "perturbed_linear"}  # matrix products of torch, whose sums may depend on the threads
 FIRSTS = [2049, 16385, 3, 2**34 - 45]  # of slices of the whole parameters
 DIRECTIONS = [0, 7, 2**32 - 1]
@@ -265,6 +265,53 @@ def relu_line():
     yield inputs[:, :, :0], weight[:, :0], bias, several, None, None
 
 
+def _terms(dtype, columns=5000):
+    """Three terms of two rows, with what is no number in the second."""
+    terms = [_rows(count, columns, dtype)[:2] for count in (2, 3, 4)]
+    terms[0][1, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    terms[2][0, ::7] *= 1e-3
+    return terms
+
+
+def _units(limbs):
+    """Of parts that end at 7, 7, 3001 and the last column; one whose integers are halves."""
+    coarse = torch.tensor([[-56, -56, -57, 1], [-58, -56, -56, -3]])
+    return torch.stack([coarse - 40 * limb for limb in range(limbs)])
+
+
+def row_largest():
+    """Both dtypes, an empty part, no row."""
+    for dtype in (torch.float32, torch.float64):
+        yield _terms(dtype), [7, 7, 3001, 5000]
+        yield _terms(dtype, 20_001), [1, 20_001]
+    yield [_rows(1, 9, torch.float32)[:0]], [4, 9]
+
+
+def fixed_point_sum():
+    """Both dtypes, one limb and two, columns that cut parts, none, and the ends of the range of float64."""
+    weights = torch.tensor([0.3, 1.0, 0.125], dtype=torch.float64)
+    for dtype in (torch.float32, torch.float64):
+        for limbs in (1, 2):
+            yield _terms(dtype), weights, _units(limbs), [7, 7, 3001, 5000], 0, 5000
+            yield _terms(dtype), weights, _units(limbs), [7, 7, 3001, 5000], 5, 3333
+    yield _terms(dtype), weights, _units(2), [7, 7, 3001, 5000], 5000, 0
+    halves = [torch.arange(-9.0, 9.0, dtype=torch.float64)[None] * scale for scale in (0.5, 2.0**40 + 0.5, 2.0**51 + 0.5)]
+    yield halves, torch.ones(3, dtype=torch.float64), torch.tensor([[[0]], [[-30]]]), [18], 0, 18
+    tiny = [torch.full((1, 5), 5e-324, dtype=torch.float64), torch.full((1, 5), 3e-310, dtype=torch.float64)]
+    yield tiny, weights[1:], torch.tensor([[[-1074]], [[-1074]]]), [5], 0, 5
+    yield [torch.full((1, 5), -1.5e308, dtype=torch.float64)], weights[:1], torch.tensor([[[964]], [[904]]]), [5], 0, 5
+
+
+def fixed_point_value():
+    """Integers of every size, one limb and two, both dtypes."""
+    draw = torch.Generator().manual_seed(0)
+    whole = torch.randint(-(2**62), 2**62, (2, 2, 3333), generator=draw) >> torch.randint(0, 62, (2, 2, 3333), generator=draw)
+    for dtype in (torch.float32, torch.float64):
+        for limbs in (1, 2):
+            yield whole[:limbs], _units(limbs), [7, 7, 3001, 5000], 5, dtype
+    yield whole[:1, :, :0], _units(1), [7, 7, 3001, 5000], 9, dtype
+
+
 SAMPLES = {
     "affine_difference": affine_difference,
     "block_gram": block_gram,
@@ -273,6 +320,8 @@ SAMPLES = {
     "direction": direction,
     "direction_dot": direction_dot,
     "direction_norms": direction_norms,
+    "fixed_point_sum": fixed_point_sum,
+    "fixed_point_value": fixed_point_value,
     "layer_norm_difference": layer_norm_difference,
     "linear_difference": linear_difference,
     "max_pool2d_difference": max_pool2d_difference,
@@ -280,6 +329,7 @@ SAMPLES = {
     "perturbed_linear": perturbed_linear,
     "pointwise_difference": pointwise_difference,
     "relu_line": relu_line,
+    "row_largest": row_largest,
     "softmax_difference": softmax_difference,
 }
 
@@ -304,6 +354,15 @@ def large(name):
         "direction": (ids, 3, [1, 2], sizes, "gaussian"),
         "direction_norms": (ids, 3, [1, 2], sizes, [1, 1], "gaussian"),
         "direction_dot": (weights, ids, 3, [1, 2], [1, 1], "gaussian"),
+        "fixed_point_sum": (_terms(torch.float32, 200_003), torch.ones(3).double(), _units(1), [7, 7, 3001, 200_003], 3, 200_000),
+        "fixed_point_value": (
+            _rows(2, 200_003, torch.float64)[None].mul(2.0**50).long(),
+            _units(1),
+            [7, 7, 3001, 200_003],
+            0,
+            x.dtype,
+        ),
+        "row_largest": (_terms(torch.float32, 200_003), [7, 7, 3001, 200_003]),
         "linear_difference": (
             x[0],
             _rows(18, 128, torch.float32).reshape(1, 2, 3, 3, 128),
