@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from fastscape._heap import Heap
 from fastscape._state import exact_arithmetic, plain_arithmetic
 from fastscape.curvature.program import Program
 from fastscape.curvature.sketch import synchronise
@@ -38,6 +39,7 @@ class Workspace:
         limit: bytes for a computation beside the private copy and a vector.
         largest: the batch of the most bytes.
         gradient_seconds, gradient_peak: seconds of a gradient of it, and bytes alive in it.
+        keeping: whether the heap may keep what is freed, within a cap.
         notes: what a reader must know of the products, in words.
     """
 
@@ -50,6 +52,7 @@ class Workspace:
         self.limit = self._room(self.work)
         self.notes: tuple[str, ...] = ()
         self.gradient_seconds, self.gradient_peak, self.largest = math.nan, 0, 0
+        self.keeping = False
         self._inside: torch.dtype | None = None
         with self.arithmetic():
             self.program = Program(objective, self.work)
@@ -112,13 +115,22 @@ class Workspace:
         finally:
             self._inside = outer
 
+    def hold(self, products: int, beside: float) -> None:
+        """Refuse a cap below so many products that are returned, and ``beside`` bytes for what computes them.
+
+        Raises:
+            ValueError: it is; names how many bytes are enough.
+        """
+        copy, vector = footprint(self.objective, self.work).copy, self.objective.size * torch.finfo(self.work).bits // 8
+        self.cap.hold(copy + products * vector + beside, f"{products} products (fewer vectors at a time take less)")
+
     def enough(self) -> int:
         """Bytes of memory in which a product of one vector can be computed."""
         found, vector = footprint(self.objective, self.work), self.objective.size * torch.finfo(self.work).bits // 8
         return enough(2 * found.copy + _GRADIENTS * found.gradient + _VECTORS * vector)
 
     def _heap(self, outer: torch.dtype | None) -> AbstractContextManager[None]:
-        return self.cap.tight() if outer is None else nullcontext()
+        return Heap(self.cap.memory, kept=self.keeping) if outer is None else nullcontext()
 
     def widened(self) -> bool:
         """Whether memory and model allow to go on in float64, which is done."""

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import math
-import os
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from fastscape._interrupts import Restoring
 
 Result = TypeVar("Result")
 
@@ -144,51 +137,3 @@ def peak_bytes(function: Callable[[], Result], limit: float | None = None) -> tu
     with PeakMemory(limit) as memory:
         result = function()
     return result, memory.peak
-
-
-def give_back() -> None:
-    """Free tensors that frames holding one another keep, and return freed memory to the system where the C library can."""
-    gc.collect()
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-class TightHeap(Restoring):
-    """A block within which memory that is freed goes back to the system at once, with glibc; blocks nest, also across threads.
-
-    glibc raises the size from which it does so to that of the largest tensor freed so far, at most 32 MiB, and keeps twice as
-    much: a process was seen to hold 340 MiB where 81 MiB were alive. Afterwards these are 32 and 64 MiB, what it comes to by
-    itself where such tensors are freed. Where the environment says otherwise nothing is changed.
-    """
-
-    _lock, _inside = threading.Lock(), 0
-
-    def _begin(self, later: Callable[[Callable[[], object]], None]) -> bool:
-        with self._lock:
-            later(self._left)
-            TightHeap._inside += 1
-            if TightHeap._inside == 1:
-                _set_heap(_TIGHT, _TIGHT)
-        return True
-
-    def _left(self) -> None:
-        with self._lock:
-            TightHeap._inside -= 1
-            if not TightHeap._inside:
-                _set_heap(_LOOSE, 2 * _LOOSE)
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
-_TIGHT, _LOOSE = 128 << 10, 32 << 20  # what glibc begins with, and the most it comes to
-_SAID = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-
-
-def _set_heap(mapped: int, kept: int) -> None:
-    """Sizes in bytes from which tensors are mapped one by one, and to which freed memory is kept."""
-    if any(name in os.environ for name in _SAID):
-        return
-    with suppress(AttributeError, OSError, TypeError):
-        library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018 - another library may have a mallopt of another meaning
-        library.mallopt(_MMAP_THRESHOLD, mapped)
-        library.mallopt(_TRIM_THRESHOLD, kept)

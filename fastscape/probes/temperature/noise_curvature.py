@@ -81,7 +81,13 @@ class NoiseCurvature:
 
 
 def curvature_of_noise(
-    source: SampleGradients, spread: Array, products: int, spectrum: SpectrumResult | None, seed: int, notes: list[str]
+    source: SampleGradients,
+    spread: Array,
+    products: int,
+    spectrum: SpectrumResult | None,
+    seed: int,
+    notes: list[str],
+    memory: int | None = None,
 ) -> NoiseCurvature | None:
     """Multiply deviations of drawn units, the mean gradient, and probes of the trace; ``None``, and a note, where H cannot be.
 
@@ -92,6 +98,7 @@ def curvature_of_noise(
         spectrum: whose trace is used, if any.
         seed: of draws and probes.
         notes: reasons are added to.
+        memory: bytes for all.
 
     Cost: ``products`` + 1 products at most, and as many again for the trace without a spectrum.
     """
@@ -105,7 +112,7 @@ def curvature_of_noise(
     different, places = np.unique(chosen, return_inverse=True)
     forms, slopes = [], []
     try:
-        operator = hessian(source.objective, distributed=False)
+        operator = hessian(source.objective, memory=memory, distributed=False)
         operator.prepare(1)  # which tells the dtype
         mean = torch.cat([tensor.reshape(-1) for tensor in source.mean]).to(operator.dtype)
         curved = operator.matvec(mean)
