@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 import fastscape as fs
@@ -70,6 +71,24 @@ def test_a_cap_that_is_enough_is_enough(bytes_):
     with pytest.raises(ValueError, match=rf"memory must hold it, for which {memory} bytes are enough, got {memory // 2}; raise"):
         Cap(memory // 2).hold(bytes_, "it")
     Cap(None).hold(bytes_, "it")
+
+
+@pytest.mark.parametrize("make", [fs.hessian, fs.ggn])
+def test_nothing_is_computed_before_a_refusal(make):
+    outputs = []
+
+    class Watched(nn.Linear):
+        def forward(self, inputs):
+            outputs.append(super().forward(inputs))
+            return outputs[-1]
+
+    torch.manual_seed(0)
+    data = [(torch.randn(6, 4), torch.arange(6) % 3)]
+    objective = fs.Objective(nn.Sequential(Watched(4, 8), nn.ReLU(), Watched(8, 3)), data, criterion=F.cross_entropy)
+    outputs.clear()
+    with pytest.raises(ValueError, match="memory must hold a copy of the parameters and a forward pass"):
+        make(objective, memory=5)
+    assert all(isinstance(output, FakeTensor) for output in outputs)  # which have a shape and no numbers
 
 
 def product(make, block):
