@@ -4,12 +4,16 @@ Each figure is of a process of its own in which the same call has first been mad
 caches are there; then the high-water mark of the process is set back, and read after the call. ``uncapped`` is the same with
 ``memory=`` left out. A refusal names a number of bytes, which is tried in turn.
 
-    python benchmarks/memory_caps.py [--write] [--only spectrum ...] [--network wide|images] [--caps 64 128 256]
+    python benchmarks/memory_caps.py [--write] [--whole] [--only spectrum ...] [--network wide|images] [--caps 64 128 256]
+
+One way of each kind of call, in minutes; ``--whole`` takes all, and without a cap. ``--write`` adds each figure as it is made,
+and goes on where it was stopped; remove results/memory_caps.json to begin anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -20,6 +24,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "memory_caps.json"
 MIB = 2**20
 CAPS = (64, 128, 256)
+MAIN = ("losses", "responses difference", "quadratic_forms", "hessian", "spectrum", "slice1d", "multifractal", "temperature")
 VECTORS: dict[int, Any] = {}  # that products are of, which the caller holds
 
 
@@ -147,26 +152,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--network", choices=("wide", "images"), action="append")
     parser.add_argument("--caps", nargs="*", type=int, default=CAPS)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--whole", action="store_true")
     chosen = parser.parse_args(arguments)
     import torch
     from machine import machine
 
     torch.set_num_threads(1)  # so that it can be forked
-    calls()
-    rows = []
-    for which in chosen.network or ("wide", "images"):
-        for name in chosen.only or calls():
-            for cap in (0, *chosen.caps):
-                row = {"network": which, "call": name, "cap": cap * MIB or None} | in_a_fork(name, which, cap * MIB or None)
-                rows.append(row)
-                if chosen.write:
-                    RESULTS.write_text(
-                        json.dumps({"machine": machine(), "unit": "bytes", "rows": rows, "markdown": table(rows)}, indent=1)
-                        + "\n"
-                    )
-                over = " OVER" if cap and row.get("peak", 0) > cap * MIB else ""
-                words = row.get("refused", row.get("failed", ""))
-                print(f"{which:7} {name:26} {cap:4} {row.get('peak', 0) / MIB:7.1f}{over} {words[-200:]}", flush=True)
+    rows = json.loads(RESULTS.read_text())["rows"] if chosen.write and RESULTS.exists() else []
+    done = {(row["network"], row["call"], row["cap"]) for row in rows}
+    names = chosen.only or (calls() if chosen.whole else MAIN)
+    caps = (0, *chosen.caps) if chosen.whole else chosen.caps
+    for which, name, cap in itertools.product(chosen.network or ("wide", "images"), names, caps):
+        if (which, name, cap * MIB or None) in done:
+            continue
+        row = {"network": which, "call": name, "cap": cap * MIB or None} | in_a_fork(name, which, cap * MIB or None)
+        rows.append(row)
+        if chosen.write:
+            found = {"machine": machine(), "unit": "bytes", "rows": rows, "markdown": table(rows)}
+            partial = RESULTS.with_suffix(".partial")
+            partial.write_text(json.dumps(found, indent=1) + "\n")
+            partial.replace(RESULTS)
+        over = " OVER" if cap and row.get("peak", 0) > cap * MIB else ""
+        words = row.get("refused", row.get("failed", ""))
+        print(f"{which:7} {name:26} {cap:4} {row.get('peak', 0) / MIB:7.1f}{over} {words[-200:]}", flush=True)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

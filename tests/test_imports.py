@@ -28,8 +28,9 @@ LAYERS = (
 )
 BESIDE = {("curvature", "response"), ("reports", "runs")}  # of which the later one needs no earlier one
 FOUNDATION = {
-    *("_checks", "_clock", "_creation", "_deadline", "_files", "_generators", "_interrupts", "_keeping", "_lock", "_renamed"),
-    *("_settings", "_state", "_version", "_warnings"),
+    *("_checks", "_clock", "_creation", "_deadline", "_files", "_generators", "_heap", "_interrupts", "_keeping", "_lock"),
+    *("_renamed", "_settings"),
+    *("_state", "_version", "_warnings"),
 }
 COMPOSITE = {"signature", "tracking"}  # questions that are made of others
 SHARED = {"spectrum": {"slices", "temperature"}}  # whose eigenvectors and eigenvalues others show

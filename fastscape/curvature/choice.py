@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fastscape._checks import first_line
 from fastscape._deadline import check_deadline
+from fastscape._heap import fit, give_back
 from fastscape.curvature.compiled import CompiledPath
 from fastscape.curvature.gradient_difference import InaccurateDifferenceError
 from fastscape.curvature.paths import Product, ProductPath
@@ -18,7 +19,7 @@ from fastscape.curvature.sketch import TrialProducts, synchronise
 from fastscape.curvature.soundness import AsymmetricProductError, Soundness
 from fastscape.evaluation.determinism import NondeterministicLossError
 from fastscape.evaluation.trial import Trial, timed, told
-from fastscape.runs.peak import MemoryCapError, give_back, peak_bytes
+from fastscape.runs.peak import MemoryCapError, peak_bytes
 
 BLOCK = 8  # vectors of a batched computation: with more the cost per vector no longer falls
 _SLOW = 2.0**24  # multiplications by a batch above which a trial takes few products: about 0.01 s for a gradient
@@ -221,6 +222,7 @@ class ProductTrial:
 
         def once() -> float:
             check_deadline()
+            fit()
             seconds, _ = timed(lambda: synchronise(product(block)[0]), 1)
             self._products.done += size
             return seconds / size

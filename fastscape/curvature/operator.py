@@ -340,8 +340,8 @@ def hessian(
         objective: the loss L; D parameters.
         method: one of these names, or ``None`` to try them.
         memory: bytes that a call may take beside the vectors it is given: private copy, checks and trials, graphs that are kept,
-            and the products, of which those of a block beyond half of it come on top; default half of what is available.
-            Blocks are cut to fit, and batches where the loss allows; paths that do not fit are refused.
+            and the products it returns; default half of what is available. Blocks are cut to fit, and batches where the loss
+            allows; paths that do not fit are refused.
         compile: also try the kept graph traced and compiled by inductor, which takes from half a minute to many, and repays it
             after tens of thousands of products of small networks; taken only where its products are those of the others.
         distributed: whether the processes of torch.distributed share the batches: ``True``, a process group, ``False``, or

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastscape._clock import now
 from fastscape._deadline import check_deadline
+from fastscape._heap import Heap, fit, roomy
 from fastscape.curvature.choice import Candidate, ProductChoice
 from fastscape.curvature.paths import Matrix, PathName
 from fastscape.curvature.plan import Plan
@@ -71,27 +72,52 @@ class Products:
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Products ``[K, D]`` of rows ``[K, D]``, in the dtype of products."""
-        self.prepare(len(rows), rows)
-        rows = rows.to(self.space.work)
-        out = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        self._multiply(rows, out, None)
-        return out.to(self.space.dtype)
+        with Heap(self.space.cap.memory, kept=True):
+            self.prepare(len(rows), rows)
+            beside = self._beside(len(rows), len(rows))
+            rows = rows.to(self.space.work)
+            out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+            self._multiply(rows, out, None, beside)
+            return out.to(self.space.dtype)
 
     def forms(self, rows: Tensor, *, keep: bool) -> tuple[Tensor | None, Array]:
         """v'H_b v of rows ``[K, D]`` with every batch's own matrix, ``[batches, K]``, and the products if they are to be kept."""
-        self.prepare(len(rows), rows)
-        rows = rows.to(self.space.work)
-        out = torch.empty_like(rows, memory_format=torch.contiguous_format) if keep else None
-        forms = np.zeros((len(self.objective.batches), len(rows)))
-        self._multiply(rows, out, forms)
-        return None if out is None else out.to(self.space.dtype), forms
+        with Heap(self.space.cap.memory, kept=True):
+            self.prepare(len(rows), rows)
+            beside = self._beside(len(rows), len(rows) if keep else 0)
+            rows = rows.to(self.space.work)
+            out = torch.empty_like(rows, memory_format=torch.contiguous_format) if keep else None
+            forms = np.zeros((len(self.objective.batches), len(rows)))
+            self._multiply(rows, out, forms, beside)
+            return None if out is None else out.to(self.space.dtype), forms
 
-    def _multiply(self, rows: Tensor, out: Tensor | None, forms: Array | None) -> None:
-        choice = self.prepare(len(rows), rows)
+    def _beside(self, count: int, kept: int) -> tuple[int, float]:
+        """Vectors at a time, and bytes for a computation, beside all products that a call keeps; paths are chosen for eight.
+
+        Raises:
+            ValueError: memory does not hold them, with what is enough.
+        """
+        key, space = block_key(count), self.space
+        candidate, chunk = self.selection.chosen[key], self.selection.choices[key].chunk
+        if space.cap.memory is None:
+            return chunk, space.limit
+        vector = space.program.layout.size * torch.finfo(space.work).bits // 8
+        room = space.limit - kept * vector
+        if kept > key:
+            space.hold(kept, candidate.peak)
+            chunk = min(chunk, 1 + int((room - candidate.peak) / candidate.slope)) if candidate.slope else chunk
+        chunk = max(1, chunk)
+        batches = len(space.program.weights) if candidate.path.held else 1
+        alive = min(room, candidate.held * (batches - 1) + candidate.peak + (chunk - 1) * candidate.slope)
+        space.keeping = roomy(space.cap.room() - room + alive, space.cap.room())
+        return chunk, room
+
+    def _multiply(self, rows: Tensor, out: Tensor | None, forms: Array | None, beside: tuple[int, float]) -> None:
+        self.prepare(len(rows), rows)
         candidate = self.selection.chosen[block_key(len(rows))]
         with self.space.arithmetic(draws=len(candidate.built) < len(self.space.program.weights)):
             start = now()
-            self._over_batches(candidate, choice.chunk, rows, self._sums(out, forms))
+            self._over_batches(candidate, *beside, rows, self._sums(out, forms))
             synchronise(rows)
             seconds = now() - start
         self._spend(len(rows), seconds)
@@ -119,24 +145,27 @@ class Products:
 
         return take
 
-    def _over_batches(self, candidate: Candidate, chunk: int, rows: Tensor, take: Take) -> None:
-        """Multiply with every batch, ``chunk`` vectors at a time; ``take(batch, first vector, vectors, products)``."""
-        program = self.space.opened()
-        with self.space.reuse():
-            for batch in range(len(program.weights)):
-                product = candidate.built.get(batch)
-                if product is None:
-                    product = candidate.path.build(batch)
-                    if candidate.path.held and self._fits(candidate, len(candidate.built) + 1):
-                        candidate.built[batch] = product
-                for start in range(0, len(rows), chunk):
-                    check_deadline()
-                    vectors = program.layout.views(rows[start : start + chunk].contiguous())
-                    take(batch, start, vectors, product(vectors))
-                del product
+    def _over_batches(self, candidate: Candidate, chunk: int, room: float, rows: Tensor, take: Take) -> None:
+        """Multiply with every batch, ``chunk`` vectors at a time; ``take(batch, first vector, vectors, products)``.
 
-    def _fits(self, candidate: Candidate, batches: int) -> bool:
-        return candidate.held * batches + (candidate.peak - candidate.held) <= self.space.limit
+        Graphs are kept as far as ``room`` bytes hold them.
+        """
+        program = self.space.opened()
+        for batch in range(len(program.weights)):
+            product = candidate.built.get(batch)
+            if product is None:
+                product = candidate.path.build(batch)
+                if candidate.path.held and self._fits(candidate, len(candidate.built) + 1, room):
+                    candidate.built[batch] = product
+            for start in range(0, len(rows), chunk):
+                check_deadline()
+                fit()
+                vectors = program.layout.views(rows[start : start + chunk].contiguous())
+                take(batch, start, vectors, product(vectors))
+            del product
+
+    def _fits(self, candidate: Candidate, batches: int, room: float) -> bool:
+        return candidate.held * batches + (candidate.peak - candidate.held) <= room
 
     def _spend(self, count: int, seconds: float) -> None:
         """Try what takes long to set up once the products so far have cost as much as it may."""

@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from fastscape._heap import give_back
 from fastscape.curvature.choice import BLOCK, Candidate, NoPathError, ProductChoice, ProductTrial
 from fastscape.curvature.compiled import CompiledPath
 from fastscape.curvature.forward import ForwardPath, ReplayPath
@@ -18,7 +19,6 @@ from fastscape.curvature.paths import Matrix, PathName, ProductPath
 from fastscape.curvature.program import Program
 from fastscape.curvature.reverse import GraphPath, Graphs, ReversePath
 from fastscape.curvature.workspace import Workspace
-from fastscape.runs.peak import give_back
 
 _SCARCE = 0.1  # of the memory for a computation: a vector above this is not made for a trial if one is there
 _FUNCTIONAL = ("forward", "replay")  # paths that put parameters in place by name
@@ -61,6 +61,7 @@ class Selection:
         """Choose the path for blocks of ``count`` vectors, once; ``thorough`` also tries what takes long to set up."""
         key = block_key(count)
         if key not in self.chosen or (thorough and key not in self.thorough):
+            self._space.keeping = False  # as long as nobody knows what a path holds
             with self._space.arithmetic():
                 self._choose(key, rows, thorough=thorough)
         return self.choices[key]
@@ -107,8 +108,9 @@ class Selection:
         if rows is not None and vector > _SCARCE * space.limit and math.isfinite(total := float(rows[:1].norm())) and total:
             given = program.layout.views(rows[:1].contiguous())
         limit = space.limit - (vector if given is None else 0)
-        if space.cap.memory is not None:  # products that are returned
-            limit -= min((key - 1) * vector, space.limit / 2)
+        if space.cap.memory is not None:  # products that are returned, and what is added to them
+            space.hold(key, 2 * vector)
+            limit -= key * vector
         borne_out = self._borne_out if self._matrix == "hessian" else None
         trial = ProductTrial(program, space.largest, limit, space.effort, given, borne_out=borne_out)
         try:

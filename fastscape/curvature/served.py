@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastscape._heap import give_back
 from fastscape.curvature.choice import Candidate, NoPathError, ProductChoice
 from fastscape.curvature.exact_sum import disjoint, largest, limbs_for, summed
 from fastscape.curvature.paths import Matrix, PathName
@@ -26,7 +27,6 @@ from fastscape.curvature.selection import Selection, block_key
 from fastscape.evaluation.group import Group, uninterrupted
 from fastscape.evaluation.points import Array
 from fastscape.objective.objective import Objective
-from fastscape.runs.peak import give_back
 
 _STOP, _PREPARE, _MULTIPLY, _RELEASE = range(4)  # commands of rank 0
 _STORED = 1 << 28  # bytes of products, one of each batch, that a process holds before they are summed; at least of one vector
@@ -254,7 +254,7 @@ class ServedProducts(Products):
             size = max(1, chunk // self._shrunk)
             try:
                 with self.space.arithmetic(), _threads(self._threads):
-                    self._over_batches(candidate, size, rows, self._kept(own))
+                    self._over_batches(candidate, size, self.space.limit, rows, self._kept(own))
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or (size == 1 and again):
                     raise

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscape._deadline import check_deadline
+from fastscape._heap import fit
 from fastscape.curvature.flat import norm
 from fastscape.curvature.paths import Product
 from fastscape.curvature.program import Parts, Program
@@ -79,6 +80,7 @@ class TrialProducts:
     def measured(self, product: Product, which: Sequence[int], limit: float = math.inf) -> tuple[list[Sketch], int, float]:
         """Sketches of products with some of the vectors, the most bytes alive meanwhile, and seconds per product."""
         check_deadline()
+        fit()
         block = self.vectors(which)
 
         def multiplied() -> Parts:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from fastscape._heap import Heap
 from fastscape._state import exact_arithmetic, plain_arithmetic
 from fastscape.curvature.program import Program
 from fastscape.curvature.sketch import synchronise
@@ -17,7 +18,7 @@ from fastscape.evaluation.footprint import Cap, enough, footprint
 from fastscape.evaluation.trial import memory_for, timed
 from fastscape.objective.objective import Objective
 from fastscape.objective.structures import tensors_of
-from fastscape.runs.peak import KeptHeap, MemoryCapError, peak_bytes
+from fastscape.runs.peak import MemoryCapError, peak_bytes
 
 SLOW = 0.01  # seconds per gradient above which overheads hardly count
 _GRADIENTS, _VECTORS = 6, 24  # that a product and its checks hold at most: graphs, what is differentiated in them, a block
@@ -39,6 +40,7 @@ class Workspace:
         limit: bytes for a computation beside the private copy and a vector.
         largest: the batch of the most bytes.
         gradient_seconds, gradient_peak: seconds of a gradient of it, and bytes alive in it.
+        keeping: whether the heap may keep what is freed, within a cap.
         notes: what a reader must know of the products, in words.
     """
 
@@ -51,6 +53,7 @@ class Workspace:
         self.limit = self._room(self.work)
         self.notes: tuple[str, ...] = ()
         self.gradient_seconds, self.gradient_peak, self.largest = math.nan, 0, 0
+        self.keeping = False
         self._inside: torch.dtype | None = None
         with self.arithmetic():
             self.program = Program(objective, self.work)
@@ -113,18 +116,25 @@ class Workspace:
         finally:
             self._inside = outer
 
+    def hold(self, products: int, beside: float) -> None:
+        """Refuse a cap below so many products that are returned, and ``beside`` bytes for what computes them.
+
+        Raises:
+            ValueError: it is; names how many bytes are enough.
+        """
+        copy, vector = footprint(self.objective, self.work).copy, self.objective.size * torch.finfo(self.work).bits // 8
+        self.cap.hold(copy + products * vector + beside, f"{products} products (fewer vectors at a time take less)")
+
     def enough(self) -> int:
         """Bytes of memory in which a product of one vector can be computed."""
         found, vector = footprint(self.objective, self.work), self.objective.size * torch.finfo(self.work).bits // 8
         return enough(2 * found.copy + _GRADIENTS * found.gradient + _VECTORS * vector)
 
     def _heap(self, outer: torch.dtype | None) -> AbstractContextManager[None]:
-        return self.cap.tight() if outer is None else nullcontext()
-
-    def reuse(self) -> AbstractContextManager[None]:
-        """A block of many computations, within which the memory of one is kept for the next, unless there is a cap."""
+        """Of many computations, of which one keeps its memory for the next, where that is worth it or there is a cap."""
         large = self.gradient_peak > _HEAPED and self.objective.device.type == "cpu"
-        return KeptHeap() if large and self.cap.memory is None else nullcontext()
+        heaped = outer is None and (large or self.cap.memory is not None)
+        return Heap(self.cap.memory, kept=self.keeping) if heaped else nullcontext()
 
     def widened(self) -> bool:
         """Whether memory and model allow to go on in float64, which is done."""

@@ -136,7 +136,7 @@ class DifferenceEvaluator:
         with left_on_failure(self._arithmetic):
             if self.cap.memory is not None:
                 found = footprint(self.objective, BASE)
-                self.cap.hold(found.alone, "an evaluation of the loss")
+                self._arithmetic.hold(found.alone, "an evaluation of the loss")
                 self.memory = max(1, int(self.cap.room() - found.copy))
             self.replica = self.objective.replica(BASE)
             if self.gate:
@@ -268,7 +268,10 @@ class DifferenceEvaluator:
             self.cap.hold(found.copy + 2 * (direction + lane), "a direction and its lanes")
         parts = max(1, min(radii, int((room - direction) // max(lane, 1))))
         wanted = min(room, _CACHED) // (lane * parts + direction)
-        return max(1, min(len(directions), int(wanted))), parts
+        size = max(1, min(len(directions), int(wanted)))
+        if self.cap.memory is not None:
+            self._arithmetic.hold(found.copy + size * (lane * parts + direction))
+        return size, parts
 
     def _peak(self, propagation: Propagation | Dispatched) -> int:
         """Elements that move and are alive at a time; by dispatch, all outputs of modules."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastscape._deadline import check_deadline
+from fastscape._heap import fit
 from fastscape._state import RoundedProducts
 from fastscape.differences.propagation import Propagation
 from fastscape.differences.subclass import Dispatched
@@ -91,6 +92,7 @@ class Lanes:
         with rounded_products(rounding):
             for propagation, weight in zip(self.propagations, objective.batch_weights, strict=True):
                 check_deadline()
+                fit()
                 lanes = propagation.lanes(frame, moved)
                 if lanes is not None:
                     total[:, : lanes.shape[1]] += weight * lanes.double()

@@ -19,7 +19,17 @@ from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.footprint import Cap, capped_arithmetic, footprint
 from fastscape.evaluation.paths import LoopPath, Path, VmapPath
 from fastscape.evaluation.points import Array, Radii, second_difference, signed_radii
-from fastscape.evaluation.trial import PathChoice, Refusal, Trial, asked_for, copies_within, refuse_copies, same_losses, timed
+from fastscape.evaluation.trial import (
+    PathChoice,
+    Refusal,
+    Trial,
+    asked_for,
+    copies_within,
+    copy_bytes,
+    refuse_copies,
+    same_losses,
+    timed,
+)
 from fastscape.objective.objective import Objective, checked_objective
 
 PathName = Literal["loop", "vmap"]
@@ -79,7 +89,7 @@ class Evaluator:
     def __enter__(self) -> Evaluator:
         with left_on_failure(self._block):
             if self.cap.memory is not None and not self.in_place:
-                self.cap.hold(footprint(self.objective, self.dtype).alone, "an evaluation of the loss")
+                self._block.hold(footprint(self.objective, self.dtype).alone, "an evaluation of the loss")
             self.replica = self.objective.replica(self.dtype)
             if self.gate:
                 start = now()
@@ -98,6 +108,9 @@ class Evaluator:
         if self.choice is None:
             self.choice = self._choose(directions, radii)
             self.cap.settle()
+            if self.cap.memory is not None and self.choice.name == "vmap":
+                copies = self.choice.chunk * len(radii) * copy_bytes(self.replica)
+                self._block.hold(footprint(self.objective, self.dtype).alone + copies)
         if self._path is None:
             vmap = self.choice.name == "vmap"
             self._path = VmapPath(self.replica, self.choice.chunk) if vmap else LoopPath(self.replica)

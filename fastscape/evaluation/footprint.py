@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
+from fastscape._heap import Heap, fit
 from fastscape._settings import Later
 from fastscape._state import exact_arithmetic, plain_arithmetic
 from fastscape._warnings import filtered_warnings
 from fastscape.objective.definition import Definition
 from fastscape.objective.replica import Replica
 from fastscape.objective.structures import tensors_of
-from fastscape.runs.peak import PeakMemory, TightHeap, give_back
+from fastscape.runs.peak import PeakMemory
 
 _SLACK = 1.1  # kernels' workspace that is not counted
 _ONCE = 24 << 20  # code and tables that torch loads at first use, and what kernels keep; at most a quarter
@@ -96,11 +97,11 @@ def _counted(call: Callable[[], object]) -> PeakMemory:
 
 
 class capped_arithmetic(exact_arithmetic):  # noqa: N801 - a block, as contextlib's
-    """:class:`fastscape._state.exact_arithmetic` within which freed memory goes back to the system, where there is a cap."""
+    """:class:`fastscape._state.exact_arithmetic` within which freed memory is kept, as far as a cap lets it."""
 
     def __init__(self, dtype: torch.dtype, memory: int | None) -> None:
         super().__init__(dtype)
-        self._heap = Cap(memory).tight()
+        self._cap, self._heap = Cap(memory), Heap(memory)
 
     def _begin(self, later: Later) -> bool:
         if not super()._begin(later):
@@ -108,6 +109,12 @@ class capped_arithmetic(exact_arithmetic):  # noqa: N801 - a block, as contextli
         self._heap.__enter__()
         later(lambda: self._heap.__exit__(None, None, None))
         return True
+
+    def hold(self, bytes_: float, what: str = "") -> None:
+        """Say how many bytes are alive at once from here on; with words for them, refused as by :meth:`Cap.hold`."""
+        if what:
+            self._cap.hold(bytes_, what)
+        self._heap.hold(bytes_, self._cap.room())
 
 
 @dataclass(frozen=True)
@@ -137,13 +144,9 @@ class Cap:
             )
 
     def settle(self) -> None:
-        """Return what a trial has freed to the system, where there is a cap."""
+        """Return what a trial has freed to the system, where it is much of a cap."""
         if self.memory is not None:
-            give_back()
-
-    def tight(self) -> AbstractContextManager[None]:
-        """A block within which freed memory goes back to the system, where there is a cap."""
-        return nullcontext() if self.memory is None else TightHeap()
+            fit(tried=True)
 
 
 def enough(bytes_: float) -> int:

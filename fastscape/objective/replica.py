@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
 from fastscape._deadline import check_deadline
+from fastscape._heap import fit
 from fastscape._state import private_draws
 from fastscape.objective.batches import Batch, cast, placed
 from fastscape.objective.checkpoints import check_checkpoints, refused_checkpoints
@@ -46,6 +47,7 @@ class _LossModule(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         check_deadline()
+        fit()
         with private_draws(self._known, self._statistics):
             return self._evaluated_once(batch)
 

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import gc
 import math
-import os
-import threading
 import weakref
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, ClassVar, TypeVar
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from fastscape._interrupts import Restoring
 
 Result = TypeVar("Result")
 
@@ -145,85 +137,3 @@ def peak_bytes(function: Callable[[], Result], limit: float | None = None) -> tu
     with PeakMemory(limit) as memory:
         result = function()
     return result, memory.peak
-
-
-def give_back() -> None:
-    """Free tensors that frames holding one another keep, and return freed memory to the system where the C library can."""
-    gc.collect()
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-class _Heap(Restoring):
-    """A block for which glibc's heap treats freed memory otherwise; blocks nest, also across threads.
-
-    Afterwards it is as it comes to be by itself where tensors of 32 MiB are freed. Where the environment says otherwise nothing
-    is changed.
-    """
-
-    _lock = threading.Lock()
-    _inside: ClassVar[Counter[type[_Heap]]] = Counter()
-
-    def _begin(self, later: Callable[[Callable[[], object]], None]) -> bool:
-        with _Heap._lock:
-            later(self._left)
-            self._count(1)
-        return True
-
-    def _left(self) -> None:
-        with _Heap._lock:
-            self._count(-1)
-
-    def _count(self, one: int) -> None:
-        before = _thresholds(_Heap._inside)
-        _Heap._inside[type(self)] += one
-        after = _thresholds(_Heap._inside)
-        if after != before:
-            _set_heap(*after)
-
-
-class TightHeap(_Heap):
-    """A block within which memory that is freed goes back to the system at once, with glibc; it wins over a :class:`KeptHeap`.
-
-    glibc raises the size from which it does so to that of the largest tensor freed so far, at most 32 MiB, and keeps twice as
-    much: a process was seen to hold 340 MiB where 81 MiB were alive.
-    """
-
-
-class KeptHeap(_Heap):
-    """A block within which memory that is freed, but for tensors above 32 MiB, is kept for what comes next, with glibc.
-
-    Backward passes free and take the same tens of MiB for every batch; given back in between, the system clears every page
-    anew: a third of the time of products of a small network. What is kept goes back with what is freed after the block.
-    """
-
-
-def _thresholds(inside: Mapping[type[_Heap], int]) -> tuple[int, int]:
-    if inside[TightHeap]:
-        return _TIGHT, _TIGHT
-    return _LOOSE, _MOST if inside[KeptHeap] else 2 * _LOOSE
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
-_TIGHT, _LOOSE = 128 << 10, 32 << 20  # what glibc begins with, and the most it comes to
-_MOST = 2**31 - 1  # that mallopt takes
-_SAID = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-
-
-def _set_heap(mapped: int, kept: int) -> None:
-    """Sizes in bytes from which tensors are mapped one by one, and to which freed memory is kept."""
-    change = _mallopt()
-    if change is not None and not any(name in os.environ for name in _SAID):
-        change(_MMAP_THRESHOLD, mapped)
-        change(_TRIM_THRESHOLD, kept)
-
-
-@functools.cache
-def _mallopt() -> Callable[[int, int], int] | None:
-    """That of glibc, where it is what runs."""
-    with suppress(AttributeError, OSError, TypeError):
-        library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018 - another library may have a mallopt of another meaning
-        found: Callable[[int, int], int] = library.mallopt
-        return found
-    return None

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
+from fastscape._heap import Heap
 from fastscape.curvature.plan import Plan
 from fastscape.curvature.products import Products
 from fastscape.curvature.served import dealt
-from fastscape.runs.peak import KeptHeap
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_what_obeys_a_plan_keeps_memory_as_what_made_it(single):
     made.prepare(1)
     obeying.obey(1, Plan.made(made.space, made.selection, 1))
     for products in (made, obeying):
-        assert isinstance(products.space.reuse(), KeptHeap)
+        assert isinstance(products.space._heap(None), Heap)
 
 
 def test_few_vectors_at_a_time_give_the_same_bits(single, ragged, monkeypatch):

@@ -17,7 +17,7 @@ from fastscape._clock import now
 from fastscape._state import left_on_failure
 from fastscape.evaluation.batch_statistics import kept, recalibrate
 from fastscape.evaluation.determinism import unperturbed_loss
-from fastscape.evaluation.footprint import Cap, capped_arithmetic, footprint
+from fastscape.evaluation.footprint import capped_arithmetic, footprint
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.surface.choice import CANDIDATES, SIZES, PathTrial
 from fastscape.evaluation.surface.families import Affine as Affine
@@ -107,7 +107,7 @@ class Surface:
         with left_on_failure(self._block):
             if self._memory is not None:
                 found = footprint(self.objective, self.dtype)
-                Cap(self._memory).hold(found.alone + self.family.dims * found.copy, "axes and an evaluation of the loss")
+                self._block.hold(found.alone + self.family.dims * found.copy, "axes and an evaluation of the loss")
             self.replica = self.objective.replica(self.dtype)
             start = now()
             loss = unperturbed_loss(self.replica)  # evaluates twice, and counts

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastscape._checks import check_memory, checked_settings, positive
+from fastscape._heap import Heap
 from fastscape._keeping import patience
 from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.estimate import Estimate
@@ -83,7 +84,7 @@ class Session:
         if extend is not None and plans is not None:
             raise ValueError("plan must be left out with extend=, whose result has its own")
         self.journal = journal
-        with self.budget.opening("direction", 0, lambda forward: self.visits.refusal(forward)):
+        with Heap(self.memory, kept=True), self.budget.opening("direction", 0, lambda forward: self.visits.refusal(forward)):
             found = self._evaluated(points, extend, plans, journal)
         error = self.work.error
         if error is not None:

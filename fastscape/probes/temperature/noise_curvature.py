@@ -91,6 +91,7 @@ def curvature_of_noise(
     seed: int,
     notes: list[str],
     evaluations: Evaluations,
+    memory: int | None = None,
 ) -> NoiseCurvature | None:
     """Multiply deviations of drawn units, the mean gradient, and probes of the trace; ``None``, and a note, where H cannot be.
 
@@ -102,6 +103,7 @@ def curvature_of_noise(
         seed: of draws and probes.
         notes: reasons are added to.
         evaluations: products are taken from; gradients of the drawn units are made again.
+        memory: bytes for all.
 
     Cost: ``products`` + 1 products at most, and as many again for the trace without a spectrum.
     """
@@ -115,7 +117,7 @@ def curvature_of_noise(
     different, places = np.unique(chosen, return_inverse=True)
     forms, slopes = [], []
     try:
-        operator = hessian(source.objective, distributed=False).recorded(evaluations)
+        operator = hessian(source.objective, memory=memory, distributed=False).recorded(evaluations)
         operator.prepare(1)  # which tells the dtype
         mean = torch.cat([tensor.reshape(-1) for tensor in source.mean]).to(operator.dtype)
         curved = operator.matvec(mean)

@@ -94,7 +94,8 @@ def temperature(
             scale; 0 leaves them out.
         spectrum: a result for the same weights, whose trace is used.
         seed: of the samples chosen for products, and of the probes.
-        memory: bytes that a block of sample gradients may take.
+        memory: bytes that the call may take: private copy, gradients, a block of those of samples, and products with the Hessian;
+            too little is refused.
         budget: seconds, or ``"60s"``; what is known then is returned.
         resume: a folder for the journal of the call. The mean gradient, the numbers of every block of samples and product
             are written there; the same call goes on with what it holds, whatever ended the process, and gives the same numbers.
@@ -106,7 +107,8 @@ def temperature(
 
     Raises:
         ValueError: batch_size below 1 or above the population, a population smaller than the data, learning rate and optimizer
-            both missing or both given, momentum outside [0, 1), fewer than 3 samples, a ``resume`` folder of another run.
+            both missing or both given, momentum outside [0, 1), fewer than 3 samples, too little memory, a ``resume`` folder
+            of another run.
         NondeterministicLossError: two evaluations at w differ.
 
     Cost: one gradient per sample (vmap: chunks under the memory cap), no D x n storage; 2 ``products`` Hessian products.
@@ -220,7 +222,9 @@ class _Measured:
                     run.reason = "deadline"
                 elif products:
                     spread = np.concatenate(self.found.spread).sum(axis=1)
-                    self.curvature = curvature_of_noise(source, spread, products, spectrum, self.seed, self.notes, kept)
+                    self.curvature = curvature_of_noise(
+                        source, spread, products, spectrum, self.seed, self.notes, kept, source.beside
+                    )
 
     def _known(self, error: Exception | None = None) -> bool:
         return len(self.found.sizes) >= 3 and not isinstance(error, CoupledSamplesError)

@@ -17,16 +17,17 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from fastscape._checks import one_of
 from fastscape._state import left_on_failure
 from fastscape.evaluation.determinism import unperturbed_loss
-from fastscape.evaluation.footprint import capped_arithmetic
+from fastscape.evaluation.footprint import capped_arithmetic, footprint
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.samples import groups_of, samples_of
 from fastscape.numerics.gram_schmidt import random_rows
 from fastscape.objective.objective import Objective
-from fastscape.probes.temperature.sample_paths import CoupledSamplesError, SampleRows, flat, gradient
+from fastscape.probes.temperature.sample_paths import CoupledSamplesError, SampleRows, flat, gradient, gradients_held
 from fastscape.runs.evaluations import Evaluations, Value, digest
 
 Method = Literal["per-sample", "two-batch"]
 _ADDS_UP = 1e-3  # deviation of the mean of sample gradients from the gradient, over the noise of that mean
+_VECTORS = 12  # beside products: the mean and its product, and blocks of four: units, deviations
 _GROUPS = 32  # of the two-batch estimator, where the objective's own batches are fewer than 8
 _OWN = 8
 _SKETCH = 1024  # numbers that stand for a vector of D: its length to 2 %, against a limit that means a power of ten
@@ -120,8 +121,18 @@ class SampleGradients:
         """Evaluations and gradients so far."""
         return 2 + self._gradients + self._taken + (0 if self._samples is None else self._samples.evaluations)
 
+    @property
+    def beside(self) -> int | None:
+        """Bytes for products, beside the copy, the mean, and a few gradients of units, where there is a cap."""
+        if self._memory is None:
+            return None
+        found, vector = footprint(self.objective, self.dtype), self.objective.size * torch.finfo(self.dtype).bits // 8
+        return max(1, int(self._memory - found.copy - _VECTORS * vector))
+
     def __enter__(self) -> SampleGradients:
         with left_on_failure(self._block):
+            if self._memory is not None:
+                self._block.hold(gradients_held(self.objective, self.dtype), "gradients of the whole and of a sample")
             self.replica = self.objective.replica(self.dtype)
             self.loss = self._kept.same_loss(unperturbed_loss(self.replica))
             if self.method == "per-sample":

@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, vmap
 from fastscape._checks import counted
 from fastscape._warnings import filtered_warnings
 from fastscape.evaluation.arithmetic import replica_arithmetic
+from fastscape.evaluation.footprint import Cap, footprint
 from fastscape.evaluation.samples import part, rows_of, split_rows
 from fastscape.evaluation.trial import Refusal, Trial, activation_bytes, memory_for, timed, told
 from fastscape.objective.batches import Batch
@@ -22,6 +23,7 @@ from fastscape.runs.evaluations import Evaluations, Value
 
 _CHUNK = 64  # samples a call at most: dispatch is amortised, and the gradients of small networks stay in the cache
 _BLOCK_BYTES = 1 << 30  # of a block by default: the gradients of 6 samples of a ResNet-18, whose dispatch is no cost
+_MEANS = 4  # vectors: the mean by tensors and as one, the sum of rows, and what is added to it
 _TRIAL = 2  # samples that both paths are timed and compared on
 _AGREEMENT = 1e4  # ulp by which two ways to the same sample gradient may differ, relative to its norm
 _ROUNDED = 4.0  # units of a narrower dtype inside the model
@@ -142,7 +144,9 @@ class SampleRows:
         each = objective.size * 4 * torch.finfo(replica.dtype).bits // 8
         replica.take(objective)
         each += activation_bytes(replica) // max(1, min(objective.count(batch) for batch in replica.batches))
-        limit = memory or min(_BLOCK_BYTES, memory_for(None, objective.device))
+        limit: float = min(_BLOCK_BYTES, memory_for(None, objective.device))
+        if memory is not None:
+            limit = Cap(memory).room() - gradients_held(objective, replica.dtype)
         return int(max(1, min(_CHUNK, limit // each)))
 
     # ------------------------------------------------------------------ evaluating
@@ -181,6 +185,12 @@ class SampleRows:
             found = batched([tensor.detach() for tensor in replica.scratch], *tensors)  # base is the user's own memory
         self.evaluations += len(units)
         return torch.cat([gradient.reshape(len(units), -1) for gradient in found], 1)
+
+
+def gradients_held(objective: Objective, dtype: torch.dtype) -> int:
+    """Bytes of a copy, the mean gradient, and a gradient of the largest batch, beside which a block of sample gradients lies."""
+    found, vector = footprint(objective, dtype), objective.size * torch.finfo(dtype).bits // 8
+    return int(2 * found.copy + _MEANS * vector + found.gradient)
 
 
 def gradient(replica: Replica, objective: Objective) -> list[Tensor]:

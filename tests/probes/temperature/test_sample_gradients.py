@@ -1,6 +1,7 @@
 """Gradients of samples: every path gives the same, coupled samples are found out, and what a sample is."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import fastscape as fs
 from fastscape.probes.temperature import sample_paths
 from fastscape.probes.temperature.sample_gradients import Deviations, SampleGradients
 from fastscape.probes.temperature.sample_paths import SampleRows
+from fastscape.runs.peak import PeakMemory
 
 
 @pytest.mark.parametrize("path", ["vmap", "loop"])
@@ -83,8 +85,14 @@ def test_samples_that_a_loss_couples_are_found_out(digits):
 
 def test_memory_bounds_the_block(trained_mlp, digits):
     objective = fs.Objective(trained_mlp, digits, criterion=F.cross_entropy)
-    with SampleGradients(objective, memory=4 * 4 * objective.size) as source:
+    little = SampleGradients(objective, memory=4 * 4 * objective.size)
+    with pytest.raises(ValueError, match=r"memory must hold gradients .* (\d+) bytes are enough") as refused, little:
+        pass
+    enough = int(re.search(r"(\d+) bytes", str(refused.value))[1])
+    with PeakMemory() as spent, SampleGradients(objective, memory=enough) as source:
         assert max(len(block) for block in source.blocks()) == 1
+        source.deviations(Deviations())
+    assert spent.peak <= enough
     assert sample_paths._CHUNK > 1
 
 
