@@ -193,7 +193,7 @@ def spectrum_of(
     beside = 0 if moves is None else least_rows(objective.size, moves, block)
     basis = memory
     if memory is not None and objective.sharding is None:
-        basis = room_for_basis(function, memory, least_capacity(objective.size, k, width) + beside, width)
+        basis = basis_bytes(function, memory, k, width, beside)
         memory -= basis
     report = reporter(work.progress)
 
@@ -230,6 +230,15 @@ def spectrum_of(
     matrix = make(function, memory=memory, method=cast("PathName | None", work.method), distributed=distributed)
     matrix.recorded(evaluations)
     return found(matrix) if matrix.served is None else led(matrix, lambda: found(matrix))
+
+
+def basis_bytes(function: Objective, memory: int, k: int, width: int, beside: int) -> int:
+    """Bytes of a memory for the basis, whose blocks have ``width`` vectors, with ``beside`` rows of another beside it.
+
+    Raises:
+        ValueError: the least basis does not fit, with what is enough.
+    """
+    return room_for_basis(function, memory, least_capacity(function.size, k, width) + beside, width)
 
 
 def _noted(work: Callable[[], SpectrumResult], evaluations: Evaluations) -> SpectrumResult:
