@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, Literal, Unpack, cast
 import torch
 from torch import Tensor
 
-from fastscape._checks import amount, check_memory, first_line, integer, one_of
+from fastscape._checks import amount, check_memory, first_line, integer, one_of, real
 from fastscape.curvature.operator import ggn, hessian
 from fastscape.curvature.paths import PathName
 from fastscape.curvature.serving import led
@@ -330,7 +329,7 @@ def checked_goals(objective: Objective, k: int, operator: str, nodes: int, block
         raise ValueError(f"targets must name 'eigenvalues' or 'trace', got {', '.join(map(repr, sorted(unknown)))}")
     for key, value in wanted.items():
         none = value is None and key == "trace"
-        if not none and not (isinstance(value, (int, float)) and math.isfinite(value) and 0 < value < 1):
+        if not none and not (real(value) and 0 < value < 1):
             raise ValueError(f"targets[{key!r}] must lie in (0, 1), got {value!r}")
     nodes = amount("nodes", nodes, 1)
     assert wanted["eigenvalues"] is not None
