@@ -155,13 +155,14 @@ def _spectrum(
 ) -> fs.SpectrumResult | fs.SpectrumTrajectory | None:
     """Spectra in their share of the budget; ``None``, and a message, for a loss without second derivatives."""
     from fastscape.runs.budget import Budget, BudgetError
+    from fastscape.runs.folder import SPECTRUM
 
     first = not options["process"]
     before = budget.reserve + budget.elapsed
     share = Budget(SHARE * budget.remaining if budget.limited else None)
-    spectral = COMPANION | {
-        name: options[name] for name in ("memory", "seed", "process", *OPTIMIZER)
-    }  # --method is that of the responses
+    names = ("memory", "seed", "process", *OPTIMIZER)  # --method is that of the responses
+    spectral = COMPANION | {name: options[name] for name in names}
+    spectral["resume"] = None if options["resume"] is None else options["resume"] / SPECTRUM
     try:
         return measure(objective, files, model, share, spectral, live)
     except fs.SpectrumError as error:

@@ -19,6 +19,7 @@ from fastscape.runs.record import Record, decoded, encoded, read_record
 
 FORMAT = 1  # of the manifests that are written; larger ones are a newer version's
 MANIFEST = "manifest.json"
+SPECTRUM = "spectrum"  # folder of a journal within that of a command that makes a spectrum too
 _SYNC = 1.0  # seconds between two synchronisations to disk where units take less than _LONG: it takes 4 to 12 ms
 _LONG = 0.5
 
@@ -57,11 +58,12 @@ class RunFolder:
         self._record: Record | None = None
         self._lock: Lock | None = None
         self._synced, self._waiting = now(), False
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"resume must be a folder, got the file {str(folder)!r}")
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            what = "file" if self.folder.exists() else "link to nothing"
+            raise ValueError(f"resume must be a folder, got the {what} {str(folder)!r}")
         if (self.folder / MANIFEST).exists():
             self._read()
-        elif self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+        elif self.folder.is_dir() and any(not path.name.startswith(".") and not _within(path) for path in self.folder.iterdir()):
             raise ValueError(f"resume must be a new folder or the journal of a run, got {str(folder)!r}, which holds other files")
 
     def begin(self, manifest: Mapping[str, Any], compared: Sequence[str]) -> None:
@@ -171,6 +173,10 @@ class RunFolder:
             self.torn += lines.torn
             for line in lines.lines:
                 self._take(line)
+
+
+def _within(path: Path) -> bool:
+    return path.name == SPECTRUM and (path / MANIFEST).is_file()
 
 
 def settle(path: Path) -> None:

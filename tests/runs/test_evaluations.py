@@ -119,6 +119,13 @@ def test_a_journal_of_another_run_is_refused_by_name_before_any_work(tmp_path, c
     Journal(tmp_path)  # knows the folder by its manifest, and refuses it when it begins
 
 
+@pytest.mark.parametrize("kind", ["link to nothing", "file"])
+def test_what_is_no_folder_is_refused_as_that(tmp_path, kind):
+    (tmp_path / "run").symlink_to(tmp_path / "nothing") if kind == "link to nothing" else (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match=f"resume must be a folder, got the {kind}"):
+        chain(tmp_path / "run")
+
+
 def test_another_loss_function_is_told_by_its_value(tmp_path):
     with opened(tmp_path, "chain", [objective], {}) as evaluations:
         assert evaluations.same_loss(0.5) == 0.5
