@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from fastscape.reports.document import Document
     from fastscape.runs.budget import Budget
 
-_SPECTRUM = "spectrum"  # folder of the journal of the spectra, within that of the run
 SHARE = 0.4  # of the budget for spectra; what they leave is for directions
 COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a trace near zero would take it all
 
@@ -169,11 +168,9 @@ def _spectrum(
     first = not options["process"]
     before = budget.reserve + budget.elapsed
     share = Budget(SHARE * budget.remaining if budget.limited else None)
-    spectral = COMPANION | {
-        name: options[name] for name in ("memory", "seed", "process", *OPTIMIZER)
-    }  # --method is that of the responses
-    if options["resume"] is not None:
-        spectral["resume"] = options["resume"] / _SPECTRUM
+    names = ("memory", "seed", "process", *OPTIMIZER)  # --method is that of the responses
+    spectral = COMPANION | {name: options[name] for name in names}
+    spectral["resume"] = None if options["resume"] is None else options["resume"] / "spectrum"  # a journal within that of the run
     try:
         return measure(objective, files, model, share, spectral, live)
     except fs.SpectrumError as error:
@@ -234,7 +231,7 @@ def _goes_on(out: Path, options: dict[str, Any]) -> bool:
     """Whether an older result in a directory is of the run that goes on: that of ``--extend``, or of a journal begun before."""
     older, other = out / "result.npz", options["extend"]
     journal = options["resume"]
-    if is_begun(journal) or (journal is not None and is_begun(journal / _SPECTRUM)):
+    if is_begun(journal) or (journal is not None and is_begun(journal / "spectrum")):
         return True
     return other is not None and other.is_file() and older.is_file() and older.samefile(other)
 

@@ -24,6 +24,7 @@ from fastscape._clock import now
 from fastscape._files import replaced
 from fastscape._state import torch_threads
 from fastscape.objective.objective import Objective
+from fastscape.objective.structures import raw_bytes
 from fastscape.runs.folder import RunFolder, settle
 from fastscape.runs.plan import identity, other_loss, plain_data, versions
 from fastscape.runs.provenance import provenance
@@ -298,7 +299,8 @@ def _feed(found: Any, value: Any) -> None:
     if isinstance(value, Tensor):
         order = _order(value)
         found.update(f"tensor {value.dtype} {list(value.shape)} {order} ".encode())
-        found.update(value.detach().permute(order).cpu().reshape(-1).view(torch.uint8).numpy().data)
+        for part in raw_bytes(value.detach().permute(order)):
+            found.update(part)
     elif isinstance(value, Mapping):
         _feed(found, sorted((str(name), item) for name, item in value.items()))
     elif isinstance(value, (list, tuple)):
@@ -321,10 +323,10 @@ def _split(value: Value) -> tuple[dict[str, Tensor], Value, list[str], dict[str,
     orders: dict[str, list[int]] = {}
     for name, item in value.items():
         if isinstance(item, (Tensor, np.ndarray)):
-            tensor = item.detach() if isinstance(item, Tensor) else torch.from_numpy(np.array(item))
+            tensor = item.detach().resolve_conj().resolve_neg() if isinstance(item, Tensor) else torch.from_numpy(np.array(item))
             orders[name] = _order(tensor)
             dense = tensor.permute(orders[name])
-            tensors[name] = dense.reshape(-1).reshape(dense.shape)  # also where a dimension of one has another stride
+            tensors[name] = dense.reshape(-1).contiguous().reshape(dense.shape)  # where a dimension of one has another stride too
     return tensors, {name: item for name, item in value.items() if name not in tensors}, arrays, orders
 
 

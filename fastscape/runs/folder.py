@@ -57,8 +57,9 @@ class RunFolder:
         self._record: Record | None = None
         self._lock: Lock | None = None
         self._synced, self._waiting = now(), False
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"resume must be a folder, got the file {str(folder)!r}")
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            what = "file" if self.folder.exists() else "link to nothing"
+            raise ValueError(f"resume must be a folder, got the {what} {str(folder)!r}")
         if (self.folder / MANIFEST).exists():
             self._read()
         elif self.folder.is_dir() and any(map(_is_foreign, self.folder.iterdir())):

@@ -36,6 +36,7 @@ class Journal(RunFolder):
         torn: lines that were left out.
         strange: results that follow another plan, found by :meth:`follow`.
         doubled: units of one plan that two machines rounded differently.
+        damaged: files beside the manifest that cannot be read, counted by who reads them.
         seconds: that the units took which were found.
 
     Raises:
@@ -48,7 +49,7 @@ class Journal(RunFolder):
 
     def __init__(self, folder: str | Path) -> None:
         self.done: dict[Unit, bytes] = {}
-        self.strange = self.doubled = 0
+        self.strange = self.doubled = self.damaged = 0
         self.seconds = 0.0
         self._held: dict[int, list[tuple[Unit, bytes, float, int | None]]] = {}
         self._found: dict[Unit, dict[str, tuple[bytes, int | None]]] = {}  # by label
@@ -130,6 +131,7 @@ class Journal(RunFolder):
                 (self.torn, "torn or changed line", ""),
                 (self.strange, "result", " of another plan, such as that of a second machine that ran beside"),
                 (self.doubled, "result", " of a machine that rounds otherwise than the one whose results were taken"),
+                (self.damaged, "damaged file", " of what was chosen at a checkpoint"),
             )
             if number
         ]

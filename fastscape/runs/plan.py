@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastscape._version import __version__
@@ -207,10 +208,10 @@ def versions() -> dict[str, str]:
 
 
 def plain_data(value: Any) -> Any:
-    """JSON data that equals itself after a file: dataclasses as mappings, tuples as lists."""
+    """JSON data that equals itself after a file: dataclasses as mappings, tuples as lists, NumPy's numbers as Python's."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
-    return json.loads(json.dumps(value))
+    return json.loads(json.dumps(value, default=np.generic.item))
 
 
 def _way(data: Mapping[str, Any]) -> Way:

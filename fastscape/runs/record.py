@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 FORMAT = 1  # of the records that are written; larger ones are a newer version's
 _NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -180,7 +182,9 @@ def _object(line: bytes, *, checksum: bool = False) -> dict[str, Any] | None:
 
 
 def encoded(value: Any) -> Any:
-    """JSON data with NaN and inf as strings."""
+    """JSON data with NaN and inf as strings, and Python's numbers for NumPy's."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, Mapping):
         return {str(key): encoded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

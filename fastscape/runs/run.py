@@ -152,9 +152,9 @@ def settled(door: Callable[..., object], keywords: Mapping[str, object], **defau
         if name in keywords and not _same(value, keywords[name]):
             raise ValueError(f"{name} must be given once, got {keywords[name]!r} beside run.{name} = {value!r}; leave one out")
     given = {name: keywords[name] for name in taken if name in keywords}
-    settled_run = Run(**{**{name: _DEFAULTS.get(name) for name in taken}, **defaults, **run.said, **given})
-    check_shared(settled_run.said)
-    return settled_run
+    found = Run(**{**{name: _DEFAULTS.get(name) for name in taken}, **defaults, **run.said, **given})
+    check_shared(found.said)
+    return dataclasses.replace(found, name=str(found.name)) if isinstance(found.name, (Path, int)) else found
 
 
 def check_shared(values: Mapping[str, Any]) -> None:

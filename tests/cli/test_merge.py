@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 import fastscape as fs
 from fastscape.cli import main
+from fastscape.curvature.products import Products
 from fastscape.probes.multifractal import visits
 from fastscape.runs.units import Here
 
@@ -51,6 +52,21 @@ def test_the_same_command_goes_on_and_merge_shows_what_there_is(interrupted, tmp
     document = json.loads(shown.stdout)
     assert document["meta"]["stop_reason"] == "all directions done"
     assert document["analysis"]["settings"]["q"] == [-1, 0, 1, 2, 3]
+
+
+def test_the_spectrum_beside_goes_on_too(tmp_path, monkeypatch):
+    class Failed(Here):
+        def map(self, units, seconds):
+            raise RuntimeError("lost")
+
+    command = ("multifractal", *FAST, "--spectrum", "--count", 2, "--resume", tmp_path / "run", "--out", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(visits, "Here", Failed)
+        assert fastscape(*command).exit_code == 4
+    monkeypatch.setattr(Products, "_multiply", None)  # every product is there
+    done = fastscape(*command, "--force")
+    assert done.exit_code == 0, done.stderr
+    assert fs.load(tmp_path / "out" / "spectrum.npz").products > 0
 
 
 def test_a_journal_of_something_else_is_bad_input(interrupted, tmp_path):

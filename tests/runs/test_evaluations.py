@@ -119,6 +119,13 @@ def test_a_journal_of_another_run_is_refused_by_name_before_any_work(tmp_path, c
     Journal(tmp_path)  # knows the folder by its manifest, and refuses it when it begins
 
 
+@pytest.mark.parametrize("kind", ["link to nothing", "file"])
+def test_what_is_no_folder_is_refused_as_that(tmp_path, kind):
+    (tmp_path / "run").symlink_to(tmp_path / "nothing") if kind == "link to nothing" else (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match=f"resume must be a folder, got the {kind}"):
+        chain(tmp_path / "run")
+
+
 def test_another_loss_function_is_told_by_its_value(tmp_path):
     with opened(tmp_path, "chain", [objective], {}) as evaluations:
         assert evaluations.same_loss(0.5) == 0.5
@@ -194,3 +201,51 @@ def test_what_is_done_needs_no_budget_and_tells_how_long_the_rest_takes(tmp_path
     assert run(None, 3, 10.0) == ([0, 1, 2], "complete", 3)
     assert run(1.0, 9, 10.0) == ([], "deadline", 3), "one of 10 s does not fit into 1 s"
     assert run(25.0, 9, 10.0) == ([3, 4], "deadline", 5), "a fresh budget, of which the three take nothing"
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(0),
+        torch.from_numpy(np.zeros(0)),
+        torch.zeros(3, 0),
+        torch.ones(1).expand(6),
+        torch.arange(6.0)[::2],
+        torch.arange(12.0).view(3, 4)[:, ::2],
+        torch.full((2,), 1 + 2j).conj(),
+        torch.full((2,), 3.0)._neg_view(),
+    ],
+    ids=["empty", "empty array", "no columns", "expanded", "strided", "columns", "conjugate", "negative"],
+)
+def test_tensors_may_lie_in_memory_as_they_like(tmp_path, tensor):
+    calls = []
+
+    def ask(evaluations):
+        return evaluations.taken("test", (tensor,), lambda: calls.append(1) or {"same": tensor})["same"]
+
+    for _ in range(2):
+        with opened(tmp_path / "run", "test", [objective], {}) as evaluations:
+            found = ask(evaluations)
+        assert found.dtype == tensor.dtype
+        assert torch.equal(found, tensor)
+    assert calls == [1]
+
+
+def test_numbers_of_numpy_ask_for_what_those_of_python_do(tmp_path):
+    calls = []
+    for seed, rate, flag in ((np.int64(3), np.float32(0.5), np.bool_(True)), (3, 0.5, True)):
+        with opened(tmp_path / "run", "test", [objective], {"seed": seed, "rate": rate}) as evaluations:
+            evaluations.taken("test", (seed, rate, flag), lambda: calls.append(1) or {"number": np.float32(0.5)})
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("probe", ["spectrum", "slice1d", "multifractal"])
+def test_probes_go_on_with_seeds_of_numpy(tmp_path, probe):
+    few = {
+        "spectrum": {"k": np.int64(1), "nodes": np.int64(3), "memory": np.int64(2**30), "seed": np.int64(1)},
+        "slice1d": {"count": np.int64(1), "points": np.int64(3), "seed": np.int64(1)},
+        "multifractal": {"probe": fs.ProbeSettings(count=2, banks=1, seed=np.int64(1)), "step": np.int64(7)},
+    }[probe]
+    first, second = (getattr(fs, probe)(objective(), resume=tmp_path / probe, **few) for _ in range(2))
+    assert first.step == second.step
+    assert first.loss == second.loss

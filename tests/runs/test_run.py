@@ -4,7 +4,9 @@ import dataclasses
 import inspect
 import pickle
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -231,3 +233,45 @@ def test_a_field_of_the_settings_is_told_where_it_belongs(door, argument, kind):
             DOORS[door]([], **{name: 1})
     with pytest.raises(TypeError, match=r"'counts'; it belongs to probe=fs\.ProbeSettings\(count=\.\.\.\)$"):
         DOORS[door]([], counts=16)
+
+
+@pytest.mark.parametrize("name", [Path("runs/epoch 3"), 3])
+def test_a_name_that_is_no_text_becomes_one(name, tmp_path):
+    objective = fs.Objective(MODEL, DATA, criterion=F.cross_entropy)
+    for result in (
+        fs.slice1d(objective, count=1, points=3, name=name),
+        fs.slice1d(objective, count=1, points=3, run=fs.Run(name=name)),
+    ):
+        result.save(tmp_path / "saved.npz")
+        assert fs.load(tmp_path / "saved.npz").name == str(name)
+    assert "name" not in settled(fs.edge_of_stability, {}).said
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        (fs.sharpness, {"epsilon": 0.05, "eta": 0.01}),
+        (fs.barrier, {"tolerance": 0.5}),
+        (fs.temperature, {"learning_rate": 0.5, "momentum": 0.5}),
+        (fs.spectrum, {"targets": {"eigenvalues": 0.5}}),
+        (fs.Tracker, {"share": 0.5}),
+    ],
+)
+def test_numbers_of_numpy_are_numbers(call, arguments, tmp_path):
+    objective = fs.Objective(MODEL, DATA, criterion=F.cross_entropy)
+    few = {
+        fs.sharpness: {"restarts": 1, "steps": 1, "samples": 4, "products": 0},
+        fs.barrier: {"a": MODEL, "b": OTHER, "points": np.int64(5), "start": np.int64(3)},
+        fs.temperature: {"batch_size": 4, "products": 0},
+        fs.spectrum: {"k": 1, "nodes": 3, "method": "graph"},
+        fs.Tracker: {"every": 1},
+    }[call]
+
+    def narrow(value):
+        return {key: np.float32(item) for key, item in value.items()} if isinstance(value, dict) else np.float32(value)
+
+    result = call(objective, **few, **{key: narrow(value) for key, value in arguments.items()})
+    if isinstance(result, fs.Tracker):
+        result = result.finish()
+    result.save(tmp_path / "saved.npz")
+    assert fs.load(tmp_path / "saved.npz").name == result.name

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscape._checks import amount, flag, integer
+from fastscape._checks import amount, flag, integer, real, shown
 from fastscape._clock import now
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.evaluation.batch_statistics import BatchNorm, checked_mode, recalibrate
@@ -69,8 +69,8 @@ def checked_goals(
     checked_objective(objective)
     if integer("start", start, 3) > amount("points", points, 3):
         raise ValueError(f"points must be at least start = {start}, got {points}; start is the first, even grid of a path")
-    if not (isinstance(tolerance, (int, float)) and math.isfinite(tolerance) and tolerance >= 0):
-        raise ValueError(f"tolerance must be finite and not negative, got {tolerance!r}; 0 refines until points are used up")
+    if not (real(tolerance) and 0 <= tolerance < math.inf):
+        raise ValueError(f"tolerance must be finite and not negative, got {shown(tolerance)}; 0 refines until points are used up")
     mode = checked_mode(objective, bn, "batch" if objective.batch_norm_asked == "batch" else "recalibrate")
     dtype = None if work.precision is None else checked_dtype(work.precision)
     return Goals(points, start, float(tolerance), mode, flag("match", match), dtype, integer("seed", work.seed, 0, 2**64))

@@ -120,7 +120,7 @@ class Track:
         self.meta |= arithmetic.meta
         if noise.influence is not None and not noise.influence.flat:
             self._why_still = _LEFT_OUT
-        self.notes = [*_weight_notes(objective), *arithmetic.notes, *noise.notes]
+        self.notes += [*_weight_notes(objective), *arithmetic.notes, *noise.notes]
         if noise.how:
             self.notes.append(noise.how)
         if noise.narrow:

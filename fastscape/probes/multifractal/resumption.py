@@ -62,9 +62,19 @@ def save_state(journal: Journal, place: int, track: Track, settings: AnalysisSet
 
 
 def states(journal: Journal) -> dict[int, MultifractalResult]:
-    """What is known of the checkpoints that were visited, by their index."""
-    files = ((place, state_file(journal, place)) for place in range(len(journal.manifest["checkpoints"])))
-    return {place: cast(MultifractalResult, storage.read(file)) for place, file in files if file.exists()}
+    """What is known of the checkpoints that were visited, by their index; a damaged file is left out, and counted."""
+    found: dict[int, MultifractalResult] = {}
+    journal.damaged = 0
+    for place in range(len(journal.manifest["checkpoints"])):
+        file = state_file(journal, place)
+        if file.exists():
+            try:
+                found[place] = cast(MultifractalResult, storage.read(file))
+            except storage.NewerFileError:
+                raise
+            except ValueError:
+                journal.damaged += 1
+    return found
 
 
 def fill(journal: Journal, tracks: Mapping[int, Track]) -> None:
@@ -110,7 +120,8 @@ def merge(folder: str | Path) -> MultifractalResult | TrajectoryResult:
         tracks[place].adopt(state)
     fill(journal, tracks)
     if not journal.done:
-        raise ValueError(f"folder must hold at least one unit, got {str(folder)!r}, of a run that ended before its first")
+        why = "; ".join(journal.left_out) or "of a run that ended before its first"
+        raise ValueError(f"folder must hold at least one unit, got {str(folder)!r}, {why}")
     for words in journal.left_out:
         next(iter(tracks.values())).note(words)
     reasons = {place: _reason(track) for place, track in tracks.items()}

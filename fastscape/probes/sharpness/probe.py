@@ -7,7 +7,7 @@ from typing import Unpack
 
 import torch
 
-from fastscape._checks import amount, counted, integer
+from fastscape._checks import amount, counted, integer, positive, real, shown
 from fastscape._keeping import keeps_result
 from fastscape.evaluation.losses import checked_dtype
 from fastscape.evaluation.samples import samples_of
@@ -108,10 +108,9 @@ def sharpness(
     work = settled(sharpness, keywords)
     clock = work.clock()
     checked_objective(objective)
-    if not (isinstance(epsilon, (int, float)) and math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"epsilon must be positive and finite, got {epsilon!r}; 0 has no worst case, and gives 0")
-    if not (isinstance(eta, (int, float)) and math.isfinite(eta) and eta >= 0):
-        raise ValueError(f"eta must be finite and not negative, got {eta!r}")
+    positive("epsilon", epsilon, remedy="0 has no worst case, and gives 0")
+    if not (real(eta) and 0 <= eta < math.inf):
+        raise ValueError(f"eta must be finite and not negative, got {shown(eta)}")
     total = samples_of(objective)
     if m is not None and integer("m", m, 1) > total:
         raise ValueError(f"m must be at most the number of samples, {total}, got {m}; m=None takes all of them as one group")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, Literal, Unpack, cast
 import torch
 from torch import Tensor
 
-from fastscape._checks import amount, check_memory, first_line, integer, one_of
+from fastscape._checks import amount, check_memory, first_line, integer, one_of, real
 from fastscape._keeping import keeps_result
 from fastscape.curvature.operator import ggn, hessian
 from fastscape.curvature.paths import PathName
@@ -195,7 +194,7 @@ def spectrum_of(
     beside = 0 if moves is None else least_rows(objective.size, moves, block)
     basis = memory
     if memory is not None and objective.sharding is None:
-        basis = room_for_basis(function, memory, least_capacity(objective.size, k, width) + beside, width)
+        basis = basis_bytes(function, memory, k, width, beside)
         memory -= basis
     report = reporter(work.progress)
 
@@ -232,6 +231,15 @@ def spectrum_of(
     matrix = make(function, memory=memory, method=cast("PathName | None", work.method), distributed=distributed)
     matrix.recorded(evaluations)
     return found(matrix) if matrix.served is None else led(matrix, lambda: found(matrix))
+
+
+def basis_bytes(function: Objective, memory: int, k: int, width: int, beside: int) -> int:
+    """Bytes of a memory for the basis, whose blocks have ``width`` vectors, with ``beside`` rows of another beside it.
+
+    Raises:
+        ValueError: the least basis does not fit, with what is enough.
+    """
+    return room_for_basis(function, memory, least_capacity(function.size, k, width) + beside, width)
 
 
 def _noted(work: Callable[[], SpectrumResult], evaluations: Evaluations) -> SpectrumResult:
@@ -323,7 +331,7 @@ def checked_goals(objective: Objective, k: int, operator: str, nodes: int, block
         raise ValueError(f"targets must name 'eigenvalues' or 'trace', got {', '.join(map(repr, sorted(unknown)))}")
     for key, value in wanted.items():
         none = value is None and key == "trace"
-        if not none and not (isinstance(value, (int, float)) and math.isfinite(value) and 0 < value < 1):
+        if not none and not (real(value) and 0 < value < 1):
             raise ValueError(f"targets[{key!r}] must lie in (0, 1), got {value!r}")
     nodes = amount("nodes", nodes, 1)
     assert wanted["eigenvalues"] is not None

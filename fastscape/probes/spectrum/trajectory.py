@@ -18,9 +18,20 @@ from fastscape.evaluation.group import Distributed, Group, joined
 from fastscape.numerics.spectra import Stability
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.probes.spectrum.assembly import with_note
-from fastscape.probes.spectrum.probe import BLOCK, Asked, SpectrumError, checked_goals, led_by, read_state, spectrum_of
+from fastscape.probes.spectrum.probe import (
+    BLOCK,
+    Asked,
+    SpectrumError,
+    basis_bytes,
+    checked_goals,
+    led_by,
+    read_state,
+    spectrum_of,
+)
+from fastscape.probes.spectrum.recursions import recursion
 from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
 from fastscape.probes.spectrum.stability import Optimizer
+from fastscape.probes.spectrum.stability_stage import least_rows
 from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget, BudgetError, time_text
 from fastscape.runs.checkpoints import Checkpoint
@@ -125,6 +136,8 @@ def _spectra(
     evaluations: Evaluations,
 ) -> SpectrumTrajectory:
     whole = work.clock()
+    if work.memory is not None:
+        _check_room(files, function, asked, work.memory)
     tried = None
     if work.method is None and ranks is None:  # once: a trial takes as long as tens of products
         make, size = {"hessian": hessian, "ggn": ggn}[asked.operator], asked.block or BLOCK
@@ -183,6 +196,18 @@ def _spectra(
     if run.error is not None:
         raise SpectrumError(str(run.error), found) from run.error
     return found
+
+
+def _check_room(files: Sequence[Checkpoint], function: Callable[[Checkpoint], Objective], asked: Asked, memory: int) -> None:
+    """Refuse a memory that the first checkpoint may fit in and the next, started from k vectors more, or with Adam, does not."""
+    block = asked.block or BLOCK
+    width, beside = block + (asked.k if len(files) > 1 else 0), 0
+    for file in files:
+        state = file.optimizer() if asked.optimizer is None else asked.optimizer
+        if state is not None:
+            objective = function(file)
+            beside = max(beside, least_rows(objective.size, recursion(objective, read_state(objective, state)), block))
+    basis_bytes(function(files[0]), memory, asked.k, width, beside)
 
 
 def without_warm_up(points: Sequence[SpectrumResult]) -> tuple[SpectrumResult, ...]:

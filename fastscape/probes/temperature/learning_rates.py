@@ -63,8 +63,8 @@ def _decays(by_name: Any, objective: Objective) -> bool:
 
 
 def _checked(learning_rate: float, momentum: float, dampening: float = 0.0) -> float:
-    if not (real(learning_rate) and math.isfinite(learning_rate) and learning_rate >= 0):
-        raise ValueError(f"learning_rate must be finite and not negative, got {learning_rate!r}")
+    if not (real(learning_rate) and 0 <= learning_rate < math.inf):
+        raise ValueError(f"learning_rate must be finite and not negative, got {shown(learning_rate)}")
     if not (real(momentum) and 0 <= momentum < 1):
         raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}; with 1 or more the noise adds up without bound")
     return effective_rate(learning_rate, momentum, dampening)

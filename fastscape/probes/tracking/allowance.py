@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fastscape._checks import shown
+from fastscape._checks import real, shown
 from fastscape._clock import now
 
 
@@ -28,7 +28,7 @@ class Allowance:
     """
 
     def __init__(self, share: float, clock: Callable[[], float] = now) -> None:
-        if not (isinstance(share, (int, float)) and math.isfinite(share) and share > 0):
+        if not (real(share) and 0 < share < math.inf):
             raise ValueError(
                 f"share must be a positive fraction of the training time, such as 0.05, got {share!r}; math.inf is not one"
             )

@@ -207,6 +207,26 @@ def test_damaged_units_are_evaluated_again_and_it_is_said(objective, tmp_path):
     assert "left out of the journal: 1 torn or changed line" in again.flags
 
 
+def test_what_was_chosen_is_chosen_anew_where_its_file_is_damaged_and_it_is_said(objective, tmp_path):
+    folder = tmp_path / "run"
+    whole = fs.multifractal(objective, settings(3), QUICK, resume=folder)
+    file = folder / "point.0.npz"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match="at least one unit, .* left out of the journal: 1 damaged file of what was chosen"):
+        fs.merge(folder)
+    again = fs.multifractal(objective, settings(3), QUICK, resume=folder)
+    same(again, whole)
+    assert any(flag.startswith("left out of the journal: 1 damaged file") for flag in again.flags)
+    same(fs.merge(folder), whole)
+
+
+def test_names_that_are_no_text_go_on_and_are_saved_as_text(objective, tmp_path):
+    for name in (Path("a/b"), 7, 7):
+        result = fs.multifractal(objective, settings(2), QUICK, resume=tmp_path / str(name).replace("/", ""), name=name)
+        result.save(tmp_path / "saved.npz")
+        assert fs.load(tmp_path / "saved.npz").name == str(name)
+
+
 class _Elsewhere:
     """A lock on a file system that shows none to other machines."""
 

@@ -252,6 +252,22 @@ def test_both_bases_fit_in_the_memory(monkeypatch):
     assert rows[0] * row < memory
 
 
+@pytest.mark.parametrize("adam", [False, True])
+def test_a_memory_in_which_only_the_first_checkpoint_fits_is_refused_before_it(tmp_path, adam):
+    objective, files = quadratic(), [tmp_path / "a.pt", tmp_path / "b.pt"]
+    for file in files:
+        torch.save(objective.model.state_dict(), file)
+    if adam:  # only the second has one
+        torch.save(optimizer(objective).state_dict(), tmp_path / "b.optimizer.pt")
+    with pytest.raises(ValueError, match=r"memory must hold .* \d+ bytes are enough") as refused:
+        fs.spectra(objective, files, k=2, nodes=10, memory=1)
+    enough = int(re.search(r"(\d+) bytes", str(refused.value))[1])
+    found = fs.spectra(objective, files, k=2, nodes=10, method="graph", memory=enough, targets={"trace": None})
+    assert [point.stability is not None for point in found.points] == [False, adam]
+    with pytest.raises(ValueError, match=f"{enough} bytes are enough"):
+        fs.spectra(objective, files, k=2, nodes=10, method="graph", memory=int(0.99 * enough))
+
+
 def test_memory_of_the_edge_alone_bounds_its_basis():
     objective = quadratic()
     with pytest.raises(ValueError, match="memory must hold products and a basis of 4 vectors .* bytes are enough"):
