@@ -93,7 +93,7 @@ def serve(
         raise ValueError(f"operator must be 'hessian' or 'ggn', got {operator!r}")
     make = {"hessian": hessian, "ggn": ggn}[operator]
     with joined(distributed, objective) as ranks:
-        matrix = make(objective, method=method, memory=memory, distributed=distributed if ranks is None else ranks.group)
+        matrix = make(objective, method=method, memory=memory, distributed=distributed if ranks is None else ranks.asked)
         if ranks is None:
             yield matrix
         elif ranks.rank:

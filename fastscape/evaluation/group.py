@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
 import math
@@ -9,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -35,6 +37,9 @@ _calls = 0  # of groups that were made here, so that none finds the addresses of
 class Group:
     """A process group, in which every process makes the same calls in the same order.
 
+    It does not keep the group: the threads of one that is destroyed end with its last reference. What of them is left when
+    Python ends takes the lock of the interpreter to drop a tensor, and aborts the process.
+
     Attributes:
         rank, size: of this process, of the group.
         device: of the tensors that are exchanged.
@@ -42,13 +47,26 @@ class Group:
     """
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
-        self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
+        self._group, self.rank, self.size = weakref.ref(group), dist.get_rank(group), dist.get_world_size(group)
         backends = str(dist.get_backend_config(group))
         nccl = "nccl" in backends and (device.type == "cuda" or "gloo" not in backends)
         cuda = device if device.type == "cuda" else torch.device("cuda", torch.cuda.current_device()) if nccl else device
         self.device, self.home = cuda if nccl else torch.device("cpu"), device
         self.engine = f"torch {dist.get_backend(group)}"
         self._first = dist.get_global_rank(group, 0)
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """The group, until it is destroyed."""
+        group = self._group()
+        if group is None:
+            raise ValueError("distributed must be a process group that is there, got one that was destroyed")
+        return group
+
+    @property
+    def asked(self) -> Distributed:
+        """The group as an argument ``distributed=``, which keeps no default group in the frames of an exception."""
+        return self.group is dist.group.WORLD or self.group
 
     # ------------------------------------------------------------------ tensors, in place
 
@@ -272,6 +290,9 @@ def _initialise(backend: str) -> None:
     if missing or not dist.is_available():
         why = f"of which {', '.join(missing)} are not set" if missing else "and a torch that has torch.distributed"
         raise ValueError(f"distributed=True needs the environment of torchrun, {why}; start with torchrun, or pass False")
+    importlib.import_module(
+        "torch.distributed.nn.functional"
+    )  # its default arguments keep the group that is there when it is imported
     _calls += 1
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         dist.init_process_group(backend)

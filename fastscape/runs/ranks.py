@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch.distributed as dist
@@ -75,9 +76,11 @@ class Ranks:
         store: that nobody else uses.
         engine: what the store belongs to, for ``meta``.
         hosts: names of the machines, by rank.
+        first: number of rank 0's process, where it is another one on this machine.
     """
 
-    def __init__(self, rank: int, size: int, store: Store, engine: str, hosts: Sequence[str]) -> None:
+    def __init__(self, rank: int, size: int, store: Store, engine: str, hosts: Sequence[str], first: int | None = None) -> None:
+        self._first = first
         self.rank, self.size, self.engine, self.hosts, self._store = rank, size, engine, tuple(hosts), store
         self._keys: set[str] = set()  # that this process has set
         self._said, self._read, self._heard = 0, dict.fromkeys(self.others, 0), 0  # words: own, read of each rank, of all
@@ -97,12 +100,19 @@ class Ranks:
         return bool(self._store.check([key]))
 
     def hear(self, *keys: str) -> tuple[str, Any]:
-        """The first of the keys that is set, awaited, and its value."""
+        """The first of the keys that is set, awaited, and its value.
+
+        Raises:
+            RankError: rank 0, on this machine, has ended without it.
+        """
         waiting = Waiting()
         while True:
+            ended = self._first is not None and not _lives(self._first)  # before the look: what it told is there
             for key in keys:
                 if self.told(key):
                     return key, pickle.loads(self._store.get(key))
+            if ended:
+                raise RankError(f"rank 0 of {self.size} on {self.hosts[0]} has ended without a result")
             waiting.pause()
 
     def count(self, key: str, by: int = 1) -> int:
@@ -192,6 +202,25 @@ def elsewhere(error: BaseException) -> bool:
     return bool(error.__dict__.get("elsewhere"))
 
 
+def _lives(process: int) -> bool:
+    """Whether a process of this machine has not ended."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _process() -> tuple[int, str]:
+    """The number of this process, and where it means the same: containers count their own, and may share a host's name."""
+    place = platform.node()
+    with suppress(OSError):
+        place += str(Path("/proc/self/ns/pid").readlink())
+    return os.getpid(), place
+
+
 class LeftError(RuntimeError):
     """Rank 0 is at something else than this process."""
 
@@ -210,20 +239,24 @@ def meet(rank: int, size: int, store: Store, engine: str, purpose: str = "a call
         name = f"{uuid.uuid4().hex} {platform.node()}"
         store.set(f"here/{rank}", name)
         while True:
-            place, met, names = pickle.loads(store.get("roster")) if store.check(["roster"]) else ("", "", [""] * size)
+            nothing = "", "", [""] * size, (0, "")
+            place, met, names, first = pickle.loads(store.get("roster")) if store.check(["roster"]) else nothing
             waiting.say("rank 0")
             if names[rank] == name:
                 if met != purpose:
                     raise LeftError(f"all ranks must come to {purpose} together, got rank 0 at {met}")
                 store.add(f"{place}/met", 1)
-                return Ranks(rank, size, PrefixStore(place, store), engine, [name.partition(" ")[2] for name in names])
+                hosts = [name.partition(" ")[2] for name in names]
+                own = _process()
+                beside = first != own and first[1] == own[1]
+                return Ranks(rank, size, PrefixStore(place, store), engine, hosts, first[0] if beside else None)
             waiting.pause()
-    place, told = uuid.uuid4().hex, list[str]()
+    place, told, own = uuid.uuid4().hex, list[str](), _process()
     while store.add(f"{place}/met", 0) < size - 1:
         waiting.say("the other ranks")
         seen = [store.get(f"here/{other}").decode() for other in range(1, size) if store.check([f"here/{other}"])]
         if len(seen) == size - 1 and seen != told:
-            store.set("roster", pickle.dumps((place, purpose, ["", *seen])))  # type: ignore[arg-type]
+            store.set("roster", pickle.dumps((place, purpose, [f" {platform.node()}", *seen], own)))  # type: ignore[arg-type]
             told = seen
         waiting.pause()
     with suppress(RuntimeError):

@@ -354,9 +354,6 @@ def killed(folder, seed):
     journal, attempt = Path(folder) / "journal", os.environ["TORCHELASTIC_RESTART_COUNT"]
     draw = random.Random(f"{seed} {attempt}")
     fairly(f"killed {attempt}", 2 if attempt == "0" else 1)  # one unit at least is kept
-    signal.signal(
-        signal.SIGTERM, lambda *_: os._exit(1)
-    )  # one whose rank 0 has died does not wait for it until torchrun kills it
     if attempt in "01" and draw.randrange(SIZE) == RANK:
         mortal(3 if RANK and attempt == "0" else draw.randint(1, 2), draw.random())
     result = probed(probe={"count": 40}, resume=journal)

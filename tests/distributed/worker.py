@@ -18,9 +18,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
+import torch.distributed.nn.functional  # noqa: F401 - its default arguments keep a group that is there before it is imported
 
 _groups = 0  # of this process so far, so that none finds in the store what an earlier one left
-_SECONDS = 300  # that a process waits for another, and twice as many for all: what has stopped answering has no end
+_SECONDS = 900  # that a process waits for another, and twice as many for all: what has stopped answering has no end
 
 
 def own_group(case):
@@ -77,6 +78,9 @@ def main(cases):
     warnings.simplefilter("error")
     for number, (case, *arguments) in enumerate(json.loads(cases)):
         run(case, arguments, Path(os.environ["FOUND"]) / f"{number}.{os.environ['RANK']}.json")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)  # a model that is kept holds its group, one of whose threads may drop a tensor as Python ends, which aborts
 
 
 if __name__ == "__main__":

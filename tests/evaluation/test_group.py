@@ -2,6 +2,7 @@
 
 import os
 import signal
+import weakref
 
 import pytest
 import torch
@@ -77,6 +78,36 @@ def test_a_group_that_a_call_makes_ends_with_it(monkeypatch, nobody, tanh_object
     with pytest.raises(ZeroDivisionError), joined(True, tanh_objective):
         raise ZeroDivisionError
     assert not dist.is_initialized()
+
+
+def test_nothing_keeps_a_group_that_a_call_made_also_not_an_exception(monkeypatch, nobody, tanh_objective):
+    """Its threads end with the last reference; one that still drops a tensor when Python ends aborts the process."""
+    store, groups = dist.TCPStore("localhost", 0, is_master=True), []
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+
+    def failing(_state):
+        groups.append(weakref.ref(dist.group.WORLD))
+        raise ZeroDivisionError
+
+    def served(failure=None):
+        with fs.serve(tanh_objective, distributed=True) as matrix:
+            groups.append(weakref.ref(dist.group.WORLD))
+            matrix @ torch.ones(matrix.shape[1])
+            if failure:
+                raise failure
+        return matrix
+
+    kept = [served()]
+    for call in (lambda: fs.spectrum(tanh_objective, distributed=True, progress=failing), lambda: served(ArithmeticError())):
+        with pytest.raises((fs.SpectrumError, ArithmeticError)) as caught:
+            call()
+        kept.append(caught.value)
+    assert len(groups) == len(kept)
+    assert not any(group() for group in groups)
+    with pytest.raises(ValueError, match="got one that was destroyed"):
+        kept[0] @ torch.ones(kept[0].shape[1])
 
 
 def test_objects_and_numbers_go_round(single):

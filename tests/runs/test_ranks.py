@@ -3,6 +3,8 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from threading import Thread
 
 import pytest
@@ -13,7 +15,8 @@ import fastscape as fs
 from fastscape import _clock
 from fastscape._interrupts import termination
 from fastscape.runs import ranks
-from fastscape.runs.ranks import LeftError, elsewhere, launched, meet, opened, ranks_of, sealed
+from fastscape.runs.ranks import LeftError, RankError, Ranks, elsewhere, launched, meet, opened, ranks_of, sealed
+from fastscape.runs.torch_workers import serve
 
 ALONE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -95,6 +98,47 @@ def test_rank_0_at_its_end_is_told_from_one_that_calls():
     assert meet(1, 2, store, "", "the end").rank == 1
     thread.join()
     assert len(told[0]) == 2
+
+
+def test_a_rank_leaves_rank_0_that_has_ended_once_it_has_what_that_told():
+    """Not by torchrun's SIGTERM, which is Ctrl-C to it: that one only asks rank 0 to end the run."""
+    store, process = torch.distributed.HashStore(), subprocess.Popen([sys.executable, "-c", ""])
+    second = Ranks(1, 2, store, "", ("here", "here"), process.pid)
+    assert process.wait() == 0
+    second.tell("outcome", 7)
+    assert serve(second, bytes) == 7
+    second.drop("outcome")
+    for wait in (lambda: serve(second, bytes), lambda: second.share("exit", lambda: 0, max)):
+        with pytest.raises(RankError, match="rank 0 of 2 on here has ended without a result"):
+            wait()
+
+
+def test_an_interrupt_whose_rank_0_has_ended_leaves(monkeypatch):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    second = Ranks(1, 2, torch.distributed.HashStore(), "", ("here", "here"), os.getpid())
+
+    def sleep(_seconds):
+        monkeypatch.setattr(_clock, "sleep", lambda _seconds: None)
+        second._first = process.pid
+        process.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_clock, "sleep", sleep)
+    with pytest.raises(RankError, match="rank 0 of 2 on here has ended"):
+        serve(second, bytes)
+    assert second.told("interrupted")
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_process_of_rank_0_is_known_to_those_beside_it_alone(beside, monkeypatch):
+    store, found = torch.distributed.HashStore(), []
+    thread = Thread(target=lambda: found.append(meet(1, 2, store, "")))
+    processes = iter([(5, "here"), (6, "here" if beside else "there")])
+    monkeypatch.setattr(ranks, "_process", lambda: next(processes))
+    thread.start()  # asks once rank 0, which asks first, has answered
+    meet(0, 2, store, "")
+    thread.join()
+    assert found[0]._first == (5 if beside else None)
 
 
 def test_a_long_wait_for_others_says_what_it_waits_for(clock, monkeypatch):

@@ -147,7 +147,7 @@ def spectrum(
         led_by(ranks, lambda: opened(work.resume, "spectrum", [lambda: objective], settings)) as evaluations,
         clock.opening(f"block of {block or BLOCK} products", 60 * len(objective.batches), begun=evaluations.replaying),
     ):
-        return spectrum_of(objective, asked, work, distributed if ranks is None else ranks.group, evaluations)
+        return spectrum_of(objective, asked, work, distributed if ranks is None else ranks.asked, evaluations)
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def _spectra(
             warm=own.taken("start", (), started).get("vectors"),
             optimizer=file.optimizer() if asked.optimizer is None else asked.optimizer,
         )
-        found = spectrum_of(function(file), wanted, here, distributed if ranks is None else ranks.group, own)
+        found = spectrum_of(function(file), wanted, here, distributed if ranks is None else ranks.asked, own)
         if tried is None:
             return found
         words = {"reason": f"{tried.reason} (tried at {files[0].name})", "refused": dict(tried.refused)}
