@@ -20,7 +20,7 @@ from fastscape.objective.on_use import unfit
 from fastscape.objective.replica import Replica, same_bits
 from fastscape.objective.sharded_replica import ShardedReplica
 from fastscape.objective.sharding import Sharding
-from fastscape.objective.streamed import SeenReplica, StillReplica
+from fastscape.objective.streamed import SeenReplica, StillReplica, StreamedReplica
 from fastscape.objective.structures import arrays_of, leaves, map_tensors, tensors_of
 
 LARGE = 8 << 20  # bytes of parameters from which copies of them are avoided
@@ -58,8 +58,29 @@ def still_replica(objective: Definition, dtype: torch.dtype) -> Replica:
 
     One that is about to write into the user's tensors raises a :class:`fastscape.objective.write_guard.SharedWriteError`.
     """
-    streams = is_large(objective) and not whole(objective)
-    return StillReplica(objective, dtype) if streams else replica_of(objective, dtype)
+    return StillReplica(objective, dtype) if streams(objective) else replica_of(objective, dtype)
+
+
+def streamed_replica(objective: Definition, dtype: torch.dtype) -> Replica:
+    """A replica whose parameters are made as the forward uses them.
+
+    Raises:
+        ValueError: they cannot; says why.
+    """
+    why = whole(objective)
+    if why:
+        raise ValueError(f"method must be 'loop' for this model, got 'stream', which makes parameters as they are used: {why}")
+    return StreamedReplica(objective, dtype)
+
+
+def streams(objective: Definition) -> bool:
+    """Whether parameters of a model are made as they are used where nothing else was asked for, which gives the same bits."""
+    return is_large(objective) and not whole(objective)
+
+
+def never_evaluated(replica: Replica) -> Replica:
+    """Another copy of what a replica is of, which holds no weights where that is worth it."""
+    return StreamedReplica(replica.objective, replica.dtype) if streams(replica.objective) else replica.another()
 
 
 def is_large(objective: Definition) -> bool:

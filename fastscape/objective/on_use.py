@@ -87,7 +87,7 @@ class Store:
             self.drop()
             self._asking = asking
         if found is None:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunction():
                 found = nn.Parameter(self._make(name), requires_grad=held.requires_grad)
             self._alive[name] = weakref.ref(found)
             if self.note is not None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastscape.objective.batches import Batch, fitted_dtype, placed
 from fastscape.objective.definition import Definition
@@ -31,6 +32,7 @@ class StreamedReplica(Replica):
     def __init__(self, objective: Definition, dtype: torch.dtype) -> None:
         self.objective, self.dtype = objective, dtype
         self._positions = {name: index for index, name in enumerate(objective.names)}
+        self._held = dict(objective.model.named_parameters())
         self._fill: Fill | None = None
         self._change: Callable[[int, Tensor], object] | None = None
         self._store, self._kept = Store(self._made), dict[str, Tensor]()
@@ -38,7 +40,7 @@ class StreamedReplica(Replica):
         elsewhere = pinned(objective.model)
 
         def data(name: str, source: Tensor) -> Tensor:
-            if id(objective.model.get_parameter(name)) in elsewhere:
+            if id(self._held[name]) in elsewhere:
                 self._kept[name] = self._made(name)
                 return self._kept[name]
             return torch.empty_like(source, dtype=fitted_dtype(source.dtype, dtype), device="meta")
@@ -77,7 +79,7 @@ class StreamedReplica(Replica):
     def _source(self, name: str) -> Tensor:
         """The user's tensor."""
         state = self.objective.state or {}
-        return state.get(name, self.objective.model.get_parameter(name)).detach()
+        return state.get(name, self._held[name]).detach()
 
     def _is_fitting(self, tensor: Tensor) -> bool:
         """Whether a tensor is on the device and in the dtype of the evaluation."""
@@ -90,18 +92,19 @@ class StreamedReplica(Replica):
 
     def _slot(self, name: str) -> Tensor:
         """Memory for a parameter in the layout of the user's."""
-        held = self.objective.model.get_parameter(name)
+        held = self._held[name]
         dtype = fitted_dtype(held.dtype, self.dtype)
         return torch.empty_like(held, device=self.objective.device, dtype=dtype, requires_grad=False)
 
     def _write(self, name: str, slot: Tensor) -> None:
         base = self._base(name)
-        if self._fill is None or name not in self._positions:
-            slot.copy_(base)
-        else:
-            self._fill(self._positions[name], slot, base)
-        if self._change is not None and name in self._positions:
-            self._change(self._positions[name], slot)
+        with _disable_current_modes():  # what follows the forward is not to follow this
+            if self._fill is None or name not in self._positions:
+                slot.copy_(base)
+            else:
+                self._fill(self._positions[name], slot, base)
+            if self._change is not None and name in self._positions:
+                self._change(self._positions[name], slot)
 
     def _made(self, name: str) -> Tensor:
         """Numbers of a parameter; those that are not probed are the user's own where dtype and device allow."""
@@ -117,7 +120,8 @@ class StreamedReplica(Replica):
     @contextmanager
     def noted(self, note: Callable[[Tensor], object]) -> Iterator[None]:
         """See :meth:`Replica.noted`."""
-        for tensor in self._kept.values():
+        pair = self.criterion
+        for tensor in (*self._kept.values(), *(pair.parameters() if isinstance(pair, nn.Module) else ())):
             note(tensor)
         self._store.note = note
         self._store.forget()
@@ -148,11 +152,9 @@ class StillReplica(StreamedReplica):
 
     def __init__(self, objective: Definition, dtype: torch.dtype) -> None:
         self.objective, self.dtype, self._positions = objective, dtype, dict.fromkeys(objective.names, 0)
-        self._own = {
-            name: self._source(name)
-            for name, tensor in objective.model.named_parameters()
-            if tensor.numel() and self._is_alike(name, tensor)
-        }
+        self._held = dict(objective.model.named_parameters())
+        alike = (name for name, tensor in self._held.items() if tensor.numel() and self._is_alike(name, tensor))
+        self._own = {name: self._source(name) for name in alike}
         self._places = {address(tensor): name for name, tensor in self._own.items()}
         super().__init__(objective, dtype)
 
