@@ -103,10 +103,9 @@ class Evaluator:
                 self.cap.hold(footprint(self.objective, self.dtype).alone, "an evaluation of the loss")
             return self.objective.replica(self.dtype)
         self._streamed = self._streamed or ASKED_FOR
-        replica = streamed_replica(self.objective, self.dtype)
         if self.cap.memory is not None:
             self.cap.hold(streamed_bytes(self.objective, self.dtype), "an evaluation of the loss, a module at a time")
-        return replica
+        return streamed_replica(self.objective, self.dtype)
 
     @property
     def streamed(self) -> bool:

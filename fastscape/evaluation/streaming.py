@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -25,6 +27,10 @@ def streamed_bytes(objective: Definition, dtype: torch.dtype) -> int:
     return _COPIES * (module + kept + max(0, found.copy - whole)) + found.forward
 
 
+def _frozen(objective: Definition) -> Iterator[torch.Tensor]:
+    return (tensor for name, tensor in objective.model.named_parameters() if name not in set(objective.names))
+
+
 def weights(model: nn.Module, dtype: torch.dtype) -> tuple[int, int, int]:
     """Bytes of a model's parameters in a dtype: those of the largest module, those that are held elsewhere too, and all."""
 
@@ -39,6 +45,9 @@ def reason_to_stream(objective: Definition, dtype: torch.dtype, cap: Cap) -> str
     """Why parameters are made as they are used where nothing was asked for; empty where copies of them fit, or must be had."""
     if not is_large(objective):
         return ""
+    still = sum(tensor.numel() for tensor in _frozen(objective) if fitted_dtype(tensor.dtype, dtype) != tensor.dtype)
+    if still > objective.size and streams(objective):
+        return f"{still} parameters that do not move are cast as they are used"
     if cap.memory is None:
         needed: float = _COPIES * sum(tensor.numel() for tensor in objective.model.parameters()) * dtype.itemsize
         room: float = available_memory(objective.device)

@@ -31,7 +31,7 @@ from fastscape.evaluation.sharded import evaluator_of
 from fastscape.evaluation.streaming import streamed_bytes
 from fastscape.evaluation.trial import PathChoice, Refusal, Trial, activation_bytes, timed, told
 from fastscape.objective.batches import available_memory
-from fastscape.objective.examination import streams
+from fastscape.objective.examination import is_large, streams
 from fastscape.objective.objective import Objective
 from fastscape.objective.sharding import ShardedModelError
 from fastscape.runs.plan import Way
@@ -291,7 +291,9 @@ def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions
     indices = range(min(count, len(directions)))
     sample = sorted({0, len(radii) // 2, len(radii) - 1})
     narrow = evaluator.responses(directions, indices, radii)[0]
-    wide = evaluator.responses(directions, indices, radii[sample], lanes=torch.float64)[0]
+    blocks = [(index,) for index in indices] if is_large(evaluator.objective) else [indices]
+    parts = [evaluator.responses(directions, block, radii[sample], lanes=torch.float64)[0] for block in blocks]
+    wide = np.concatenate(parts, axis=1)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         relative = _rms(narrow[sample] - wide) / _rms(wide)
         unit = torch.finfo(evaluator.dtype).eps

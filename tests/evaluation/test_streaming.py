@@ -110,6 +110,17 @@ def test_it_is_chosen_where_copies_do_not_fit(gpt, monkeypatch):
         fs.responses(objective, directions, RADII, precision="float64", memory=MIB // 4)
 
 
+def test_frozen_parameters_are_not_copied_into_a_wider_dtype(gpt, monkeypatch):
+    monkeypatch.setattr(examination, "LARGE", 0)
+    objective = of(gpt, params="blocks.1.norms.0.weight")
+    directions = fs.Directions(objective, 1)
+    bound = streamed_bytes(objective, torch.float64)
+    with PeakMemory() as spent:
+        found = fs.losses(objective, directions, RADII)
+    assert spent.peak <= bound < 8 * sum(parameter.numel() for parameter in gpt.parameters())
+    assert torch.equal(found, fs.losses(objective, directions, RADII, method="loop"))
+
+
 def test_a_model_of_seven_billion_parameters_is_streamed_by_its_shapes():
     """By arithmetic alone: nothing of it is ever there."""
 
