@@ -73,9 +73,8 @@ class Store:
         """Make the parameters of a model that are these placeholders on use."""
         self._placeholders = placeholders
         self._names = {id(placeholder): name for name, placeholder in placeholders.items()}
-        for module in model.modules():
-            if any(id(held) in self._names for held in module._parameters.values()):
-                module.__dict__["_parameters"] = Parameters(module._parameters, self)
+        for module in model.modules():  # also of those without: a forward may give them some
+            module.__dict__["_parameters"] = Parameters(module._parameters, self)
 
     def made(self, asking: Parameters, held: nn.Parameter | None) -> nn.Parameter | None:
         """The parameter that a placeholder stands for; others are themselves."""

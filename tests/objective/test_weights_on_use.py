@@ -4,7 +4,9 @@ import models
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import fastscape as fs
 from fastscape._state import exact_arithmetic
@@ -32,15 +34,31 @@ class Returned(nn.Module):
 
 
 class Remembered(nn.Module):
-    """A module that puts its parameter under another name in every forward."""
+    """A module that takes the parameter of another as its own in its first forward."""
 
     def __init__(self):
         super().__init__()
         self.layer, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
 
     def forward(self, x):
-        self.kept = self.layer.weight
+        if not hasattr(self, "kept"):
+            self.kept = self.layer.weight
         return self.last(F.linear(self.layer(x), self.kept))
+
+
+class Listed(nn.Module):
+    """Parameters in a list and a dictionary, one in the place of another's, and a checkpointed part."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.ParameterList(torch.randn(4, 4) for _ in range(2))
+        self.named = nn.ParameterDict({"last": torch.randn(3, 4)})
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = functional_call(self.layer, {"weight": self.rows[0]}, (x,))
+        x = checkpoint(lambda y: torch.tanh(self.layer(y)), x @ self.rows[1], use_reentrant=False)
+        return F.linear(x, self.named["last"])
 
 
 class Recurrent(nn.Module):
@@ -74,6 +92,7 @@ def plain_loss(model, batch):
 MODELS = {
     "returned": (Returned, plain_loss),
     "remembered": (Remembered, plain_loss),
+    "listed": (Listed, plain_loss),
     "gru": (lambda: Recurrent(nn.GRU), plain_loss),
     "lstm": (lambda: Recurrent(nn.LSTM), plain_loss),
     "parametrised": (parametrised, plain_loss),
