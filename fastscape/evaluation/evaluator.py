@@ -66,7 +66,7 @@ class Evaluator:
     ) -> None:
         checked_objective(objective, sharded=self.in_place)
         if not isinstance(method, PathChoice):
-            one_of("method", method, (*get_args(PathName), None), "to measure both")
+            one_of("method", method, (*get_args(PathName), None), "to measure")
         check_memory(memory)
         self.objective, self.dtype, self.gate = objective, dtype, gate
         self.choice: PathChoice | None = method if isinstance(method, PathChoice) else None
