@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class Store:
             self.drop()
             self._asking = asking
         if found is None:
-            with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunction():
+            with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunction(), _outside_transforms():
                 found = nn.Parameter(self._make(name), requires_grad=held.requires_grad)
             self._alive[name] = weakref.ref(found)
             if self.note is not None:
@@ -114,6 +115,15 @@ class Store:
         """Make everything anew from now on."""
         self.drop()
         self._alive.clear()
+
+
+def _outside_transforms() -> AbstractContextManager[object]:
+    """Tensors with memory of their own inside, also where a forward calls ``torch.func``."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return nullcontext()
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    return temporarily_clear_interpreter_stack()
 
 
 def pinned(model: nn.Module) -> set[int]:

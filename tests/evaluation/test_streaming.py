@@ -52,6 +52,22 @@ def test_losses_have_the_bits_of_the_loop(kind, precision, dtype, untouched):
     assert len(set(found.flatten().tolist())) > 2
 
 
+def test_parameters_are_made_inside_of_transforms_too():
+    class Forces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.energy = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
+
+        def forward(self, x):
+            return torch.func.vmap(torch.func.grad(lambda row: self.energy(row).squeeze()))(x)
+
+    torch.manual_seed(0)
+    objective = fs.Objective(Forces(), [(torch.randn(6, 4), torch.arange(6) % 3)], criterion=F.cross_entropy)
+    directions = fs.Directions(objective, 1)
+    found, expected = (fs.losses(objective, directions, [0.1, 0.0], method=method) for method in ("stream", "loop"))
+    assert torch.equal(found, expected)
+
+
 def test_directions_whose_noise_is_not_kept_have_the_bits_of_the_loop(gpt, monkeypatch):
     monkeypatch.setattr("fastscape.evaluation.displacement.STORED_BYTES", 0)
     objective = of(gpt)
