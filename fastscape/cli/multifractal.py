@@ -61,7 +61,7 @@ COMPANION = {"targets": {"eigenvalues": 1e-2, "trace": None}, "nodes": 50}  # a 
 @click.option("--precision", help="difference, difference-bf16, float64 or float32; default: measured.")
 @click.option("--bank-batches", help="all or rotate: data of each bank.")
 @click.option("--preset", "preset_name", help="torok2026: the settings of a published protocol.")
-@method_option("How to evaluate; default: the fastest, measured.", click.Choice(["loop", "vmap", "graph", "dispatch"]))
+@method_option("How to evaluate; default: the fastest, measured.", click.Choice(["loop", "vmap", "stream", "graph", "dispatch"]))
 @click.option("--memory", type=gib, help="GiB that batched evaluation may take.")
 @click.option(
     "--spectrum",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,10 +16,12 @@ from fastscape.differences.propagation import Propagation
 from fastscape.differences.steps import Program
 from fastscape.differences.subclass import Dispatched
 from fastscape.differences.tracing_errors import UntraceableError
+from fastscape.differences.triple import Base, Triple
 from fastscape.objective.replica import Replica
 from fastscape.objective.structures import map_tensors, tensors_of
 
 FrontEnd = Literal["graph", "dispatch"]
+_ALIGNED = 64  # bytes: on memory that is aligned less than torch's own, kernels may round otherwise
 _SAME = 1e-9  # relative difference of the traced loss from the model's
 
 
@@ -76,16 +78,17 @@ class Follower:
         """Ways to follow one batch's loss, in order: a kept program, a new one, dispatch."""
         replica = self.replica
         inputs, probed = _inputs(replica, index), [input_name(name) for name in replica.objective.names]
+        values = inputs | _parameters(replica, inputs)
 
         def of_new() -> Propagation:
             program = traced(replica, index)
             self.kept.keep(index, program)
-            return Propagation(program, inputs, probed, room)
+            return Propagation(program, values, probed, room)
 
         if self.front_end != "dispatch":
             program = None if anew else self.kept.find(index)
             if program is not None:
-                yield lambda: Propagation(program, inputs, probed, room)
+                yield lambda: Propagation(program, values, probed, room)
             yield of_new
         if self.front_end != "graph":
             yield lambda: Dispatched(replica.module, _call(replica, index), inputs)
@@ -95,6 +98,20 @@ def _inputs(replica: Replica, index: int) -> dict[str, Tensor]:
     """Parameters, buffers and batch of a replica by the names that programs use."""
     named = {f"parameter:{name}": tensor.detach() for name, tensor in held(replica).items()}
     return named | {f"batch:{place}": tensor for place, tensor in enumerate(tensors_of(replica.batches[index]))}
+
+
+def _parameters(replica: Replica, inputs: Mapping[str, Tensor]) -> dict[str, Triple]:
+    """Parameters with the user's own tensors for copies in the dtype of the lanes, where they are that."""
+    objective = replica.objective
+    state = objective.state or dict(objective.model.named_parameters())
+    found = {}
+    for name, tensor in objective.model.named_parameters():
+        source, x = state.get(name, tensor).detach(), inputs.get(input_name(name))
+        if x is None or source.dtype != objective.dtype or source.device != x.device:
+            continue
+        if source.is_floating_point() and source.stride() == x.stride() and source.data_ptr() % _ALIGNED == 0:
+            found[input_name(name)] = Triple(Base(x, source))
+    return found
 
 
 def _call(replica: Replica, index: int) -> Callable[[Sequence[Tensor]], Tensor]:

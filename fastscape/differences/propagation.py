@@ -40,12 +40,12 @@ class Propagation:
 
     Args:
         program: the steps.
-        inputs: tensors by the program's input names.
+        inputs: tensors, or values at w, by the program's input names.
         probed: names of the inputs that move.
         keep: bytes of values at w that may be kept; beyond, they are computed again for every block.
     """
 
-    def __init__(self, program: Program, inputs: Mapping[str, Tensor], probed: Sequence[str], keep: int) -> None:
+    def __init__(self, program: Program, inputs: Mapping[str, Tensor | Triple], probed: Sequence[str], keep: int) -> None:
         self.program, self._probed = program, set(probed)
         self._inputs = {name: as_values(inputs[name]) for name in program.inputs}
         self._constants = {name: as_values(tensor) for name, tensor in program.constants.items()}

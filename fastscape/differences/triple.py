@@ -26,13 +26,12 @@ LEAD = 3  # axes of the lanes in front of the tensor's own: directions, parts, r
 
 
 class Base:
-    """A value at w, in its own dtype, and its copy in the dtype of the lanes, made once."""
+    """A value at w, in its own dtype, and its copy in the dtype of the lanes, made once unless it is there already."""
 
     __slots__ = ("_narrow", "_norm", "x")
 
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-        self._narrow: Tensor | None = None
+    def __init__(self, x: Tensor, narrow: Tensor | None = None) -> None:
+        self.x, self._narrow = x, narrow
         self._norm: float | None = None
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from fastscape.directions.dealt_norms import DealtNorms
 from fastscape.directions.normalise import Normaliser
 from fastscape.objective.sharding import Sharding
 from fastscape.ops import Distribution, Norms, direction
+
+_TOGETHER = 1 << 20  # numbers: more are not kept beside what is made of them
 
 
 class Noise:
@@ -60,11 +62,18 @@ class Noise:
 
     def factored(self, seed: int, indices: Sequence[int], scales: NDArray[np.float64], dtype: torch.dtype) -> list[Tensor]:
         """K directions, each piece times its number of ``scales`` ``[K, sum(pieces)]``: ``[K, *shape]``."""
-        raw = direction(self._id_tensor, seed, list(indices), self._sizes, self.distribution)
-        cut = torch.split(torch.from_numpy(scales).to(raw[0].device), self._normaliser.pieces, dim=1)
+        cut = torch.split(torch.from_numpy(scales).to(self._id_tensor.device), self._normaliser.pieces, dim=1)
         return [
             (noise.to(dtype).reshape(*pieces.shape, -1) * pieces.to(dtype)[:, :, None]).reshape(-1, *shape)
             if noise.numel()
             else noise.to(dtype).reshape(-1, *shape)
-            for noise, pieces, shape in zip(raw, cut, self._normaliser.shapes, strict=True)
+            for noise, pieces, shape in zip(self._raw_of(seed, list(indices)), cut, self._normaliser.shapes, strict=True)
         ]
+
+    def _raw_of(self, seed: int, indices: list[int]) -> Iterator[Tensor]:
+        """Raw directions ``[K, n_t]``, tensor by tensor; those of small ones from one call."""
+        if self.elements * len(indices) <= _TOGETHER:
+            yield from direction(self._id_tensor, seed, indices, self._sizes, self.distribution)
+            return
+        for slot, size in enumerate(self._sizes):
+            yield from direction(self._id_tensor[slot : slot + 1], seed, indices, [size], self.distribution)

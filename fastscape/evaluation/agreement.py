@@ -10,7 +10,7 @@ from fastscape._state import exact_arithmetic
 from fastscape.evaluation.arithmetic import arithmetic, traced_loss
 from fastscape.evaluation.rounding import rounding_model
 from fastscape.evaluation.steps import SINGLE, around, unit_error
-from fastscape.objective.examination import replica_of
+from fastscape.objective.examination import replica_of, still_replica
 from fastscape.objective.replica import Replica
 
 _ULP = 64  # units of the loss by which it may differ without another look
@@ -42,7 +42,7 @@ def check_same_function(replica: Replica) -> bool:
     replica.evaluations += 1  # of the other copy
     found = traced_loss(replica)
     with exact_arithmetic(dtype):
-        own = replica_of(objective, dtype)
+        own = still_replica(objective, dtype)
         own.reset()
         try:
             expected = traced_loss(own)

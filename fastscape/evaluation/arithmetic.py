@@ -169,7 +169,7 @@ def traced_loss(replica: Replica) -> float:
 
 def _traced(replica: Replica) -> tuple[float, Arithmetic]:
     steps, entered = _NarrowSteps(replica), _Autocasts(replica.objective.device.type)
-    with steps, entered:
+    with replica.noted(steps.follow), steps, entered:
         loss = replica.batch_loss(0)[0]
     rounds = steps.rounds or entered.left
     return float(loss), Arithmetic(replica.dtype, steps.dtype, steps.operation, steps.elements, rounds, entered.dtype)
@@ -208,10 +208,12 @@ class _NarrowSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._unit = torch.finfo(replica.dtype).eps
         self._tainted = WeakIdKeyDictionary()
-        for parameter in replica.module.parameters():
-            self._tainted[parameter] = True
         self.dtype: torch.dtype | None = None
         self.operation, self.elements, self.rounds = "", 0, ""
+
+    def follow(self, parameter: Tensor) -> None:
+        """Follow what depends on a parameter."""
+        self._tainted[parameter] = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastscape._checks import first_line
 from fastscape._state import exact_arithmetic, preserved_rng, torch_generators
 from fastscape.evaluation.agreement import DtypeDependentLossError, check_same_function
 from fastscape.evaluation.arithmetic import traced_loss
-from fastscape.objective.examination import replica_of
+from fastscape.objective.examination import never_evaluated, replica_of
 from fastscape.objective.replica import Replica
 
 _PIECE = 1 << 16  # numbers displaced at a time
@@ -116,7 +116,7 @@ def _displaced_pair(replica: Replica) -> tuple[float, float] | None:
     known, key = replica.objective.known, ("follows the weights", replica.dtype)
     if key in known:
         return None
-    fresh = replica_of(replica.objective, replica.dtype)
+    fresh = never_evaluated(replica)
     losses: tuple[float, float] | None = None
     for share in _DISPLACED:
         step = max(share, 8 * torch.finfo(replica.dtype).eps)
@@ -144,10 +144,11 @@ def _displaced_loss(replica: Replica, step: float, evaluate: Callable[[Replica],
 
 def _displace(replica: Replica, step: float) -> None:
     dtype = torch.promote_types(replica.dtype, torch.float32)
-    for slot, base in zip(replica.scratch, replica.base, strict=True):
+
+    def write(_: int, slot: Tensor, base: Tensor) -> None:
         slot.copy_(base)
         if not slot.numel():
-            continue
+            return
         mean = torch.linalg.vector_norm(base, 1, dtype=torch.promote_types(dtype, base.dtype)).to(dtype) / slot.numel()
         rows = slot if slot.ndim else slot[None]
         each = rows[0].numel()
@@ -157,6 +158,8 @@ def _displace(replica: Replica, step: float) -> None:
             wide, first = piece.to(dtype), start * each
             wave = torch.arange(first, first + wide.numel(), dtype=torch.float32, device=wide.device).sin_()
             piece.copy_(wide + wave.reshape(wide.shape).to(dtype) * (wide.abs() + mean) * step)
+
+    replica.fill(write)
 
 
 def _check_draws(replica: Replica) -> None:

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from functools import partial
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastscape.directions import Directions
+from fastscape.objective.replica import Replica
+from fastscape.objective.streamed import StreamedReplica
 from fastscape.ops import Distribution, Generation, Perturbation, StoredNorms
 
 STORED_BYTES = 8 << 20  # of noise kept for all radii of a direction: adding from the cache beats generating again
+
+
+class Along(Protocol):
+    """Moves a replica's parameters along one direction at a time."""
+
+    def select(self, directions: Directions, index: int) -> None:
+        """Make direction ``index`` the one that :meth:`write` moves along."""
+        ...
+
+    def write(self, radius: float) -> None:
+        """Have the replica evaluate at ``w + radius d``."""
+        ...
+
+
+def displacement_of(replica: Replica) -> Along:
+    """What moves a replica: written at once, or as its parameters are used; the same bits."""
+    streamed = isinstance(replica, StreamedReplica)
+    return StreamedDisplacement(replica) if streamed else Displacement(replica.base, replica.scratch)
 
 
 class Displacement:
@@ -72,3 +93,42 @@ class Displacement:
         if not separable:
             self._perturb.aim(0, 0, np.ones(len(base)))
         self._kind = directions.normaliser
+
+
+class StreamedDisplacement:
+    """Moves the parameters of a replica that makes them on use, with the bits of :class:`Displacement`.
+
+    Noise is generated as a parameter is used. Directions that are not noise times a number per piece are kept as a whole.
+    """
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._raw: list[Tensor] | None = None
+
+    def select(self, directions: Directions, index: int) -> None:
+        """Make direction ``index`` the one that :meth:`write` moves along."""
+        self._raw = None
+        if directions.separable:
+            pieces = directions.normaliser.pieces
+            self._pieces, self._scales = pieces, np.split(directions.scales(index), np.cumsum(pieces)[:-1])
+            self._ids, self._kind = directions.ids, cast(Distribution, directions.distribution)
+            self._seed, self._index = cast(int, directions.seed), index
+        else:
+            dtype = torch.float64 if self._replica.dtype == torch.float64 else torch.float32
+            self._raw = [step.reshape(-1).contiguous() for step in directions.tensors(index, dtype)[0]]
+
+    def write(self, radius: float) -> None:
+        """Evaluate at ``w + radius d``."""
+        self._replica.fill(partial(self._write, radius))
+
+    def _write(self, radius: float, position: int, slot: Tensor, base: Tensor) -> None:
+        if not slot.numel():
+            return
+        if self._raw is not None:
+            along = Perturbation([base], [[slot]], [0], raw=[self._raw[position]])
+            along.aim(0, 0, np.ones(1))
+        else:
+            pieces = [self._pieces[position]]
+            along = Perturbation([base], [[slot]], [self._ids[position]], groups=pieces, distribution=self._kind)
+            along.aim(self._seed, self._index, self._scales[position])
+        along.write(radius)

@@ -19,6 +19,7 @@ from fastscape.evaluation.determinism import unperturbed_loss
 from fastscape.evaluation.footprint import Cap, capped_arithmetic, footprint
 from fastscape.evaluation.paths import LoopPath, Path, VmapPath
 from fastscape.evaluation.points import Array, Radii, second_difference, signed_radii
+from fastscape.evaluation.streaming import ASKED_FOR, reason_to_stream, streamed_bytes
 from fastscape.evaluation.trial import (
     PathChoice,
     Refusal,
@@ -30,9 +31,12 @@ from fastscape.evaluation.trial import (
     same_losses,
     timed,
 )
+from fastscape.objective.examination import streamed_replica
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.objective.replica import Replica
+from fastscape.objective.streamed import StreamedReplica
 
-PathName = Literal["loop", "vmap"]
+PathName = Literal["loop", "vmap", "stream"]
 _TRIAL_POINTS = 6  # loop evaluations in a trial: the median of few is enough to tell 1.2x
 _QUICK = 0.005  # seconds per forward below which a trial with all radii is cheap
 _SLOW = 0.1  # seconds per forward above which dispatch overhead, all that vmap saves on a CPU, is below 2 %
@@ -46,7 +50,8 @@ class Evaluator:
     Args:
         objective: the function.
         dtype: arithmetic of the forward passes.
-        method: ``"loop"``, ``"vmap"``, an earlier :class:`PathChoice`, or ``None`` to measure both on this model.
+        method: ``"loop"``, ``"vmap"``, ``"stream"``, an earlier :class:`PathChoice`, or ``None`` to measure the first two on this
+            model, or for the last where copies of the parameters do not fit in memory.
         memory: bytes that evaluation may take, the private copy and the trial included; default half of what is available, for
             batched evaluation.
         gate: evaluate twice and refuse a loss that differs.
@@ -71,7 +76,7 @@ class Evaluator:
     ) -> None:
         checked_objective(objective, sharded=self.in_place)
         if not isinstance(method, PathChoice):
-            one_of("method", method, (*get_args(PathName), None), "to measure both")
+            one_of("method", method, (*get_args(PathName), None), "to measure")
         check_memory(memory)
         self.objective, self.dtype, self.gate = objective, dtype, gate
         self.choice: PathChoice | None = method if isinstance(method, PathChoice) else None
@@ -88,9 +93,7 @@ class Evaluator:
 
     def __enter__(self) -> Evaluator:
         with left_on_failure(self._block):
-            if self.cap.memory is not None and not self.in_place:
-                self._block.hold(footprint(self.objective, self.dtype).alone, "an evaluation of the loss")
-            self.replica = self.objective.replica(self.dtype)
+            self.replica = self._replica()
             if self.gate:
                 start = now()
                 unperturbed_loss(self.replica)
@@ -100,6 +103,24 @@ class Evaluator:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._path = None
         self._block.__exit__(kind, error, trace)
+
+    def _replica(self) -> Replica:
+        """A copy to evaluate, whose parameters are made on use where that was asked for, or no other fits in memory."""
+        name = self._wanted if self.choice is None else self.choice.name
+        self._streamed = reason_to_stream(self.objective, self.dtype, self.cap) if name is None else ""
+        if name != "stream" and not self._streamed:
+            if self.cap.memory is not None:
+                self._block.hold(footprint(self.objective, self.dtype).alone, "an evaluation of the loss")
+            return self.objective.replica(self.dtype)
+        self._streamed = self._streamed or ASKED_FOR
+        if self.cap.memory is not None:
+            self._block.hold(streamed_bytes(self.objective, self.dtype), "an evaluation of the loss, a module at a time")
+        return streamed_replica(self.objective, self.dtype)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether parameters are made as a forward uses them."""
+        return isinstance(self.replica, StreamedReplica)
 
     def prepare(self, directions: Directions, radii: Sequence[float]) -> PathChoice:
         """Choose the path for rows of ``radii``, once; later calls return the same choice."""
@@ -133,8 +154,10 @@ class Evaluator:
     # ------------------------------------------------------------------ choosing
 
     def _choose(self, directions: Directions, radii: Sequence[float]) -> PathChoice:
+        if self.streamed:
+            return PathChoice("stream", 1, {}, self._streamed)
         if self._wanted == "loop":
-            return PathChoice("loop", 1, {}, "asked for")
+            return PathChoice("loop", 1, {}, ASKED_FOR)
         few = [radius for radius in radii if radius][:_TRIAL_POINTS] or list(radii[:1])
         chunk = min(copies_within(self.replica, self.cap.memory, len(radii)), len(directions))
         if self._wanted == "vmap":
@@ -169,7 +192,7 @@ class Evaluator:
             refuse_copies(self.replica, self.cap.memory, len(radii))
         trial, sizes = Trial[int](), [size for size in _SIZES if size <= chunk]
         size = asked_for("vmap", lambda: self._best_batch(trial, directions, few, radii, sizes))
-        return PathChoice("vmap", size, trial.seconds, "asked for")
+        return PathChoice("vmap", size, trial.seconds, ASKED_FOR)
 
     def _best_batch(
         self, trial: Trial[int], directions: Directions, few: Sequence[float], points: Sequence[float], sizes: Sequence[int]

@@ -73,7 +73,8 @@ def losses(
         directions: n directions.
         radii: R signed radii in units of ``||d||``; 0 gives L(w).
         precision: arithmetic of the forward passes, ``"float64"`` (default) or ``"float32"``; that of a sharded model is its own.
-        method: ``"loop"``, ``"vmap"``, or ``None`` for the one that measures faster on this model.
+        method: ``"loop"``, ``"vmap"``, or ``None`` for the one that measures faster on this model; ``"stream"`` has the numbers
+            of ``"loop"`` with displaced parameters made a module at a time, and is taken too where copies do not fit in memory.
         memory: bytes that the call may take beside what was there: private copies, data in another dtype, checks, trials and
             batched evaluation; default half of what is available, for batches. What cannot be held is refused before the work.
 

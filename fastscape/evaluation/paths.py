@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 
 from fastscape._warnings import filtered_warnings
 from fastscape.directions import Directions
-from fastscape.evaluation.displacement import Displacement
+from fastscape.evaluation.displacement import displacement_of
 from fastscape.objective.replica import Replica
 from fastscape.ops import Distribution, perturb
 from fastscape.ops.perturb.reference import displaced
@@ -29,9 +29,9 @@ class Path(Protocol):
 
 
 class LoopPath:
-    """One forward per point; the perturbed weights are written fresh into one scratch copy.
+    """One forward per point; the perturbed weights are written fresh into one scratch copy, or as the forward uses them.
 
-    Memory: the scratch copy, whatever the number of directions (:mod:`fastscape.evaluation.displacement`). Radius 0 is
+    Memory: the replica's, whatever the number of directions (:mod:`fastscape.evaluation.displacement`). Radius 0 is
     evaluated once: the same kernels on the same shapes give the same bits (the determinism gate checks it).
     """
 
@@ -39,7 +39,7 @@ class LoopPath:
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
-        self._displacement = Displacement(replica.base, replica.scratch)
+        self._displacement = displacement_of(replica)
         self._unperturbed: Tensor | None = None
 
     def losses(self, directions: Directions, indices: Sequence[int], radii: Sequence[float]) -> Tensor:

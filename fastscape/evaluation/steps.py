@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastscape.evaluation.arithmetic import Arithmetic
 from fastscape.evaluation.points import Array, second_difference, signed_radii
@@ -40,17 +42,20 @@ def around(replica: Replica, write: Write, draws: int) -> Lines:
     def at(draw: int, distance: float) -> float:
         write()
         if distance:
-            for index, slot in enumerate(replica.scratch):
-                generator = torch.Generator(slot.device).manual_seed(draw + (index << 8))
-                share = torch.empty(slot.shape, dtype=torch.float32, device=slot.device).normal_(generator=generator)
-                wide = torch.promote_types(slot.dtype, torch.float32)
-                slot.copy_(slot.to(wide) * (1 + distance * share.to(wide)))
+            replica.alter(partial(_shifted, draw, distance))
         return float(replica.loss())
 
     def losses(distances: Sequence[float]) -> Array:
         return np.array([[at(draw, distance) for distance in distances] for draw in range(draws)])
 
     return where_defined(losses)
+
+
+def _shifted(draw: int, distance: float, index: int, slot: Tensor) -> None:
+    generator = torch.Generator(slot.device).manual_seed(draw + (index << 8))
+    share = torch.empty(slot.shape, dtype=torch.float32, device=slot.device).normal_(generator=generator)
+    wide = torch.promote_types(slot.dtype, torch.float32)
+    slot.copy_(slot.to(wide) * (1 + distance * share.to(wide)))
 
 
 def where_defined(lines: Lines) -> Lines:

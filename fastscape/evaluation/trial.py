@@ -28,7 +28,7 @@ class PathChoice:
     """Path that evaluates, with the reason.
 
     Attributes:
-        name: ``"loop"`` or ``"vmap"``; ``"graph"`` or ``"dispatch"`` where differences are propagated.
+        name: ``"loop"``, ``"vmap"`` or ``"stream"``; ``"graph"`` or ``"dispatch"`` where differences are propagated.
         chunk: directions per batched call (1 for the loop).
         seconds: measured seconds per loss evaluation, by path.
         reason: in words.

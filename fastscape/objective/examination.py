@@ -10,16 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastscape._checks import first_line
 from fastscape._state import exact_arithmetic
 from fastscape._warnings import filtered_warnings
 from fastscape.objective.batches import Batch, cast, placed
 from fastscape.objective.criteria import is_known_mean
 from fastscape.objective.definition import Definition
+from fastscape.objective.on_use import unfit
 from fastscape.objective.replica import Replica, same_bits
 from fastscape.objective.sharded_replica import ShardedReplica
 from fastscape.objective.sharding import Sharding
+from fastscape.objective.streamed import SeenReplica, StillReplica, StreamedReplica
 from fastscape.objective.structures import arrays_of, leaves, map_tensors, tensors_of
 
+LARGE = 8 << 20  # bytes of parameters from which copies of them are avoided
 _SAME = 1e-3  # relative difference between losses that are one up to rounding, in float32 and wider
 
 
@@ -30,10 +34,13 @@ class Findings:
     Attributes:
         rewritten: names of the parameters that the forward writes into.
         remarks: sentences for the results.
+        whole: why the parameters must all be there in a forward, and cannot be made as it uses them; empty where they can, and
+            for small models, of which that is not asked.
     """
 
     rewritten: frozenset[str] = frozenset()
     remarks: tuple[str, ...] = ()
+    whole: str = ""
 
 
 def replica_of(objective: Definition, dtype: torch.dtype) -> Replica:
@@ -44,6 +51,63 @@ def replica_of(objective: Definition, dtype: torch.dtype) -> Replica:
     if objective.sharding is not None:
         return ShardedReplica(objective, dtype)
     return Replica(objective, dtype, findings(objective).rewritten)
+
+
+def still_replica(objective: Definition, dtype: torch.dtype) -> Replica:
+    """A replica for evaluations at w alone, which holds no weights where that is worth it.
+
+    One that is about to write into the user's tensors raises a :class:`fastscape.objective.write_guard.SharedWriteError`.
+    """
+    return StillReplica(objective, dtype) if streams(objective) else replica_of(objective, dtype)
+
+
+def streamed_replica(objective: Definition, dtype: torch.dtype) -> Replica:
+    """A replica whose parameters are made as the forward uses them.
+
+    Raises:
+        ValueError: they cannot; says why.
+    """
+    why = whole(objective)
+    if why:
+        raise ValueError(f"method must be 'loop' for this model, got 'stream', which makes parameters as they are used: {why}")
+    return StreamedReplica(objective, dtype)
+
+
+def streams(objective: Definition) -> bool:
+    """Whether parameters of a model are made as they are used where nothing else was asked for, which gives the same bits."""
+    return is_large(objective) and not whole(objective)
+
+
+def never_evaluated(replica: Replica) -> Replica:
+    """Another copy of what a replica is of, which holds no weights where that is worth it."""
+    return StreamedReplica(replica.objective, replica.dtype) if streams(replica.objective) else replica.another()
+
+
+def is_large(objective: Definition) -> bool:
+    """Whether copies of the model's parameters are worth avoiding."""
+    return objective.sharding is None and sum(tensor.nbytes for tensor in objective.model.parameters()) >= LARGE
+
+
+def whole(objective: Definition) -> str:
+    """Why the parameters of a model cannot be made as its forward uses them; empty where they can."""
+    if objective.sharding is not None:
+        return "it is sharded"
+    found = findings(objective)
+    if found.rewritten:
+        return f"its forward writes into the parameter {min(found.rewritten)!r}"
+    if found.whole or is_large(objective):
+        return found.whole
+    key = "made on use", objective.dtype
+    if key not in objective.known:
+        with filtered_warnings(), exact_arithmetic(objective.dtype):
+            objective.known[key] = _streamed(objective, objective.dtype)[0]
+    why: str = objective.known[key]
+    return why
+
+
+def forget(objective: Definition) -> None:
+    """Examine the objective again: its forward does otherwise than at the weights of the first time."""
+    objective.known.pop(Findings, None)
 
 
 def findings(objective: Definition) -> Findings:
@@ -81,20 +145,50 @@ def examine(objective: Definition) -> Findings:
 
 
 def _seen(objective: Definition, dtype: torch.dtype) -> Findings:
-    replica = Replica(objective, dtype, None)
-    replica.reset()
-    held = dict(replica.module.model.named_parameters())
-    versions = {name: parameter._version for name, parameter in held.items()}
-    shares = len(held) > len(objective.names)
+    why = ""
+    if is_large(objective):
+        why, found = _streamed(objective, dtype)
+        if found is not None:
+            return found
+    return _looked_at(objective, dtype, why)
+
+
+def _streamed(objective: Definition, dtype: torch.dtype) -> tuple[str, Findings | None]:
+    """Why parameters cannot be made on use, or what is found where they are; none of both where the forward writes into some."""
+    why = unfit(objective.model)
+    if why:
+        return why, None
+    try:
+        replica = SeenReplica(objective, dtype)
+        outputs = _evaluated(objective, replica)
+    except Exception as error:  # whose own, an ordinary evaluation tells
+        return f"{type(error).__name__}: {first_line(error)[:160]}", None
+    if replica.written:
+        return "", None
+    return "", Findings(remarks=tuple(_growth(objective, replica, outputs)))
+
+
+def _evaluated(objective: Definition, replica: Replica) -> Tensor | None:
+    """The outputs on the first batch; where parameters would be shared with the user's model, all batches are evaluated."""
+    shares = sum(1 for _ in objective.model.parameters()) > len(objective.names)
     outputs = None
     for index in range(len(replica.batches) if shares else 1):
         found = replica.batch_loss(index)
         outputs = found[1] if index == 0 else outputs
+    return outputs
+
+
+def _looked_at(objective: Definition, dtype: torch.dtype, why: str) -> Findings:
+    replica = Replica(objective, dtype, None)
+    replica.reset()
+    held = dict(replica.module.model.named_parameters())
+    versions = {name: parameter._version for name, parameter in held.items()}
+    outputs = _evaluated(objective, replica)
     written = [name for name, parameter in held.items() if parameter._version != versions[name]]
     written += [name for name in held if name not in written and not same_bits(held[name], _before(objective, name, dtype))]
     remarks = [_rewriting(name, name in objective.names) for name in written]
     remarks += _growth(objective, replica, outputs)
-    return Findings(frozenset(written), tuple(remarks))
+    return Findings(frozenset(written), tuple(remarks), why)
 
 
 def _sharded(objective: Definition, sharding: Sharding) -> Findings:

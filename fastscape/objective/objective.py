@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Self
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,14 @@ from fastscape.objective.batches import Batch
 from fastscape.objective.criteria import Criterion as Criterion
 from fastscape.objective.definition import Definition
 from fastscape.objective.definition import Loss as Loss
-from fastscape.objective.examination import Findings, confirmed, findings, replica_of
+from fastscape.objective.examination import Findings, confirmed, findings, forget, replica_of, still_replica
 from fastscape.objective.norms import BatchNormMode
 from fastscape.objective.replica import Replica
 from fastscape.objective.sharding import needs_whole
 from fastscape.objective.statistics import Statistics, compared, unmoved
+from fastscape.objective.write_guard import SharedWriteError
+
+Found = TypeVar("Found")
 
 
 class Objective(Definition):
@@ -69,7 +72,8 @@ class Objective(Definition):
     Raises:
         TypeError, ValueError: naming the argument, its value and the remedy, before any work is done.
 
-    Cost: one copy of the model's parameters while a call runs; nothing between calls but the data.
+    Cost: nothing between calls but the data. A loss and a gradient at w share the weights with the model; calls that displace
+    them take a copy while they run.
 
     Example:
         >>> import torch, fastscape as fs
@@ -96,16 +100,14 @@ class Objective(Definition):
 
     def evaluate_once(self) -> tuple[float, float | None]:
         """L(w) and the accuracy from one forward per batch."""
-        with self._evaluated() as replica:
-            return replica.loss_and_accuracy()
+        return self._at_w(lambda replica: replica.loss_and_accuracy())
 
     def gradient(self) -> dict[str, Tensor]:
         """Gradient of L with respect to the probed parameters, by name. Cost: one forward and backward per batch.
 
         Of a sharded model, tensors that are sharded as the parameters are.
         """
-        with self._evaluated() as replica:
-            parts = dict(zip(self.names, replica.gradient(), strict=True))
+        parts = dict(zip(self.names, self._at_w(lambda replica: replica.gradient()), strict=True))
         if self.sharding is None:
             return parts
         return {name: self.sharding.like(name, part) for name, part in parts.items()}
@@ -157,13 +159,18 @@ class Objective(Definition):
         guess = (self.weighting.remark,) if self.weighting.remark else ()
         return (*guess, *self.findings.remarks)
 
-    @contextmanager
-    def _evaluated(self) -> Iterator[Replica]:
-        """A replica at w, for as long as it is used."""
+    def _at_w(self, evaluate: Callable[[Replica], Found]) -> Found:
+        """What ``evaluate`` gets from a replica at w, with parameters of its own where the forward writes into them."""
         with exact_arithmetic(self.dtype), self.held():
+            replica = still_replica(self, self.dtype)
+            replica.reset()
+            try:
+                return evaluate(replica)
+            except SharedWriteError:
+                forget(self)  # at earlier weights it did not
             replica = self.replica(self.dtype)
             replica.reset()
-            yield replica
+            return evaluate(replica)
 
     def held(self) -> AbstractContextManager[None]:
         """For as long as replicas of a sharded model, which is evaluated in place, displace its weights; nothing for others."""

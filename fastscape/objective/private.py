@@ -95,14 +95,14 @@ def use_plain_experts(model: nn.Module) -> None:
 def moved(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """``module.to(device, dtype)``, in place, without its complex tensors: ``to`` would drop their imaginary parts.
 
-    Those are expected to be where they belong.
+    Those are expected to be where they belong, and those without numbers to stay without.
     """
     apart = []
     for part in module.modules():
         both: list[dict[str, Any]] = [part._parameters, part._buffers]
         for held in both:
             for name, tensor in held.items():
-                if tensor is not None and tensor.is_complex():
+                if tensor is not None and (tensor.is_complex() or tensor.is_meta):
                     apart.append((held, name, tensor))
     for held, name, _ in apart:
         held[name] = None

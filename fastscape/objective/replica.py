@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -21,11 +21,12 @@ from fastscape.objective.checkpoints import check_checkpoints, refused_checkpoin
 from fastscape.objective.criteria import Criterion, correct, described, remedy_of, taken
 from fastscape.objective.definition import Definition
 from fastscape.objective.embedding import PlainEmbeddings, has_altered_gradient, went_through_altered_gradient
-from fastscape.objective.norms import use_batch
-from fastscape.objective.private import held_tensors, moved, use_plain_experts
+from fastscape.objective.private import held_tensors, moved
+from fastscape.objective.private_copy import private_copy
 from fastscape.objective.sharding import needs_whole
 from fastscape.objective.structures import map_tensors, strided, tensors_of
 
+Fill = Callable[[int, Tensor, Tensor], object]
 MODEL_NOTE = "raised by the model or the loss on batch"
 
 
@@ -42,7 +43,7 @@ class _LossModule(nn.Module):
         self._pair = placed_criterion(objective.criterion, objective.device, dtype)
         self._loss, self._output = objective.user_loss, objective.output
         self._traits, self._known, self._statistics = objective.traits, objective.known, objective.batch_norm
-        self._rewritten, self._shielded = rewritten, False
+        self.rewritten, self._shielded = rewritten, False
         self.plain_embeddings = has_altered_gradient(model)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -59,10 +60,10 @@ class _LossModule(nn.Module):
         return value.detach() if isinstance(value, Tensor) else value, None if outputs is None else outputs.detach()
 
     def _shielded_from_writes(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        if not self._rewritten or self._shielded:
+        if not self.rewritten or self._shielded:
             return self._plainly_evaluated(batch)
         held = dict(self.model.named_parameters())
-        copies = {f"model.{name}": held[name].clone() for name in self._rewritten}
+        copies = {f"model.{name}": held[name].clone() for name in self.rewritten}
         self._shielded = True
         try:
             found: tuple[Tensor, Tensor | None] = functional_call(self, copies, (batch,))
@@ -160,15 +161,27 @@ class Replica:
             raise needs_whole()
         self.objective, self.dtype = objective, dtype
         own = frozenset(name for name, _ in objective.model.named_parameters()) if rewritten is None else rewritten
-        self.module = _LossModule(_private_copy(objective, dtype, own), objective, dtype, rewritten or frozenset())
+        probed = frozenset(objective.names)
+
+        def data(name: str, source: Tensor) -> Tensor:
+            if name in probed:
+                own_layout = objective.model.get_parameter(name)
+                return torch.empty_like(own_layout, device=objective.device, dtype=dtype, requires_grad=False)
+            held = cast(source, objective.device, dtype)
+            return held.clone() if name in own and held is source else held
+
+        self.module = _LossModule(private_copy(objective, dtype, data), objective, dtype, rewritten or frozenset())
         self.batches = [placed(batch, objective.device, dtype) for batch in objective.batches]
         self.base = list(objective.base.values())
         parameters = dict(self.module.model.named_parameters())
         self.scratch = [parameters[name].data for name in objective.names]
-        self._still = [held for name, held in parameters.items() if name not in own and name not in objective.names]
+        self._still: list[Tensor] = [held for name, held in parameters.items() if name not in own and name not in objective.names]
+        self._begin()
+
+    def _begin(self) -> None:
         self.evaluations = self.forwards = 0  # of the loss, asked for; of any batch, done
         self.gate = 2.0  # evaluations that the determinism gate took
-        self._fresh = _returns_fresh_tensors(objective.criterion)
+        self._fresh = _returns_fresh_tensors(self.objective.criterion)
         self._overwritten: dict[int, bool] = {}  # whether the model writes into a batch's tensors
         self._differentiated: set[int] = set()  # batches whose graph was looked at
 
@@ -197,8 +210,28 @@ class Replica:
 
     def reset(self) -> None:
         """Write the unperturbed weights into the scratch parameters."""
-        for slot, base in zip(self.scratch, self.base, strict=True):
-            slot.copy_(base)
+        self.fill(lambda _, slot, base: slot.copy_(base))
+
+    def fill(self, write: Fill) -> None:
+        """Write every parameter: ``write`` gets its position, its tensor to write to and the unperturbed weights."""
+        for index, (slot, base) in enumerate(zip(self.scratch, self.base, strict=True)):
+            write(index, slot, base)
+
+    def alter(self, change: Callable[[int, Tensor], object]) -> None:
+        """Change every parameter as it was written last: ``change`` gets its position and its tensor."""
+        for index, slot in enumerate(self.scratch):
+            change(index, slot)
+
+    @contextmanager
+    def noted(self, note: Callable[[Tensor], object]) -> Iterator[None]:
+        """Have ``note`` told of the parameters that the forwards inside take."""
+        for parameter in self.module.parameters():
+            note(parameter)
+        yield
+
+    def another(self) -> Replica:
+        """A copy that was never evaluated."""
+        return Replica(self.objective, self.dtype, self.module.rewritten)
 
     def take(self, objective: Definition) -> None:
         """Evaluate on the batches of ``objective`` from now on: the same function of the same parameters on other data."""
@@ -380,73 +413,3 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one dtype and shape hold the same numbers, NaN beside NaN."""
     pairs = zip(strided(one), strided(other), strict=True)
     return all(torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in pairs)
-
-
-def _private_copy(objective: Definition, dtype: torch.dtype, own: frozenset[str]) -> nn.Module:
-    """Deep copy with scratch for probed parameters; the rest shares storage with the user's where it can, but for ``own``."""
-    model, state, device = objective.model, objective.state or {}, objective.device
-    probed = set(objective.names)
-    memo: dict[int, object] = {}
-    for name, tensor in model.named_parameters():
-        source = state.get(name, tensor).detach()
-        if name in probed:
-            data = torch.empty_like(tensor, device=device, dtype=dtype, requires_grad=False)
-        else:
-            data = cast(source, device, dtype)
-            data = data.clone() if name in own and data is source else data
-        memo[id(tensor)] = nn.Parameter(data, requires_grad=tensor.requires_grad)  # torch picks kernels by it: matmul folds
-    for name, buffer in model.named_buffers():
-        memo[id(buffer)] = cast(state.get(name, buffer).detach().clone(), device, dtype)
-    for loose in held_tensors(model):  # e.g. the product that weight_norm caches, or stored activations
-        if id(loose) not in memo:
-            copied = cast(loose.detach().clone(), device, dtype)
-            memo[id(loose)] = nn.Parameter(copied, loose.requires_grad) if isinstance(loose, nn.Parameter) else copied
-    try:
-        private = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise TypeError(
-            f"model must be copyable with copy.deepcopy, because a private copy is evaluated; {type(model).__name__} "
-            f"raised {type(error).__name__}: {error}{_held_by(model)}"
-        ) from error
-    _check_private(private, model, memo, probed)
-    use_plain_experts(private)
-    moved(private, device, dtype)
-    for module in private.modules():
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            module.sparse = False  # the same gradient, stored as everything else takes it
-    private.eval()  # its result is not used: a train() that returns nothing is common
-    if objective.batch_norm == "batch":
-        layers = dict(private.named_modules())
-        for name in objective.by_batch:
-            use_batch(layers[name])
-    return private
-
-
-def _held_by(model: nn.Module) -> str:
-    """Attribute that cannot be copied, and the remedy."""
-    for name, module in model.named_modules():
-        for attribute, value in vars(module).items():
-            if attribute in ("_parameters", "_buffers", "_modules"):
-                continue
-            try:
-                copy.deepcopy(
-                    value, {id(held): held for held in model.modules()} | {id(held): held for held in held_tensors(model)}
-                )
-            except Exception:
-                where = f"{name}.{attribute}" if name else attribute
-                return f"; remove the attribute {where!r}, a {type(value).__name__}, while probing"
-    return ""
-
-
-def _check_private(private: object, model: nn.Module, memo: dict[int, object], probed: set[str]) -> None:
-    """Refuse a copy that shares modules with the original or does not hold the scratch parameters."""
-    own = isinstance(private, nn.Module) and not {id(m) for m in private.modules()} & {id(m) for m in model.modules()}
-    if own:
-        assert isinstance(private, nn.Module)
-        held = dict(private.named_parameters())
-        own = all(held.get(name) is memo[id(tensor)] for name, tensor in model.named_parameters() if name in probed)
-    if not own:
-        raise TypeError(
-            f"model must be copyable with copy.deepcopy, but a __deepcopy__ in {type(model).__name__} does not copy what it "
-            "holds; remove it, or let it pass its memo on"
-        )

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastscape.objective.batches import Batch, placed
 from fastscape.objective.criteria import correct
 from fastscape.objective.definition import Definition
-from fastscape.objective.replica import Replica, _LossModule, _returns_fresh_tensors
+from fastscape.objective.replica import Replica, _LossModule
 from fastscape.objective.sharding import ShardedModelError, Sharding, gradient_policy, whole
 
 
@@ -56,10 +56,7 @@ class ShardedReplica(Replica):
         self.parts = self.sharding.parts(objective.names)
         self.scratch = [part.local for part in self.parts]
         self._still = []
-        self.evaluations, self.gate = 0, 2.0
-        self._fresh = _returns_fresh_tensors(objective.criterion)
-        self._overwritten: dict[int, bool] = {}
-        self._differentiated: set[int] = set()
+        self._begin()
 
     def reset(self) -> None:
         """Write the unperturbed weights into the shards."""

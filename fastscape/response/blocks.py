@@ -6,14 +6,14 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from fastscape._keeping import patience
 from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.directions import Directions
-from fastscape.evaluation.evaluator import Evaluator
+from fastscape.evaluation.evaluator import Evaluator, PathName
 from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
@@ -46,7 +46,7 @@ class Evaluated(NamedTuple):
 
 def in_units(choice: PathChoice) -> PathChoice:
     """A path with as many directions at a time as a unit has: a power of two, which only a shortage of memory changes."""
-    if choice.name in ("loop", "vmap"):
+    if choice.name in get_args(PathName):
         return choice
     return PathChoice.of(vars(choice) | {"chunk": 1 << (min(choice.chunk, _LARGEST).bit_length() - 1)})
 

@@ -28,8 +28,10 @@ from fastscape.evaluation.losses import DTYPES
 from fastscape.evaluation.noise import known_from_zero, narrow_noise, neighbouring_noise, noise_float64, passes_gate
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.sharded import evaluator_of
+from fastscape.evaluation.streaming import streamed_bytes
 from fastscape.evaluation.trial import PathChoice, Refusal, Trial, activation_bytes, timed, told
 from fastscape.objective.batches import available_memory
+from fastscape.objective.examination import is_large, streams
 from fastscape.objective.objective import Objective
 from fastscape.objective.sharding import ShardedModelError
 from fastscape.runs.plan import Way
@@ -213,7 +215,7 @@ def measure_noise(
         scatter, narrow = neighbouring_noise(evaluator, directions, indices, radii)
         return Noise(scatter, None, narrow, 0, f"{_NEIGHBOURS}, because a sharded model runs in its own dtype alone")
     try:
-        with Evaluator(evaluator.objective, torch.float64, method="loop", gate=False, memory=beside(evaluator)) as exact:
+        with exact_evaluator(evaluator) as exact:
             check_same_function(exact.replica)
             reference = exact.responses(directions, indices, radii)
             evaluations = exact.evaluations
@@ -240,13 +242,29 @@ def measure_noise(
 
 def beside(evaluator: Evaluator | DifferenceEvaluator, replicas: int = 1) -> int | None:
     """Bytes that an evaluator leaves of its memory to another beside its private copy."""
-    memory, dtype = evaluator.cap.memory, evaluator.replica.dtype
-    return None if memory is None else max(1, memory - replicas * footprint(evaluator.objective, dtype).alone)
+    memory, objective, dtype = evaluator.cap.memory, evaluator.objective, evaluator.replica.dtype
+    if memory is None:
+        return None
+    own = streamed_bytes(objective, dtype) if _streams(evaluator) else footprint(objective, dtype).alone
+    return max(1, memory - replicas * own)
+
+
+def exact_evaluator(evaluator: Evaluator | DifferenceEvaluator, *, capped: bool = True) -> Evaluator:
+    """Subtraction in float64 beside an evaluator, in what that leaves of its memory where it is ``capped``."""
+    streamed = _streams(evaluator) or streams(evaluator.objective)
+    method: PathName = "stream" if streamed else "loop"
+    return Evaluator(evaluator.objective, torch.float64, method=method, gate=False, memory=beside(evaluator) if capped else None)
+
+
+def _streams(evaluator: Evaluator | DifferenceEvaluator) -> bool:
+    return isinstance(evaluator, Evaluator) and evaluator.streamed
 
 
 def _influence(evaluator: Evaluator | DifferenceEvaluator) -> Influence | None:
     """Which parameters move the loss, in float64 where gradients underflow less; ``None`` where that cannot be told."""
     objective = evaluator.objective
+    if _streams(evaluator):
+        return None
     if evaluator.cap.memory is not None:
         sizes = footprint(objective, torch.float64)
         room = Cap(beside(evaluator, replicas=int(evaluator.replica.dtype != torch.float64))).room()
@@ -273,7 +291,9 @@ def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions
     indices = range(min(count, len(directions)))
     sample = sorted({0, len(radii) // 2, len(radii) - 1})
     narrow = evaluator.responses(directions, indices, radii)[0]
-    wide = evaluator.responses(directions, indices, radii[sample], lanes=torch.float64)[0]
+    blocks = [(index,) for index in indices] if is_large(evaluator.objective) else [indices]
+    parts = [evaluator.responses(directions, block, radii[sample], lanes=torch.float64)[0] for block in blocks]
+    wide = np.concatenate(parts, axis=1)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         relative = _rms(narrow[sample] - wide) / _rms(wide)
         unit = torch.finfo(evaluator.dtype).eps
@@ -283,7 +303,7 @@ def _noise_of_differences(evaluator: DifferenceEvaluator, directions: Directions
         sigma = max(SAFETY * error, found.error_around(smooth=smooth)) * _rms(narrow)
     evaluations = 0
     if found.rounds:  # its jumps are followed: they are in the responses, as they are in subtraction
-        with Evaluator(evaluator.objective, torch.float64, method="loop", gate=False) as exact:
+        with exact_evaluator(evaluator, capped=False) as exact:
             sigma = np.fmax(sigma, noise_float64(exact, directions, indices, radii)[0])
             evaluations = exact.evaluations
     narrower = "; ".join(filter(None, (found.step, f"roundings in {found.rounds}" if found.rounds else "")))
@@ -413,7 +433,7 @@ class _Arithmetics:
             path = evaluator.choose(self.directions, self.radii)
             even = evaluator.responses(self.directions, (0,), self.sample)[0]
             if self.truth is None:
-                with Evaluator(self.objective, torch.float64, method="loop", gate=False, memory=beside(evaluator)) as exact:
+                with exact_evaluator(evaluator) as exact:
                     self.truth = exact.responses(self.directions, (0,), self.sample)[0]
             self.evaluations += evaluator.evaluations
             noise = np.abs(even - self.truth)[:, 0]

@@ -173,8 +173,10 @@ def responses(
             ``.half()``) is part of the function in every arithmetic; its roundings set the noise of subtraction, and difference
             propagation follows the function without them, around rounded values. An autocast around the call is taken off.
             ``arithmetic`` of the result says what was measured.
-        method: ``"loop"`` or ``"vmap"`` of subtraction, ``"graph"`` or ``"dispatch"`` of difference propagation, or ``None`` for
-            what measures faster on this model.
+        method: ``"loop"``, ``"vmap"`` or ``"stream"`` of subtraction, ``"graph"`` or ``"dispatch"`` of difference propagation, or
+            ``None`` for what measures faster on this model. ``"stream"`` has the numbers of ``"loop"`` and makes the displaced
+            parameters of a module when the forward comes to it: memory of the largest module in place of a copy of all; it is
+            taken without asking where copies do not fit in ``memory``, or in what is free.
         memory: bytes that the call may take beside what was there: private copies, data in another dtype, checks, trials and
             batched evaluation; default half of what is available, for batches. What cannot be held is refused before the work.
         progress: called with (directions done, N).

@@ -15,7 +15,7 @@ from fastscape.directions import Directions
 from fastscape.evaluation.evaluator import Evaluator
 from fastscape.evaluation.noise import known_from_zero, neighbouring_noise
 from fastscape.evaluation.points import Array
-from fastscape.response.precision import CALIBRATION, DIFFERENCES, SAFETY, Noise, beside
+from fastscape.response.precision import CALIBRATION, DIFFERENCES, SAFETY, Noise, exact_evaluator
 
 _MOST = 2  # responses at a radius that are evaluated once more
 _OUTLIER = 3.0  # times the RMS response of the directions that the error was measured on
@@ -75,7 +75,7 @@ def errors_of(
         return _apart(lanes, places, radii, even, odd, SAFETY), 0
     try:
         if evaluator.objective.sharding is None:
-            with Evaluator(evaluator.objective, torch.float64, method="loop", gate=False, memory=beside(evaluator)) as exact:
+            with exact_evaluator(evaluator) as exact:
 
                 def subtracted(column: int, at: Array) -> Array:
                     return np.stack(exact.responses(directions, (column,), at.tolist())[:2])[:, :, 0]

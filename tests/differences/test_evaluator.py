@@ -509,3 +509,19 @@ def test_a_kernel_that_fails_is_named_and_no_other_evaluation_stands_in(monkeypa
     failing(torch.OutOfMemoryError("full"))
     with pytest.raises((torch.OutOfMemoryError, UntraceableError), match="full"):
         fs.responses(tanh_objective, directions, [1e-2], precision="difference", method=path)
+
+
+def test_lanes_take_the_users_weights_where_they_are_in_their_dtype():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    objective = fs.Objective(model, [(torch.randn(6, 4), torch.arange(6) % 3)], criterion=F.cross_entropy, params="2.*")
+    with DifferenceEvaluator(objective) as evaluator:
+        found = evaluator.responses(fs.Directions(objective, 1), [0], [0.1])
+        values = evaluator._lanes.propagations[0]._inputs
+        for name, tensor in model.named_parameters():
+            assert values[f"parameter:model.{name}"].base.narrow(torch.float32).data_ptr() == tensor.data_ptr()
+    wide = objective.at({name: tensor.double() for name, tensor in model.state_dict().items()})
+    with DifferenceEvaluator(wide) as evaluator:
+        expected = evaluator.responses(fs.Directions(objective, 1), [0], [0.1])
+    for one, other in zip(found, expected, strict=True):
+        assert (one == other).all()

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import fastscape as fs
 from fastscape.directions.normalise import RULES, Normaliser
 from fastscape.ops.direction_dot.reference import squares
+from fastscape.runs.peak import PeakMemory
 
 EXACT = 1e-11  # c = 1e-12 in the division, relative to norms of order one
 
@@ -94,6 +95,17 @@ def test_a_direction_does_not_depend_on_count_order_or_other_directions(objectiv
         assert torch.equal(backwards[3][name], few[0][name])
         assert torch.equal(many[-1][name], backwards[0][name])
         assert torch.equal(many.with_seed(6)[3][name], fs.Directions(objective, 4, seed=6)[3][name])
+
+
+def test_blocks_of_large_directions_are_made_tensor_by_tensor(monkeypatch):
+    model, data = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(8))), [(torch.randn(4, 16), torch.arange(4))]
+    directions = fs.Directions(fs.Objective(model, data, criterion=F.cross_entropy), 3)
+    expected = directions.block([0, 2], torch.float64)
+    monkeypatch.setattr("fastscape.directions.noise._TOGETHER", 0)
+    with PeakMemory() as spent:
+        found = directions.block([0, 2], torch.float64)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert spent.peak <= (8 + 3.5) * found[0].nbytes
 
 
 def test_another_seed_has_norms_of_its_own(objective):

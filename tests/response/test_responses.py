@@ -286,8 +286,8 @@ def test_bad_options_are_named(tanh_objective):
     directions = fs.Directions(tanh_objective, 1)
     for arguments, message in (
         ({"precision": "bf16"}, "precision must be one of float64, float32, difference, difference-bf16 or None, got 'bf16'"),
-        ({"method": "jit"}, "method must be one of loop, vmap, graph, dispatch or None to measure, got 'jit'"),
-        ({"method": "graph", "precision": "float64"}, "method must be 'loop', 'vmap' or None to measure both, got 'graph'"),
+        ({"method": "jit"}, "method must be one of loop, vmap, stream, graph, dispatch or None to measure, got 'jit'"),
+        ({"method": "graph", "precision": "float64"}, "method must be 'loop', 'vmap', 'stream' or None to measure, got 'graph'"),
         ({"method": "loop", "precision": "difference"}, "method must be 'graph', 'dispatch' or None with precision='difference'"),
         ({"memory": 0}, "memory must be a positive number of bytes, got 0"),
     ):

@@ -18,10 +18,11 @@ from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import replica_arithmetic
 from fastscape.evaluation.branches import Branches
 from fastscape.evaluation.determinism import unperturbed_loss
-from fastscape.evaluation.displacement import Displacement
+from fastscape.evaluation.displacement import displacement_of
 from fastscape.evaluation.points import Array
 from fastscape.evaluation.rounding import output_sensitivity
 from fastscape.evaluation.trial import PathChoice
+from fastscape.objective.examination import streamed_replica, streams
 from fastscape.objective.objective import Objective
 
 NAME = "forwards"
@@ -100,8 +101,9 @@ class _Line(AbstractContextManager["_Line"]):
 
     def __enter__(self) -> _Line:
         with left_on_failure(self._block):
-            self._replica = self.objective.replica(self.dtype)
-            self._displacement = Displacement(self._replica.base, self._replica.scratch)
+            objective = self.objective
+            self._replica = streamed_replica(objective, self.dtype) if streams(objective) else objective.replica(self.dtype)
+            self._displacement = displacement_of(self._replica)
             self._replica.reset()
             self._replica.settle()  # a second attempt would be recorded beside the first
             narrow = replica_arithmetic(self._replica).narrow

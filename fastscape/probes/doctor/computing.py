@@ -20,9 +20,12 @@ from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.directions import Directions
 from fastscape.evaluation.arithmetic import arithmetic
 from fastscape.evaluation.determinism import NarrowLossError, unperturbed_loss
+from fastscape.evaluation.footprint import footprint
 from fastscape.evaluation.noise import SIGNAL_TO_NOISE, rounding
+from fastscape.evaluation.streaming import streamed_bytes
 from fastscape.evaluation.trial import activation_bytes
 from fastscape.objective.batches import available_memory
+from fastscape.objective.examination import whole
 from fastscape.objective.objective import Objective
 from fastscape.probes.doctor.contents import HALF, few
 from fastscape.probes.doctor.result import Finding
@@ -93,11 +96,20 @@ def _memory(objective: Objective) -> Finding:
     copy, free = 8 * objective.size, available_memory(objective.device)
     words = (
         f"{copy / 2**20:.3g} MiB a copy of the parameters in float64, up to {activations / 2**20:.3g} MiB of activations, "
-        f"{free / 2**20:.3g} MiB available"
+        f"{free / 2**20:.3g} MiB available{_peaks(objective, dtype)}"
     )
     if _COPIES * (copy + activations) > free:
         return Finding("memory", "warning", words, "smaller batches, device= with more memory, or memory= to cap each evaluation")
     return Finding("memory", "ok", words)
+
+
+def _peaks(objective: Objective, dtype: torch.dtype) -> str:
+    """What subtraction takes at most, in words: by shapes alone."""
+    name, alone = str(dtype)[6:], footprint(objective, dtype).alone
+    words = f"; subtraction in {name} takes {alone / 2**20:.3g} MiB at its peak"
+    if whole(objective):
+        return words
+    return f"{words}, and {streamed_bytes(objective, dtype) / 2**20:.3g} MiB a module at a time (method='stream')"
 
 
 def _widest(objective: Objective) -> torch.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import cast, get_args
 
 from fastscape._checks import first_line
 from fastscape._state import torch_threads
@@ -13,7 +13,7 @@ from fastscape.differences.evaluator import DifferenceEvaluator
 from fastscape.differences.propagation import MissingRuleError
 from fastscape.differences.tracing_errors import UntraceableError
 from fastscape.directions import Directions
-from fastscape.evaluation.evaluator import Evaluator
+from fastscape.evaluation.evaluator import Evaluator, PathName
 from fastscape.evaluation.trial import PathChoice
 from fastscape.numerics.arrays import Array
 from fastscape.objective.objective import Objective
@@ -287,7 +287,7 @@ class Visits:
         trial = TRIAL * self.work.budget.seconds
         way = None if track.plan is None else track.plan.way(visit.batch)
         path = self.path if track.chosen is self.chosen else None  # measured for the arithmetic of the run
-        if isinstance(path, PathChoice) and path.name not in ("loop", "vmap"):
+        if isinstance(path, PathChoice) and path.name not in get_args(PathName):
             path = cast("AnyPath", path.name)  # other weights and batches have other shared radii and sizes
         path = path if way is None else planned(way)
         gate = visit.batch not in track.opened

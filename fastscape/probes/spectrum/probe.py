@@ -22,10 +22,11 @@ from fastscape.curvature.soundness import AsymmetricProductError
 from fastscape.evaluation.group import Distributed, Group, joined
 from fastscape.numerics.krylov import least_capacity
 from fastscape.objective.batches import available_memory
+from fastscape.objective.examination import is_large
 from fastscape.objective.objective import Objective, checked_objective
 from fastscape.objective.sharding import ShardedModelError, Sharding, needs_whole
 from fastscape.probes.spectrum.assembly import spectrum_result
-from fastscape.probes.spectrum.memory import BESIDE, room_for_basis
+from fastscape.probes.spectrum.memory import BESIDE, basis_fits, free_for_basis, room_for_basis
 from fastscape.probes.spectrum.recursions import recursion
 from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
 from fastscape.probes.spectrum.run import SpectralRun
@@ -43,6 +44,7 @@ __all__ = ["SpectrumError", "spectrum"]
 
 BLOCK = 4  # three probes and the gradient: twice as many took 1.4 times the products to five eigenvalues on small networks
 TARGETS = {"eigenvalues": 1e-3, "trace": 0.05}
+_LEAST = 2  # vectors per product: a probe and the gradient
 _PRODUCTS = 5  # times the nodes, and 100 blocks: the most products without a budget
 
 
@@ -92,7 +94,8 @@ def spectrum(
             for the basis. A full basis is restarted.
         targets: ``"eigenvalues"``: residual relative to the largest \|Ritz value\| (1e-3); ``"trace"``: half-width of its 95 %
             interval relative to it (0.05), ``None`` for eight probes, the fewest that are looked at.
-        block: vectors per product, one of them the gradient; default 4.
+        block: vectors per product, one of them the gradient; default 4, or 3 or 2 of a large model for whose basis there is no
+            room otherwise.
         nodes: dimension of the basis, and so of the quadrature of the density, at least.
         seed: of the probes. They depend on nothing else but the parameters' names: at two checkpoints they are the same, so
             that differences are paired.
@@ -185,13 +188,21 @@ def spectrum_of(
     """The spectrum, with the products that a journal has; see :func:`spectrum`."""
     k, operator, memory, optimizer = asked.k, asked.operator, work.memory, asked.optimizer
     goals = checked_goals(objective, k, operator, asked.nodes, asked.block, work)
-    block = BLOCK if asked.block is None else asked.block
     clock = work.clock()
     moves = None if optimizer is None else recursion(objective, read_state(objective, optimizer))
     function = objective if moves is None else objective.trained()
     make = {"hessian": hessian, "ggn": ggn}[operator]
-    width = block + (0 if asked.warm is None else asked.warm.shape[1])
-    beside = 0 if moves is None else least_rows(objective.size, moves, block)
+    warm = 0 if asked.warm is None else asked.warm.shape[1]
+
+    def rows_beside(block: int) -> int:
+        return 0 if moves is None else least_rows(objective.size, moves, block)
+
+    def fits(block: int) -> bool:
+        least = least_capacity(objective.size, k, block + warm) + rows_beside(block)
+        return basis_fits(function, memory, least, block + warm)
+
+    block = _block(objective, asked.block, fits, evaluations)
+    width, beside = block + warm, rows_beside(block)
     basis = memory
     if memory is not None and objective.sharding is None:
         basis = basis_bytes(function, memory, k, width, beside)
@@ -240,6 +251,16 @@ def basis_bytes(function: Objective, memory: int, k: int, width: int, beside: in
         ValueError: the least basis does not fit, with what is enough.
     """
     return room_for_basis(function, memory, least_capacity(function.size, k, width) + beside, width)
+
+
+def _block(objective: Objective, asked: int | None, fits: Callable[[int], bool], evaluations: Evaluations) -> int:
+    """Vectors per product: fewer for a large model of which a basis for the usual number finds no room."""
+    if asked is not None or objective.sharding is not None or not is_large(objective):
+        return BLOCK if asked is None else asked
+    found = evaluations.taken(
+        "block", (), lambda: {"width": next((width for width in range(BLOCK, _LEAST, -1) if fits(width)), _LEAST)}, always=True
+    )
+    return int(found["width"])
 
 
 def _noted(work: Callable[[], SpectrumResult], evaluations: Evaluations) -> SpectrumResult:
@@ -317,7 +338,7 @@ def checked_goals(objective: Objective, k: int, operator: str, nodes: int, block
     integer("seed", work.seed, 0, 2**64)
     check_memory(work.memory)
     if block is not None:
-        amount("block", block, 2)
+        amount("block", block, _LEAST)
     size, targets = objective.size, work.targets
     if integer("k", k, 1) > size:
         raise ValueError(f"k must be at most D = {size}, got {k}; a matrix has no more eigenvalues than rows")
@@ -355,7 +376,7 @@ def _capacity(matrix: Curvature, k: int, width: int, goals: Goals, memory: int |
     """Rows of the basis: what the nodes and slow convergence want, under the memory cap, with rows of another beside it."""
     size = matrix.shape[0]
     row = size * torch.finfo(matrix.dtype).bits // 8
-    room = available_memory(matrix.device) // 4 if memory is None else memory - BESIDE * width * row
+    room = free_for_basis(matrix.device) if memory is None else memory - BESIDE * width * row
     least = least_capacity(size, k, width) + beside
     if room // row < least:
         where = "memory must be" if memory is not None else "a quarter of the available memory must be"

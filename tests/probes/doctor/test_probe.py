@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastscape as fs
+from fastscape.evaluation.footprint import footprint
 from fastscape.probes.doctor import machine as doctor_machine
 from fastscape.probes.doctor.result import Diagnosis, Finding
 
@@ -368,12 +370,12 @@ def test_memory_that_does_not_hold_a_product_is_a_warning(monkeypatch):
     found = fs.doctor(objective(net()))["memory"]
     assert found.severity == "warning"
     assert found.remedy.startswith("smaller batches")
+    whole, streamed = (float(text) for text in re.findall(r"([0-9.e-]+) MiB (?:at its peak|a module)", found.found))
+    assert 0 < streamed < whole == pytest.approx(footprint(objective(net()), torch.float64).alone / 2**20, rel=0.01)
 
 
 def test_the_radius_from_which_subtraction_resolves_responses_is_that_of_rounding_and_curvature():
     """A response eps^2 d'Hd is 10 times the rounding error there: a loss 100 w^2 of one weight has d'Hd = 200 w^2."""
-    import re
-
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 3.0)
     made = fs.Objective(model, [torch.ones(1, 1)], loss=lambda net, batch: 100 * net(batch).square().mean())

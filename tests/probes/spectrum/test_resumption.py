@@ -22,7 +22,7 @@ from fastscape.curvature import products, recorded
 from fastscape.curvature.gradient_difference import DifferencePath
 from fastscape.curvature.products import Products
 from fastscape.curvature.selection import Selection
-from fastscape.probes.spectrum import probe
+from fastscape.probes.spectrum import memory
 from fastscape.runs import evaluations
 from fastscape.runs.record import Record
 
@@ -168,7 +168,7 @@ def test_what_was_measured_is_obeyed(tmp_path, made, monkeypatch, method):
             made.by(lambda: fs.spectrum(objective, resume=tmp_path, **SETTINGS | asked), fails)
         with monkeypatch.context() as patch:
             patch.setattr(DifferencePath, "_calibrate", None)
-            patch.setattr(probe, "available_memory", lambda _: 1)
+            patch.setattr(memory, "available_memory", lambda _: 1)
             found, _, _ = made.by(lambda: fs.spectrum(objective, resume=tmp_path, **SETTINGS | asked))
         assert bits(found) == bits(whole)
         assert found.meta["product_error"] == whole.meta["product_error"]
