@@ -21,6 +21,7 @@ from fastscape.cli import (
     spectrum,
     status,
     study,
+    trace,
 )
 
 
@@ -41,6 +42,7 @@ for command in (
     slice.slice_command,
     critical.critical_command,
     diagonal.diagonal_command,
+    trace.trace_command,
     study.study_command,
     barrier.barrier_command,
     merge.merge_command,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import fastscape as fs
 from fastscape.curvature.products import Products
+from fastscape.numerics.student import quantile
 from fastscape.ops import direction, tensor_ids
 from fastscape.probes.diagonal import run
 from fastscape.reports.html import write_html
@@ -290,3 +291,26 @@ def test_the_result_is_saved_read_back_printed_and_shown(tmp_path):
     assert page.count("<svg") == 2
     assert "Sizes of the elements by rank" in page
     found.plot()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["xdiag", "hutchinson"])
+@pytest.mark.parametrize("products", [12, 32])
+def test_coverage_on_a_network(products, estimator):
+    model = network()
+    expected = torch.split(flat_hessian(model)[0].diagonal(), [tensor.numel() for tensor in model.parameters()])
+    sums, of, repeats = [float(part.sum()) for part in expected], objective(model), 120
+    whole, held, inside, square, claimed = torch.cat(expected).numpy(), np.zeros(len(sums) + 1), 0.0, 0.0, 0.0
+    for seed in range(repeats):
+        found = fs.diagonal(of, products, estimator=estimator, seed=seed, method="graph")
+        estimates = [*found.layers.values(), found.trace]
+        held += [
+            low <= value <= high for (low, high), value in zip((e.interval for e in estimates), [*sums, sum(sums)], strict=True)
+        ]
+        off = np.abs(found.values - whole)
+        inside += np.mean(off <= quantile(found.probes) * found.stderr) / repeats
+        square += np.sum(off**2)
+        claimed += found.error**2
+    assert (held / repeats >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / repeats)).all(), held / repeats
+    assert inside > 0.9
+    assert 0.3 < square / claimed < 1.4
