@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastscape._checks import counted
+from fastscape._clock import now
 from fastscape.curvature.operator import CurvatureOperator
 from fastscape.evaluation.arithmetic import measured_in
 from fastscape.numerics.arrays import Array
@@ -145,8 +146,11 @@ class DiagonalRun:
             self._outside(signs, images)
             return True
         self._pending = signs, images
+        began = now()
         split = orthonormalise(images, self.basis[: self.dimension], scale=self._scale)
         new = len(split.rows)
+        then = self.dimension + new + width  # after the next block, when the errors take as long as all blocks did
+        self.work.reserve = (now() - began) * then**2 / ((then - width) * width) if then > width else 0.0
         products = self._multiplied(split.rows) if new else split.rows
         if products is None:
             return False

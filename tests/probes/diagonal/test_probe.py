@@ -248,6 +248,27 @@ def test_a_run_goes_on_to_the_same_bits(fails, stopped, tmp_path):
         fs.diagonal(of, 32, estimator="xdiag", seed=1, resume=tmp_path)
 
 
+def test_a_budget_leaves_time_for_the_errors(clock, monkeypatch):
+    """Products in no time, and 1 s for each vector that a block is made orthogonal to: the errors of n probes take n^2 / 4."""
+    real, ends = run.orthonormalise, run.xdiag
+
+    def slow(block, basis, **options):
+        clock.now += len(basis) + len(block)
+        return real(block, basis, **options)
+
+    def errors(basis, *rest):
+        clock.now += len(basis) ** 2 / 4
+        return ends(basis, *rest)
+
+    monkeypatch.setattr(run, "orthonormalise", slow)
+    monkeypatch.setattr(run, "xdiag", errors)
+    began = clock.now
+    found = fs.diagonal(quadratic(low_rank(80, 60)), budget=200, method="reverse")
+    assert found.meta["stop_reason"] == "deadline"
+    assert 8 <= found.dimension < 40
+    assert clock.now - began <= 200
+
+
 def test_the_user_sees_no_trace(untouched, bn_net, bn_objective):
     with untouched(bn_net):
         fs.diagonal(bn_objective, 8)
