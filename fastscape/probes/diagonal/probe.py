@@ -11,6 +11,7 @@ from fastscape._checks import amount, check_memory, counted, integer, one_of
 from fastscape.curvature.operator import ggn, hessian
 from fastscape.curvature.paths import PathName
 from fastscape.objective.objective import Objective, checked_objective
+from fastscape.probes.diagonal.assembly import diagonal_result
 from fastscape.probes.diagonal.result import DiagonalResult
 from fastscape.probes.diagonal.run import DiagonalRun, Goals
 from fastscape.runs.evaluations import opened
@@ -113,5 +114,5 @@ def diagonal(
         matrix = make(objective, memory=half, method=cast("PathName | None", work.method), distributed=False)
         found = DiagonalRun(objective, matrix.recorded(evaluations), goals, clock, evaluations)
         found.run(work.name, work.progress)
-        result = found.result(work.name, work.step, settings | {"products": products, "memory": work.memory})
+        result = diagonal_result(found, work.name, work.step, settings | {"products": products, "memory": work.memory})
     return found.work.whole(result, f"the diagonal of {work.name} failed after {counted(found.products, 'product')}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +14,16 @@ from torch import Tensor
 from fastscape._checks import counted
 from fastscape._clock import now
 from fastscape.curvature.operator import CurvatureOperator
-from fastscape.evaluation.arithmetic import measured_in
 from fastscape.numerics.arrays import Array
 from fastscape.numerics.diagonal import Means, Residuals, projected, together, xdiag
-from fastscape.numerics.estimate import Estimate, unknown
 from fastscape.numerics.gram_schmidt import combine, orthonormalise
 from fastscape.objective.batches import available_memory
 from fastscape.objective.objective import Objective
 from fastscape.ops import block_gram, block_update, direction, tensor_ids
-from fastscape.probes.diagonal.result import DiagonalResult
 from fastscape.runs.anytime import Anytime
 from fastscape.runs.budget import Budget
 from fastscape.runs.evaluations import Evaluations
 from fastscape.runs.progress import Progress, reporter
-from fastscape.runs.provenance import Provenance, objective_meta
 
 BLOCK = 4  # probes of a block
 _MARGIN = 1.25  # how much longer than the last block the next may take
@@ -35,7 +31,6 @@ _MOST = 256  # rows of a basis: D n^2 multiplications for the errors
 _VECTORS = 3  # for a row: of the basis, its product, and the signs again at the end
 _SUMS = 4  # vectors in float64 beside the basis
 _SETTLED = 2 * BLOCK  # probes of which a complete basis leaves rounding, after which no others tell more
-_ROUNDING = 4.0  # units in the last place of the norm of a row
 
 
 @dataclass(frozen=True)
@@ -201,47 +196,14 @@ class DiagonalRun:
         drawn = direction(ids, self.goals.seed, list(probes), self._sizes[number : number + 1], "rademacher")
         return drawn[0].to(self.operator.dtype)
 
-    # ------------------------------------------------------------------ the result
+    # ------------------------------------------------------------------ what is known
 
-    def result(self, name: str, step: int | None, settings: Mapping[str, Any]) -> DiagonalResult:
-        """What is known."""
+    def means(self) -> Means | None:
+        """Estimates from what was multiplied; ``None`` where it tells nothing."""
         found = self.work.analysed(self._means, None) if self.products else None
         if found is None and self.work.error is not None:
             found = self.work.analysed(self._plain, None)
-        share = self._share()
-        nothing = np.full(self.size, math.nan)
-        values, stderr = (nothing, nothing) if found is None else (found.values, np.sqrt(found.variances))
-        norms = self._row_norms()
-        stderr = np.hypot(stderr, share * norms / 2)
-        sums = dict(zip(self.objective.names, self.layers, strict=True))
-        layers = {
-            key: self._sum(found, index, share * float(np.linalg.norm(norms[part])))
-            for index, (key, part) in enumerate(sums.items())
-        }
-        probes = 0 if found is None or self.goals.estimator == "exact" else found.count
-        return DiagonalResult(
-            name=name,
-            step=step,
-            loss=self.loss,
-            operator=self.goals.operator,
-            estimator=self._estimator() if found is not None else "",
-            values=values,
-            stderr=stderr,
-            parameters={key: tuple(tensor.shape) for key, tensor in self.objective.base.items()},
-            layers=layers,
-            trace=self._sum(found, len(layers), share * float(np.linalg.norm(norms))),
-            error=float(np.linalg.norm(stderr)),
-            products=self.products,
-            probes=probes,
-            dimension=self.dimension if self.products else 0,
-            meta=Provenance(self._meta(settings)),
-            notes=(
-                *measured_in(self.objective, self.operator.dtype).notes,
-                *self.operator.notes,
-                *self.notes,
-                *self.evaluations.notes,
-            ),
-        )
+        return found
 
     def _means(self) -> Means | None:
         if self.goals.estimator == "exact":
@@ -275,43 +237,3 @@ class DiagonalRun:
         zero = np.zeros(len(sums) + 1)
         variances = np.where(np.isnan(values), math.nan, 0.0)
         return Means(values, variances, np.append(sums, sums.sum()), zero, zero + 1.0, self.products, "exact")
-
-    def _sum(self, found: Means | None, index: int, rounding: float) -> Estimate:
-        return unknown(0) if found is None else found.estimate(index, rounding)
-
-    def _estimator(self) -> str:
-        return "hutchinson" if self.goals.estimator == "xdiag" and not self.dimension else self.goals.estimator
-
-    def _share(self) -> float:
-        """Rounding of a product relative to the norm of a row, and what differences of gradients are off."""
-        choice = self.operator.choice
-        off = 0.0 if choice is None else choice.error or 0.0
-        return _ROUNDING * torch.finfo(self.operator.dtype).eps + off
-
-    def _row_norms(self) -> Array:
-        """Norms of the rows of A, by the probes."""
-        if not self.products:
-            return np.full(self.size, math.nan)
-        count = 1 if self.goals.estimator == "exact" else max(self.drawn, 1)
-        found: Array = np.sqrt(self.squares.cpu().numpy() / count)
-        return found
-
-    def _meta(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        operator, budget = self.operator, self.work.budget
-        choice = operator.choice
-        return {
-            "settings": dict(settings),
-            "seed": self.goals.seed,
-            "stop_reason": self.work.reason,
-            "seconds": budget.elapsed,
-            "budget": budget.seconds if budget.limited else None,
-            "path": None if choice is None else choice.name,
-            "refused": {} if choice is None else dict(choice.refused),
-            "gradients_per_product": None if choice is None else choice.gradients,
-            "product_error": None if choice is None else choice.error,
-            "trial_products": max(0, operator.products - self.products),
-            "range": "complete" if self.captured else "open",
-            **objective_meta(self.objective),
-            **measured_in(self.objective, operator.dtype).meta,
-            "product_dtype": str(operator.dtype),
-        }
