@@ -118,10 +118,10 @@ class DiagonalRun:
             left = math.inf if self.goals.products is None else self.goals.products - self.products
             if self.goals.estimator == "exact":
                 left = self.size - self.products
-            elif not self.closed and self.dimension + min(BLOCK, left // 2) > len(self.basis):
-                self.closed = True
-            each = 1 if self.closed or self.goals.estimator == "exact" else 2
-            width = int(min(BLOCK, left // each))
+            elif not self.closed and self.dimension == len(self.basis):
+                self.closed, self.captured = True, self.dimension == self.size
+            alone = self.closed or self.goals.estimator == "exact"
+            width = int(min(BLOCK, left if alone else min(left // 2, len(self.basis) - self.dimension)))
             if width < 1 or self._settled >= _SETTLED:
                 return
             yield width

@@ -132,6 +132,14 @@ def test_a_range_that_is_captured_leaves_rounding_and_ends_the_run():
     assert np.linalg.norm(plain.values - matrix.diagonal().numpy()) > 1e6 * found.error
 
 
+def test_a_basis_of_the_whole_space_ends_the_run():
+    matrix = low_rank() + 3 * torch.eye(80, dtype=torch.float64)
+    found = fs.diagonal(quadratic(matrix), 400, estimator="xdiag")
+    np.testing.assert_allclose(found.values, matrix.diagonal(), atol=1e-11)
+    assert (found.dimension, found.products) == (80, 160 + 8)
+    assert found.meta["stop_reason"] == "complete"
+
+
 def test_a_basis_that_memory_bounds_is_kept_and_others_are_of_what_it_leaves():
     matrix = low_rank(80, 30) + 0.01 * torch.eye(80, dtype=torch.float64)
     row = 80 * 8
