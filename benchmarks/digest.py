@@ -340,6 +340,8 @@ def of_training(case: Case) -> Iterator[tuple[str, Job]]:
     moves = torch.optim.Adam(case.objective.model.parameters(), lr=0.01)
     yield "critical sharpness", lambda: fs.critical_sharpness(case.objective, precision="float64")
     yield "critical sharpness of Adam", lambda: fs.critical_sharpness(case.objective, optimizer=moves, curvature=False)
+    for estimator in ("xdiag", "hutchinson", "exact"):
+        yield f"diagonal {estimator}", lambda estimator=estimator: fs.diagonal(case.objective, estimator=estimator, seed=SEED)
     noise: dict[str, Any] = {"batch_size": 4, "learning_rate": 0.1, "seed": SEED}
     yield "temperature", lambda: fs.temperature(case.objective, method="per-sample", products=4, momentum=0.9, **noise)
     yield "temperature two-batch", lambda: fs.temperature(case.objective, method="two-batch", products=0, **noise)

@@ -41,6 +41,7 @@ QUESTIONS = {  # names of files and folders; with a slash, paths of earlier vers
     "spectrum": ("spectrum", "spectral*", "spectrum_*", "estimators/density", "estimators/stability", "probes/stability"),
     "sharpness": ("sharpness*",),
     "critical": ("critical",),
+    "diagonal": ("diagonal",),
     "temperature": ("temperature", "dynamics", "evaluation/sample_gradients"),
     "multifractal": ("multifractal", "cli/probe", "probes/session", "runs/settings", "reports/result", "reports/figures"),
     "signature": ("signature*", "several", "reports/comparison", "reports/probe", "estimators/rules", "estimators/association"),

@@ -44,6 +44,7 @@ from fastscape.probes.multifractal.probe import multifractal as multifractal, tr
 from fastscape.probes.multifractal.resumption import merge as merge
 from fastscape.probes.multifractal.session import ProbeError as ProbeError
 from fastscape.probes.critical.probe import critical_sharpness as critical_sharpness
+from fastscape.probes.diagonal.probe import diagonal as diagonal
 from fastscape.probes.sharpness.probe import sharpness as sharpness
 from fastscape.probes.signature.probe import probe as probe, signature as signature
 from fastscape.probes.slices.probe import slice1d as slice1d, slice2d as slice2d, SliceError as SliceError
@@ -64,6 +65,7 @@ from fastscape.probes.temperature.result import TemperatureResult as Temperature
 from fastscape.probes.signature.probe_result import ProbeResult as ProbeResult
 from fastscape.probes.multifractal.result import MultifractalResult as MultifractalResult, TrajectoryResult as TrajectoryResult
 from fastscape.probes.critical.result import CriticalSharpnessResult as CriticalSharpnessResult
+from fastscape.probes.diagonal.result import DiagonalResult as DiagonalResult
 from fastscape.probes.sharpness.result import SharpnessResult as SharpnessResult
 from fastscape.probes.signature.result import Signature as Signature
 from fastscape.probes.slices.result import PlaneResult as PlaneResult, SliceResult as SliceResult

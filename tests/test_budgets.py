@@ -58,6 +58,7 @@ CALLS = {
     "connect": lambda of, files, **run: fs.connect(of, *files, **run),
     "sharpness": lambda of, files, **run: fs.sharpness(of, **run),
     "critical_sharpness": lambda of, files, **run: fs.critical_sharpness(of, **run),
+    "diagonal": lambda of, files, **run: fs.diagonal(of, estimator="xdiag", **run),
     "temperature": lambda of, files, **run: fs.temperature(of, **TRAINING, **run),
     "spectrum": lambda of, files, **run: fs.spectrum(of, 3, optimizer=torch.optim.SGD(of.model.parameters(), lr=0.1), **run),
     "spectra": lambda of, files, **run: fs.spectra(of, files, 3, **run),

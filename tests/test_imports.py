@@ -140,7 +140,14 @@ def test_an_objective_is_above_all_that_it_is_made_of():
     assert {layer(module) for module in reached} <= {"objective", *FOUNDATION}
 
 
-SPECTRAL = {"factorisation", "gram_schmidt", "krylov", "lanczos", "trace"}  # vectors of D numbers stay on their device
+SPECTRAL = {
+    "diagonal",
+    "factorisation",
+    "gram_schmidt",
+    "krylov",
+    "lanczos",
+    "trace",
+}  # vectors of D numbers stay on their device
 
 
 def test_the_mathematics_of_measures_needs_no_torch():

@@ -61,6 +61,7 @@ CALLS = {
     "connect": lambda of: fs.connect(of, A, B, steps=20, points=5, start=5),
     "sharpness": lambda of: fs.sharpness(of, products=0, samples=8, steps=5),
     "critical_sharpness": lambda of: fs.critical_sharpness(of, tolerance=1e-6, curvature=False),
+    "diagonal": lambda of: fs.diagonal(of, 32, estimator="xdiag", method="reverse"),
     "temperature": lambda of: fs.temperature(of, products=0, **TRAINING),
     "responses": lambda of: fs.responses(of, fs.Directions(of, 40), [1e-2], precision="float64", method="loop"),
     "multifractal": lambda of: fs.multifractal(of, fs.ProbeSettings(count=4, precision="float64"), QUICK, method="loop"),
@@ -90,7 +91,12 @@ def evaluations(result):
     if isinstance(result, fs.CurveResult):
         return evaluations(result.line) + len(result.training) + evaluations(result.curve)
     kinds = {fs.SliceResult: "losses", fs.PlaneResult: "losses", fs.BarrierResult: "losses", fs.TemperatureResult: "norms"}
-    kinds |= {fs.Responses: "even", fs.SharpnessResult: "random_rises", fs.CriticalSharpnessResult: "steps"}
+    kinds |= {
+        fs.Responses: "even",
+        fs.SharpnessResult: "random_rises",
+        fs.CriticalSharpnessResult: "steps",
+        fs.DiagonalResult: "values",
+    }
     return int(np.isfinite(getattr(result, kinds[type(result)])).sum())
 
 
@@ -131,6 +137,7 @@ ANALYSES = {
     "barriers": "fastscape.probes.barriers.run.band",
     "sharpness": "fastscape.probes.sharpness.assembly.skewed_mean",
     "critical_sharpness": "fastscape.probes.critical.run.crossing",
+    "diagonal": "fastscape.probes.diagonal.run.xdiag",
     "temperature": "fastscape.probes.temperature.probe.noise_trace",
     "responses": "fastscape.response.responses.with_largest",
 }

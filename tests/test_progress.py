@@ -38,6 +38,7 @@ DOORS = {
     "slice1d": lambda progress: fs.slice1d(OBJECTIVE, progress=progress),
     "slice2d": lambda progress: fs.slice2d(OBJECTIVE, progress=progress),
     "critical_sharpness": lambda progress: fs.critical_sharpness(OBJECTIVE, progress=progress),
+    "diagonal": lambda progress: fs.diagonal(OBJECTIVE, progress=progress),
     "barrier": lambda progress: fs.barrier(OBJECTIVE, STATE, STATE, progress=progress),
     "barriers": lambda progress: fs.barriers(OBJECTIVE, [STATE, STATE], progress=progress),
     "connect": lambda progress: fs.connect(OBJECTIVE, STATE, STATE, progress=progress),

@@ -7,7 +7,22 @@ from __future__ import annotations
 
 import click
 
-from fastscape.cli import barrier, bench, critical, doctor, merge, multifractal, report, run, slice, spectrum, status, study
+from fastscape.cli import (
+    barrier,
+    bench,
+    critical,
+    diagonal,
+    doctor,
+    merge,
+    multifractal,
+    report,
+    run,
+    slice,
+    spectrum,
+    status,
+    study,
+    trace,
+)
 
 
 @click.group()
@@ -26,6 +41,8 @@ for command in (
     spectrum.spectrum_command,
     slice.slice_command,
     critical.critical_command,
+    diagonal.diagonal_command,
+    trace.trace_command,
     study.study_command,
     barrier.barrier_command,
     merge.merge_command,

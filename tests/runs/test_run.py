@@ -74,6 +74,7 @@ DOORS = {  # a call that is quick, by the function
     fs.connect: lambda _, **k: fs.connect(objective(), MODEL, OTHER, steps=2, points=5, start=3, **k),
     fs.sharpness: lambda _, **k: fs.sharpness(objective(), restarts=1, steps=2, samples=4, products=0, **k),
     fs.critical_sharpness: lambda _, **k: fs.critical_sharpness(objective(), curvature=False, **k),
+    fs.diagonal: lambda _, **k: fs.diagonal(objective(), 8, estimator="xdiag", **k),
     fs.temperature: lambda _, **k: fs.temperature(objective(), batch_size=2, learning_rate=0.1, products=0, **k),
     fs.bench: lambda _, **k: fs.bench(objective(), count=1, repeats=1, **k),
     fs.spectrum: lambda _, **k: fs.spectrum(objective(), k=1, nodes=4, **k),

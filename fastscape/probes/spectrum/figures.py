@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastscape.numerics.arrays import Array
-from fastscape.numerics.positive import shown_ends
 from fastscape.probes.spectrum.words import layer_order
-from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, grid, literal, nothing, single, step_axis, titled
+from fastscape.reports.axes import BLUE, GREY, ORANGE, RED, grid, nothing, single, step_axis, titled
+from fastscape.reports.bars import bars
 from fastscape.reports.numbers import number
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from fastscape.probes.spectrum.result import SpectrumResult, SpectrumTrajectory
 
-_LAYERS = 12  # bars that can be read in a panel
 _LAMBDA = {"hessian": r"eigenvalue $\lambda$ of the Hessian", "ggn": r"eigenvalue $\lambda$ of the GGN"}
 
 
@@ -137,25 +136,7 @@ def layer_traces(result: SpectrumResult, ax: Axes | None = None) -> Axes:
     ordered = [(name, trace) for name, trace in layer_order(result) if math.isfinite(trace.value)]
     if not ordered:
         return nothing(ax, title, "no finite trace")
-    bars = [(name, trace.value, shown_ends(trace)) for name, trace in ordered[:_LAYERS]]
-    rest = [trace.value for _, trace in ordered[_LAYERS:]]
-    if rest:
-        bars.append((f"{len(rest)} more", float(sum(rest)), (math.nan, math.nan)))
-    names = [literal(name) for name, _, _ in bars]
-    values = np.array([value for _, value, _ in bars])
-    bounds = np.array([interval for _, _, interval in bars])
-    y = np.arange(len(bars))
-    colours = [GREY if index >= _LAYERS else BLUE if value >= 0 else ORANGE for index, value in enumerate(values)]
-    ax.barh(y, values, color=colours, alpha=0.75, height=0.34)
-    known = np.isfinite(bounds).all(axis=1)
-    error = np.abs(bounds[known] - values[known, None]).T
-    ax.errorbar(values[known], y[known], xerr=error, fmt="none", ecolor="k", elinewidth=1.0, capsize=2)
-    ax.axvline(0, color=GREY, lw=0.8)
-    ax.set_yticks([])
-    for row, name in enumerate(names):  # above the bars: long names of parameters have no room beside the panel
-        ax.text(0.015, row - 0.23, name, transform=ax.get_yaxis_transform(), fontsize=7, va="bottom")
-    pad = 0.8 + max(0, 5 - len(bars)) / 2  # so that a single bar does not fill the panel
-    ax.set_ylim(len(bars) - 1.3 + pad, -pad)
+    bars(ax, ordered)
     return titled(ax, title, r"tr $H_{\ell\ell}$ (loss per squared parameter)", "")
 
 

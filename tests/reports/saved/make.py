@@ -83,6 +83,7 @@ MADE = {
     "plane": lambda: fs.slice2d(objective(), points=3),
     "sharpness": lambda: fs.sharpness(objective(), 0.1, restarts=1, steps=2, samples=4, products=6),
     "critical_sharpness": lambda: fs.critical_sharpness(objective(), optimizer=torch.optim.SGD(model().parameters(), lr=0.1)),
+    "diagonal": lambda: fs.diagonal(objective(), 8, estimator="xdiag"),
     "barrier": lambda: fs.barrier(objective(), *states().values(), points=3, start=3),
     "barriers": lambda: fs.barriers(objective(), states(), points=3, start=3),
     "curve": lambda: fs.connect(objective(), *states().values(), steps=2),

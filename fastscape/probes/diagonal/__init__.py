@@ -1,0 +1,1 @@
+"""The diagonal of the Hessian or Gauss-Newton matrix."""
