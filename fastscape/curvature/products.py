@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastscape._clock import now
 from fastscape._deadline import check_deadline
-from fastscape._heap import Heap, fit, roomy
+from fastscape._heap import fit, roomy
 from fastscape.curvature.choice import Candidate, ProductChoice
 from fastscape.curvature.paths import Matrix, PathName
 from fastscape.curvature.plan import Plan
@@ -72,7 +72,7 @@ class Products:
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Products ``[K, D]`` of rows ``[K, D]``, in the dtype of products."""
-        with Heap(self.space.cap.memory, kept=True):
+        with self.space.heap(kept=True):
             self.prepare(len(rows), rows)
             beside = self._beside(len(rows), len(rows))
             rows = rows.to(self.space.work)
@@ -82,7 +82,7 @@ class Products:
 
     def forms(self, rows: Tensor, *, keep: bool) -> tuple[Tensor | None, Array]:
         """v'H_b v of rows ``[K, D]`` with every batch's own matrix, ``[batches, K]``, and the products if they are to be kept."""
-        with Heap(self.space.cap.memory, kept=True):
+        with self.space.heap(kept=True):
             self.prepare(len(rows), rows)
             beside = self._beside(len(rows), len(rows) if keep else 0)
             rows = rows.to(self.space.work)

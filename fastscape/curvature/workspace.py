@@ -111,7 +111,8 @@ class Workspace:
             return
         self._inside = self.work
         try:
-            with self._heap(outer), exact_arithmetic(self.work) if draws and outer is None else plain_arithmetic(self.work):
+            heap = self.heap(kept=self.keeping) if outer is None else nullcontext()
+            with heap, exact_arithmetic(self.work) if draws and outer is None else plain_arithmetic(self.work):
                 yield
         finally:
             self._inside = outer
@@ -130,11 +131,10 @@ class Workspace:
         found, vector = footprint(self.objective, self.work), self.objective.size * torch.finfo(self.work).bits // 8
         return enough(2 * found.copy + _GRADIENTS * found.gradient + _VECTORS * vector)
 
-    def _heap(self, outer: torch.dtype | None) -> AbstractContextManager[None]:
-        """Of many computations, of which one keeps its memory for the next, where that is worth it or there is a cap."""
+    def heap(self, *, kept: bool) -> AbstractContextManager[None]:
+        """A block of computations, of which one keeps its memory for the next, where that is worth it or there is a cap."""
         large = self.gradient_peak > _HEAPED and self.objective.device.type == "cpu"
-        heaped = outer is None and (large or self.cap.memory is not None)
-        return Heap(self.cap.memory, kept=self.keeping) if heaped else nullcontext()
+        return Heap(self.cap.memory, kept=kept) if large or self.cap.memory is not None else nullcontext()
 
     def widened(self) -> bool:
         """Whether memory and model allow to go on in float64, which is done."""

@@ -106,7 +106,7 @@ def test_what_obeys_a_plan_keeps_memory_as_what_made_it(single):
     made.prepare(1)
     obeying.obey(1, Plan.made(made.space, made.selection, 1))
     for products in (made, obeying):
-        assert isinstance(products.space._heap(None), Heap)
+        assert isinstance(products.space.heap(kept=True), Heap)
 
 
 def test_few_vectors_at_a_time_give_the_same_bits(single, ragged, monkeypatch):

@@ -57,12 +57,12 @@ class Made:
         self.vectors, self.blocks, self.fails, self.error = 0, 0, None, RuntimeError("killed")
         real = Products._multiply
 
-        def multiply(products, rows, out, forms):
+        def multiply(products, rows, *rest):
             if self.blocks == self.fails:
                 raise self.error
             self.blocks += 1
             self.vectors += len(rows)
-            real(products, rows, out, forms)
+            real(products, rows, *rest)
 
         monkeypatch.setattr(Products, "_multiply", multiply)
 
