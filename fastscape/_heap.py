@@ -47,7 +47,7 @@ class Heap(Restoring):
     _before = 0  # bytes resident as the outermost block began
 
     def __init__(self, memory: int | None, *, kept: bool = False) -> None:
-        self._memory, self._keeping = memory, kept
+        self._memory, self._keeping = None if memory is None else int(memory), kept
 
     def _begin(self, later: Callable[[Callable[[], object]], None]) -> bool:
         with self._lock:

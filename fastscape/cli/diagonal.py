@@ -9,6 +9,7 @@ import click
 
 import fastscape as fs
 from fastscape._interrupts import Interrupts
+from fastscape._keeping import patience
 from fastscape.cli.budgets import run_budget
 from fastscape.cli.folder import check_out, force_option, is_begun
 from fastscape.cli.inputs import (
@@ -65,7 +66,7 @@ def _diagonal(model: str, options: dict[str, Any], interrupts: Interrupts) -> Ou
     check_out(options["out"], ["diagonal"], force=options["force"], continues=lambda: is_begun(options["resume"]))
     objective, name, step = centre(build_objective(model, options), model, files)
     settings = {key: options[key] for key in ("products", "operator", "estimator", "memory", "seed", "resume")}
-    with live_progress(quiet=options["quiet"]) as live:
+    with live_progress(quiet=options["quiet"]) as live, patience:
         result = fs.diagonal(
             objective, budget=budget, progress=live.show, method=method_of(options), name=name, step=step, **settings
         )

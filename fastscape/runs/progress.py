@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def reporter(progress: Callable[..., None] | None, former: tuple[str, ...] = ())
         f"progress= is now called with one fastscape.Progress, no longer with ({', '.join(former)}); a function of those will be "
         "refused",
         DeprecationWarning,
-        stacklevel=3,
+        stacklevel=3 + (sys._getframe(2).f_code.co_name == "keeping"),  # the decorator of probes
     )
     return lambda _, *arguments: progress(*arguments)
 

@@ -217,10 +217,11 @@ def test_what_cannot_be_followed_is_refused_by_name_before_any_work(function, wo
         problem(Forward(function, l=lin(), o=lin(8, 3)), vectors())
 
 
-def test_a_compiled_submodule_is_refused_by_its_name():
-    compiled = torch.compile(nn.Sequential(lin(), nn.Tanh()), backend="eager")
-    with pytest.raises(UntraceableError, match=r"module model\.0 must be an eager one"):
-        problem(nn.Sequential(compiled, lin(8, 3)), vectors())
+def test_a_compiled_submodule_is_followed_as_the_module_that_it_was_made_of():
+    plain = nn.Sequential(lin(), nn.Tanh())
+    compiled = torch.compile(plain, backend="eager")
+    one, other = (problem(nn.Sequential(part, lin(8, 3)), vectors()).propagation.program for part in (compiled, plain))
+    assert [step.name for step in one.steps] == [step.name for step in other.steps]
 
 
 def test_every_value_is_freed_after_its_last_use():

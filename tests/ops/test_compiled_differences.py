@@ -170,7 +170,12 @@ FAULTS = {
     "distances from the largest forgotten": ("pool 2", ("tl.maximum(high, behind + rise", "tl.maximum(high, rise")),
     "a product once instead of twice": ("linear fp32", ("(2.0 * a.to(tl.float32))", "(a.to(tl.float32))")),
 }
-SIMULATED = [(name, arch) for name in CASES for arch in CHIPS if arch == 80 or not name.startswith("linear bf16")]
+SIMULATED = [
+    pytest.param(name, arch, marks=[pytest.mark.slow] * (arch == 90))
+    for name in CASES
+    for arch in ARCHS
+    if arch == 80 or not name.startswith("linear bf16")
+]
 
 
 def made(name):

@@ -15,7 +15,7 @@ from fastscape.runs.run import shared_keywords
 from tests.runs.test_run import DOORS, door_of, files  # noqa: F401 - a fixture
 
 REPORTING = [door for door in DOORS if "progress" in shared_keywords(door_of(door))]
-ONE = [fs.multifractal, fs.trajectory, fs.spectrum]  # whose function always took one state
+ONE = [fs.multifractal, fs.trajectory, fs.spectrum, fs.critical_sharpness, fs.diagonal]  # whose function always took one state
 FORMER = {  # what others called it with
     fs.slice1d: (int, int),
     fs.slice2d: (int, int),
@@ -27,7 +27,15 @@ FORMER = {  # what others called it with
 }
 PATTERN = r"(?m)^(class \w*Progress\b|\w*Progress = )"
 UNITS = {fs.multifractal: "direction", fs.trajectory: "direction", fs.spectrum: "product", fs.spectra: "product", fs.bench: ""}
-UNITS |= {fs.slice1d: "direction", fs.slice2d: "row", fs.barrier: "point", fs.barriers: "pair", fs.connect: "step"}
+UNITS |= {
+    fs.critical_sharpness: "step",
+    fs.diagonal: "product",
+    fs.slice1d: "direction",
+    fs.slice2d: "row",
+    fs.barrier: "point",
+    fs.barriers: "pair",
+    fs.connect: "step",
+}
 
 
 def test_there_is_one_class():

@@ -8,6 +8,7 @@ from typing import Literal, Unpack, cast
 import torch
 
 from fastscape._checks import amount, check_memory, counted, integer, one_of
+from fastscape._keeping import keeps_result
 from fastscape.curvature.operator import ggn, hessian
 from fastscape.curvature.paths import PathName
 from fastscape.objective.objective import Objective, checked_objective
@@ -30,6 +31,7 @@ class DiagonalKeywords(Work, Resumed, total=False):
     progress: Callable[[Progress], None] | None
 
 
+@keeps_result
 def diagonal(
     objective: Objective,
     products: int | None = None,
