@@ -93,7 +93,7 @@ slices: $(VENV)/.bench $(NATIVE) ## planes of losses beside loss_landscapes and 
 	OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/slices.py
 
 SCALING ?= # options, e.g. make scaling SCALING='--only memory' or '--quick'
-scaling: $(NATIVE) ## several processes against one: efficiency, costs, memory, bytes, 100 kills; needs two idle cores; 15 minutes
+scaling: $(NATIVE) ## several processes against one: efficiency, costs, memory, bytes, 100 kills; needs two idle cores; 12 minutes
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.scaling $(SCALING)
 	$(BIN)/python benchmarks/report.py
 

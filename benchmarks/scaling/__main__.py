@@ -30,11 +30,12 @@ def of_blocks(quick):
     """Efficiency, and what is spent beside the blocks, by network."""
     rows, digests = [], {}
     for name, (_, blocks, _) in units.NETWORKS.items():
-        runs = {ranks: measured(ranks, "units:shares", name, 12 if quick else 4 * blocks) for ranks in (1, 2)}
+        count = 16 if quick else 2 * blocks
+        plan = f"{os.environ['SCRATCH']}/{name}.npz"
+        runs = {ranks: measured(ranks, "units:shares", name, count, plan) for ranks in (1, 2)}
         one, two = (units.throughput(runs[ranks]) for ranks in (1, 2))
-        ceiling = units.throughput(measured(2, "units:shares", name, 12 if quick else 2 * blocks, True), until=min) / one / 2
+        ceiling = units.throughput(measured(2, "units:shares", name, count // 2, plan, True), until=min) / one / 2
         seconds = [rank["seconds"] for rank in runs[2]]
-        count = sum(len(rank["blocks"]) for rank in runs[2])
         ((told, _),), _ = runs[2][0]["outcome"]
         got = max(rank["outcome"][1] for rank in runs[2]) - told
         about = f"{name}, {1 / one * 1e3:.0f} ms a block of {runs[1][0]['unit']}"
@@ -51,12 +52,20 @@ def of_blocks(quick):
                 "start-up <= 0.5 s",
                 f"whole run: {runs[2][0]['whole']:.1f} s",
             ),
-            row(f"store, per block ({name})", f"{1e3 * sum(each['store'] for each in seconds) / count:.2f} ms", "< 1 ms"),
+            row(
+                f"store, per block ({name})",
+                f"{1e3 * sum(each['store'] for each in seconds) / blocks_of(runs[2]):.2f} ms",
+                "< 1 ms",
+            ),
             row(f"journal, share of the work ({name})", f"{max(rank['journal'] for rank in runs[2]):.2%}", "< 1 %"),
             row(f"result to all ranks ({name})", f"{1e3 * got:.0f} ms", "< 50 ms"),
         ]
         digests[f"blocks, {name}"] = [rank["digest"] for ranks in runs.values() for rank in ranks]
     return rows, digests
+
+
+def blocks_of(ranks):
+    return sum(len(rank["blocks"]) for rank in ranks)
 
 
 def of_groups(_quick):
@@ -153,27 +162,29 @@ def main():
     import tempfile
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=MEASURES, action="append", help="measure these alone, and write nothing")
-    parser.add_argument("--quick", action="store_true", help="few blocks and kills, to see that it works")
+    parser.add_argument("--only", choices=MEASURES, action="append", help="measure these anew, beside the others' last rows")
+    parser.add_argument("--quick", action="store_true", help="few blocks and kills, to see that it works; writes nothing")
     options = parser.parse_args()
-    lines, digests = ["| | measured | target | from the same run |", "|---|---|---|---|"], {}
-    tables = []
+    file = HERE.parent / "results" / "scaling.json"
+    before = json.loads(file.read_text()) if options.only and file.exists() else {}
+    known = before.get("measures", {}) if before.get("machine") == machine() else {}  # of this machine alone
     for name in options.only or MEASURES:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["SCRATCH"] = folder
-            rows, found = MEASURES[name](options.quick)
-        digests |= found
-        (tables if name == "bytes" else lines).extend(rows)
+            rows, digests = MEASURES[name](options.quick)
+        known[name] = {"rows": rows, "digests": digests}
         print("\n".join(rows), flush=True)
+    found = {name: known[name] for name in MEASURES if name in known}
+    digests = {row: each for of in found.values() for row, each in of["digests"].items()}
     apart = [name for name, each in digests.items() if len(set(each)) > 1]
     whole = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
     last = f"\nsha256 over all results: `{whole}`; rows whose bytes differ: {', '.join(apart) or 'none'}."
     print(last)
-    if not options.only:
-        text = "\n".join([*lines, *tables, last])
-        (HERE.parent / "results" / "scaling.json").write_text(
-            json.dumps({"machine": machine(), "markdown": text, "digests": digests}, indent=1) + "\n"
-        )
+    if not options.quick:
+        tables = found.pop("bytes", {"rows": []})["rows"]
+        rows = [row for of in found.values() for row in of["rows"]]
+        text = "\n".join(["| | measured | target | from the same run |", "|---|---|---|---|", *rows, *tables, last])
+        file.write_text(json.dumps({"machine": machine(), "markdown": text, "measures": known}, indent=1) + "\n")
     return int(bool(apart))
 
 

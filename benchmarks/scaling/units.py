@@ -9,6 +9,7 @@ from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from time import monotonic, perf_counter
 
 import probing
@@ -25,7 +26,8 @@ from fastscape.runs.journal import Journal
 from fastscape.runs.ranks import Ranks
 from fastscape.runs.torch_workers import TorchWorkers
 
-NETWORKS = {"CNN": ("cnn", 10, 192), "ResNet-18": ("resnet18", 10, 16), "transformer": ("tiny_transformer", 6, 24)}
+NETWORKS = {"CNN": ("cnn", 80, 256), "ResNet-18": ("resnet18", 64, 16), "transformer": ("tiny_transformer", 40, 24)}
+WARM = 3  # blocks of each rank, after which its memory is there and its caches are full
 RADII = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -65,15 +67,20 @@ class Spent:
         return sum(end - start for name in names for start, end in self.calls[name])
 
 
-def shares(name, blocks, apart=False):
+def shares(name, blocks, planned, apart=False):
     """Of this rank: when its blocks began and ended, and the seconds beside them, once the program is traced.
+
+    ``planned``: a file with the plan that all runs obey, so that their blocks are alike; the first of them makes it.
 
     ``apart``: every rank makes all blocks and knows of no other, which shows what the machine gives to so many processes.
     """
     objective, together = network(name), int(os.environ["WORLD_SIZE"]) > 1 and not apart
     work = {"precision": "difference", "banks": 1, "radii": RADII}
     common = {"distributed": together}
-    first = fs.multifractal(objective, fs.ProbeSettings(count=2, **work), method="graph", **common)  # traces
+    made, few = Path(planned).exists(), fs.ProbeSettings(count=2, **work)
+    first = fs.multifractal(objective, few, **({"plan": fs.load(planned)} if made else {"method": "graph"}), **common)  # traces
+    if not made:
+        first.save(planned)
     unit = first.meta["plan"]["ways"][0]["unit"]
     settings, spent = fs.ProbeSettings(count=blocks * unit, **work), Spent()
     for owner, attribute, what in (
@@ -107,8 +114,8 @@ def shares(name, blocks, apart=False):
 
 
 def throughput(ranks, until=max):
-    """Blocks per second from when all ranks had begun one until the last of them ended its own, or the first (``until=min``)."""
-    begun = max(rank["blocks"][0][0] for rank in ranks)
+    """Blocks per second from when all ranks were warm until the last of them ended its own, or the first (``until=min``)."""
+    begun = max(rank["blocks"][WARM][0] for rank in ranks)
     ended = until(rank["blocks"][-1][1] for rank in ranks)
     blocks = [(start, end) for rank in ranks for start, end in rank["blocks"] if end > begun and start < ended]
     return sum((min(end, ended) - max(start, begun)) / (end - start) for start, end in blocks) / (ended - begun)
