@@ -22,6 +22,7 @@ from fastscape.directions.normalise import Normaliser
 from fastscape.ops import Distribution, direction, tensor_ids
 from fastscape.ops.direction_dot.reference import dots, squares
 
+_USUAL = 16  # a rank that every model takes, also one of smaller matrices
 _SIDES = ("left", "right")
 
 
@@ -84,6 +85,13 @@ class LowRank:
         known = tensor_ids([*names, *(f"{name}\0{side}" for name in names for side in _SIDES)])
         self.rank, self._distribution, self._normaliser = rank, distribution, normaliser
         self._matrices = [is_matrix(shape) for shape in normaliser.shapes]
+        sides = (min(_sides(shape)) for shape, matrix in zip(normaliser.shapes, self._matrices, strict=True) if matrix)
+        most = max((_USUAL, *sides))
+        if rank > most:
+            raise ValueError(
+                f"rank must be at most {most}, the smaller side of the largest matrix, got {rank}; pass rank=None for noise in "
+                "every element"
+            )
         ids: list[int] = []
         self._sizes: list[int] = []
         for name, shape, matrix in zip(normaliser.names, normaliser.shapes, self._matrices, strict=True):

@@ -179,3 +179,12 @@ def test_the_law_is_told_and_plain_directions_keep_their_settings(objective):
 def test_bad_ranks_are_named(objective, settings, message):
     with pytest.raises(ValueError, match=message):
         fs.Directions(objective, 2, **settings)
+
+
+def test_a_rank_above_every_matrix_is_refused_before_anything_is_drawn():
+    model = torch.nn.Linear(24, 20)
+    objective = fs.Objective(model, [(torch.ones(2, 24), torch.tensor([0, 1]))], criterion=torch.nn.functional.cross_entropy)
+    assert fs.Directions(objective, 1, rank=20).rank == 20
+    for rank in (21, 10**9):
+        with pytest.raises(ValueError, match=f"rank must be at most 20, the smaller side of the largest matrix, got {rank}"):
+            fs.Directions(objective, 1, rank=rank)

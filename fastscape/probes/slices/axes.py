@@ -21,6 +21,7 @@ from fastscape.numerics.arrays import Array
 from fastscape.objective.arguments import matched_state
 from fastscape.objective.objective import Objective
 from fastscape.probes.spectrum.result import SpectrumResult
+from fastscape.runs.checkpoint_layouts import expanded
 from fastscape.runs.checkpoints import check_file, checkpoints
 
 State = Mapping[str, Tensor]
@@ -38,14 +39,15 @@ def states_of(objective: Objective, given: Sequence[AnyState], argument: str = "
         ValueError: none, missing or damaged files, or tensors that do not fit the model.
         TypeError: something else.
     """
-    if isinstance(given, (str, Path, nn.Module, Mapping)) or not isinstance(given, Iterable):
+    no_items = getattr(given, "ndim", 1) == 0 or not isinstance(given, Iterable)
+    if isinstance(given, (str, Path, nn.Module, Mapping)) or no_items:
         raise TypeError(f"{argument} must be a sequence of checkpoints, got {shown(given)}; write [{argument}] for one")
     states: list[State] = []
     names: list[str] = []
     for index, item in enumerate(given):
         if isinstance(item, (str, Path)):
             check_file(f"{argument}[{index}]", Path(item))
-            for file in checkpoints([item]):
+            for file in checkpoints(expanded(Path(item), f"{argument}[{index}]")):
                 state = file.at(objective).state
                 assert state is not None
                 states.append(state)
